@@ -1,0 +1,35 @@
+# One-line targets; CI calls the same ones.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3.11
+EXTRAS ?= local,test
+
+.PHONY: install demo test lint types protos protos-check bench clean
+
+$(VENV)/installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(PY) -m pip install -q -e '.[$(EXTRAS)]'
+	touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(VENV)/bin/rewardloop demo
+
+test: install lint types protos-check
+	$(PY) -m pytest -q
+
+lint: install
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+types: install
+	$(VENV)/bin/mypy
+
+protos: install
+	$(PY) -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos protos/rewardloop/v1/*.proto
+
+protos-check: install
+	$(PY) tests/protos_check.py
+
+clean:
+	rm -rf $(VENV) build dist

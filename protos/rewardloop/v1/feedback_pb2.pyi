@@ -1,0 +1,151 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.rpc import status_pb2 as _status_pb2
+from rewardloop.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SOURCE_UNSPECIFIED: _ClassVar[Source]
+    SOURCE_HUMAN: _ClassVar[Source]
+    SOURCE_LLM_JUDGE: _ClassVar[Source]
+    SOURCE_IMPLICIT: _ClassVar[Source]
+SOURCE_UNSPECIFIED: Source
+SOURCE_HUMAN: Source
+SOURCE_LLM_JUDGE: Source
+SOURCE_IMPLICIT: Source
+
+class Choice(_message.Message):
+    __slots__ = ("chosen", "rejected")
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    chosen: int
+    rejected: int
+    def __init__(self, chosen: _Optional[int] = ..., rejected: _Optional[int] = ...) -> None: ...
+
+class Ranking(_message.Message):
+    __slots__ = ("order",)
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    order: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, order: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Thumb(_message.Message):
+    __slots__ = ("response", "up")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    response: int
+    up: bool
+    def __init__(self, response: _Optional[int] = ..., up: _Optional[bool] = ...) -> None: ...
+
+class Rating(_message.Message):
+    __slots__ = ("response", "value", "minimum", "maximum")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    response: int
+    value: float
+    minimum: float
+    maximum: float
+    def __init__(self, response: _Optional[int] = ..., value: _Optional[float] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("response", "edited_text")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    EDITED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    response: int
+    edited_text: str
+    def __init__(self, response: _Optional[int] = ..., edited_text: _Optional[str] = ...) -> None: ...
+
+class Tie(_message.Message):
+    __slots__ = ("first", "second")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    second: int
+    def __init__(self, first: _Optional[int] = ..., second: _Optional[int] = ...) -> None: ...
+
+class FeedbackEvent(_message.Message):
+    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    THUMB_FIELD_NUMBER: _ClassVar[int]
+    RATING_FIELD_NUMBER: _ClassVar[int]
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    TIE_FIELD_NUMBER: _ClassVar[int]
+    ANNOTATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_TIME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    generation_id: str
+    prompt: _common_pb2.Prompt
+    responses: _containers.RepeatedScalarFieldContainer[str]
+    choice: Choice
+    ranking: Ranking
+    thumb: Thumb
+    rating: Rating
+    edit: Edit
+    tie: Tie
+    annotator_id: str
+    source: Source
+    tags: _containers.ScalarMap[str, str]
+    event_time: _timestamp_pb2.Timestamp
+    arrival_time: _timestamp_pb2.Timestamp
+    policy_version: _common_pb2.ModelVersion
+    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ...) -> None: ...
+
+class RecordRequest(_message.Message):
+    __slots__ = ("event",)
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    event: FeedbackEvent
+    def __init__(self, event: _Optional[_Union[FeedbackEvent, _Mapping]] = ...) -> None: ...
+
+class RecordResponse(_message.Message):
+    __slots__ = ("stream_id", "duplicate")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    stream_id: str
+    duplicate: bool
+    def __init__(self, stream_id: _Optional[str] = ..., duplicate: _Optional[bool] = ...) -> None: ...
+
+class RecordBatchRequest(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[FeedbackEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[FeedbackEvent, _Mapping]]] = ...) -> None: ...
+
+class RecordBatchItem(_message.Message):
+    __slots__ = ("result", "error")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    result: RecordResponse
+    error: _status_pb2.Status
+    def __init__(self, result: _Optional[_Union[RecordResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class RecordBatchResponse(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[RecordBatchItem]
+    def __init__(self, items: _Optional[_Iterable[_Union[RecordBatchItem, _Mapping]]] = ...) -> None: ...
