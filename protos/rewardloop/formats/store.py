@@ -92,9 +92,7 @@ class Manifest:
         try:
             raw = json.loads(text)
             if raw["format_version"] != FORMAT_VERSION:
-                raise CorruptVersion(
-                    f"manifest format version {raw['format_version']!r} is not {FORMAT_VERSION}"
-                )
+                raise CorruptVersion(f"manifest format version {raw['format_version']!r} is not {FORMAT_VERSION}")
             if raw["data"] is not None:
                 raw["data"] = DataRange(**{**raw["data"], "arrivals": tuple(raw["data"]["arrivals"])})
             if raw["calibration"] is not None:
@@ -115,9 +113,7 @@ class ModelStore:
         self._fs, root = fsspec.core.url_to_fs(self.url)
         self._root = str(root).rstrip("/")
         self._is_local = "file" in _protocols(self._fs)
-        self._cache = (
-            cache_dir or Path(tempfile.gettempdir()) / "rewardloop-store" / _sha256(self.url.encode())[:16]
-        )
+        self._cache = cache_dir or Path(tempfile.gettempdir()) / "rewardloop-store" / _sha256(self.url.encode())[:16]
 
     def versions(self, model: str) -> list[int]:
         """Version numbers, ascending; empty where the store has none."""
@@ -142,9 +138,7 @@ class ModelStore:
             raise CorruptVersion(f"manifest of {model} {version}: not UTF-8") from error
         manifest = Manifest.from_json(text)
         if (manifest.model, manifest.version) != (model, str(version)):
-            raise CorruptVersion(
-                f"{model} {version} holds the manifest of {manifest.model} {manifest.version}"
-            )
+            raise CorruptVersion(f"{model} {version} holds the manifest of {manifest.model} {manifest.version}")
         return manifest
 
     def path(self, model: str, version: int | str) -> str:

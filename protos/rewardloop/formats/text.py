@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
@@ -169,8 +169,7 @@ class TextFormat:
     def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
         """Raises KeyError or TypeError on a malformed mapping."""
         affixes = {
-            name: Affix(tuple(data[name]["prefix"]), tuple(data[name]["suffix"]))
-            for name in (*ROLES, "response")
+            name: Affix(tuple(data[name]["prefix"]), tuple(data[name]["suffix"])) for name in (*ROLES, "response")
         }
         return cls(
             opening=tuple(data["opening"]),
@@ -245,10 +244,10 @@ class Encoder:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of response ids; special tokens are left out."""
-        return cast("str", self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _text_ids(self, text: str) -> list[int]:
-        return cast("list[int]", self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int:
