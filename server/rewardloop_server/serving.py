@@ -1,0 +1,217 @@
+"""The serving process's composition root: builds every part, starts it, and drains it on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.v1 import (
+    feedback_pb2,
+    feedback_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+)
+
+from rewardloop_server.batch import Batcher
+from rewardloop_server.engine import RewardModel, choose_device, load_reward_model
+from rewardloop_server.errors import RewardloopError
+from rewardloop_server.feedback import FeedbackServicer
+from rewardloop_server.feedback_stream import FeedbackStream, connect
+from rewardloop_server.freshness import Freshness
+from rewardloop_server.generations import GenerationLog
+from rewardloop_server.interceptor import RewardloopInterceptor
+from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.models import ModelServicer
+from rewardloop_server.pointer import ActivePointer
+from rewardloop_server.policy_relay import PolicyRelay
+from rewardloop_server.score import RewardServicer
+from rewardloop_server.settings import ServeSettings
+from rewardloop_server.swap import VersionHost
+from rewardloop_server.tokenize import TokenizePool
+from rewardloop_server.validate import Limits
+
+log = structlog.get_logger()
+
+SERVICES = ("RewardService", "FeedbackService", "ModelService", "PolicyService")
+
+
+async def serve(settings: ServeSettings) -> int:
+    """Run until SIGTERM or SIGINT, then drain."""
+    metrics = ServerMetrics()
+    redis = connect(settings.redis_url)
+    store = ModelStore(settings.store)
+    pointer = ActivePointer(redis)
+    stream = FeedbackStream(redis, ttl_s=settings.seen_ttl_s)
+    device = choose_device(settings.device, threads=settings.intra_op_threads, spin=settings.spin)
+    health = HealthServicer()
+    limits = Limits(max_text_bytes=settings.max_text_bytes, max_responses=settings.max_responses)
+
+    def on_switch(previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
+        metrics.switched(previous, manifest, seconds)
+
+    host: VersionHost[RewardModel] = VersionHost(
+        "reward", store, functools.partial(load_reward_model, device=device), on_switch
+    )
+    batcher = Batcher(
+        token_budget=settings.token_budget,
+        lane_tokens={"production": settings.queue_tokens_production, "trainer": settings.queue_tokens_trainer},
+        trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
+        metrics=metrics,
+    )
+    tokenizers = TokenizePool(settings.tokenize_threads)
+    generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
+    relay = PolicyRelay(settings.policy_address)
+    interceptor = RewardloopInterceptor(metrics)
+
+    server = grpc.aio.server(
+        interceptors=[interceptor],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(
+        RewardServicer(
+            host,
+            tokenizers,
+            batcher,
+            limits,
+            metrics,
+            Freshness(redis, metrics),
+            max_groups=settings.max_groups,
+            max_in_flight_per_stream=settings.max_in_flight_per_stream,
+        ),
+        server,
+    )
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+        FeedbackServicer(
+            stream,
+            GenerationLog(redis, ttl_s=settings.generation_ttl_s),
+            limits,
+            metrics,
+            max_events=settings.max_events,
+        ),
+        server,
+    )
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, relay), server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = [
+        module.DESCRIPTOR.services_by_name[name].full_name
+        for module, name in zip((reward_pb2, feedback_pb2, model_pb2, policy_pb2), SERVICES, strict=True)
+    ]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)
+
+    if server.add_insecure_port(settings.listen) == 0:
+        raise SystemExit(f"rewardloop serve: cannot listen on {settings.listen}")
+    async with AsyncExitStack() as stack:
+        background = Background(stack)
+        background.start(batcher.run())
+        background.start(host.follow(pointer, settings.pointer_poll_s))
+        background.start(report_health(health, names, host, stream, relay))
+        background.start(measure_loop_lag(metrics))
+        background.start(measure_stream(metrics, stream))
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+        await server.start()
+        log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)
+        await wait_for_signal()
+
+        log.info("draining", grace_s=settings.drain_grace_s)
+        interceptor.drain()
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.drain_grace_s)
+    batcher.close()
+    tokenizers.close()
+    await relay.close()
+    await redis.aclose()
+    log.info("stopped")
+    return 0
+
+
+class Background:
+    """Tasks that live until the stack closes; one that fails ends the process rather than limping on."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_fail_loudly)
+        self._stack.push_async_callback(_cancel, task)
+
+
+async def wait_for_signal() -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+async def report_health(health: Any, names: Sequence[str], host: Any, stream: Any, relay: Any) -> None:
+    """Keep grpc.health.v1 true: each service by what it needs, "" (the whole) by the reward model."""
+
+    def status(is_well: bool) -> int:
+        return HealthCheckResponse.SERVING if is_well else HealthCheckResponse.NOT_SERVING
+
+    reward, feedback, models, policy = names
+    while True:
+        is_warm = host.active is not None
+        for name, is_well in (
+            ("", is_warm),
+            (reward, is_warm),
+            (feedback, await stream.is_reachable()),
+            (models, True),
+            (policy, await relay.is_serving()),
+        ):
+            await health.set(name, status(is_well))
+        await asyncio.sleep(0.25)
+
+
+async def measure_loop_lag(metrics: Any, every_s: float = 0.1) -> None:
+    """How late the event loop wakes a sleeper: anything that blocks it shows here."""
+    while True:
+        due = time.monotonic() + every_s
+        await asyncio.sleep(every_s)
+        metrics.event_loop_lag_seconds.observe(max(0.0, time.monotonic() - due))
+
+
+async def measure_stream(metrics: Any, stream: Any, every_s: float = 2.0) -> None:
+    """Length of the feedback stream, while Redis answers."""
+    while True:
+        try:
+            metrics.stream_length.set(await stream.length())
+        except RewardloopError:
+            metrics.stream_length.set(float("nan"))
+        await asyncio.sleep(every_s)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _fail_loudly(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a background task failed", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)

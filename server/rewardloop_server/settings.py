@@ -1,0 +1,42 @@
+"""Settings of the serving process."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from rewardloop.formats.settings import ProcessSettings
+
+
+class ServeSettings(ProcessSettings):
+    """Scores, takes feedback, and shows and moves model versions, over gRPC."""
+
+    store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
+    policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the reward model runs")
+    intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads in one run; 0: one a core")
+    tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
+    spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
+
+    token_budget: int = Field(8192, ge=1, description="most tokens in one batch")
+    queue_tokens_production: int = Field(262_144, ge=1, description="bound of the production lane's queue, in tokens")
+    queue_tokens_trainer: int = Field(524_288, ge=1, description="bound of the trainer lane's queue, in tokens")
+    trainer_max_wait_ms: float = Field(500.0, ge=0, description="after this wait the trainer lane goes first once")
+
+    max_responses: int = Field(256, ge=1, description="most responses in one group")
+    max_groups: int = Field(1024, ge=1, description="most groups in one ScoreBatch")
+    max_events: int = Field(1000, ge=1, description="most events in one RecordBatch")
+    max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
+    max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
+    max_in_flight_per_stream: int = Field(256, ge=1, description="requests of one ScoreStream worked on at once")
+
+    seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
+    generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
+    drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
