@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from rewardloop.formats.settings import parse
-
 from rewardloop_server.settings import ServeSettings
 
 
@@ -16,7 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, "rewardloop serve")
 
     from rewardloop.formats.log import configure_logging
-
     from rewardloop_server.serving import serve
 
     configure_logging(settings.log_level, settings.log_format)

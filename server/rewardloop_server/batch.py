@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
-from rewardloop.formats.text import Encoded
 
+from rewardloop.formats.text import Encoded
 from rewardloop_server.engine import Floats, RewardModel
 from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
 from rewardloop_server.metrics import ServerMetrics

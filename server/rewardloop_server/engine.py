@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import structlog
-from rewardloop.formats.store import Calibration, Manifest
-from rewardloop.formats.text import Encoded, Encoder, TextFormat
 from tokenizers import Tokenizer
 
+from rewardloop.formats.store import Calibration, Manifest
+from rewardloop.formats.text import Encoded, Encoder, TextFormat
 from rewardloop_server.errors import NotLoadable
 from rewardloop_server.plan import plan_rows
 

@@ -8,9 +8,9 @@ import time
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
 from rewardloop.formats import keys
 from rewardloop.formats.store import Manifest
-
 from rewardloop_server.metrics import ServerMetrics
 
 log = structlog.get_logger()

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterable, AsyncIterator
 
 import grpc
 import numpy as np
+
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
 from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
-
 from rewardloop_server.batch import Batcher, Scored
 from rewardloop_server.engine import RewardModel
 from rewardloop_server.errors import InvalidRequest, RewardloopError, UnknownVersion, Violation

@@ -17,6 +17,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
+
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.v1 import (
     feedback_pb2,
@@ -28,7 +29,6 @@ from rewardloop.v1 import (
     reward_pb2,
     reward_pb2_grpc,
 )
-
 from rewardloop_server.batch import Batcher
 from rewardloop_server.engine import RewardModel, choose_device, load_reward_model
 from rewardloop_server.errors import RewardloopError
@@ -102,13 +102,7 @@ async def serve(settings: ServeSettings) -> int:
         server,
     )
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-        FeedbackServicer(
-            stream,
-            GenerationLog(redis, ttl_s=settings.generation_ttl_s),
-            limits,
-            metrics,
-            max_events=settings.max_events,
-        ),
+        FeedbackServicer(stream, generations, limits, metrics, max_events=settings.max_events),
         server,
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, relay), server)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import structlog
+
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
 from rewardloop.v1 import model_pb2
-
 from rewardloop_server.errors import CorruptVersionError, NoModel, RewardloopError, UnknownVersion
 from rewardloop_server.pointer import ActivePointer
 
