@@ -26,7 +26,7 @@ types: install
 	$(VENV)/bin/mypy
 
 protos: install
-	$(PY) -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos protos/rewardloop/v1/*.proto
+	$(PY) tests/protos_check.py --write
 
 protos-check: install
 	$(PY) tests/protos_check.py
