@@ -7,6 +7,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import grpc_tools
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +18,8 @@ WITH_SERVICES = {"reward", "feedback", "policy", "model"}
 def generate(out: Path) -> None:
     """Write the stubs of every proto under ``out``. Raises SystemExit when protoc fails."""
     sources = sorted((PROTOS / "rewardloop" / "v1").glob("*.proto"))
-    includes = [f"-I{PROTOS}", f"-I{sysconfig.get_paths()['purelib']}"]
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    includes = [f"-I{path}" for path in (PROTOS, well_known, sysconfig.get_paths()["purelib"])]
     arguments = [*includes, f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
     if protoc.main(["protoc", *arguments, *map(str, sources)]) != 0:
         raise SystemExit("protoc failed")
