@@ -1,0 +1,138 @@
+"""The model store: whole versions or none, and nothing altered is ever read."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from rewardloop.formats.store import (
+    Calibration,
+    CorruptVersion,
+    DataRange,
+    Manifest,
+    ModelStore,
+    VersionNotFound,
+)
+
+
+def write_files(directory: Path) -> None:
+    (directory / "model.onnx").write_bytes(b"weights")
+    (directory / "torch").mkdir()
+    (directory / "torch" / "config.json").write_text("{}")
+
+
+def described(**fields: object) -> Manifest:
+    return Manifest(
+        model="reward",
+        data=DataRange("1-0", "9-0", 9, (1.5, 2.5)),
+        calibration=Calibration(2.0, -1.0),
+        metrics={"heldout_accuracy": 0.7},
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def test_published_version_reads_back_whole(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    published = store.publish(described(), write_files)
+    assert published.version == "1"
+    assert store.versions("reward") == [1]
+    assert store.manifest("reward", 1) == published
+    assert (store.fetch("reward", 1) / "model.onnx").read_bytes() == b"weights"
+    assert set(published.files) == {"model.onnx", "torch/config.json"}
+
+
+def test_versions_count_up_and_the_digest_follows_content(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    first = store.publish(described(parent=None), write_files)
+    same = store.publish(described(parent="1"), write_files)
+    other = store.publish(described(), lambda d: (d / "model.onnx").write_bytes(b"other") and None)
+    assert [first.version, same.version, other.version] == ["1", "2", "3"]
+    assert first.digest == same.digest != other.digest
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+
+    def fail(directory: Path) -> None:
+        (directory / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.publish(described(), fail)
+    assert store.versions("reward") == []
+    assert list((tmp_path / "reward").iterdir()) == []
+
+
+def test_concurrent_publishers_get_different_numbers(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    made: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(store.publish(described(), write_files).version)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made, key=int) == [str(i) for i in range(1, 9)]
+    assert store.versions("reward") == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.onnx").write_bytes(b"weightz"), "altered"),
+        (lambda d: (d / "model.onnx").unlink(), "missing"),
+        (lambda d: (d / "extra.bin").write_bytes(b""), "not in the manifest"),
+        (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "UTF-8"),
+    ],
+)
+def test_damaged_version_is_refused(tmp_path: Path, damage, message: str) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(described(), write_files)
+    damage(tmp_path / "reward" / "1")
+    with pytest.raises(CorruptVersion, match=message):
+        store.fetch("reward", 1)
+
+
+def test_altered_calibration_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(described(), write_files)
+    path = tmp_path / "reward" / "1" / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["calibration"]["scale"] = 3.0
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CorruptVersion, match="digest"):
+        store.fetch("reward", 1)
+
+
+def test_file_name_that_leaves_the_version_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(described(), write_files)
+    path = tmp_path / "reward" / "1" / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["files"]["../../../etc/passwd"] = "0" * 64
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CorruptVersion):
+        store.fetch("reward", 1)
+
+
+def test_unknown_version_is_not_found(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    for version in ("7", "latest", "../1"):
+        with pytest.raises(VersionNotFound):
+            store.fetch("reward", version)
+
+
+def test_remote_store_is_fetched_and_checked(tmp_path: Path) -> None:
+    store = ModelStore("memory://store-test/models", cache_dir=tmp_path)
+    published = store.publish(described(), write_files)
+    assert store.versions("reward") == [1]
+    directory = store.fetch("reward", published.version)
+    assert (directory / "torch" / "config.json").read_text() == "{}"
+    (directory / "model.onnx").write_bytes(b"altered")
+    with pytest.raises(CorruptVersion):
+        store.fetch("reward", published.version)
