@@ -1,0 +1,35 @@
+"""Every Redis key of rewardloop. Those that one script or transaction touches share a hash tag, as Cluster demands.
+
+rewardloop:{feedback}:events              stream: one entry a signal. Fields: EVENT_FIELD, a serialized
+                                          rewardloop.v1.FeedbackEvent, and ID_FIELD, its event_id. Appended by the
+                                          server, read by the consumer group `trainer`, trimmed only once archived.
+rewardloop:{feedback}:seen:<event_id>     string: the stream id under which that event_id was appended. Expires.
+rewardloop:{feedback}:dead                stream: entries that cannot be read. Fields: `event`, the bytes as they
+                                          were, `reason`, and `source_id`, the entry's id in the first stream.
+rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
+rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
+                                          first, "changed_at": ISO 8601 in UTC, "reason": text}.
+rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FEEDBACK_STREAM: Final = "rewardloop:{feedback}:events"
+EVENT_FIELD: Final = "event"
+ID_FIELD: Final = "id"
+# Prefix; an event_id follows.
+FEEDBACK_SEEN: Final = "rewardloop:{feedback}:seen:"
+FEEDBACK_GROUP: Final = "trainer"
+DEAD_LETTERS: Final = "rewardloop:{feedback}:dead"
+DEAD_EVENT_FIELD: Final = "event"
+DEAD_REASON_FIELD: Final = "reason"
+DEAD_SOURCE_FIELD: Final = "source_id"
+
+# Prefix; a generation_id follows.
+GENERATION: Final = "rewardloop:{generation}:"
+
+ACTIVE: Final = "rewardloop:{models}:active"
+# Prefix; a version's digest follows.
+FIRST_SERVED: Final = "rewardloop:{models}:first_served:"

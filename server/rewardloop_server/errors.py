@@ -1,0 +1,192 @@
+"""Errors that callers see, each with its gRPC code and its reason.
+
+RewardloopError
+├── InvalidRequest          INVALID_ARGUMENT      INVALID_REQUEST, with every violation
+├── QueueFull               RESOURCE_EXHAUSTED    QUEUE_FULL
+├── StoreFull               RESOURCE_EXHAUSTED    STORE_FULL
+├── NoModel                 UNAVAILABLE           NO_MODEL
+├── Draining                UNAVAILABLE           DRAINING
+├── RedisUnavailable        UNAVAILABLE           REDIS_UNAVAILABLE
+├── PolicyUnavailable       UNAVAILABLE           POLICY_UNAVAILABLE
+├── DeadlinePassed          DEADLINE_EXCEEDED     DEADLINE_PASSED
+├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
+├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
+├── CorruptVersionError     FAILED_PRECONDITION   CORRUPT_VERSION
+├── NotLoadable             FAILED_PRECONDITION   NOT_LOADABLE
+├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
+└── InternalError           INTERNAL              INTERNAL
+
+Messages go to the caller: they name fields, limits and versions, never what a prompt or response says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "rewardloop"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field. ``field``: its path within the request, such as ``groups[3].responses[0]``."""
+
+    field: str
+    description: str
+
+
+class RewardloopError(Exception):
+    """Base. ``retry_after_ms``: when a retry may succeed; None: retrying the same request will not help."""
+
+    code: ClassVar[grpc.StatusCode]
+    reason: ClassVar[str]
+    default_retry_ms: ClassVar[int | None] = None
+
+    def __init__(
+        self, message: str, *, violations: Sequence[Violation] = (), retry_after_ms: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.violations = tuple(violations)
+        self.retry_after_ms = self.default_retry_ms if retry_after_ms is None else retry_after_ms
+
+    def to_status(self) -> status_pb2.Status:
+        """The error as it goes out: ErrorInfo always, BadRequest with violations, RetryInfo with a retry time."""
+        details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
+        if self.violations:
+            details.append(
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                        for v in self.violations
+                    ]
+                )
+            )
+        if self.retry_after_ms is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(self.retry_after_ms)
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        return status_pb2.Status(code=self.code.value[0], message=self.message, details=[_packed(d) for d in details])
+
+
+class InvalidRequest(RewardloopError):
+    """The request breaks the contract; carries every violation that was found, at least one."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(f"{first.field}: {first.description}{more}", violations=violations)
+
+
+class QueueFull(RewardloopError):
+    """The lane's queue has no room for the request."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
+    default_retry_ms = 100
+
+
+class StoreFull(RewardloopError):
+    """Redis is at its memory limit and refuses writes; nothing is evicted."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "STORE_FULL"
+    default_retry_ms = 5000
+
+
+class NoModel(RewardloopError):
+    """No version of the model is warm in this process."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "NO_MODEL"
+    default_retry_ms = 500
+
+
+class Draining(RewardloopError):
+    """The process is shutting down; another replica may answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "DRAINING"
+    default_retry_ms = 500
+
+
+class RedisUnavailable(RewardloopError):
+    """Redis does not answer, or is still loading its data. A write may or may not have happened."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "REDIS_UNAVAILABLE"
+    default_retry_ms = 500
+
+
+class PolicyUnavailable(RewardloopError):
+    """The policy worker is not configured or does not answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "POLICY_UNAVAILABLE"
+    default_retry_ms = 1000
+
+
+class DeadlinePassed(RewardloopError):
+    """The caller's deadline passed before the work was begun."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_PASSED"
+
+
+class UnknownVersion(RewardloopError):
+    """The store has no such version, or it is not served here."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_VERSION"
+
+
+class UnknownGeneration(RewardloopError):
+    """No generation is logged under that id, or it has expired."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_GENERATION"
+
+
+class CorruptVersionError(RewardloopError):
+    """A file of the version is missing or altered, or its manifest cannot be read."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "CORRUPT_VERSION"
+
+
+class NotLoadable(RewardloopError):
+    """The version's files are as published, but do not load or run."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOT_LOADABLE"
+
+
+class NothingToRollBack(RewardloopError):
+    """No version was active before the present one."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOTHING_TO_ROLL_BACK"
+
+
+class InternalError(RewardloopError):
+    """A bug: the caller is told no more than that, the log has all of it."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the server's log has the details")
+
+
+def _packed(detail: message.Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
