@@ -1,0 +1,161 @@
+"""How a signal lies in the ledger's Parquet columns, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+
+from rewardloop.formats.text import turns
+from rewardloop.v1 import common_pb2, feedback_pb2
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("stream_id", pa.string(), nullable=False),
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False),
+        pa.field("responses", pa.list_(pa.string()), nullable=False),
+        # Which of these are set depends on `kind`; indices count the responses from 0.
+        pa.field("chosen", pa.int32()),
+        pa.field("rejected", pa.int32()),
+        pa.field("order", pa.list_(pa.int32())),
+        pa.field("response", pa.int32()),
+        pa.field("up", pa.bool_()),
+        pa.field("value", pa.float64()),
+        pa.field("minimum", pa.float64()),
+        pa.field("maximum", pa.float64()),
+        pa.field("edited_text", pa.string()),
+        pa.field("first", pa.int32()),
+        pa.field("second", pa.int32()),
+        pa.field("annotator_id", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("tags", pa.map_(pa.string(), pa.string())),
+        pa.field("generation_id", pa.string()),
+        pa.field("policy_version", pa.string()),
+        pa.field("policy_digest", pa.string()),
+        pa.field("event_time", _TIME),
+        pa.field("arrival_time", _TIME, nullable=False),
+    ]
+)
+
+# The columns of each kind of signal, named as the fields of its message.
+SIGNAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "choice": ("chosen", "rejected"),
+    "ranking": ("order",),
+    "thumb": ("response", "up"),
+    "rating": ("response", "value", "minimum", "maximum"),
+    "edit": ("response", "edited_text"),
+    "tie": ("first", "second"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One signal as the stream delivered it.
+
+    ``stream_id``: its position in the feedback stream. ``event.arrival_time`` is always set.
+    """
+
+    stream_id: str
+    event: feedback_pb2.FeedbackEvent
+
+
+def to_table(rows: Sequence[Recorded]) -> pa.Table:
+    """Rows in `SCHEMA`, in the given order."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for row in rows:
+        values = _values(row)
+        for name, column in columns.items():
+            column.append(values.get(name))
+    return pa.table(columns, schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> Iterator[Recorded]:
+    """The rows of a table in `SCHEMA`, in its order."""
+    for batch in table.to_batches():
+        columns = {name: _python(batch.column(name)) for name in SCHEMA.names}
+        for i, kind in enumerate(columns["kind"]):
+            yield Recorded(columns["stream_id"][i], _event(columns, kind, i))
+
+
+def _values(row: Recorded) -> dict[str, Any]:
+    event = row.event
+    kind = str(event.WhichOneof("signal"))
+    signal = getattr(event, kind)
+    values: dict[str, Any] = {
+        "stream_id": row.stream_id,
+        "event_id": event.event_id,
+        "kind": kind,
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in turns(event.prompt)],
+        "responses": list(event.responses),
+        "annotator_id": event.annotator_id or None,
+        "source": feedback_pb2.Source.Name(event.source or feedback_pb2.SOURCE_HUMAN).removeprefix("SOURCE_").lower(),
+        "tags": sorted(event.tags.items()),
+        "generation_id": event.generation_id or None,
+        "policy_version": event.policy_version.version or None,
+        "policy_digest": event.policy_version.digest or None,
+        "event_time": event.event_time.ToMicroseconds() if event.HasField("event_time") else None,
+        "arrival_time": event.arrival_time.ToMicroseconds(),
+    }
+    for name in SIGNAL_COLUMNS[kind]:
+        value = getattr(signal, name)
+        values[name] = list(value) if name == "order" else value
+    return values
+
+
+def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_pb2.FeedbackEvent:
+    event = feedback_pb2.FeedbackEvent(
+        event_id=columns["event_id"][i],
+        generation_id=columns["generation_id"][i],
+        prompt=_prompt(columns["prompt"][i]),
+        responses=columns["responses"][i],
+        annotator_id=columns["annotator_id"][i],
+        source=f"SOURCE_{columns['source'][i].upper()}",
+        tags=dict(columns["tags"][i] or ()),
+    )
+    signal = getattr(event, kind)
+    signal.SetInParent()  # a message whose fields are all zero is still the one that is set
+    for name in SIGNAL_COLUMNS[kind]:
+        value = columns[name][i]
+        if name == "order":
+            signal.order.extend(value)
+        else:
+            setattr(signal, name, value)
+    event.arrival_time.FromMicroseconds(columns["arrival_time"][i])
+    if columns["event_time"][i] is not None:
+        event.event_time.FromMicroseconds(columns["event_time"][i])
+    if columns["policy_version"][i] or columns["policy_digest"][i]:
+        event.policy_version.version = columns["policy_version"][i] or ""
+        event.policy_version.digest = columns["policy_digest"][i] or ""
+    return event
+
+
+def _prompt(said: Iterable[tuple[str, str]]) -> common_pb2.Prompt:
+    said = list(said)
+    if len(said) == 1 and said[0][0] == "user":
+        return common_pb2.Prompt(text=said[0][1])  # a text prompt is one user turn, by the contract
+    messages = [common_pb2.Message(role=role, content=content) for role, content in said]
+    return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=messages))
+
+
+def _python(column: pa.Array) -> list[Any]:
+    """Python values; turns as (role, content) pairs and times as microseconds: several times faster than dicts."""
+    if pa.types.is_timestamp(column.type):
+        return list(column.cast(pa.int64()).to_pylist())
+    if column.type == SCHEMA.field("prompt").type:
+        flat = column.flatten()
+        pairs = list(zip(flat.field(0).to_pylist(), flat.field(1).to_pylist(), strict=True))
+        ends = column.offsets.to_pylist()
+        return [pairs[start - ends[0] : end - ends[0]] for start, end in pairwise(ends)]
+    return list(column.to_pylist())
+
+
+def arrival_seconds(event: feedback_pb2.FeedbackEvent) -> float:
+    """Arrival as Unix seconds."""
+    return event.arrival_time.ToMicroseconds() / 1e6
