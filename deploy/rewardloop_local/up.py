@@ -1,0 +1,87 @@
+"""``rewardloop up``: everything on this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from rewardloop.formats.settings import ProcessSettings, parse
+
+
+class UpSettings(ProcessSettings):
+    """Runs Redis, the serving process, the policy worker and the trainer on this machine, and keeps them running.
+
+    On an empty data directory it first trains starter models (about a minute), or exports the bases you name.
+    """
+
+    data: Path = Field(Path("rewardloop-data"), description="where models, signals, logs and checkpoints live")
+    listen: str = Field("127.0.0.1:50051", description="gRPC address of the services")
+    policy_listen: str = Field("127.0.0.1:50052", description="gRPC address of the policy worker")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page of the server; 0: none")
+    trainer_metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page of the trainer; 0: none")
+    policy_metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page of the worker; 0: none")
+    redis_url: str = Field("", description="your own Redis; empty: an embedded redis-server under the data directory")
+    reward_base: str = Field("", description="Hugging Face directory or hub id of the first reward model")
+    policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
+    seed: int = Field(0, description="seed of the starter models")
+    export_args: str = Field("", description="more flags for the export of the reward base, as one string")
+    serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string")
+    policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string")
+    train_args: str = Field("", description="more flags for 'rewardloop train', as one string")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 after Ctrl-C or SIGTERM, 1 when it could not start."""
+    settings = parse(UpSettings, sys.argv[1:] if argv is None else argv, "rewardloop up")
+
+    from rewardloop.formats.log import configure_logging
+
+    configure_logging("warning", "console")
+    return asyncio.run(_run(settings))
+
+
+async def _run(settings: UpSettings) -> int:
+    import shlex
+
+    from rich.console import Console
+
+    from rewardloop_local.deployment import Deployment, DeploymentError, Plan
+
+    console = Console(stderr=True)
+    fields = settings.model_dump()
+    for name in ("export_args", "serve_args", "policy_args", "train_args"):
+        fields[name] = tuple(shlex.split(fields[name]))
+    plan = Plan(**fields)
+    deployment = Deployment(plan, on_phase=lambda phase: console.print(f"[dim]{phase}[/dim]"))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(deployment.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await starting
+            console.print(
+                f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on :{plan.metrics_port} and "
+                f":{plan.trainer_metrics_port}; logs in {plan.logs}. 'rewardloop status' shows what goes on; "
+                "Ctrl-C stops it."
+            )
+            await stopping
+    except (DeploymentError, TimeoutError, OSError) as error:
+        console.print(f"[red]rewardloop up: {error or 'the services did not get ready in time'}[/red]")
+        return 1
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await deployment.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,147 @@
+"""Swaps, promotions and rollbacks while callers keep calling."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from processes import serving
+from reward_graphs import expected_logit, publish_sum_version
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_client import CorruptVersion, NothingToRollBack, RewardloopClient, RewardloopError, UnknownVersion
+
+CALLERS = 8
+SWAPS = 10
+
+
+def test_no_request_fails_and_every_reply_names_a_version_live_during_it(tmp_path: Path, redis_url: str) -> None:
+    store = ModelStore(tmp_path / "models")
+    for version in range(1, SWAPS + 2):
+        publish_sum_version(store, factor=float(version))
+    failures: list[RewardloopError] = []
+    replies: list[tuple[float, float, str, float]] = []
+    live_from: dict[str, float] = {}
+    live_until: dict[str, float] = {}
+    stop = threading.Event()
+
+    with (
+        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        RewardloopClient(server.address, timeout_s=60) as admin,
+    ):
+        admin.promote("reward", "1")
+        live_from["1"] = 0.0
+
+        def call() -> None:
+            with RewardloopClient(server.address, max_attempts=1) as client:
+                while not stop.is_set():
+                    sent = time.monotonic()
+                    try:
+                        result = client.score("alpha", ["beta", "gamma"])
+                    except RewardloopError as error:
+                        failures.append(error)
+                        continue
+                    version = result.model_version.version
+                    replies.append((sent, time.monotonic(), version, result.scores[0].logit))
+
+        callers = [threading.Thread(target=call) for _ in range(CALLERS)]
+        for caller in callers:
+            caller.start()
+        for version in range(2, SWAPS + 2):
+            before = len(replies)
+            live_from[str(version)] = time.monotonic()  # it may answer from the moment it is asked for
+            admin.promote("reward", str(version), reason="test")
+            live_until[str(version - 1)] = time.monotonic()
+            while len(replies) < before + 40:
+                time.sleep(0.005)
+        stop.set()
+        for caller in callers:
+            caller.join()
+
+    assert failures == []
+    assert {version for _, _, version, _ in replies} == {str(v) for v in range(1, SWAPS + 2)}
+    for sent, received, version, logit in replies:
+        assert logit == pytest.approx(expected_logit("alpha", "beta", float(version))), "scored by another version"
+        assert received >= live_from[version]
+        assert sent <= live_until.get(version, float("inf"))
+
+
+def test_rollback_returns_to_the_version_before(tmp_path: Path, redis_url: str) -> None:
+    store = ModelStore(tmp_path / "models")
+    for factor in (1.0, 2.0, 3.0):
+        publish_sum_version(store, factor=factor)
+    with (
+        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        RewardloopClient(server.address) as client,
+    ):
+        client.promote("reward", "1")
+        client.promote("reward", "3")
+        client.rollback("reward", reason="worse")
+        assert client.score("alpha", ["beta"]).model_version.version == "1"
+
+
+def test_altered_or_unknown_version_never_becomes_active(tmp_path: Path, redis_url: str) -> None:
+    store = ModelStore(tmp_path / "models")
+    publish_sum_version(store)
+    with (
+        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        RewardloopClient(server.address) as client,
+    ):
+        publish_sum_version(store, factor=2.0)
+        graph = tmp_path / "models" / "reward" / "2" / "model.onnx"
+        graph.write_bytes(graph.read_bytes()[:-7] + b"garbage")
+        with pytest.raises(CorruptVersion):
+            client.promote("reward", "2")
+        with pytest.raises(UnknownVersion):
+            client.promote("reward", "99")
+        with pytest.raises(NothingToRollBack):
+            client.rollback("reward")
+        assert client.score("alpha", ["beta"]).model_version.version == "1"
+
+
+def test_broken_graph_with_a_right_checksum_is_refused(tmp_path: Path, redis_url: str) -> None:
+    from dataclasses import replace
+
+    from rewardloop_client import NotLoadable
+
+    store = ModelStore(tmp_path / "models")
+    good = publish_sum_version(store)
+
+    def write(directory: Path) -> None:
+        (directory / "model.onnx").write_bytes(b"this is no graph")
+        (directory / "tokenizer.json").write_text("{}")
+
+    with (
+        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        RewardloopClient(server.address) as client,
+    ):
+        store.publish(replace(good, parent="1"), write)
+        with pytest.raises(NotLoadable):
+            client.promote("reward", "2")
+        assert client.score("alpha", ["beta"]).model_version.version == "1"
+
+
+def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path, redis_url: str) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"), cost=200)
+    with serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server:
+        outcomes: list[str] = []
+
+        def call() -> None:
+            with RewardloopClient(server.address, max_attempts=1) as client:
+                try:
+                    client.score("alpha", ["beta gamma"] * 200)
+                    outcomes.append("ok")
+                except RewardloopError as error:
+                    outcomes.append(error.reason)
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        time.sleep(0.3)
+        assert server.terminate() == 0
+        for caller in callers:
+            caller.join()
+        assert len(outcomes) == 4
+        assert set(outcomes) <= {"ok", "DRAINING", "UNREACHABLE"}

@@ -1,0 +1,88 @@
+"""Real processes for tests: started, awaited, and ended whatever the test does."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rewardloop_client import RewardloopClient, RewardloopError
+
+REWARD_SERVICE = "rewardloop.v1.RewardService"
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class ServeProcess:
+    """``rewardloop serve`` on a port that stays the same over restarts."""
+
+    store: Path
+    redis_url: str
+    log_path: Path
+    args: Sequence[str] = ()
+    port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "rewardloop_server.app", "--store", str(self.store)]
+        argv += ["--redis-url", self.redis_url, "--listen", self.address, "--metrics-port", str(self.metrics_port)]
+        argv += ["--intra-op-threads", "1", "--no-spin", *self.args]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+
+    def kill(self) -> None:
+        """As ``kill -9`` does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, patience_s: float = 30.0) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(patience_s)
+
+    def wait_until_serving(self, service: str = REWARD_SERVICE, patience_s: float = 60.0) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + patience_s
+        with RewardloopClient(self.address, timeout_s=2.0, max_attempts=1) as client:
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    raise AssertionError(f"serve ended with {self.process.returncode}:\n{self.log_path.read_text()}")
+                try:
+                    if client.health(service):
+                        return
+                except RewardloopError:
+                    pass  # not listening yet: the deadline decides
+                time.sleep(0.05)
+        raise AssertionError(f"not serving after {patience_s} s:\n{self.log_path.read_text()}")
+
+
+@contextmanager
+def serving(store: Path, redis_url: str, log_path: Path, *args: str) -> Iterator[ServeProcess]:
+    """A running, warm serving process; ended with the block."""
+    process = ServeProcess(store, redis_url, log_path, args)
+    process.start()
+    try:
+        process.wait_until_serving()
+        yield process
+    finally:
+        if process.process is not None and process.process.poll() is None:
+            process.kill()

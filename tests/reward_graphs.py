@@ -1,0 +1,92 @@
+"""Reward versions whose right score is known without a model: the logit is the sum of the pair's token ids.
+
+A real ONNX graph, run by the real engine; a score that depended on padding, order or neighbours would differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from rewardloop.formats.store import Calibration, DataRange, Manifest, ModelStore
+from rewardloop.formats.text import TextFormat
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+VOCABULARY = {name: i for i, name in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}
+
+
+def word_tokenizer() -> Tokenizer:
+    """One token a word."""
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
+    return tokenizer
+
+
+def write_sum_graph(path: Path, *, factor: float = 1.0, cost: int = 0) -> None:
+    """Two heads: ``factor * sum(ids)`` and twice that. ``cost`` adds that many wasted matrix products."""
+    nodes = [
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["real"]),
+        helper.make_node("Cast", ["real"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["floats", "axis"], ["total"], keepdims=1),
+        helper.make_node("MatMul", ["total", "factors"], ["heads_0"]),
+    ]
+    initializers = [
+        numpy_helper.from_array(np.array([1], dtype=np.int64), "axis"),
+        numpy_helper.from_array(np.array([[factor, 2 * factor]], dtype=np.float32), "factors"),
+        numpy_helper.from_array(np.zeros((512, 512), dtype=np.float32), "waste"),
+        numpy_helper.from_array(np.zeros((2, 512), dtype=np.float32), "widen"),
+        numpy_helper.from_array(np.zeros((512, 2), dtype=np.float32), "narrow"),
+    ]
+    nodes.append(helper.make_node("MatMul", ["heads_0", "widen"], ["wide_0"]))
+    nodes += [helper.make_node("MatMul", [f"wide_{i}", "waste"], [f"wide_{i + 1}"]) for i in range(cost)]
+    nodes += [
+        helper.make_node("MatMul", [f"wide_{cost}", "narrow"], ["nothing"]),
+        helper.make_node("Add", ["heads_0", "nothing"], ["logits"]),
+    ]
+    integers = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])
+    graph = helper.make_graph(nodes, "sum", integers, [output], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def publish_sum_version(
+    store: ModelStore,
+    *,
+    factor: float = 1.0,
+    cost: int = 0,
+    max_length: int = 64,
+    calibration: Calibration | None = None,
+    arrivals: tuple[float, ...] = (),
+) -> Manifest:
+    """Publish one such version as model "reward"."""
+    tokenizer = word_tokenizer()
+
+    def write(directory: Path) -> None:
+        write_sum_graph(directory / "model.onnx", factor=factor, cost=cost)
+        tokenizer.save(str(directory / "tokenizer.json"))
+
+    data = DataRange("1-0", "2-0", len(arrivals), arrivals) if arrivals else None
+    manifest = Manifest(
+        model="reward",
+        calibration=calibration,
+        text_format=TextFormat.for_encoder(tokenizer).to_json(),
+        max_length=max_length,
+        heads=2,
+        data=data,
+    )
+    return store.publish(manifest, write)
+
+
+def expected_logit(prompt: str, response: str, factor: float = 1.0) -> float:
+    """Mean over the two heads for a pair that fits."""
+    ids = [VOCABULARY.get(w, VOCABULARY["[UNK]"]) for w in (*prompt.split(), *response.split())]
+    return 1.5 * factor * (sum(ids) + VOCABULARY["[CLS]"] + 2 * VOCABULARY["[SEP]"])
