@@ -1,0 +1,96 @@
+"""Client of rewardloop: score responses, record feedback, generate, and see or move model versions.
+
+    with RewardloopClient("127.0.0.1:50051") as client:
+        result = client.score("How do I reset it?", ["Hold the button.", "No idea."])
+        client.record(Feedback.choice(prompt=..., responses=..., chosen=0, rejected=1))
+
+`AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests.
+"""
+
+from rewardloop_client._aio import AsyncRewardloopClient
+from rewardloop_client._errors import (
+    Cancelled,
+    CorruptVersion,
+    DeadlineExceeded,
+    DeadlinePassed,
+    Draining,
+    FailedPrecondition,
+    InternalError,
+    InvalidRequest,
+    MessageTooLarge,
+    NoModel,
+    NotFound,
+    NothingToRollBack,
+    NotLoadable,
+    Overloaded,
+    PermissionDenied,
+    PolicyUnavailable,
+    QueueFull,
+    RedisUnavailable,
+    RewardloopError,
+    StoreFull,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    UnknownGeneration,
+    UnknownVersion,
+    Unreachable,
+    Violation,
+)
+from rewardloop_client._feedback import Feedback
+from rewardloop_client._sync import RewardloopClient
+from rewardloop_client._types import (
+    Candidate,
+    Generation,
+    ModelVersion,
+    Promotion,
+    RecordResult,
+    ResponseScore,
+    ScoreGroup,
+    ScoreResult,
+    Timings,
+    VersionInfo,
+)
+
+__all__ = [
+    "AsyncRewardloopClient",
+    "Cancelled",
+    "Candidate",
+    "CorruptVersion",
+    "DeadlineExceeded",
+    "DeadlinePassed",
+    "Draining",
+    "FailedPrecondition",
+    "Feedback",
+    "Generation",
+    "InternalError",
+    "InvalidRequest",
+    "MessageTooLarge",
+    "ModelVersion",
+    "NoModel",
+    "NotFound",
+    "NotLoadable",
+    "NothingToRollBack",
+    "Overloaded",
+    "PermissionDenied",
+    "PolicyUnavailable",
+    "Promotion",
+    "QueueFull",
+    "RecordResult",
+    "RedisUnavailable",
+    "ResponseScore",
+    "RewardloopClient",
+    "RewardloopError",
+    "ScoreGroup",
+    "ScoreResult",
+    "StoreFull",
+    "Timings",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "UnknownGeneration",
+    "UnknownVersion",
+    "Unreachable",
+    "VersionInfo",
+    "Violation",
+]

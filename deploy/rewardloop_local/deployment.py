@@ -152,8 +152,7 @@ class Deployment:
         process = Process(name, [sys.executable, "-m", module, *args], self.plan.logs / f"{name}.log")
         process.start()
         try:
-            while process.is_running:
-                await asyncio.sleep(0.1)
+            status = await process.wait()
         finally:
             await process.stop()
         if process.exit_status != 0:

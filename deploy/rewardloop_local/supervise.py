@@ -67,17 +67,22 @@ class Process:
         if self.nice:
             os.setpriority(os.PRIO_PROCESS, self._popen.pid, self.nice)
 
+    async def wait(self, patience_s: float | None = None) -> int:
+        """Its exit status once it ended. Raises subprocess.TimeoutExpired after ``patience_s``."""
+        if self._popen is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return await asyncio.to_thread(self._popen.wait, patience_s)
+
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after the grace time."""
         if self._popen is not None and self.is_running:
             self._popen.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + self.grace_s
-            while self.is_running and time.monotonic() < deadline:
-                await asyncio.sleep(0.05)
-            if self.is_running:
+            try:
+                await self.wait(self.grace_s)
+            except subprocess.TimeoutExpired:
                 log.warning("killed after its grace time", process=self.name)
                 self._popen.kill()
-                await asyncio.to_thread(self._popen.wait)
+                await self.wait()
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -31,6 +31,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "rewardloop"
 
+# A status travels in HTTP/2 trailers, which gRPC refuses above 8 KiB.
+_MAX_MESSAGE_CHARS = 500
+_MAX_VIOLATIONS = 20
+_MAX_VIOLATION_CHARS = 120
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -50,20 +55,26 @@ class RewardloopError(Exception):
     def __init__(
         self, message: str, *, violations: Sequence[Violation] = (), retry_after_ms: int | None = None
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__(_cut(message, _MAX_MESSAGE_CHARS))
+        self.message = _cut(message, _MAX_MESSAGE_CHARS)
         self.violations = tuple(violations)
         self.retry_after_ms = self.default_retry_ms if retry_after_ms is None else retry_after_ms
 
     def to_status(self) -> status_pb2.Status:
-        """The error as it goes out: ErrorInfo always, BadRequest with violations, RetryInfo with a retry time."""
+        """The error as it goes out: ErrorInfo always, BadRequest with violations, RetryInfo with a retry time.
+
+        Long texts and long lists of violations are cut.
+        """
         details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
         if self.violations:
             details.append(
                 error_details_pb2.BadRequest(
                     field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                        for v in self.violations
+                        error_details_pb2.BadRequest.FieldViolation(
+                            field=_cut(v.field, _MAX_VIOLATION_CHARS),
+                            description=_cut(v.description, _MAX_VIOLATION_CHARS),
+                        )
+                        for v in self.violations[:_MAX_VIOLATIONS]
                     ]
                 )
             )
@@ -184,6 +195,10 @@ class InternalError(RewardloopError):
 
     def __init__(self) -> None:
         super().__init__("internal error; the server's log has the details")
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:

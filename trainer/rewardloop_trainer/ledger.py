@@ -21,7 +21,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .ledger_columns import SCHEMA, Recorded, from_table, to_table
+from rewardloop_trainer.ledger_columns import SCHEMA, Recorded, from_table, to_table
 
 _REPLACES = b"rewardloop.replaces"
 _TEMPORARY = ".writing-"

@@ -10,6 +10,8 @@ rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Gen
 rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
                                           first, "changed_at": ISO 8601 in UTC, "reason": text}.
 rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
+rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
+rewardloop:{trainer}:epoch                integer: how many trainers have led; the leader's is the highest.
 """
 
 from __future__ import annotations
@@ -33,3 +35,6 @@ GENERATION: Final = "rewardloop:{generation}:"
 ACTIVE: Final = "rewardloop:{models}:active"
 # Prefix; a version's digest follows.
 FIRST_SERVED: Final = "rewardloop:{models}:first_served:"
+
+TRAINER_LOCK: Final = "rewardloop:{trainer}:leader"
+TRAINER_EPOCH: Final = "rewardloop:{trainer}:epoch"
