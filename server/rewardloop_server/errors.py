@@ -39,7 +39,10 @@ _MAX_VIOLATION_CHARS = 120
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What is wrong with one field. ``field``: its path within the request, such as ``groups[3].responses[0]``."""
+    """What is wrong with one field.
+
+    ``field``: its path within the request, such as ``groups[3].responses[0]``; empty: the whole request.
+    """
 
     field: str
     description: str
@@ -94,7 +97,8 @@ class InvalidRequest(RewardloopError):
     def __init__(self, violations: Sequence[Violation]) -> None:
         first = violations[0]
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(f"{first.field}: {first.description}{more}", violations=violations)
+        where = f"{first.field}: " if first.field else ""
+        super().__init__(f"{where}{first.description}{more}", violations=violations)
 
 
 class QueueFull(RewardloopError):
