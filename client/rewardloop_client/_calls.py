@@ -1,0 +1,221 @@
+"""Every method of the services as a `Call` or as steps: built once, carried out by either client."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar, cast
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop_client import _convert as convert
+from rewardloop_client._errors import InvalidRequest, NotFound, RewardloopError
+from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
+from rewardloop_client._types import (
+    Generation,
+    LaneName,
+    Promotion,
+    PromptLike,
+    RecordResult,
+    ScoreGroup,
+    ScoreResult,
+    VersionInfo,
+)
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+SCORE = "/rewardloop.v1.RewardService/Score"
+SCORE_BATCH = "/rewardloop.v1.RewardService/ScoreBatch"
+SCORE_STREAM = "/rewardloop.v1.RewardService/ScoreStream"
+RECORD = "/rewardloop.v1.FeedbackService/Record"
+RECORD_BATCH = "/rewardloop.v1.FeedbackService/RecordBatch"
+GENERATE = "/rewardloop.v1.PolicyService/Generate"
+LIST_VERSIONS = "/rewardloop.v1.ModelService/ListVersions"
+GET_VERSION = "/rewardloop.v1.ModelService/GetVersion"
+PROMOTE = "/rewardloop.v1.ModelService/Promote"
+ROLLBACK = "/rewardloop.v1.ModelService/Rollback"
+WATCH_VERSIONS = "/rewardloop.v1.ModelService/WatchVersions"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+
+_POLL_S = 0.2
+
+GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
+
+
+def _call(
+    path: str, request: Message, response_type: type[M], read: Callable[[M], T], *, safe_to_repeat: bool = True
+) -> Call[T]:
+    return Call(path, request, response_type, cast(Callable[[Message], T], read), safe_to_repeat)
+
+
+def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
+    return _call(SCORE, request, reward_pb2.ScoreResponse, convert.score_result)
+
+
+def score_batch(
+    groups: Iterable[GroupLike], lane: LaneName, policy: RetryPolicy, timeout_s: float | None
+) -> Steps[list[ScoreResult | RewardloopError]]:
+    """One outcome a group, in order. A group that no message can hold fails alone, unsent."""
+    outcomes: list[ScoreResult | RewardloopError | None] = []
+    requests = []
+    for group in groups:
+        try:
+            requests.append(convert.group_request(group, lane))
+            outcomes.append(None)
+        except InvalidRequest as error:
+            outcomes.append(error)
+    if requests:
+        call = _call(
+            SCORE_BATCH,
+            reward_pb2.ScoreBatchRequest(groups=requests),
+            reward_pb2.ScoreBatchResponse,
+            convert.score_outcomes,
+        )
+        answers = iter((yield from steps_of(call, policy, timeout_s)))
+        outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
+    return cast("list[ScoreResult | RewardloopError]", outcomes)
+
+
+def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
+    """Safe to repeat: the server knows an event_id again."""
+    request = feedback_pb2.RecordRequest(event=event)
+    return _call(RECORD, request, feedback_pb2.RecordResponse, convert.record_result)
+
+
+def record_batch(
+    events: Iterable[feedback_pb2.FeedbackEvent], policy: RetryPolicy, timeout_s: float | None
+) -> Steps[list[RecordResult | RewardloopError]]:
+    """Sends all events, then only those again whose own failure may pass. One outcome an event, in order.
+
+    Raises only when the first attempts fail as a whole; after one answer, what cannot be sent is an outcome.
+    """
+    sent = list(events)
+    outcomes: list[RecordResult | RewardloopError | None] = [None] * len(sent)
+    pending = list(range(len(sent)))
+    attempts = Attempts(policy, timeout_s)
+    answered = False
+    while pending:
+        request = feedback_pb2.RecordBatchRequest(events=[sent[i] for i in pending])
+        try:
+            response = yield Send(RECORD_BATCH, request, feedback_pb2.RecordBatchResponse, attempts.remaining_s())
+            items = cast(feedback_pb2.RecordBatchResponse, response).items
+            answered = True
+            for index, item in zip(pending, items, strict=True):
+                outcomes[index] = convert.record_outcome(item)
+            pending = [i for i in pending if _may_pass(outcomes[i])]
+            if pending:
+                raise cast(RewardloopError, outcomes[pending[0]])
+        except RewardloopError as error:
+            try:
+                pause = attempts.pause_after(error)
+            except RewardloopError:
+                if not answered:
+                    raise
+                break
+            yield Pause(pause)
+    return [cast("RecordResult | RewardloopError", outcome) for outcome in outcomes]
+
+
+def _may_pass(outcome: object) -> bool:
+    return isinstance(outcome, RewardloopError) and outcome.may_retry
+
+
+def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
+    """Safe to repeat: at worst a generation nobody reads is logged."""
+    return _call(GENERATE, request, policy_pb2.GenerateResponse, convert.generation)
+
+
+def list_versions(model: str) -> Call[list[VersionInfo]]:
+    def read(response: model_pb2.ListVersionsResponse) -> list[VersionInfo]:
+        return [convert.version_info(info) for info in response.versions]
+
+    request = model_pb2.ListVersionsRequest(model=convert.text_field("model", model))
+    return _call(LIST_VERSIONS, request, model_pb2.ListVersionsResponse, read)
+
+
+def get_version(model: str, version: str) -> Call[VersionInfo]:
+    def read(response: model_pb2.GetVersionResponse) -> VersionInfo:
+        return convert.version_info(response.version)
+
+    request = model_pb2.GetVersionRequest(
+        model=convert.text_field("model", model), version=convert.text_field("version", version)
+    )
+    return _call(GET_VERSION, request, model_pb2.GetVersionResponse, read)
+
+
+def promote(model: str, version: str, reason: str) -> Call[Promotion]:
+    """Safe to repeat: promoting the active version changes nothing."""
+    request = model_pb2.PromoteRequest(
+        model=convert.text_field("model", model),
+        version=convert.text_field("version", version),
+        reason=convert.text_field("reason", reason),
+    )
+    return _call(PROMOTE, request, model_pb2.PromoteResponse, convert.promotion)
+
+
+def rollback(model: str, reason: str) -> Call[Promotion]:
+    """Not safe to repeat: a second rollback goes back one version further."""
+    request = model_pb2.RollbackRequest(
+        model=convert.text_field("model", model), reason=convert.text_field("reason", reason)
+    )
+    return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion, safe_to_repeat=False)
+
+
+def health(service: str) -> Call[str]:
+    def read(response: health_pb2.HealthCheckResponse) -> str:
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+    return _call(HEALTH_CHECK, health_pb2.HealthCheckRequest(service=service), health_pb2.HealthCheckResponse, read)
+
+
+def wait_until_active(model: str, version: str, timeout_s: float) -> Steps[VersionInfo]:
+    """Asks until the server serves ``version``; failures that may pass are waited out. Raises DeadlineExceeded."""
+    attempts = Attempts(RetryPolicy(max_attempts=2**31), timeout_s)
+    call = get_version(model, "")
+    while True:
+        try:
+            response = yield Send(call.path, call.request, call.response_type, attempts.remaining_s())
+        except NotFound:
+            response = None  # nothing is active yet
+        except RewardloopError as error:
+            yield Pause(attempts.pause_after(error))
+            continue
+        if response is not None and (active := call.read(response)).version == version:
+            return active
+        attempts.restart()
+        yield Pause(_POLL_S)
+
+
+class StreamIds:
+    """Gives each request of a score stream its id, and puts the replies back into the requests' order.
+
+    `requests` and `in_order` may run in different threads.
+    """
+
+    def __init__(self, lane: LaneName) -> None:
+        self._lane = lane
+        self._numbers = itertools.count()
+        self._waiting: dict[int, ScoreResult | RewardloopError] = {}
+        self._next = 0
+
+    def request(self, group: GroupLike) -> reward_pb2.ScoreStreamRequest | None:
+        """What to send for the next group; None when no message can hold it: its outcome is that error."""
+        number = next(self._numbers)
+        try:
+            request = convert.group_request(group, self._lane)
+        except InvalidRequest as error:
+            self._waiting[number] = error
+            return None
+        return reward_pb2.ScoreStreamRequest(request_id=str(number), request=request)
+
+    def take(self, reply: reward_pb2.ScoreStreamResponse) -> None:
+        self._waiting[int(reply.request_id)] = convert.score_outcome(reply)
+
+    def due(self) -> Iterator[ScoreResult | RewardloopError]:
+        """Every outcome whose turn has come, oldest first."""
+        while self._next in self._waiting:
+            self._next += 1
+            yield self._waiting.pop(self._next - 1)

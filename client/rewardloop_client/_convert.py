@@ -1,0 +1,225 @@
+"""Python values to messages and back. Pure; the sync client, the asyncio client and the fake share it.
+
+Only what no message can hold is refused here, as InvalidRequest; the rules of content are the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC
+from typing import cast
+
+from google.protobuf import timestamp_pb2
+
+from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop_client._errors import InvalidRequest, RewardloopError, Violation, from_status
+from rewardloop_client._types import (
+    Candidate,
+    Generation,
+    LaneName,
+    ModelVersion,
+    Promotion,
+    PromptLike,
+    RecordResult,
+    ResponseScore,
+    ScoreGroup,
+    ScoreResult,
+    SourceName,
+    Timings,
+    TruncationName,
+    VersionInfo,
+)
+
+_LANES = {"production": common_pb2.LANE_PRODUCTION, "trainer": common_pb2.LANE_TRAINER}
+_TRUNCATIONS = {"allowed": reward_pb2.TRUNCATION_ALLOWED, "refused": reward_pb2.TRUNCATION_REFUSED}
+_SOURCES = {
+    "human": feedback_pb2.SOURCE_HUMAN,
+    "llm_judge": feedback_pb2.SOURCE_LLM_JUDGE,
+    "implicit": feedback_pb2.SOURCE_IMPLICIT,
+}
+
+
+def invalid(field: str, description: str) -> InvalidRequest:
+    """The error for one field that cannot be sent."""
+    return InvalidRequest(f"{field}: {description}", violations=[Violation(field, description)])
+
+
+@contextmanager
+def building(field: str) -> Iterator[None]:
+    """Turns protobuf's complaints about a value into InvalidRequest for ``field``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+        raise invalid(field, str(error)) from error
+
+
+def text_field(field: str, value: str) -> str:
+    """``value`` itself. Raises InvalidRequest when it is not text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise invalid(field, f"is {type(value).__name__}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise invalid(field, "is not valid Unicode (it holds a lone surrogate)") from error
+    return value
+
+
+def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
+    """Text, a list of ``{"role", "content"}``, or a ready message."""
+    if isinstance(prompt, common_pb2.Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return common_pb2.Prompt(text=text_field("prompt", prompt))
+    if not isinstance(prompt, Sequence):
+        raise invalid("prompt", f"is {type(prompt).__name__}, not text or a list of messages")
+    messages = []
+    for i, turn in enumerate(prompt):
+        if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+            raise invalid(f"prompt[{i}]", "is not a {role, content} message")
+        role, content = (text_field(f"prompt[{i}].{key}", turn[key]) for key in ("role", "content"))
+        messages.append(common_pb2.Message(role=role, content=content))
+    return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=messages))
+
+
+def responses_list(responses: Sequence[str]) -> list[str]:
+    """The texts, checked. A bare string is refused: it would be read as one response a character."""
+    if isinstance(responses, str) or not isinstance(responses, Iterable):
+        raise invalid("responses", f"is {type(responses).__name__}, not a list of texts")
+    return [text_field(f"responses[{i}]", text) for i, text in enumerate(responses)]
+
+
+def _named(field: str, names: Mapping[str, int], name: str) -> int:
+    if name not in names:
+        raise invalid(field, f"is {name!r}, not one of {', '.join(names)}")
+    return names[name]
+
+
+def source_pb(source: SourceName) -> feedback_pb2.Source:
+    return cast(feedback_pb2.Source, _named("source", _SOURCES, source))
+
+
+def score_request(
+    prompt: PromptLike,
+    responses: Sequence[str],
+    *,
+    truncation: TruncationName,
+    pin_version: str | None,
+    min_version: int | None,
+    lane: LaneName,
+) -> reward_pb2.ScoreRequest:
+    request = reward_pb2.ScoreRequest(
+        prompt=prompt_pb(prompt),
+        responses=responses_list(responses),
+        lane=cast(common_pb2.Lane, _named("lane", _LANES, lane)),
+        truncation=cast(reward_pb2.Truncation, _named("truncation", _TRUNCATIONS, truncation)),
+    )
+    if pin_version is not None:
+        request.pin_version = text_field("pin_version", pin_version)
+    if min_version is not None:
+        with building("min_version"):
+            request.min_version = min_version
+    return request
+
+
+def group_request(group: ScoreGroup | tuple[PromptLike, Sequence[str]], lane: LaneName) -> reward_pb2.ScoreRequest:
+    """``lane`` holds for groups that name none."""
+    if not isinstance(group, ScoreGroup):
+        group = ScoreGroup(*group)
+    return score_request(
+        group.prompt,
+        group.responses,
+        truncation=group.truncation,
+        pin_version=group.pin_version,
+        min_version=group.min_version,
+        lane=group.lane or lane,
+    )
+
+
+def generate_request(
+    prompt: PromptLike,
+    *,
+    candidates: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    max_new_tokens: int,
+) -> policy_pb2.GenerateRequest:
+    with building("generate"):
+        return policy_pb2.GenerateRequest(
+            prompt=prompt_pb(prompt),
+            candidates=candidates,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+        )
+
+
+def model_version(version: common_pb2.ModelVersion) -> ModelVersion:
+    return ModelVersion(version.version, version.digest)
+
+
+def score_result(response: reward_pb2.ScoreResponse) -> ScoreResult:
+    t = response.timings
+    return ScoreResult(
+        scores=tuple(
+            ResponseScore(s.score, s.logit, s.uncertainty, s.token_count, s.truncated) for s in response.scores
+        ),
+        model_version=model_version(response.model_version),
+        timings=Timings(t.queue_us, t.tokenize_us, t.run_us),
+    )
+
+
+def score_outcome(item: reward_pb2.ScoreBatchItem | reward_pb2.ScoreStreamResponse) -> ScoreResult | RewardloopError:
+    return score_result(item.result) if item.WhichOneof("outcome") == "result" else from_status(item.error)
+
+
+def score_outcomes(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
+    return [score_outcome(item) for item in response.items]
+
+
+def record_result(response: feedback_pb2.RecordResponse) -> RecordResult:
+    return RecordResult(response.stream_id, response.duplicate)
+
+
+def record_outcome(item: feedback_pb2.RecordBatchItem) -> RecordResult | RewardloopError:
+    return record_result(item.result) if item.WhichOneof("outcome") == "result" else from_status(item.error)
+
+
+def generation(response: policy_pb2.GenerateResponse) -> Generation:
+    return Generation(
+        generation_id=response.generation_id,
+        candidates=tuple(
+            Candidate(c.text, c.log_probability, c.token_count, _suffix(policy_pb2.FinishReason.Name(c.finish_reason)))
+            for c in response.candidates
+        ),
+        policy_version=model_version(response.policy_version),
+    )
+
+
+def version_info(info: model_pb2.VersionInfo) -> VersionInfo:
+    return VersionInfo(
+        model=info.model,
+        version=info.version.version,
+        digest=info.version.digest,
+        state=_suffix(model_pb2.VersionState.Name(info.state)),
+        parent_version=info.parent_version,
+        create_time=info.create_time.ToDatetime(tzinfo=UTC) if info.HasField("create_time") else None,
+        metrics=dict(info.metrics),
+        manifest_json=info.manifest_json,
+    )
+
+
+def promotion(response: model_pb2.PromoteResponse | model_pb2.RollbackResponse) -> Promotion:
+    return Promotion(version_info(response.version), response.previous_version)
+
+
+def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
+
+
+def _suffix(enum_name: str) -> str:
+    return enum_name.rsplit("_", 1)[-1].lower()

@@ -1,0 +1,285 @@
+"""What a call can fail with, as exceptions; and how a gRPC status becomes one.
+
+RewardloopError
+├── InvalidRequest          INVALID_REQUEST       .violations names the fields
+├── MessageTooLarge         refused by gRPC before any service saw it
+├── Overloaded              RESOURCE_EXHAUSTED without a reason of the server
+│   ├── QueueFull           QUEUE_FULL            .retry_after_s
+│   └── StoreFull           STORE_FULL
+├── Unavailable             UNAVAILABLE
+│   ├── Unreachable         nothing answered at the address, or the connection broke
+│   ├── NoModel             NO_MODEL
+│   ├── Draining            DRAINING
+│   ├── RedisUnavailable    REDIS_UNAVAILABLE
+│   └── PolicyUnavailable   POLICY_UNAVAILABLE
+├── DeadlineExceeded        the time given to the call ran out
+│   └── DeadlinePassed      DEADLINE_PASSED       ran out in the server's queue: dropped unrun
+├── NotFound                NOT_FOUND
+│   ├── UnknownVersion      UNKNOWN_VERSION
+│   └── UnknownGeneration   UNKNOWN_GENERATION
+├── FailedPrecondition      FAILED_PRECONDITION
+│   ├── CorruptVersion      CORRUPT_VERSION
+│   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
+│   └── NotLoadable         NOT_LOADABLE
+├── Unauthenticated         UNAUTHENTICATED
+├── PermissionDenied        PERMISSION_DENIED
+├── Cancelled               CANCELLED
+├── Unimplemented           UNIMPLEMENTED         the server does not have this method
+└── InternalError           INTERNAL and everything else
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+DOMAIN = "rewardloop"
+
+_STATUS_DETAILS = "grpc-status-details-bin"
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that broke a rule. ``field`` is a path such as ``responses[2]``."""
+
+    field: str
+    description: str
+
+
+class RewardloopError(Exception):
+    """Base of everything that this package raises about a call.
+
+    ``code``: the gRPC code. ``reason``: the server's ErrorInfo reason, or "" when the failure did not come
+    from it. ``retry_after_s``: how long the server asks to wait before another try; None when it says nothing.
+    ``retryable``: whether the same call may succeed later.
+    """
+
+    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    reason: str = ""
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        violations: Iterable[Violation] = (),
+        refuses_retry: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.reason = type(self).reason if reason is None else reason
+        self.retry_after_s = retry_after_s
+        self.violations = tuple(violations)
+        self.may_retry = type(self).retryable and not refuses_retry
+
+    def __str__(self) -> str:
+        fields = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
+        return f"{self.message} ({fields})" if fields and fields not in self.message else self.message
+
+
+class InvalidRequest(RewardloopError):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_REQUEST"
+
+
+class MessageTooLarge(RewardloopError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Overloaded(RewardloopError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class QueueFull(Overloaded):
+    reason = "QUEUE_FULL"
+
+
+class StoreFull(Overloaded):
+    reason = "STORE_FULL"
+
+
+class Unavailable(RewardloopError):
+    code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class Unreachable(Unavailable):
+    pass
+
+
+class NoModel(Unavailable):
+    reason = "NO_MODEL"
+
+
+class Draining(Unavailable):
+    reason = "DRAINING"
+
+
+class RedisUnavailable(Unavailable):
+    reason = "REDIS_UNAVAILABLE"
+
+
+class PolicyUnavailable(Unavailable):
+    reason = "POLICY_UNAVAILABLE"
+
+
+class DeadlineExceeded(RewardloopError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class DeadlinePassed(DeadlineExceeded):
+    reason = "DEADLINE_PASSED"
+
+
+class NotFound(RewardloopError):
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class UnknownVersion(NotFound):
+    reason = "UNKNOWN_VERSION"
+
+
+class UnknownGeneration(NotFound):
+    reason = "UNKNOWN_GENERATION"
+
+
+class FailedPrecondition(RewardloopError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class CorruptVersion(FailedPrecondition):
+    reason = "CORRUPT_VERSION"
+
+
+class NothingToRollBack(FailedPrecondition):
+    reason = "NOTHING_TO_ROLL_BACK"
+
+
+class NotLoadable(FailedPrecondition):
+    reason = "NOT_LOADABLE"
+
+
+class Unauthenticated(RewardloopError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(RewardloopError):
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Cancelled(RewardloopError):
+    code = grpc.StatusCode.CANCELLED
+
+
+class Unimplemented(RewardloopError):
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class InternalError(RewardloopError):
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+
+def _tree(root: type[RewardloopError]) -> Iterator[type[RewardloopError]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _tree(child)
+
+
+_BY_REASON = {kind.reason: kind for kind in _tree(RewardloopError) if kind.reason}
+_BY_CODE: dict[grpc.StatusCode, type[RewardloopError]] = {
+    kind.code: kind for kind in RewardloopError.__subclasses__() if kind is not MessageTooLarge
+}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class FailedCall(Protocol):
+    """What `grpc.RpcError` of a call offers, sync and asyncio alike."""
+
+    def code(self) -> grpc.StatusCode: ...
+    def details(self) -> str | None: ...
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+
+
+def from_status(status: status_pb2.Status) -> RewardloopError:
+    """The exception for one failed item of a batch or stream."""
+    return _from_parts(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status.details)
+
+
+def from_call(call: FailedCall) -> RewardloopError:
+    """The exception for a failed call; what it carries comes from the rich status in its trailers, if any."""
+    trailers = {str(key): value for key, value in call.trailing_metadata() or ()}
+    packed = trailers.get(_STATUS_DETAILS)
+    status = status_pb2.Status()
+    if isinstance(packed, bytes):
+        try:
+            status.ParseFromString(packed)
+        except Exception as undecodable:  # protobuf's DecodeError has no stable public home
+            return InternalError(f"the server sent an unreadable status: {undecodable}", code=call.code())
+    return _from_parts(call.code(), call.details() or "", status.details, pushback=trailers.get(_PUSHBACK))
+
+
+def to_status(error: RewardloopError) -> status_pb2.Status:
+    """The inverse of `from_status`: what a server would send for this error."""
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    if error.violations:
+        bad = error_details_pb2.BadRequest()
+        for violation in error.violations:
+            bad.field_violations.add(field=violation.field, description=violation.description)
+        status.details.add().Pack(bad)
+    if error.retry_after_s is not None:
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        status.details.add().Pack(info)
+    return status
+
+
+def _from_parts(
+    code: grpc.StatusCode, message: str, details: Iterable[object], *, pushback: str | bytes | None = None
+) -> RewardloopError:
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    bad = error_details_pb2.BadRequest()
+    retry_after_s: float | None = None
+    for detail in details:
+        for target in (info, retry, bad):
+            detail.Unpack(target)  # type: ignore[attr-defined]
+    if retry.HasField("retry_delay"):
+        retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    refuses_retry = False
+    if pushback is not None:
+        # gRPC's rule: a negative or unparseable pushback means "do not retry".
+        text = pushback.decode("ascii", "replace") if isinstance(pushback, bytes) else pushback
+        refuses_retry = not text.isascii() or not text.isdigit()
+        if not refuses_retry and retry_after_s is None:
+            retry_after_s = int(text) / 1000
+    kind = _BY_REASON.get(info.reason) if info.domain == DOMAIN else None
+    if kind is None:
+        kind = _kind_without_reason(code, message)
+    return kind(
+        message,
+        code=code,
+        reason=info.reason if info.domain == DOMAIN else "",
+        retry_after_s=retry_after_s,
+        violations=tuple(Violation(v.field, v.description) for v in bad.field_violations),
+        refuses_retry=refuses_retry,
+    )
+
+
+def _kind_without_reason(code: grpc.StatusCode, message: str) -> type[RewardloopError]:
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unreachable
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        return MessageTooLarge
+    return _BY_CODE.get(code, InternalError)

@@ -1,0 +1,112 @@
+"""Makes feedback events, one constructor for each kind of signal."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TypedDict, Unpack
+
+from google.protobuf import timestamp_pb2
+
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client._convert import building, prompt_pb, responses_list, source_pb, text_field
+from rewardloop_client._types import PromptLike, SourceName
+
+
+class Context(TypedDict, total=False):
+    """What every signal may carry.
+
+    Either ``generation_id`` (the server knows prompt and responses), or ``prompt`` and ``responses``.
+    ``event_id``: makes the event idempotent; a random UUID when left out, so keep the event to send it again.
+    ``annotator_id``: opaque id of who judged. ``event_time``: by the caller's clock, time zone required.
+    """
+
+    prompt: PromptLike | None
+    responses: Sequence[str]
+    generation_id: str
+    event_id: str
+    annotator_id: str
+    source: SourceName
+    tags: Mapping[str, str]
+    event_time: datetime | None
+
+
+class Feedback:
+    """Constructors of feedback events. Indices count the responses from 0.
+
+    All raise InvalidRequest for what no message can hold (a wrong type, text that is not valid Unicode); the
+    server judges the rest.
+    """
+
+    @staticmethod
+    def choice(*, chosen: int, rejected: int, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
+        """Response ``chosen`` was preferred to response ``rejected``."""
+        event = _event(context)
+        with building("choice"):
+            event.choice.CopyFrom(feedback_pb2.Choice(chosen=chosen, rejected=rejected))
+        return event
+
+    @staticmethod
+    def ranking(*, order: Sequence[int], **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
+        """``order``: all indices of the responses, best first."""
+        event = _event(context)
+        with building("ranking"):
+            event.ranking.CopyFrom(feedback_pb2.Ranking(order=order))
+        return event
+
+    @staticmethod
+    def thumb(*, up: bool, response: int = 0, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
+        """Thumb up or down on one response."""
+        event = _event(context)
+        with building("thumb"):
+            event.thumb.CopyFrom(feedback_pb2.Thumb(response=response, up=up))
+        return event
+
+    @staticmethod
+    def rating(
+        *, value: float, minimum: float, maximum: float, response: int = 0, **context: Unpack[Context]
+    ) -> feedback_pb2.FeedbackEvent:
+        """A grade within [minimum, maximum] of one response."""
+        event = _event(context)
+        with building("rating"):
+            event.rating.CopyFrom(feedback_pb2.Rating(response=response, value=value, minimum=minimum, maximum=maximum))
+        return event
+
+    @staticmethod
+    def edit(*, edited_text: str, response: int = 0, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
+        """A person rewrote a response."""
+        event = _event(context)
+        with building("edit.edited_text"):
+            event.edit.CopyFrom(feedback_pb2.Edit(response=response, edited_text=edited_text))
+        return event
+
+    @staticmethod
+    def tie(*, first: int = 0, second: int = 1, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
+        """Two responses were judged equally good."""
+        event = _event(context)
+        with building("tie"):
+            event.tie.CopyFrom(feedback_pb2.Tie(first=first, second=second))
+        return event
+
+
+def _event(context: Context) -> feedback_pb2.FeedbackEvent:
+    prompt, event_time = context.get("prompt"), context.get("event_time")
+    if event_time is not None and event_time.tzinfo is None:
+        raise ValueError("event_time has no time zone")
+    event = feedback_pb2.FeedbackEvent(
+        event_id=text_field("event_id", context.get("event_id") or str(uuid.uuid4())),
+        generation_id=text_field("generation_id", context.get("generation_id", "")),
+        responses=responses_list(context.get("responses", ())),
+        annotator_id=text_field("annotator_id", context.get("annotator_id", "")),
+        source=source_pb(context.get("source", "human")),
+    )
+    with building("tags"):
+        event.tags.update(context.get("tags") or {})
+    if prompt is not None:
+        event.prompt.CopyFrom(prompt_pb(prompt))
+    if event_time is not None:
+        stamp = timestamp_pb2.Timestamp()
+        stamp.FromDatetime(event_time)
+        event.event_time.CopyFrom(stamp)
+    return event

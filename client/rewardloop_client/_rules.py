@@ -1,0 +1,98 @@
+"""The contract's rules of content, for the fake: what the real server answers INVALID_ARGUMENT to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
+from rewardloop_client._errors import Violation
+
+MAX_RESPONSES = 256
+MAX_FEEDBACK_RESPONSES = 64
+MAX_ID_CHARACTERS = 128
+MAX_TAGS = 16
+MAX_TAG_CHARACTERS = 64
+ROLES = ("system", "user", "assistant")
+
+
+def score_violations(request: reward_pb2.ScoreRequest) -> Iterator[Violation]:
+    """Every broken rule of one group."""
+    yield from prompt_violations(request.prompt)
+    yield from _responses(request.responses, MAX_RESPONSES)
+
+
+def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
+    kind = prompt.WhichOneof("content")
+    if kind is None or (kind == "text" and not prompt.text):
+        yield Violation("prompt", "is empty")
+    if kind != "conversation":
+        return
+    messages = prompt.conversation.messages
+    if not messages:
+        yield Violation("prompt.conversation.messages", "is empty")
+    for i, message in enumerate(messages):
+        if message.role not in ROLES:
+            yield Violation(f"prompt.conversation.messages[{i}].role", f"is not one of {', '.join(ROLES)}")
+        if not message.content:
+            yield Violation(f"prompt.conversation.messages[{i}].content", "is empty")
+    if messages and messages[-1].role == "assistant":
+        yield Violation("prompt.conversation.messages", "ends with the assistant's turn")
+
+
+def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]) -> Iterator[Violation]:
+    """Every broken rule of one event. ``responses``: its own, or those of the generation that it names."""
+    if not 1 <= len(event.event_id) <= MAX_ID_CHARACTERS:
+        yield Violation("event_id", f"has {len(event.event_id)} characters, not 1..{MAX_ID_CHARACTERS}")
+    if len(event.annotator_id) > MAX_ID_CHARACTERS:
+        yield Violation("annotator_id", f"has more than {MAX_ID_CHARACTERS} characters")
+    if len(event.tags) > MAX_TAGS or any(max(len(k), len(v)) > MAX_TAG_CHARACTERS for k, v in event.tags.items()):
+        yield Violation("tags", f"more than {MAX_TAGS}, or a key or value above {MAX_TAG_CHARACTERS} characters")
+    for name in ("arrival_time", "policy_version"):
+        if event.HasField(name):
+            yield Violation(name, "is set by the server")
+    if event.generation_id:
+        if event.HasField("prompt") or event.responses:
+            yield Violation("generation_id", "excludes prompt and responses")
+    else:
+        yield from prompt_violations(event.prompt)
+        yield from _responses(event.responses, MAX_FEEDBACK_RESPONSES)
+    yield from _signal(event, responses)
+
+
+def _responses(responses: Sequence[str], limit: int) -> Iterator[Violation]:
+    if not 1 <= len(responses) <= limit:
+        yield Violation("responses", f"has {len(responses)} items, not 1..{limit}")
+    for i, text in enumerate(responses):
+        if not text:
+            yield Violation(f"responses[{i}]", "is empty")
+
+
+def _signal(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]) -> Iterator[Violation]:
+    kind = event.WhichOneof("signal")
+    named: dict[str, int] = {}
+    if kind is None:
+        yield Violation("signal", "is absent")
+    elif kind == "choice":
+        named = {"choice.chosen": event.choice.chosen, "choice.rejected": event.choice.rejected}
+    elif kind == "tie":
+        named = {"tie.first": event.tie.first, "tie.second": event.tie.second}
+    elif kind == "ranking":
+        if len(responses) < 2 or sorted(event.ranking.order) != list(range(len(responses))):
+            yield Violation("ranking.order", "is not a permutation of two or more responses")
+    else:
+        named = {f"{kind}.response": getattr(event, kind).response}
+    for field, index in named.items():
+        if not 0 <= index < len(responses):
+            yield Violation(field, f"is {index}, but there are {len(responses)} responses")
+    if len(named) == 2 and len(set(named.values())) == 1:
+        yield Violation(kind or "signal", "names the same response twice")
+    if kind == "rating":
+        rating = event.rating
+        finite = all(math.isfinite(x) for x in (rating.value, rating.minimum, rating.maximum))
+        if not finite or not rating.minimum <= rating.value <= rating.maximum or rating.minimum == rating.maximum:
+            yield Violation("rating.value", "is not a finite number within [minimum, maximum]")
+    if kind == "edit":
+        unchanged = event.edit.edited_text in responses[event.edit.response : event.edit.response + 1]
+        if not event.edit.edited_text or unchanged:
+            yield Violation("edit.edited_text", "is empty or unchanged")

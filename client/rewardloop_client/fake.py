@@ -1,0 +1,297 @@
+"""A rewardloop in memory, for tests of code that uses the client. No network, no threads, no waiting.
+
+    fake = FakeRewardloop(score=lambda prompt, response: 1.0 if "please" in response else 0.0)
+    fake.score("Hi", ["please wait", "wait"]).best        # 0
+    fake.fail("score", QueueFull("busy"), times=10)       # the next ten attempts fail
+    client = fake.as_async()                              # an AsyncRewardloopClient over the same state
+
+It is a `RewardloopClient`: requests are built, checked, retried and read by the same code as over gRPC.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import TypeVar, cast
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop_client import _calls as calls
+from rewardloop_client._aio import AsyncRewardloopClient
+from rewardloop_client._convert import timestamp
+from rewardloop_client._errors import (
+    InvalidRequest,
+    NotFound,
+    NothingToRollBack,
+    RewardloopError,
+    Unimplemented,
+    UnknownGeneration,
+    UnknownVersion,
+    Violation,
+    to_status,
+)
+from rewardloop_client._retry import Send
+from rewardloop_client._rules import event_violations, prompt_violations, score_violations
+from rewardloop_client._sync import RewardloopClient
+
+__all__ = ["FakeRewardloop"]
+
+M = TypeVar("M", bound=Message)
+
+_METHODS = {
+    "score": calls.SCORE,
+    "score_batch": calls.SCORE_BATCH,
+    "score_stream": calls.SCORE_STREAM,
+    "record": calls.RECORD,
+    "record_batch": calls.RECORD_BATCH,
+    "generate": calls.GENERATE,
+    "list_versions": calls.LIST_VERSIONS,
+    "get_version": calls.GET_VERSION,
+    "promote": calls.PROMOTE,
+    "rollback": calls.ROLLBACK,
+    "watch_versions": calls.WATCH_VERSIONS,
+    "health": calls.HEALTH_CHECK,
+}
+
+
+def _by_length(prompt: str, response: str) -> float:
+    return float(len(response))
+
+
+def _echo(prompt: str, index: int) -> str:
+    return f"answer {index + 1} to: {prompt}"
+
+
+class FakeRewardloop(RewardloopClient):
+    """The client's methods, answered in memory by the contract's rules.
+
+    ``score(prompt, response)``: the score of one response; by default its length in characters.
+    ``generate(prompt, index)``: the text of one candidate. Both get the prompt as text, a conversation as
+    "role: content" lines. ``versions``: version numbers a model has, the last one active.
+
+    ``events``: every recorded event once, oldest first. ``generations``: the answers given, by generation_id.
+    ``attempts``: names of the methods called, retries included.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Callable[[str, str], float] = _by_length,
+        generate: Callable[[str, int], str] = _echo,
+        versions: Mapping[str, Iterable[str]] | None = None,
+        max_attempts: int = 4,
+    ) -> None:
+        super().__init__(max_attempts=max_attempts)
+        self._transport = _InMemory(self)
+        self._score_one = score
+        self._generate_one = generate
+        self._versions = {model: [*known] for model, known in (versions or {"reward": "1", "policy": "1"}).items()}
+        self._active = {model: known[-1:] for model, known in self._versions.items()}  # history, the last one active
+        self._failures: dict[str, list[RewardloopError]] = {}
+        self._answers: dict[str, Callable[..., Message]] = {
+            calls.SCORE: self._score,
+            calls.SCORE_BATCH: self._score_batch,
+            calls.RECORD: lambda request: self._record(request.event),
+            calls.RECORD_BATCH: self._record_batch,
+            calls.GENERATE: self._generate,
+            calls.LIST_VERSIONS: self._list_versions,
+            calls.GET_VERSION: self._get_version,
+            calls.PROMOTE: self._promote,
+            calls.ROLLBACK: self._rollback,
+            calls.HEALTH_CHECK: self._health,
+        }
+        self.events: list[feedback_pb2.FeedbackEvent] = []
+        self.generations: dict[str, policy_pb2.Generation] = {}
+        self.attempts: list[str] = []
+        self.services = {"": True, "rewardloop.v1.RewardService": True, "rewardloop.v1.PolicyService": True}
+
+    def fail(self, method: str, error: RewardloopError, *, times: int = 1) -> None:
+        """Let the next ``times`` attempts of ``method`` (a name of this class's methods) fail with ``error``."""
+        self._failures.setdefault(_METHODS[method], []).extend([error] * times)
+
+    def add_version(self, model: str, version: str) -> None:
+        """Put a version into the store, not active."""
+        self._versions.setdefault(model, []).append(version)
+        self._active.setdefault(model, [])
+
+    def as_async(self) -> AsyncRewardloopClient:
+        """An asyncio client of this same fake."""
+        client = AsyncRewardloopClient(max_attempts=self._policy.max_attempts)
+        client._transport = _InMemoryAio(self)
+        return client
+
+    def _attempt(self, path: str) -> None:
+        self.attempts.append(next(name for name, known in _METHODS.items() if known == path))
+        if waiting := self._failures.get(path):
+            raise waiting.pop(0)
+
+    def _answer(self, path: str, request: Message) -> Message:
+        self._attempt(path)
+        if path not in self._answers:
+            raise Unimplemented(path)
+        return self._answers[path](request)
+
+    def _stream(self, path: str, request: Message) -> Message:
+        if isinstance(request, reward_pb2.ScoreStreamRequest):
+            reply = reward_pb2.ScoreStreamResponse(request_id=request.request_id)
+            reply.MergeFrom(_fill(reward_pb2.ScoreStreamResponse(), self._score, request.request))
+            return reply
+        info = self._info(cast(model_pb2.WatchVersionsRequest, request).model, "")
+        return model_pb2.WatchVersionsResponse(active=info)
+
+    def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+        _refuse(score_violations(request))
+        info = self._info("reward", request.pin_version)
+        if request.HasField("min_version") and int(info.version.version) < request.min_version:
+            raise UnknownVersion(f"reward version {request.min_version} or later is not served here")
+        scores = [self._score_one(_text(request.prompt), response) for response in request.responses]
+        return reward_pb2.ScoreResponse(
+            scores=[reward_pb2.ResponseScore(score=s, logit=s, token_count=1) for s in scores],
+            model_version=info.version,
+        )
+
+    def _score_batch(self, request: reward_pb2.ScoreBatchRequest) -> reward_pb2.ScoreBatchResponse:
+        items = [_fill(reward_pb2.ScoreBatchItem(), self._score, group) for group in request.groups]
+        return reward_pb2.ScoreBatchResponse(items=items)
+
+    def _record(self, event: feedback_pb2.FeedbackEvent) -> feedback_pb2.RecordResponse:
+        responses = list(event.responses)
+        if event.generation_id:
+            if event.generation_id not in self.generations:
+                raise UnknownGeneration(f"generation {event.generation_id} is unknown")
+            responses = [c.text for c in self.generations[event.generation_id].candidates]
+        _refuse(event_violations(event, responses))
+        if any(known.event_id == event.event_id for known in self.events):
+            return feedback_pb2.RecordResponse(duplicate=True)
+        kept = feedback_pb2.FeedbackEvent()
+        kept.CopyFrom(event)
+        self.events.append(kept)
+        return feedback_pb2.RecordResponse(stream_id=f"{len(self.events)}-0")
+
+    def _record_batch(self, request: feedback_pb2.RecordBatchRequest) -> feedback_pb2.RecordBatchResponse:
+        items = [_fill(feedback_pb2.RecordBatchItem(), self._record, event) for event in request.events]
+        return feedback_pb2.RecordBatchResponse(items=items)
+
+    def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
+        _refuse(prompt_violations(request.prompt))
+        texts = [self._generate_one(_text(request.prompt), i) for i in range(max(1, request.candidates))]
+        generation = policy_pb2.Generation(
+            generation_id=str(uuid.uuid4()),
+            prompt=request.prompt,
+            candidates=[
+                policy_pb2.Candidate(text=t, token_count=1, finish_reason=policy_pb2.FINISH_REASON_STOP) for t in texts
+            ],
+            policy_version=self._info("policy", "").version,
+            create_time=timestamp(0),
+        )
+        self.generations[generation.generation_id] = generation
+        return policy_pb2.GenerateResponse(
+            generation_id=generation.generation_id,
+            candidates=generation.candidates,
+            policy_version=generation.policy_version,
+        )
+
+    def _info(self, model: str, version: str) -> model_pb2.VersionInfo:
+        """Raises UnknownVersion. "" is the active version."""
+        if model not in self._versions:
+            raise InvalidRequest(f"{model!r} is not a model", violations=[Violation("model", "is not a known model")])
+        active = self._active[model][-1] if self._active[model] else ""
+        wanted = version or active
+        if not wanted or wanted not in self._versions[model]:
+            raise UnknownVersion(f"{model} version {wanted or '(none active)'} is unknown")
+        state = model_pb2.VERSION_STATE_ACTIVE if wanted == active else model_pb2.VERSION_STATE_STORED
+        ids = common_pb2.ModelVersion(version=wanted, digest=f"digest-{model}-{wanted}")
+        return model_pb2.VersionInfo(model=model, version=ids, state=state)
+
+    def _list_versions(self, request: model_pb2.ListVersionsRequest) -> model_pb2.ListVersionsResponse:
+        infos = [self._info(request.model, version) for version in reversed(self._versions.get(request.model, [""]))]
+        return model_pb2.ListVersionsResponse(versions=infos)
+
+    def _get_version(self, request: model_pb2.GetVersionRequest) -> model_pb2.GetVersionResponse:
+        return model_pb2.GetVersionResponse(version=self._info(request.model, request.version))
+
+    def _promote(self, request: model_pb2.PromoteRequest) -> model_pb2.PromoteResponse:
+        self._info(request.model, request.version)
+        history = self._active[request.model]
+        previous = history[-1] if history else ""
+        if request.version != previous:
+            history.append(request.version)
+        return model_pb2.PromoteResponse(version=self._info(request.model, ""), previous_version=previous)
+
+    def _rollback(self, request: model_pb2.RollbackRequest) -> model_pb2.RollbackResponse:
+        self._info(request.model, "")
+        if len(self._active[request.model]) < 2:
+            raise NothingToRollBack(f"{request.model} has no earlier version")
+        previous = self._active[request.model].pop()
+        return model_pb2.RollbackResponse(version=self._info(request.model, ""), previous_version=previous)
+
+    def _health(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+        if request.service not in self.services:
+            raise NotFound(f"service {request.service!r} is unknown")
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        serving = status.SERVING if self.services[request.service] else status.NOT_SERVING
+        return health_pb2.HealthCheckResponse(status=serving)
+
+
+class _InMemory:
+    def __init__(self, fake: FakeRewardloop) -> None:
+        self._fake = fake
+
+    def unary(self, send: Send) -> Message:
+        return self._fake._answer(send.path, send.request)
+
+    def stream(
+        self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
+    ) -> Iterator[M]:
+        self._fake._attempt(path)
+        for request in requests:
+            yield cast(M, self._fake._stream(path, request))
+
+    def sleep(self, seconds: float) -> None:
+        """Retries of the fake do not wait."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _InMemoryAio:
+    def __init__(self, fake: FakeRewardloop) -> None:
+        self._fake = fake
+
+    async def unary(self, send: Send) -> Message:
+        return self._fake._answer(send.path, send.request)
+
+    async def stream(
+        self, path: str, requests: AsyncIterator[Message], response_type: type[M], timeout_s: float | None
+    ) -> AsyncGenerator[M, None]:
+        self._fake._attempt(path)
+        async for request in requests:
+            yield cast(M, self._fake._stream(path, request))
+
+    async def sleep(self, seconds: float) -> None:
+        """Retries of the fake do not wait."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _refuse(violations: Iterator[Violation]) -> None:
+    if broken := tuple(violations):
+        raise InvalidRequest("; ".join(f"{v.field}: {v.description}" for v in broken), violations=broken)
+
+
+def _fill(item: M, answer: Callable[..., Message], request: Message) -> M:
+    """``item`` with the answer in ``result`` or the failure in ``error``."""
+    try:
+        item.result.CopyFrom(answer(request))  # type: ignore[attr-defined]
+    except RewardloopError as error:
+        item.error.CopyFrom(to_status(error))  # type: ignore[attr-defined]
+    return item
+
+
+def _text(prompt: common_pb2.Prompt) -> str:
+    if prompt.WhichOneof("content") == "text":
+        return prompt.text
+    return "\n".join(f"{m.role}: {m.content}" for m in prompt.conversation.messages)
