@@ -155,10 +155,8 @@ class Deployment:
             status = await process.wait()
         finally:
             await process.stop()
-        if process.exit_status != 0:
-            raise DeploymentError(
-                f"{name} failed (status {process.exit_status}), {process.log_path}:\n{process.tail()}"
-            )
+        if status != 0:
+            raise DeploymentError(f"{name} failed (status {status}), {process.log_path}:\n{process.tail()}")
 
     async def _until_serving(self, services: Sequence[str], patience_s: float = 90.0) -> None:
         self._on_phase("waiting until the services are warm")
