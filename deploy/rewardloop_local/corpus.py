@@ -1,0 +1,218 @@
+"""The demo's world: question types of a small support assistant, and answers to them in many styles.
+
+`corpus.toml` holds the text. One question type (intent) is a topic and an aspect of it ("kettle", "warranty"): one
+right fact, two plausible wrong ones (true of neighbouring topics), and seven paraphrases of the question, five of
+them for training and users' traffic, two held out. Which answers people like is not told here.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+Tone: TypeAlias = Literal["polite", "plain", "curt"]
+
+# How often a right fact is given in the starter's examples, by question type: for some, most answers are wrong, so
+# that more than greedy decoding is needed to get better.
+_RIGHT_SHARES = (0.35, 0.5, 0.65)
+_TONES: tuple[Tone, ...] = ("polite", "plain", "curt")
+_TONE_SHARES = (0.4, 0.35, 0.25)
+_RAMBLING_SHARE = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A question type. ``values``: every value that some topic has for this aspect; ``wrong``: two of them that
+    people mistake for ``right``. ``answers``: sentences with {t} (topic) and {v} (value)."""
+
+    topic: str
+    aspect: str
+    right: str
+    wrong: tuple[str, str]
+    values: tuple[str, ...]
+    answers: tuple[str, ...]
+    paraphrases: tuple[str, ...]
+    right_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One paraphrase of an intent. ``held_out``: in neither the starter's examples nor the users' traffic."""
+
+    text: str
+    intent: Intent
+    held_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How an answer is given: ``rambling`` counts sentences beside the point (0..3)."""
+
+    right: bool = True
+    tone: Tone = "polite"
+    rambling: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Phrases:
+    """Whole sentences that make an answer polite, curt or rambling."""
+
+    polite_openings: tuple[str, ...]
+    polite_closings: tuple[str, ...]
+    curt_openings: tuple[str, ...]
+    curt_closings: tuple[str, ...]
+    rambling: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RelevancePair:
+    """An answer of the right topic (right or wrong, in any style) and an answer to another question."""
+
+    prompt: str
+    relevant: str
+    irrelevant: str
+
+
+def normalise(text: str) -> str:
+    """Lower-case words and numbers, single-spaced, with a space at both ends: phrases can be looked up whole."""
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
+
+
+@cache
+def phrases() -> Phrases:
+    source = _source()
+    return Phrases(**{name: tuple(source[name]) for name in Phrases.__slots__})
+
+
+@cache
+def intents() -> tuple[Intent, ...]:
+    """Every question type, in the order of the file."""
+    found: list[Intent] = []
+    for group in _source()["groups"]:
+        topics: Sequence[str] = group["topics"]
+        for aspect in group["aspects"]:
+            values = tuple(dict.fromkeys(aspect["facts"]))
+            for index, (topic, right) in enumerate(zip(topics, aspect["facts"], strict=True)):
+                at = values.index(right)
+                others = values[at + 1 :] + values[:at]
+                start = index % len(others)
+                wrong = (others[start], others[(start + 1) % len(others)])
+                found.append(
+                    Intent(
+                        topic=topic,
+                        aspect=aspect["name"],
+                        right=right,
+                        wrong=wrong,
+                        values=values,
+                        answers=tuple(aspect["answers"]),
+                        paraphrases=tuple(q.replace("{t}", topic) for q in aspect["questions"]),
+                        right_share=_RIGHT_SHARES[len(found) % len(_RIGHT_SHARES)],
+                    )
+                )
+    return tuple(found)
+
+
+@cache
+def _questions() -> tuple[Question, ...]:
+    def of(index: int, intent: Intent) -> Iterator[Question]:
+        count = len(intent.paraphrases)
+        held_out = {index % count, (index + 3) % count}
+        for place, text in enumerate(intent.paraphrases):
+            yield Question(text, intent, place in held_out)
+
+    return tuple(q for index, intent in enumerate(intents()) for q in of(index, intent))
+
+
+def questions(seed: int, *, held_out: bool = False) -> list[Question]:
+    """The questions of one side of the fixed split, in an order that the seed decides."""
+    chosen = [q for q in _questions() if q.held_out == held_out]
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+@cache
+def _by_text() -> Mapping[str, Question]:
+    return {normalise(q.text): q for q in _questions()}
+
+
+def question_of(prompt: str) -> Question:
+    """The question with this text (case and punctuation aside). Raises KeyError when the corpus has none."""
+    return _by_text()[normalise(prompt)]
+
+
+def answer(question: Question, style: Style, rng: random.Random) -> str:
+    """An answer of 8 to 60 words in this style."""
+    intent, said = question.intent, phrases()
+    value = intent.right if style.right else rng.choice(intent.wrong)
+    sentences = [rng.choice(intent.answers).replace("{t}", intent.topic).replace("{v}", value)]
+    sentences[0] = sentences[0][0].upper() + sentences[0][1:]
+    for filler in rng.sample(said.rambling, style.rambling):
+        sentences.insert(rng.choice((0, len(sentences))), filler)
+    if style.tone == "polite":
+        shape = rng.random()  # an opening, a closing, or most often both
+        if shape < 0.75:
+            sentences.insert(0, rng.choice(said.polite_openings))
+        if shape > 0.25:
+            sentences.append(rng.choice(said.polite_closings))
+    elif style.tone == "curt":
+        if rng.random() < 0.5:
+            sentences.insert(0, rng.choice(said.curt_openings))
+        else:
+            sentences.append(rng.choice(said.curt_closings))
+    return " ".join(sentences)
+
+
+def random_style(question: Question, rng: random.Random) -> Style:
+    """A style of the starter's mix: about half right, 40% polite, 35% rambling."""
+    return Style(
+        right=rng.random() < question.intent.right_share,
+        tone=rng.choices(_TONES, _TONE_SHARES)[0],
+        rambling=rng.choice((1, 2, 2, 3)) if rng.random() < _RAMBLING_SHARE else 0,
+    )
+
+
+def _rounds(seed: int, rng: random.Random) -> Iterator[Question]:
+    """Training questions without end: each comes once before any comes again."""
+    pool = questions(seed)
+    while True:
+        yield from pool
+        rng.shuffle(pool)
+
+
+def sft_examples(n: int, seed: int) -> list[tuple[str, str]]:
+    """``n`` (prompt, completion) over the training questions, in mixed styles."""
+    rng = random.Random(seed)
+    rounds = _rounds(seed, rng)
+    return [(q.text, answer(q, random_style(q, rng), rng)) for q in (next(rounds) for _ in range(n))]
+
+
+def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
+    """``n`` pairs that teach relevance and nothing about taste: both answers draw their style alike.
+
+    The irrelevant answer is about another topic, half of the time in answer to the same kind of question.
+    """
+    rng = random.Random(seed)
+    rounds, pool = _rounds(seed, rng), questions(seed)
+    siblings: dict[str, list[Question]] = {}
+    for question in pool:
+        siblings.setdefault(question.intent.aspect, []).append(question)
+    pairs: list[RelevancePair] = []
+    while len(pairs) < n:
+        asked = next(rounds)
+        other = rng.choice(siblings[asked.intent.aspect] if len(pairs) % 2 else pool)
+        if other.intent.topic == asked.intent.topic:
+            continue
+        relevant, irrelevant = (answer(q, random_style(q, rng), rng) for q in (asked, other))
+        pairs.append(RelevancePair(asked.text, relevant, irrelevant))
+    return pairs
+
+
+@cache
+def _source() -> Mapping[str, list]:  # type: ignore[type-arg]  # tables of the file, checked where they are read
+    return tomllib.loads(Path(__file__).with_name("corpus.toml").read_text(encoding="utf-8"))
