@@ -1,0 +1,193 @@
+"""Real gRPC servers in this process for the client's tests, with servicers that do what a test tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from rewardloop.v1 import (
+    common_pb2,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+)
+
+REASON_CODES = {
+    "INVALID_REQUEST": code_pb2.INVALID_ARGUMENT,
+    "QUEUE_FULL": code_pb2.RESOURCE_EXHAUSTED,
+    "STORE_FULL": code_pb2.RESOURCE_EXHAUSTED,
+    "NO_MODEL": code_pb2.UNAVAILABLE,
+    "DRAINING": code_pb2.UNAVAILABLE,
+    "REDIS_UNAVAILABLE": code_pb2.UNAVAILABLE,
+    "POLICY_UNAVAILABLE": code_pb2.UNAVAILABLE,
+    "DEADLINE_PASSED": code_pb2.DEADLINE_EXCEEDED,
+    "UNKNOWN_VERSION": code_pb2.NOT_FOUND,
+    "UNKNOWN_GENERATION": code_pb2.NOT_FOUND,
+    "CORRUPT_VERSION": code_pb2.FAILED_PRECONDITION,
+    "NOTHING_TO_ROLL_BACK": code_pb2.FAILED_PRECONDITION,
+    "NOT_LOADABLE": code_pb2.FAILED_PRECONDITION,
+    "INTERNAL": code_pb2.INTERNAL,
+}
+
+
+def status(reason: str, *, retry_after_s: float | None = None, field: str = "") -> status_pb2.Status:
+    """A status as the server sends it."""
+    made = status_pb2.Status(code=REASON_CODES[reason], message=f"because {reason}")
+    made.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="rewardloop"))
+    if retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(retry_after_s * 1e9))
+        made.details.add().Pack(retry)
+    if field:
+        bad = error_details_pb2.BadRequest()
+        bad.field_violations.add(field=field, description="is wrong")
+        made.details.add().Pack(bad)
+    return made
+
+
+class Services(
+    reward_pb2_grpc.RewardServiceServicer,
+    feedback_pb2_grpc.FeedbackServiceServicer,
+    policy_pb2_grpc.PolicyServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+):
+    """Answers with ``name`` as model version. ``failures``: statuses (or what to do) for the next calls."""
+
+    def __init__(self, name: str = "1") -> None:
+        self.name = name
+        self.failures: list[status_pb2.Status | Callable[[grpc.ServicerContext], None]] = []
+        self.calls: list[str] = []
+        self.seen: dict[str, feedback_pb2.FeedbackEvent] = {}
+        self.event_failures: dict[str, list[status_pb2.Status]] = {}
+        self.batch_sizes: list[int] = []
+        self.active = ["1"]
+
+    def _begin(self, method: str, context: grpc.ServicerContext) -> None:
+        self.calls.append(method)
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, status_pb2.Status):
+                context.abort_with_status(rpc_status.to_status(failure))
+            else:
+                failure(context)
+
+    def _scored(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+        return reward_pb2.ScoreResponse(
+            scores=[reward_pb2.ResponseScore(score=len(r), logit=2.0 * len(r)) for r in request.responses],
+            model_version=common_pb2.ModelVersion(version=self.name, digest="d"),
+        )
+
+    def Score(self, request: Any, context: Any) -> Any:
+        self._begin("Score", context)
+        return self._scored(request)
+
+    def ScoreBatch(self, request: Any, context: Any) -> Any:
+        self._begin("ScoreBatch", context)
+        items = [
+            reward_pb2.ScoreBatchItem(result=self._scored(group))
+            if all(group.responses)
+            else reward_pb2.ScoreBatchItem(error=status("INVALID_REQUEST", field="responses"))
+            for group in request.groups
+        ]
+        return reward_pb2.ScoreBatchResponse(items=items)
+
+    def ScoreStream(self, requests: Any, context: Any) -> Iterator[Any]:
+        """Replies in pairs, the later request first."""
+        self._begin("ScoreStream", context)
+        held = None
+        for request in requests:
+            reply = reward_pb2.ScoreStreamResponse(request_id=request.request_id, result=self._scored(request.request))
+            if held is None:
+                held = reply
+            else:
+                yield reply
+                yield held
+                held = None
+        if held is not None:
+            yield held
+
+    def _recorded(self, event: feedback_pb2.FeedbackEvent) -> feedback_pb2.RecordBatchItem:
+        if self.event_failures.get(event.event_id):
+            return feedback_pb2.RecordBatchItem(error=self.event_failures[event.event_id].pop(0))
+        duplicate = event.event_id in self.seen
+        self.seen[event.event_id] = event
+        stream_id = "" if duplicate else f"{len(self.seen)}-0"
+        return feedback_pb2.RecordBatchItem(
+            result=feedback_pb2.RecordResponse(stream_id=stream_id, duplicate=duplicate)
+        )
+
+    def Record(self, request: Any, context: Any) -> Any:
+        self._begin("Record", context)
+        return self._recorded(request.event).result
+
+    def RecordBatch(self, request: Any, context: Any) -> Any:
+        self._begin("RecordBatch", context)
+        self.batch_sizes.append(len(request.events))
+        return feedback_pb2.RecordBatchResponse(items=[self._recorded(event) for event in request.events])
+
+    def Generate(self, request: Any, context: Any) -> Any:
+        self._begin("Generate", context)
+        return policy_pb2.GenerateResponse(
+            generation_id="g1",
+            candidates=[
+                policy_pb2.Candidate(text="hello", log_probability=-1.5, finish_reason=policy_pb2.FINISH_REASON_LENGTH)
+            ]
+            * request.candidates,
+            policy_version=common_pb2.ModelVersion(version="4"),
+        )
+
+    def _info(self, model: str, version: str) -> model_pb2.VersionInfo:
+        info = model_pb2.VersionInfo(model=model, version=common_pb2.ModelVersion(version=version, digest="d"))
+        info.state = model_pb2.VERSION_STATE_ACTIVE if version == self.active[-1] else model_pb2.VERSION_STATE_STORED
+        return info
+
+    def ListVersions(self, request: Any, context: Any) -> Any:
+        self._begin("ListVersions", context)
+        return model_pb2.ListVersionsResponse(versions=[self._info(request.model, v) for v in ("3", "2", "1")])
+
+    def GetVersion(self, request: Any, context: Any) -> Any:
+        self._begin("GetVersion", context)
+        return model_pb2.GetVersionResponse(version=self._info(request.model, request.version or self.active[-1]))
+
+    def Promote(self, request: Any, context: Any) -> Any:
+        self._begin("Promote", context)
+        before = self.active[-1]
+        self.active.append(request.version)
+        return model_pb2.PromoteResponse(version=self._info(request.model, request.version), previous_version=before)
+
+    def Rollback(self, request: Any, context: Any) -> Any:
+        self._begin("Rollback", context)
+        before = self.active.pop()
+        return model_pb2.RollbackResponse(version=self._info(request.model, self.active[-1]), previous_version=before)
+
+    def WatchVersions(self, request: Any, context: Any) -> Iterator[Any]:
+        self._begin("WatchVersions", context)
+        for version in self.active:
+            yield model_pb2.WatchVersionsResponse(active=self._info(request.model, version))
+
+
+@contextmanager
+def serving(services: Services, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+    """Runs a real server; yields its address."""
+    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(services, server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(services, server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(services, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
+    bound = server.add_insecure_port(f"{host}:{port}")
+    server.start()
+    try:
+        yield f"{host}:{bound}"
+    finally:
+        server.stop(None).wait()

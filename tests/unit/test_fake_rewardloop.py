@@ -1,0 +1,120 @@
+"""The fake behaves as the contract says, through the client's own code."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rewardloop_client import (
+    Feedback,
+    InvalidRequest,
+    NotFound,
+    NothingToRollBack,
+    QueueFull,
+    RedisUnavailable,
+    RewardloopClient,
+    ScoreGroup,
+    UnknownGeneration,
+    UnknownVersion,
+)
+from rewardloop_client.fake import FakeRewardloop
+
+
+def test_it_is_a_client_that_scores_by_the_given_function() -> None:
+    fake = FakeRewardloop(score=lambda prompt, response: float(prompt in response))
+    assert isinstance(fake, RewardloopClient)
+    assert fake.score("yes", ["no", "oh yes"]).values == (0, 1)
+    assert FakeRewardloop().score("p", ["a", "abc"]).best == 1
+
+
+def test_bad_items_of_a_batch_or_stream_fail_alone() -> None:
+    fake = FakeRewardloop()
+    groups = [("p", ["a"]), ("", ["a"]), ("p", []), ("p", [""]), ScoreGroup("p", ["ab"], min_version=9)]
+    expected = [None, "prompt", "responses", "responses[0]", None]
+    for outcomes in (fake.score_batch(groups), list(fake.score_stream(groups))):
+        fields = [o.violations[0].field if isinstance(o, InvalidRequest) else None for o in outcomes]
+        assert fields == expected
+        assert isinstance(outcomes[4], UnknownVersion)
+
+
+def test_injected_failures_run_through_the_clients_retries() -> None:
+    fake = FakeRewardloop()
+    fake.fail("score", QueueFull("busy", retry_after_s=0.5), times=3)
+    assert fake.score("p", ["a"]).values == (1,)
+    assert fake.attempts == ["score"] * 4
+    fake.fail("rollback", RedisUnavailable("away"))
+    with pytest.raises(RedisUnavailable):
+        fake.rollback("reward")
+
+
+def test_feedback_is_kept_once_and_by_the_rules() -> None:
+    fake = FakeRewardloop()
+    event = Feedback.choice(prompt="p", responses=["a", "b"], chosen=0, rejected=1, event_id="e")
+    assert [r.duplicate for r in fake.record_batch([event, event])] == [False, True]
+    wrong = [
+        Feedback.choice(prompt="p", responses=["a", "b"], chosen=0, rejected=2),
+        Feedback.choice(prompt="p", responses=["a", "b"], chosen=1, rejected=1),
+        Feedback.ranking(prompt="p", responses=["a", "b"], order=[0, 0]),
+        Feedback.rating(prompt="p", responses=["a"], value=float("nan"), minimum=0, maximum=1),
+        Feedback.edit(prompt="p", responses=["a"], edited_text="a"),
+        Feedback.thumb(prompt="", responses=["a"], up=True),
+        Feedback.thumb(prompt="p", responses=[], up=True),
+        Feedback.thumb(prompt=[{"role": "robot", "content": "x"}], responses=["a"], up=True),
+        Feedback.thumb(prompt="p", responses=["a"], up=True, event_id="x" * 129),
+        Feedback.thumb(prompt="p", responses=["a"], up=True, tags={"k" * 65: "v"}),
+    ]
+    assert all(isinstance(o, InvalidRequest) for o in fake.record_batch(wrong))
+    assert [e.event_id for e in fake.events] == ["e"]
+
+
+def test_feedback_may_name_a_generation() -> None:
+    fake = FakeRewardloop(generate=lambda prompt, index: f"{prompt}{index}")
+    answer = fake.generate("q", candidates=2)
+    assert [c.text for c in answer.candidates] == ["q0", "q1"]
+    assert fake.record(Feedback.choice(generation_id=answer.generation_id, chosen=1, rejected=0)).stream_id
+    with pytest.raises(InvalidRequest):
+        fake.record(Feedback.choice(generation_id=answer.generation_id, chosen=2, rejected=0))
+    with pytest.raises(UnknownGeneration):
+        fake.record(Feedback.choice(generation_id="other", chosen=1, rejected=0))
+
+
+def test_versions_are_promoted_and_rolled_back() -> None:
+    fake = FakeRewardloop(versions={"reward": ["1", "2"], "policy": []})
+    fake.add_version("reward", "3")
+    assert fake.get_version("reward").version == "2"
+    assert fake.promote("reward", "3").previous_version == "2"
+    assert [(v.version, v.state) for v in fake.list_versions("reward")] == [
+        ("3", "active"),
+        ("2", "stored"),
+        ("1", "stored"),
+    ]
+    assert fake.score("p", ["a"]).model_version.version == "3"
+    assert fake.rollback("reward").version.version == "2"
+    with pytest.raises(NothingToRollBack):
+        fake.rollback("reward")
+    with pytest.raises(UnknownVersion):
+        fake.promote("reward", "9")
+    with pytest.raises(UnknownVersion):
+        fake.get_version("policy")
+    assert next(fake.watch_versions("reward")).version == "2"
+    assert fake.wait_until_active("reward", "2").version == "2"
+
+
+def test_health_is_told_by_service() -> None:
+    fake = FakeRewardloop()
+    fake.services["rewardloop.v1.RewardService"] = False
+    assert (fake.health(), fake.health("rewardloop.v1.RewardService")) == ("SERVING", "NOT_SERVING")
+    with pytest.raises(NotFound):
+        fake.health("other")
+
+
+async def test_the_asyncio_face_shares_the_state() -> None:
+    fake = FakeRewardloop()
+    client = fake.as_async()
+    await client.record(Feedback.thumb(prompt="p", responses=["a"], up=True))
+    assert len(fake.events) == 1
+    results = await asyncio.gather(*(client.score("p", ["x" * n]) for n in (1, 2)))
+    assert [r.values[0] for r in results] == [1, 2]
+    assert [o.values[0] async for o in client.score_stream([("p", ["abc"])])] == [3]
+    assert (await anext(client.watch_versions("policy"))).version == "1"
