@@ -33,7 +33,7 @@ from rewardloop_server.batch import Batcher
 from rewardloop_server.engine import RewardModel, choose_device, load_reward_model
 from rewardloop_server.errors import RewardloopError
 from rewardloop_server.feedback import FeedbackServicer
-from rewardloop_server.feedback_stream import FeedbackStream, connect
+from rewardloop_server.feedback_stream import FeedbackStream
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.interceptor import RewardloopInterceptor
@@ -41,6 +41,7 @@ from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.models import ModelServicer
 from rewardloop_server.pointer import ActivePointer
 from rewardloop_server.policy_relay import PolicyRelay
+from rewardloop_server.redis_link import connect
 from rewardloop_server.score import RewardServicer
 from rewardloop_server.settings import ServeSettings
 from rewardloop_server.swap import VersionHost

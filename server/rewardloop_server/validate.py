@@ -1,4 +1,4 @@
-"""validate: what a request must be before anything is done with it. Pure functions; all violations are found, not the first.
+"""validate: what a request must be before anything is done with it. Pure functions that find every violation.
 
 Descriptions name limits and counts, never the caller's text.
 """

