@@ -146,6 +146,17 @@ class Ledger:
                 rows += sum(order(i) > low for i in self._column(segment, "stream_id"))
         return rows
 
+    def arrivals(self, after_stream_id: str | None = None, until_stream_id: str | None = None) -> list[float]:
+        """Arrival times (Unix seconds) of the rows with after < id <= until."""
+        low = order(after_stream_id) if after_stream_id else (-1, 0)
+        high = order(until_stream_id) if until_stream_id else None
+        found: list[float] = []
+        for table in self._tables(low, high, ["stream_id", "arrival_time"]):
+            times = table.column("arrival_time").cast(pa.int64()).to_pylist()
+            keys = map(order, table.column("stream_id").to_pylist())
+            found += [t / 1e6 for key, t in zip(keys, times, strict=True) if key > low and (not high or key <= high)]
+        return found
+
     def compact(self, *, segments: int = 32, small_rows: int = 5_000, target_rows: int = 200_000) -> Segment | None:
         """Merge neighbouring small segments into one once there are ``segments`` of them.
 
@@ -174,14 +185,16 @@ class Ledger:
         self._delete(replaced)
         return whole
 
-    def _tables(self, low: tuple[int, int], high: tuple[int, int] | None) -> Iterator[pa.Table]:
+    def _tables(
+        self, low: tuple[int, int], high: tuple[int, int] | None, columns: list[str] | None = None
+    ) -> Iterator[pa.Table]:
         done: set[str] = set()
         while True:
             try:
                 for segment in self.segments:
                     wanted = order(segment.last) > low and (high is None or order(segment.first) <= high)
                     if wanted and segment.name not in done:
-                        table = self._read(segment.name)
+                        table = self._read(segment.name, columns)
                         done.add(segment.name)
                         for start in range(0, table.num_rows, _READ_ROWS):
                             yield table.slice(start, _READ_ROWS)

@@ -154,8 +154,3 @@ def _python(column: pa.Array) -> list[Any]:
         ends = column.offsets.to_pylist()
         return [pairs[start - ends[0] : end - ends[0]] for start, end in pairwise(ends)]
     return list(column.to_pylist())
-
-
-def arrival_seconds(event: feedback_pb2.FeedbackEvent) -> float:
-    """Arrival as Unix seconds."""
-    return event.arrival_time.ToMicroseconds() / 1e6

@@ -1,0 +1,5 @@
+"""``python -m rewardloop_trainer``."""
+
+from rewardloop_trainer.app import main
+
+raise SystemExit(main())

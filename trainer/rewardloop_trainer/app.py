@@ -1,0 +1,24 @@
+"""``rewardloop train``: settings first, so that --help is instant, then the heavy imports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rewardloop.formats.settings import parse
+from rewardloop_trainer.settings import TrainSettings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Learn until SIGTERM. Returns the exit status: 0 after a clean stop, 1 when another trainer took over."""
+    settings = parse(TrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop train")
+
+    from rewardloop.formats.log import configure_logging
+    from rewardloop_trainer.daemon import run
+
+    configure_logging(settings.log_level, settings.log_format)
+    return run(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,148 @@
+"""The trainer's composition root: builds every part, starts it, and stops it on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+import redis
+import structlog
+from prometheus_client import start_http_server
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_client import RewardloopClient
+from rewardloop_trainer.consume import Consumer
+from rewardloop_trainer.leader import LeaderLock
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.loop import Learner, Loop, Outcome, RoundTrack
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.settings import TrainSettings
+from rewardloop_trainer.state import StateFile
+
+log = structlog.get_logger()
+
+
+def run(settings: TrainSettings) -> int:
+    """Learn until stopped. Returns the exit status."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    metrics = TrainerMetrics()
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+    client = redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0)
+    lock = LeaderLock(client, settings.lock_ttl_s)
+    if not lock.wait(stop):
+        return 0
+    try:
+        return _lead(settings, client, lock, metrics, stop)
+    finally:
+        lock.release()
+        client.close()
+
+
+def _lead(
+    settings: TrainSettings, client: redis.Redis, lock: LeaderLock, metrics: TrainerMetrics, stop: threading.Event
+) -> int:
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(settings.archive)
+    state_file = StateFile(settings.work_dir)
+    failures: list[BaseException] = []
+    with RewardloopClient(settings.server, lane="trainer") as server:
+        loop = Loop(
+            _learners(settings, client, ledger, metrics, server, stop),
+            ledger,
+            state_file,
+            metrics,
+            settings.work_dir,
+            stop,
+            seed=settings.seed,
+            retry_first_s=settings.retry_first_s,
+        )
+        consumer = Consumer(
+            client,
+            ledger,
+            metrics,
+            flush_rows=settings.flush_rows,
+            flush_age_s=settings.flush_age_s,
+            on_archived=loop.arrived.set,
+        )
+        threads = [
+            _start("consumer", lambda: consumer.run(stop), stop, failures),
+            _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
+        ]
+        log.info("leading", epoch=lock.epoch, ledger_rows=ledger.row_count, archive=settings.archive)
+        try:
+            loop.run(
+                max_rounds=settings.max_rounds or None,
+                ends=lambda: settings.once and _is_drained(consumer),
+            )
+        finally:
+            stop.set()
+            loop.arrived.set()
+            for thread in threads:
+                thread.join()
+    for failure in failures:
+        log.critical("the trainer stops", exc_info=failure)
+    if lock.lost.is_set() or failures:
+        return 1
+    log.info("stopped", ledger_rows=ledger.row_count)
+    return 0
+
+
+def _learners(
+    settings: TrainSettings,
+    client: redis.Redis,
+    ledger: Ledger,
+    metrics: TrainerMetrics,
+    server: RewardloopClient,
+    stop: threading.Event,
+) -> list[Learner]:
+    store = ModelStore(settings.store)
+
+    def reward(track: RoundTrack) -> Outcome:
+        from rewardloop_trainer.reward_round import RewardRound  # torch: only once there is something to train
+
+        return RewardRound(settings, store, ledger, client, server, metrics, stop).run(track)
+
+    def policy(track: RoundTrack) -> Outcome:
+        from rewardloop_trainer.policy_round import PolicyRound
+
+        return PolicyRound(settings, store, ledger, client, server, metrics, stop).run(track)
+
+    learners = []
+    if settings.reward_rounds:
+        learners.append(Learner("reward", settings.reward_min_signals, settings.reward_max_interval_s, reward))
+    if settings.policy_rounds and store.versions("policy"):
+        learners.append(Learner("policy", settings.policy_min_signals, settings.policy_max_interval_s, policy))
+    return learners
+
+
+def _start(name: str, work: Callable[[], None], stop: threading.Event, failures: list[BaseException]) -> threading.Thread:
+    """Run ``work`` in a thread; what it raises stops the process rather than leaving it half alive."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    thread = threading.Thread(target=guarded, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _until_lost(lock: LeaderLock, stop: threading.Event) -> None:
+    while not stop.wait(0.2):
+        if lock.lost.is_set():
+            stop.set()
+
+
+def _is_drained(consumer: Consumer) -> bool:
+    try:
+        return consumer.drained()
+    except redis.RedisError as error:
+        log.warning("Redis does not answer", error=str(error))
+        return False

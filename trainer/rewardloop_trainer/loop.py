@@ -1,0 +1,213 @@
+"""When which model learns: waits for signals, runs rounds, and survives the ones that fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import redis
+import structlog
+
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.publish import ServerAway
+from rewardloop_trainer.state import ModelState, Round, StateFile
+
+log = structlog.get_logger()
+
+Outcome = Literal["promoted", "refused"]
+_MAX_FAILURES = 3
+
+
+class Interrupted(Exception):
+    """The process was asked to stop: the round has saved itself and goes on at the next start."""
+
+
+class RoundTrack:
+    """A round's hold on its own place in the state file; each `reach` is on disk when it returns."""
+
+    def __init__(self, model: str, file: StateFile, metrics: TrainerMetrics) -> None:
+        self.model = model
+        self._file = file
+        self._metrics = metrics
+
+    @property
+    def now(self) -> Round:
+        """Raises ValueError when no round is under way."""
+        current = self._file.read().of(self.model).round
+        if current is None:
+            raise ValueError(f"no round of {self.model} is under way")
+        return current
+
+    @property
+    def key(self) -> str:
+        """Names this round in the notes of what it publishes."""
+        return self._file.read().round_key(self.model, self.now.number)
+
+    def reach(self, changed: Round) -> None:
+        """Replace the round's record, its phase above all."""
+        state = self._file.read()
+        self._file.write(state.with_model(self.model, replace(state.of(self.model), round=changed)))
+        self._metrics.in_phase(self.model, changed.phase)
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """A model that learns from signals.
+
+    ``min_signals``: so many new signals start a round. ``max_interval_s``: so many seconds after the last round,
+    one new signal does. ``run``: one round, from the phase that its track is in; raises `Interrupted`, `ServerAway`
+    (the round waits to be promoted), or anything else for a failure.
+    """
+
+    model: str
+    min_signals: int
+    max_interval_s: float
+    run: Callable[[RoundTrack], Outcome]
+
+
+class Loop:
+    """Runs the learners' rounds one after another, in their order, until ``stop`` is set."""
+
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        ledger: Ledger,
+        state_file: StateFile,
+        metrics: TrainerMetrics,
+        work_dir: Path,
+        stop: threading.Event,
+        *,
+        seed: int = 0,
+        retry_first_s: float = 5.0,
+        poll_s: float = 1.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._learners = tuple(learners)
+        self._ledger = ledger
+        self._file = state_file
+        self._metrics = metrics
+        self._work_dir = work_dir
+        self._stop = stop
+        self._seed = seed
+        self._retry_first_s = retry_first_s
+        self._poll_s = poll_s
+        self._clock = clock
+        self._started_at = clock()
+        self._not_before: dict[str, float] = {}
+        self._waits: dict[str, int] = {}
+        self.arrived = threading.Event()
+        self.rounds_ended = 0
+
+    def run(self, *, max_rounds: int | None = None, ends: Callable[[], bool] = lambda: False) -> None:
+        """Until stopped, until ``max_rounds`` have ended, or until nothing is due and ``ends()``."""
+        if not self._file.path.exists():
+            self._file.write(self._file.read())  # the trainer's id is fixed from the first start
+        while not self._stop.is_set() and (max_rounds is None or self.rounds_ended < max_rounds):
+            if not self._run_due() and not self._stop.is_set():
+                if not self._is_any_open() and ends():
+                    return
+                self.arrived.wait(self._poll_s)
+                self.arrived.clear()
+
+    def due(self, learner: Learner) -> bool:
+        """Whether a round should start now, by signals or by time."""
+        state = self._file.read().of(learner.model)
+        new = self._ledger.rows_after(state.learned_through or None)
+        waited = self._clock() - (state.ended_at or self._started_at)
+        return new >= learner.min_signals or (new >= 1 and waited >= learner.max_interval_s)
+
+    def _run_due(self) -> bool:
+        """Run each learner that has a round open or due; False when none had."""
+        ran = False
+        for learner in self._learners:
+            state = self._file.read().of(learner.model)
+            if self._stop.is_set() or self._clock() < self._not_before.get(learner.model, 0.0):
+                continue
+            if state.round is None:
+                if not self.due(learner):
+                    continue
+                self._open(learner.model, state)
+            ran = True
+            self._attempt(learner)
+        return ran
+
+    def _is_any_open(self) -> bool:
+        state = self._file.read()
+        return any(state.of(learner.model).round or self.due(learner) for learner in self._learners)
+
+    def _open(self, model: str, state: ModelState) -> None:
+        until = self._ledger.last_stream_id
+        if until is None:
+            raise ValueError("a round needs signals")
+        number = state.rounds + 1
+        new = self._ledger.rows_after(state.learned_through or None)
+        opened = Round(
+            number=number,
+            phase="training",
+            after_stream_id=state.learned_through,
+            until_stream_id=until,
+            signals=self._ledger.row_count - self._ledger.rows_after(until),
+            new_signals=new,
+            seed=self._seed * 1_000_003 + number,
+            started_at=self._clock(),
+        )
+        RoundTrack(model, self._file, self._metrics).reach(opened)
+        log.info("round begins", model=model, round=number, new_signals=new, signals=opened.signals)
+
+    def _attempt(self, learner: Learner) -> None:
+        track = RoundTrack(learner.model, self._file, self._metrics)
+        started = time.monotonic()
+        try:
+            outcome: str = learner.run(track)
+        except Interrupted:
+            log.info("round interrupted: it goes on at the next start", model=learner.model, round=track.now.number)
+            return
+        except (ServerAway, redis.RedisError) as error:
+            self._later(learner.model, "not reachable, trying again", str(error))
+            return
+        except Exception as error:  # a round may fail in any way a model or its data can; three times, then skip
+            self._metrics.rounds.labels(model=learner.model, outcome="failed").inc()
+            failed = replace(track.now, failures=track.now.failures + 1)
+            track.reach(failed)
+            log.exception("round failed", model=learner.model, round=failed.number, failures=failed.failures)
+            if failed.failures < _MAX_FAILURES:
+                self._later(learner.model, "trying the round again", str(error))
+                return
+            self._keep_failed(learner.model, failed, error)
+            outcome = "skipped"
+        finally:
+            self._metrics.train_seconds.labels(model=learner.model).observe(time.monotonic() - started)
+        self._close(learner.model, track.now, outcome)
+
+    def _later(self, model: str, event: str, reason: str) -> None:
+        self._waits[model] = self._waits.get(model, 0) + 1
+        delay = min(self._retry_first_s * 2 ** (self._waits[model] - 1), 300.0)
+        self._not_before[model] = self._clock() + delay
+        log.warning(event, model=model, reason=reason, retry_in_s=delay)
+
+    def _keep_failed(self, model: str, failed: Round, error: Exception) -> None:
+        kept = self._work_dir / "failed" / f"{model}-{failed.number}"
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / "error.txt").write_text(f"{type(error).__name__}: {error}\n{failed}\n")
+
+    def _close(self, model: str, ended: Round, outcome: str) -> None:
+        state = self._file.read()
+        self._file.write(state.with_model(model, state.of(model).finished(self._clock())))
+        self._metrics.in_phase(model, "idle")
+        self._metrics.rounds.labels(model=model, outcome=outcome).inc()
+        self._waits.pop(model, None)
+        self._not_before.pop(model, None)
+        self.rounds_ended += 1
+        log.info(
+            f"{model} round {ended.number} {outcome}"
+            + (f": version {ended.version} is live" if outcome == "promoted" else ""),
+            seconds=round(self._clock() - ended.started_at, 1),
+            new_signals=ended.new_signals,
+            signals=ended.signals,
+            **{name: round(value, 4) for name, value in sorted(ended.metrics.items())},
+        )

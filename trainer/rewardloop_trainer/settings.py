@@ -1,0 +1,87 @@
+"""Settings of the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rewardloop.formats.settings import ProcessSettings
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RewardHyperparameters(_Group):
+    """How a reward model learns."""
+
+    base: str = Field("", description="Hugging Face directory or hub id of the first model; empty: the live version")
+    heads: int = Field(4, ge=1, description="score heads of a first model; their spread is the uncertainty")
+    max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, of a first model")
+    method: Literal["full", "lora", "heads"] = Field("full", description="which weights learn")
+    lora_rank: int = Field(16, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    head_learning_rate: float = Field(1e-3, gt=0)
+    batch_signals: int = Field(16, ge=1, description="signals in one optimizer step")
+    max_epochs: float = Field(2.0, gt=0, description="most passes over the training signals of a round")
+    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
+    warmup_share: float = Field(0.06, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    centring: float = Field(0.01, ge=0, description="weight of the term that keeps the score's level from drifting")
+    patience: int = Field(3, ge=1, description="evaluations without a gain after which training stops")
+    gate_margin: float = Field(0.0, ge=0, description="held-out accuracy that a candidate may lose against the live one")
+
+
+class PolicyHyperparameters(_Group):
+    """How a policy learns from preferences (DPO)."""
+
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the live policy")
+    learning_rate: float = Field(1e-5, gt=0)
+    batch_pairs: int = Field(16, ge=1, description="pairs in one optimizer step")
+    max_epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    max_length: int = Field(512, ge=8, description="most tokens of prompt and response together")
+
+
+class TrainSettings(ProcessSettings):
+    """Archives preference signals, retrains the reward model and the policy, and swaps in what passes its gates."""
+
+    store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    server: str = Field("127.0.0.1:50051", description="gRPC address of the services")
+    work_dir: Path = Field(Path("rewardloop-data/trainer"), description="state and checkpoints")
+    archive: str = Field("rewardloop-data/ledger", description="the Parquet ledger: a path or an fsspec URL")
+    metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
+
+    reward_min_signals: int = Field(256, ge=1, description="new signals that start a reward round")
+    reward_max_interval_s: float = Field(3_600, gt=0, description="one new signal starts a round after this long")
+    policy_min_signals: int = Field(512, ge=1, description="new signals that start a policy round")
+    policy_max_interval_s: float = Field(14_400, gt=0, description="one new signal starts a round after this long")
+    reward_rounds: bool = Field(True, description="train reward models")
+    policy_rounds: bool = Field(True, description="train policies, where the store has a first one")
+
+    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts that training never sees")
+    max_heldout: int = Field(4_000, ge=1, description="most held-out records that a gate looks at")
+    newest: int = Field(200_000, ge=1, description="newest training records of a round")
+    replayed: int = Field(50_000, ge=0, description="older records drawn uniformly beside the newest")
+
+    flush_rows: int = Field(5_000, ge=1, description="rows after which a ledger segment is written")
+    flush_age_s: float = Field(2.0, gt=0, description="seconds after which a ledger segment is written")
+    lock_ttl_s: float = Field(10.0, ge=1, description="after this long a killed trainer's place is free")
+    promote_timeout_s: float = Field(120.0, gt=0, description="how long the server may take to load a version")
+    checkpoint_every_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
+    retry_first_s: float = Field(5.0, gt=0, description="first pause before a failed round is tried again; doubles")
+
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
+    once: bool = Field(False, description="end when the stream is drained and no round is due")
+    max_rounds: int = Field(0, ge=0, description="end after so many rounds; 0: no bound")
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    reward: RewardHyperparameters = RewardHyperparameters()
+    policy: PolicyHyperparameters = PolicyHyperparameters()
