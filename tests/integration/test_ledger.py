@@ -24,7 +24,11 @@ def ids(ledger: Ledger) -> list[str]:
 
 
 def every_kind() -> list[feedback_pb2.FeedbackEvent]:
-    about = {"prompt": common_pb2.Prompt(text="q"), "responses": ["a", "b", "c"], "source": feedback_pb2.SOURCE_IMPLICIT}
+    about = {
+        "prompt": common_pb2.Prompt(text="q"),
+        "responses": ["a", "b", "c"],
+        "source": feedback_pb2.SOURCE_IMPLICIT,
+    }
     signals: list[dict[str, object]] = [
         {"choice": feedback_pb2.Choice(chosen=0, rejected=0)},
         {"ranking": feedback_pb2.Ranking(order=[2, 0, 1])},
