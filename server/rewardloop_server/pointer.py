@@ -15,34 +15,32 @@ _MAX_PREVIOUS = 20
 _MAX_REASON_CHARS = 1000
 
 # KEYS[1]  rewardloop:{models}:active   hash: model name to the JSON that `keys` describes
-# ARGV     model, version, reason, time of the change, most previous versions kept
-# Returns  the version that was active before, or nil
-# An active version that is named again stays as it is. A version that returns leaves the list of previous ones
-# together with what came after it, so that a rollback goes on backwards and not to and fro.
+# ARGV     model, version, reason, time of the change, most previous versions kept,
+#          and for a rollback the version that must be active, else ''
+# Returns  the version that was active before (nil: none), and 1 when the pointer is at `version` now
+# A promotion puts the version before it on the list of previous ones; a rollback takes its target off, so that a
+# second rollback goes further back and not forward again.
 _MOVE = """
 local raw = redis.call('HGET', KEYS[1], ARGV[1])
 local before, previous = false, {}
 if raw then
     local old = cjson.decode(raw)
-    before = old.version
-    if before == ARGV[2] then return before end
-    previous = old.previous
-    local again = 0
-    for i, version in ipairs(previous) do
-        if version == ARGV[2] then again = i break end
-    end
-    if again > 0 then
-        for _ = 1, again do table.remove(previous, 1) end
-    else
-        table.insert(previous, 1, before)
-        while #previous > tonumber(ARGV[5]) do table.remove(previous) end
-    end
+    before, previous = old.version, old.previous
+end
+if ARGV[6] ~= '' then
+    if before ~= ARGV[6] or previous[1] ~= ARGV[2] then return {before, 0} end
+    table.remove(previous, 1)
+elseif before == ARGV[2] then
+    return {before, 1}
+elseif before then
+    table.insert(previous, 1, before)
+    while #previous > tonumber(ARGV[5]) do table.remove(previous) end
 end
 local list = #previous > 0 and cjson.encode(previous) or '[]'
-local now = '{"version":' .. cjson.encode(ARGV[2]) .. ',"previous":' .. list ..
-    ',"changed_at":' .. cjson.encode(ARGV[4]) .. ',"reason":' .. cjson.encode(ARGV[3]) .. '}'
-redis.call('HSET', KEYS[1], ARGV[1], now)
-return before
+redis.call('HSET', KEYS[1], ARGV[1],
+    '{"version":' .. cjson.encode(ARGV[2]) .. ',"previous":' .. list ..
+    ',"changed_at":' .. cjson.encode(ARGV[4]) .. ',"reason":' .. cjson.encode(ARGV[3]) .. '}')
+return {before, 1}
 """
 
 
@@ -77,18 +75,27 @@ class ActivePointer:
 
     async def move(self, model: str, version: str, reason: str) -> str | None:
         """Make ``version`` active; returns the version before. No-op when it is active already."""
-        with redis_errors():
-            before = await self._move(
-                keys=[keys.ACTIVE],
-                args=[model, version, reason[:_MAX_REASON_CHARS], _now(), _MAX_PREVIOUS],
-            )
-        return None if before is None else before.decode()
+        before, _ = await self._run(model, version, reason, must_be_active="")
+        return before
+
+    async def move_back(self, model: str, version: str, target: str, reason: str) -> bool:
+        """Go from ``version`` back to its rollback target; False when the pointer was moved meanwhile."""
+        _, is_moved = await self._run(model, target, reason, must_be_active=version)
+        return is_moved
 
     async def initialise(self, model: str, version: str) -> None:
         """Make ``version`` active unless the model has an active one."""
         value = {"version": version, "previous": [], "changed_at": _now(), "reason": "first version"}
         with redis_errors():
             await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value))
+
+    async def _run(self, model: str, version: str, reason: str, must_be_active: str) -> tuple[str | None, bool]:
+        with redis_errors():
+            before, is_moved = await self._move(
+                keys=[keys.ACTIVE],
+                args=[model, version, reason[:_MAX_REASON_CHARS], _now(), _MAX_PREVIOUS, must_be_active],
+            )
+        return (None if before is None else before.decode()), bool(is_moved)
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -101,20 +101,29 @@ class VersionHost(Generic[L]):
         Raises UnknownVersion, CorruptVersionError or NotLoadable; the running version stays.
         """
         async with self._one_at_a_time:
-            if self.active is not None and self.active.version == version:
-                return self.active
-            started = time.monotonic()
-            self._warming = version
+            return await self._activate(version)
+
+    @asynccontextmanager
+    async def switching(self, version: str) -> AsyncIterator[Manifest]:
+        """Activate ``version`` for the block, and go back at once to the version before it when the block fails.
+
+        No other switch happens meanwhile. The pointer is moved within the block: between a switch and the pointer's
+        move, `follow` would read the old pointer and undo the switch. Raises as `activate` does.
+        """
+        async with self._one_at_a_time:
+            before = self._slot
+            if before is not None:
+                before.leases += 1
             try:
-                loaded = await asyncio.to_thread(self._fetch_and_load, version)
-            except VersionNotFound as error:
-                raise UnknownVersion(str(error)) from error
-            except CorruptVersion as error:
-                raise CorruptVersionError(str(error)) from error
+                yield await self._activate(version)
+            except BaseException:
+                if before is not None and self._slot is not before:
+                    before.leases += 1
+                    await self._switch(before, 0.0)
+                raise
             finally:
-                self._warming = None
-            await self._switch(loaded, time.monotonic() - started)
-            return loaded.manifest
+                if before is not None:
+                    self._release(before)
 
     async def changes(self) -> AsyncIterator[Manifest]:
         """The active manifest (once there is one), then each one after a switch; skips what a slow reader missed."""
@@ -134,8 +143,9 @@ class VersionHost(Generic[L]):
         delay = poll_s
         while True:
             try:
-                if (wanted := await self._wanted(pointer)) is not None:
-                    await self.activate(wanted)
+                async with self._one_at_a_time:
+                    if (wanted := await self._wanted(pointer)) is not None:
+                        await self._activate(wanted)
                 delay = poll_s
             except RewardloopError as error:
                 delay = min(delay * 2, 10.0)
@@ -152,17 +162,36 @@ class VersionHost(Generic[L]):
         active = await pointer.read(self.model)
         return active.version if active else None
 
+    async def _activate(self, version: str) -> Manifest:
+        if self.active is not None and self.active.version == version:
+            return self.active
+        started = time.monotonic()
+        self._warming = version
+        try:
+            loaded = await asyncio.to_thread(self._fetch_and_load, version)
+        except VersionNotFound as error:
+            raise UnknownVersion(str(error)) from error
+        except CorruptVersion as error:
+            raise CorruptVersionError(str(error)) from error
+        finally:
+            self._warming = None
+        await self._switch(_Slot(loaded), time.monotonic() - started)
+        return loaded.manifest
+
     def _fetch_and_load(self, version: str) -> L:
         return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
 
-    async def _switch(self, loaded: L, seconds: float) -> None:
-        old, self._slot = self._slot, _Slot(loaded)
+    async def _switch(self, slot: _Slot[L], seconds: float) -> None:
+        """Serve ``slot`` from now on; one of its leases is the host's."""
+        old, self._slot = self._slot, slot
         previous = old.loaded.manifest if old else None
-        self._on_switch(previous, loaded.manifest, seconds)
+        manifest = slot.loaded.manifest
+        self._draining.pop(manifest.version, None)
+        self._on_switch(previous, manifest, seconds)
         log.info(
             "version switched",
             model=self.model,
-            version=loaded.manifest.version,
+            version=manifest.version,
             previous=previous.version if previous else None,
             seconds=round(seconds, 3),
         )

@@ -1,0 +1,160 @@
+"""Shows and moves the active versions: the ModelService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import structlog
+
+from rewardloop.formats.store import MODELS, CorruptVersion, Manifest, ModelStore, VersionNotFound
+from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc
+from rewardloop_server.errors import (
+    CorruptVersionError,
+    InvalidRequest,
+    NoModel,
+    NothingToRollBack,
+    UnknownVersion,
+    Violation,
+)
+from rewardloop_server.pointer import ActivePointer
+from rewardloop_server.policy_relay import PolicyRelay
+
+log = structlog.get_logger()
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class ModelHost(Protocol):
+    """Serves one model in this process; `VersionHost` of any kind of model."""
+
+    @property
+    def active(self) -> Manifest | None: ...
+
+    def switching(self, version: str) -> AbstractAsyncContextManager[Manifest]: ...
+
+    def state(self, version: str) -> model_pb2.VersionState: ...
+
+    def changes(self) -> AsyncIterator[Manifest]: ...
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Answers for the models that this process hosts; those of the policy worker go through ``relay``."""
+
+    def __init__(
+        self, hosts: Mapping[str, ModelHost], store: ModelStore, pointer: ActivePointer, relay: PolicyRelay | None
+    ) -> None:
+        self._hosts = hosts
+        self._store = store
+        self._pointer = pointer
+        self._relay = relay
+
+    async def ListVersions(
+        self, request: model_pb2.ListVersionsRequest, context: Context
+    ) -> model_pb2.ListVersionsResponse:
+        if (relay := self._relay_for(request.model)) is not None:
+            return await relay.list_versions(request, context)
+        host = self._hosts[request.model]
+        manifests = await asyncio.to_thread(_readable_manifests, self._store, request.model)
+        return model_pb2.ListVersionsResponse(versions=[_info(host, manifest) for manifest in manifests])
+
+    async def GetVersion(self, request: model_pb2.GetVersionRequest, context: Context) -> model_pb2.GetVersionResponse:
+        if (relay := self._relay_for(request.model)) is not None:
+            return await relay.get_version(request, context)
+        host = self._hosts[request.model]
+        if request.version:
+            manifest = await self._manifest(request.model, request.version)
+        else:
+            manifest = _active(host, request.model)
+        info = _info(host, manifest)
+        info.manifest_json = manifest.to_json()
+        return model_pb2.GetVersionResponse(version=info)
+
+    async def Promote(self, request: model_pb2.PromoteRequest, context: Context) -> model_pb2.PromoteResponse:
+        if (relay := self._relay_for(request.model)) is not None:
+            return await relay.promote(request, context)
+        if not request.version:
+            raise InvalidRequest([Violation("version", "missing")])
+        host = self._hosts[request.model]
+        async with host.switching(request.version) as manifest:
+            before = await self._pointer.move(request.model, request.version, request.reason)
+        log.info("promoted", model=request.model, version=manifest.version, previous=before)
+        return model_pb2.PromoteResponse(version=_info(host, manifest), previous_version=before or "")
+
+    async def Rollback(self, request: model_pb2.RollbackRequest, context: Context) -> model_pb2.RollbackResponse:
+        if (relay := self._relay_for(request.model)) is not None:
+            return await relay.roll_back(request, context)
+        host = self._hosts[request.model]
+        while True:
+            active = await self._pointer.read(request.model)
+            if active is None or active.rollback_target is None:
+                raise NothingToRollBack(f"no version of {request.model} was active before the present one")
+            async with host.switching(active.rollback_target) as manifest:
+                is_moved = await self._pointer.move_back(
+                    request.model, active.version, active.rollback_target, request.reason
+                )
+            if is_moved:
+                log.info("rolled back", model=request.model, version=manifest.version, previous=active.version)
+                return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
+            # Another caller moved the pointer meanwhile: start over from where it is now.
+
+    async def WatchVersions(
+        self, request: model_pb2.WatchVersionsRequest, context: Context
+    ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:
+        if (relay := self._relay_for(request.model)) is not None:
+            async for reply in relay.watch_versions(request, context):
+                yield reply
+            return
+        host = self._hosts[request.model]
+        async for manifest in host.changes():
+            yield model_pb2.WatchVersionsResponse(active=_info(host, manifest))
+
+    def _relay_for(self, model: str) -> PolicyRelay | None:
+        """The relay when the model lives in the worker, None when it is hosted here. Raises InvalidRequest."""
+        if model in self._hosts:
+            return None
+        if model in MODELS and self._relay is not None:
+            return self._relay
+        raise InvalidRequest([Violation("model", f"not one of {', '.join(MODELS)}")])
+
+    async def _manifest(self, model: str, version: str) -> Manifest:
+        try:
+            return await asyncio.to_thread(self._store.manifest, model, version)
+        except VersionNotFound as error:
+            raise UnknownVersion(str(error)) from error
+        except CorruptVersion as error:
+            raise CorruptVersionError(str(error)) from error
+
+
+def _active(host: ModelHost, model: str) -> Manifest:
+    if host.active is None:
+        raise NoModel(f"no version of {model} is active here yet")
+    return host.active
+
+
+def _readable_manifests(store: ModelStore, model: str) -> list[Manifest]:
+    """Newest first. A version whose manifest is broken is left out and logged: it must not hide the others."""
+    manifests = []
+    for version in reversed(store.versions(model)):
+        try:
+            manifests.append(store.manifest(model, version))
+        except (VersionNotFound, CorruptVersion) as error:
+            log.warning("version left out of the list", model=model, version=version, error=str(error))
+    return manifests
+
+
+def _info(host: ModelHost, manifest: Manifest) -> model_pb2.VersionInfo:
+    info = model_pb2.VersionInfo(
+        model=manifest.model,
+        version=common_pb2.ModelVersion(version=manifest.version, digest=manifest.digest),
+        state=host.state(manifest.version),
+        parent_version=manifest.parent or "",
+        metrics=manifest.metrics,
+    )
+    if manifest.created_at:
+        info.create_time.FromDatetime(datetime.fromisoformat(manifest.created_at))
+    return info

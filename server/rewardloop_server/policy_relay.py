@@ -1,0 +1,113 @@
+"""The policy seen from the serving process: every call goes on to the worker, and its answer back unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
+from rewardloop_server.errors import PolicyUnavailable
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+R = TypeVar("R")
+
+_HEALTH_TIMEOUT_S = 1.0
+_PASSED_ON = ("grpc-status-details-bin", "grpc-retry-pushback-ms")
+_MAX_MESSAGE_BYTES = 64 * 2**20
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    # A restarted worker is found again quickly.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
+    """Forwards PolicyService, and ModelService for the model "policy", to the worker at ``address``.
+
+    ``address``: host:port or unix:PATH; empty: there is no worker, and every call raises PolicyUnavailable.
+    The caller's remaining deadline goes along. An unreachable worker is PolicyUnavailable.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._opened: grpc.aio.Channel | None = None
+
+    async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
+        stub: Any = policy_pb2_grpc.PolicyServiceStub(self._channel())  # type: ignore[no-untyped-call]
+        return await _forward(stub.Generate, request, context)
+
+    async def list_versions(
+        self, request: model_pb2.ListVersionsRequest, context: Context
+    ) -> model_pb2.ListVersionsResponse:
+        return await _forward(self._models().ListVersions, request, context)
+
+    async def get_version(self, request: model_pb2.GetVersionRequest, context: Context) -> model_pb2.GetVersionResponse:
+        return await _forward(self._models().GetVersion, request, context)
+
+    async def promote(self, request: model_pb2.PromoteRequest, context: Context) -> model_pb2.PromoteResponse:
+        return await _forward(self._models().Promote, request, context)
+
+    async def roll_back(self, request: model_pb2.RollbackRequest, context: Context) -> model_pb2.RollbackResponse:
+        return await _forward(self._models().Rollback, request, context)
+
+    async def watch_versions(
+        self, request: model_pb2.WatchVersionsRequest, context: Context
+    ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:
+        call = self._models().WatchVersions(request, timeout=context.time_remaining())
+        try:
+            async for reply in call:
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            await _pass_on(error, context)
+        finally:
+            call.cancel()
+
+    async def is_serving(self) -> bool:
+        """Whether the worker says that it has a warm policy; takes at most a second."""
+        if not self._address:
+            return False
+        stub = health_pb2_grpc.HealthStub(self._channel())
+        try:
+            reply = await stub.Check(
+                health_pb2.HealthCheckRequest(service="rewardloop.v1.PolicyService"), timeout=_HEALTH_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close(None)
+
+    def _channel(self) -> grpc.aio.Channel:
+        if not self._address:
+            raise PolicyUnavailable("this deployment has no policy worker")
+        if self._opened is None:  # not in the constructor: a channel belongs to the running event loop
+            self._opened = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        return self._opened
+
+    def _models(self) -> Any:
+        return model_pb2_grpc.ModelServiceStub(self._channel())  # type: ignore[no-untyped-call]
+
+
+async def _forward(method: Callable[..., Awaitable[R]], request: object, context: Context) -> R:
+    try:
+        return await method(request, timeout=context.time_remaining())
+    except grpc.aio.AioRpcError as error:
+        await _pass_on(error, context)
+
+
+async def _pass_on(error: grpc.aio.AioRpcError, context: Context) -> NoReturn:
+    """The worker's own status as it is; PolicyUnavailable when gRPC itself could not reach the worker."""
+    trailing: Any = tuple(error.trailing_metadata() or ())
+    is_the_workers = any(key == "grpc-status-details-bin" for key, _ in trailing)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not is_the_workers:
+        raise PolicyUnavailable("the policy worker does not answer") from error
+    kept = tuple((key, value) for key, value in trailing if key in _PASSED_ON)
+    await context.abort(error.code(), error.details() or "", kept)
