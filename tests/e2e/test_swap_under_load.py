@@ -17,7 +17,7 @@ CALLERS = 8
 SWAPS = 10
 
 
-def test_no_request_fails_and_every_reply_names_a_version_live_during_it(tmp_path: Path, redis_url: str) -> None:
+def test_no_request_fails_and_every_reply_names_a_version_live_during_it(tmp_path: Path, empty_redis_url: str) -> None:
     store = ModelStore(tmp_path / "models")
     for version in range(1, SWAPS + 2):
         publish_sum_version(store, factor=float(version))
@@ -28,7 +28,7 @@ def test_no_request_fails_and_every_reply_names_a_version_live_during_it(tmp_pat
     stop = threading.Event()
 
     with (
-        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server,
         RewardloopClient(server.address, timeout_s=60) as admin,
     ):
         admin.promote("reward", "1")
@@ -68,12 +68,12 @@ def test_no_request_fails_and_every_reply_names_a_version_live_during_it(tmp_pat
         assert sent <= live_until.get(version, float("inf"))
 
 
-def test_rollback_returns_to_the_version_before(tmp_path: Path, redis_url: str) -> None:
+def test_rollback_returns_to_the_version_before(tmp_path: Path, empty_redis_url: str) -> None:
     store = ModelStore(tmp_path / "models")
     for factor in (1.0, 2.0, 3.0):
         publish_sum_version(store, factor=factor)
     with (
-        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server,
         RewardloopClient(server.address) as client,
     ):
         client.promote("reward", "1")
@@ -82,11 +82,11 @@ def test_rollback_returns_to_the_version_before(tmp_path: Path, redis_url: str) 
         assert client.score("alpha", ["beta"]).model_version.version == "1"
 
 
-def test_altered_or_unknown_version_never_becomes_active(tmp_path: Path, redis_url: str) -> None:
+def test_altered_or_unknown_version_never_becomes_active(tmp_path: Path, empty_redis_url: str) -> None:
     store = ModelStore(tmp_path / "models")
     publish_sum_version(store)
     with (
-        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server,
         RewardloopClient(server.address) as client,
     ):
         publish_sum_version(store, factor=2.0)
@@ -101,7 +101,7 @@ def test_altered_or_unknown_version_never_becomes_active(tmp_path: Path, redis_u
         assert client.score("alpha", ["beta"]).model_version.version == "1"
 
 
-def test_broken_graph_with_a_right_checksum_is_refused(tmp_path: Path, redis_url: str) -> None:
+def test_broken_graph_with_a_right_checksum_is_refused(tmp_path: Path, empty_redis_url: str) -> None:
     from dataclasses import replace
 
     from rewardloop_client import NotLoadable
@@ -114,7 +114,7 @@ def test_broken_graph_with_a_right_checksum_is_refused(tmp_path: Path, redis_url
         (directory / "tokenizer.json").write_text("{}")
 
     with (
-        serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server,
+        serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server,
         RewardloopClient(server.address) as client,
     ):
         store.publish(replace(good, parent="1"), write)
@@ -123,9 +123,9 @@ def test_broken_graph_with_a_right_checksum_is_refused(tmp_path: Path, redis_url
         assert client.score("alpha", ["beta"]).model_version.version == "1"
 
 
-def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path, redis_url: str) -> None:
+def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path, empty_redis_url: str) -> None:
     publish_sum_version(ModelStore(tmp_path / "models"), cost=200)
-    with serving(tmp_path / "models", redis_url, tmp_path / "serve.log") as server:
+    with serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server:
         outcomes: list[str] = []
 
         def call() -> None:

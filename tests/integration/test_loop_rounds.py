@@ -1,0 +1,180 @@
+"""The loop: when rounds start, how they resume, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from signals import choice
+
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.ledger_columns import Recorded
+from rewardloop_trainer.loop import Interrupted, Learner, Loop, Outcome, RoundTrack
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.publish import ServerAway
+from rewardloop_trainer.state import Round, StateFile
+
+
+class Bench:
+    """A loop over a real ledger and state file, with a clock that the test turns."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ledger = Ledger(directory / "ledger")
+        self.file = StateFile(directory)
+        self.metrics = TrainerMetrics()
+        self.stop = threading.Event()
+        self.now = 1000.0
+        self.signals = 0
+
+    def arrive(self, count: int) -> None:
+        numbers = range(self.signals, self.signals + count)
+        self.ledger.append([Recorded(f"{1000 + i}-0", choice(i)) for i in numbers])
+        self.signals += count
+
+    def loop(self, *learners: Learner) -> Loop:
+        # `ends` is asked when nothing can be done now: a turn of the clock brings what is waiting.
+        return Loop(
+            learners,
+            self.ledger,
+            self.file,
+            self.metrics,
+            self.directory,
+            self.stop,
+            poll_s=0.001,
+            clock=lambda: self.now,
+        )
+
+    def ended(self, model: str, outcome: str) -> float:
+        labels = {"model": model, "outcome": outcome}
+        return self.metrics.registry.get_sample_value("rewardloop_trainer_rounds_total", labels) or 0.0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def learner(run: Callable[[RoundTrack], Outcome], model: str = "reward", **triggers: float) -> Learner:
+    return Learner(model, int(triggers.get("min_signals", 10)), triggers.get("max_interval_s", 600.0), run)
+
+
+def test_round_starts_at_enough_signals_and_covers_them(bench: Bench) -> None:
+    seen: list[Round] = []
+
+    def run(track: RoundTrack) -> Outcome:
+        seen.append(track.now)
+        return "promoted"
+
+    loop = bench.loop(learner(run))
+    bench.arrive(9)
+    loop.run(ends=lambda: True)
+    assert seen == []
+    bench.arrive(1)
+    loop.run(ends=lambda: True)
+    bench.arrive(25)
+    loop.run(ends=lambda: True)
+    assert [(r.number, r.after_stream_id, r.until_stream_id, r.signals, r.new_signals) for r in seen] == [
+        (1, "", "1009-0", 10, 10),
+        (2, "1009-0", "1034-0", 35, 25),
+    ]
+    assert bench.ended("reward", "promoted") == 2
+
+
+def test_one_signal_is_enough_after_the_interval_and_none_never_is(bench: Bench) -> None:
+    loop = bench.loop(learner(lambda track: "promoted"))
+    bench.now += 10_000
+    loop.run(ends=lambda: True)
+    assert loop.rounds_ended == 0
+    bench.arrive(1)
+    loop.run(ends=lambda: True)
+    assert loop.rounds_ended == 1
+    bench.arrive(1)
+    loop.run(ends=lambda: True)
+    assert loop.rounds_ended == 1
+    bench.now += 601
+    loop.run(ends=lambda: True)
+    assert loop.rounds_ended == 2
+
+
+def test_interrupted_round_goes_on_in_the_next_process_with_the_same_data(bench: Bench) -> None:
+    seen: list[Round] = []
+
+    def interrupted(track: RoundTrack) -> Outcome:
+        seen.append(track.now)
+        track.reach(replace(track.now, phase="gated"))
+        bench.stop.set()
+        raise Interrupted
+
+    def completed(track: RoundTrack) -> Outcome:
+        seen.append(track.now)
+        return "promoted"
+
+    bench.arrive(12)
+    bench.loop(learner(interrupted)).run()
+    bench.stop.clear()
+    bench.arrive(50)
+    bench.loop(learner(completed)).run(max_rounds=1)
+    assert seen[1] == replace(seen[0], phase="gated")
+    assert bench.file.read().of("reward").learned_through == "1011-0"
+
+
+def test_failing_round_is_tried_three_times_with_growing_pauses_then_skipped_and_kept(bench: Bench) -> None:
+    tries: list[float] = []
+
+    def failing(track: RoundTrack) -> Outcome:
+        tries.append(bench.now)
+        raise ZeroDivisionError("no such luck")
+
+    bench.arrive(12)
+    loop = bench.loop(learner(failing))
+
+    def turn_the_clock() -> bool:
+        bench.now += 1
+        return False
+
+    bench.stop.wait = lambda timeout=None: turn_the_clock()  # type: ignore[method-assign]
+    loop.arrived.wait = lambda timeout=None: turn_the_clock()  # type: ignore[method-assign]
+    loop.run(max_rounds=1)
+    assert [round(b - a) for a, b in zip(tries, tries[1:], strict=False)] == [5, 10]
+    assert (bench.ended("reward", "failed"), bench.ended("reward", "skipped")) == (3, 1)
+    assert "no such luck" in (bench.directory / "failed" / "reward-1" / "error.txt").read_text()
+    state = bench.file.read().of("reward")
+    assert (state.round, state.learned_through, state.rounds) == (None, "1011-0", 1)
+
+
+def test_failure_of_one_model_does_not_hold_up_the_other(bench: Bench) -> None:
+    def failing(track: RoundTrack) -> Outcome:
+        raise ValueError("bad")
+
+    bench.arrive(12)
+    bench.loop(learner(failing), learner(lambda track: "promoted", model="policy")).run(max_rounds=1)
+    assert (bench.ended("policy", "promoted"), bench.ended("reward", "failed")) == (1, 1)
+
+
+def test_absent_server_postpones_the_round_and_counts_no_failure(bench: Bench) -> None:
+    answers = iter([ServerAway("away"), ServerAway("away"), None])
+
+    def run(track: RoundTrack) -> Outcome:
+        if (error := next(answers)) is not None:
+            raise error
+        return "promoted"
+
+    bench.arrive(12)
+    loop = bench.loop(learner(run))
+    while loop.rounds_ended == 0:
+        loop.run(max_rounds=1, ends=lambda: True) if not bench.file.read().of("reward").round else loop._run_due()
+        bench.now += 1000
+    assert (bench.ended("reward", "promoted"), bench.ended("reward", "failed")) == (1, 0)
+
+
+def test_refused_candidate_uses_up_its_signals(bench: Bench) -> None:
+    bench.arrive(12)
+    loop = bench.loop(learner(lambda track: "refused"))
+    loop.run(ends=lambda: True)
+    loop.run(ends=lambda: True)
+    assert bench.ended("reward", "refused") == 1
+    assert bench.file.read().of("reward").learned_through == "1011-0"
