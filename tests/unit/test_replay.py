@@ -50,7 +50,7 @@ def test_newest_are_kept_and_older_ones_sampled_the_same_way_each_time() -> None
     assert capped.train[-200:] == everything[-200:]
     older = capped.train[:-200]
     assert len(older) == 50
-    assert set(r.event_id for r in older) <= {r.event_id for r in everything[:-200]}
+    assert {r.event_id for r in older} <= {r.event_id for r in everything[:-200]}
     assert capped == load_replay(ledger, "9999-0", newest=200, replayed=50, seed=3)
     assert older != load_replay(ledger, "9999-0", newest=200, replayed=50, seed=4).train[:-200]
 

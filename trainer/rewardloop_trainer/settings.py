@@ -8,30 +8,23 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewardloop.formats.settings import ProcessSettings
+from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
 
 
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RewardHyperparameters(_Group):
-    """How a reward model learns."""
+class RewardHyperparameters(RewardTraining):
+    """How a reward model is made and learns. A later version keeps its parent's heads, pooling and length."""
 
-    base: str = Field("", description="Hugging Face directory or hub id of the first model; empty: the live version")
+    base: str = Field("", description="Hugging Face directory or hub id of the first model, for an empty store")
     heads: int = Field(4, ge=1, description="score heads of a first model; their spread is the uncertainty")
-    max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, of a first model")
-    method: Literal["full", "lora", "heads"] = Field("full", description="which weights learn")
-    lora_rank: int = Field(16, ge=1)
-    learning_rate: float = Field(5e-5, gt=0)
-    head_learning_rate: float = Field(1e-3, gt=0)
-    batch_signals: int = Field(16, ge=1, description="signals in one optimizer step")
-    max_epochs: float = Field(2.0, gt=0, description="most passes over the training signals of a round")
-    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
-    warmup_share: float = Field(0.06, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    centring: float = Field(0.01, ge=0, description="weight of the term that keeps the score's level from drifting")
-    patience: int = Field(3, ge=1, description="evaluations without a gain after which training stops")
-    gate_margin: float = Field(0.0, ge=0, description="held-out accuracy that a candidate may lose against the live one")
+    pooling: Literal["auto", "mean", "cls"] = Field("auto", description="of an encoder, in a first model")
+    max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, in a first model")
+    method: Literal["full", "lora"] = Field("full", description="which weights learn")
+    lora: LoraSettings = LoraSettings()
+    gate_margin: float = Field(0.0, ge=0, lt=1, description="held-out accuracy a candidate may lose beyond noise")
 
 
 class PolicyHyperparameters(_Group):
@@ -72,7 +65,6 @@ class TrainSettings(ProcessSettings):
     flush_age_s: float = Field(2.0, gt=0, description="seconds after which a ledger segment is written")
     lock_ttl_s: float = Field(10.0, ge=1, description="after this long a killed trainer's place is free")
     promote_timeout_s: float = Field(120.0, gt=0, description="how long the server may take to load a version")
-    checkpoint_every_steps: int = Field(50, ge=1, description="optimizer steps between checkpoints")
     retry_first_s: float = Field(5.0, gt=0, description="first pause before a failed round is tried again; doubles")
 
     seed: int = Field(0, ge=0)
