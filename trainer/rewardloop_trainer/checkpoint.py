@@ -1,0 +1,127 @@
+"""Training checkpoints: safetensors and JSON, renamed into place whole; never pickle.
+
+``<directory>/<step>/`` holds ``tensors.safetensors`` and ``state.json``. A directory under another name is an
+unfinished write and is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint's files are missing or cannot be read, or do not fit the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """``step`` optimizer steps were done. ``numbers`` and ``texts``: the caller's position; ``tensors`` by name."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, float]
+    texts: Mapping[str, str]
+
+
+def save(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write the checkpoint durably, then delete older ones. Returns its directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / str(checkpoint.step)
+    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
+    try:
+        # Copies: safetensors refuses tensors that share storage or are strided.
+        tensors = {name: t.detach().cpu().clone().contiguous() for name, t in checkpoint.tensors.items()}
+        save_file(tensors, staging / TENSORS)
+        state = {"step": checkpoint.step, "numbers": dict(checkpoint.numbers), "texts": dict(checkpoint.texts)}
+        (staging / STATE).write_text(json.dumps(state, indent=2, sort_keys=True))
+        for path in (staging / TENSORS, staging / STATE, staging):
+            _fsync(path)
+        if target.exists():  # left by a run that was not resumed
+            shutil.rmtree(target)
+        staging.rename(target)
+        _fsync(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    for step in _steps(directory):
+        if step < checkpoint.step:
+            shutil.rmtree(directory / str(step))
+    return target
+
+
+def latest(directory: Path) -> Checkpoint | None:
+    """The checkpoint with the most steps; None where there is none. Raises `CorruptCheckpoint`."""
+    steps = _steps(directory)
+    if not steps:
+        return None
+    path = directory / str(steps[-1])
+    try:
+        state = json.loads((path / STATE).read_text())
+        return Checkpoint(int(state["step"]), load_file(path / TENSORS), state["numbers"], state["texts"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CorruptCheckpoint(f"{path}: {error}") from error
+
+
+def clear(directory: Path) -> None:
+    """Delete all checkpoints: the run that they belong to has ended."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What training changes: trainable parameters, the optimizer's moments and torch's random state, by name."""
+    tensors = {"random.torch": torch.get_rng_state()}
+    for name, parameter in _trainable(model).items():
+        tensors[f"model.{name}"] = parameter.data
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors
+
+
+def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `training_tensors` gave, bit for bit. Raises `CorruptCheckpoint` when it does not fit the model."""
+    parameters = _trainable(model)
+    expected = {f"model.{name}" for name in parameters}
+    if expected != {name for name in tensors if name.startswith("model.")}:
+        raise CorruptCheckpoint("the checkpoint has other parameters than the model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            stored = tensors[f"model.{name}"]
+            if stored.shape != parameter.shape:
+                raise CorruptCheckpoint(f"{name} has shape {tuple(stored.shape)}, not {tuple(parameter.shape)}")
+            parameter.copy_(stored)
+            prefix_and_key = [n for n in tensors if n.startswith("optimizer.") and n.split(".", 2)[2] == name]
+            for full in prefix_and_key:
+                optimizer.state[parameter][full.split(".", 2)[1]] = tensors[full].to(parameter.device).clone()
+    torch.set_rng_state(tensors["random.torch"])
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,165 @@
+"""Preference signals as typed training records, and the split of prompts into training and held-out."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from rewardloop.formats.text import Turn, turns
+from rewardloop.v1 import feedback_pb2
+
+Prompt: TypeAlias = tuple[Turn, ...]
+Split: TypeAlias = Literal["train", "heldout"]
+
+# An inferred signal says less about a person's taste than a stated one.
+SOURCE_WEIGHTS: Mapping[int, float] = {feedback_pb2.SOURCE_IMPLICIT: 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """``chosen`` was preferred to ``rejected``. ``weight`` scales its share of the loss (1 is one human choice)."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    weight: float = 1.0
+    event_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TiedPair:
+    """Two responses that were judged equally good."""
+
+    prompt: Prompt
+    first: str
+    second: str
+    weight: float = 1.0
+    event_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedList:
+    """Three or more distinct responses, best first."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    weight: float = 1.0
+    event_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One response judged on its own: ``label`` is in [0, 1], 1 the best (thumbs are 0 and 1)."""
+
+    prompt: Prompt
+    response: str
+    label: float
+    weight: float = 1.0
+    event_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+Record: TypeAlias = Pair | TiedPair | RankedList | Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Training records in the order of their events; ``identical``: events dropped because they compare equal texts."""
+
+    records: tuple[Record, ...]
+    identical: int
+
+
+def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
+    """The records that one valid event stands for.
+
+    Empty when the responses compared are the same text. A ranking keeps the best place of a repeated text; with two
+    responses left it is a pair. Ratings are mapped affinely from [minimum, maximum] onto [0, 1].
+    Raises ValueError for an event without a signal and IndexError for an index outside the responses.
+    """
+    prompt = turns(event.prompt)
+    responses = event.responses
+    weight = SOURCE_WEIGHTS.get(event.source, 1.0)
+    about = (weight, event.event_id, dict(event.tags))
+    match event.WhichOneof("signal"):
+        case "choice":
+            return _pair(prompt, _at(responses, event.choice.chosen), _at(responses, event.choice.rejected), *about)
+        case "edit":
+            return _pair(prompt, event.edit.edited_text, _at(responses, event.edit.response), *about)
+        case "tie":
+            first, second = _at(responses, event.tie.first), _at(responses, event.tie.second)
+            return [] if first == second else [TiedPair(prompt, first, second, *about)]
+        case "ranking":
+            best_first = tuple(dict.fromkeys(_at(responses, i) for i in event.ranking.order))
+            if len(best_first) == 2:
+                return _pair(prompt, best_first[0], best_first[1], *about)
+            return [RankedList(prompt, best_first, *about)] if len(best_first) > 2 else []
+        case "thumb":
+            label = 1.0 if event.thumb.up else 0.0
+            return [Labelled(prompt, _at(responses, event.thumb.response), label, *about)]
+        case "rating":
+            rating = event.rating
+            label = (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
+            return [Labelled(prompt, _at(responses, rating.response), label, *about)]
+    raise ValueError(f"event {event.event_id!r} carries no signal")
+
+
+def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
+    """The records of many events, with the number of events that compared equal texts. Raises as `from_event`."""
+    records: list[Record] = []
+    identical = 0
+    for event in events:
+        found = from_event(event)
+        records += found
+        identical += not found
+    return Records(tuple(records), identical)
+
+
+def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
+    """Where every record of this prompt belongs; depends on the prompt alone, so no prompt is ever on both sides.
+
+    Prompts that differ only in case, white space or Unicode form share a side.
+    """
+    parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
+    digest = hashlib.sha256("\x1e".join(parts).encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    return "heldout" if position < heldout_share else "train"
+
+
+def pairs_of(records: Iterable[Record]) -> list[Pair]:
+    """Every strict comparison in the records: pairs, and all pairs of each ranking (each 1/C(k, 2) of its weight)."""
+    found: list[Pair] = []
+    for record in records:
+        if isinstance(record, Pair):
+            found.append(record)
+        elif isinstance(record, RankedList):
+            ranked = record.responses
+            share = record.weight / (len(ranked) * (len(ranked) - 1) / 2)
+            found += [
+                Pair(record.prompt, better, worse, share, record.event_id, record.tags)
+                for i, better in enumerate(ranked)
+                for worse in ranked[i + 1 :]
+            ]
+    return found
+
+
+def _pair(
+    prompt: Prompt, chosen: str, rejected: str, weight: float, event_id: str, tags: Mapping[str, str]
+) -> list[Record]:
+    return [] if chosen == rejected else [Pair(prompt, chosen, rejected, weight, event_id, tags)]
+
+
+def _at(responses: Sequence[str], index: int) -> str:
+    if index < 0:
+        raise IndexError(f"response index {index} is negative")
+    return responses[index]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,0 +1,174 @@
+"""Records as token sequences, and the order and grouping in which training reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair
+from rewardloop_trainer.reward_model import RewardModel
+
+Kind = Literal["pair", "tie", "ranking", "label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record, tokenised. ``sequences``: chosen and rejected; a tie's two; a ranking's, best first; or one.
+
+    ``key`` names the signal (its event id), so that its bootstrap weights are the same in every round.
+    ``shorter_won``: a pair whose preferred response has fewer characters.
+    """
+
+    kind: Kind
+    sequences: tuple[Encoded, ...]
+    weight: float
+    key: str
+    label: float = 0.0
+    shorter_won: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence."""
+        return max(len(s.ids) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """``truncated``: examples with a shortened sequence, kept; ``dropped``: those left out for that reason."""
+
+    examples: tuple[Example, ...]
+    truncated: int
+    dropped: int
+
+
+def encode_records(
+    encoder: Encoder, records: Sequence[Record], over_length: Literal["truncate", "drop"] = "truncate"
+) -> Examples:
+    """Tokenise records, each distinct prompt and response once."""
+    prompts: dict[Prompt, list[int]] = {}
+    responses = list(dict.fromkeys(text for record in records for text in responses_of(record)))
+    response_ids = dict(zip(responses, encoder.response_ids_batch(responses), strict=True))
+    found: list[Example] = []
+    truncated = dropped = 0
+    for record in records:
+        if (prompt := prompts.get(record.prompt)) is None:
+            prompt = prompts[record.prompt] = encoder.prompt_ids(record.prompt)
+        sequences = tuple(encoder.pair(prompt, response_ids[text]) for text in responses_of(record))
+        if any(s.truncated for s in sequences):
+            if over_length == "drop":
+                dropped += 1
+                continue
+            truncated += 1
+        found.append(_example(record, sequences))
+    return Examples(tuple(found), truncated, dropped)
+
+
+def responses_of(record: Record) -> tuple[str, ...]:
+    """The record's responses in the order of `Example.sequences`."""
+    match record:
+        case Pair():
+            return (record.chosen, record.rejected)
+        case TiedPair():
+            return (record.first, record.second)
+        case RankedList():
+            return record.responses
+        case Labelled():
+            return (record.response,)
+
+
+def plan_steps(
+    examples: Sequence[Example], sequences_per_step: int, megabatch_steps: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """Indices of the examples of each optimizer step: every example once, in an order fixed by seed and epoch.
+
+    Examples are shuffled, then sorted by length within groups of ``megabatch_steps`` steps, so that a step holds
+    similar lengths and the order of steps stays random. All sequences of an example are in one step.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    shuffled = generator.permutation(len(examples)).tolist()
+    steps: list[list[int]] = []
+    for group in _filled(shuffled, examples, sequences_per_step * megabatch_steps):
+        by_length = sorted(group, key=lambda i: (examples[i].longest, i))
+        steps += _filled(by_length, examples, sequences_per_step)
+    return [steps[i] for i in generator.permutation(len(steps))]
+
+
+def bootstrap_weights(key: str, heads: int, scheme: Literal["poisson", "bernoulli", "none"]) -> list[float]:
+    """How often each head's bootstrap sample holds the signal: mean 1 over signals, fixed by its key.
+
+    "poisson": Poisson(1), the limit of sampling with replacement. "bernoulli": 0 or 2 ("double or nothing", Owen and
+    Eckles 2012). One head, or "none": always 1.
+    """
+    if scheme == "none" or heads == 1:
+        return [1.0] * heads
+    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    if scheme == "poisson":
+        return [float(w) for w in generator.poisson(1.0, heads)]
+    return [2.0 * float(w) for w in generator.integers(0, 2, heads)]
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices grouped by length so that rows x longest stays within the budget; a longer row goes alone."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= token_budget:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def collate(sequences: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Right-padded input_ids, attention_mask and token_type_ids (None without segments), each (n, longest) int64."""
+    longest = max(len(s.ids) for s in sequences)
+    ids = torch.full((len(sequences), longest), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    types = None if sequences[0].token_type_ids is None else torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        mask[row, : len(sequence.ids)] = 1
+        if types is not None and sequence.token_type_ids is not None:
+            types[row, : len(sequence.ids)] = torch.tensor(sequence.token_type_ids)
+    return ids, mask, types
+
+
+def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_budget: int) -> Tensor:
+    """Logits (n, k) of the sequences in their order, run in micro-batches of similar length."""
+    groups = micro_batches([len(s.ids) for s in sequences], token_budget)
+    logits = torch.cat([model(*collate([sequences[i] for i in group], pad)) for group in groups])
+    places = torch.tensor([i for group in groups for i in group])
+    return logits[torch.argsort(places)]
+
+
+def _example(record: Record, sequences: tuple[Encoded, ...]) -> Example:
+    key = record.event_id or "\x1f".join(responses_of(record))
+    match record:
+        case Pair():
+            shorter_won = len(record.chosen) < len(record.rejected)
+            return Example("pair", sequences, record.weight, key, shorter_won=shorter_won)
+        case TiedPair():
+            return Example("tie", sequences, record.weight, key)
+        case RankedList():
+            return Example("ranking", sequences, record.weight, key)
+        case Labelled():
+            return Example("label", sequences, record.weight, key, label=record.label)
+
+
+def _filled(indices: Iterable[int], examples: Sequence[Example], sequences: int) -> list[list[int]]:
+    """The indices cut, in their order, into groups that reach ``sequences`` sequences (the last may not)."""
+    groups: list[list[int]] = []
+    held = sequences
+    for index in indices:
+        if held >= sequences:
+            groups.append([])
+            held = 0
+        groups[-1].append(index)
+        held += len(examples[index].sequences)
+    return groups

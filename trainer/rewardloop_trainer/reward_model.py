@@ -1,0 +1,263 @@
+"""The reward model: a Hugging Face trunk, the state of one position, and k linear score heads on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from rewardloop_trainer.reward_settings import LoraSettings
+
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
+HEADS = "heads.safetensors"
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class UnusableBase(ValueError):
+    """The directory or hub id is no model that a reward model can be made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a sequence classifier starts the heads: its last layer, and the layer between the trunk and that."""
+
+    weight: Tensor  # (1, hidden)
+    bias: Tensor  # (1,)
+    neck: nn.Sequential | None
+
+
+class RewardModel(nn.Module):
+    """Scores sequences; d is the trunk's width, k the number of heads, B the batch, S the padded length.
+
+    Encoders (BERT-type) are pooled over their real tokens ("mean") or at the first token ("cls"), decoders
+    (Llama, Qwen, GPT-2) at the last real token ("last"). Padding is on the right and never changes a score.
+    """
+
+    def __init__(self, trunk: nn.Module, heads: int, pooling: Pooling, neck: nn.Sequential | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pooling = pooling
+        self.neck = neck
+        width = int(cast(Any, trunk).config.hidden_size)
+        self.heads = nn.Linear(width, heads)
+        nn.init.normal_(self.heads.weight, std=1 / math.sqrt(width + 1))
+        nn.init.zeros_(self.heads.bias)
+        # Level of pointwise labels (reward_losses.pointwise); no part of a score.
+        self.threshold = nn.Parameter(torch.zeros(heads))
+
+    @property
+    def is_decoder(self) -> bool:
+        return self.pooling == "last"
+
+    @property
+    def config(self) -> Any:
+        """The trunk's Hugging Face configuration."""
+        return cast(Any, self.trunk).config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        causal_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, k) of right-padded input_ids (B, S); attention_mask (B, S) is 1 at real tokens, 0 at padding.
+
+        token_type_ids (B, S): for trunks with segments. causal_mask (B, 1, S, S) bool, True where a token may look:
+        only decoders take it, and only export gives it, because the graph cannot be traced through the mask that
+        transformers builds. Without it attention is plainly causal, so real tokens never see the padding after them.
+        """
+        inputs: dict[str, Tensor] = {"input_ids": input_ids}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        if not self.is_decoder:
+            inputs["attention_mask"] = attention_mask
+        elif causal_mask is not None:
+            inputs["attention_mask"] = causal_mask
+            inputs["position_ids"] = torch.arange(input_ids.shape[1]).unsqueeze(0).expand(input_ids.shape)
+        states: Tensor = self.trunk(**inputs).last_hidden_state
+        pooled = _pool(states, attention_mask, self.pooling)
+        if self.neck is not None:
+            pooled = self.neck(pooled)
+        logits: Tensor = self.heads(pooled)
+        return logits
+
+    def merge_lora(self) -> None:
+        """Fold adapters into the trunk's weights; nothing to do without them."""
+        if hasattr(self.trunk, "merge_and_unload"):
+            self.trunk = cast(Any, self.trunk).merge_and_unload()
+            self.requires_grad_(True)
+
+    def save(self, directory: Path) -> None:
+        """Write the trunk (config.json, model.safetensors) and heads.safetensors. Raises ValueError on live adapters."""
+        if hasattr(self.trunk, "merge_and_unload"):
+            raise ValueError("merge the adapters before saving the model")
+        cast(Any, self.trunk).save_pretrained(directory)
+        tensors = {
+            "heads.weight": self.heads.weight,
+            "heads.bias": self.heads.bias,
+            "threshold": self.threshold,
+        }
+        activation = ""
+        if self.neck is not None:
+            dense = cast(nn.Linear, self.neck[0])
+            tensors |= {"neck.weight": dense.weight, "neck.bias": dense.bias}
+            activation = next(name for name, kind in _ACTIVATIONS.items() if isinstance(self.neck[1], kind))
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "activation": activation})
+
+    @classmethod
+    def load(cls, directory: Path) -> RewardModel:
+        """What `save` wrote. Raises `UnusableBase`."""
+        trunk = _trunk(str(directory))
+        try:
+            with safe_open(directory / HEADS, framework="pt") as file:
+                about = file.metadata()
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, ValueError) as error:
+            raise UnusableBase(f"{directory / HEADS}: {error}") from error
+        neck = None
+        if about["activation"]:
+            rows, columns = stored["neck.weight"].shape
+            neck = nn.Sequential(nn.Linear(columns, rows), _ACTIVATIONS[about["activation"]]())
+            neck.load_state_dict({"0.weight": stored["neck.weight"], "0.bias": stored["neck.bias"]})
+        model = cls(trunk, stored["heads.weight"].shape[0], cast(Pooling, about["pooling"]), neck)
+        model.heads.load_state_dict({"weight": stored["heads.weight"], "bias": stored["heads.bias"]})
+        model.threshold.data.copy_(stored["threshold"])
+        return model.eval()
+
+    @classmethod
+    def from_base(
+        cls, base: str | Path, heads: int = 4, pooling: Literal["auto", "mean", "cls"] = "auto", seed: int = 0
+    ) -> RewardModel:
+        """A new reward model on any Hugging Face directory or hub id; only safetensors, no remote code.
+
+        ``pooling`` is for encoders ("auto" is the mean). A sequence classifier with one label gives its own pooling
+        and last layer, with which every head starts. Raises `UnusableBase`.
+        """
+        base = str(base)
+        config = _config(base)
+        is_decoder = _is_decoder(config)
+        torch.manual_seed(seed)
+        names = config.architectures or []
+        start = None
+        if names and names[0].endswith("ForSequenceClassification") and config.num_labels == 1:
+            trunk, start = _classifier(base, is_decoder)
+        else:
+            trunk = _trunk(base)
+        chosen: Pooling = "mean" if pooling == "auto" else pooling
+        if is_decoder:
+            chosen = "last"
+        elif start is not None:
+            chosen = "cls"
+        model = cls(trunk, heads, chosen, start.neck if start else None)
+        if start is not None:
+            model.heads.weight.data.copy_(start.weight.expand(heads, -1))
+            model.heads.bias.data.copy_(start.bias.expand(heads))
+        return model.eval()
+
+
+def with_lora(model: RewardModel, settings: LoraSettings) -> RewardModel:
+    """Freeze the trunk and put adapters on its linear layers; the heads stay trainable. Changes and returns `model`."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
+    )
+    model.trunk = get_peft_model(cast(Any, model.trunk), lora)
+    return model
+
+
+def freeze_layers(model: RewardModel, layers: int) -> None:
+    """Keep the embeddings and the lowest ``layers`` layers as they are. 0: nothing. Raises ValueError if too many."""
+    if layers == 0:
+        return
+    stacks = [m for m in model.trunk.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    stack = max(stacks, key=len)
+    if layers > len(stack):
+        raise ValueError(f"cannot freeze {layers} layers of {len(stack)}")
+    for module in (*stack[:layers], *(m for m in model.trunk.modules() if isinstance(m, nn.Embedding))):
+        module.requires_grad_(False)
+
+
+def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """(B, S, d) -> (B, d)."""
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "mean":
+        is_token = attention_mask.to(states.dtype).unsqueeze(-1)
+        return (states * is_token).sum(1) / is_token.sum(1)
+    last = attention_mask.sum(1) - 1
+    return torch.gather(states, 1, last.view(-1, 1, 1).expand(-1, 1, states.shape[-1])).squeeze(1)
+
+
+def _config(base: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{base}: {error}") from error
+
+
+def _is_decoder(config: Any) -> bool:
+    if config.is_encoder_decoder:
+        raise UnusableBase(f"{config.model_type} is an encoder-decoder: bases are encoders or decoders")
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
+
+
+def _load(kind: Any, base: str) -> nn.Module:
+    try:
+        model = kind.from_pretrained(
+            base,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{base}: {error}") from error
+    model.config.use_cache = False
+    return cast(nn.Module, model)
+
+
+def _trunk(base: str) -> nn.Module:
+    trunk = _load(AutoModel, base)
+    if getattr(trunk, "pooler", None) is not None:
+        cast(Any, trunk).pooler = None  # read by nothing here
+    return trunk
+
+
+def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
+    """The trunk and heads' start of a one-label sequence classifier."""
+    whole = cast(Any, _load(AutoModelForSequenceClassification, base))
+    trunk = whole.base_model
+    neck: nn.Sequential | None = None
+    if is_decoder:
+        last = whole.score
+    elif hasattr(whole.classifier, "out_proj"):  # RoBERTa-type
+        last, neck = whole.classifier.out_proj, nn.Sequential(whole.classifier.dense, nn.Tanh())
+    elif hasattr(whole, "pre_classifier"):  # DistilBERT
+        last, neck = whole.classifier, nn.Sequential(whole.pre_classifier, nn.ReLU())
+    elif hasattr(getattr(trunk, "pooler", None), "activation"):  # BERT-type
+        last, neck = whole.classifier, nn.Sequential(trunk.pooler.dense, nn.Tanh())
+    else:
+        raise UnusableBase(f"{base}: the classification layers of {type(whole).__name__} are not known")
+    if getattr(trunk, "pooler", None) is not None:
+        trunk.pooler = None
+    weight = last.weight.detach()
+    bias = torch.zeros(1) if last.bias is None else last.bias.detach()
+    return trunk, _Start(weight, bias, neck)
