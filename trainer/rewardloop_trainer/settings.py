@@ -68,7 +68,6 @@ class TrainSettings(ProcessSettings):
     retry_first_s: float = Field(5.0, gt=0, description="first pause before a failed round is tried again; doubles")
 
     seed: int = Field(0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
     once: bool = Field(False, description="end when the stream is drained and no round is due")
     max_rounds: int = Field(0, ge=0, description="end after so many rounds; 0: no bound")
