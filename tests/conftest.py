@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from rewardloop_local.redis_server import EmbeddedRedis
 
 # Before torch, onnxruntime or tokenizers are imported: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,3 +16,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 settings.register_profile("rewardloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rewardloop")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """One redis-server for all tests; none may stop it."""
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"), fsync="everysec")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """Where the shared redis-server is; it is emptied before each test that uses it."""
+    return redis_server.url
+
+
+@pytest.fixture(autouse=True)
+def _empty_redis(request: pytest.FixtureRequest) -> None:
+    if "redis_url" in request.fixturenames:
+        import redis
+
+        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            client.flushall()

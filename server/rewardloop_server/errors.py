@@ -32,9 +32,9 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "rewardloop"
 
 # A status travels in HTTP/2 trailers, which gRPC refuses above 8 KiB.
-_MAX_MESSAGE_CHARS = 500
+_MAX_MESSAGE_CHARS = 300
 _MAX_VIOLATIONS = 20
-_MAX_VIOLATION_CHARS = 120
+_MAX_VIOLATION_CHARS = 80
 
 
 @dataclass(frozen=True, slots=True)
