@@ -154,7 +154,7 @@ def main() -> None:
             print(f"up after {time.monotonic() - started:.0f} s", flush=True)
             report("alpacaeval, untrained head", client, test)
             imported = time.monotonic()
-            command = [*rewardloop, "feedback", "import", str(train), "--address", address, "--source", "llm_judge"]
+            command = [*rewardloop, "feedback", "import", str(train), "--server", address, "--source", "llm_judge"]
             subprocess.run([*command, "--side-dir", str(work)], check=True)
             print(f"import took {time.monotonic() - imported:.1f} s", flush=True)
             wait_for_version(client, 2, up, options.patience_s)

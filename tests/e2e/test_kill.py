@@ -93,7 +93,7 @@ def test_redis_killed_during_an_import_loses_and_doubles_no_row(tmp_path: Path) 
         with serving(tmp_path / "models", embedded.url, tmp_path / "serve.log") as server:
             server.wait_until_serving(FEEDBACK_SERVICE)
             argv = [sys.executable, "-m", "rewardloop_cli.main", "feedback", "import", str(file)]
-            importing = subprocess.Popen([*argv, "--address", server.address], stdout=subprocess.PIPE)
+            importing = subprocess.Popen([*argv, "--server", server.address], stdout=subprocess.PIPE)
             with redis.Redis.from_url(embedded.url) as client:
                 while client.xlen(keys.FEEDBACK_STREAM) < 1000:
                     assert importing.poll() is None, "the import ended before it could be disturbed"

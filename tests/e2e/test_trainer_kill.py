@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -71,6 +72,12 @@ def test_trainer_killed_five_times_archives_every_signal_once(client: Any, tmp_p
             put(client, *(choice(i) for i in range(sent, sent + 40)))
             sent += 40
         assert archiver.process is not None
+        if kill % 2 == 0:  # between a segment's rename and its acknowledgement
+            segments = set(os.listdir(tmp_path / "ledger"))
+            put(client, *(choice(i) for i in range(sent, sent + 40)))
+            sent += 40
+            while not any(n[0] != "." for n in set(os.listdir(tmp_path / "ledger")) - segments):
+                assert time.monotonic() < deadline + 20
         archiver.process.kill()
         archiver.process.wait()
 

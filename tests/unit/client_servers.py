@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from rewardloop.v1 import (
@@ -185,6 +186,10 @@ def serving(services: Services, port: int = 0, host: str = "127.0.0.1") -> Itera
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(services, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(services, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
+    health_service = health.HealthServicer()
+    for name in ("", *(f"rewardloop.v1.{kind}Service" for kind in ("Reward", "Feedback", "Policy", "Model"))):
+        health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     bound = server.add_insecure_port(f"{host}:{port}")
     server.start()
     try:

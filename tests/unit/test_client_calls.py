@@ -270,6 +270,12 @@ def test_a_watch_is_opened_again_after_a_break(services: Services, client: Rewar
     assert services.calls == ["WatchVersions"] * 2
 
 
+def test_health_is_told_and_an_unknown_service_is_not_found(client: RewardloopClient) -> None:
+    assert client.health() == client.health("rewardloop.v1.RewardService") == "SERVING"
+    with pytest.raises(rewardloop_client.NotFound):
+        client.health("other")
+
+
 def test_generate_returns_candidates(client: RewardloopClient) -> None:
     answer = client.generate("hi", candidates=2)
     assert [(c.text, c.finish_reason) for c in answer.candidates] == [("hello", "length")] * 2

@@ -1,0 +1,108 @@
+"""The active pointers in a real redis-server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from redis.asyncio import Redis
+
+from rewardloop.formats import keys
+from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_server.errors import RedisUnavailable
+from rewardloop_server.pointer import Active, ActivePointer
+from rewardloop_server.redis_link import connect
+
+
+@pytest.fixture
+def pointer(redis: Redis) -> ActivePointer:
+    return ActivePointer(redis)
+
+
+async def test_model_without_a_version_has_no_pointer(pointer: ActivePointer) -> None:
+    assert await pointer.read("reward") is None
+
+
+async def test_move_remembers_what_was_active(pointer: ActivePointer) -> None:
+    assert await pointer.move("reward", "1", "first") is None
+    assert await pointer.move("reward", "2", "better") == "1"
+    assert await pointer.move("reward", "5", "better still") == "2"
+    assert await pointer.read("reward") == Active("5", ("2", "1"))
+    assert await pointer.read("policy") is None
+
+
+async def test_value_says_why_and_when(pointer: ActivePointer, redis: Redis) -> None:
+    await pointer.move("reward", "1", 'said "so"\nand é')
+    value = json.loads(await redis.hget(keys.ACTIVE, "reward") or "")
+    assert value["reason"] == 'said "so"\nand é'
+    assert value["previous"] == []
+    assert value["changed_at"].endswith("+00:00")
+
+
+async def test_moving_to_the_active_version_changes_nothing(pointer: ActivePointer) -> None:
+    await pointer.move("reward", "1", "")
+    await pointer.move("reward", "2", "")
+    assert await pointer.move("reward", "2", "again") == "2"
+    assert await pointer.read("reward") == Active("2", ("1",))
+
+
+async def test_moving_back_goes_further_back_each_time(pointer: ActivePointer) -> None:
+    for version in ("1", "2", "3"):
+        await pointer.move("reward", version, "")
+    assert await pointer.move_back("reward", "3", "2", "worse")
+    assert await pointer.read("reward") == Active("2", ("1",))
+    assert await pointer.move_back("reward", "2", "1", "worse")
+    active = await pointer.read("reward")
+    assert active == Active("1", ())
+    assert active.rollback_target is None
+
+
+async def test_promoting_an_older_version_can_be_rolled_back(pointer: ActivePointer) -> None:
+    for version in ("1", "2", "1"):
+        await pointer.move("reward", version, "")
+    active = await pointer.read("reward")
+    assert active is not None
+    assert active.rollback_target == "2"
+
+
+async def test_moving_back_from_a_version_that_is_not_active_is_refused(pointer: ActivePointer) -> None:
+    await pointer.move("reward", "1", "")
+    await pointer.move("reward", "2", "")
+    await pointer.move("reward", "3", "another caller")
+    assert not await pointer.move_back("reward", "2", "1", "late")
+    assert await pointer.read("reward") == Active("3", ("2", "1"))
+
+
+async def test_previous_versions_are_bounded(pointer: ActivePointer) -> None:
+    for version in range(1, 31):
+        await pointer.move("reward", str(version), "")
+    active = await pointer.read("reward")
+    assert active == Active("30", tuple(str(v) for v in range(29, 9, -1)))
+
+
+async def test_first_version_is_set_once(pointer: ActivePointer) -> None:
+    await pointer.initialise("reward", "4")
+    await pointer.initialise("reward", "9")
+    assert await pointer.read("reward") == Active("4", ())
+    assert await pointer.move("reward", "9", "") == "4"
+
+
+async def test_moves_at_once_lose_no_version(pointer: ActivePointer) -> None:
+    await asyncio.gather(*(pointer.move("reward", str(version), "") for version in range(15)))
+    active = await pointer.read("reward")
+    assert active is not None
+    assert sorted([active.version, *active.previous]) == sorted(str(version) for version in range(15))
+
+
+async def test_redis_away_is_unavailable(fresh_redis: EmbeddedRedis) -> None:
+    redis = connect(fresh_redis.url)
+    pointer = ActivePointer(redis)
+    await pointer.move("reward", "1", "")
+    fresh_redis.kill()
+    for call in (pointer.read("reward"), pointer.move("reward", "2", ""), pointer.initialise("reward", "3")):
+        with pytest.raises(RedisUnavailable):
+            await call
+    fresh_redis.start()
+    assert await pointer.read("reward") == Active("1", ())
+    await redis.aclose()
