@@ -8,6 +8,7 @@
 """
 
 from rewardloop_client._aio import AsyncRewardloopClient
+from rewardloop_client._channel import InvalidAddress
 from rewardloop_client._errors import (
     Cancelled,
     CorruptVersion,
@@ -64,6 +65,7 @@ __all__ = [
     "Feedback",
     "Generation",
     "InternalError",
+    "InvalidAddress",
     "InvalidRequest",
     "MessageTooLarge",
     "ModelVersion",

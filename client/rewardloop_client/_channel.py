@@ -44,18 +44,21 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
+class InvalidAddress(ValueError):
+    """No address, or one that is not host:port."""
+
+
 def targets(addresses: str | Sequence[str]) -> tuple[str, ...]:
     """The gRPC targets to open, one channel each.
 
     ``addresses``: "host:port", "[v6]:port", a target with a scheme ("unix:/run/x.sock", "dns:///name:1"), a
-    comma-separated list of host:port, or a sequence of any of these. Raises ValueError for none and for an
-    address without a port.
+    comma-separated list of host:port, or a sequence of any of these. Raises InvalidAddress.
     """
     given = [addresses] if isinstance(addresses, str) else list(addresses)
     split = [part.strip() for item in given for part in ([item] if _has_scheme(item) else item.split(","))]
     names = list(dict.fromkeys(name for name in split if name))
     if not names:
-        raise ValueError("no address was given")
+        raise InvalidAddress("no address was given")
     families = {_family(name) for name in names}
     if len(names) > 1 and families in ({"ipv4"}, {"ipv6"}):
         return (f"{families.pop()}:{','.join(names)}",)
@@ -71,7 +74,7 @@ def _family(address: str) -> str:
         return "other"
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not host:port")
+        raise InvalidAddress(f"{address!r} is not host:port")
     try:
         return f"ipv{ipaddress.ip_address(host.strip('[]')).version}"
     except ValueError:

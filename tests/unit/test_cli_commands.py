@@ -49,7 +49,7 @@ def _loaded_by(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["feedback", "import", "--help"], ["score", "-h"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    heavy = {"grpc", "google.protobuf", "rich.console", "torch", "numpy", "pydantic", "rewardloop_client", "asyncio"}
+    heavy = {"grpc", "google.protobuf", "rich.console", "torch", "numpy", "rewardloop_client", "asyncio"}
     assert not heavy & _loaded_by(*arguments)
 
 

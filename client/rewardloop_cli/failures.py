@@ -1,0 +1,36 @@
+"""How a command ends: its exit status, and one line on standard error instead of a traceback for what may happen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import typer
+
+from rewardloop_client import InvalidAddress, RewardloopError
+
+FATAL = 2
+
+
+class UsageError(Exception):
+    """The command cannot do what was asked; the message says why."""
+
+
+def finish(command: Callable[[], int]) -> NoReturn:
+    """Run the command and raise typer.Exit with its status; 2 after an error of usage or of a call."""
+    try:
+        code = command()
+    except (UsageError, InvalidAddress) as error:
+        code = _report(str(error))
+    except RewardloopError as error:
+        code = _report(f"{error.reason or type(error).__name__}: {error}")
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of the output went away; Python would complain when it flushes
+        code = 0
+    raise typer.Exit(code)
+
+
+def _report(message: str) -> int:
+    print(f"rewardloop: {message}", file=sys.stderr)
+    return FATAL

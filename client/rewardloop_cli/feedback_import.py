@@ -1,0 +1,283 @@
+"""feedback import: read -> parse -> batch -> record -> write down what is settled.
+
+Batches travel in parallel and are settled in order, so "done up to line N" is always true. The same row always
+has the same event_id, so whatever is sent twice after a crash is counted once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+from rewardloop.v1 import feedback_pb2
+from rewardloop_cli.failures import UsageError
+from rewardloop_cli.rows import Labels, RowError, events_of
+from rewardloop_cli.side_files import Progress, Rejection, SideFiles, writable_folder
+from rewardloop_cli.source_file import Line, SourceFile, UnreadableFile
+from rewardloop_client import MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
+from rewardloop_client._types import SourceName
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 2 * 1024 * 1024  # below the 4 MiB that a gRPC server takes unless told otherwise
+PARALLEL_BATCHES = 4
+_SHOWN_REJECTIONS = 10
+_PATIENCE_PAUSE_S = 1.0
+
+
+class GaveUp(Exception):
+    """The server stayed away longer than the caller's patience."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows on their way: their signals, and those that were no signals. ``last``: the last line in it."""
+
+    last: Line
+    rows: int = 0
+    bytes: int = 0
+    events: list[feedback_pb2.FeedbackEvent] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)  # of each event
+    rejections: list[Rejection] = field(default_factory=list)
+
+
+def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:
+    """Rows in order, in batches of up to BATCH_EVENTS signals and BATCH_BYTES; one row's signals stay together."""
+    batch: Batch | None = None
+    broken: UnreadableFile | None = None
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration:
+            break
+        except UnreadableFile as error:  # what came before it still counts
+            broken = error
+            break
+        try:
+            events = events_of(line.value(), labels)
+            rejections = []
+        except RowError as error:
+            events, rejections = [], [Rejection(line.number, str(error), line.kept())]
+        size = sum(event.ByteSize() for event in events)
+        if batch is not None and (
+            len(batch.events) + len(events) > BATCH_EVENTS
+            or batch.bytes + size > BATCH_BYTES
+            or len(batch.rejections) >= BATCH_EVENTS
+        ):
+            yield batch
+            batch = None
+        batch = batch or Batch(line)
+        batch.last = line
+        batch.rows += 1
+        batch.bytes += size
+        batch.events += events
+        batch.lines += [line] * len(events)
+        batch.rejections += rejections
+    if batch is not None:
+        yield batch
+    if broken is not None:
+        raise broken
+
+
+class Delivery:
+    """Records batches, and waits up to ``patience_s`` seconds while the server or Redis is away."""
+
+    def __init__(self, client: RewardloopClient, patience_s: float, say: Callable[[str], None]) -> None:
+        self._client = client
+        self._patience_s = patience_s
+        self._say = say
+        self._waiting = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let waiting deliveries give up."""
+        self._stopped = True
+
+    def record(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[RecordResult | RewardloopError]:
+        """One outcome an event; errors among them are final. Raises GaveUp, and RewardloopError of a failed call."""
+        outcomes: list[RecordResult | RewardloopError | None] = [None] * len(events)
+        pending = list(range(len(events)))
+        since = time.monotonic()
+        while pending:
+            try:
+                answers = self._send([events[i] for i in pending])
+            except RewardloopError as error:
+                if not _worth_waiting(error):
+                    raise
+                self._wait(error, since)
+                continue
+            for i, answer in zip(pending, answers, strict=True):
+                outcomes[i] = answer
+            left = [i for i in pending if _worth_waiting(outcomes[i])]
+            if len(left) < len(pending):
+                since, self._waiting = time.monotonic(), False
+            if pending := left:
+                self._wait(outcomes[pending[0]], since)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _send(self, events: list[feedback_pb2.FeedbackEvent]) -> list[RecordResult | RewardloopError]:
+        try:
+            return self._client.record_batch(events)
+        except MessageTooLarge as error:
+            if len(events) == 1:
+                return [error]
+            half = len(events) // 2
+            return self._send(events[:half]) + self._send(events[half:])
+
+    def _wait(self, error: object, since: float) -> None:
+        waited = time.monotonic() - since
+        if self._stopped or waited >= self._patience_s:
+            raise GaveUp(f"gave up after {waited:.0f} s: {_one_line(error)}")
+        if not self._waiting:
+            self._waiting = True
+            self._say(f"waiting up to {self._patience_s:.0f} s: {_one_line(error)}")
+        time.sleep(_PATIENCE_PAUSE_S)
+
+
+def _worth_waiting(outcome: object) -> bool:
+    return isinstance(outcome, RewardloopError) and (
+        outcome.may_retry or outcome.code.name == "DEADLINE_EXCEEDED"  # recording again is harmless
+    )
+
+
+def _one_line(error: object) -> str:
+    reason = getattr(error, "reason", "") or type(error).__name__
+    return f"{reason}: {' '.join(str(error).split())[:200]}"
+
+
+def settle(
+    progress: Progress, batch: Batch, outcomes: Sequence[RecordResult | RewardloopError]
+) -> tuple[Progress, list[Rejection]]:
+    """Progress after a recorded batch, and its rejected rows in order; a row is rejected with any of its signals."""
+    rejected = {r.line: r for r in batch.rejections}
+    for line, outcome in zip(batch.lines, outcomes, strict=True):
+        if isinstance(outcome, RewardloopError):
+            rejected.setdefault(line.number, Rejection(line.number, _one_line(outcome), line.kept()))
+    results = [o for o in outcomes if isinstance(o, RecordResult)]
+    duplicates = sum(r.duplicate for r in results)
+    progress = replace(
+        progress,
+        lines_done=batch.last.number,
+        rows=progress.rows + batch.rows,
+        recorded=progress.recorded + len(results) - duplicates,
+        duplicates=progress.duplicates + duplicates,
+        rejected=progress.rejected + len(rejected),
+    )
+    return progress, [rejected[number] for number in sorted(rejected)]
+
+
+def import_file(
+    source: SourceFile,
+    delivery: Delivery,
+    side_files: SideFiles,
+    labels: Labels,
+    progress: Progress,
+    on_settled: Callable[[Batch, Progress, Sequence[Rejection]], None],
+) -> Progress:
+    """Import what is left of one file. ``on_settled`` hears of every batch that was written down.
+
+    Raises UnreadableFile, GaveUp and RewardloopError; what was acknowledged by then is written down.
+    """
+    in_flight: deque[tuple[Batch, Future[list[RecordResult | RewardloopError]]]] = deque()
+    start = progress.lines_done
+
+    def settle_oldest() -> None:
+        nonlocal progress
+        batch, outcome = in_flight[0]
+        progress, rejections = settle(progress, batch, outcome.result())
+        in_flight.popleft()
+        progress = side_files.advance(progress, rejections)
+        on_settled(batch, progress, rejections)
+
+    broken: UnreadableFile | None = None
+    with ThreadPoolExecutor(PARALLEL_BATCHES) as pool:
+        try:
+            rest = (line for line in source.lines() if line.number > start)
+            try:
+                for batch in batches(rest, labels):
+                    in_flight.append((batch, pool.submit(delivery.record, batch.events)))
+                    if len(in_flight) >= PARALLEL_BATCHES:
+                        settle_oldest()
+            except UnreadableFile as error:
+                broken = error
+            while in_flight:
+                settle_oldest()
+        finally:
+            delivery.stop()
+            for _, outcome in in_flight:
+                outcome.cancel()
+    if broken is not None:
+        raise broken
+    if progress.rows == 0:
+        raise UnreadableFile(f"{source.path}: has no rows")
+    side_files.finish()
+    return progress
+
+
+def run(
+    files: Sequence[Path],
+    *,
+    server: str,
+    labels: Labels,
+    patience_s: float,
+    side_dir: Path | None,
+    restart: bool,
+) -> int:
+    """Import files one after the other. 0: all good; 1: some rows were rejected; 2: a file or the server failed."""
+    from rewardloop_cli.import_report import Report
+
+    code = 0
+    with RewardloopClient(server, timeout_s=30.0) as client:
+        for path in files:
+            started = time.monotonic()
+            try:
+                source = SourceFile.of(path)
+            except UnreadableFile as error:
+                print(f"rewardloop: {error}", file=sys.stderr)
+                code = 2
+                continue
+            with Report(source, shown=_SHOWN_REJECTIONS) as report:
+                folder = side_dir or writable_folder(path.parent)
+                if folder is None:
+                    folder = Path.cwd()
+                    report.say(f"{path.parent} is not writable: side files go to {folder}")
+                try:
+                    side_files = SideFiles(source, folder)
+                    progress = side_files.begin(Progress(source.head_sha256, source.size, server), restart=restart)
+                    if progress.lines_done:
+                        report.say(f"going on after line {progress.lines_done} (--restart starts over)")
+                    delivery = Delivery(client, patience_s, report.say)
+                    progress = import_file(source, delivery, side_files, labels, progress, report.settled)
+                except UnreadableFile as error:
+                    report.fail(str(error))
+                    code = 2
+                    continue
+                except (GaveUp, RewardloopError, OSError) as error:
+                    report.fail(f"{path}: {_one_line(error)}; the same command goes on where this one stopped")
+                    return 2
+                report.summary(progress, time.monotonic() - started, side_files.rejected_path)
+                code = max(code, int(progress.rejected > 0))
+    return code
+
+
+def parse_source(name: str) -> SourceName:
+    """Raises UsageError."""
+    if name not in ("human", "llm_judge", "implicit"):
+        raise UsageError(f"--source {name}: is not human, llm_judge or implicit")
+    return cast(SourceName, name)
+
+
+def parse_tags(pairs: Sequence[str]) -> Mapping[str, str]:
+    """``key=value`` each. Raises UsageError."""
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--tag {pair}: is not key=value")
+        tags[key] = value
+    return tags

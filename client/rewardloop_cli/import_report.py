@@ -1,0 +1,68 @@
+"""What an import shows: a progress bar over the file's bytes, the first rejections, one line at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rewardloop_cli.feedback_import import Batch
+from rewardloop_cli.side_files import Progress as ImportProgress
+from rewardloop_cli.side_files import Rejection
+from rewardloop_cli.source_file import SourceFile
+
+
+class Report:
+    """Bar and messages go to standard error, the summary to standard output."""
+
+    def __init__(self, source: SourceFile, *, shown: int) -> None:
+        self._source = source
+        self._left_to_show = shown
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TextColumn("{task.fields[rows]} rows"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(escape(source.path.name), total=source.size, rows=0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        self._console.print(f"rewardloop: {message}", markup=False)
+
+    def fail(self, message: str) -> None:
+        self._bar.stop()
+        self.say(message)
+
+    def settled(self, batch: Batch, progress: ImportProgress, rejections: Sequence[Rejection]) -> None:
+        self._bar.update(self._task, completed=batch.last.offset, rows=progress.rows)
+        for rejection in rejections[: self._left_to_show]:
+            self.say(f"{self._source.path.name}:{rejection.line}: {rejection.reason}")
+        if self._left_to_show and len(rejections) > self._left_to_show:
+            self.say("more rejected rows are in the side file only")
+        self._left_to_show = max(0, self._left_to_show - len(rejections))
+
+    def summary(self, progress: ImportProgress, seconds: float, rejected_path: Path) -> None:
+        self._bar.stop()
+        kept = f" (kept in {rejected_path})" if progress.rejected else ""
+        print(
+            f"{self._source.path.name}: {progress.rows} rows, {progress.recorded} signals recorded, "
+            f"{progress.duplicates} duplicates, {progress.rejected} rows rejected{kept}, {seconds:.1f} s",
+            flush=True,
+        )

@@ -1,0 +1,187 @@
+"""The command line `rewardloop`: every command and option, none of the work.
+
+Each command imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewardloop_cli.processes import add_process_commands
+
+_Server = Annotated[
+    str, typer.Option("--server", envvar="REWARDLOOP_SERVER", help="Address of the server; several with commas.")
+]
+_Model = Annotated[str, typer.Argument(help="reward or policy", metavar="MODEL")]
+_Reason = Annotated[str, typer.Option(help="Kept with the change: who asks, and why.")]
+_DEFAULT_SERVER = "127.0.0.1:50051"
+
+app = typer.Typer(
+    name="rewardloop",
+    help="Score, listen, learn, swap: a language model that learns from its users while it runs.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+feedback = typer.Typer(help="Bring preference data in.", rich_markup_mode=None, no_args_is_help=True)
+models = typer.Typer(help="See and move model versions.", rich_markup_mode=None, no_args_is_help=True)
+
+add_process_commands(app)
+app.add_typer(feedback, name="feedback")
+app.add_typer(models, name="models")
+
+
+@app.command()
+def score(
+    responses: Annotated[list[str] | None, typer.Argument(help="Responses to --prompt.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt of the responses.")] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", help="JSONL of {prompt, responses} or {prompt, chosen, rejected}; - is stdin."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSONL to write; default: standard output.")] = None,
+    pin_version: Annotated[str | None, typer.Option(help="Score by exactly this version.")] = None,
+    lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line instead of a table.")] = False,
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Score responses, from the command line or from JSONL."""
+    from rewardloop_cli import score as command
+    from rewardloop_cli.failures import finish
+
+    finish(
+        lambda: command.run(
+            server=server,
+            prompt=prompt,
+            responses=responses or [],
+            input_file=input_file,
+            output=output,
+            pin_version=pin_version,
+            lane=lane,
+            as_json=as_json,
+        )
+    )
+
+
+@feedback.command("import")
+def feedback_import(
+    files: Annotated[list[Path], typer.Argument(help="JSONL (plain or .gz) or Parquet.", metavar="FILE")],
+    source: Annotated[str, typer.Option(help="Who judged: human, llm_judge or implicit.")] = "human",
+    tag: Annotated[list[str] | None, typer.Option(help="key=value put on every signal; may be repeated.")] = None,
+    patience: Annotated[float, typer.Option(help="Seconds to wait while the server or Redis is away.")] = 120.0,
+    side_dir: Annotated[Path | None, typer.Option(help="Where progress and rejected rows are kept.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Ignore what an earlier run got done.")] = False,
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Record the signals of data files.
+
+    Rows: {prompt, chosen, rejected} (text or messages), {prompt, responses, ranking}, {prompt, responses, chosen},
+    {prompt, responses, annotations}, {prompt, completion, label}, {prompt, response, up, down}.
+    Exit status: 0 all good, 1 some rows were rejected, 2 nothing more could be done.
+    """
+    from rewardloop_cli import feedback_import as command
+    from rewardloop_cli.failures import finish
+    from rewardloop_cli.rows import Labels
+
+    finish(
+        lambda: command.run(
+            files,
+            server=server,
+            labels=Labels(command.parse_source(source), command.parse_tags(tag or [])),
+            patience_s=patience,
+            side_dir=side_dir,
+            restart=restart,
+        )
+    )
+
+
+@models.command("list")
+def models_list(
+    model: Annotated[str, typer.Argument(help="reward or policy; default: both", metavar="[MODEL]")] = "",
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Versions in the store, newest first."""
+    from rewardloop_cli import models as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.list_versions(server, [model] if model else ["reward", "policy"]))
+
+
+@models.command("show")
+def models_show(
+    model: _Model,
+    version: Annotated[str, typer.Argument(help="Default: the active one.", metavar="[VERSION]")] = "",
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """One version with its manifest."""
+    from rewardloop_cli import models as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.show(server, model, version))
+
+
+@models.command("promote")
+def models_promote(
+    model: _Model,
+    version: Annotated[str, typer.Argument(metavar="VERSION")],
+    reason: _Reason = "by hand",
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Make a version active; returns once the server serves it."""
+    from rewardloop_cli import models as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.promote(server, model, version, reason))
+
+
+@models.command("rollback")
+def models_rollback(model: _Model, reason: _Reason = "by hand", server: _Server = _DEFAULT_SERVER) -> None:
+    """Go back to the version that was active before."""
+    from rewardloop_cli import models as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.rollback(server, model, reason))
+
+
+@app.command()
+def status(
+    server: _Server = _DEFAULT_SERVER,
+    server_metrics: Annotated[str, typer.Option(help="Metrics page of the server.")] = "http://127.0.0.1:9464/metrics",
+    trainer_metrics: Annotated[
+        str, typer.Option(help="Metrics page of the trainer.")
+    ] = "http://127.0.0.1:9465/metrics",
+) -> None:
+    """What is going on: health, active versions, traffic, training. Exit status 1 when a part is down."""
+    from rewardloop_cli import status as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.run(server, server_metrics, trainer_metrics))
+
+
+@app.command()
+def bench(
+    callers: Annotated[int, typer.Option(min=1, max=10_000, help="Callers, each with one request in flight.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
+    responses: Annotated[int, typer.Option(min=1, max=256, help="Responses of one group.")] = 4,
+    words: Annotated[int, typer.Option(min=1, help="Words of the prompt and of each response.")] = 40,
+    lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Score in a closed loop and print throughput and latency."""
+    from rewardloop_cli import bench as command
+    from rewardloop_cli.failures import finish
+
+    finish(
+        lambda: command.run(
+            server=server, callers=callers, seconds=seconds, responses=responses, words=words, lane=lane
+        )
+    )
+
+
+if __name__ == "__main__":
+    app()

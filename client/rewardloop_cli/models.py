@@ -1,0 +1,85 @@
+"""models: versions in the store, and which one is active."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from rewardloop_client import NotFound, Promotion, RewardloopClient, VersionInfo
+
+_SHOWN_METRICS = 4
+
+
+def list_versions(server: str, models: Sequence[str]) -> int:
+    table = Table("model", "version", "state", "parent", "age", "digest", "metrics")
+    with RewardloopClient(server) as client:
+        for model in models:
+            for info in client.list_versions(model):
+                table.add_row(
+                    model,
+                    info.version,
+                    info.state,
+                    info.parent_version or "-",
+                    age(info.create_time),
+                    info.digest[:12],
+                    figures(info),
+                )
+    Console(markup=False).print(table if table.row_count else "no versions")
+    return 0
+
+
+def show(server: str, model: str, version: str) -> int:
+    with RewardloopClient(server) as client:
+        info = client.get_version(model, version)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
+    console.print(f"digest {info.digest}")
+    if info.manifest_json:
+        console.print(json.dumps(json.loads(info.manifest_json), indent=2, sort_keys=True))
+    return 0
+
+
+def promote(server: str, model: str, version: str, reason: str) -> int:
+    with RewardloopClient(server) as client:
+        _print_change(model, client.promote(model, version, reason=reason))
+    return 0
+
+
+def rollback(server: str, model: str, reason: str) -> int:
+    with RewardloopClient(server) as client:
+        _print_change(model, client.rollback(model, reason=reason))
+    return 0
+
+
+def active(client: RewardloopClient, model: str) -> VersionInfo | None:
+    """The active version; None when there is none."""
+    try:
+        return client.get_version(model, timeout_s=3.0)
+    except NotFound:
+        return None
+
+
+def age(moment: datetime | None) -> str:
+    """How long ago, in the largest whole unit: "42 s", "3 min", "5 h", "2 d"."""
+    if moment is None:
+        return "?"
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def figures(info: VersionInfo) -> str:
+    """The first few metrics of the manifest."""
+    shown = sorted(info.metrics.items())[:_SHOWN_METRICS]
+    return ", ".join(f"{name} {value:.3g}" for name, value in shown)
+
+
+def _print_change(model: str, change: Promotion) -> None:
+    before = f" (before: {change.previous_version})" if change.previous_version else ""
+    print(f"{model} version {change.version.version} is {change.version.state}{before}")

@@ -1,0 +1,303 @@
+"""Rows of the ecosystem's preference data sets to feedback events. Pure.
+
+| row | signals |
+| --- | --- |
+| ``{prompt, chosen, rejected}``, texts or lists of ``{role, content}`` | one choice |
+| ``{chosen, rejected}``, both whole conversations that begin alike | one choice |
+| ``{prompt, responses, chosen: index}`` | one choice against each other response |
+| ``{prompt, responses, ranking}``, all indices, best first | one ranking |
+| ``{prompt, responses, annotations: [{annotator, choice: 0, 1 or "tie"}]}`` | one choice or tie an annotation |
+| ``{prompt, completion, label}`` | one thumb |
+| ``{prompt, response, up, down}``, numbers of votes | one thumb a vote |
+
+``annotator`` is kept as the annotator's id; other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeAlias, TypeGuard
+
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client import Feedback, InvalidRequest
+from rewardloop_client._feedback import Context
+from rewardloop_client._types import SourceName
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Turns: TypeAlias = tuple[tuple[str, str], ...]
+
+ROLES = ("system", "user", "assistant")
+MAX_VOTES = 1000
+
+
+class RowError(ValueError):
+    """The row is not a preference signal; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What every event of an import carries besides its row."""
+
+    source: SourceName = "human"
+    tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row's content without nulls, and the sha256 of it."""
+
+    content: dict[str, Json]
+    labels: Labels
+    digest: str
+
+    def context(self, number: int, prompt: Turns, responses: Sequence[str], annotator: Json) -> Context:
+        return {
+            "prompt": _prompt_like(prompt),
+            "responses": responses,
+            "event_id": f"{self.digest}-{number}",
+            "annotator_id": "" if annotator is None else _annotator(annotator),
+            "source": self.labels.source,
+            "tags": self.labels.tags or {},
+        }
+
+
+def parse_line(line: bytes) -> Json:
+    """One JSON value. Raises RowError; NaN and infinities are no JSON."""
+
+    def refuse(name: str) -> NoReturn:
+        raise RowError(f"{name} is not a JSON number")
+
+    try:
+        value: Json = json.loads(line.decode("utf-8"), parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise RowError(f"is not UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise RowError(f"is not JSON: {error.msg} (character {error.pos})") from error
+    except RecursionError as error:
+        raise RowError("is nested too deeply") from error
+    except ValueError as error:
+        if isinstance(error, RowError):
+            raise
+        raise RowError(f"is not JSON: {error}") from error  # an integer of thousands of digits
+    return value
+
+
+def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
+    """The signals of one row. Raises RowError and nothing else.
+
+    ``event_id`` is the sha256 of the row's content with the signal's number within the row, so that a row
+    imported again is known again.
+    """
+    if not isinstance(row, dict):
+        raise RowError(f"is {_kind(row)}, not an object")
+    content: dict[str, Json] = {
+        key: value for key, value in row.items() if value is not None
+    }  # Parquet: an absent column is null
+    try:
+        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        digest = hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+    except UnicodeEncodeError as error:
+        raise RowError("holds text that is not valid Unicode (a lone surrogate)") from error
+    except (ValueError, TypeError, RecursionError) as error:  # NaN, or a Parquet value that JSON does not know
+        raise RowError(f"holds a value that is not JSON: {error}") from error
+    for keys, read in _FORMS:
+        if all(key in content for key in keys):
+            try:
+                made = list(read(_Row(content, labels, digest)))
+            except InvalidRequest as error:
+                raise RowError(str(error)) from error
+            if not made:
+                raise RowError("holds no signal")
+            return made
+    raise RowError(f"has no known form: its keys are {', '.join(sorted(content)[:8]) or 'none'}")
+
+
+def _annotations(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+    prompt, responses = _prompt(row), _responses(row)
+    annotations = row.content["annotations"]
+    if len(responses) != 2 or not isinstance(annotations, list):
+        raise RowError("annotations: need a list, and two responses")
+    for i, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict):
+            raise RowError(f"annotations[{i}]: is {_kind(annotation)}, not an object")
+        choice = annotation.get("choice")
+        context = row.context(i, prompt, responses, annotation.get("annotator"))
+        if choice == "tie":
+            yield Feedback.tie(first=0, second=1, **context)
+        elif _is_int(choice) and choice in (0, 1):
+            yield Feedback.choice(chosen=choice, rejected=1 - choice, **context)
+        else:
+            raise RowError(f"annotations[{i}].choice: is {_short(choice)}, not 0, 1 or 'tie'")
+
+
+def _ranking(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+    responses, order = _responses(row), row.content["ranking"]
+    if not isinstance(order, list):
+        raise RowError("ranking: is not a list of indices")
+    indices = [index for index in order if _is_int(index)]
+    if len(order) < 2 or len(indices) < len(order) or sorted(indices) != list(range(len(responses))):
+        raise RowError(f"ranking: is not an order of all {len(responses)} responses (two or more)")
+    context = row.context(0, _prompt(row), responses, row.content.get("annotator"))
+    yield Feedback.ranking(order=indices, **context)
+
+
+def _chosen_index(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+    prompt, responses, chosen = _prompt(row), _responses(row), row.content["chosen"]
+    if not _is_int(chosen) or not 0 <= chosen < len(responses):
+        raise RowError(f"chosen: is {_short(chosen)}, not an index of {len(responses)} responses")
+    others = [i for i in range(len(responses)) if i != chosen]
+    for number, rejected in enumerate(others):
+        context = row.context(number, prompt, responses, row.content.get("annotator"))
+        yield Feedback.choice(chosen=chosen, rejected=rejected, **context)
+
+
+def _pair(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+    chosen, rejected = row.content["chosen"], row.content["rejected"]
+    if "prompt" in row.content:
+        prompt = _prompt(row)
+    else:
+        if not isinstance(chosen, list) or not isinstance(rejected, list):
+            raise RowError("prompt: is absent")
+        prompt = _common_start(_turns("chosen", chosen), _turns("rejected", rejected))
+    texts = [_completion("chosen", chosen, prompt), _completion("rejected", rejected, prompt)]
+    if texts[0] == texts[1]:
+        raise RowError("chosen and rejected are the same")
+    context = row.context(0, prompt, texts, row.content.get("annotator"))
+    yield Feedback.choice(chosen=0, rejected=1, **context)
+
+
+def _labelled(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+    prompt, label = _prompt(row), row.content["label"]
+    if label not in (True, False):  # 1 and 0 are equal to these
+        raise RowError(f"label: is {_short(label)}, not true or false")
+    text = _completion("completion", row.content["completion"], prompt)
+    context = row.context(0, prompt, [text], row.content.get("annotator"))
+    yield Feedback.thumb(up=bool(label), response=0, **context)
+
+
+def _votes(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+    prompt = _prompt(row)
+    text = _completion("response", row.content["response"], prompt)
+    counts = []
+    for key in ("up", "down"):
+        count = row.content.get(key, 0)
+        if not isinstance(count, int) or not 0 <= count <= MAX_VOTES:
+            raise RowError(f"{key}: is {_short(count)}, not a number of votes (0..{MAX_VOTES})")
+        counts.append(int(count))
+    for number, up in enumerate([True] * counts[0] + [False] * counts[1]):
+        context = row.context(number, prompt, [text], row.content.get("annotator"))
+        yield Feedback.thumb(up=up, response=0, **context)
+
+
+_FORMS: tuple[tuple[tuple[str, ...], Callable[[_Row], Iterator[feedback_pb2.FeedbackEvent]]], ...] = (
+    (("responses", "annotations"), _annotations),
+    (("responses", "ranking"), _ranking),
+    (("responses", "chosen"), _chosen_index),
+    (("chosen", "rejected"), _pair),
+    (("completion", "label"), _labelled),
+    (("response", "up"), _votes),
+    (("response", "down"), _votes),
+)
+
+
+def turns_of(field: str, value: Json) -> Turns:
+    """A prompt's turns; text is one user turn. Raises RowError."""
+    if isinstance(value, list):
+        turns = _turns(field, value)
+        if turns[-1][0] == "assistant":
+            raise RowError(f"{field}: ends with the assistant's turn")
+        return turns
+    return (("user", text_of(field, value)),)
+
+
+def text_of(field: str, value: Json) -> str:
+    """Non-empty text. Raises RowError."""
+    if not isinstance(value, str):
+        raise RowError(f"{field}: is {_kind(value)}, not text")
+    if not value.strip():
+        raise RowError(f"{field}: is empty")
+    return value
+
+
+def _prompt(row: _Row) -> Turns:
+    if "prompt" not in row.content:
+        raise RowError("prompt: is absent")
+    return turns_of("prompt", row.content["prompt"])
+
+
+def _responses(row: _Row) -> list[str]:
+    responses = row.content["responses"]
+    if not isinstance(responses, list) or not responses:
+        raise RowError("responses: is not a list of texts")
+    return [text_of(f"responses[{i}]", text) for i, text in enumerate(responses)]
+
+
+def _turns(field: str, value: list[Json]) -> Turns:
+    if not value:
+        raise RowError(f"{field}: is empty")
+    turns = []
+    for i, turn in enumerate(value):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise RowError(f"{field}[{i}]: is not a {{role, content}} message")
+        role = turn["role"]
+        if role not in ROLES:
+            raise RowError(f"{field}[{i}].role: is {_short(role)}, not one of {', '.join(ROLES)}")
+        turns.append((str(role), text_of(f"{field}[{i}].content", turn["content"])))
+    return tuple(turns)
+
+
+def _completion(field: str, value: Json, prompt: Turns) -> str:
+    """The one assistant's text after the prompt, whether or not the prompt is repeated in ``value``."""
+    if not isinstance(value, list):
+        return text_of(field, value)
+    turns = _turns(field, value)
+    if turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    if len(turns) != 1 or turns[0][0] != "assistant":
+        raise RowError(f"{field}: is not one assistant's turn after the prompt")
+    return turns[0][1]
+
+
+def _common_start(chosen: Turns, rejected: Turns) -> Turns:
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    if same == 0:
+        raise RowError("chosen and rejected do not begin with the same prompt")
+    if same == len(chosen) == len(rejected):
+        raise RowError("chosen and rejected are the same")
+    if chosen[same - 1][0] == "assistant":
+        raise RowError("chosen and rejected do not differ in an assistant's turn")
+    return chosen[:same]
+
+
+def _prompt_like(prompt: Turns) -> str | list[dict[str, str]]:
+    if len(prompt) == 1 and prompt[0][0] == "user":
+        return prompt[0][1]
+    return [{"role": role, "content": content} for role, content in prompt]
+
+
+def _annotator(value: Json) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise RowError(f"annotator: is {_kind(value)}, not text")
+    return str(value)
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    return "absent" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,144 @@
+"""score: responses from the command line as a table, or JSONL in and out over one stream."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from rewardloop_cli.failures import UsageError
+from rewardloop_cli.rows import Json, RowError, parse_line, text_of, turns_of
+from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
+from rewardloop_client._types import LaneName
+
+
+def run(
+    *,
+    server: str,
+    prompt: str | None,
+    responses: list[str],
+    input_file: Path | None,
+    output: Path | None,
+    pin_version: str | None,
+    lane: str,
+    as_json: bool,
+) -> int:
+    """0; 1 when some lines of the input failed. Raises UsageError and RewardloopError."""
+    if lane not in ("production", "trainer"):
+        raise UsageError(f"--lane {lane}: is not production or trainer")
+    with RewardloopClient(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
+        if input_file is not None:
+            if prompt is not None or responses:
+                raise UsageError("give either --input or --prompt with responses")
+            source, target = _open(files, input_file, output)
+            return _score_lines(client, source, target, pin_version)
+        if prompt is None or not responses:
+            raise UsageError("give --prompt and at least one response, or --input")
+        result = client.score(prompt, responses, pin_version=pin_version)
+    if as_json:
+        print(json.dumps(_fields(result)))
+    else:
+        _print_table(responses, result)
+    return 0
+
+
+def _open(files: ExitStack, input_file: Path, output: Path | None) -> tuple[IO[bytes], IO[str]]:
+    try:
+        source = sys.stdin.buffer if str(input_file) == "-" else files.enter_context(input_file.open("rb"))
+        target = sys.stdout if output is None else files.enter_context(output.open("w"))
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
+    return source, target
+
+
+def _score_lines(client: RewardloopClient, source: IO[bytes], target: IO[str], pin_version: str | None) -> int:
+    """One output line an input line, in order: ``line``, and scores or ``error``."""
+    numbers: list[int] = []
+    unreadable: dict[int, str] = {}
+
+    def groups() -> Iterator[ScoreGroup]:
+        for number, raw in enumerate(source, start=1):
+            if not raw.strip():
+                continue
+            try:
+                group = _group(parse_line(raw), pin_version)
+            except RowError as error:
+                unreadable[number] = str(error)
+                continue
+            numbers.append(number)
+            yield group
+
+    failed = 0
+    written = 0
+
+    def write_unreadable(before: float) -> int:
+        due = [number for number in sorted(unreadable) if number < before]
+        for number in due:
+            print(json.dumps({"line": number, "error": unreadable.pop(number)}), file=target)
+        return len(due)
+
+    for outcome in client.score_stream(groups()):
+        number = numbers[written]
+        written += 1
+        failed += write_unreadable(number)
+        if isinstance(outcome, RewardloopError):
+            failed += 1
+            print(json.dumps({"line": number, "error": str(outcome), "reason": outcome.reason}), file=target)
+        else:
+            print(json.dumps({"line": number, **_fields(outcome)}), file=target)
+    failed += write_unreadable(float("inf"))
+    if failed:
+        print(f"rewardloop: {failed} of {failed + written} lines failed", file=sys.stderr)
+    return int(failed > 0)
+
+
+def _group(row: Json, pin_version: str | None) -> ScoreGroup:
+    """Raises RowError."""
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise RowError("is no object with a prompt")
+    turns = turns_of("prompt", row["prompt"])
+    if isinstance(row.get("responses"), list):
+        texts = cast("list[Json]", row["responses"])
+    elif "chosen" in row and "rejected" in row:
+        texts = [row["chosen"], row["rejected"]]
+    elif "response" in row:
+        texts = [row["response"]]
+    else:
+        raise RowError("has no responses")
+    return ScoreGroup(
+        [{"role": role, "content": content} for role, content in turns],
+        [text_of(f"responses[{i}]", text) for i, text in enumerate(texts)],
+        pin_version=pin_version,
+    )
+
+
+def _fields(result: ScoreResult) -> dict[str, object]:
+    return {
+        "scores": [s.score for s in result.scores],
+        "logits": [s.logit for s in result.scores],
+        "uncertainties": [s.uncertainty for s in result.scores],
+        "truncated": [s.truncated for s in result.scores],
+        "model_version": result.model_version.version,
+    }
+
+
+def _print_table(responses: list[str], result: ScoreResult) -> None:
+    table = Table("score", "±", "logit", "tokens", "response")
+    for text, s in sorted(zip(responses, result.scores, strict=True), key=lambda pair: -pair[1].score):
+        shown = text if len(text) <= 100 else text[:97] + "..."
+        tokens = f"{s.token_count}{' (truncated)' if s.truncated else ''}"
+        table.add_row(f"{s.score:+.4f}", f"{s.uncertainty:.4f}", f"{s.logit:+.4f}", tokens, shown)
+    console = Console(markup=False)
+    console.print(table)
+    t = result.timings
+    console.print(
+        f"reward version {result.model_version.version};"
+        f" queue {t.queue_us} us, tokenize {t.tokenize_us} us, run {t.run_us} us",
+        highlight=False,
+    )

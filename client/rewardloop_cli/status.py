@@ -1,0 +1,132 @@
+"""status: one look at everything, also when parts are down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
+from rewardloop_cli.models import active, age, figures
+from rewardloop_client import DeadlineExceeded, NotFound, RewardloopClient, RewardloopError, Unreachable
+
+_SERVICES = ("RewardService", "FeedbackService", "PolicyService", "ModelService")
+_TIMEOUT_S = 2.0
+
+Figures: TypeAlias = Iterable[tuple[str, str]]
+
+
+def run(server: str, server_metrics: str, trainer_metrics: str) -> int:
+    """0; 1 when a service or a metrics page is down."""
+    console = Console(highlight=False)
+    with RewardloopClient(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
+        health = {service: _health(client, service) for service in _SERVICES}
+        console.print(_services(server, health))
+        if set(health.values()) != {"unreachable"}:
+            console.print(_versions(client))
+    pages_up = [
+        _print_page(console, "server", server_metrics, _server_figures),
+        _print_page(console, "trainer", trainer_metrics, _trainer_figures),
+    ]
+    return 0 if all(pages_up) and set(health.values()) == {"SERVING"} else 1
+
+
+def _health(client: RewardloopClient, service: str) -> str:
+    try:
+        return client.health(f"rewardloop.v1.{service}")
+    except NotFound:
+        return "unknown"
+    except (Unreachable, DeadlineExceeded):
+        return "unreachable"
+    except RewardloopError as error:
+        return error.reason or type(error).__name__
+
+
+def _services(server: str, health: dict[str, str]) -> Table:
+    table = Table("service", "health", title=f"server {server}", title_justify="left")
+    for service, state in health.items():
+        table.add_row(service, Text(state, style="green" if state == "SERVING" else "red"))
+    return table
+
+
+def _versions(client: RewardloopClient) -> Table:
+    table = Table("model", "active version", "age", "digest", "metrics", title="models", title_justify="left")
+    for model in ("reward", "policy"):
+        try:
+            info = active(client, model)
+        except RewardloopError as error:
+            table.add_row(model, Text(error.reason or type(error).__name__, style="red"), "", "", "")
+            continue
+        if info is None:
+            table.add_row(model, "none", "", "", "")
+        else:
+            table.add_row(model, info.version, age(info.create_time), info.digest[:12], figures(info))
+    return table
+
+
+def _print_page(console: Console, name: str, url: str, figures_of: Callable[[MetricsPage], Figures]) -> bool:
+    table = Table(name, url, title_justify="left")
+    try:
+        page = MetricsPage.fetch(url, _TIMEOUT_S)
+    except PageUnreachable as error:
+        table.add_row("metrics", Text(f"down: {error}", style="red"))
+        console.print(table)
+        return False
+    for label, value in figures_of(page):
+        table.add_row(label, value)
+    console.print(table)
+    return True
+
+
+def _server_figures(page: MetricsPage) -> Figures:
+    by_code: dict[tuple[str, str], float] = {}
+    for sample in page.samples("rewardloop_requests_total"):
+        key = (sample.labels.get("method", "?"), sample.labels.get("code", "?"))
+        by_code[key] = by_code.get(key, 0.0) + sample.value
+    for (method, code), count in sorted(by_code.items()):
+        yield f"{method} {code}", _count(count)
+    for stage in ("queue", "tokenize", "run", "total"):
+        middle, tail = (page.quantile("rewardloop_stage_seconds", share, stage=stage) for share in (0.5, 0.99))
+        if middle is not None and tail is not None:
+            yield f"{stage} p50 / p99", f"{1000 * middle:.2f} / {1000 * tail:.2f} ms"
+    for sample in page.samples("rewardloop_queue_tokens"):
+        yield f"queued tokens, {sample.labels.get('lane', '?')}", _count(sample.value)
+    for sample in page.samples("rewardloop_feedback_events_total"):
+        yield f"feedback {sample.labels.get('kind', '?')} {sample.labels.get('outcome', '?')}", _count(sample.value)
+    yield from _single(page, "feedback stream length", "rewardloop_stream_length")
+    for sample in page.samples("rewardloop_swaps_total"):
+        yield f"swaps, {sample.labels.get('model', '?')}", _count(sample.value)
+    fresh = page.quantile("rewardloop_feedback_to_live_seconds", 0.5)
+    if fresh is not None:
+        yield "signal to live model, median", f"{fresh:.1f} s"
+
+
+def _trainer_figures(page: MetricsPage) -> Figures:
+    for sample in page.samples("rewardloop_trainer_phase"):
+        if sample.value:
+            yield "phase", sample.labels.get("phase", "?")
+    for sample in page.samples("rewardloop_trainer_signals_total"):
+        yield f"signals, {sample.labels.get('kind', '?')}", _count(sample.value)
+    yield from _single(page, "dead letters", "rewardloop_trainer_dead_letters_total")
+    yield from _single(page, "rows in the ledger", "rewardloop_trainer_ledger_rows")
+    yield from _single(page, "waiting in the stream", "rewardloop_trainer_stream_pending")
+    for sample in page.samples("rewardloop_trainer_rounds_total"):
+        yield f"rounds, {sample.labels.get('model', '?')} {sample.labels.get('outcome', '?')}", _count(sample.value)
+    for sample in page.samples("rewardloop_trainer_heldout_accuracy"):
+        name = f"held-out accuracy, {sample.labels.get('model', '?')} {sample.labels.get('side', '')}".rstrip()
+        yield name, f"{sample.value:.3f}"
+    for sample in page.samples("rewardloop_trainer_loss"):
+        yield f"loss, {sample.labels.get('model', '?')}", f"{sample.value:.4f}"
+
+
+def _single(page: MetricsPage, label: str, name: str) -> Figures:
+    value = page.total(name)
+    if value is not None:
+        yield label, _count(value)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
