@@ -228,7 +228,6 @@ def test_buffered_rows_are_archived_on_stop(client: Any, archive: Path) -> None:
     put(client, *(choice(i) for i in range(10)))
     client.xgroup_create(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, id="0")
     consumer = make_consumer(client, archive, flush_age_s=1000, maintain_every_s=1000)
-    consumer._maintained_at = time.monotonic()
     with running(consumer):
         until(lambda: pending(client) == 10)
     assert stored(archive) == [f"e{i}" for i in range(10)]

@@ -63,7 +63,7 @@ class Consumer:
         self._rows: list[Recorded] = []
         self._unacked: list[str] = []
         self._first_row_at = 0.0
-        self._maintained_at = 0.0
+        self._maintained_at = time.monotonic()
         # Insertion order is age: the oldest ids are forgotten first.
         self._recent: dict[str, None] = dict.fromkeys(ledger.event_ids(newest=_RECENT_EVENTS))
 
