@@ -1,0 +1,25 @@
+"""``rewardloop policy-worker``: settings first, so that --help is instant, then the heavy imports."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from rewardloop.formats.settings import parse
+from rewardloop_policy.settings import PolicyWorkerSettings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM. Returns the exit status: 0 after a drain."""
+    settings = parse(PolicyWorkerSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-worker")
+
+    from rewardloop.formats.log import configure_logging
+    from rewardloop_policy.serving import serve
+
+    configure_logging(settings.log_level, settings.log_format)
+    return asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,129 @@
+"""Requests that wait for the policy, and the loop that samples what came while the last batch ran."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+
+from rewardloop_policy.policy_model import Answer, PolicyModel
+from rewardloop_policy.sampling import SampleRequest
+from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.metrics import ServerMetrics
+
+log = structlog.get_logger()
+
+_LANE = "production"
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One caller's request, by one version. ``deadline`` is on the monotonic clock."""
+
+    policy: PolicyModel
+    request: SampleRequest
+    deadline: float | None
+    outcome: asyncio.Future[list[Answer]]
+    enqueued: float = field(default_factory=time.monotonic)
+
+
+class SampleBatcher:
+    """First come, first served; torch runs in one thread of its own, a batch by one version.
+
+    ``max_batch_rows``: most candidates in a batch, unless one request alone has more. ``max_queue_rows``: most
+    candidates that wait.
+    """
+
+    def __init__(self, *, max_batch_rows: int, max_queue_rows: int, metrics: ServerMetrics) -> None:
+        self._max_batch_rows = max_batch_rows
+        self._max_queue_rows = max_queue_rows
+        self._metrics = metrics
+        self._queue: deque[_Job] = deque()
+        self._queued_rows = 0
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
+
+    async def answer(self, policy: PolicyModel, request: SampleRequest, deadline: float | None) -> list[Answer]:
+        """The request's candidates. The caller keeps ``policy`` alive until this returns.
+
+        Raises QueueFull, DeadlinePassed when the deadline passed in the queue, or NotLoadable when the model fails.
+        """
+        if self._queue and self._queued_rows + request.candidates > self._max_queue_rows:
+            raise QueueFull(f"{self._queued_rows} candidates wait, of {self._max_queue_rows} that may")
+        job = _Job(policy, request, deadline, asyncio.get_running_loop().create_future())
+        self._queue.append(job)
+        self._queued_rows += request.candidates
+        self._arrived.set()
+        return await job.outcome
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if batch:
+                await self._sample(batch)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self) -> list[_Job]:
+        """The next batch. Callers that went away are skipped, passed deadlines are answered unrun."""
+        batch: list[_Job] = []
+        rows, now = 0, time.monotonic()
+        while self._queue:
+            job = self._queue[0]
+            is_past = job.deadline is not None and job.deadline <= now
+            fits = rows + job.request.candidates <= self._max_batch_rows
+            if not job.outcome.done() and not is_past and batch and (job.policy is not batch[0].policy or not fits):
+                return batch
+            self._queue.popleft()
+            self._queued_rows -= job.request.candidates
+            if job.outcome.done():
+                continue
+            if is_past:
+                job.outcome.set_exception(DeadlinePassed("the deadline passed while the request was queued"))
+                continue
+            batch.append(job)
+            rows += job.request.candidates
+        self._arrived.clear()
+        return batch
+
+    async def _sample(self, batch: Sequence[_Job]) -> None:
+        started = time.monotonic()
+        for job in batch:
+            self._observe("queue", started - job.enqueued)
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(
+                self._thread, batch[0].policy.answer, [job.request for job in batch]
+            )
+        except (ArithmeticError, RuntimeError, ValueError, IndexError) as error:
+            await self._fail(batch, error)
+            return
+        self._metrics.batch_rows.observe(sum(job.request.candidates for job in batch))
+        self._metrics.batch_tokens.observe(sum(a.token_count for group in answers for a in group))
+        ended = time.monotonic()
+        for job, group in zip(batch, answers, strict=True):
+            self._observe("run", ended - started)
+            self._observe("total", ended - job.enqueued)
+            if not job.outcome.done():
+                job.outcome.set_result(group)
+
+    async def _fail(self, batch: Sequence[_Job], error: Exception) -> None:
+        """Let a request that the model cannot answer fail alone."""
+        if len(batch) > 1:
+            for job in batch:
+                await self._sample([job])
+            return
+        job, version = batch[0], batch[0].policy.manifest.version
+        log.error("sampling failed", version=version, exc_info=error)
+        if not job.outcome.done():
+            job.outcome.set_exception(NotLoadable(f"policy {version} failed on this request"))
+
+    def _observe(self, stage: str, seconds: float) -> None:
+        self._metrics.stage_seconds.labels(stage=stage, lane=_LANE).observe(seconds)

@@ -1,0 +1,110 @@
+"""A policy version in memory: model, tokenizer and layout, and how they turn a conversation into answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from rewardloop.formats.store import Manifest
+from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop_policy.sampling import Finish, Sampled, SampleRequest, sample
+from rewardloop_server.errors import InvalidRequest, NotLoadable, Violation
+
+_WARM_UP_TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One candidate as the caller gets it. ``logprob``: sum over the sampled tokens, in nats."""
+
+    text: str
+    logprob: float
+    token_count: int
+    finish: Finish
+
+
+class PolicyModel:
+    """One warm version. ``answer`` is for one thread at a time; the rest is safe from any."""
+
+    def __init__(self, manifest: Manifest, model: Any, encoder: Encoder, end_ids: frozenset[int]) -> None:
+        self.manifest = manifest
+        self._model: Any = model
+        self._encoder = encoder
+        self._end_ids = end_ids
+
+    def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> SampleRequest:
+        """``settings`` with the conversation as its prompt.
+
+        A prompt that does not fit beside the new tokens keeps its opening and its last tokens. Raises InvalidRequest
+        when the new tokens leave no room for a prompt.
+        """
+        ids = self._encoder.prompt_ids(conversation)
+        text_format = self._encoder.format
+        room = self._encoder.max_length - settings.max_new_tokens
+        opening = len(text_format.opening)
+        least = opening + len(text_format.response.prefix) + 1
+        if room < min(least, len(ids)):
+            limit = self._encoder.max_length - least
+            raise InvalidRequest([Violation("max_new_tokens", f"at most {limit} with this policy version")])
+        if len(ids) > room:
+            ids = [*ids[:opening], *ids[len(ids) - (room - opening) :]]
+        return replace(settings, prompt=ids)
+
+    def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
+        """The candidates of each request. Raises FloatingPointError for NaN logits, RuntimeError as torch does."""
+        groups = sample(self._model, requests, end_ids=self._end_ids, pad_id=self._encoder.format.pad)
+        return [[self._read(sampled) for sampled in group] for group in groups]
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._model = None
+
+    def _read(self, sampled: Sampled) -> Answer:
+        ids = sampled.ids
+        if sampled.finish == "stop":
+            suffix = self._encoder.format.response.suffix
+            ids = ids[: -len(suffix)] if tuple(ids[-len(suffix) :]) == suffix else ids[:-1]
+        return Answer(self._encoder.decode(ids), sampled.logprob, len(sampled.ids), sampled.finish)
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is CUDA where there is a GPU. Raises SystemExit when CUDA is asked for and absent."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("rewardloop policy-worker: device cuda was asked for, but torch sees no GPU")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.device) -> PolicyModel:
+    """Load and warm a version. Raises NotLoadable."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        text_format = TextFormat.from_json(manifest.text_format)
+        # On CPU half precision is slower than float32; on GPU the stored type is kept.
+        dtype: Any = torch.float32 if device.type == "cpu" else "auto"
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+        model.eval().requires_grad_(False).to(device)
+        positions = getattr(model.config, "max_position_embeddings", None) or manifest.max_length
+        encoder = Encoder(tokenizer, text_format, min(manifest.max_length, positions))
+        policy = PolicyModel(manifest, model, encoder, _end_ids(model, text_format))
+        settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
+        policy.answer([policy.request((Turn("user", text),), settings) for text in ("Hello", "Hello, how are you?")])
+    except Exception as error:  # whatever transformers, tokenizers or torch make of a broken version
+        raise NotLoadable(f"policy {manifest.version} does not load or run: {type(error).__name__}: {error}") from error
+    return policy
+
+
+def _end_ids(model: Any, text_format: TextFormat) -> frozenset[int]:
+    """What ends an answer: the layout's own end, and every end token that the model names."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    others = [named] if isinstance(named, int) else list(named or ())
+    return frozenset([*text_format.response.suffix[-1:], *others])

@@ -1,0 +1,123 @@
+"""The policy worker's composition root: builds every part, starts it, and drains it on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from typing import Any
+
+import grpc
+import structlog
+import torch
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
+from rewardloop_policy.batching import SampleBatcher
+from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
+from rewardloop_policy.settings import PolicyWorkerSettings
+from rewardloop_policy.worker import PolicyServicer
+from rewardloop_server.freshness import Freshness
+from rewardloop_server.generations import GenerationLog
+from rewardloop_server.interceptor import RewardloopInterceptor
+from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.models import ModelServicer
+from rewardloop_server.pointer import ActivePointer
+from rewardloop_server.redis_link import connect
+from rewardloop_server.swap import VersionHost
+from rewardloop_server.validate import Limits
+
+log = structlog.get_logger()
+
+POLICY_SERVICE = "rewardloop.v1.PolicyService"
+MODEL_SERVICE = "rewardloop.v1.ModelService"
+
+
+async def serve(settings: PolicyWorkerSettings) -> int:
+    """Run until SIGTERM or SIGINT, then drain."""
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    device = choose_device(settings.device)
+    metrics = ServerMetrics()
+    redis = connect(settings.redis_url)
+    store = ModelStore(settings.store)
+    pointer = ActivePointer(redis)
+    host: VersionHost[PolicyModel] = VersionHost(
+        "policy", store, functools.partial(load_policy_model, device=device), metrics.switched
+    )
+    batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
+    health = HealthServicer()
+    interceptor = RewardloopInterceptor(metrics)
+    server = grpc.aio.server(
+        interceptors=[interceptor],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        PolicyServicer(
+            host,
+            batcher,
+            GenerationLog(redis, ttl_s=settings.generation_ttl_s),
+            Freshness(redis, metrics),
+            Limits(max_text_bytes=settings.max_text_bytes),
+            max_new_tokens=settings.max_new_tokens,
+        ),
+        server,
+    )
+    models = ModelServicer({"policy": host}, store, pointer, None)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(
+        [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
+    )
+    if server.add_insecure_port(settings.listen) == 0:
+        raise SystemExit(f"rewardloop policy-worker: cannot listen on {settings.listen}")
+
+    # A background task that fails ends the group, and with it the process, rather than limping on.
+    async with asyncio.TaskGroup() as group:
+        background = [
+            group.create_task(batcher.run()),
+            group.create_task(host.follow(pointer, settings.pointer_poll_s)),
+            group.create_task(_report_health(health, host)),
+        ]
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+        await server.start()
+        log.info("listening", address=settings.listen, store=settings.store, device=str(device))
+        await _until_signal()
+
+        log.info("draining", grace_s=settings.drain_grace_s)
+        interceptor.drain()
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.drain_grace_s)
+        for task in background:
+            task.cancel()
+    batcher.close()
+    await redis.aclose()
+    log.info("stopped")
+    return 0
+
+
+async def _report_health(health: HealthServicer, host: VersionHost[Any]) -> None:
+    """SERVING once a policy is warm; the shutdown's NOT_SERVING stays."""
+    await health.set(MODEL_SERVICE, HealthCheckResponse.SERVING)
+    while True:
+        status = HealthCheckResponse.SERVING if host.active else HealthCheckResponse.NOT_SERVING
+        for name in ("", POLICY_SERVICE):
+            await health.set(name, status)
+        await asyncio.sleep(0.1)
+
+
+async def _until_signal() -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
