@@ -74,6 +74,12 @@ class EmbeddedRedis:
                 self.stop()
                 raise RedisServerError(f"redis-server did not start, {self.log_path}:\n{self._log_tail()}")
 
+    def kill(self) -> None:
+        """End it as ``kill -9`` does. No-op when it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
     def stop(self, grace_s: float = 20.0) -> None:
         """Let it write out its data and end; kill it after the grace time. No-op when it does not run."""
         if self._process is None:
@@ -118,7 +124,7 @@ class EmbeddedRedis:
         """False when the server ended; raises RedisServerError when it is still not ready."""
         deadline = time.monotonic() + patience_s
         while self.is_running:
-            if _ping(self.port):
+            if self.pid is not None and _answers(self.port, self.pid):
                 return True
             if time.monotonic() > deadline:
                 self.stop()
@@ -151,11 +157,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _ping(port: int) -> bool:
-    """True when the server answers and has loaded its data."""
+def _answers(port: int, pid: int) -> bool:
+    """True when the process answers at the port, and not another server there, and has loaded its data."""
+    reply = b""
     try:
         with socket.create_connection((_HOST, port), timeout=1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")
+            connection.sendall(b"INFO server\r\nPING\r\nQUIT\r\n")
+            while data := connection.recv(65536):
+                reply += data
     except OSError:
         return False
+    return b"\r\nprocess_id:%d\r\n" % pid in reply and b"\r\n+PONG\r\n" in reply

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Serve
+from grpc_servers import Serve
 from redis.asyncio import Redis
 from signals import choice
 from statuses import failure, fields_of, reason_of
