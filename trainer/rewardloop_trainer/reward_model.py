@@ -100,7 +100,7 @@ class RewardModel(nn.Module):
             self.requires_grad_(True)
 
     def save(self, directory: Path) -> None:
-        """Write the trunk (config.json, model.safetensors) and heads.safetensors. Raises ValueError on live adapters."""
+        """Write config.json, model.safetensors and heads.safetensors. Raises ValueError on unmerged adapters."""
         if hasattr(self.trunk, "merge_and_unload"):
             raise ValueError("merge the adapters before saving the model")
         cast(Any, self.trunk).save_pretrained(directory)

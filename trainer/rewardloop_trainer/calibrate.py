@@ -1,0 +1,129 @@
+"""Keeps scores comparable across versions: each is fitted on one fixed set of anchors.
+
+A fresh reward model moves and stretches its logits; a caller's threshold must not follow. So every version's affine
+map puts the same (prompt, response) pairs at mean 0 and standard deviation 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rewardloop.formats.store import Calibration
+from rewardloop.formats.text import Encoder, Turn
+from rewardloop_trainer.preferences import Prompt, Record
+from rewardloop_trainer.reward_batches import logits_of, responses_of
+from rewardloop_trainer.reward_model import RewardModel
+
+ANCHORS = "anchors.jsonl"
+MAX_ANCHORS = 256
+
+
+class CorruptAnchors(ValueError):
+    """The anchor file cannot be read. Scores would lose their meaning with another set, so it is not replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A pair whose score fixes the scale."""
+
+    prompt: Prompt
+    response: str
+
+
+def fixed_anchors(work_dir: Path, records: Iterable[Record]) -> tuple[Anchor, ...]:
+    """The anchors in ``work_dir``; where there are none yet, chosen from the records and stored for good.
+
+    A starter ships its set as the same file. Nothing is stored while there are no records.
+    Raises `CorruptAnchors`.
+    """
+    path = work_dir / ANCHORS
+    if path.exists():
+        return read_anchors(path)
+    anchors = choose_anchors(records)
+    if anchors:
+        write_anchors(path, anchors)
+    return anchors
+
+
+def choose_anchors(records: Iterable[Record], limit: int = MAX_ANCHORS) -> tuple[Anchor, ...]:
+    """At most ``limit`` distinct pairs, spread over the prompts; fixed by the set of records, not their order."""
+    by_prompt: dict[Prompt, set[str]] = {}
+    for record in records:
+        by_prompt.setdefault(record.prompt, set()).update(responses_of(record))
+    ranked = [
+        (place, _hash(prompt, response), Anchor(prompt, response))
+        for prompt, responses in by_prompt.items()
+        for place, response in enumerate(sorted(responses, key=lambda r: _hash(prompt, r)))
+    ]
+    ranked.sort(key=lambda entry: entry[:2])
+    return tuple(anchor for _, _, anchor in ranked[:limit])
+
+
+def read_anchors(path: Path) -> tuple[Anchor, ...]:
+    """Rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
+    anchors = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            prompt = tuple(Turn(str(t["role"]), str(t["content"])) for t in row["prompt"])
+            anchors.append(Anchor(prompt, str(row["response"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptAnchors(f"{path}, row {len(anchors) + 1}: {error}") from error
+    return tuple(anchors)
+
+
+def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
+    """Write the file whole: a killed process leaves the old one or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".anchors-", dir=path.parent)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        for anchor in anchors:
+            prompt = [{"role": t.role, "content": t.content} for t in anchor.prompt]
+            file.write(json.dumps({"prompt": prompt, "response": anchor.response}, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(path)
+
+
+def anchor_logits(
+    model: RewardModel, encoder: Encoder, anchors: Sequence[Anchor], token_budget: int = 8192
+) -> npt.NDArray[np.float64]:
+    """Head-mean logits of the anchors, (anchors,)."""
+    if not anchors:
+        return np.zeros(0)
+    sequences = [encoder.pair(encoder.prompt_ids(a.prompt), encoder.response_ids(a.response)) for a in anchors]
+    model.eval()
+    with torch.inference_mode():
+        logits = logits_of(model, sequences, encoder.format.pad, token_budget)
+    means: npt.NDArray[np.float64] = logits.double().mean(1).numpy()
+    return means
+
+
+def fit_calibration(logits: npt.NDArray[np.float64]) -> Calibration:
+    """The map that gives the anchors' logits, (anchors,), mean 0 and standard deviation 1.
+
+    Logits that are all alike are only moved to 0; without any the map is the identity. The scale is positive: an order
+    never changes. Raises ValueError on a logit that is not finite.
+    """
+    if logits.size == 0:
+        return Calibration()
+    if not np.isfinite(logits).all():
+        raise ValueError("an anchor's logit is not finite")
+    mean, deviation = float(logits.mean()), float(logits.std())
+    if deviation <= 1e-6 * max(1.0, abs(mean)):  # float32 noise
+        return Calibration(1.0, -mean)
+    return Calibration(1 / deviation, -mean / deviation)
+
+
+def _hash(prompt: Prompt, response: str) -> bytes:
+    return hashlib.sha256(repr((prompt, response)).encode()).digest()

@@ -1,0 +1,178 @@
+"""The ONNX graph of a reward model's architecture, and its filling with weights.
+
+Tracing an architecture takes seconds, and a training round changes weights only. So a graph is traced with stand-in
+weights, every parameter distinct, which tells which initialiser holds which parameter whatever the exporter renamed
+or transposed; the graph notes that in its metadata, and each version's weights are then written into it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from rewardloop_trainer.reward_model import RewardModel
+
+OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
+_SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
+_PARAMETERS = "rewardloop.parameters"
+_ARCHITECTURE = "rewardloop.architecture"
+
+
+class ExportFailed(RuntimeError):
+    """The architecture cannot be traced into a graph with a dynamic batch and length."""
+
+
+def graph_of(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
+    """The model's graph with its weights. Raises `ExportFailed`, and what torch's exporter raises."""
+    stand_in = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in stand_in.parameters():
+            parameter.normal_(generator=generator)
+    graph = _trace(stand_in, segment_ids)
+    places = _places(graph, stand_in)
+    if places is None:
+        return _trace(model, segment_ids)  # the exporter merged weights: this architecture is traced every time
+    _note(graph, _PARAMETERS, json.dumps(places))
+    _note(graph, _ARCHITECTURE, _architecture(model, segment_ids))
+    if not fill(graph, model, segment_ids):
+        raise ExportFailed("a graph does not take the weights of its own model")
+    return graph
+
+
+def load_graph(path: Path) -> onnx.ModelProto | None:
+    """The graph of a version's model.onnx; None where there is no such file."""
+    return onnx.load_model(str(path)) if path.exists() else None
+
+
+def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool) -> bool:
+    """Write the model's weights into a graph in place; False, nothing changed, if it is of another architecture."""
+    notes = {p.key: p.value for p in graph.metadata_props}
+    if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids):
+        return False
+    places = json.loads(notes[_PARAMETERS])
+    initialisers = {i.name: i for i in graph.graph.initializer}
+    for name, parameter in _scored(model).items():
+        value = parameter.detach().cpu().numpy()
+        for initialiser, is_transposed in places[name]:
+            stored = np.ascontiguousarray(value.T if is_transposed else value)
+            initialisers[initialiser].CopyFrom(numpy_helper.from_array(stored, initialiser))
+    return True
+
+
+def write_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """One file, or external data beside it where the weights outgrow protobuf."""
+    if sum(i.ByteSize() for i in graph.graph.initializer) > _SINGLE_FILE_BYTES:
+        onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    else:
+        onnx.save_model(graph, str(path))
+
+
+class _Exported(nn.Module):
+    """The graph's interface: the mask of a decoder is built here from the sequence length alone."""
+
+    def __init__(self, model: RewardModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        causal = None
+        if self.model.is_decoder:
+            rows, length = input_ids.shape
+            causal = torch.ones((length, length), dtype=torch.bool).tril().expand(rows, 1, length, length)
+        logits: Tensor = self.model(input_ids, attention_mask, token_type_ids, causal)
+        return logits
+
+
+def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if segment_ids else [])]
+    # Two rows of unequal length: sizes of 1 would be taken for constants.
+    example = torch.ones((2, 7), dtype=torch.long)
+    mask = example.clone()
+    mask[0, 4:] = 0
+    inputs = (example, mask, torch.zeros_like(example))[: len(names)]
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)  # it warns of vision operators
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Exported(model).eval(),
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=tuple(dict(axes) for _ in names),
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    if program is None:
+        raise ExportFailed("torch gave no ONNX program")
+    graph = program.model_proto
+    for given in graph.graph.input:
+        # Torch falls back to fixed sizes, without an error, where a model's code asks for a size.
+        if not all(d.dim_param for d in given.type.tensor_type.shape.dim):
+            raise ExportFailed(f"the exporter fixed the shape of {given.name}")
+    return graph
+
+
+def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> dict[str, list[tuple[str, bool]]] | None:
+    """For each parameter the initialisers that hold it and whether transposed; None if one is nowhere."""
+    by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
+    for initialiser in graph.graph.initializer:
+        array = numpy_helper.to_array(initialiser)
+        by_shape.setdefault(array.shape, []).append((initialiser.name, array))
+    places: dict[str, list[tuple[str, bool]]] = {}
+    for name, parameter in _scored(stand_in).items():
+        value = parameter.detach().numpy()
+        forms = [(value, False)] if value.ndim < 2 else [(value, False), (value.T, True)]
+        places[name] = [
+            (initialiser, is_transposed)
+            for form, is_transposed in forms
+            for initialiser, array in by_shape.get(form.shape, ())
+            if np.array_equal(array, form)
+        ]
+        if not places[name]:
+            return None
+    return places
+
+
+def _scored(model: RewardModel) -> dict[str, nn.Parameter]:
+    """The parameters that a score depends on."""
+    return {name: p for name, p in model.named_parameters() if name != "threshold"}
+
+
+def _architecture(model: RewardModel, segment_ids: bool) -> str:
+    """A hash of all that shapes the graph but the weights."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "architectures")}
+    parts = {
+        "config": config,
+        "pooling": model.pooling,
+        "neck": None if model.neck is None else repr(model.neck),
+        "shapes": {name: list(p.shape) for name, p in _scored(model).items()},
+        "segment_ids": segment_ids,
+        "opset": OPSET,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _note(graph: onnx.ModelProto, key: str, value: str) -> None:
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = key, value
