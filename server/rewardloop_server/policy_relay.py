@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
-from rewardloop_server.errors import PolicyUnavailable
+from rewardloop_server.errors import DeadlinePassed, PolicyUnavailable
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 R = TypeVar("R")
@@ -104,10 +104,12 @@ async def _forward(method: Callable[..., Awaitable[R]], request: object, context
 
 
 async def _pass_on(error: grpc.aio.AioRpcError, context: Context) -> NoReturn:
-    """The worker's own status as it is; PolicyUnavailable when gRPC itself could not reach the worker."""
+    """The worker's own status as it is; what gRPC itself says about an unreachable or late worker as our errors."""
     trailing: Any = tuple(error.trailing_metadata() or ())
     is_the_workers = any(key == "grpc-status-details-bin" for key, _ in trailing)
     if error.code() is grpc.StatusCode.UNAVAILABLE and not is_the_workers:
         raise PolicyUnavailable("the policy worker does not answer") from error
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not is_the_workers:
+        raise DeadlinePassed("the deadline passed before the policy worker answered") from error
     kept = tuple((key, value) for key, value in trailing if key in _PASSED_ON)
     await context.abort(error.code(), error.details() or "", kept)

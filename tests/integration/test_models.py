@@ -1,0 +1,205 @@
+"""The ModelService over real gRPC, a real store and a real redis-server; only the model itself is small."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_servers import Serve
+from statuses import failure, fields_of, reason_of
+
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.v1 import model_pb2, model_pb2_grpc
+from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_server.errors import NotLoadable
+from rewardloop_server.models import ModelServicer
+from rewardloop_server.pointer import Active, ActivePointer
+from rewardloop_server.redis_link import connect
+from rewardloop_server.swap import VersionHost
+
+
+@dataclass
+class Weights:
+    """A model version that is one file."""
+
+    manifest: Manifest
+    text: str
+    is_closed: bool = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def load(manifest: Manifest, directory: Path) -> Weights:
+    text = (directory / "weights").read_text()
+    if text == "broken":
+        raise NotLoadable(f"reward {manifest.version} does not load")
+    return Weights(manifest, text)
+
+
+def publish(store: ModelStore, text: str) -> str:
+    manifest = Manifest(model="reward", parent="0", metrics={"accuracy": 0.75})
+    return store.publish(manifest, lambda directory: _write(directory, text)).version
+
+
+def _write(directory: Path, text: str) -> None:
+    (directory / "weights").write_text(text)
+
+
+@dataclass
+class Running:
+    stub: Any
+    host: VersionHost[Weights]
+    pointer: ActivePointer
+    store: ModelStore
+
+    async def promote(self, version: str) -> model_pb2.PromoteResponse:
+        request = model_pb2.PromoteRequest(model="reward", version=version, reason="test")
+        reply: model_pb2.PromoteResponse = await self.stub.Promote(request)
+        return reply
+
+    async def roll_back(self) -> model_pb2.RollbackResponse:
+        reply: model_pb2.RollbackResponse = await self.stub.Rollback(model_pb2.RollbackRequest(model="reward"))
+        return reply
+
+    @property
+    def active(self) -> str | None:
+        return self.host.active.version if self.host.active else None
+
+
+@asynccontextmanager
+async def running(serve: Serve, redis_url: str, directory: Path, versions: int = 3) -> AsyncIterator[Running]:
+    """A server that follows the pointer as fast as it can, so that a race with it shows."""
+    store = ModelStore(directory)
+    for number in range(versions):
+        publish(store, f"weights {number + 1}")
+    redis = connect(redis_url)
+    pointer = ActivePointer(redis)
+    await pointer.initialise("reward", "1")
+    host: VersionHost[Weights] = VersionHost("reward", store, load, lambda *_: None)
+    follower = asyncio.create_task(host.follow(pointer, poll_s=0.001))
+    await anext(host.changes())
+    servicer = ModelServicer({"reward": host}, store, pointer, None)
+    async with serve((model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)) as channel:
+        yield Running(model_pb2_grpc.ModelServiceStub(channel), host, pointer, store)
+    follower.cancel()
+    await redis.aclose()
+
+
+@pytest.fixture
+async def server(serve: Serve, redis_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(serve, redis_url, tmp_path / "models") as server:
+        yield server
+
+
+async def test_versions_are_listed_newest_first_with_their_state(server: Running) -> None:
+    reply = await server.stub.ListVersions(model_pb2.ListVersionsRequest(model="reward"))
+    listed = [(v.version.version, v.state) for v in reply.versions]
+    stored, active = model_pb2.VERSION_STATE_STORED, model_pb2.VERSION_STATE_ACTIVE
+    assert listed == [("3", stored), ("2", stored), ("1", active)]
+    assert dict(reply.versions[0].metrics) == {"accuracy": 0.75}
+    assert reply.versions[0].create_time.seconds > 1_700_000_000
+    assert len(reply.versions[0].version.digest) == 64
+
+
+async def test_broken_manifest_hides_no_other_version(server: Running, tmp_path: Path) -> None:
+    (tmp_path / "models" / "reward" / "2" / "manifest.json").write_text("{")
+    reply = await server.stub.ListVersions(model_pb2.ListVersionsRequest(model="reward"))
+    assert [v.version.version for v in reply.versions] == ["3", "1"]
+
+
+async def test_version_is_shown_with_its_manifest(server: Running) -> None:
+    shown = (await server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward", version="2"))).version
+    assert json.loads(shown.manifest_json) == json.loads(server.store.manifest("reward", 2).to_json())
+    active = (await server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward"))).version
+    assert (active.version.version, active.state) == ("1", model_pb2.VERSION_STATE_ACTIVE)
+
+
+async def test_promotion_is_served_here_when_it_returns_and_stays(server: Running) -> None:
+    for version, before in (("2", "1"), ("3", "2"), ("1", "3"), ("2", "1")):
+        reply = await server.promote(version)
+        assert server.active == version
+        assert (reply.version.version.version, reply.previous_version) == (version, before)
+        assert reply.version.state == model_pb2.VERSION_STATE_ACTIVE
+        await asyncio.sleep(0.02)
+        assert server.active == version
+    assert await server.pointer.read("reward") == Active("2", ("1", "3", "2", "1"))
+
+
+async def test_promotion_of_the_active_version_changes_nothing(server: Running) -> None:
+    assert (await server.promote("1")).previous_version == "1"
+    assert await server.pointer.read("reward") == Active("1", ())
+
+
+async def test_rollback_goes_back_step_by_step_until_there_is_nothing(server: Running) -> None:
+    await server.promote("2")
+    await server.promote("3")
+    first = await server.roll_back()
+    assert (first.version.version.version, first.previous_version) == ("2", "3")
+    await server.roll_back()
+    assert server.active == "1"
+    error = await failure(server.roll_back())
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "NOTHING_TO_ROLL_BACK")
+    assert server.active == "1"
+
+
+async def test_bad_versions_never_become_active(server: Running, tmp_path: Path) -> None:
+    broken = publish(server.store, "broken")
+    (tmp_path / "models" / "reward" / "2" / "weights").write_text("altered")
+    for version, code, reason in (
+        ("99", grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION"),
+        ("../1", grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION"),
+        ("2", grpc.StatusCode.FAILED_PRECONDITION, "CORRUPT_VERSION"),
+        (broken, grpc.StatusCode.FAILED_PRECONDITION, "NOT_LOADABLE"),
+    ):
+        error = await failure(server.promote(version))
+        assert (error.code(), reason_of(error)) == (code, reason)
+    assert server.active == "1"
+    assert await server.pointer.read("reward") == Active("1", ())
+
+
+async def test_watch_gives_the_active_version_then_each_change(server: Running) -> None:
+    watch = server.stub.WatchVersions(model_pb2.WatchVersionsRequest(model="reward"))
+    seen = [(await watch.read()).active.version.version]
+    for version in ("2", "3"):
+        await server.promote(version)
+        seen.append((await watch.read()).active.version.version)
+    assert seen == ["1", "2", "3"]
+
+
+async def test_model_of_another_name_is_refused(server: Running) -> None:
+    error = await failure(server.stub.GetVersion(model_pb2.GetVersionRequest(model="judge")))
+    assert (error.code(), fields_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, ["model"])
+    watch = server.stub.WatchVersions(model_pb2.WatchVersionsRequest(model=""))
+    assert fields_of(await failure(watch.read())) == ["model"]
+    assert fields_of(await failure(server.promote(""))) == ["version"]
+
+
+async def test_promotion_without_redis_is_undone(serve: Serve, fresh_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    async with running(serve, fresh_redis.url, tmp_path / "models") as server:
+        with server.host.lease() as before:
+            fresh_redis.kill()
+            error = await failure(server.promote("2"))
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "REDIS_UNAVAILABLE")
+            assert server.active == "1"
+            with server.host.lease() as after:
+                assert after is before
+        assert not before.is_closed
+        fresh_redis.start()
+        await server.promote("2")
+        assert server.active == "2"
+        assert before.is_closed
+
+
+async def test_promotions_at_once_end_where_the_pointer_is(server: Running) -> None:
+    await asyncio.gather(*(server.promote(version) for version in ("2", "3", "1", "3", "2")))
+    active = await server.pointer.read("reward")
+    assert active is not None
+    assert server.active == active.version
