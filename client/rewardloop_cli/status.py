@@ -36,7 +36,7 @@ def run(server: str, server_metrics: str, trainer_metrics: str) -> int:
 
 def _health(client: RewardloopClient, service: str) -> str:
     try:
-        return client.health(f"rewardloop.v1.{service}")
+        return "SERVING" if client.health(f"rewardloop.v1.{service}") else "NOT SERVING"
     except NotFound:
         return "unknown"
     except (Unreachable, DeadlineExceeded):

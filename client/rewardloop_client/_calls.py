@@ -164,11 +164,12 @@ def rollback(model: str, reason: str) -> Call[Promotion]:
     return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion, safe_to_repeat=False)
 
 
-def health(service: str) -> Call[str]:
-    def read(response: health_pb2.HealthCheckResponse) -> str:
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+def health(service: str) -> Call[bool]:
+    def read(response: health_pb2.HealthCheckResponse) -> bool:
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
-    return _call(HEALTH_CHECK, health_pb2.HealthCheckRequest(service=service), health_pb2.HealthCheckResponse, read)
+    request = health_pb2.HealthCheckRequest(service=convert.text_field("service", service))
+    return _call(HEALTH_CHECK, request, health_pb2.HealthCheckResponse, read)
 
 
 def wait_until_active(model: str, version: str, timeout_s: float) -> Steps[VersionInfo]:

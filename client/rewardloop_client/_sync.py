@@ -218,9 +218,10 @@ class RewardloopClient:
         """Wait until the server serves ``version``. Raises DeadlineExceeded."""
         return self._drive(calls.wait_until_active(model, version, timeout_s))
 
-    def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """ "SERVING" or "NOT_SERVING"; ``service`` such as "rewardloop.v1.RewardService", "" for the process.
+    def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
+        """Whether the service takes requests; it does not before its model is warm, nor while draining.
 
+        ``service`` such as "rewardloop.v1.RewardService"; "" is the whole process.
         Raises NotFound for a service that the server does not know.
         """
         return self._run(calls.health(service), timeout_s)

@@ -104,7 +104,7 @@ def test_versions_are_promoted_and_rolled_back() -> None:
 def test_health_is_told_by_service() -> None:
     fake = FakeRewardloop()
     fake.services["rewardloop.v1.RewardService"] = False
-    assert (fake.health(), fake.health("rewardloop.v1.RewardService")) == ("SERVING", "NOT_SERVING")
+    assert (fake.health(), fake.health("rewardloop.v1.RewardService")) == (True, False)
     with pytest.raises(NotFound):
         fake.health("other")
 
