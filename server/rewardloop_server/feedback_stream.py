@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.redis_link import redis_errors
 
-# KEYS[1]  rewardloop:{feedback}:events            stream that the signal is appended to
-# KEYS[2]  rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
-# ARGV     serialized FeedbackEvent, event_id, seconds that the event_id is remembered
-# Returns  stream id of the first append, and 1 when that was an earlier call's
+# Events in one script call. Redis runs a script without interruption, and syncs its file once for it.
+_EVENTS_A_CALL = 100
+
+# KEYS[1]     rewardloop:{feedback}:events            stream that the signals are appended to
+# KEYS[1 + i] rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
+# ARGV        seconds that an event_id is remembered, then for each event: serialized FeedbackEvent, event_id
+# Returns     for each event: stream id of its first append, and 1 when that was an earlier one
 _APPEND = f"""
-local first = redis.call('GET', KEYS[2])
-if first then return {{first, 1}} end
-local id = redis.call('XADD', KEYS[1], '*', '{keys.EVENT_FIELD}', ARGV[1], '{keys.ID_FIELD}', ARGV[2])
-redis.call('SET', KEYS[2], id, 'EX', ARGV[3])
-return {{id, 0}}
+local places = {{}}
+for i = 2, #KEYS do
+    local event, event_id = ARGV[2 * i - 2], ARGV[2 * i - 1]
+    local first = redis.call('GET', KEYS[i])
+    if first then
+        places[i - 1] = {{first, 1}}
+    else
+        local id = redis.call('XADD', KEYS[1], '*', '{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', event_id)
+        redis.call('SET', KEYS[i], id, 'EX', ARGV[1])
+        places[i - 1] = {{id, 0}}
+    end
+end
+return places
 """
-_APPEND_SHA = hashlib.sha1(_APPEND.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +50,18 @@ class FeedbackStream:
     def __init__(self, redis: Redis, ttl_s: int) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
+        self._append = redis.register_script(_APPEND)
 
     async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
-        """Append in order, in one round trip; a result for each event.
+        """Append in order; a result for each event.
 
         Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
         appends the rest.
         """
-        with redis_errors():
-            results = await self._try_append(events)
-            if any(isinstance(result, NoScriptError) for result in results):
-                # Redis was restarted or its scripts flushed; the events that got through are duplicates by now.
-                await self._redis.script_load(_APPEND)
-                missing = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-                for i, result in zip(missing, await self._try_append([events[i] for i in missing]), strict=True):
-                    results[i] = result
-            return [_appended(result) for result in results]
+        places: list[Appended] = []
+        for start in range(0, len(events), _EVENTS_A_CALL):
+            places += await self._append_some(events[start : start + _EVENTS_A_CALL])
+        return places
 
     async def length(self) -> int:
         """Entries in the stream. Raises RedisUnavailable."""
@@ -70,23 +75,12 @@ class FeedbackStream:
         except RedisError:
             return False
 
-    async def _try_append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[tuple[bytes, int] | RedisError]:
-        pipeline = self._redis.pipeline(transaction=False)
+    async def _append_some(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
+        args: list[bytes | str | int] = [self._ttl_s]
         for event in events:
-            pipeline.evalsha(
-                _APPEND_SHA,
-                2,
-                keys.FEEDBACK_STREAM,
-                keys.FEEDBACK_SEEN + event.event_id,
-                event.SerializeToString(),
-                event.event_id,
-                self._ttl_s,
+            args += (event.SerializeToString(), event.event_id)
+        with redis_errors():
+            replies = await self._append(
+                keys=[keys.FEEDBACK_STREAM, *(keys.FEEDBACK_SEEN + event.event_id for event in events)], args=args
             )
-        return list(await pipeline.execute(raise_on_error=False))
-
-
-def _appended(result: tuple[bytes, int] | RedisError) -> Appended:
-    if isinstance(result, RedisError):
-        raise result
-    stream_id, is_duplicate = result
-    return Appended(stream_id.decode(), bool(is_duplicate))
+        return [Appended(stream_id.decode(), bool(is_duplicate)) for stream_id, is_duplicate in replies]
