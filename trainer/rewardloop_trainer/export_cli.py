@@ -22,12 +22,15 @@ def main(argv: Sequence[str]) -> int:
     """Export what the flags name and print the new version. Returns the exit status."""
     options = _parser().parse_args(list(argv))
     # Imported here: the parser above answers --help without torch.
+    from transformers.utils.logging import disable_progress_bar
+
     from rewardloop.formats.store import StoreError
     from rewardloop_trainer.calibrate import CorruptAnchors
     from rewardloop_trainer.export import ParityError
     from rewardloop_trainer.export_graph import ExportFailed
     from rewardloop_trainer.reward_model import UnusableBase
 
+    disable_progress_bar()
     export = _export_reward if options.model == "reward" else _export_policy
     try:
         manifest = export(options)
@@ -123,9 +126,11 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
             seed=options.seed,
             code_version=_code_version(),
         )
-        return ModelStore(options.store).publish(
-            manifest, lambda target: shutil.copytree(candidate, target, dirs_exist_ok=True) and None
-        )
+
+        def write(target: Path) -> None:
+            shutil.copytree(candidate, target, dirs_exist_ok=True)
+
+        return ModelStore(options.store).publish(manifest, write)
 
 
 def _export_policy(options: argparse.Namespace) -> Manifest:

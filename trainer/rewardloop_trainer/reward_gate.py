@@ -92,7 +92,8 @@ def accuracy_difference(
     """Accuracy of candidate less that of live on the same pairs (at least one), resampled by prompt."""
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys(p.prompt for p in pairs))}
     prompt_of = np.array([places[p.prompt] for p in pairs])
-    gained = np.bincount(prompt_of, weights=correctness(candidate) - correctness(live), minlength=len(places))
+    gains = correctness(candidate) - correctness(live)
+    gained = np.bincount(prompt_of, weights=gains, minlength=len(places)).astype(np.float64)
     sizes = np.bincount(prompt_of, minlength=len(places)).astype(np.float64)
     estimate = float(gained.sum() / sizes.sum())
     resampled = _resampled_ratios(gained, sizes, resamples, np.random.default_rng(seed))

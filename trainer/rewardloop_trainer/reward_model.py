@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
 )
 
 from rewardloop_trainer.reward_settings import LoraSettings
@@ -219,10 +221,11 @@ def _is_decoder(config: Any) -> bool:
     raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
 
 
-def _load(kind: Any, base: str) -> nn.Module:
+def _load(kind: Any, base: str, **options: bool) -> nn.Module:
     try:
         model = kind.from_pretrained(
             base,
+            **options,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
@@ -235,10 +238,10 @@ def _load(kind: Any, base: str) -> nn.Module:
 
 
 def _trunk(base: str) -> nn.Module:
-    trunk = _load(AutoModel, base)
-    if getattr(trunk, "pooler", None) is not None:
-        cast(Any, trunk).pooler = None  # read by nothing here
-    return trunk
+    """The bare model, without the pooling layer that some encoders have and nothing here reads."""
+    kind = MODEL_MAPPING[type(_config(base))]
+    has_pooler = "add_pooling_layer" in inspect.signature(kind).parameters
+    return _load(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
 def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
