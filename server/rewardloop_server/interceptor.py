@@ -189,6 +189,7 @@ class _Call:
                 code=known.code.name,
                 reason=known.reason,
                 error=known.message,
+                cause=str(known.__cause__) if known.__cause__ else None,
                 seconds=self._seconds(),
             )
         self._count(known.code.name)

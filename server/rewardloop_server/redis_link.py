@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -21,8 +20,6 @@ from redis.exceptions import (
 )
 
 from rewardloop_server.errors import RedisUnavailable, RewardloopError, StoreFull
-
-log = structlog.get_logger()
 
 _CONNECT_TIMEOUT_S = 0.5
 _OPERATION_TIMEOUT_S = 2.0
@@ -52,7 +49,6 @@ def redis_errors() -> Iterator[None]:
         known = translated(error)
         if known is None:
             raise
-        log.warning("redis call failed", reason=known.reason, error=str(error))
         raise known from error
 
 
