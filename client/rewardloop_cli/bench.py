@@ -81,7 +81,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def _print(seen: Seen, callers: int, responses: int) -> None:
     latencies = sorted(seen.latencies_s)
-    table = Table("callers", "requests", "failed", "requests/s", "responses/s", "p50 ms", "p90 ms", "p99 ms", "max ms")
+    table = Table("callers", "requests", "failed", "req/s", "resp/s", "p50", "p90", "p99", "max")
     rate = len(latencies) / seen.wall_s
     table.add_row(
         str(callers),
@@ -93,6 +93,7 @@ def _print(seen: Seen, callers: int, responses: int) -> None:
     )
     console = Console(markup=False)
     console.print(table)
+    console.print("latencies in milliseconds; closed loop")
     for title, counts in (("reward versions", seen.versions), ("failures", seen.failures)):
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} x{n}" for name, n in counts.most_common()), highlight=False)

@@ -42,7 +42,10 @@ def score(
     prompt: Annotated[str | None, typer.Option(help="The prompt of the responses.")] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", help="JSONL of {prompt, responses} or {prompt, chosen, rejected}; - is stdin."),
+        typer.Option(
+            "--input",
+            help="JSONL (plain or .gz) or Parquet: {prompt, responses} or {prompt, chosen, rejected}; - is stdin.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL to write; default: standard output.")] = None,
     pin_version: Annotated[str | None, typer.Option(help="Score by exactly this version.")] = None,

@@ -1,4 +1,4 @@
-"""score: responses from the command line as a table, or JSONL in and out over one stream."""
+"""score: responses from the command line as a table, or rows in and JSONL out over one stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rewardloop_cli.failures import UsageError
-from rewardloop_cli.rows import Json, RowError, parse_line, text_of, turns_of
+from rewardloop_cli.rows import Json, RowError, text_of, turns_of
+from rewardloop_cli.source_file import Line, SourceFile, UnreadableFile
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
 from rewardloop_client._types import LaneName
 
@@ -36,8 +37,11 @@ def run(
         if input_file is not None:
             if prompt is not None or responses:
                 raise UsageError("give either --input or --prompt with responses")
-            source, target = _open(files, input_file, output)
-            return _score_lines(client, source, target, pin_version)
+            lines, target = _open(files, input_file, output)
+            try:
+                return _score_lines(client, lines, target, pin_version)
+            except UnreadableFile as error:
+                raise UsageError(str(error)) from error
         if prompt is None or not responses:
             raise UsageError("give --prompt and at least one response, or --input")
         result = client.score(prompt, responses, pin_version=pin_version)
@@ -48,30 +52,35 @@ def run(
     return 0
 
 
-def _open(files: ExitStack, input_file: Path, output: Path | None) -> tuple[IO[bytes], IO[str]]:
+def _stdin_lines() -> Iterator[Line]:
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        if raw.strip():
+            yield Line(number, 0, raw)
+
+
+def _open(files: ExitStack, input_file: Path, output: Path | None) -> tuple[Iterator[Line], IO[str]]:
     try:
-        source = sys.stdin.buffer if str(input_file) == "-" else files.enter_context(input_file.open("rb"))
-        target = sys.stdout if output is None else files.enter_context(output.open("w"))
+        lines = _stdin_lines() if str(input_file) == "-" else SourceFile.of(input_file).lines()
+        return lines, sys.stdout if output is None else files.enter_context(output.open("w"))
+    except UnreadableFile as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
-    return source, target
 
 
-def _score_lines(client: RewardloopClient, source: IO[bytes], target: IO[str], pin_version: str | None) -> int:
+def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str], pin_version: str | None) -> int:
     """One output line an input line, in order: ``line``, and scores or ``error``."""
     numbers: list[int] = []
     unreadable: dict[int, str] = {}
 
     def groups() -> Iterator[ScoreGroup]:
-        for number, raw in enumerate(source, start=1):
-            if not raw.strip():
-                continue
+        for line in lines:
             try:
-                group = _group(parse_line(raw), pin_version)
+                group = _group(line.value(), pin_version)
             except RowError as error:
-                unreadable[number] = str(error)
+                unreadable[line.number] = str(error)
                 continue
-            numbers.append(number)
+            numbers.append(line.number)
             yield group
 
     failed = 0

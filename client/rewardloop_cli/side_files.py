@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -96,9 +95,10 @@ class SideFiles:
 
 
 def writable_folder(preferred: Path) -> Path | None:
-    """``preferred``, or None when no file can be made in it."""
-    try:
-        with tempfile.TemporaryFile(dir=preferred):
-            return preferred
-    except OSError:
+    """``preferred``, or None when nothing may be written there.
+
+    A folder without any write permission is respected even by root, whom the system would not stop.
+    """
+    if not preferred.stat().st_mode & 0o222:
         return None
+    return preferred if os.access(preferred, os.W_OK) else None

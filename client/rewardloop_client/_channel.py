@@ -33,7 +33,8 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_retries", 0),  # this package retries; gRPC's own retries would multiply the attempts
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 60_000),
+    # Servers count pings that come sooner than every five minutes on an idle stream, and hang up after three.
+    ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # gRPC's default lets the pause between connection attempts grow to two minutes; a restarted server should
     # be found again within the pauses of a call's own retries.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -131,6 +132,10 @@ def test_score_reads_and_writes_jsonl_in_order(server: str, tmp_path: Path) -> N
     assert "not JSON" in written[1]["error"]
     assert done.exit_code == 1
     assert "2 of 5 lines failed" in done.output
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress("\n".join(rows).encode()))
+    assert _run("score", "--server", server, "--input", str(packed), "--output", str(target)).exit_code == 1
+    assert [json.loads(line) for line in target.read_text().splitlines()] == written
 
 
 @pytest.mark.parametrize(

@@ -274,13 +274,13 @@ def test_side_files_go_elsewhere_when_the_files_folder_is_read_only(tmp_path: Pa
     here.mkdir()
     path = folder / "a.jsonl"
     path.write_bytes(_jsonl([*_rows(1), {"prompt": "q"}]))
+    folder.chmod(0o555)  # root is not stopped by this, but must respect it
     monkeypatch.chdir(here)
-    # Permissions do not hold root back, so the folder is reported unwritable as a read-only mount would be.
-    monkeypatch.setattr(feedback_import, "writable_folder", lambda preferred: None)
     with serving(Services()) as server:
         assert _import(path, server) == 1
-        assert "is not writable: side files go to" in capsys.readouterr().err
+        assert f"is not writable: side files go to {here}" in capsys.readouterr().err
         assert [p.name for p in here.iterdir()] == ["a.jsonl.rejected.jsonl"]
         assert _import(path, server, side_dir=tmp_path) == 1
     assert (tmp_path / "a.jsonl.rejected.jsonl").exists()
     assert [p.name for p in folder.iterdir()] == ["a.jsonl"]
+    folder.chmod(0o755)
