@@ -12,7 +12,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from typing import TypeVar, cast
 
 import grpc
@@ -101,7 +101,7 @@ class ChannelTransport:
 
     def stream(
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
-    ) -> Iterator[M]:
+    ) -> Generator[M, None, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
         method = self._channel().stream_stream(path, _to_bytes, response_type.FromString)
         call = method(requests, timeout=timeout_s)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -36,7 +37,7 @@ class Transport(Protocol):
     def unary(self, send: Send) -> Message: ...
     def stream(
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
-    ) -> Iterator[M]: ...
+    ) -> Generator[M, None, None]: ...
     def sleep(self, seconds: float) -> None: ...
     def close(self) -> None: ...
 
@@ -146,6 +147,7 @@ class RewardloopClient:
         finally:
             closed.set()
             room.release()
+            replies.close()
 
     def record(self, event: feedback_pb2.FeedbackEvent, *, timeout_s: float | None = None) -> RecordResult:
         """Record one signal; returns once it is durable. Make events with `Feedback`."""
@@ -207,9 +209,10 @@ class RewardloopClient:
                 calls.WATCH_VERSIONS, iter([request]), model_pb2.WatchVersionsResponse, attempts.remaining_s()
             )
             try:
-                for reply in replies:
-                    attempts.restart()
-                    yield convert.version_info(reply.active)
+                with closing(replies):
+                    for reply in replies:
+                        attempts.restart()
+                        yield convert.version_info(reply.active)
                 return
             except RewardloopError as error:
                 self._transport.sleep(attempts.pause_after(error))

@@ -11,7 +11,7 @@ It is a `RewardloopClient`: requests are built, checked, retried and read by the
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
 from google.protobuf.message import Message
@@ -244,7 +244,7 @@ class _InMemory:
 
     def stream(
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
-    ) -> Iterator[M]:
+    ) -> Generator[M, None, None]:
         self._fake._attempt(path)
         for request in requests:
             yield cast(M, self._fake._stream(path, request))

@@ -317,6 +317,29 @@ async def test_the_asyncio_stream_raises_what_its_source_raised(services: Servic
                 await anext(stream)
 
 
+async def test_an_asyncio_stream_can_be_left_early_while_its_source_is_endless(services: Services) -> None:
+    async def endless():
+        while True:
+            yield ("p", ["ab"])
+
+    with serving(services) as address:
+        async with AsyncRewardloopClient(address) as client:
+            stream = client.score_stream(endless(), max_in_flight=2)
+            assert (await anext(stream)).values == (2,)
+            await stream.aclose()
+            assert (await client.score("p", ["abc"])).values == (3,)
+
+
+async def test_a_cancelled_call_ends_as_cancelled(services: Services) -> None:
+    services.failures = [lambda context: time.sleep(1)]
+    with serving(services) as address:
+        async with AsyncRewardloopClient(address) as client:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await client.score("p", ["a"])
+            assert (await client.score("p", ["abc"])).values == (3,)
+
+
 def test_both_clients_have_the_same_methods_and_parameters() -> None:
     def public(kind: type) -> dict[str, list[str]]:
         members = inspect.getmembers(kind, inspect.isfunction)
