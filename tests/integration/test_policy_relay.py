@@ -142,7 +142,7 @@ async def test_deadline_goes_along(front: Front, worker: Worker) -> None:
     await front.generate("hi", timeout=7)
     (remaining,) = worker.deadlines
     assert remaining is not None
-    assert 5 < remaining <= 7
+    assert 5 < remaining < 7.1  # gRPC rounds timeouts up on the wire
     error = await failure(front.generate("slow", timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
