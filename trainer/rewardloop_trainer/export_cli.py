@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.export_graph import ExportFailed
     from rewardloop_trainer.reward_model import UnusableBase
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
     try:
         manifest = export(options)

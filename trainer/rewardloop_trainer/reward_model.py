@@ -239,8 +239,8 @@ def _load(kind: Any, base: str, **options: bool) -> nn.Module:
 
 def _trunk(base: str) -> nn.Module:
     """The bare model, without the pooling layer that some encoders have and nothing here reads."""
-    kind = MODEL_MAPPING[type(_config(base))]
-    has_pooler = "add_pooling_layer" in inspect.signature(kind).parameters
+    kind: Any = MODEL_MAPPING[type(_config(base))]
+    has_pooler = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind).parameters
     return _load(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
