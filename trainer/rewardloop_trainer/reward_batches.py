@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +17,12 @@ from rewardloop_trainer.preferences import Labelled, Pair, Prompt, RankedList, R
 from rewardloop_trainer.reward_model import RewardModel
 
 Kind = Literal["pair", "tie", "ranking", "label"]
+
+# What a model reads: ids and segment ids.
+SequenceKey: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
+# Examples of one step that may share a sequence: larger packs save little more and make steps of few prompts.
+PACK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +95,18 @@ def plan_steps(
 ) -> list[list[int]]:
     """Indices of the examples of each optimizer step: every example once, in an order fixed by seed and epoch.
 
-    Examples are shuffled, then sorted by length within groups of ``megabatch_steps`` steps, so that a step holds
-    similar lengths and the order of steps stays random. All sequences of an example are in one step.
+    Examples that share a sequence stay together in packs of at most `PACK`, so that a step runs it once. Packs are
+    shuffled, then sorted by length within groups of ``megabatch_steps`` steps, so that a step holds similar lengths
+    and the order of steps stays random. All sequences of an example are in one step.
     """
     generator = np.random.default_rng((seed, epoch))
-    shuffled = generator.permutation(len(examples)).tolist()
+    packs = _packs(examples, generator.permutation(len(examples)).tolist())
+    shuffled = [packs[i] for i in generator.permutation(len(packs))]
     steps: list[list[int]] = []
     for group in _filled(shuffled, examples, sequences_per_step * megabatch_steps):
-        by_length = sorted(group, key=lambda i: (examples[i].longest, i))
-        steps += _filled(by_length, examples, sequences_per_step)
+        by_length = sorted(group, key=lambda pack: (max(examples[i].longest for i in pack), pack))
+        for step in _filled(by_length, examples, sequences_per_step):
+            steps.append([i for pack in step for i in pack])
     return [steps[i] for i in generator.permutation(len(steps))]
 
 
@@ -140,11 +150,19 @@ def collate(sequences: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Ten
 
 
 def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_budget: int) -> Tensor:
-    """Logits (n, k) of the sequences in their order, run in micro-batches of similar length."""
-    groups = micro_batches([len(s.ids) for s in sequences], token_budget)
-    logits = torch.cat([model(*collate([sequences[i] for i in group], pad)) for group in groups])
-    places = torch.tensor([i for group in groups for i in group])
-    return logits[torch.argsort(places)]
+    """Logits (n, k) of the sequences in their order, each distinct one run once, in micro-batches of similar length."""
+    distinct: dict[SequenceKey, int] = {}
+    firsts: list[Encoded] = []
+    places = []
+    for sequence in sequences:
+        place = distinct.setdefault(_key_of(sequence), len(distinct))
+        if place == len(firsts):
+            firsts.append(sequence)
+        places.append(place)
+    groups = micro_batches([len(s.ids) for s in firsts], token_budget)
+    logits = torch.cat([model(*collate([firsts[i] for i in group], pad)) for group in groups])
+    order = torch.argsort(torch.tensor([i for group in groups for i in group]))
+    return logits[order[torch.tensor(places)]]
 
 
 def _example(record: Record, sequences: tuple[Encoded, ...]) -> Example:
@@ -161,14 +179,33 @@ def _example(record: Record, sequences: tuple[Encoded, ...]) -> Example:
             return Example("label", sequences, record.weight, key, label=record.label)
 
 
-def _filled(indices: Iterable[int], examples: Sequence[Example], sequences: int) -> list[list[int]]:
-    """The indices cut, in their order, into groups that reach ``sequences`` sequences (the last may not)."""
-    groups: list[list[int]] = []
+def _key_of(sequence: Encoded) -> SequenceKey:
+    return tuple(sequence.ids), tuple(sequence.token_type_ids or ())
+
+
+def _packs(examples: Sequence[Example], order: Iterable[int]) -> list[list[int]]:
+    """The indices, in the given order, in packs of at most `PACK` examples that share a sequence."""
+    uses = Counter(_key_of(s) for example in examples for s in example.sequences)
+    packs: list[list[int]] = []
+    open_packs: dict[SequenceKey, list[int]] = {}
+    for index in order:
+        shared = max((_key_of(s) for s in examples[index].sequences), key=lambda key: uses[key])
+        pack = open_packs.get(shared)
+        if pack is None or len(pack) == PACK:
+            open_packs[shared] = pack = []
+            packs.append(pack)
+        pack.append(index)
+    return packs
+
+
+def _filled(packs: Iterable[list[int]], examples: Sequence[Example], sequences: int) -> list[list[list[int]]]:
+    """The packs cut, in their order, into groups that reach ``sequences`` sequences (the last may not)."""
+    groups: list[list[list[int]]] = []
     held = sequences
-    for index in indices:
+    for pack in packs:
         if held >= sequences:
             groups.append([])
             held = 0
-        groups[-1].append(index)
-        held += len(examples[index].sequences)
+        groups[-1].append(pack)
+        held += sum(len(examples[i].sequences) for i in pack)
     return groups

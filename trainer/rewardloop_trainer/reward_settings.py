@@ -35,7 +35,7 @@ class RewardTraining(BaseModel):
     frozen_layers: int = Field(0, ge=0, description="lowest layers kept as they are, with the embeddings below them")
     over_length: Literal["truncate", "drop"] = "truncate"
     bootstrap: Literal["poisson", "bernoulli", "none"] = "poisson"
-    short_winner_weight: float = Field(1.0, gt=0, description="loss weight of pairs whose shorter response won")
+    length_balance: bool = Field(False, description="weigh pairs so that length says nothing about who won")
     pointwise_weight: float = Field(0.5, ge=0, description="of one thumb or rating beside one pair")
     tie_weight: float = Field(0.5, ge=0, description="of one tie beside one pair")
     centring: float = Field(0.01, ge=0)

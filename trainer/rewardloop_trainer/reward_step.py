@@ -35,7 +35,7 @@ def step_loss(logits: Tensor, threshold: Tensor, examples: Sequence[Example], se
     def add(kind: str, loss: Tensor, coefficient: float) -> None:
         losses.append(loss)
         for _, e in places[kind]:
-            scale = e.weight * coefficient * (settings.short_winner_weight if e.shorter_won else 1.0)
+            scale = e.weight * coefficient
             weights.append([scale * w for w in bootstrap_weights(e.key, heads, settings.bootstrap)])
 
     if places["pair"]:

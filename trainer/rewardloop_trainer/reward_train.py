@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.length_balance import balance_length
 from rewardloop_trainer.preferences import Record, pairs_of
 from rewardloop_trainer.reward_batches import Example, Examples, encode_records, logits_of, plan_steps
 from rewardloop_trainer.reward_evaluate import HeldOut, head_margins, measure
@@ -87,6 +88,8 @@ def train_reward(
     heads, or one that cannot be read, is logged and ignored. The directory is emptied at the end.
     Raises ValueError without training examples, `TrainingStopped` when asked to stop.
     """
+    if settings.length_balance:
+        train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)
     if not encoded.examples:
         raise ValueError("there is nothing to train on")
