@@ -7,23 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FIGURE = "report.png"
 RESULTS = "results.json"
 FORMAT_VERSION = 1
 # The win rate that the policy's interval should lie above.
 GOAL = 0.60
-
-_INK, _QUIET, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_BLUE, _GREEN, _ORANGE = "#2563eb", "#059669", "#d97706"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,109 +119,12 @@ def write(demo: DemoRecord, directory: Path) -> tuple[Path, Path]:
     results = directory / RESULTS
     content = {"format_version": FORMAT_VERSION, **_finite(asdict(demo))}
     results.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    from rewardloop_local.report_figure import draw  # matplotlib takes a second to load
+
     return draw(demo, directory / FIGURE), results
 
 
-def draw(demo: DemoRecord, path: Path) -> Path:
-    """The figure: accuracy, win rate and freshness over the signals recorded so far."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    style = {
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _QUIET,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": _GRID,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
-    most = max((r.signals for r in demo.rounds), default=0) or 1
-    with mpl.rc_context(style):
-        figure, (accuracy, wins, freshness) = plt.subplots(1, 3, figsize=(13.5, 4.2), layout="constrained", dpi=150)
-        _draw_accuracy(accuracy, demo)
-        _draw_wins(wins, demo)
-        _draw_freshness(freshness, demo)
-        for axes in (accuracy, wins, freshness):
-            axes.set_xlabel("signals recorded")
-            axes.set_xlim(-0.04 * most, 1.2 * most)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        figure.suptitle(
-            f"rewardloop demo, seed {demo.seed}: {sum(demo.signal_kinds.values()):,} signals in "
-            f"{demo.seconds / 60:.1f} minutes",
-            x=0.01,
-            ha="left",
-            color=_QUIET,
-        )
-        figure.savefig(path)
-        plt.close(figure)
-    return path
-
-
-def _draw_accuracy(axes: Axes, demo: DemoRecord) -> None:
-    x, y = _series(demo.rounds, "reward_accuracy")
-    _level(axes, demo.accuracy_ceiling, "ceiling that label noise allows", _ORANGE)
-    _level(axes, demo.starter_accuracy, "starter", _QUIET, below=True)
-    _line(axes, x, y, _BLUE, "{:.2f}")
-    axes.set(title="Reward model", ylabel="accuracy on held-out choices")
-    axes.set_ylim(min(0.45, _least([*y, demo.starter_accuracy]) - 0.05), 1.0)
-
-
-def _draw_wins(axes: Axes, demo: DemoRecord) -> None:
-    x, y = _series(demo.rounds, "win_rate")
-    _, low = _series(demo.rounds, "win_low")
-    _, high = _series(demo.rounds, "win_high")
-    _level(axes, 0.5, "as good as the starter", _QUIET, below=True)
-    _level(axes, GOAL, f"goal: interval wholly above {GOAL:.2f}", _ORANGE)
-    axes.fill_between(x, low, high, color=_GREEN, alpha=0.18, lw=0)
-    _line(axes, x, y, _GREEN, "{:.2f}")
-    axes.set(title="Policy, judged by the hidden taste", ylabel="win rate against the starter")
-    axes.set_ylim(min(0.4, _least(low) - 0.05), 1.0)
-
-
-def _draw_freshness(axes: Axes, demo: DemoRecord) -> None:
-    x, middle = _series(demo.rounds, "freshness_p50_s")
-    _, slowest = _series(demo.rounds, "freshness_max_s")
-    axes.fill_between(x, middle, slowest, color=_BLUE, alpha=0.12, lw=0)
-    _line(axes, x, slowest, "#93b4f5", "slowest\n{:.0f} s")
-    _line(axes, x, middle, _BLUE, "median\n{:.0f} s")
-    axes.set(title="Freshness: signal to live model", ylabel="seconds from arrival to use")
-    axes.set_ylim(0, 1.15 * max(slowest, default=1.0))
-
-
-def _line(axes: Axes, x: Sequence[int], y: Sequence[float], colour: str, label: str) -> None:
-    """A line with its last value beside it."""
-    axes.plot(x, y, color=colour, marker="o", ms=5, lw=2, zorder=3)
-    if x:
-        place = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(label.format(y[-1]), (x[-1], y[-1]), color=colour, weight="bold", **place)
-
-
-def _level(axes: Axes, value: float, label: str, colour: str, *, below: bool = False) -> None:
-    """A dashed level, named above or below it at the right edge."""
-    if math.isnan(value):
-        return
-    axes.axhline(value, color=colour, lw=1.3, ls="--", zorder=1)
-    place = {"xytext": (-2, -4 if below else 4), "textcoords": "offset points", "ha": "right"}
-    edge = (1.0, value)
-    axes.annotate(
-        label, edge, xycoords=("axes fraction", "data"), color=colour, va="top" if below else "bottom", size=9, **place
-    )
-
-
-def _least(values: Sequence[float]) -> float:
-    return min((v for v in values if not math.isnan(v)), default=1.0)
-
-
-def _series(rounds: Sequence[RoundRecord], name: str) -> tuple[list[int], list[float]]:
+def series(rounds: Sequence[RoundRecord], name: str) -> tuple[list[int], list[float]]:
     """Signals and values of the rounds in which this was measured."""
     found = [(r.signals, float(getattr(r, name))) for r in rounds]
     kept = [(x, y) for x, y in found if not math.isnan(y)]
@@ -236,7 +132,7 @@ def _series(rounds: Sequence[RoundRecord], name: str) -> tuple[list[int], list[f
 
 
 def _last(rounds: Sequence[RoundRecord], name: str) -> float:
-    values = _series(rounds, name)[1]
+    values = series(rounds, name)[1]
     return values[-1] if values else math.nan
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rewardloop_local.report import DemoRecord, RoundRecord, draw, summary, table, write
+from rewardloop_local.report import DemoRecord, RoundRecord, summary, table, write
+from rewardloop_local.report_figure import draw
 
 ROUNDS = (
     RoundRecord(0, 60, 0, "1", 0.561, "1", 0.5, 0.46, 0.54),
