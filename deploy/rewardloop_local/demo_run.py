@@ -234,8 +234,8 @@ async def _measure(
     client: AsyncRewardloopClient, observer: Observer, last: report.RoundRecord
 ) -> report.RoundRecord | None:
     """The next record when a new version is live, else None."""
-    reward = (await client.get_version("reward")).version.version
-    policy = (await client.get_version("policy")).version.version
+    reward = (await client.get_version("reward")).version
+    policy = (await client.get_version("policy")).version
     if (reward, policy) == (last.reward_version, last.policy_version):
         return None
     fresh = replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -21,7 +22,7 @@ from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool
 from rewardloop_server.validate import Limits, validate_score
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):

@@ -166,7 +166,7 @@ async def wait_for_signal() -> None:
 async def report_health(health: Any, names: Sequence[str], host: Any, stream: Any, relay: Any) -> None:
     """Keep grpc.health.v1 true: each service by what it needs, "" (the whole) by the reward model."""
 
-    def status(is_well: bool) -> int:
+    def status(is_well: bool) -> Any:
         return HealthCheckResponse.SERVING if is_well else HealthCheckResponse.NOT_SERVING
 
     reward, feedback, models, policy = names

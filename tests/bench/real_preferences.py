@@ -118,7 +118,7 @@ def wait_for_version(client: RewardloopClient, version: int, up: subprocess.Pope
         if up.poll() is not None:
             raise SystemExit("rewardloop up ended early")
         try:
-            if int(client.get_version("reward").version.version) >= version:
+            if int(client.get_version("reward").version) >= version:
                 return
         except RewardloopError:
             pass  # not up yet: the deadline decides
