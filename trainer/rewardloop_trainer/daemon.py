@@ -104,12 +104,12 @@ def _learners(
     def reward(track: RoundTrack) -> Outcome:
         from rewardloop_trainer.reward_round import RewardRound  # torch: only once there is something to train
 
-        return RewardRound(settings, store, ledger, client, server, metrics, stop).run(track)
+        return RewardRound(settings, store, ledger, client, server, metrics, stop, track).run()
 
     def policy(track: RoundTrack) -> Outcome:
         from rewardloop_trainer.policy_round import PolicyRound
 
-        return PolicyRound(settings, store, ledger, client, server, metrics, stop).run(track)
+        return PolicyRound(settings, store, ledger, client, server, metrics, stop, track).run()
 
     learners = []
     if settings.reward_rounds:
@@ -119,7 +119,9 @@ def _learners(
     return learners
 
 
-def _start(name: str, work: Callable[[], None], stop: threading.Event, failures: list[BaseException]) -> threading.Thread:
+def _start(
+    name: str, work: Callable[[], None], stop: threading.Event, failures: list[BaseException]
+) -> threading.Thread:
     """Run ``work`` in a thread; what it raises stops the process rather than leaving it half alive."""
 
     def guarded() -> None:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import redis
@@ -72,6 +73,14 @@ def publish_once(store: ModelStore, manifest: Manifest, write: Callable[[Path], 
     if existing is not None:
         return existing
     return store.publish(replace(manifest, notes={**manifest.notes, ROUND_NOTE: round_key}), write)
+
+
+def code_version() -> str:
+    """Of the installed distribution, for manifests."""
+    try:
+        return metadata.version("rewardloop")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def promote(server: RewardloopClient, model: str, version: str, reason: str, timeout_s: float) -> None:

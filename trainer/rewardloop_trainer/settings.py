@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rewardloop.formats.settings import ProcessSettings
+from rewardloop_trainer.policy_settings import PolicySettings
 from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RewardHyperparameters(RewardTraining):
@@ -23,20 +20,8 @@ class RewardHyperparameters(RewardTraining):
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="of an encoder, in a first model")
     max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, in a first model")
     method: Literal["full", "lora"] = Field("full", description="which weights learn")
-    lora: LoraSettings = LoraSettings()
-    gate_margin: float = Field(0.0, ge=0, lt=1, description="held-out accuracy a candidate may lose beyond noise")
-
-
-class PolicyHyperparameters(_Group):
-    """How a policy learns from preferences (DPO)."""
-
-    beta: float = Field(0.1, gt=0, description="strength of the pull towards the live policy")
-    learning_rate: float = Field(1e-5, gt=0)
-    batch_pairs: int = Field(16, ge=1, description="pairs in one optimizer step")
-    max_epochs: float = Field(1.0, gt=0)
-    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    max_length: int = Field(512, ge=8, description="most tokens of prompt and response together")
+    lora: LoraSettings = LoraSettings.model_validate({})
+    gate_tolerance: float = Field(0.02, ge=0, lt=1, description="held-out accuracy that noise may hide a loss of")
 
 
 class TrainSettings(ProcessSettings):
@@ -74,5 +59,5 @@ class TrainSettings(ProcessSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    reward: RewardHyperparameters = RewardHyperparameters()
-    policy: PolicyHyperparameters = PolicyHyperparameters()
+    reward: RewardHyperparameters = RewardHyperparameters.model_validate({})
+    policy: PolicySettings = PolicySettings.model_validate({})

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-Phase = Literal["idle", "training", "trained", "gated", "exported", "published", "promoted"]
+Phase = Literal["idle", "training", "trained", "exported", "gated", "published", "promoted"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 FORMAT_VERSION = 1
 

@@ -1,0 +1,155 @@
+"""Reward rounds by a real trainer process, against a real server and a real Redis."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from processes import ServeProcess, serving
+from signals import choice, put
+from tiny_encoder import save_tiny_encoder
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_client import RewardloopClient
+from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_trainer.export_cli import main as export
+
+
+@dataclass
+class World:
+    """A server with reward version 1 live, and what a trainer needs beside it."""
+
+    directory: Path
+    server: ServeProcess
+    client: RewardloopClient
+    redis: Any
+
+    @property
+    def store(self) -> ModelStore:
+        return ModelStore(self.directory / "models")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / "work" / "state.json").read_text())["models"]["reward"]
+        return found
+
+    def trainer(self, *args: str) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "rewardloop_trainer", "--redis-url", self.server.redis_url]
+        argv += ["--archive", str(self.directory / "ledger"), "--work-dir", str(self.directory / "work")]
+        argv += ["--store", self.store.url, "--server", self.server.address, "--metrics-port", "0"]
+        argv += ["--lock-ttl-s", "1", "--no-policy-rounds", "--reward-min-signals", "200", "--torch-threads", "1"]
+        argv += ["--flush-age-s", "0.2", "--retry-first-s", "0.5", "--reward.learning-rate", "0.001", *args]
+        with (self.directory / "trainer.log").open("ab") as log:
+            return subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "trainer.log").read_text()
+
+    def until(self, condition: Callable[[], bool], patience_s: float = 90.0) -> None:
+        deadline = time.monotonic() + patience_s
+        while not condition():
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    embedded = EmbeddedRedis(tmp_path / "redis", fsync="everysec")
+    embedded.start()
+    base = save_tiny_encoder(tmp_path / "base")
+    assert export(["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]) == 0
+    with (
+        serving(tmp_path / "models", embedded.url, tmp_path / "serve.log") as server,
+        RewardloopClient(server.address) as client,
+        redis.Redis.from_url(embedded.url) as connected,
+    ):
+        yield World(tmp_path, server, client, connected)
+    embedded.stop()
+
+
+def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    assert world.trainer("--once").wait(120) == 0, world.log
+    live = world.client.get_version("reward")
+    assert live.version == "2", world.log
+    manifest = world.store.manifest("reward", 2)
+    assert manifest.parent == "1"
+    assert manifest.data is not None
+    assert (manifest.data.signals, len(manifest.data.arrivals)) == (300, 300)
+    assert manifest.metrics["gate_candidate_accuracy"] > 0.95
+    poor, good = world.client.score("question 3", ["poor answer 9", "good answer 9"]).scores
+    assert good.score > poor.score
+    assert not list((world.directory / "work" / "rounds").iterdir())
+
+    put(world.redis, *(choice(i) for i in range(300, 550)))
+    assert world.trainer("--once").wait(120) == 0, world.log
+    second = world.store.manifest("reward", 3)
+    assert second.data is not None
+    assert (second.parent, second.data.signals, len(second.data.arrivals)) == ("2", 550, 250)
+    assert second.data.arrivals[0] > manifest.data.arrivals[-1]
+
+
+def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(world: World) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    slow = ("--reward.epochs", "60", "--reward.checkpoint-every-steps", "5", "--reward.patience", "1000")
+    checkpoints = world.directory / "work" / "rounds" / "reward-1" / "checkpoints"
+    killed = world.trainer(*slow)
+    world.until(lambda: checkpoints.exists() and any(p.name.isdecimal() for p in checkpoints.iterdir()))
+    killed.kill()
+    killed.wait()
+    before = world.state["round"]
+    put(world.redis, *(choice(i) for i in range(300, 400)))
+
+    assert world.trainer("--once", *slow).wait(150) == 0, world.log
+    assert "goes on from a checkpoint" in world.log
+    assert world.store.versions("reward") == [1, 2]
+    manifest = world.store.manifest("reward", 2)
+    assert manifest.data is not None
+    assert (manifest.data.last_stream_id, manifest.seed) == (before["until_stream_id"], before["seed"])
+    assert manifest.data.signals == 300
+
+
+def test_absent_server_is_asked_again_without_training_or_publishing_again(world: World) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    world.server.kill()
+    trainer = world.trainer("--once", "--promote-timeout-s", "2")
+    world.until(lambda: "not reachable" in world.log)
+    assert world.state["round"]["phase"] == "published"
+    world.server.start()
+    assert trainer.wait(120) == 0, world.log
+    assert world.client.get_version("reward").version == "2"
+    assert world.store.versions("reward") == [1, 2]
+
+
+def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    trainer = world.trainer("--reward.epochs", "2000", "--reward.checkpoint-every-steps", "0")
+    world.until(lambda: "msg=training" in world.log or "step=" in world.log)
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(20) == 0, world.log
+    checkpoints = world.directory / "work" / "rounds" / "reward-1" / "checkpoints"
+    assert [p.name.isdecimal() for p in checkpoints.iterdir()] == [True]
+
+
+def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    assert world.trainer("--once").wait(120) == 0, world.log
+    # A rate at which weights leave the range of floats: margins that are not finite, or no better than chance.
+    put(world.redis, *(choice(i) for i in range(300, 600)))
+    ruined = ("--reward.learning-rate", "30", "--reward.head-learning-rate", "300", "--reward.warmup-share", "0")
+    assert world.trainer("--once", "--reward.gate-tolerance", "0", *ruined).wait(120) == 0, world.log
+    assert world.store.versions("reward") == [1, 2]
+    assert world.client.get_version("reward").version == "2"
+    kept = json.loads((world.directory / "work" / "refused" / "reward-2" / "reasons.json").read_text())
+    assert kept["reasons"]
+    assert world.state["round"] is None
