@@ -1,0 +1,245 @@
+"""The policy worker as a real process, with a real redis-server."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import redis
+from policy_versions import byte_encoder, publish_policy, small_llama
+from processes import free_port
+
+from rewardloop.formats import keys
+from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import policy_pb2
+from rewardloop_client import (
+    DeadlineExceeded,
+    Generation,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    RewardloopClient,
+    RewardloopError,
+    Unavailable,
+)
+
+SERVICE = "rewardloop.v1.PolicyService"
+
+
+class Worker:
+    def __init__(self, directory: Path, redis_url: str, *args: str) -> None:
+        self.store = ModelStore(directory / "models")
+        self.address = f"127.0.0.1:{free_port()}"
+        self.metrics_port = free_port()
+        self._log_path = directory / "worker.log"
+        argv = [sys.executable, "-m", "rewardloop_policy.app", "--store", str(directory / "models")]
+        argv += ["--redis-url", redis_url, "--listen", self.address, "--metrics-port", str(self.metrics_port), *args]
+        with self._log_path.open("ab") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+
+    def client(self, **settings: float) -> RewardloopClient:
+        return RewardloopClient(self.address, **{"timeout_s": 20.0, "max_attempts": 1, **settings})  # type: ignore[arg-type]
+
+    def until_serving(self, patience_s: float = 60.0) -> None:
+        deadline = time.monotonic() + patience_s
+        with self.client(timeout_s=2.0) as client:
+            while time.monotonic() < deadline and self.process.poll() is None:
+                try:
+                    if client.health(SERVICE):
+                        return
+                except RewardloopError:
+                    pass  # not listening yet: the deadline decides
+                time.sleep(0.05)
+        raise AssertionError(self._log_path.read_text())
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, redis_url: str) -> Iterator[Worker]:
+    publish_policy(ModelStore(tmp_path / "models"), small_llama(1), byte_encoder())
+    running = Worker(tmp_path, redis_url, "--max-new-tokens", "16", "--queue-rows", "64")
+    try:
+        running.until_serving()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_answers_are_logged_before_they_are_given(worker: Worker, redis_url: str) -> None:
+    with worker.client() as client:
+        answer = client.generate("How are you?", candidates=3, temperature=0.9, top_p=0.8, seed=7, max_new_tokens=5)
+    stored = redis.Redis.from_url(redis_url).get(keys.GENERATION + answer.generation_id)
+    assert isinstance(stored, bytes)
+    generation = policy_pb2.Generation.FromString(stored)
+    assert generation.prompt.text == "How are you?"
+    assert [c.text for c in generation.candidates] == [c.text for c in answer.candidates]
+    assert len(answer.candidates) == 3
+    assert (generation.temperature, generation.top_p, generation.seed) == (0.9, 0.8, 7)
+    assert list(generation.show_probabilities) == [1.0, 1.0, 1.0]
+    assert generation.policy_version.version == answer.policy_version.version == "1"
+    for candidate in answer.candidates:
+        assert 1 <= candidate.token_count <= 5
+        assert math.isfinite(candidate.log_probability)
+        assert candidate.log_probability < 0
+
+
+def test_a_seed_repeats_its_answers_whatever_else_is_asked_meanwhile(worker: Worker) -> None:
+    def ask(seed: int) -> Generation:
+        with worker.client() as client:
+            return client.generate("Tell me something.", candidates=2, seed=seed)
+
+    alone = {seed: ask(seed) for seed in range(4)}
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, list(range(4)) * 4))
+    for seed, answer in zip(list(range(4)) * 4, together, strict=True):
+        assert [c.text for c in answer.candidates] == [c.text for c in alone[seed].candidates]
+
+
+def test_greedy_answers_agree_with_each_other(worker: Worker) -> None:
+    with worker.client() as client:
+        answer = client.generate("Hello", candidates=4, temperature=0.0)
+    assert len({c.text for c in answer.candidates}) == 1
+    assert all(c.log_probability == 0.0 for c in answer.candidates)
+
+
+def test_bad_requests_name_their_fields_and_leave_the_worker_well(worker: Worker) -> None:
+    with worker.client() as client:
+        cases: list[tuple[dict[str, object], str]] = [
+            ({"candidates": 17}, "candidates"),
+            ({"candidates": -1}, "candidates"),
+            ({"temperature": float("nan")}, "temperature"),
+            ({"temperature": 5.1}, "temperature"),
+            ({"top_p": 0.0}, "top_p"),
+            ({"top_p": float("nan")}, "top_p"),
+            ({"max_new_tokens": 17}, "max_new_tokens"),
+            ({"max_new_tokens": -3}, "max_new_tokens"),
+        ]
+        for arguments, field in cases:
+            with pytest.raises(InvalidRequest) as caught:
+                client.generate("Hello", **arguments)  # type: ignore[arg-type]
+            assert [v.field for v in caught.value.violations] == [field]
+        with pytest.raises(InvalidRequest):
+            client.generate("")
+        assert client.generate("Hello").candidates
+        # Far longer than the model's 128 positions: the last tokens are kept.
+        assert client.generate("word " * 2000 + "end").candidates
+
+
+def test_promoting_switches_between_answers_and_fails_none(worker: Worker) -> None:
+    for seed in (2, 3, 4):
+        publish_policy(worker.store, small_llama(seed), byte_encoder(), parent="1")
+    failures: list[RewardloopError] = []
+    versions: list[str] = []
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        with worker.client() as client:
+            while not stop.is_set():
+                try:
+                    versions.append(client.generate("Hello", candidates=2, max_new_tokens=8).policy_version.version)
+                except RewardloopError as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=ask_on) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    with worker.client(timeout_s=30.0) as client:
+        for version in ("2", "3", "4", "1", "4"):
+            assert client.promote("policy", version).version.version == version
+            assert client.generate("Hello").policy_version.version == version
+        assert client.rollback("policy").version.version == "1"
+        assert client.get_version("policy").version == "1"
+        with pytest.raises(NotFound):
+            client.promote("policy", "99")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert set(versions) == {"1", "2", "3", "4"}
+
+
+def test_a_broken_version_is_refused_and_the_running_one_stays(worker: Worker) -> None:
+    bad = publish_policy(worker.store, small_llama(9), byte_encoder())
+    weights = Path(worker.store.path("policy", bad.version)) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"damaged!")
+    with worker.client() as client:
+        with pytest.raises(RewardloopError) as caught:
+            client.promote("policy", bad.version)
+        assert caught.value.reason == "CORRUPT_VERSION"
+        assert client.generate("Hello").policy_version.version == "1"
+
+
+def test_a_full_queue_pushes_back_and_a_short_deadline_is_kept(worker: Worker) -> None:
+    outcomes: list[type[BaseException] | None] = []
+
+    def ask(_: int) -> None:
+        with worker.client() as client:
+            try:
+                client.generate("Hello", candidates=16)
+                outcomes.append(None)
+            except RewardloopError as error:
+                outcomes.append(type(error))
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(ask, range(32)))
+    assert set(outcomes) <= {None, QueueFull}
+    assert QueueFull in outcomes
+    assert None in outcomes
+    with worker.client() as client:
+        with pytest.raises(DeadlineExceeded):
+            client.generate("Hello", candidates=16, timeout_s=0.001)
+        assert client.generate("Hello").candidates
+
+
+def test_without_redis_answers_are_refused_and_come_back_with_it(tmp_path: Path, redis_url: str) -> None:
+    publish_policy(ModelStore(tmp_path / "models"), small_llama(1), byte_encoder())
+    from rewardloop_local.redis_server import EmbeddedRedis
+
+    own = EmbeddedRedis(tmp_path / "redis")
+    own.start()
+    running = Worker(tmp_path, own.url)
+    try:
+        running.until_serving()
+        with running.client() as client:
+            assert client.generate("Hello").candidates
+            own.stop()
+            with pytest.raises(Unavailable) as caught:
+                client.generate("Hello")
+            assert caught.value.reason == "REDIS_UNAVAILABLE"
+            own.start()
+            assert client.generate("Hello").candidates
+    finally:
+        running.stop()
+        own.stop()
+
+
+def test_sigterm_lets_answers_in_flight_finish(worker: Worker) -> None:
+    with worker.client() as client, ThreadPoolExecutor(4) as pool:
+        client.generate("Hello")
+        pending = [pool.submit(client.generate, "Hello", candidates=16) for _ in range(4)]
+        time.sleep(0.05)
+        worker.process.send_signal(signal.SIGTERM)
+        for answer in pending:
+            failure = answer.exception()
+            if failure is None:
+                assert len(answer.result().candidates) == 16
+            else:  # not yet admitted when the signal came
+                assert isinstance(failure, Unavailable)
+    assert worker.process.wait(30) == 0
+
+
+def test_the_worker_never_imports_onnxruntime() -> None:
+    code = "import sys, rewardloop_policy.serving; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

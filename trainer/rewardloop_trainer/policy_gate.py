@@ -1,0 +1,142 @@
+"""Whether a trained policy may replace the live one: judged on what both say to held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from rewardloop_trainer.policy_settings import PolicyGateLimits
+
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One policy's answer to a held-out prompt. ``score``: calibrated; None for an empty answer, which has none.
+
+    ``log_ratio``: log-probability under the policy that said it less that under the live one, in nats a sequence;
+    0 for the live policy's own answers.
+    """
+
+    text: str
+    tokens: int
+    is_truncated: bool
+    score: float | None
+    log_ratio: float = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``reasons``: one line for each rule that was broken; empty when it passed. ``figures``: for the manifest."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    figures: Mapping[str, float]
+
+
+def gate(
+    candidate: Sequence[Sequence[Answered]],
+    live: Sequence[Sequence[Answered]],
+    limits: PolicyGateLimits,
+    seed: int = 0,
+) -> Verdict:
+    """Judge by the answers of both policies to the same prompts, one inner sequence a prompt, none empty.
+
+    It passes when its win rate by score is above the least one, and nothing collapsed: the KL to the live policy, the
+    length of its answers, the empty and the endless ones, and the variety of its word pairs stay within the limits.
+    The win rate's 95% interval is a bootstrap over prompts, because the answers to one prompt share its difficulty.
+    Without prompts it does not pass.
+    """
+    if len(candidate) != len(live):
+        raise ValueError("both policies answer the same prompts")
+    if not candidate:
+        return Verdict(False, ("no held-out prompt to judge on",), {"gate_prompts": 0.0})
+    wins = np.array([_win_share(a, b) for a, b in zip(candidate, live, strict=True)])
+    lower, upper = bootstrap_interval(wins, seed)
+    said, before = [a for group in candidate for a in group], [a for group in live for a in group]
+    figures = {
+        "gate_prompts": float(len(wins)),
+        "gate_win_rate": float(wins.mean()),
+        "gate_win_rate_lower": lower,
+        "gate_win_rate_upper": upper,
+        # k1 on the candidate's own samples: unbiased for KL(candidate || live).
+        "gate_kl": _mean([a.log_ratio for a in said]),
+        "gate_length_ratio": _mean([a.tokens for a in said]) / _mean([a.tokens for a in before]),
+    }
+    for name, answers in (("candidate", said), ("live", before)):
+        scores = [a.score for a in answers if a.score is not None]
+        figures |= {
+            f"gate_{name}_reward": _mean(scores) if scores else 0.0,
+            f"gate_{name}_tokens": _mean([a.tokens for a in answers]),
+            f"gate_{name}_empty_share": _mean([a.is_empty for a in answers]),
+            f"gate_{name}_truncated_share": _mean([a.is_truncated for a in answers]),
+            f"gate_{name}_distinct_2": distinct_2([a.text for a in answers]),
+        }
+    reasons = tuple(_broken(figures, limits))
+    return Verdict(not reasons, reasons, figures)
+
+
+def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """95% bounds of the mean of (n,) values, resampled with replacement."""
+    n = len(values)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
+    lower, upper = np.quantile(counts @ values / n, (0.025, 0.975))
+    return float(lower), float(upper)
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Distinct pairs of neighbouring words over all such pairs, in [0, 1]; 0 without any (Li et al. 2016)."""
+    pairs = [pair for text in texts for words in [text.split()] for pair in pairwise(words)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def _win_share(candidate: Sequence[Answered], live: Sequence[Answered]) -> float:
+    """Over all pairs of answers to one prompt; a tie is half, an empty answer loses to any other."""
+    a, b = (
+        np.array([-np.inf if answer.score is None else answer.score for answer in answers])
+        for answers in (candidate, live)
+    )
+    above, equal = a[:, None] > b[None, :], a[:, None] == b[None, :]
+    return float((above + 0.5 * equal).mean())
+
+
+def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[str]:
+    def of(name: str) -> float:
+        return figures[f"gate_{name}"]
+
+    rules = [
+        (of("win_rate") > limits.least_win_rate, f"win rate {of('win_rate'):.3f}, not above {limits.least_win_rate:g}"),
+        (of("kl") <= limits.max_kl, f"KL to the live policy {of('kl'):.1f} nats, above {limits.max_kl:g}"),
+        (
+            limits.least_length_ratio <= of("length_ratio") <= limits.max_length_ratio,
+            f"answers {of('length_ratio'):.2f} times as long as the live policy's, outside "
+            f"{limits.least_length_ratio:g} to {limits.max_length_ratio:g}",
+        ),
+        (
+            of("candidate_empty_share") <= limits.max_empty_share,
+            f"share of empty answers {of('candidate_empty_share'):.3f}, above {limits.max_empty_share:g}",
+        ),
+        (
+            of("candidate_truncated_share") <= of("live_truncated_share") + limits.max_more_truncated,
+            f"share of answers without an end {of('candidate_truncated_share'):.3f}, live "
+            f"{of('live_truncated_share'):.3f}",
+        ),
+        (
+            of("candidate_distinct_2") >= limits.least_distinct_ratio * of("live_distinct_2"),
+            f"distinct-2 {of('candidate_distinct_2'):.3f}, live {of('live_distinct_2'):.3f}",
+        ),
+    ]
+    # A figure that is not a number keeps no rule.
+    return [reason for is_kept, reason in rules if not is_kept]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

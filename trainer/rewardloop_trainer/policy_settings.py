@@ -1,0 +1,67 @@
+"""What can be chosen about a policy, its training and its gate; light, for it is read before torch is imported."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SftSettings(BaseModel):
+    """Supervised training on completions. The defaults suit a small model trained from nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_share: float = Field(0.05, ge=0, le=1, description="of all steps; then linear to 0")
+    clip_norm: float = Field(1.0, gt=0)
+    batch_examples: int = Field(32, ge=1, description="examples in one optimizer step")
+    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass")
+    seed: int = 0
+
+
+class DpoSettings(BaseModel):
+    """How one round trains the policy on preferences, with the live policy as its frozen reference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: Literal["sigmoid", "robust", "ipo", "hinge"] = "sigmoid"
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the live policy")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be flipped")
+    length_normalised: bool = Field(False, description="log-probabilities per token; IPO always does that")
+    sft_weight: float = Field(0.1, ge=0, description="of the chosen response's loss per token; holds it up (RPO)")
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_share: float = Field(0.1, ge=0, le=1, description="of all steps; then linear to 0")
+    clip_norm: float = Field(1.0, gt=0)
+    batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
+    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
+    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass")
+    checkpoint_every_steps: int = Field(50, ge=0, description="0: never")
+    seed: int = 0
+
+
+class PolicyGateLimits(BaseModel):
+    """What a candidate must keep to on held-out prompts, beside winning more often than not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: int = Field(200, ge=1, description="most held-out prompts that are answered")
+    responses: int = Field(4, ge=1, le=64, description="answers of each policy to each prompt")
+    max_new_tokens: int = Field(64, ge=1)
+    least_win_rate: float = Field(0.5, ge=0, lt=1, description="the win rate must be above it")
+    max_kl: float = Field(30.0, gt=0, description="mean KL to the live policy, in nats a sequence")
+    least_length_ratio: float = Field(0.5, ge=0, le=1, description="mean tokens of an answer over the live policy's")
+    max_length_ratio: float = Field(2.0, ge=1)
+    max_empty_share: float = Field(0.02, ge=0, le=1)
+    max_more_truncated: float = Field(0.1, ge=0, le=1, description="share of endless answers above the live policy's")
+    least_distinct_ratio: float = Field(0.5, ge=0, le=1, description="distinct-2 over the live policy's")
+
+
+class PolicySettings(DpoSettings):
+    """How a policy learns from preferences, and what it must pass."""
+
+    gate: PolicyGateLimits = PolicyGateLimits.model_validate({})

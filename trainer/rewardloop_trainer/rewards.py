@@ -1,0 +1,47 @@
+"""Rewards of answers, asked from the scoring service through the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
+from rewardloop_trainer.preferences import Prompt
+
+_GROUPS = 64
+
+
+def score_groups(
+    server: RewardloopClient,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    *,
+    timeout_s: float = 60.0,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[list[float | None]]:
+    """The calibrated score of each response, in the trainer's lane; None for an empty response, which has none.
+
+    The responses to one prompt are one group, so one reward model version scored them all. ``on_batch`` is called
+    before each request, and may raise to stop. Raises RewardloopError when a group was not scored.
+    """
+    scores: list[list[float | None]] = [[None] * len(group) for group in responses]
+    asked = [
+        (i, [j for j, text in enumerate(group) if text and not text.isspace()]) for i, group in enumerate(responses)
+    ]
+    asked = [(i, kept) for i, kept in asked if kept]
+    for start in range(0, len(asked), _GROUPS):
+        on_batch()
+        batch = asked[start : start + _GROUPS]
+        groups = [
+            ScoreGroup(
+                [{"role": turn.role, "content": turn.content} for turn in prompts[i]],
+                [responses[i][j] for j in kept],
+            )
+            for i, kept in batch
+        ]
+        outcomes = server.score_batch(groups, lane="trainer", timeout_s=timeout_s)
+        for (i, kept), outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, RewardloopError):
+                raise outcome
+            for j, score in zip(kept, outcome.values, strict=True):
+                scores[i][j] = score
+    return scores

@@ -1,0 +1,77 @@
+"""What a policy says to prompts, with the log-probabilities that KL and policy gradients need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewardloop.formats.text import Encoder
+from rewardloop_policy.sampling import Finish, SampleRequest, sample
+from rewardloop_trainer.completions import Completion
+from rewardloop_trainer.preferences import Prompt
+
+_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One answer. ``sequence``: the very tokens that were sampled, which its text may not encode back to.
+
+    ``logprob``: summed over them at temperature 1, in nats.
+    """
+
+    text: str
+    sequence: Completion
+    logprob: float
+    finish: Finish
+
+
+def roll_out(
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[Prompt],
+    *,
+    responses: int,
+    max_new_tokens: int,
+    seed: int,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[list[Rollout]]:
+    """``responses`` answers to each prompt, at temperature 1 and top_p 1; the same seed gives the same answers.
+
+    ``model``: a causal LM in evaluation mode. ``on_batch`` is called before each batch, and may raise to stop.
+    Raises ValueError for a prompt that leaves no room for the new tokens: see `fitting_prompts`.
+    """
+    prompt_ids = [encoder.prompt_ids(prompt) for prompt in prompts]
+    if any(len(ids) + max_new_tokens > encoder.max_length for ids in prompt_ids):
+        raise ValueError("a prompt does not fit beside its answer")
+    found: list[list[Rollout]] = [[] for _ in prompts]
+    # Prompts of one length need no padding; seeds go with the prompt's place, so order changes nothing.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
+    per_batch = max(1, _ROWS // responses)
+    for start in range(0, len(order), per_batch):
+        on_batch()
+        places = order[start : start + per_batch]
+        requests = [
+            SampleRequest(prompt_ids[i], responses, seed=seed * 1_000_003 + i, max_new_tokens=max_new_tokens)
+            for i in places
+        ]
+        groups = sample(model, requests, end_ids=end_ids(model, encoder), pad_id=encoder.format.pad)
+        for i, group in zip(places, groups, strict=True):
+            for sampled in group:
+                said = sampled.ids[:-1] if sampled.finish == "stop" else sampled.ids
+                sequence = Completion((*prompt_ids[i], *sampled.ids), len(prompt_ids[i]))
+                found[i].append(Rollout(encoder.decode(said), sequence, sampled.logprob, sampled.finish))
+    return found
+
+
+def fitting_prompts(encoder: Encoder, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Prompt]:
+    """Those that leave room for an answer."""
+    return [p for p in prompts if len(encoder.prompt_ids(p)) + max_new_tokens <= encoder.max_length]
+
+
+def end_ids(model: Any, encoder: Encoder) -> frozenset[int]:
+    """What ends an answer: the layout's own end, and every end token that the model names."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    others = [named] if isinstance(named, int) else list(named or ())
+    return frozenset([*encoder.format.response.suffix[-1:], *others])
