@@ -20,7 +20,7 @@ from rewardloop_cli.failures import UsageError
 from rewardloop_cli.rows import Labels, RowError, events_of
 from rewardloop_cli.side_files import Progress, Rejection, SideFiles, writable_folder
 from rewardloop_cli.source_file import Line, SourceFile, UnreadableFile
-from rewardloop_client import MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
+from rewardloop_client import InvalidRequest, MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
 from rewardloop_client._types import SourceName
 
 BATCH_EVENTS = 500
@@ -121,13 +121,15 @@ class Delivery:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _send(self, events: list[feedback_pb2.FeedbackEvent]) -> list[RecordResult | RewardloopError]:
-        try:
-            return self._client.record_batch(events)
-        except MessageTooLarge as error:
-            if len(events) == 1:
-                return [error]
-            half = len(events) // 2
-            return self._send(events[:half]) + self._send(events[half:])
+        """What is too much for one call, by our bound or the server's, is halved until each part passes or is one."""
+        if len(events) <= BATCH_EVENTS:
+            try:
+                return self._client.record_batch(events)
+            except (MessageTooLarge, InvalidRequest) as error:
+                if len(events) == 1:
+                    return [error]
+        half = len(events) // 2
+        return self._send(events[:half]) + self._send(events[half:])
 
     def _wait(self, error: object, since: float) -> None:
         waited = time.monotonic() - since

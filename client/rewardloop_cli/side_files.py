@@ -44,11 +44,16 @@ class Rejection:
 
 
 class SideFiles:
-    """``<name>.rewardloop-progress.json`` and ``<name>.rejected.jsonl`` in ``folder``."""
+    """``<name>.rewardloop-progress.json`` and ``<name>.rejected.jsonl`` in ``folder``.
+
+    Away from the source, where files of one name may meet, the name is followed by 8 digits of its hash.
+    """
 
     def __init__(self, source: SourceFile, folder: Path) -> None:
-        self.progress_path = folder / f"{source.path.name}.rewardloop-progress.json"
-        self.rejected_path = folder / f"{source.path.name}.rejected.jsonl"
+        beside = folder.resolve() == source.path.parent.resolve()
+        name = source.path.name if beside else f"{source.path.name}.{source.head_sha256[:8]}"
+        self.progress_path = folder / f"{name}.rewardloop-progress.json"
+        self.rejected_path = folder / f"{name}.rejected.jsonl"
 
     def begin(self, fresh: Progress, *, restart: bool) -> Progress:
         """Where to go on: the kept progress of the same import, else ``fresh``. Raises OSError."""

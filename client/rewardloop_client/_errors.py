@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "rewardloop"
@@ -224,7 +225,7 @@ def from_call(call: FailedCall) -> RewardloopError:
     if isinstance(packed, bytes):
         try:
             status.ParseFromString(packed)
-        except Exception as undecodable:  # protobuf's DecodeError has no stable public home
+        except DecodeError as undecodable:
             return InternalError(f"the server sent an unreadable status: {undecodable}", code=call.code())
     return _from_parts(call.code(), call.details() or "", status.details, pushback=trailers.get(_PUSHBACK))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -115,6 +116,30 @@ def test_rows_too_big_for_one_message_are_split_off_and_rejected_alone(tmp_path:
     with serving(services) as server:
         assert _import(path, server) == 1
     assert {e.prompt.text for e in services.seen.values()} == {"q0", "q2"}
+
+
+def test_files_of_one_name_do_not_overwrite_each_others_rejected_rows(tmp_path: Path) -> None:
+    side = tmp_path / "side"
+    side.mkdir()
+    with serving(Services()) as server:
+        for folder in ("one", "two"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "a.jsonl").write_bytes(_jsonl([{"prompt": folder}]))
+            assert _import(tmp_path / folder / "a.jsonl", server, side_dir=side) == 1
+    kept = sorted(json.loads(path.read_text())["row"]["prompt"] for path in side.iterdir())
+    assert kept == ["one", "two"]
+
+
+def test_a_row_of_more_signals_than_a_call_may_carry_is_recorded_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(_jsonl([{"prompt": "q", "response": "a", "up": 900, "down": 400}]))
+    services = Services()
+    services.failures = [status("INVALID_REQUEST", field="events")]  # the server takes fewer than we send
+    with serving(services) as server:
+        assert _import(path, server) == 0
+    assert sum(e.thumb.up for e in services.seen.values()) == 900
+    assert len(services.seen) == 1300
+    assert max(services.batch_sizes) <= feedback_import.BATCH_EVENTS
 
 
 def test_it_waits_while_redis_is_away_and_then_goes_on(tmp_path: Path, capsys) -> None:
@@ -279,8 +304,9 @@ def test_side_files_go_elsewhere_when_the_files_folder_is_read_only(tmp_path: Pa
     with serving(Services()) as server:
         assert _import(path, server) == 1
         assert f"is not writable: side files go to {here}" in capsys.readouterr().err
-        assert [p.name for p in here.iterdir()] == ["a.jsonl.rejected.jsonl"]
+        (kept,) = here.iterdir()
+        assert re.fullmatch(r"a\.jsonl\.[0-9a-f]{8}\.rejected\.jsonl", kept.name)
         assert _import(path, server, side_dir=tmp_path) == 1
-    assert (tmp_path / "a.jsonl.rejected.jsonl").exists()
+    assert (tmp_path / kept.name).read_text() == kept.read_text() != ""
     assert [p.name for p in folder.iterdir()] == ["a.jsonl"]
     folder.chmod(0o755)
