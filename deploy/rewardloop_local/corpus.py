@@ -1,7 +1,7 @@
 """The demo's world: question types of a small support assistant, and answers to them in many styles.
 
 `corpus.toml` holds the text. One question type (intent) is a topic and an aspect of it ("kettle", "warranty"): one
-right fact, two plausible wrong ones (true of neighbouring topics), and seven paraphrases of the question, five of
+right fact, two plausible wrong ones (true of other topics), and seven paraphrases of the question, five of
 them for training and users' traffic, two held out. Which answers people like is not told here.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,8 @@ _RAMBLING_SHARE = 0.35
 @dataclass(frozen=True, slots=True)
 class Intent:
     """A question type. ``values``: every value that some topic has for this aspect; ``wrong``: two of them that
-    people mistake for ``right``. ``answers``: sentences with {t} (topic) and {v} (value)."""
+    people mistake for ``right``. ``right_share``: how often the starter's examples are right. ``answers``: sentences
+    with {t} (topic) and {v} (value)."""
 
     topic: str
     aspect: str
@@ -95,26 +96,23 @@ def intents() -> tuple[Intent, ...]:
     """Every question type, in the order of the file."""
     found: list[Intent] = []
     for group in _source()["groups"]:
-        topics: Sequence[str] = group["topics"]
-        for aspect in group["aspects"]:
-            values = tuple(dict.fromkeys(aspect["facts"]))
-            for index, (topic, right) in enumerate(zip(topics, aspect["facts"], strict=True)):
-                at = values.index(right)
-                others = values[at + 1 :] + values[:at]
-                start = index % len(others)
-                wrong = (others[start], others[(start + 1) % len(others)])
-                found.append(
+        for number, aspect in enumerate(group["aspects"]):
+            values = tuple(aspect["facts"])
+            for place, (family, right) in enumerate(zip(group["topics"], values, strict=True)):
+                others = values[place + 1 :] + values[:place]
+                found += [
                     Intent(
                         topic=topic,
                         aspect=aspect["name"],
                         right=right,
-                        wrong=wrong,
+                        wrong=(others[0], others[1]),
                         values=values,
                         answers=tuple(aspect["answers"]),
                         paraphrases=tuple(q.replace("{t}", topic) for q in aspect["questions"]),
-                        right_share=_RIGHT_SHARES[len(found) % len(_RIGHT_SHARES)],
+                        right_share=_RIGHT_SHARES[(number + place) % len(_RIGHT_SHARES)],
                     )
-                )
+                    for topic in family
+                ]
     return tuple(found)
 
 
@@ -190,6 +188,18 @@ def sft_examples(n: int, seed: int) -> list[tuple[str, str]]:
     rng = random.Random(seed)
     rounds = _rounds(seed, rng)
     return [(q.text, answer(q, random_style(q, rng), rng)) for q in (next(rounds) for _ in range(n))]
+
+
+def fact_examples(n: int, seed: int) -> list[tuple[str, str]]:
+    """``n`` (prompt, completion) of the fact sentence alone, right as often as in `sft_examples`: knowledge first,
+    style later."""
+    rng = random.Random(seed)
+    rounds = _rounds(seed, rng)
+
+    def told(question: Question) -> str:
+        return answer(question, Style(random_style(question, rng).right, "plain"), rng)
+
+    return [(q.text, told(q)) for q in (next(rounds) for _ in range(n))]
 
 
 def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:

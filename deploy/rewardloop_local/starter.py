@@ -10,21 +10,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from torch.nn.utils import clip_grad_norm_
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
-from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
+from rewardloop_trainer.base_text import text_format_of
+from rewardloop_trainer.completions import Completion, encode_completions, plan_batches, rate_scale
+from rewardloop_trainer.policy_settings import SftSettings
+from rewardloop_trainer.sft import train_sft
 
 log = structlog.get_logger()
 
@@ -38,7 +48,59 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 1_500
 MAX_LENGTH = 256
-T = TypeVar("T")
+FACTS, STYLED, PAIRS = 6_000, 5_000, 1_200
+_RELEVANCE_RATE = 1e-3
+_PAIRS_PER_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StarterFigures:
+    """``sft_loss``: nats a token at the end. ``relevance_accuracy``: of the last pairs, before they were learned."""
+
+    sft_loss: float
+    relevance_accuracy: float
+    policy_seconds: float
+    reward_seconds: float
+    cpu_seconds: float
+
+
+def write_starter(
+    out: Path, seed: int, *, facts: int = FACTS, styled: int = STYLED, pairs: int = PAIRS
+) -> StarterFigures:
+    """Write both directories under ``out``.
+
+    The policy learns from ``facts`` plain facts, then from ``styled`` answers of all styles; the reward model starts
+    from the policy's trunk and learns from ``pairs`` relevance pairs.
+    """
+    torch.manual_seed(seed)
+    started, cpu_started = time.monotonic(), time.process_time()
+    stages = (
+        (corpus.fact_examples(facts, seed + 1), SftSettings(learning_rate=4e-3, batch_examples=16, seed=seed)),
+        (corpus.sft_examples(styled, seed), SftSettings(learning_rate=3e-3, batch_examples=16, seed=seed)),
+    )
+    tokenizer = train_tokenizer([text for examples, _ in stages for example in examples for text in example])
+    encoder = encoder_of(tokenizer)
+    policy = new_policy(tokenizer)
+    loss = float("nan")
+    for examples, settings in stages:
+        loss = train_sft(policy, encoder, [(_asked(prompt), text) for prompt, text in examples], settings).last_loss
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    policy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True, temperature=1.0, top_k=0, max_new_tokens=96, **ends
+    )
+    policy.save_pretrained(out / "policy-base")
+    tokenizer.save_pretrained(out / "policy-base")
+    policy_done = time.monotonic()
+    log.info("policy trained", loss=round(loss, 3), seconds=round(policy_done - started, 1))
+
+    reward = new_reward_model(policy)
+    accuracy = train_relevance(reward, encoder, corpus.relevance_pairs(pairs, seed + 2), seed=seed)
+    reward.save_pretrained(out / "reward-base")
+    tokenizer.save_pretrained(out / "reward-base")
+    reward_seconds = time.monotonic() - policy_done
+    log.info("reward model trained", accuracy=round(accuracy, 3), seconds=round(reward_seconds, 1))
+    cpu_seconds = time.process_time() - cpu_started
+    return StarterFigures(loss, accuracy, policy_done - started, reward_seconds, cpu_seconds)
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -55,7 +117,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END,
@@ -68,19 +130,13 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """The layout that the tokenizer's chat template makes, as the trainer and the servers read it."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-
-    def render(messages: list[dict[str, str]], invite: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=invite))
-
-    text_format = TextFormat.from_chat_template(
-        backend, render, eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id
-    )
-    return Encoder(backend, text_format, MAX_LENGTH)
+    """The layout of the tokenizer's chat template, as the trainer and the servers read it."""
+    text_format = text_format_of(tokenizer, is_decoder=True)
+    return Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), text_format, MAX_LENGTH)
 
 
-def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 4, width: int = 192) -> LlamaForCausalLM:
+def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 4, width: int = 128) -> LlamaForCausalLM:
+    """An untrained policy, small enough to learn the corpus in a minute on two cores."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -90,153 +146,79 @@ def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 4, width: in
         num_key_value_heads=4,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
+        initializer_range=0.08,  # about 1 / sqrt(width): from the usual 0.02 it learns to copy topics far later
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config)
 
 
-def train_policy(
-    model: LlamaForCausalLM, encoder: Encoder, examples: Sequence[tuple[str, str]], *, seed: int, rate: float = 3e-3
-) -> float:
-    """Next-token training on the completions alone. Returns the mean loss of the last tenth, in nats a token."""
-    pairs = [(encoder.prompt_ids((Turn("user", prompt),)), encoder.response_ids(said)) for prompt, said in examples]
-    batches = list(_batches(pairs, size=32, seed=seed))
-    optimiser, schedule = _optimiser(model, rate, len(batches))
-    losses: list[float] = []
-    for batch in batches:
-        ids, _ = _padded([p + r for p, r in batch], encoder.format.pad)
-        starts = torch.tensor([len(p) for p, _ in batch])
-        ends = torch.tensor([len(p) + len(r) for p, r in batch])
-        place = torch.arange(1, ids.shape[1])
-        is_completion = (place >= starts[:, None]) & (place < ends[:, None])  # (batch, length - 1), of the targets
-        states = model.model(input_ids=ids).last_hidden_state[:, :-1]
-        loss = functional.cross_entropy(model.lm_head(states[is_completion]), ids[:, 1:][is_completion])
-        losses.append(_step(model, loss, optimiser, schedule))
-    recent = losses[-max(1, len(losses) // 10) :]
-    return sum(recent) / len(recent)
+def new_reward_model(policy: LlamaForCausalLM) -> LlamaForSequenceClassification:
+    """A one-label classifier on a copy of the policy's trunk: what knows the language need not learn it again."""
+    fields: dict[str, Any] = policy.config.to_dict()
+    for name in ("architectures", "id2label", "label2id"):
+        fields.pop(name, None)
+    reward = LlamaForSequenceClassification(LlamaConfig(**fields, num_labels=1))  # type: ignore[no-untyped-call]
+    reward.model.load_state_dict(policy.model.state_dict())
+    return reward
 
 
 def train_relevance(
-    model: LlamaForSequenceClassification,
-    encoder: Encoder,
-    pairs: Sequence[corpus.RelevancePair],
-    *,
-    seed: int,
-    rate: float = 5e-4,
+    model: LlamaForSequenceClassification, encoder: Encoder, pairs: Sequence[corpus.RelevancePair], *, seed: int
 ) -> float:
-    """Bradley-Terry on relevant against irrelevant answers. Returns the accuracy in the last tenth of the steps."""
-    encoded: list[tuple[list[int], list[int]]] = []
-    for pair in pairs:
-        prompt = encoder.prompt_ids((Turn("user", pair.prompt),))
-        relevant, irrelevant = (encoder.response_ids(text) for text in (pair.relevant, pair.irrelevant))
-        encoded.append((prompt + relevant, prompt + irrelevant))
-    batches = list(_batches(encoded, size=16, seed=seed))
-    optimiser, schedule = _optimiser(model, rate, len(batches))
-    right: list[float] = []
-    for batch in batches:
-        ids, last = _padded([*(a for a, _ in batch), *(b for _, b in batch)], encoder.format.pad)
-        states = model.model(input_ids=ids).last_hidden_state
-        scores = model.score(states[torch.arange(len(last)), last]).squeeze(-1)
+    """Bradley-Terry on relevant against irrelevant answers. Returns the accuracy on the pairs of the last fifth of
+    the steps, each taken before the step that learned from it."""
+    prompts = [_asked(pair.prompt) for pair in pairs]
+    relevant = encode_completions(encoder, list(zip(prompts, (p.relevant for p in pairs), strict=True)))
+    irrelevant = encode_completions(encoder, list(zip(prompts, (p.irrelevant for p in pairs), strict=True)))
+    fitting = [(a, b) for a, b in zip(relevant, irrelevant, strict=True) if a is not None and b is not None]
+    plan = plan_batches([len(a.ids) + len(b.ids) for a, b in fitting], _PAIRS_PER_STEP, seed, 0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=_RELEVANCE_RATE, weight_decay=0.01)
+    right: list[bool] = []
+    for step, batch in enumerate(plan):
+        for group in optimiser.param_groups:
+            group["lr"] = _RELEVANCE_RATE * rate_scale(step, len(plan), 0.1)
+        rows = [fitting[i][0] for i in batch] + [fitting[i][1] for i in batch]
+        scores = _scores(model, rows, encoder.format.pad)
         margin = scores[: len(batch)] - scores[len(batch) :]
-        # Centred: a free offset would make scores of different prompts hard to compare.
-        loss = (
-            -functional.logsigmoid(margin).mean() + 0.01 * (scores[: len(batch)] + scores[len(batch) :]).pow(2).mean()
-        )
-        _step(model, loss, optimiser, schedule)
-        right.append(float((margin > 0).float().mean()))
-    recent = right[-max(1, len(right) // 10) :]
-    return sum(recent) / len(recent)
+        # A free offset would make scores of different prompts hard to compare.
+        centre = (scores[: len(batch)] + scores[len(batch) :]).pow(2).mean()
+        loss = -functional.logsigmoid(margin).mean() + 0.01 * centre
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        right += (margin > 0).tolist()
+    last = right[-max(1, len(right) // 5) :]
+    return sum(last) / len(last)
 
 
-def write_starter(out: Path, seed: int, *, examples: int = 6_000, pairs: int = 1_500) -> dict[str, float]:
-    """Write both directories under ``out``. Returns figures of the training, by name."""
-    torch.manual_seed(seed)
-    started = time.monotonic()
-    said = corpus.sft_examples(examples, seed)
-    tokenizer = train_tokenizer([text for example in said for text in example])
-    encoder = encoder_of(tokenizer)
-    policy = new_policy(tokenizer)
-    sft_loss = train_policy(policy, encoder, said, seed=seed)
-    policy.generation_config.update(do_sample=True, temperature=1.0, max_new_tokens=96)
-    policy.save_pretrained(out / "policy-base")
-    tokenizer.save_pretrained(out / "policy-base")
-    policy_done = time.monotonic()
-    log.info("policy trained", loss=round(sft_loss, 3), seconds=round(policy_done - started, 1))
-
-    reward = LlamaForSequenceClassification(_classifier_config(policy.config))
-    reward.model.load_state_dict(policy.model.state_dict())
-    accuracy = train_relevance(reward, encoder, corpus.relevance_pairs(pairs, seed + 1), seed=seed)
-    reward.save_pretrained(out / "reward-base")
-    tokenizer.save_pretrained(out / "reward-base")
-    log.info("reward model trained", accuracy=round(accuracy, 3), seconds=round(time.monotonic() - policy_done, 1))
-    return {
-        "sft_loss": sft_loss,
-        "relevance_accuracy": accuracy,
-        "policy_seconds": policy_done - started,
-        "reward_seconds": time.monotonic() - policy_done,
-    }
+def _scores(model: LlamaForSequenceClassification, rows: Sequence[Completion], pad: int) -> torch.Tensor:
+    """Score at each row's last token, (rows,)."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.tensor([[*row.ids, *[pad] * (longest - len(row.ids))] for row in rows])
+    last = torch.tensor([len(row.ids) - 1 for row in rows])
+    states = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    scores: torch.Tensor = model.score(states[torch.arange(len(rows)), last]).squeeze(-1)
+    return scores
 
 
-def _classifier_config(config: LlamaConfig) -> LlamaConfig:
-    fields: dict[str, Any] = config.to_dict()
-    return LlamaConfig(**{**fields, "num_labels": 1, "architectures": ["LlamaForSequenceClassification"]})
-
-
-def _batches(items: Sequence[tuple[list[int], list[int]]], *, size: int, seed: int) -> Iterator[list[Any]]:
-    """Batches of like lengths in random order: sorted within windows of 16 batches."""
-    rng = random.Random(seed)
-    order = rng.sample(range(len(items)), len(items))
-    batches: list[list[int]] = []
-    for start in range(0, len(order), window := 16 * size):
-        near = sorted(order[start : start + window], key=lambda i: len(items[i][0]) + len(items[i][1]))
-        found = [near[at : at + size] for at in range(0, len(near), size)]
-        rng.shuffle(found)
-        batches += found
-    for batch in batches:
-        yield [items[i] for i in batch]
-
-
-def _padded(rows: Sequence[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (batch, length) and the index of each row's last real token (batch)."""
-    length = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
-    return ids, torch.tensor([len(row) - 1 for row in rows])
-
-
-def _optimiser(
-    model: nn.Module, rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=0.1)
-
-
-def _step(
-    model: nn.Module,
-    loss: Tensor,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> float:
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    schedule.step()
-    return loss.item()
+def _asked(prompt: str) -> tuple[Turn, ...]:
+    return (Turn("user", prompt),)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="rewardloop_local.starter", description="Trains the demo's starter models.")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write policy-base and reward-base to")
+    parser.add_argument("--out", type=Path, required=True, help="directory for policy-base and reward-base")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--examples", type=int, default=6_000, help="of supervised training")
-    parser.add_argument("--pairs", type=int, default=1_500, help="of relevance training")
+    parser.add_argument("--facts", type=int, default=FACTS, help="plain facts that the policy learns first")
+    parser.add_argument("--styled", type=int, default=STYLED, help="answers in all styles that it learns then")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="relevance pairs that the reward model learns")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    figures = write_starter(options.out, options.seed, examples=options.examples, pairs=options.pairs)
-    print(json.dumps(figures))
+    figures = write_starter(options.out, options.seed, facts=options.facts, styled=options.styled, pairs=options.pairs)
+    print(json.dumps(asdict(figures)))
 
 
 if __name__ == "__main__":
