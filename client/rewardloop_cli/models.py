@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.table import Table
 
-from rewardloop_client import NotFound, Promotion, RewardloopClient, VersionInfo
+from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
 
 _SHOWN_METRICS = 4
 
 
 def list_versions(server: str, models: Sequence[str]) -> int:
+    """0; 2 when the versions of one of several models cannot be had: those of the others are still shown.
+
+    Raises RewardloopError when it was the only model.
+    """
     table = Table("model", "version", "state", "parent", "age", "digest", "metrics")
+    failed = False
     with RewardloopClient(server) as client:
         for model in models:
-            for info in client.list_versions(model):
+            try:
+                versions = client.list_versions(model)
+            except (NotFound, PolicyUnavailable, NoModel) as error:
+                if len(models) == 1:
+                    raise
+                print(f"rewardloop: {model}: {error.reason}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            for info in versions:
                 table.add_row(
                     model,
                     info.version,
@@ -29,7 +43,7 @@ def list_versions(server: str, models: Sequence[str]) -> int:
                     figures(info),
                 )
     Console(markup=False).print(table if table.row_count else "no versions")
-    return 0
+    return 2 if failed else 0
 
 
 def show(server: str, model: str, version: str) -> int:
