@@ -124,3 +124,12 @@ def test_wrong_setting_is_named_and_ends_the_process(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "reward_min_signal: unknown setting" in done.stderr
     assert "reward.heads" in done.stderr
+
+
+def test_corrupt_ledger_is_named_and_ends_the_process(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "1-0_2-0.parquet").write_bytes(b"this is not parquet")
+    archiver = Archiver(tmp_path, url_of(client))
+    assert archiver.start().wait(30) == 1
+    assert "1-0_2-0.parquet" in archiver.log_path.read_text()
+    assert "Traceback" not in archiver.log_path.read_text()

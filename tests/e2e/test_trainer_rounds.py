@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,12 +63,19 @@ class World:
             time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def first_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("first")
+    base = save_tiny_encoder(directory / "base")
+    assert export(["--base", str(base), "--store", str(directory / "models"), "--heads", "2"]) == 0
+    return directory / "models"
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, first_version: Path) -> Iterator[World]:
     embedded = EmbeddedRedis(tmp_path / "redis", fsync="everysec")
     embedded.start()
-    base = save_tiny_encoder(tmp_path / "base")
-    assert export(["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]) == 0
+    shutil.copytree(first_version, tmp_path / "models")
     with (
         serving(tmp_path / "models", embedded.url, tmp_path / "serve.log") as server,
         RewardloopClient(server.address) as client,

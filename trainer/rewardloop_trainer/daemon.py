@@ -14,11 +14,11 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.consume import Consumer
 from rewardloop_trainer.leader import LeaderLock
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.loop import Learner, Loop, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.settings import TrainSettings
-from rewardloop_trainer.state import StateFile
+from rewardloop_trainer.state import CorruptState, StateFile
 
 log = structlog.get_logger()
 
@@ -30,13 +30,20 @@ def run(settings: TrainSettings) -> int:
         signal.signal(number, lambda *_: stop.set())
     metrics = TrainerMetrics()
     if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+        try:
+            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+        except OSError as error:
+            log.critical("no metrics page", port=settings.metrics_port, reason=str(error))
+            return 1
     client = redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0)
     lock = LeaderLock(client, settings.lock_ttl_s)
     if not lock.wait(stop):
         return 0
     try:
         return _lead(settings, client, lock, metrics, stop)
+    except (CorruptSegment, CorruptState) as error:
+        log.critical("the trainer stops: repair or remove this file", reason=str(error))
+        return 1
     finally:
         lock.release()
         client.close()

@@ -109,7 +109,7 @@ class Loop:
             self._file.write(self._file.read())  # the trainer's id is fixed from the first start
         while not self._stop.is_set() and (max_rounds is None or self.rounds_ended < max_rounds):
             if not self._run_due() and not self._stop.is_set():
-                if not self._is_any_open() and ends():
+                if ends() and not self._is_any_open():  # in this order: what arrived before the end is seen
                     return
                 self.arrived.wait(self._poll_s)
                 self.arrived.clear()
