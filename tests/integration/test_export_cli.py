@@ -1,0 +1,95 @@
+"""``rewardloop export`` from the command line to a version in the store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reward_bases import config, save_base, save_tokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop_trainer import export_cli
+from rewardloop_trainer.calibrate import Anchor, anchor_logits, read_anchors, write_anchors
+from rewardloop_trainer.reward_model import RewardModel
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("bert", tmp_path_factory.mktemp("base"))
+
+
+def test_a_base_becomes_a_version_whose_scores_are_on_the_anchors_scale(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anchors = [Anchor((Turn("user", f"question {i}"),), f"answer {i * i}") for i in range(12)]
+    write_anchors(tmp_path / "anchors.jsonl", anchors)
+    flags = ["--heads", "2", "--max-length", "64", "--anchors", str(tmp_path / "anchors.jsonl")]
+    status = export_cli.main(["--base", str(base), "--store", str(tmp_path / "store"), *flags])
+    assert status == 0
+    store = ModelStore(tmp_path / "store")
+    manifest = store.manifest("reward", 1)
+    assert f"reward 1  {manifest.digest[:12]}" in capsys.readouterr().out
+    assert (manifest.heads, manifest.max_length, manifest.base) == (2, 64, str(base))
+    assert manifest.metrics["gate_parity"] <= 1e-4
+
+    directory = store.fetch("reward", 1)
+    model = RewardModel.load(directory / "torch")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
+    logits = anchor_logits(model, encoder, read_anchors(tmp_path / "anchors.jsonl"))
+    assert manifest.calibration is not None
+    scores = manifest.calibration.scale * logits + manifest.calibration.offset
+    assert scores.mean() == pytest.approx(0.0, abs=1e-5)
+    assert np.std(scores) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_causal_model_becomes_a_policy(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config("llama"))
+    model.save_pretrained(tmp_path / "base")
+    save_tokenizer(tmp_path / "base")
+    flags = ["--base", str(tmp_path / "base"), "--store", str(tmp_path / "store"), "--model", "policy"]
+    assert export_cli.main(flags) == 0
+    directory = ModelStore(tmp_path / "store").fetch("policy", 1)
+    names = {p.name for p in directory.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert "generation_config.json" in names
+    loaded = AutoModelForCausalLM.from_pretrained(directory)
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_directory_that_is_no_model_is_one_line_and_no_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"hidden": 1}))
+    status = export_cli.main(["--base", str(tmp_path / "base"), "--store", str(tmp_path / "store")])
+    assert status == 1
+    assert capsys.readouterr().err.startswith("rewardloop export: ")
+    assert ModelStore(tmp_path / "store").versions("reward") == []
+
+
+@pytest.mark.parametrize("flags", [["--heads", "0"], ["--max-length", "x"], ["--unknown"]])
+def test_wrong_flags_are_refused_before_anything_is_loaded(flags: list[str], base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as refused:
+        export_cli.main(["--base", str(base), "--store", str(tmp_path / "store"), *flags])
+    assert refused.value.code == 2
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; from rewardloop_trainer import export_cli\n"
+        "try: export_cli.main(['--help'])\n"
+        "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--store" in done.stdout

@@ -1,0 +1,69 @@
+"""Whatever a pair is batched with, ONNX gives the logits that torch gives for the pair alone."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reward_bases import Export, exported, mixed_sequences
+
+from rewardloop.formats.text import Encoded, Turn
+from rewardloop_trainer.export import PARITY_TOLERANCE, run_session
+from rewardloop_trainer.reward_batches import collate, logits_of
+
+TEXTS = 200
+_text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=120)
+
+
+@cache
+def session(kind: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(exported(kind).onnx), providers=["CPUExecutionProvider"])
+
+
+def alone(export: Export, sequences: list[Encoded]) -> np.ndarray:  # type: ignore[type-arg]
+    pad = export.encoder.format.pad
+    with torch.inference_mode():
+        return torch.cat([export.model(*collate([s], pad)) for s in sequences]).numpy()
+
+
+@cache
+def known(kind: str) -> tuple[list[Encoded], np.ndarray]:  # type: ignore[type-arg]
+    sequences = mixed_sequences(exported(kind).encoder, TEXTS, seed=11)
+    return sequences, alone(exported(kind), sequences)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@settings(max_examples=40)
+@given(places=st.lists(st.integers(0, TEXTS - 1), min_size=1, max_size=24))
+def test_a_score_does_not_depend_on_its_batch(kind: str, places: list[int]) -> None:
+    sequences, expected = known(kind)
+    found = run_session(session(kind), [sequences[i] for i in places], exported(kind).encoder.format.pad)
+    assert np.abs(found - expected[places]).max() <= PARITY_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@settings(max_examples=25)
+@given(pairs=st.lists(st.tuples(_text, _text), min_size=1, max_size=6))
+def test_any_text_scores_as_in_torch(kind: str, pairs: list[tuple[str, str]]) -> None:
+    export = exported(kind)
+    encoder = export.encoder
+    sequences = [encoder.pair(encoder.prompt_ids((Turn("user", p),)), encoder.response_ids(r)) for p, r in pairs]
+    found = run_session(session(kind), sequences, encoder.format.pad)
+    assert np.abs(found - alone(export, sequences)).max() <= PARITY_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@settings(max_examples=25)
+@given(places=st.lists(st.integers(0, TEXTS - 1), min_size=1, max_size=24), budget=st.integers(1, 4_000))
+def test_training_micro_batches_keep_order_and_logits(kind: str, places: list[int], budget: int) -> None:
+    sequences, expected = known(kind)
+    with torch.inference_mode():
+        found = logits_of(
+            exported(kind).model, [sequences[i] for i in places], exported(kind).encoder.format.pad, budget
+        )
+    assert np.abs(found.numpy() - expected[places]).max() <= PARITY_TOLERANCE
