@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,19 +67,32 @@ class Worker:
         return self.process.wait(30)
 
 
+@contextmanager
+def running(directory: Path, redis_url: str) -> Iterator[Worker]:
+    publish_policy(ModelStore(directory / "models"), small_llama(1), byte_encoder())
+    worker = Worker(directory, redis_url, "--max-new-tokens", "16", "--queue-rows", "64")
+    try:
+        worker.until_serving()
+        yield worker
+    finally:
+        worker.stop()
+
+
 @pytest.fixture
 def worker(tmp_path: Path, redis_url: str) -> Iterator[Worker]:
-    publish_policy(ModelStore(tmp_path / "models"), small_llama(1), byte_encoder())
-    running = Worker(tmp_path, redis_url, "--max-new-tokens", "16", "--queue-rows", "64")
-    try:
-        running.until_serving()
-        yield running
-    finally:
-        running.stop()
+    with running(tmp_path, redis_url) as own:
+        yield own
 
 
-def test_answers_are_logged_before_they_are_given(worker: Worker, redis_url: str) -> None:
-    with worker.client() as client:
+@pytest.fixture(scope="module")
+def shared_worker(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Worker]:
+    """For tests that leave its versions alone."""
+    with running(tmp_path_factory.mktemp("worker"), redis_url) as shared:
+        yield shared
+
+
+def test_answers_are_logged_before_they_are_given(shared_worker: Worker, redis_url: str) -> None:
+    with shared_worker.client() as client:
         answer = client.generate("How are you?", candidates=3, temperature=0.9, top_p=0.8, seed=7, max_new_tokens=5)
     stored = redis.Redis.from_url(redis_url).get(keys.GENERATION + answer.generation_id)
     assert isinstance(stored, bytes)
@@ -95,9 +109,9 @@ def test_answers_are_logged_before_they_are_given(worker: Worker, redis_url: str
         assert candidate.log_probability < 0
 
 
-def test_a_seed_repeats_its_answers_whatever_else_is_asked_meanwhile(worker: Worker) -> None:
+def test_a_seed_repeats_its_answers_whatever_else_is_asked_meanwhile(shared_worker: Worker) -> None:
     def ask(seed: int) -> Generation:
-        with worker.client() as client:
+        with shared_worker.client() as client:
             return client.generate("Tell me something.", candidates=2, seed=seed)
 
     alone = {seed: ask(seed) for seed in range(4)}
@@ -107,15 +121,15 @@ def test_a_seed_repeats_its_answers_whatever_else_is_asked_meanwhile(worker: Wor
         assert [c.text for c in answer.candidates] == [c.text for c in alone[seed].candidates]
 
 
-def test_greedy_answers_agree_with_each_other(worker: Worker) -> None:
-    with worker.client() as client:
+def test_greedy_answers_agree_with_each_other(shared_worker: Worker) -> None:
+    with shared_worker.client() as client:
         answer = client.generate("Hello", candidates=4, temperature=0.0)
     assert len({c.text for c in answer.candidates}) == 1
     assert all(c.log_probability == 0.0 for c in answer.candidates)
 
 
-def test_bad_requests_name_their_fields_and_leave_the_worker_well(worker: Worker) -> None:
-    with worker.client() as client:
+def test_bad_requests_name_their_fields_and_leave_the_worker_well(shared_worker: Worker) -> None:
+    with shared_worker.client() as client:
         cases: list[tuple[dict[str, object], str]] = [
             ({"candidates": 17}, "candidates"),
             ({"candidates": -1}, "candidates"),
@@ -181,11 +195,11 @@ def test_a_broken_version_is_refused_and_the_running_one_stays(worker: Worker) -
         assert client.generate("Hello").policy_version.version == "1"
 
 
-def test_a_full_queue_pushes_back_and_a_short_deadline_is_kept(worker: Worker) -> None:
+def test_a_full_queue_pushes_back_and_a_short_deadline_is_kept(shared_worker: Worker) -> None:
     outcomes: list[type[BaseException] | None] = []
 
     def ask(_: int) -> None:
-        with worker.client() as client:
+        with shared_worker.client() as client:
             try:
                 client.generate("Hello", candidates=16)
                 outcomes.append(None)
@@ -197,7 +211,7 @@ def test_a_full_queue_pushes_back_and_a_short_deadline_is_kept(worker: Worker) -
     assert set(outcomes) <= {None, QueueFull}
     assert QueueFull in outcomes
     assert None in outcomes
-    with worker.client() as client:
+    with shared_worker.client() as client:
         with pytest.raises(DeadlineExceeded):
             client.generate("Hello", candidates=16, timeout_s=0.001)
         assert client.generate("Hello").candidates
@@ -209,10 +223,10 @@ def test_without_redis_answers_are_refused_and_come_back_with_it(tmp_path: Path,
 
     own = EmbeddedRedis(tmp_path / "redis")
     own.start()
-    running = Worker(tmp_path, own.url)
+    worker = Worker(tmp_path, own.url)
     try:
-        running.until_serving()
-        with running.client() as client:
+        worker.until_serving()
+        with worker.client() as client:
             assert client.generate("Hello").candidates
             own.stop()
             with pytest.raises(Unavailable) as caught:
@@ -221,7 +235,7 @@ def test_without_redis_answers_are_refused_and_come_back_with_it(tmp_path: Path,
             own.start()
             assert client.generate("Hello").candidates
     finally:
-        running.stop()
+        worker.stop()
         own.stop()
 
 

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import MANIFEST, Manifest, ModelStore
 from rewardloop.formats.text import Encoder, TextFormat
-from rewardloop_client import RewardloopClient, RewardloopError
+from rewardloop_client import DeadlineExceeded, Overloaded, RewardloopClient, Unavailable
 from rewardloop_trainer.completions import sequence_logprobs
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.loop import Interrupted, Outcome, RoundTrack
@@ -152,7 +152,7 @@ class PolicyRound:
         now = self._track.now
         try:
             verdict = self._verdict()
-        except RewardloopError as error:
+        except (Unavailable, Overloaded, DeadlineExceeded) as error:
             raise ServerAway(f"no rewards: {error}") from error
         self._track.reach(replace(now, metrics={**now.metrics, **verdict.figures}))
         if not verdict.passed:
@@ -185,7 +185,7 @@ class PolicyRound:
         reference = iter(sequence_logprobs(live, sequences, encoder.format.pad, budget).tolist())
         return gate(
             [
-                [_answered(r, s, r.logprob - next(reference)) for r, s in zip(group, own, strict=False)]
+                [_answered(r, s, r.logprob - next(reference)) for r, s in zip(group, own[: len(group)], strict=True)]
                 for group, own in zip(said, scores, strict=True)
             ],
             [

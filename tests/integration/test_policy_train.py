@@ -1,0 +1,268 @@
+"""Policy training: the first step's numbers, learning, exact resume, and a whole round against a server."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import torch
+from policy_versions import byte_encoder, publish_policy, small_llama
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Turn
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client import Unreachable
+from rewardloop_client.fake import FakeRewardloop
+from rewardloop_trainer.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.ledger_columns import Recorded
+from rewardloop_trainer.loop import Interrupted, RoundTrack
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.policy_round import PolicyRound
+from rewardloop_trainer.policy_settings import DpoSettings, SftSettings
+from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, encode_pairs, train_policy
+from rewardloop_trainer.preferences import Pair, split_of
+from rewardloop_trainer.publish import ServerAway
+from rewardloop_trainer.settings import TrainSettings
+from rewardloop_trainer.sft import train_sft
+from rewardloop_trainer.state import Round, StateFile
+
+torch.set_num_threads(1)
+ENCODER = byte_encoder(64)
+DPO = DpoSettings.model_validate({"learning_rate": 2e-3, "batch_pairs": 4, "epochs": 2, "sft_weight": 0.0})
+
+
+def asked(text: str) -> tuple[Turn, ...]:
+    return (Turn("user", text),)
+
+
+def polite_pairs(count: int, start: int = 0) -> list[Pair]:
+    return [Pair(asked(f"q{i}"), "please do", "no way", event_id=str(i)) for i in range(start, start + count)]
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_token_logprobs_are_those_of_each_sequence_alone_and_of_its_completion_only() -> None:
+    model = small_llama()
+    rows = [Completion((5, 6, 7, 8, 9, 1), 3), Completion((5, 1), 1), Completion((9, 8, 7, 6, 5, 4, 3, 2, 1), 8)]
+    with torch.no_grad():
+        logprobs, is_completion = token_logprobs(model, rows, 0)
+    assert is_completion.sum(-1).tolist() == [3, 1, 1]
+    for i, row in enumerate(rows):
+        ids = torch.tensor([row.ids])
+        with torch.no_grad():
+            alone = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(-1)[row.start - 1 :]
+        torch.testing.assert_close(logprobs[i][is_completion[i]], alone, atol=1e-5, rtol=0)
+    budgeted = sequence_logprobs(model, rows, 0, token_budget=1)
+    torch.testing.assert_close(budgeted, logprobs.sum(-1), atol=1e-5, rtol=0)
+
+
+def test_over_length_sequences_are_left_out_not_cut() -> None:
+    short, long = encode_completions(ENCODER, [(asked("hi"), "yes"), (asked("hi"), "y" * 100)])
+    assert short is not None
+    assert short.ids[-1] == 1
+    assert long is None
+
+
+def test_pairs_of_equal_texts_become_one_with_their_weight() -> None:
+    pairs = [
+        Pair(asked("a"), "x", "y", weight=1.0),
+        Pair(asked("a"), "x", "y", weight=0.5),
+        Pair(asked("a"), "y", "x"),
+        Pair(asked("a"), "same", "same"),
+        Pair(asked("a"), "x", "z" * 100),
+    ]
+    encoded = encode_pairs(ENCODER, pairs)
+    assert [p.weight for p in encoded.pairs] == [1.5, 1.0]
+    assert (encoded.merged, encoded.identical, encoded.over_length) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("sigmoid", math.log(2)), ("ipo", 25.0), ("hinge", 1.0)])
+def test_before_the_first_step_policy_and_reference_are_equal(loss: str, expected: float) -> None:
+    seen: list[PolicyProgress] = []
+    settings = DPO.model_copy(update={"loss": loss})
+    train_policy(small_llama(), ENCODER, polite_pairs(8), [], settings, on_progress=seen.append)
+    first = seen[0].figures
+    assert first.loss == pytest.approx(expected, rel=1e-4)
+    assert first.margin == pytest.approx(0, abs=1e-5)
+    assert first.kl == pytest.approx(0, abs=1e-5)
+
+
+def test_it_learns_what_was_preferred_on_prompts_it_did_not_see() -> None:
+    model = small_llama()
+    outcome = train_policy(model, ENCODER, polite_pairs(32), polite_pairs(8, start=90), DPO)
+    assert outcome.figures["heldout_accuracy"] == 1.0
+    assert outcome.figures["heldout_margin"] > 0.1
+    assert outcome.figures["heldout_kl"] > 0
+    assert outcome.steps == 16
+
+
+def test_the_sft_term_holds_the_chosen_responses_up() -> None:
+    def chosen(sft_weight: float) -> float:
+        settings = DPO.model_copy(update={"sft_weight": sft_weight})
+        return train_policy(small_llama(), ENCODER, polite_pairs(16), [], settings).figures["train_chosen_log_ratio"]
+
+    assert chosen(1.0) > chosen(0.0)
+
+
+def test_how_a_step_is_split_into_forward_passes_changes_nothing() -> None:
+    trained = []
+    for budget in (1, 100_000):
+        model = small_llama().double()
+        settings = DPO.model_copy(update={"max_steps": 2, "micro_batch_tokens": budget})
+        train_policy(model, ENCODER, polite_pairs(8), [], settings)
+        trained.append(weights(model))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(value, trained[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, stopped = small_llama(), small_llama()
+    train_policy(whole, ENCODER, polite_pairs(16), [], DPO)
+    steps = 0
+
+    def stop_after_three() -> bool:
+        return steps >= 3
+
+    def count(_: PolicyProgress) -> None:
+        nonlocal steps
+        steps += 1
+
+    with pytest.raises(TrainingStopped):
+        train_policy(stopped, ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", count, stop_after_three)
+    resumed, seen = small_llama(), []
+    train_policy(resumed, ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", seen.append)
+    assert [p.step for p in seen] == [4, 5, 6, 7, 8]
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_of_other_pairs_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped):
+        train_policy(small_llama(), ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", should_stop=lambda: True)
+    seen: list[PolicyProgress] = []
+    train_policy(small_llama(), ENCODER, polite_pairs(12), [], DPO, tmp_path / "c", seen.append)
+    assert seen[0].step == 1
+
+
+def test_sft_learns_completions_and_weighs_tokens_not_rows() -> None:
+    model = small_llama()
+    examples = [(asked("hi"), "yes"), (asked("hello there"), "certainly, of course")]
+    rows = [row for row in encode_completions(ENCODER, examples) if row is not None]
+    expected = -sequence_logprobs(model, rows, 0, 10_000).sum().item() / sum(row.tokens for row in rows)
+    losses: list[float] = []
+    settings = SftSettings.model_validate({"epochs": 60, "learning_rate": 1e-2, "micro_batch_tokens": 1})
+    outcome = train_sft(model, ENCODER, examples, settings, lambda p: losses.append(p.loss))
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
+    assert outcome.last_loss < 0.1
+
+
+def test_the_trainer_never_imports_the_server() -> None:
+    code = (
+        "import sys, rewardloop_trainer.daemon, rewardloop_trainer.policy_round, rewardloop_trainer.sft\n"
+        "sys.exit(any(name.split('.')[0] == 'rewardloop_server' for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Setting:
+    """A trainer's surroundings: a store with one policy, a ledger of choices, a fake server, a round under way."""
+
+    def __init__(self, directory: Path, redis_url: str, **policy: object) -> None:
+        self.store = ModelStore(directory / "models")
+        publish_policy(self.store, small_llama(), byte_encoder(64))
+        self.ledger = Ledger(directory / "ledger")
+        self.ledger.append([self._choice(i) for i in range(60)])
+        gate = {
+            "max_new_tokens": 8,
+            "responses": 2,
+            "max_kl": 1e6,
+            "least_length_ratio": 0.0,
+            "max_length_ratio": 100.0,
+        }
+        gate |= {"least_distinct_ratio": 0.0, "max_empty_share": 1.0, "max_more_truncated": 1.0}
+        learning = {"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": gate, **policy}
+        self.settings = TrainSettings(
+            store=str(directory / "models"),
+            work_dir=directory / "work",
+            heldout_share=0.3,
+            torch_threads=1,
+            policy=learning,  # type: ignore[arg-type]
+        )
+        self.redis = redis.Redis.from_url(redis_url)
+        self.server = FakeRewardloop(
+            score=lambda prompt, response: float(response.count("a") - len(response)),
+            versions={"reward": ["1"], "policy": ["1", "2"]},
+        )
+        self.server.promote("policy", "1")
+        self.stop = threading.Event()
+        self.track = RoundTrack("policy", StateFile(self.settings.work_dir), TrainerMetrics())
+        last = self.ledger.last_stream_id
+        assert last is not None
+        self.track.reach(Round(1, "training", "", last, 60, 60, seed=7))
+
+    def round(self) -> PolicyRound:
+        metrics = TrainerMetrics()
+        return PolicyRound(
+            self.settings, self.store, self.ledger, self.redis, self.server, metrics, self.stop, self.track
+        )
+
+    @staticmethod
+    def _choice(i: int) -> Recorded:
+        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["aaa", "is a long answer"])
+        event.prompt.text = f"q{i}"
+        event.choice.chosen, event.choice.rejected = 0, 1
+        event.arrival_time.FromSeconds(1_700_000_000 + i)
+        return Recorded(f"{1_700_000_000_000 + i}-0", event)
+
+
+def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url: str) -> None:
+    setting = Setting(tmp_path, redis_url)
+    assert setting.round().run() == "promoted"
+    assert setting.track.now.phase == "promoted"
+    assert setting.server.get_version("policy").version == "2"
+    manifest = setting.store.manifest("policy", 2)
+    assert manifest.parent == "1"
+    assert manifest.metrics["gate_win_rate"] > 0.5
+    assert manifest.metrics["heldout_accuracy"] > 0.5
+    heldout = {f"q{i}" for i in range(60) if split_of(asked(f"q{i}"), 0.3) == "heldout"}
+    assert manifest.metrics["gate_prompts"] == len(heldout)
+    assert manifest.data is not None
+    assert manifest.data.signals == 60
+    files = set(manifest.files)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
+    assert "generation_config.json" in files
+    assert setting.store.fetch("policy", 2).is_dir()
+
+
+def test_a_round_that_does_not_win_is_refused_and_kept_with_its_reasons(tmp_path: Path, redis_url: str) -> None:
+    setting = Setting(tmp_path, redis_url, gate={"least_win_rate": 0.999999, "max_new_tokens": 8, "responses": 2})
+    assert setting.round().run() == "refused"
+    assert setting.store.versions("policy") == [1]
+    kept = json.loads((tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text())
+    assert any("win rate" in reason for reason in kept["reasons"])
+    assert setting.round().run() == "refused"
+
+
+def test_a_stopped_round_goes_on_and_a_missing_server_is_waited_for(tmp_path: Path, redis_url: str) -> None:
+    setting = Setting(tmp_path, redis_url)
+    setting.stop.set()
+    with pytest.raises(Interrupted):
+        setting.round().run()
+    setting.stop.clear()
+    setting.server.fail("score_batch", Unreachable("gone"), times=4)
+    with pytest.raises(ServerAway):
+        setting.round().run()
+    assert setting.track.now.phase == "trained"
+    assert setting.round().run() == "promoted"
+    assert setting.store.versions("policy") == [1, 2]
