@@ -107,6 +107,10 @@ class Loop:
         """Until stopped, until ``max_rounds`` have ended, or until nothing is due and ``ends()``."""
         if not self._file.path.exists():
             self._file.write(self._file.read())  # the trainer's id is fixed from the first start
+        state = self._file.read()
+        for learner in self._learners:
+            present = state.of(learner.model).round
+            self._metrics.in_phase(learner.model, present.phase if present else "idle")
         while not self._stop.is_set() and (max_rounds is None or self.rounds_ended < max_rounds):
             if not self._run_due() and not self._stop.is_set():
                 if ends() and not self._is_any_open():  # in this order: what arrived before the end is seen
