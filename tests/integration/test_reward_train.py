@@ -170,6 +170,7 @@ def test_ties_bring_scores_together(base: Path, encoder: Encoder) -> None:
     probe = [Pair((Turn("user", "q"),), "thanks", "no")]
     ties = [TiedPair(replace_prompt(i), "thanks", "no", event_id=f"t{i}") for i in range(60)]
     model = RewardModel.from_base(base, heads=2)
+    train_reward(model, encoder, TRAIN, [], FAST)
     before = abs(head_margins(model, encoder, probe)).mean()
     train_reward(model, encoder, ties, [], FAST)
     assert abs(head_margins(model, encoder, probe)).mean() < before / 2

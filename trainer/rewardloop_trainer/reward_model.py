@@ -189,8 +189,11 @@ def freeze_layers(model: RewardModel, layers: int) -> None:
     stack = max(stacks, key=len)
     if layers > len(stack):
         raise ValueError(f"cannot freeze {layers} layers of {len(stack)}")
-    for module in (*stack[:layers], *(m for m in model.trunk.modules() if isinstance(m, nn.Embedding))):
-        module.requires_grad_(False)
+    last = list(stack[layers - 1].parameters())[-1]
+    for parameter in model.trunk.parameters():  # in the order of the computation
+        parameter.requires_grad_(False)
+        if parameter is last:
+            return
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
