@@ -55,7 +55,7 @@ def alpacaeval(path: Path) -> list[Comparison]:
 
 
 def pandalm_majority(path: Path) -> list[Comparison]:
-    """Comparisons on which a majority of the annotators prefers one response."""
+    """Comparisons on which a majority of the annotators prefers one response, and neither response is empty."""
     found = []
     for row in read_rows(path):
         votes = Counter(str(a["choice"]) for a in row["annotations"])  # type: ignore[attr-defined]
@@ -64,6 +64,8 @@ def pandalm_majority(path: Path) -> list[Comparison]:
             chosen = int(choice)
             responses = row["responses"]
             assert isinstance(responses, list)
+            if not all(text.strip() for text in responses):
+                continue  # an empty response cannot be scored
             found.append(Comparison(str(row["prompt"]), responses[chosen], responses[1 - chosen]))
     return found
 
