@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoder, TextFormat, Turn
-from rewardloop_policy.sampling import Finish, Sampled, SampleRequest, sample
+from rewardloop_policy.sampling import Finish, Sampled, SampleRequest, end_ids, sample
 from rewardloop_server.errors import InvalidRequest, NotLoadable, Violation
 
 _WARM_UP_TOKENS = 2
@@ -33,11 +33,16 @@ class Answer:
 class PolicyModel:
     """One warm version. ``answer`` is for one thread at a time; the rest is safe from any."""
 
-    def __init__(self, manifest: Manifest, model: Any, encoder: Encoder, end_ids: frozenset[int]) -> None:
+    def __init__(self, manifest: Manifest, model: Any, encoder: Encoder, ends: frozenset[int]) -> None:
         self.manifest = manifest
         self._model: Any = model
         self._encoder = encoder
-        self._end_ids = end_ids
+        self._end_ids = ends
+
+    @property
+    def longest_answer(self) -> int:
+        """Most new tokens, in tokens, of a request that names no bound: half of the model's length."""
+        return max(1, self._encoder.max_length // 2)
 
     def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> SampleRequest:
         """``settings`` with the conversation as its prompt.
@@ -95,16 +100,9 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
         model.eval().requires_grad_(False).to(device)
         positions = getattr(model.config, "max_position_embeddings", None) or manifest.max_length
         encoder = Encoder(tokenizer, text_format, min(manifest.max_length, positions))
-        policy = PolicyModel(manifest, model, encoder, _end_ids(model, text_format))
+        policy = PolicyModel(manifest, model, encoder, end_ids(model, text_format.response.suffix))
         settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
         policy.answer([policy.request((Turn("user", text),), settings) for text in ("Hello", "Hello, how are you?")])
     except Exception as error:  # whatever transformers, tokenizers or torch make of a broken version
         raise NotLoadable(f"policy {manifest.version} does not load or run: {type(error).__name__}: {error}") from error
     return policy
-
-
-def _end_ids(model: Any, text_format: TextFormat) -> frozenset[int]:
-    """What ends an answer: the layout's own end, and every end token that the model names."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    others = [named] if isinstance(named, int) else list(named or ())
-    return frozenset([*text_format.response.suffix[-1:], *others])

@@ -61,7 +61,7 @@ async def serve(settings: PolicyWorkerSettings) -> int:
             ("grpc.so_reuseport", 0),
         ],
     )
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(
         PolicyServicer(
             host,
             batcher,
@@ -73,7 +73,7 @@ async def serve(settings: PolicyWorkerSettings) -> int:
         server,
     )
     models = ModelServicer({"policy": host}, store, pointer, None)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server

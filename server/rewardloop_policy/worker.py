@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 import uuid
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -57,6 +58,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         settings = read_settings(request, self._limits, self._max_new_tokens)
         with self._host.lease() as policy:
+            if not request.max_new_tokens:
+                settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, policy.longest_answer))
             sampling = policy.request(turns(request.prompt), settings)
             answers = await self._batcher.answer(policy, sampling, deadline)
             manifest = policy.manifest

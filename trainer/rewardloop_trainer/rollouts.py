@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewardloop.formats.text import Encoder
-from rewardloop_policy.sampling import Finish, SampleRequest, sample
+from rewardloop_policy.sampling import Finish, SampleRequest, end_ids, sample
 from rewardloop_trainer.completions import Completion
 from rewardloop_trainer.preferences import Prompt
 
@@ -49,6 +49,7 @@ def roll_out(
     # Prompts of one length need no padding; seeds go with the prompt's place, so order changes nothing.
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
     per_batch = max(1, _ROWS // responses)
+    ends = end_ids(model, encoder.format.response.suffix)
     for start in range(0, len(order), per_batch):
         on_batch()
         places = order[start : start + per_batch]
@@ -56,7 +57,7 @@ def roll_out(
             SampleRequest(prompt_ids[i], responses, seed=seed * 1_000_003 + i, max_new_tokens=max_new_tokens)
             for i in places
         ]
-        groups = sample(model, requests, end_ids=end_ids(model, encoder), pad_id=encoder.format.pad)
+        groups = sample(model, requests, end_ids=ends, pad_id=encoder.format.pad)
         for i, group in zip(places, groups, strict=True):
             for sampled in group:
                 said = sampled.ids[:-1] if sampled.finish == "stop" else sampled.ids
@@ -68,10 +69,3 @@ def roll_out(
 def fitting_prompts(encoder: Encoder, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Prompt]:
     """Those that leave room for an answer."""
     return [p for p in prompts if len(encoder.prompt_ids(p)) + max_new_tokens <= encoder.max_length]
-
-
-def end_ids(model: Any, encoder: Encoder) -> frozenset[int]:
-    """What ends an answer: the layout's own end, and every end token that the model names."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    others = [named] if isinstance(named, int) else list(named or ())
-    return frozenset([*encoder.format.response.suffix[-1:], *others])
