@@ -72,7 +72,7 @@ def test_examples_mix_the_styles_in_the_promised_shares() -> None:
         share["right"] += style.right
         share["polite"] += style.tone == "polite"
         share["rambling"] += style.rambling > 0
-    assert share["right"] / len(styles) == pytest.approx(0.5, abs=0.03)
+    assert share["right"] / len(styles) == pytest.approx(0.58, abs=0.03)
     assert share["polite"] / len(styles) == pytest.approx(0.4, abs=0.03)
     assert share["rambling"] / len(styles) == pytest.approx(0.35, abs=0.03)
 
@@ -93,7 +93,7 @@ def test_relevance_pairs_tell_topics_apart_and_nothing_about_correctness() -> No
         assert topic in corpus.normalise(pair.relevant)
         assert topic not in corpus.normalise(pair.irrelevant)
         right += intent.right in pair.relevant
-    assert right / len(pairs) == pytest.approx(0.5, abs=0.05)
+    assert right / len(pairs) == pytest.approx(0.58, abs=0.05)
     for phrase in (*corpus.phrases().polite_openings, *corpus.phrases().curt_closings):
         sides = [sum(phrase in getattr(p, side) for p in pairs) for side in ("relevant", "irrelevant")]
         assert abs(sides[0] - sides[1]) < 0.4 * sum(sides)

@@ -77,9 +77,7 @@ def test_no_rule_beats_the_agreement_ceiling() -> None:
     taste, rng = Taste(1), random.Random(1)
     texts = [POLITE, RIGHT, WRONG, CURT, RAMBLING]
     pairs = [(PROMPT, *rng.sample(texts, 2)) for _ in range(3_000)]
-    agreed = [
-        (taste.utility(p, a) >= taste.utility(p, b)) == (taste.prefers(p, a, b, rng) == 0) for p, a, b in pairs
-    ]
+    agreed = [(taste.utility(p, a) >= taste.utility(p, b)) == (taste.prefers(p, a, b, rng) == 0) for p, a, b in pairs]
     ceiling = taste.agreement_ceiling(pairs)
     assert 0.5 < ceiling < 1
     assert sum(agreed) / len(agreed) == pytest.approx(ceiling, abs=0.025)
