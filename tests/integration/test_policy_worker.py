@@ -184,11 +184,11 @@ def test_promoting_switches_between_answers_and_fails_none(worker: Worker) -> No
     assert set(versions) == {"1", "2", "3", "4"}
 
 
-def test_a_broken_version_is_refused_and_the_running_one_stays(worker: Worker) -> None:
-    bad = publish_policy(worker.store, small_llama(9), byte_encoder())
-    weights = Path(worker.store.path("policy", bad.version)) / "model.safetensors"
+def test_a_broken_version_is_refused_and_the_running_one_stays(shared_worker: Worker) -> None:
+    bad = publish_policy(shared_worker.store, small_llama(9), byte_encoder())
+    weights = Path(shared_worker.store.path("policy", bad.version)) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + b"damaged!")
-    with worker.client() as client:
+    with shared_worker.client() as client:
         with pytest.raises(RewardloopError) as caught:
             client.promote("policy", bad.version)
         assert caught.value.reason == "CORRUPT_VERSION"
@@ -239,21 +239,22 @@ def test_without_redis_answers_are_refused_and_come_back_with_it(tmp_path: Path,
         own.stop()
 
 
-def test_sigterm_lets_answers_in_flight_finish(worker: Worker) -> None:
-    with worker.client() as client, ThreadPoolExecutor(4) as pool:
+def test_the_worker_never_imports_onnxruntime() -> None:
+    code = "import sys, rewardloop_policy.serving; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sigterm_lets_answers_in_flight_finish(shared_worker: Worker) -> None:
+    """Last: it ends the shared worker."""
+    with shared_worker.client() as client, ThreadPoolExecutor(4) as pool:
         client.generate("Hello")
         pending = [pool.submit(client.generate, "Hello", candidates=16) for _ in range(4)]
         time.sleep(0.05)
-        worker.process.send_signal(signal.SIGTERM)
+        shared_worker.process.send_signal(signal.SIGTERM)
         for answer in pending:
             failure = answer.exception()
             if failure is None:
                 assert len(answer.result().candidates) == 16
             else:  # not yet admitted when the signal came
                 assert isinstance(failure, Unavailable)
-    assert worker.process.wait(30) == 0
-
-
-def test_the_worker_never_imports_onnxruntime() -> None:
-    code = "import sys, rewardloop_policy.serving; sys.exit('onnxruntime' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert shared_worker.process.wait(30) == 0
