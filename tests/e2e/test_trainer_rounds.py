@@ -99,17 +99,10 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
     assert good.score > poor.score
     assert not list((world.directory / "work" / "rounds").iterdir())
 
-    put(world.redis, *(choice(i) for i in range(300, 550)))
-    assert world.trainer("--once").wait(120) == 0, world.log
-    second = world.store.manifest("reward", 3)
-    assert second.data is not None
-    assert (second.parent, second.data.signals, len(second.data.arrivals)) == ("2", 550, 250)
-    assert second.data.arrivals[0] > manifest.data.arrivals[-1]
-
 
 def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
-    slow = ("--reward.epochs", "60", "--reward.checkpoint-every-steps", "5", "--reward.patience", "1000")
+    slow = ("--reward.epochs", "15", "--reward.checkpoint-every-steps", "5", "--reward.patience", "1000")
     checkpoints = world.directory / "work" / "rounds" / "reward-1" / "checkpoints"
     killed = world.trainer(*slow)
     world.until(lambda: checkpoints.exists() and any(p.name.isdecimal() for p in checkpoints.iterdir()))
