@@ -73,7 +73,8 @@ def read_anchors(path: Path) -> tuple[Anchor, ...]:
     """Rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
     anchors = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines: JSON leaves U+2028 and its like in texts as they are.
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             row = json.loads(line)
             prompt = tuple(Turn(str(t["role"]), str(t["content"])) for t in row["prompt"])
             anchors.append(Anchor(prompt, str(row["response"])))
@@ -96,7 +97,7 @@ def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
 
 
 def anchor_logits(
-    model: RewardModel, encoder: Encoder, anchors: Sequence[Anchor], token_budget: int = 8192
+    model: RewardModel, encoder: Encoder, anchors: Sequence[Anchor], token_budget: int = 4096
 ) -> npt.NDArray[np.float64]:
     """Head-mean logits of the anchors, (anchors,)."""
     if not anchors:

@@ -48,7 +48,7 @@ class HeldOut:
         return {f"{prefix}_{name}": value for name, value in named.items() if np.isfinite(value)}
 
 
-def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 8192) -> Floats:
+def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 4096) -> Floats:
     """Logit of chosen less that of rejected, (pairs, k). Sequences are shortened where they must be."""
     if not pairs:
         return np.zeros((0, model.heads.out_features))
@@ -63,7 +63,7 @@ def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], to
     return margins
 
 
-def pair_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 8192) -> Floats:
+def pair_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 4096) -> Floats:
     """Head-mean logit of chosen less that of rejected, (pairs,): what the gate compares."""
     margins: Floats = head_margins(model, encoder, pairs, token_budget).mean(1)
     return margins

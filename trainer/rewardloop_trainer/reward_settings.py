@@ -29,7 +29,7 @@ class RewardTraining(BaseModel):
     warmup_share: float = Field(0.06, ge=0, le=1, description="of all steps; then linear to 0")
     clip_norm: float = Field(1.0, gt=0)
     sequences_per_step: int = Field(32, ge=2, description="two for each pair")
-    micro_batch_tokens: int = Field(4096, ge=1, description="padded tokens in one forward pass")
+    micro_batch_tokens: int = Field(2048, ge=1, description="padded tokens in one forward pass")
     megabatch_steps: int = Field(8, ge=1, description="steps whose examples are sorted by length together")
     dropout: bool = False
     frozen_layers: int = Field(0, ge=0, description="lowest layers kept as they are, with the embeddings below them")
