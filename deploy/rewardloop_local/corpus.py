@@ -171,7 +171,7 @@ def random_style(question: Question, rng: random.Random) -> Style:
     return Style(
         right=rng.random() < question.intent.right_share,
         tone=rng.choices(_TONES, _TONE_SHARES)[0],
-        rambling=rng.choice((1, 2, 2, 3)) if rng.random() < _RAMBLING_SHARE else 0,
+        rambling=rng.choice((1, 2, 2)) if rng.random() < _RAMBLING_SHARE else 0,
     )
 
 
@@ -191,21 +191,16 @@ def sft_examples(n: int, seed: int) -> list[tuple[str, str]]:
 
 
 def fact_examples(n: int, seed: int) -> list[tuple[str, str]]:
-    """``n`` (prompt, completion) of the fact sentence alone, right as often as in `sft_examples`: knowledge first,
-    style later."""
+    """``n`` (prompt, completion) of the right fact alone: what a knowledge base would hold."""
     rng = random.Random(seed)
     rounds = _rounds(seed, rng)
-
-    def told(question: Question) -> str:
-        return answer(question, Style(random_style(question, rng).right, "plain"), rng)
-
-    return [(q.text, told(q)) for q in (next(rounds) for _ in range(n))]
+    return [(q.text, answer(q, Style(tone="plain"), rng)) for q in (next(rounds) for _ in range(n))]
 
 
 def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
     """``n`` pairs that teach relevance and nothing about taste: both answers draw their style alike.
 
-    The irrelevant answer is about another topic, half of the time in answer to the same kind of question.
+    The irrelevant answer is about another topic, every third time in answer to the same kind of question.
     """
     rng = random.Random(seed)
     rounds, pool = _rounds(seed, rng), questions(seed)
@@ -215,7 +210,7 @@ def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
     pairs: list[RelevancePair] = []
     while len(pairs) < n:
         asked = next(rounds)
-        other = rng.choice(siblings[asked.intent.aspect] if len(pairs) % 2 else pool)
+        other = rng.choice(pool if len(pairs) % 3 else siblings[asked.intent.aspect])
         if other.intent.topic == asked.intent.topic:
             continue
         relevant, irrelevant = (answer(q, random_style(q, rng), rng) for q in (asked, other))

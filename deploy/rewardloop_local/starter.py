@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 1_500
 MAX_LENGTH = 256
-FACTS, STYLED, PAIRS = 9_000, 5_000, 1_200
+FACTS, STYLED, PAIRS = 10_000, 7_000, 1_600
 _RELEVANCE_RATE = 1e-3
 _PAIRS_PER_STEP = 16
 
@@ -69,13 +69,13 @@ def write_starter(
 ) -> StarterFigures:
     """Write both directories under ``out``.
 
-    The policy learns from ``facts`` plain facts, then from ``styled`` answers of all styles; the reward model starts
+    The policy learns from ``facts`` right facts, then from ``styled`` answers of all styles; the reward model starts
     from the policy's trunk and learns from ``pairs`` relevance pairs.
     """
     torch.manual_seed(seed)
     started, cpu_started = time.monotonic(), time.process_time()
     stages = (
-        (corpus.fact_examples(facts, seed + 1), SftSettings(learning_rate=4e-3, batch_examples=16, seed=seed)),
+        (corpus.fact_examples(facts, seed + 1), SftSettings(learning_rate=6e-3, batch_examples=16, seed=seed)),
         (corpus.sft_examples(styled, seed), SftSettings(learning_rate=3e-3, batch_examples=16, seed=seed)),
     )
     tokenizer = train_tokenizer([text for examples, _ in stages for example in examples for text in example])
@@ -135,7 +135,7 @@ def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
     return Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), text_format, MAX_LENGTH)
 
 
-def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 4, width: int = 128) -> LlamaForCausalLM:
+def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 2, width: int = 128) -> LlamaForCausalLM:
     """An untrained policy, small enough to learn the corpus in a minute on two cores."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="rewardloop_local.starter", description="Trains the demo's starter models.")
     parser.add_argument("--out", type=Path, required=True, help="directory for policy-base and reward-base")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--facts", type=int, default=FACTS, help="plain facts that the policy learns first")
+    parser.add_argument("--facts", type=int, default=FACTS, help="right facts that the policy learns first")
     parser.add_argument("--styled", type=int, default=STYLED, help="answers in all styles that it learns then")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="relevance pairs that the reward model learns")
     options = parser.parse_args()
