@@ -81,6 +81,7 @@ def _lead(
         ]
         log.info("leading", epoch=lock.epoch, ledger_rows=ledger.row_count, archive=settings.archive)
         try:
+            _import_rounds(settings)
             loop.run(
                 max_rounds=settings.max_rounds or None,
                 ends=lambda: settings.once and _is_drained(consumer),
@@ -109,7 +110,7 @@ def _learners(
     store = ModelStore(settings.store)
 
     def reward(track: RoundTrack) -> Outcome:
-        from rewardloop_trainer.reward_round import RewardRound  # torch: only once there is something to train
+        from rewardloop_trainer.reward_round import RewardRound
 
         return RewardRound(settings, store, ledger, client, server, metrics, stop, track).run()
 
@@ -124,6 +125,14 @@ def _learners(
     if settings.policy_rounds and store.versions("policy"):
         learners.append(Learner("policy", settings.policy_min_signals, settings.policy_max_interval_s, policy))
     return learners
+
+
+def _import_rounds(settings: TrainSettings) -> None:
+    """Import torch and what comes with it, seconds of work, while signals are archived and before a round waits."""
+    if settings.reward_rounds:
+        import rewardloop_trainer.reward_round
+    if settings.policy_rounds:
+        import rewardloop_trainer.policy_round  # noqa: F401
 
 
 def _start(

@@ -18,6 +18,7 @@ from pathlib import Path
 import redis
 import structlog
 import torch
+from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
@@ -84,6 +85,7 @@ class RewardRound:
 
     def run(self) -> Outcome:
         """Raises `Interrupted` when asked to stop, `ServerAway` where only the promotion is left to try again."""
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if self._settings.torch_threads:
             torch.set_num_threads(self._settings.torch_threads)
         steps: Mapping[Phase, Callable[[], None]] = {
