@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
     from rewardloop.formats.text import Encoded, Encoder
 
-_PARITY_SEQUENCES = 32
+_PARITY_SEQUENCES = 16
 
 
 def main(argv: Sequence[str]) -> int:
