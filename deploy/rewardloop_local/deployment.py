@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ import structlog
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import AsyncRewardloopClient, RewardloopError
+from rewardloop_local import corpus
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_local.supervise import Process, Supervisor
 
@@ -22,6 +24,7 @@ log = structlog.get_logger()
 
 # A second deployment on the same data would publish and append beside the first.
 _LOCK_FILE = "up.lock"
+_ANCHORS = 256
 
 
 class DeploymentError(Exception):
@@ -50,6 +53,11 @@ class Plan:
     @property
     def store(self) -> Path:
         return self.data / "models"
+
+    @property
+    def anchors(self) -> Path:
+        """What the trainer calibrates every version on; it makes its own from the first signals where there are none."""
+        return self.data / "trainer" / "anchors.jsonl"
 
     @property
     def logs(self) -> Path:
@@ -141,12 +149,22 @@ class Deployment:
             await self._run("starter", "rewardloop_local.starter", ["--out", str(starter), "--seed", str(plan.seed)])
             reward_base = str(starter / "reward-base")
             policy_base = policy_base or str(starter / "policy-base")
+            self._write_anchors()
         for model, base in (("reward", reward_base), ("policy", policy_base)):
             if base:
                 self._on_phase(f"exporting {model} version 1")
                 args = ["--model", model, "--base", base, "--store", str(plan.store)]
-                args += plan.export_args if model == "reward" else ()
+                if model == "reward":
+                    args += plan.export_args
+                    args += ("--anchors", str(plan.anchors)) if plan.anchors.exists() else ()
                 await self._run(f"export-{model}", "rewardloop_trainer.export_cli", args)
+
+    def _write_anchors(self) -> None:
+        """Fix the scale of scores for the starter and all that come after it, on answers of the corpus."""
+        self.plan.anchors.parent.mkdir(parents=True, exist_ok=True)
+        with self.plan.anchors.open("w") as file:
+            for prompt, response in corpus.sft_examples(_ANCHORS, self.plan.seed):
+                file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
 
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
         process = Process(name, [sys.executable, "-m", module, *args], self.plan.logs / f"{name}.log")
