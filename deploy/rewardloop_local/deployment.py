@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def anchors(self) -> Path:
-        """What the trainer calibrates every version on; it makes its own from the first signals where there are none."""
+        """What the trainer calibrates every version on; where there is none it chooses from the first signals."""
         return self.data / "trainer" / "anchors.jsonl"
 
     @property
@@ -164,7 +164,8 @@ class Deployment:
         self.plan.anchors.parent.mkdir(parents=True, exist_ok=True)
         with self.plan.anchors.open("w") as file:
             for prompt, response in corpus.sft_examples(_ANCHORS, self.plan.seed):
-                file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
+                turns = [{"role": "user", "content": prompt}]
+                file.write(json.dumps({"prompt": turns, "response": response}) + "\n")
 
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
         process = Process(name, [sys.executable, "-m", module, *args], self.plan.logs / f"{name}.log")
