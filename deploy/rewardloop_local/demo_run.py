@@ -155,6 +155,8 @@ async def run(settings: DemoSettings) -> int:
         train_args=(
             *("--reward-min-signals", str(per_round), "--policy-min-signals", str(per_round * 4 // 3)),
             *("--seed", str(settings.seed), "--flush-age-s", "0.5"),
+            # The defaults suit large models; one of a million parameters needs steps of this size to move at all.
+            *("--policy.learning-rate", "5e-4", "--policy.batch-pairs", "16"),
         ),
     )
     deployment = Deployment(plan, on_phase=display.say)
