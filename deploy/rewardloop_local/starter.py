@@ -75,8 +75,8 @@ def write_starter(
     torch.manual_seed(seed)
     started, cpu_started = time.monotonic(), time.process_time()
     stages = (
-        (corpus.fact_examples(facts, seed + 1), SftSettings(learning_rate=6e-3, batch_examples=16, seed=seed)),
-        (corpus.sft_examples(styled, seed), SftSettings(learning_rate=3e-3, batch_examples=16, seed=seed)),
+        (corpus.fact_examples(facts, seed + 1), _sft_settings(6e-3, seed)),
+        (corpus.sft_examples(styled, seed), _sft_settings(3e-3, seed)),
     )
     tokenizer = train_tokenizer([text for examples, _ in stages for example in examples for text in example])
     encoder = encoder_of(tokenizer)
@@ -159,7 +159,9 @@ def new_reward_model(policy: LlamaForCausalLM) -> LlamaForSequenceClassification
     fields: dict[str, Any] = policy.config.to_dict()
     for name in ("architectures", "id2label", "label2id"):
         fields.pop(name, None)
-    reward = LlamaForSequenceClassification(LlamaConfig(**fields, num_labels=1))  # type: ignore[no-untyped-call]
+    config = LlamaConfig(**fields)
+    config.num_labels = 1
+    reward = LlamaForSequenceClassification(config)  # type: ignore[no-untyped-call]
     reward.model.load_state_dict(policy.model.state_dict())
     return reward
 
@@ -186,7 +188,7 @@ def train_relevance(
         centre = (scores[: len(batch)] + scores[len(batch) :]).pow(2).mean()
         loss = -functional.logsigmoid(margin).mean() + 0.01 * centre
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         right += (margin > 0).tolist()
@@ -202,6 +204,10 @@ def _scores(model: LlamaForSequenceClassification, rows: Sequence[Completion], p
     states = model.model(input_ids=ids, use_cache=False).last_hidden_state
     scores: torch.Tensor = model.score(states[torch.arange(len(rows)), last]).squeeze(-1)
     return scores
+
+
+def _sft_settings(rate: float, seed: int) -> SftSettings:
+    return SftSettings.model_validate({"learning_rate": rate, "batch_examples": 16, "seed": seed})
 
 
 def _asked(prompt: str) -> tuple[Turn, ...]:
