@@ -58,7 +58,7 @@ class SimulatedUsers:
         rate: float = 50.0,
         concurrency: int = 8,
         seed: int = 0,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = 0,
     ) -> None:
         if not prompts:
             raise ValueError("no prompts to ask")
@@ -188,7 +188,7 @@ async def evaluate(
     k: int = 1,
     temperature: float = 1.0,
     seed: int | None = None,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = 0,
     concurrency: int = 16,
     timeout_s: float = 60.0,
 ) -> list[Generation]:

@@ -136,13 +136,13 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 def _reply(model: RewardModel, rows: list[Encoded], scored: Scored) -> reward_pb2.ScoreResponse:
     logits = scored.logits.astype(np.float64)
     means, spreads = logits.mean(axis=1).tolist(), logits.std(axis=1).tolist()
-    scale, offset = model.calibration.scale, model.calibration.offset
+    calibration = model.calibration
     return reward_pb2.ScoreResponse(
         scores=[
             reward_pb2.ResponseScore(
-                score=scale * mean + offset,
+                score=calibration.score(mean, row.response_tokens),
                 logit=mean,
-                uncertainty=abs(scale) * spread,
+                uncertainty=abs(calibration.scale) * spread,
                 token_count=len(row.ids),
                 truncated=row.truncated,
             )

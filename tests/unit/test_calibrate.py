@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rewardloop_trainer.calibrate import (
     CorruptAnchors,
     choose_anchors,
     fit_calibration,
+    fit_length_slope,
     fixed_anchors,
     read_anchors,
     write_anchors,
@@ -84,3 +86,21 @@ def test_a_damaged_anchor_file_is_an_error_and_stays(tmp_path: Path, row: str) -
     with pytest.raises(CorruptAnchors, match="row 2"):
         fixed_anchors(tmp_path, records(3))
     assert row in path.read_text()
+
+
+def test_full_length_control_leaves_margins_uncorrelated_with_length() -> None:
+    rng = np.random.default_rng(1)
+    log_ratios = rng.normal(size=400)
+    margins = 0.7 * log_ratios + rng.normal(size=400)
+    slope = fit_length_slope(margins, log_ratios, 1.0)
+    assert slope == pytest.approx(0.7, abs=0.15)
+    assert (margins - slope * log_ratios) @ log_ratios == pytest.approx(0.0, abs=1e-9)
+    assert fit_length_slope(margins, log_ratios, 0.5) == pytest.approx(slope / 2)
+    assert fit_length_slope(margins, log_ratios, 0.0) == 0.0
+    assert fit_length_slope(np.ones(2), np.zeros(2), 1.0) == 0.0
+
+
+def test_score_takes_the_length_back_before_it_scales() -> None:
+    calibration = Calibration(scale=2.0, offset=1.0, length_slope=0.5)
+    assert calibration.score(3.0, 1) == pytest.approx(7.0)
+    assert calibration.score(3.0, 20) == pytest.approx(2 * (3.0 - 0.5 * math.log(20)) + 1)

@@ -97,9 +97,9 @@ def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
 
 
 def anchor_logits(
-    model: RewardModel, encoder: Encoder, anchors: Sequence[Anchor], token_budget: int = 4096
+    model: RewardModel, encoder: Encoder, anchors: Sequence[Anchor], length_slope: float = 0.0, token_budget: int = 4096
 ) -> npt.NDArray[np.float64]:
-    """Head-mean logits of the anchors, (anchors,)."""
+    """Head-mean logits of the anchors less their length's share, (anchors,)."""
     if not anchors:
         return np.zeros(0)
     sequences = [encoder.pair(encoder.prompt_ids(a.prompt), encoder.response_ids(a.response)) for a in anchors]
@@ -107,23 +107,34 @@ def anchor_logits(
     with torch.inference_mode():
         logits = logits_of(model, sequences, encoder.format.pad, token_budget)
     means: npt.NDArray[np.float64] = logits.double().mean(1).numpy()
-    return means
+    return means - length_slope * np.log([s.response_tokens for s in sequences])
 
 
-def fit_calibration(logits: npt.NDArray[np.float64]) -> Calibration:
-    """The map that gives the anchors' logits, (anchors,), mean 0 and standard deviation 1.
+def fit_length_slope(margins: npt.NDArray[np.float64], log_ratios: npt.NDArray[np.float64], control: float) -> float:
+    """What a unit of log length is worth to the model, times ``control`` (0: keep it all, 1: take it all back).
 
-    Logits that are all alike are only moved to 0; without any the map is the identity. The scale is positive: an order
-    never changes. Raises ValueError on a logit that is not finite.
+    ``margins``, (pairs,): logit of chosen less that of rejected. ``log_ratios``, (pairs,): log of chosen's over
+    rejected's response tokens. The least-squares slope through 0 of margins on log ratios: with control 1, margins
+    and length are uncorrelated over the pairs.
+    """
+    power = float(log_ratios @ log_ratios)
+    return control * float(margins @ log_ratios) / power if power > 0 else 0.0
+
+
+def fit_calibration(logits: npt.NDArray[np.float64], length_slope: float = 0.0) -> Calibration:
+    """The map that gives the anchors' values, (anchors,), mean 0 and standard deviation 1.
+
+    ``logits`` are those of `anchor_logits` with this slope. Values that are all alike are only moved to 0; without
+    any the map keeps their scale. The scale is positive. Raises ValueError on a logit that is not finite.
     """
     if logits.size == 0:
-        return Calibration()
+        return Calibration(length_slope=length_slope)
     if not np.isfinite(logits).all():
         raise ValueError("an anchor's logit is not finite")
     mean, deviation = float(logits.mean()), float(logits.std())
     if deviation <= 1e-6 * max(1.0, abs(mean)):  # float32 noise
-        return Calibration(1.0, -mean)
-    return Calibration(1 / deviation, -mean / deviation)
+        return Calibration(1.0, -mean, length_slope)
+    return Calibration(1 / deviation, -mean / deviation, length_slope)
 
 
 def _hash(prompt: Prompt, response: str) -> bytes:

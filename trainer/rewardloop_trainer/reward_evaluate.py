@@ -63,10 +63,19 @@ def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], to
     return margins
 
 
-def pair_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 4096) -> Floats:
-    """Head-mean logit of chosen less that of rejected, (pairs,): what the gate compares."""
+def pair_margins(
+    model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], length_slope: float = 0.0, token_budget: int = 4096
+) -> Floats:
+    """Head-mean logit of chosen less that of rejected, less their lengths' share, (pairs,): what the gate compares."""
     margins: Floats = head_margins(model, encoder, pairs, token_budget).mean(1)
-    return margins
+    return margins - length_slope * log_length_ratios(encoder, pairs) if length_slope else margins
+
+
+def log_length_ratios(encoder: Encoder, pairs: Sequence[Pair]) -> Floats:
+    """Log of chosen's over rejected's response tokens, (pairs,)."""
+    chosen = encoder.response_ids_batch([p.chosen for p in pairs])
+    rejected = encoder.response_ids_batch([p.rejected for p in pairs])
+    return np.array([np.log(max(1, len(c)) / max(1, len(r))) for c, r in zip(chosen, rejected, strict=True)])
 
 
 def measure(pairs: Sequence[Pair], margins: Floats) -> HeldOut:

@@ -21,13 +21,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.text import Encoder
 from rewardloop_client import RewardloopClient
-from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, fixed_anchors
+from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
 from rewardloop_trainer.export import MODEL, export_reward, parity
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.loop import Interrupted, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.preferences import pairs_of
+from rewardloop_trainer.preferences import Pair, pairs_of
 from rewardloop_trainer.publish import (
     PromotionRefused,
     code_version,
@@ -38,7 +39,7 @@ from rewardloop_trainer.publish import (
 )
 from rewardloop_trainer.replay import Replay, load_replay
 from rewardloop_trainer.reward_batches import encode_records
-from rewardloop_trainer.reward_evaluate import pair_margins
+from rewardloop_trainer.reward_evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward_gate import gate
 from rewardloop_trainer.reward_model import RewardModel, with_lora
 from rewardloop_trainer.reward_start import Start, start_from
@@ -51,6 +52,7 @@ log = structlog.get_logger()
 _LOG_EVERY_S = 10.0
 _PARITY_RECORDS = 32
 _KEPT_REFUSED = 5
+_SLOPE_PAIRS = 200
 
 
 class _Refused(Exception):
@@ -156,12 +158,13 @@ class RewardRound:
         """Parity, gate and calibration; the manifest of what passes is kept beside its files."""
         start, model, now = self._start(), self._trained(), self._track.now
         encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
+        slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         records = (*self._replay.heldout, *self._replay.train)[:_PARITY_RECORDS]
         sequences = [s for e in encode_records(encoder, records).examples for s in e.sequences]
         verdict = gate(
             pairs,
-            pair_margins(model, encoder, pairs),
-            pair_margins(start.model, encoder, pairs) if start.directory else None,
+            pair_margins(model, encoder, pairs, slope),
+            pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
             parity(self._directory / "version" / MODEL, model, sequences, encoder.format.pad),
             tolerance=self._settings.reward.gate_tolerance,
             seed=now.seed,
@@ -178,7 +181,7 @@ class RewardRound:
             parent=now.parent,
             data=data_range(self._ledger, now.after_stream_id, now.until_stream_id, now.seed),
             metrics=self._track.now.metrics,
-            calibration=fit_calibration(anchor_logits(model, encoder, anchors)),
+            calibration=fit_calibration(anchor_logits(model, encoder, anchors, slope), slope),
             text_format=encoder.format.to_json(),
             max_length=encoder.max_length,
             heads=model.heads.out_features,
@@ -189,6 +192,18 @@ class RewardRound:
         )
         (self._directory / "manifest.json").write_text(manifest.to_json())
         self._reach("gated")
+
+    def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
+        """What the candidate's scores give back of its preference for length."""
+        control = self._settings.reward.length_control
+        if control == 0:
+            return 0.0
+        pairs = heldout if len(heldout) >= _SLOPE_PAIRS else pairs_of(self._replay.train)[:_SLOPE_PAIRS]
+        return fit_length_slope(pair_margins(model, encoder, pairs), log_length_ratios(encoder, pairs), control)
+
+    def _live_length_slope(self, version: str | None) -> float:
+        calibration = self._store.manifest("reward", version).calibration if version else None
+        return calibration.length_slope if calibration else 0.0
 
     def _publish(self) -> None:
         manifest = Manifest.from_json((self._directory / "manifest.json").read_text())

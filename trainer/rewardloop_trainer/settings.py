@@ -21,6 +21,9 @@ class RewardHyperparameters(RewardTraining):
     max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, in a first model")
     method: Literal["full", "lora"] = Field("full", description="which weights learn")
     lora: LoraSettings = LoraSettings.model_validate({})
+    length_control: float = Field(
+        0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration takes back"
+    )
     gate_tolerance: float = Field(0.02, ge=0, lt=1, description="held-out accuracy that noise may hide a loss of")
 
 

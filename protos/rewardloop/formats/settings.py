@@ -59,7 +59,7 @@ def parse(settings_class: type[S], argv: Sequence[str], prog: str) -> S:
     config = parser.parse_args(list(argv)).config
     try:
         from_file = {} if config is None else tomllib.loads(config.read_text())
-        return settings_class(_cli_settings_source=flags, **from_file)
+        return settings_class(_cli_settings_source=flags, **from_file)  # type: ignore[call-arg]  # BaseSettings takes it
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         print(f"{prog}: {config}: {error}", file=sys.stderr)
         raise InvalidSettings(2) from error

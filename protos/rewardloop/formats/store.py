@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -38,10 +39,19 @@ class CorruptVersion(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``score = scale * logit + offset``: maps a version's raw logits onto the common scale."""
+    """Maps a version's raw logits onto the common scale:
+    ``score = scale * (logit - length_slope * log(response_tokens)) + offset``.
+
+    ``length_slope`` takes back what the model gives to length alone; 0 leaves it.
+    """
 
     scale: float = 1.0
     offset: float = 0.0
+    length_slope: float = 0.0
+
+    def score(self, logit: float, response_tokens: int) -> float:
+        """``response_tokens``: of the whole response, end marker included, before any shortening; at least 1."""
+        return self.scale * (logit - self.length_slope * math.log(response_tokens)) + self.offset
 
 
 @dataclass(frozen=True, slots=True)
