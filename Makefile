@@ -17,7 +17,7 @@ demo: install
 	$(VENV)/bin/rewardloop demo
 
 test: install lint types protos-check
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 # A second deployment on the same data would publish and append beside the first.
 _LOCK_FILE = "up.lock"
 _ANCHORS = 256
+# Several processes share the cores: a thread that spins while it waits takes time from the others.
+_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class DeploymentError(Exception):
@@ -113,7 +115,7 @@ class Deployment:
     def _add(self, name: str, module: str, args: Sequence[str], nice: int = 0) -> None:
         self._on_phase(f"starting {name}")
         argv = [sys.executable, "-m", module, *args]
-        self.supervisor.add(Process(name, argv, self.plan.logs / f"{name}.log", nice=nice))
+        self.supervisor.add(Process(name, argv, self.plan.logs / f"{name}.log", _ENV, nice=nice))
 
     def _take_lock(self) -> None:
         self.plan.data.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ class Deployment:
                 file.write(json.dumps({"prompt": turns, "response": response}) + "\n")
 
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
-        process = Process(name, [sys.executable, "-m", module, *args], self.plan.logs / f"{name}.log")
+        process = Process(name, [sys.executable, "-m", module, *args], self.plan.logs / f"{name}.log", _ENV)
         process.start()
         try:
             status = await process.wait()
