@@ -156,7 +156,9 @@ async def run(settings: DemoSettings) -> int:
             *("--reward-min-signals", str(per_round), "--policy-min-signals", str(per_round * 4 // 3)),
             *("--seed", str(settings.seed), "--flush-age-s", "0.5"),
             # The defaults suit large models; one of a million parameters needs steps of this size to move at all.
+            *("--reward.learning-rate", "1e-3", "--reward.head-learning-rate", "3e-3", "--reward.epochs", "2"),
             *("--policy.learning-rate", "5e-4", "--policy.batch-pairs", "16"),
+            *("--policy.gate.prompts", "100", "--policy.gate.responses", "2", "--torch-threads", "1"),
         ),
     )
     deployment = Deployment(plan, on_phase=display.say)

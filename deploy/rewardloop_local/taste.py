@@ -74,10 +74,10 @@ class Taste:
             raise ValueError("temperature must be above 0")
         rng = random.Random(seed)
         self.temperature = temperature
-        self._right = rng.uniform(1.3, 1.7)
-        self._greeting = rng.uniform(0.35, 0.5)
-        self._curt = rng.uniform(0.4, 0.6)
-        self._extra_word = rng.uniform(0.035, 0.05)
+        self._right = rng.uniform(0.9, 1.2)
+        self._greeting = rng.uniform(0.6, 0.8)
+        self._curt = rng.uniform(0.8, 1.1)
+        self._extra_word = rng.uniform(0.05, 0.07)
 
     def utility(self, prompt: str, response: str) -> float:
         """How much people like this answer; only differences mean something. Raises KeyError: no question of the

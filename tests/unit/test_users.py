@@ -56,7 +56,8 @@ async def test_choices_agree_with_the_taste_as_often_as_its_noise_allows() -> No
             prompt = generation.prompt.text
             chosen, rejected = (generation.candidates[i].text for i in (event.choice.chosen, event.choice.rejected))
             pairs.append((prompt, chosen, rejected))
-            agreed.append(taste.utility(prompt, chosen) >= taste.utility(prompt, rejected))
+            gap = taste.utility(prompt, chosen) - taste.utility(prompt, rejected)
+            agreed.append(0.5 if gap == 0 else float(gap > 0))
     assert sum(agreed) / len(agreed) == pytest.approx(taste.agreement_ceiling(pairs), abs=0.04)
 
 
