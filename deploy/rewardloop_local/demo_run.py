@@ -119,7 +119,7 @@ class Display:
         self.phase = self.progress.add_task("now", total=None, state="starting")
         self.reward = self.progress.add_task("reward versions", total=settings.reward_rounds, state="")
         self.policy = self.progress.add_task("policy versions", total=settings.policy_rounds, state="")
-        self.live = Live(self.progress, console=Console(), refresh_per_second=4)
+        self.live = Live(self.progress, console=_console(), refresh_per_second=4)
 
     def say(self, phase: str) -> None:
         self.progress.update(self.phase, state=phase)
@@ -131,6 +131,12 @@ class Display:
         self.progress.update(self.reward, completed=last.reward_swaps, state=f"{last.signals:,} signals")
         self.progress.update(self.policy, completed=last.policy_swaps, state=f"v{last.policy_version} live")
         self.live.update(Group(report.table(demo), self.progress))
+
+
+def _console() -> Console:
+    """The terminal; where the output goes to a file, wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 async def run(settings: DemoSettings) -> int:
@@ -156,7 +162,9 @@ async def run(settings: DemoSettings) -> int:
             *("--reward-min-signals", str(per_round), "--policy-min-signals", str(per_round * 4 // 3)),
             *("--seed", str(settings.seed), "--flush-age-s", "0.5"),
             # The defaults suit large models; one of a million parameters needs steps of this size to move at all.
-            *("--reward.learning-rate", "1e-3", "--reward.head-learning-rate", "3e-3", "--reward.epochs", "2"),
+            *("--reward.learning-rate", "5e-4", "--reward.head-learning-rate", "2e-3"),
+            # What is new and some of the old: all of it again in each round would be learned by heart.
+            *("--newest", str(per_round + 200), "--replayed", str(per_round // 2), "--heldout-share", "0.15"),
             *("--policy.learning-rate", "5e-4", "--policy.batch-pairs", "16"),
             *("--policy.gate.prompts", "100", "--policy.gate.responses", "2", "--torch-threads", "1"),
         ),
@@ -179,7 +187,7 @@ async def run(settings: DemoSettings) -> int:
             await deployment.stop()
             watching.cancel()
     demo = replace(demo, peak_memory_gib=memory.peak_bytes / 2**30, seconds=time.monotonic() - started)
-    console = Console()
+    console = _console()
     console.print(report.table(demo))
     figure, results = report.write(demo, settings.out)
     console.print(f"Plots: {figure}   numbers: {results}")
