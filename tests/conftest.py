@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The taste first: it refuses to be imported after the trainer, which other tests of this process load.
+from rewardloop_local import taste  # noqa: F401
 from rewardloop_local.redis_server import EmbeddedRedis
 
 # Before torch, onnxruntime or tokenizers are imported: tests run side by side on few cores.
