@@ -21,7 +21,7 @@ from redis.exceptions import (
 
 from rewardloop_server.errors import RedisUnavailable, RewardloopError, StoreFull
 
-_CONNECT_TIMEOUT_S = 0.5
+_CONNECT_TIMEOUT_S = 2.0
 _OPERATION_TIMEOUT_S = 2.0
 _MAX_CONNECTIONS = 64
 
