@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,15 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewardloop_client import RewardloopClient, RewardloopError
+from rewardloop_local.deployment import free_port
 
 REWARD_SERVICE = "rewardloop.v1.RewardService"
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nothing listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

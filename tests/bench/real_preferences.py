@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import minilm
 import numpy as np
 
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
+from rewardloop_local.deployment import free_port
 
 RESAMPLES = 2_000
 
@@ -106,12 +106,6 @@ def report(name: str, client: RewardloopClient, comparisons: Sequence[Comparison
     print(f"{name}: where the shorter answer won {accuracy(right[shorter], part)}")
     longer = np.array([len(c.chosen) > len(c.rejected) for c in comparisons])
     print(f"{name}: longer-is-better baseline {longer.mean():.3f}", flush=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for_version(client: RewardloopClient, version: int, up: subprocess.Popen[bytes], patience_s: float) -> None:
