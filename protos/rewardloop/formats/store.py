@@ -22,6 +22,7 @@ import fsspec
 
 MODELS = ("reward", "policy")
 MANIFEST = "manifest.json"
+ADAPTER = "adapter.onnx_adapter"
 FORMAT_VERSION = 1
 
 
@@ -68,11 +69,21 @@ class DataRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Trunk:
+    """The version, by number and digest, over whose graph a delta runs."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a version is, where it came from and how it measured.
 
-    ``files``: sha256 (hex) of every file by its path within the version. ``digest`` covers those, the calibration,
-    the text format and the maximum length: two versions with one digest give the same scores.
+    ``files``: sha256 (hex) of every file by its path within the version. ``trunk``: set on a delta, a reward version
+    that holds only an adapter (`ADAPTER`) and runs over the graph of another version, itself no delta.
+    ``precision``: of the graph's matrix products. ``digest`` covers files, trunk, calibration, text format and maximum
+    length: two versions with one digest give the same scores.
     """
 
     model: str
@@ -91,6 +102,8 @@ class Manifest:
     seed: int | None = None
     code_version: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    trunk: Trunk | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -107,6 +120,8 @@ class Manifest:
                 raw["data"] = DataRange(**{**raw["data"], "arrivals": tuple(raw["data"]["arrivals"])})
             if raw["calibration"] is not None:
                 raw["calibration"] = Calibration(**raw["calibration"])
+            if raw.get("trunk") is not None:
+                raw["trunk"] = Trunk(**raw["trunk"])
             return cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptVersion(f"the manifest cannot be read: {error}") from error
@@ -255,6 +270,8 @@ def _digest(manifest: Manifest, files: Mapping[str, str]) -> str:
         "text_format": dict(manifest.text_format),
         "max_length": manifest.max_length,
     }
+    if manifest.trunk is not None:
+        covered["trunk"] = asdict(manifest.trunk)
     return _sha256(json.dumps(covered, sort_keys=True).encode())
 
 

@@ -181,13 +181,14 @@ class TextFormat:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One (prompt, response) sequence: ids, segment ids (or None), whether it was shortened, and the tokens that the
-    whole response has, shortened or not."""
+    """One (prompt, response) sequence: ids, segment ids (or None), whether it was shortened, the tokens that the whole
+    response has, shortened or not, and how many of ``ids`` are the prompt's."""
 
     ids: list[int]
     token_type_ids: list[int] | None
     truncated: bool
     response_tokens: int = 1
+    prompt_tokens: int = 0
 
 
 class Encoder:
@@ -242,7 +243,7 @@ class Encoder:
                 end = len(self.format.response.suffix)
                 response = response[: room - end] + response[len(response) - end :]
         types = [0] * len(prompt) + [1] * len(response) if self.format.segment_ids else None
-        return Encoded(prompt + response, types, truncated, max(1, len(response_ids)))
+        return Encoded(prompt + response, types, truncated, max(1, len(response_ids)), len(prompt))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of response ids; special tokens are left out."""

@@ -18,11 +18,17 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_WARMING: _ClassVar[VersionState]
     VERSION_STATE_ACTIVE: _ClassVar[VersionState]
     VERSION_STATE_DRAINING: _ClassVar[VersionState]
+    VERSION_STATE_WARM: _ClassVar[VersionState]
+    VERSION_STATE_CANARY: _ClassVar[VersionState]
+    VERSION_STATE_SHADOW: _ClassVar[VersionState]
 VERSION_STATE_UNSPECIFIED: VersionState
 VERSION_STATE_STORED: VersionState
 VERSION_STATE_WARMING: VersionState
 VERSION_STATE_ACTIVE: VersionState
 VERSION_STATE_DRAINING: VersionState
+VERSION_STATE_WARM: VersionState
+VERSION_STATE_CANARY: VersionState
+VERSION_STATE_SHADOW: VersionState
 
 class VersionInfo(_message.Message):
     __slots__ = ("model", "version", "state", "parent_version", "create_time", "metrics", "manifest_json")
@@ -108,6 +114,42 @@ class RollbackResponse(_message.Message):
     version: VersionInfo
     previous_version: str
     def __init__(self, version: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous_version: _Optional[str] = ...) -> None: ...
+
+class SetCanaryRequest(_message.Message):
+    __slots__ = ("model", "version", "share", "reason")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    share: float
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SetCanaryResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: VersionInfo
+    def __init__(self, version: _Optional[_Union[VersionInfo, _Mapping]] = ...) -> None: ...
+
+class SetShadowRequest(_message.Message):
+    __slots__ = ("model", "version", "share", "reason")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    share: float
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SetShadowResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: VersionInfo
+    def __init__(self, version: _Optional[_Union[VersionInfo, _Mapping]] = ...) -> None: ...
 
 class WatchVersionsRequest(_message.Message):
     __slots__ = ("model",)

@@ -59,6 +59,16 @@ class ModelServiceStub:
                 request_serializer=rewardloop_dot_v1_dot_model__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=rewardloop_dot_v1_dot_model__pb2.RollbackResponse.FromString,
                 _registered_method=True)
+        self.SetCanary = channel.unary_unary(
+                '/rewardloop.v1.ModelService/SetCanary',
+                request_serializer=rewardloop_dot_v1_dot_model__pb2.SetCanaryRequest.SerializeToString,
+                response_deserializer=rewardloop_dot_v1_dot_model__pb2.SetCanaryResponse.FromString,
+                _registered_method=True)
+        self.SetShadow = channel.unary_unary(
+                '/rewardloop.v1.ModelService/SetShadow',
+                request_serializer=rewardloop_dot_v1_dot_model__pb2.SetShadowRequest.SerializeToString,
+                response_deserializer=rewardloop_dot_v1_dot_model__pb2.SetShadowResponse.FromString,
+                _registered_method=True)
         self.WatchVersions = channel.unary_stream(
                 '/rewardloop.v1.ModelService/WatchVersions',
                 request_serializer=rewardloop_dot_v1_dot_model__pb2.WatchVersionsRequest.SerializeToString,
@@ -102,6 +112,23 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetCanary(self, request, context):
+        """Gives a version a share of the traffic beside the active one. Which version scores a request
+        depends only on its prompt, so one prompt's requests agree. Loads and warms it first; returns
+        once this server serves it. Replaces an earlier canary. Promoting any version ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShadow(self, request, context):
+        """Scores a share of the requests with a version too, after they were answered by another: its scores are
+        compared in metrics and never returned. Replaces an earlier shadow. Promoting any version ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchVersions(self, request, context):
         """Sends the active version at once, then again after every change on this server.
         """
@@ -131,6 +158,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=rewardloop_dot_v1_dot_model__pb2.RollbackRequest.FromString,
                     response_serializer=rewardloop_dot_v1_dot_model__pb2.RollbackResponse.SerializeToString,
+            ),
+            'SetCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCanary,
+                    request_deserializer=rewardloop_dot_v1_dot_model__pb2.SetCanaryRequest.FromString,
+                    response_serializer=rewardloop_dot_v1_dot_model__pb2.SetCanaryResponse.SerializeToString,
+            ),
+            'SetShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetShadow,
+                    request_deserializer=rewardloop_dot_v1_dot_model__pb2.SetShadowRequest.FromString,
+                    response_serializer=rewardloop_dot_v1_dot_model__pb2.SetShadowResponse.SerializeToString,
             ),
             'WatchVersions': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchVersions,
@@ -251,6 +288,60 @@ class ModelService:
             '/rewardloop.v1.ModelService/Rollback',
             rewardloop_dot_v1_dot_model__pb2.RollbackRequest.SerializeToString,
             rewardloop_dot_v1_dot_model__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rewardloop.v1.ModelService/SetCanary',
+            rewardloop_dot_v1_dot_model__pb2.SetCanaryRequest.SerializeToString,
+            rewardloop_dot_v1_dot_model__pb2.SetCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rewardloop.v1.ModelService/SetShadow',
+            rewardloop_dot_v1_dot_model__pb2.SetShadowRequest.SerializeToString,
+            rewardloop_dot_v1_dot_model__pb2.SetShadowResponse.FromString,
             options,
             channel_credentials,
             insecure,

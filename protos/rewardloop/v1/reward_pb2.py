@@ -26,33 +26,33 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from rewardloop.v1 import common_pb2 as rewardloop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/reward.proto\x12\rrewardloop.v1\x1a\x17google/rpc/status.proto\x1a\x1arewardloop/v1/common.proto\"\xee\x01\n\x0cScoreRequest\x12%\n\x06prompt\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\x12!\n\x04lane\x18\x03 \x01(\x0e\x32\x13.rewardloop.v1.Lane\x12-\n\ntruncation\x18\x04 \x01(\x0e\x32\x19.rewardloop.v1.Truncation\x12\x18\n\x0bpin_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0bmin_version\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x0e\n\x0c_pin_versionB\x0e\n\x0c_min_version\"j\n\rResponseScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\r\n\x05logit\x18\x02 \x01(\x01\x12\x13\n\x0buncertainty\x18\x03 \x01(\x01\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\x12\x11\n\ttruncated\x18\x05 \x01(\x08\"E\n\x0cScoreTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x03\x12\x13\n\x0btokenize_us\x18\x02 \x01(\x03\x12\x0e\n\x06run_us\x18\x03 \x01(\x03\"\x9f\x01\n\rScoreResponse\x12,\n\x06scores\x18\x01 \x03(\x0b\x32\x1c.rewardloop.v1.ResponseScore\x12\x32\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12,\n\x07timings\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreTimings\"@\n\x11ScoreBatchRequest\x12+\n\x06groups\x18\x01 \x03(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"p\n\x0eScoreBatchItem\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"B\n\x12ScoreBatchResponse\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.rewardloop.v1.ScoreBatchItem\"V\n\x12ScoreStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"\x89\x01\n\x13ScoreStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*X\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_ALLOWED\x10\x01\x12\x16\n\x12TRUNCATION_REFUSED\x10\x02\x32\x80\x02\n\rRewardService\x12\x42\n\x05Score\x12\x1b.rewardloop.v1.ScoreRequest\x1a\x1c.rewardloop.v1.ScoreResponse\x12Q\n\nScoreBatch\x12 .rewardloop.v1.ScoreBatchRequest\x1a!.rewardloop.v1.ScoreBatchResponse\x12X\n\x0bScoreStream\x12!.rewardloop.v1.ScoreStreamRequest\x1a\".rewardloop.v1.ScoreStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/reward.proto\x12\rrewardloop.v1\x1a\x17google/rpc/status.proto\x1a\x1arewardloop/v1/common.proto\"\xee\x01\n\x0cScoreRequest\x12%\n\x06prompt\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\x12!\n\x04lane\x18\x03 \x01(\x0e\x32\x13.rewardloop.v1.Lane\x12-\n\ntruncation\x18\x04 \x01(\x0e\x32\x19.rewardloop.v1.Truncation\x12\x18\n\x0bpin_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0bmin_version\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x0e\n\x0c_pin_versionB\x0e\n\x0c_min_version\"j\n\rResponseScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\r\n\x05logit\x18\x02 \x01(\x01\x12\x13\n\x0buncertainty\x18\x03 \x01(\x01\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\x12\x11\n\ttruncated\x18\x05 \x01(\x08\"k\n\x0cScoreTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x03\x12\x13\n\x0btokenize_us\x18\x02 \x01(\x03\x12\x0e\n\x06run_us\x18\x03 \x01(\x03\x12\x10\n\x08run_rows\x18\x04 \x01(\x05\x12\x12\n\nrun_tokens\x18\x05 \x01(\x05\"\x9f\x01\n\rScoreResponse\x12,\n\x06scores\x18\x01 \x03(\x0b\x32\x1c.rewardloop.v1.ResponseScore\x12\x32\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12,\n\x07timings\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreTimings\"@\n\x11ScoreBatchRequest\x12+\n\x06groups\x18\x01 \x03(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"p\n\x0eScoreBatchItem\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"B\n\x12ScoreBatchResponse\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.rewardloop.v1.ScoreBatchItem\"V\n\x12ScoreStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"\x89\x01\n\x13ScoreStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*X\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_ALLOWED\x10\x01\x12\x16\n\x12TRUNCATION_REFUSED\x10\x02\x32\x80\x02\n\rRewardService\x12\x42\n\x05Score\x12\x1b.rewardloop.v1.ScoreRequest\x1a\x1c.rewardloop.v1.ScoreResponse\x12Q\n\nScoreBatch\x12 .rewardloop.v1.ScoreBatchRequest\x1a!.rewardloop.v1.ScoreBatchResponse\x12X\n\x0bScoreStream\x12!.rewardloop.v1.ScoreStreamRequest\x1a\".rewardloop.v1.ScoreStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rewardloop.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=1156
-  _globals['_TRUNCATION']._serialized_end=1244
+  _globals['_TRUNCATION']._serialized_start=1194
+  _globals['_TRUNCATION']._serialized_end=1282
   _globals['_SCOREREQUEST']._serialized_start=99
   _globals['_SCOREREQUEST']._serialized_end=337
   _globals['_RESPONSESCORE']._serialized_start=339
   _globals['_RESPONSESCORE']._serialized_end=445
   _globals['_SCORETIMINGS']._serialized_start=447
-  _globals['_SCORETIMINGS']._serialized_end=516
-  _globals['_SCORERESPONSE']._serialized_start=519
-  _globals['_SCORERESPONSE']._serialized_end=678
-  _globals['_SCOREBATCHREQUEST']._serialized_start=680
-  _globals['_SCOREBATCHREQUEST']._serialized_end=744
-  _globals['_SCOREBATCHITEM']._serialized_start=746
-  _globals['_SCOREBATCHITEM']._serialized_end=858
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=860
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=926
-  _globals['_SCORESTREAMREQUEST']._serialized_start=928
-  _globals['_SCORESTREAMREQUEST']._serialized_end=1014
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=1017
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1154
-  _globals['_REWARDSERVICE']._serialized_start=1247
-  _globals['_REWARDSERVICE']._serialized_end=1503
+  _globals['_SCORETIMINGS']._serialized_end=554
+  _globals['_SCORERESPONSE']._serialized_start=557
+  _globals['_SCORERESPONSE']._serialized_end=716
+  _globals['_SCOREBATCHREQUEST']._serialized_start=718
+  _globals['_SCOREBATCHREQUEST']._serialized_end=782
+  _globals['_SCOREBATCHITEM']._serialized_start=784
+  _globals['_SCOREBATCHITEM']._serialized_end=896
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=898
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=964
+  _globals['_SCORESTREAMREQUEST']._serialized_start=966
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1052
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1055
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1192
+  _globals['_REWARDSERVICE']._serialized_start=1285
+  _globals['_REWARDSERVICE']._serialized_end=1541
 # @@protoc_insertion_point(module_scope)

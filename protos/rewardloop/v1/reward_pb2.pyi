@@ -49,14 +49,18 @@ class ResponseScore(_message.Message):
     def __init__(self, score: _Optional[float] = ..., logit: _Optional[float] = ..., uncertainty: _Optional[float] = ..., token_count: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class ScoreTimings(_message.Message):
-    __slots__ = ("queue_us", "tokenize_us", "run_us")
+    __slots__ = ("queue_us", "tokenize_us", "run_us", "run_rows", "run_tokens")
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     TOKENIZE_US_FIELD_NUMBER: _ClassVar[int]
     RUN_US_FIELD_NUMBER: _ClassVar[int]
+    RUN_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RUN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     queue_us: int
     tokenize_us: int
     run_us: int
-    def __init__(self, queue_us: _Optional[int] = ..., tokenize_us: _Optional[int] = ..., run_us: _Optional[int] = ...) -> None: ...
+    run_rows: int
+    run_tokens: int
+    def __init__(self, queue_us: _Optional[int] = ..., tokenize_us: _Optional[int] = ..., run_us: _Optional[int] = ..., run_rows: _Optional[int] = ..., run_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("scores", "model_version", "timings")
