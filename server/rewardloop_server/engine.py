@@ -62,6 +62,7 @@ class RewardModel:
         self.encoder = encoder
         self.calibration = manifest.calibration or Calibration()
         self._session = session
+        self._is_decoder = any(i.name == "ends" for i in session.get_inputs())
         self._takes_segments = any(i.name == "token_type_ids" for i in session.get_inputs())
 
     def run(self, rows: Sequence[Encoded]) -> tuple[Floats, int]:
@@ -86,14 +87,21 @@ class RewardModel:
         """Free the session's memory now rather than at the next garbage collection."""
         del self._session
 
-    def _lay_out(self, rows: Sequence[Encoded]) -> dict[str, npt.NDArray[np.int64]]:
+    def _lay_out(self, rows: Sequence[Encoded]) -> dict[str, npt.NDArray[Any]]:
         length = max(len(row.ids) for row in rows)
         ids = np.full((len(rows), length), self.encoder.format.pad, dtype=np.int64)
         is_real = np.zeros((len(rows), length), dtype=np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row.ids)] = row.ids
             is_real[i, : len(row.ids)] = 1
-        feeds = {"input_ids": ids, "attention_mask": is_real}
+        if self._is_decoder:
+            return {
+                "input_ids": ids,
+                "position_ids": np.repeat(np.arange(length)[None], len(rows), axis=0),
+                "mask": np.tri(length, dtype=np.bool_)[None, None],
+                "ends": np.arange(len(rows)) * length + is_real.sum(1) - 1,
+            }
+        feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids, "attention_mask": is_real}
         if self._takes_segments:
             feeds["token_type_ids"] = segments = np.zeros_like(ids)
             for i, row in enumerate(rows):
@@ -132,5 +140,6 @@ def _check_signature(session: Any, where: str) -> None:
     inputs = {i.name for i in session.get_inputs()}
     outputs = {o.name for o in session.get_outputs()}
     known = {"input_ids", "attention_mask", "token_type_ids"}
-    if not {"input_ids", "attention_mask"} <= inputs <= known or "logits" not in outputs:
+    is_decoder = inputs == {"input_ids", "position_ids", "mask", "ends"}
+    if not (is_decoder or {"input_ids", "attention_mask"} <= inputs <= known) or "logits" not in outputs:
         raise NotLoadable(f"{where}: the graph takes {sorted(inputs)} and gives {sorted(outputs)}")

@@ -13,7 +13,16 @@ import pytest
 import torch
 from reward_bases import config, exported, mixed_sequences, save_base
 
-from rewardloop_trainer.export import MODEL, PARITY_TOLERANCE, ParityError, check_parity, export_reward, parity
+from rewardloop.formats.text import Encoded
+from rewardloop_trainer.export import (
+    MODEL,
+    PARITY_TOLERANCE,
+    ParityError,
+    check_parity,
+    export_reward,
+    parity,
+    run_session,
+)
 from rewardloop_trainer.export_graph import fill, load_graph
 from rewardloop_trainer.reward_model import RewardModel, with_lora
 from rewardloop_trainer.reward_settings import LoraSettings
@@ -46,11 +55,15 @@ def test_a_version_has_the_promised_files_and_graph(kind: str) -> None:
     files = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
     assert files == ["model.onnx", "tokenizer.json", "torch/config.json", "torch/heads.safetensors", *TRUNK]
     session = onnxruntime.InferenceSession(str(directory / MODEL), providers=["CPUExecutionProvider"])
-    assert [(i.name, i.type) for i in session.get_inputs()] == [
-        ("input_ids", "tensor(int64)"),
-        ("attention_mask", "tensor(int64)"),
-    ]
-    assert all(isinstance(size, str) for i in session.get_inputs() for size in i.shape)
+    sizes = ["batch", "sequence"]
+    encoder = {"input_ids": ("tensor(int64)", sizes), "attention_mask": ("tensor(int64)", sizes)}
+    decoder = {
+        "input_ids": ("tensor(int64)", sizes),
+        "position_ids": ("tensor(int64)", sizes),
+        "mask": ("tensor(bool)", ["masks", 1, "sequence", "sequence"]),
+        "ends": ("tensor(int64)", ["responses"]),
+    }
+    assert {i.name: (i.type, i.shape) for i in session.get_inputs()} == (encoder if kind == "bert" else decoder)
     (output,) = session.get_outputs()
     assert (output.name, output.type, output.shape[1]) == ("logits", "tensor(float)", 3)
     onnx.checker.check_model(str(directory / MODEL))
@@ -127,7 +140,7 @@ def test_merged_adapters_are_exported(tmp_path: Path) -> None:
     model.merge_lora()
     export_reward(model, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory)
     session = onnxruntime.InferenceSession(str(tmp_path / MODEL), providers=["CPUExecutionProvider"])
-    logits = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+    logits = run_session(session, [Encoded(ids[0].tolist(), None, False)], 0)
     np.testing.assert_allclose(logits, adapted.numpy(), atol=PARITY_TOLERANCE)
 
 

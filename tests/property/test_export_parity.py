@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from reward_bases import Export, exported, mixed_sequences
 
 from rewardloop.formats.text import Encoded, Turn
-from rewardloop_trainer.export import PARITY_TOLERANCE, run_session
+from rewardloop_trainer.export import PARITY_TOLERANCE, run_session, run_trees
 from rewardloop_trainer.reward_batches import collate, logits_of
 
 TEXTS = 200
@@ -44,6 +45,27 @@ def test_a_score_does_not_depend_on_its_batch(kind: str, places: list[int]) -> N
     sequences, expected = known(kind)
     found = run_session(session(kind), [sequences[i] for i in places], exported(kind).encoder.format.pad)
     assert np.abs(found - expected[places]).max() <= PARITY_TOLERANCE
+
+
+_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@settings(max_examples=25)
+@given(shapes=st.lists(st.tuples(st.integers(0, 60), _lengths), min_size=1, max_size=4), seed=st.integers(0, 999))
+def test_a_score_in_a_tree_row_is_that_of_the_sequence_alone(
+    kind: str, shapes: list[tuple[int, list[int]]], seed: int
+) -> None:
+    chance = random.Random(seed)
+
+    def draw(length: int) -> list[int]:
+        return [chance.randrange(4, 260) for _ in range(length)]
+
+    prompts = [(draw(prompt), responses) for prompt, responses in shapes]
+    groups = [[Encoded(p + draw(r), None, False, r, len(p)) for r in responses] for p, responses in prompts]
+    found = run_trees(session(kind), groups, exported(kind).encoder.format.pad)
+    expected = alone(exported(kind), [sequence for group in groups for sequence in group])
+    assert np.abs(found - expected).max() <= PARITY_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from rewardloop.formats.text import Messages, TextFormat, UnusableChatTemplate
-from rewardloop_trainer.reward_model import UnusableBase
+from rewardloop_trainer.reward_model import UnusableBase, attention_window
 
 log = structlog.get_logger()
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
@@ -58,11 +58,13 @@ def text_format_of(tokenizer: Any, *, is_decoder: bool, segment_ids: bool = Fals
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
-    """Tokens that the model can read, by its positions and its tokenizer; 512 where neither tells."""
+    """Tokens that the model can read, by its positions, attention window and tokenizer; 512 where none tells."""
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.pad_token_id + 1  # position ids start after the padding id
     known = [int(positions)]
+    if (window := attention_window(config)) is not None:
+        known.append(window)
     if tokenizer.model_max_length < _UNBOUNDED:
         known.append(int(tokenizer.model_max_length))
     return min(known)

@@ -42,18 +42,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
-    """Sequences of random tokens, 2 tokens to the maximum length long: what parity is tried on without texts."""
+    """Sequences of random tokens, 2 tokens to the maximum length long, two for each prompt: what parity is tried on
+    without texts."""
     from rewardloop.formats.text import Encoded
 
     chance = random.Random(seed)
     longest = min(encoder.max_length, 512)
-    found = []
-    for _ in range(count):
-        length = chance.randint(2, longest)
+
+    def draw(length: int) -> list[int]:
         ids = [chance.randrange(vocabulary) for _ in range(length)]
-        ids = [i if i != encoder.format.pad else (i + 1) % vocabulary for i in ids]
-        types = [0] * (length // 2) + [1] * (length - length // 2) if encoder.format.segment_ids else None
-        found.append(Encoded(ids, types, False))
+        return [i if i != encoder.format.pad else (i + 1) % vocabulary for i in ids]
+
+    found: list[Encoded] = []
+    while len(found) < count:
+        prompt = draw(chance.randint(1, longest - 1))
+        for _ in range(min(2, count - len(found))):
+            response = draw(chance.randint(1, longest - len(prompt)))
+            types = [0] * len(prompt) + [1] * len(response) if encoder.format.segment_ids else None
+            found.append(Encoded(prompt + response, types, False, len(response), len(prompt)))
     return found
 
 

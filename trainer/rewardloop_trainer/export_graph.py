@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rewardloop_trainer.reward_model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
 _SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
+_INTERFACE = 2  # of graphs: raise it when inputs or outputs change, so that no parent's older graph is filled
 _PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
@@ -80,30 +82,40 @@ def write_graph(graph: onnx.ModelProto, path: Path) -> None:
         onnx.save_model(graph, str(path))
 
 
-class _Exported(nn.Module):
-    """The graph's interface: the mask of a decoder is built here from the sequence length alone."""
-
+class _DecoderGraph(nn.Module):
     def __init__(self, model: RewardModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        causal = None
-        if self.model.is_decoder:
-            rows, length = input_ids.shape
-            causal = torch.ones((length, length), dtype=torch.bool).tril().expand(rows, 1, length, length)
-        logits: Tensor = self.model(input_ids, attention_mask, token_type_ids, causal)
-        return logits
+    def forward(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
+        return self.model.at_ends(input_ids, position_ids, mask, ends)
 
 
 def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if segment_ids else [])]
     # Two rows of unequal length: sizes of 1 would be taken for constants.
-    example = torch.ones((2, 7), dtype=torch.long)
-    mask = example.clone()
-    mask[0, 4:] = 0
-    inputs = (example, mask, torch.zeros_like(example))[: len(names)]
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    ids = torch.ones((2, 7), dtype=torch.long)
+    row_axes = {0: torch.export.Dim("batch"), 1: (length := torch.export.Dim("sequence"))}
+    if model.is_decoder:
+        causal = torch.ones((7, 7), dtype=torch.bool).tril().expand(2, 1, 7, 7).clone()
+        inputs = {
+            "input_ids": (ids, row_axes),
+            "position_ids": (torch.arange(7).expand(2, 7).clone(), row_axes),
+            "mask": (causal, {0: row_axes[0], 2: length, 3: length}),
+            "ends": (torch.tensor([3, 9, 13]), {0: torch.export.Dim("responses")}),
+        }
+        graph = _exported(_DecoderGraph(model), inputs)
+        _let_one_mask_stand_for_all_rows(graph)
+        return graph
+    real = ids.clone()
+    real[0, 4:] = 0
+    inputs = {"input_ids": (ids, row_axes), "attention_mask": (real, row_axes)}
+    if segment_ids:
+        inputs["token_type_ids"] = (torch.zeros_like(ids), row_axes)
+    return _exported(model, inputs)
+
+
+def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
+    """``inputs``: an example of each, and its axes of any size."""
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)  # it warns of vision operators
@@ -111,13 +123,13 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _Exported(model).eval(),
-                inputs,
+                module.eval(),
+                tuple(example for example, _ in inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=names,
+                input_names=list(inputs),
                 output_names=["logits"],
-                dynamic_shapes=tuple(dict(axes) for _ in names),
+                dynamic_shapes=tuple(dict(axes) for _, axes in inputs.values()),
                 verbose=False,
             )
     finally:
@@ -127,9 +139,29 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
     graph = program.model_proto
     for given in graph.graph.input:
         # Torch falls back to fixed sizes, without an error, where a model's code asks for a size.
-        if not all(d.dim_param for d in given.type.tensor_type.shape.dim):
+        sizes = given.type.tensor_type.shape.dim
+        if not all(sizes[axis].dim_param for axis in inputs[given.name][1]):
             raise ExportFailed(f"the exporter fixed the shape of {given.name}")
     return graph
+
+
+def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
+    """Attention broadcasts a mask of one row; the exporter may have read the batch's sizes off the mask, though."""
+    for node in graph.graph.node:
+        if "mask" not in node.input or node.op_type == "Attention":
+            continue
+        span = {a.name: a.i for a in node.attribute}
+        start, end = span.get("start", 0), span.get("end", 4)
+        if node.op_type != "Shape" or (start, end) not in ((0, 1), (2, 3), (3, 4)):
+            raise ExportFailed(f"the decoder's mask is read by {node.op_type}, not by attention alone")
+        column = min(start, 1)
+        node.input[0] = "input_ids"
+        del node.attribute[:]
+        node.attribute.extend(
+            [onnx.helper.make_attribute("start", column), onnx.helper.make_attribute("end", column + 1)]
+        )
+    (mask,) = (i for i in graph.graph.input if i.name == "mask")
+    mask.type.tensor_type.shape.dim[0].dim_param = "masks"
 
 
 def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> dict[str, list[tuple[str, bool]]] | None:
@@ -167,6 +199,7 @@ def _architecture(model: RewardModel, segment_ids: bool) -> str:
         "neck": None if model.neck is None else repr(model.neck),
         "shapes": {name: list(p.shape) for name, p in _scored(model).items()},
         "segment_ids": segment_ids,
+        "interface": _INTERFACE,
         "opset": OPSET,
         "torch": torch.__version__,
     }

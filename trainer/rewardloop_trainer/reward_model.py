@@ -67,32 +67,33 @@ class RewardModel(nn.Module):
         """The trunk's Hugging Face configuration."""
         return cast(Any, self.trunk).config
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        causal_mask: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Logits (B, k) of right-padded input_ids (B, S); attention_mask (B, S) is 1 at real tokens, 0 at padding.
 
-        token_type_ids (B, S): for trunks with segments. causal_mask (B, 1, S, S) bool, True where a token may look:
-        only decoders take it, and only export gives it, because the graph cannot be traced through the mask that
-        transformers builds. Without it attention is plainly causal, so real tokens never see the padding after them.
+        token_type_ids (B, S): for trunks with segments. A decoder's attention is plainly causal here, so its real
+        tokens never see the padding after them.
         """
         inputs: dict[str, Tensor] = {"input_ids": input_ids}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         if not self.is_decoder:
             inputs["attention_mask"] = attention_mask
-        elif causal_mask is not None:
-            inputs["attention_mask"] = causal_mask
-            inputs["position_ids"] = torch.arange(input_ids.shape[1]).unsqueeze(0).expand(input_ids.shape)
         states: Tensor = self.trunk(**inputs).last_hidden_state
-        pooled = _pool(states, attention_mask, self.pooling)
-        if self.neck is not None:
-            pooled = self.neck(pooled)
-        logits: Tensor = self.heads(pooled)
+        return self._logits(_pool(states, attention_mask, self.pooling))
+
+    def at_ends(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
+        """A decoder's logits (N, k) at N tokens of rows whose positions and attention are given: the exported form.
+
+        input_ids, position_ids (B, S); mask (B, 1, S, S) bool, True where a token (third axis) may look; ends (N,)
+        flat indices, row * S + column.
+        """
+        states: Tensor = self.trunk(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=mask
+        ).last_hidden_state
+        return self._logits(states.reshape(-1, states.shape[-1]).index_select(0, ends))
+
+    def _logits(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.heads(pooled if self.neck is None else self.neck(pooled))
         return logits
 
     def merge_lora(self) -> None:
@@ -207,6 +208,12 @@ def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     return torch.gather(states, 1, last.view(-1, 1, 1).expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
+def attention_window(config: Any) -> int | None:
+    """Tokens up to which sliding-window attention is plainly causal attention; None where there is no window."""
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window and getattr(config, "use_sliding_window", True) else None
+
+
 def _config(base: str) -> Any:
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
@@ -220,8 +227,32 @@ def _is_decoder(config: Any) -> bool:
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        _require_plain_attention(config)
         return True
     raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
+
+
+def _require_plain_attention(config: Any) -> None:
+    """A graph is given positions and a mask; what a decoder reads beside them would be wrong without an error.
+
+    A sliding window is allowed: inputs are kept within it (`attention_window`).
+    """
+    layers = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
+    local = {kind for kinds in getattr(config, "attention_types", None) or () for kind in kinds[0]} - {"global"}
+    odd = (layers | local) - {"full_attention", "sliding_attention", "attention"}
+    if getattr(config, "alibi", False):
+        odd.add("distances between tokens (alibi)")
+    if getattr(config, "use_bidirectional_attention", False):
+        odd.add("bidirectional attention")
+    trunk: Any = MODEL_MAPPING[type(config)]
+    kinds = trunk if isinstance(trunk, tuple) else (trunk,)
+    taken = [inspect.signature(kind.forward).parameters for kind in kinds]
+    if not odd and not all({"attention_mask", "position_ids"} <= set(parameters) for parameters in taken):
+        odd.add("no positions or no mask as inputs")
+    if odd:
+        raise UnusableBase(
+            f"{config.model_type}: a decoder's layers must be plain causal attention, not {', '.join(sorted(odd))}"
+        )
 
 
 def _load(kind: Any, base: str, **options: bool) -> nn.Module:

@@ -11,7 +11,7 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_trainer.base_text import load_tokenizer, longest_input, text_format_of
 from rewardloop_trainer.export import TOKENIZER, TORCH
-from rewardloop_trainer.reward_model import RewardModel
+from rewardloop_trainer.reward_model import RewardModel, attention_window
 from rewardloop_trainer.settings import RewardHyperparameters
 
 
@@ -35,8 +35,10 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         directory = store.fetch("reward", version)
         manifest = store.manifest("reward", version)
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-        encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
-        return Start(RewardModel.load(directory / TORCH), encoder, manifest.base, directory)
+        model = RewardModel.load(directory / TORCH)
+        max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
+        encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), max_length)
+        return Start(model, encoder, manifest.base, directory)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
