@@ -1,99 +1,162 @@
-"""bench: a closed loop of callers over Score, and what they saw.
+"""bench: how a server answers under a load of one's choice, for sizing a deployment.
 
-Closed loop: a caller sends its next request when the last was answered, so a slow server is asked less often
-and the tail looks better than under traffic that does not wait.
+A closed loop (callers that wait for their answer) finds what the server can do; an open loop (arrivals that do not
+wait) shows the latency that users see at a rate.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
-import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from rich.console import Console
-from rich.table import Table
+from rich.live import Live
+from rich.text import Text
 
+from rewardloop_cli import bench_plot, bench_report, bench_texts
+from rewardloop_cli.bench_load import Load
+from rewardloop_cli.bench_report import Run
+from rewardloop_cli.bench_seen import Seen
 from rewardloop_cli.failures import UsageError
-from rewardloop_client import AsyncRewardloopClient, RewardloopError
 from rewardloop_client._types import LaneName
 
-_WORDS = ("please", "reset", "the", "account", "and", "tell", "me", "how", "long", "it", "takes", "since", "monday")
+# In flight when the saturation is measured that a rate in percent refers to; no fewer than --callers.
+SATURATING_CALLERS = 64
+_RPCS = ("score", "batch", "stream")
 
 
-@dataclass(slots=True)
-class Seen:
-    """Latencies of answered requests in seconds; failures by reason; versions that answered."""
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests a second, or a share of the measured saturation."""
 
-    latencies_s: list[float] = field(default_factory=list)
-    failures: Counter[str] = field(default_factory=Counter)
-    versions: Counter[str] = field(default_factory=Counter)
-    wall_s: float = 0.0
+    value: float
+    is_share: bool
+
+    @classmethod
+    def parse(cls, option: str, text: str) -> Rate:
+        """``12.5`` or ``70%``. Raises UsageError."""
+        number = text.strip()
+        try:
+            value = float(number.removesuffix("%"))
+        except ValueError:
+            value = float("nan")
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{option} {text}: is neither requests a second such as 50, nor a share such as 70%")
+        return cls(value / 100, True) if number.endswith("%") else cls(value, False)
 
 
-def run(*, server: str, callers: int, seconds: float, responses: int, words: int, lane: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure. ``rates`` empty: a closed loop of ``callers``. Times in seconds."""
+
+    server: str
+    rpc: str
+    callers: int
+    rates: tuple[Rate, ...]
+    seconds: float
+    warm_up_s: float
+    timeout_s: float
+
+
+def run(
+    *,
+    server: str,
+    rpc: str,
+    callers: int,
+    rate: str | None,
+    sweep: str | None,
+    seconds: float,
+    warm_up: float,
+    timeout: float,
+    responses: int,
+    words: int,
+    lengths: str | None,
+    texts: Path | None,
+    distinct: int,
+    batch: int,
+    lane: str,
+    plot: Path | None,
+    json_file: Path | None,
+) -> int:
     """0; 1 when a request failed. Raises UsageError, and RewardloopError when the first request fails."""
     if lane not in ("production", "trainer"):
         raise UsageError(f"--lane {lane}: is not production or trainer")
-    seen = asyncio.run(_measure(server, callers, seconds, responses, words, cast(LaneName, lane)))
-    _print(seen, callers, responses)
-    return int(bool(seen.failures))
+    if rpc not in _RPCS:
+        raise UsageError(f"--rpc {rpc}: is not score, batch or stream")
+    if lengths is not None and lengths not in bench_texts.LENGTHS:
+        raise UsageError(f"--lengths {lengths}: is not {' or '.join(bench_texts.LENGTHS)}")
+    if rate is not None and sweep is not None:
+        raise UsageError("give --rate or --sweep, not both")
+    if plot is not None:
+        bench_plot.check_plot(plot)
+    wanted = [Rate.parse("--rate", rate)] if rate is not None else []
+    wanted += [Rate.parse("--sweep", part) for part in sweep.split(",")] if sweep is not None else []
+    if texts is not None:
+        groups = bench_texts.read_groups(texts, distinct)
+    else:
+        of = bench_texts.LENGTHS[lengths] if lengths else bench_texts.Lengths(words, words, 0.0)
+        groups = bench_texts.built_in(of, responses, distinct)
+    payloads = bench_texts.payloads(rpc, groups, cast(LaneName, lane), batch)
+    plan = Plan(server, rpc, callers, tuple(wanted), seconds, warm_up, timeout)
+    console = bench_report.open_console()
+    runs = asyncio.run(measure(plan, payloads, console))
+    if not any(r.seen.latencies_s or r.seen.failures for r in runs):
+        raise UsageError("nothing was answered within the time: measure for longer (--seconds)")
+    bench_report.print_runs(console, runs)
+    if json_file is not None:
+        bench_report.write_json(json_file, runs, server)
+    if plot is not None:
+        bench_plot.write_plot(plot, runs)
+        console.print(f"plot: {plot}", highlight=False)
+    return int(any(r.seen.failures for r in runs))
 
 
-async def _measure(server: str, callers: int, seconds: float, responses: int, words: int, lane: LaneName) -> Seen:
-    seen = Seen()
-    draw = random.Random(0)
+async def measure(plan: Plan, payloads: bench_texts.Payloads, console: Console) -> list[Run]:
+    """Every run of the plan, in order; a first Ctrl-C ends the running one and leaves out the rest."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    def text() -> str:
-        return " ".join(draw.choices(_WORDS, k=words))
+    def interrupt() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C ends the process
 
-    async with AsyncRewardloopClient(server, max_attempts=1, lane=lane) as client:
-        await client.score(text(), [text()])  # connects, and raises if nobody is there
-        end = time.monotonic() + seconds
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    with ExitStack() as stack:
+        stack.callback(loop.remove_signal_handler, signal.SIGINT)
+        live = stack.enter_context(Live(console=console, transient=True)) if console.is_terminal else None
+        runs: list[Run] = []
 
-        async def call() -> None:
-            while time.monotonic() < end:
-                prompt, group = text(), [text() for _ in range(responses)]
-                started = time.perf_counter()
-                try:
-                    result = await client.score(prompt, group)
-                except RewardloopError as error:
-                    seen.failures[error.reason or type(error).__name__] += 1
-                    await asyncio.sleep(error.retry_after_s or 0.01)
-                    continue
-                seen.latencies_s.append(time.perf_counter() - started)
-                seen.versions[result.model_version.version] += 1
+        def watch(seen: Seen) -> None:
+            if live is not None:
+                live.update(Text(_progress(plan, seen, len(runs))))
 
-        started = time.monotonic()
-        await asyncio.gather(*(call() for _ in range(callers)))
-        seen.wall_s = time.monotonic() - started
-    return seen
+        async with Load(plan.server, payloads, plan.timeout_s, stop, watch) as load:
+            await load.probe()
+            saturation = 0.0
+            if any(rate.is_share for rate in plan.rates) or not plan.rates:
+                callers = max(plan.callers, SATURATING_CALLERS) if plan.rates else plan.callers
+                seen = await load.closed(callers, plan.warm_up_s, plan.seconds)
+                runs.append(Run(plan.rpc, callers, None, seen))
+                saturation = runs[-1].requests_per_s
+            for rate in plan.rates:
+                if stop.is_set():
+                    break
+                offered = rate.value * saturation if rate.is_share else rate.value
+                if offered == 0:
+                    raise UsageError("nothing was answered while the saturation was measured: use a longer --seconds")
+                seen = await load.open(offered, plan.warm_up_s, plan.seconds)
+                runs.append(Run(plan.rpc, None, offered, seen))
+    return runs
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` of all values do not exceed; NaN of none. ``values`` sorted."""
-    return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
-
-
-def _print(seen: Seen, callers: int, responses: int) -> None:
-    latencies = sorted(seen.latencies_s)
-    table = Table("callers", "requests", "failed", "req/s", "resp/s", "p50", "p90", "p99", "max")
-    rate = len(latencies) / seen.wall_s
-    table.add_row(
-        str(callers),
-        str(len(latencies)),
-        str(seen.failures.total()),
-        f"{rate:.1f}",
-        f"{rate * responses:.1f}",
-        *(f"{1000 * percentile(latencies, share):.2f}" for share in (0.5, 0.9, 0.99, 1.0)),
-    )
-    console = Console(markup=False)
-    console.print(table)
-    console.print("latencies in milliseconds; closed loop")
-    for title, counts in (("reward versions", seen.versions), ("failures", seen.failures)):
-        if counts:
-            console.print(f"{title}: " + ", ".join(f"{name} x{n}" for name, n in counts.most_common()), highlight=False)
+def _progress(plan: Plan, seen: Seen, done: int) -> str:
+    now = seen.now_s()
+    shares = sum(rate.is_share for rate in plan.rates) > 0
+    total = max(1, len(plan.rates) + shares)
+    phase = f"warm-up, {-now:.0f} s left" if now < 0 else f"{min(now, plan.seconds):.0f} of {plan.seconds:.0f} s"
+    rate = seen.answered / now if now > 0 else 0.0
+    return f"run {done + 1} of {total}: {phase}; {seen.answered} answered, {rate:.1f}/s; {seen.failures.total()} failed"

@@ -168,20 +168,59 @@ def status(
 
 @app.command()
 def bench(
-    callers: Annotated[int, typer.Option(min=1, max=10_000, help="Callers, each with one request in flight.")] = 8,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 10.0,
+    rpc: Annotated[str, typer.Option(help="score, batch (ScoreBatch) or stream (one ScoreStream)")] = "score",
+    callers: Annotated[int, typer.Option(min=1, max=10_000, help="Closed loop: requests in flight.")] = 8,
+    rate: Annotated[
+        str | None, typer.Option(help="Open loop: requests a second, or 70% of a saturation measured first.")
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="Several rates, such as 10%,30%,50%,70%,90%.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure, each rate.")] = 10.0,
+    warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds before that, not measured.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 30.0,
     responses: Annotated[int, typer.Option(min=1, max=256, help="Responses of one group.")] = 4,
     words: Annotated[int, typer.Option(min=1, help="Words of the prompt and of each response.")] = 40,
+    lengths: Annotated[
+        str | None, typer.Option(help="Instead of --words: short (about 64 tokens a pair) or real (about 300).")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Instead: JSONL or Parquet, as `rewardloop score --input` reads it.")
+    ] = None,
+    distinct: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Different groups, asked in turn: a cache sees repeats.")
+    ] = 2000,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Groups of one ScoreBatch.")] = 32,
     lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw; needs matplotlib.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the same figures as JSON.")] = None,
     server: _Server = _DEFAULT_SERVER,
 ) -> None:
-    """Score in a closed loop and print throughput and latency."""
+    """Put a server under load and print its throughput and latency.
+
+    Without --rate or --sweep a closed loop: each caller waits for its answer. With them Poisson arrivals that do not
+    wait, timed from when each was due. Ctrl-C prints what there is.
+    """
     from rewardloop_cli import bench as command
     from rewardloop_cli.failures import finish
 
     finish(
         lambda: command.run(
-            server=server, callers=callers, seconds=seconds, responses=responses, words=words, lane=lane
+            server=server,
+            rpc=rpc,
+            callers=callers,
+            rate=rate,
+            sweep=sweep,
+            seconds=seconds,
+            warm_up=warm_up,
+            timeout=timeout,
+            responses=responses,
+            words=words,
+            lengths=lengths,
+            texts=texts,
+            distinct=distinct,
+            batch=batch,
+            lane=lane,
+            plot=plot,
+            json_file=json_file,
         )
     )
 

@@ -76,7 +76,7 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
     def groups() -> Iterator[ScoreGroup]:
         for line in lines:
             try:
-                group = _group(line.value(), pin_version)
+                group = group_of(line.value(), pin_version)
             except RowError as error:
                 unreadable[line.number] = str(error)
                 continue
@@ -107,7 +107,7 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
     return int(failed > 0)
 
 
-def _group(row: Json, pin_version: str | None) -> ScoreGroup:
+def group_of(row: Json, pin_version: str | None) -> ScoreGroup:
     """Raises RowError."""
     if not isinstance(row, dict) or "prompt" not in row:
         raise RowError("is no object with a prompt")

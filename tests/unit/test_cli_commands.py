@@ -6,10 +6,12 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from client_servers import Services, serving, status
@@ -17,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from typer.testing import CliRunner
 
 from rewardloop_cli import processes
-from rewardloop_cli.bench import percentile
+from rewardloop_cli.bench_report import percentile
 from rewardloop_cli.main import app
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
 
@@ -151,6 +153,13 @@ def test_score_reads_and_writes_jsonl_in_order(server: str, tmp_path: Path) -> N
         (["feedback", "import", "x", "--tag", "novalue"], "key=value"),
         (["feedback", "import", "x", "--source", "robot"], "human, llm_judge or implicit"),
         (["bench", "--lane", "fast"], "production or trainer"),
+        (["bench", "--rpc", "carrier-pigeon"], "score, batch or stream"),
+        (["bench", "--rate", "0%"], "neither requests a second"),
+        (["bench", "--rate", "fast"], "neither requests a second"),
+        (["bench", "--rate", "5", "--sweep", "10%"], "not both"),
+        (["bench", "--lengths", "tall"], "short or real"),
+        (["bench", "--texts", "/no/such/file"], "no such file"),
+        (["bench", "--plot", "/no/such/directory/p.png"], "no directory"),
         (["bench", "--server", "127.0.0.1:1"], "Unreachable"),
     ],
 )
@@ -175,17 +184,56 @@ def test_models_failures_name_their_reason(server: str, services: Services) -> N
     assert (done.exit_code, "NOTHING_TO_ROLL_BACK" in done.output) == (2, True)
 
 
-def test_bench_counts_what_it_saw(server: str, services: Services) -> None:
-    done = _run("bench", "--server", server, "--seconds", "0.5", "--callers", "3", "--responses", "2")
-    assert done.exit_code == 0
-    (row,) = [line.split("│")[1:-1] for line in done.output.splitlines() if line.startswith("│")]
-    callers, requests, failed = (int(cell) for cell in row[:3])
-    assert (callers, failed) == (3, 0)
-    assert requests == len(services.calls) - 1 > 10
+def _bench(server: str, target: Path, *options: str) -> dict[str, Any]:
+    quick = ["--seconds", "0.5", "--warm-up", "0", "--callers", "3", "--responses", "2", "--distinct", "10"]
+    done = _run("bench", "--server", server, *quick, "--json", str(target), *options)
+    failed = any(run["failures"] for run in json.loads(target.read_text())["runs"])
+    assert done.exit_code == int(failed), done.output
+    return json.loads(target.read_text())
+
+
+@pytest.mark.parametrize("rpc", ["score", "batch"])
+def test_bench_counts_what_it_saw(server: str, services: Services, tmp_path: Path, rpc: str) -> None:
+    (run,) = _bench(server, tmp_path / "b.json", "--rpc", rpc, "--batch", "4", "--callers", "4")["runs"]
+    groups = {"score": 1, "batch": 4}[rpc]
+    assert run["failures"] == {}
+    assert run["versions"] == {"1": run["answered"] * groups}
+    assert run["responses_per_s"] == pytest.approx(run["requests_per_s"] * groups * 2)
+    assert 10 < run["answered"] <= len(services.calls) - 1
+
+
+def test_bench_counts_failures_by_reason(server: str, services: Services, tmp_path: Path) -> None:
     services.failures = [lambda context: None, status("QUEUE_FULL", retry_after_s=0.01)]
-    done = _run("bench", "--server", server, "--seconds", "0.3")
-    assert done.exit_code == 1
-    assert "QUEUE_FULL x1" in done.output
+    (run,) = _bench(server, tmp_path / "b.json", "--rpc", "score")["runs"]
+    assert run["failures"] == {"QUEUE_FULL": 1}
+
+
+def test_bench_times_an_open_loop_from_when_requests_were_due(server: str, services: Services, tmp_path: Path) -> None:
+    stall_s = 0.4
+    services.failures = [lambda context: None, lambda context: time.sleep(stall_s)] + [lambda context: None] * 3
+    runs = _bench(server, tmp_path / "b.json", "--rate", "60", "--seconds", "1")["runs"]
+    assert [run["loop"] for run in runs] == ["open"]
+    assert runs[0]["latency_ms"]["max"] >= 1000 * stall_s
+    assert runs[0]["answered"] > 20, "arrivals do not wait for a stalled request"
+
+
+def test_bench_takes_rates_as_shares_of_a_saturation_that_it_measures(server: str, tmp_path: Path) -> None:
+    plot = tmp_path / "latency.png"
+    runs = _bench(server, tmp_path / "b.json", "--sweep", "10%,20%", "--plot", str(plot))["runs"]
+    saturation, *swept = runs
+    assert saturation["loop"] == "closed"
+    assert [run["offered_per_s"] / saturation["requests_per_s"] for run in swept] == pytest.approx([0.1, 0.2])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_asks_the_texts_of_a_file(server: str, services: Services, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"prompt": "q", "responses": ["a", "b", "c"]}\n{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    (run,) = _bench(server, tmp_path / "b.json", "--texts", str(texts))["runs"]
+    assert run["responses_per_s"] / run["requests_per_s"] == pytest.approx(2.5, rel=0.1)
+    texts.write_text('{"prompt": "q"}\n')
+    done = _run("bench", "--server", server, "--texts", str(texts))
+    assert (done.exit_code, "line 1 has no responses" in done.output) == (2, True)
 
 
 def test_percentiles_are_observed_values() -> None:
