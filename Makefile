@@ -31,5 +31,9 @@ protos: install
 protos-check: install
 	$(PY) tests/protos_check.py
 
+# Against a running server: make bench BENCH='--lengths real --rate 70%'. Comparisons: tests/bench/README.md.
+bench: install
+	$(VENV)/bin/rewardloop bench $(BENCH)
+
 clean:
 	rm -rf $(VENV) build dist
