@@ -48,7 +48,7 @@ async def serve(settings: PolicyWorkerSettings) -> int:
     store = ModelStore(settings.store)
     pointer = ActivePointer(redis)
     host: VersionHost[PolicyModel] = VersionHost(
-        "policy", store, functools.partial(load_policy_model, device=device), metrics.switched
+        "policy", store, functools.partial(load_policy_model, device=device), metrics.switched, metrics.resident
     )
     batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
     health = HealthServicer()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -24,6 +25,12 @@ FRESHNESS_BUCKETS = (
 ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TOKENS_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 RATIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+# Scores are calibrated to about unit spread; fine around 0, where versions are alike.
+DIFFERENCE_BUCKETS = (
+    *(-5.0, -2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, -0.001),
+    *(0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:
@@ -56,11 +63,34 @@ class ServerMetrics:
         "lane",
     )
     queue_tokens: Gauge = _gauge("queue_tokens", "Tokens that wait in a lane's queue.", "lane")
-    batch_rows: Histogram = _histogram("batch_rows", "Rows in one batch.", ROWS_BUCKETS)
-    batch_tokens: Histogram = _histogram("batch_tokens", "Real tokens in one batch.", TOKENS_BUCKETS)
-    padding_ratio: Histogram = _histogram("padding_ratio", "Share of a batch's tokens that is padding.", RATIO_BUCKETS)
+    batch_rows: Histogram = _histogram("batch_rows", "Sequences in one engine run.", ROWS_BUCKETS)
+    batch_tokens: Histogram = _histogram("batch_tokens", "Tokens in one engine run, without padding.", TOKENS_BUCKETS)
+    padding_ratio: Histogram = _histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
+    cache_lookups_total: Counter = _counter(
+        "cache_lookups_total", "Rows looked up in the cache of scores, by outcome (hit, miss).", "lane", "outcome"
+    )
+    shadow_dropped_total: Counter = _counter(
+        "shadow_dropped_total", "Groups in the shadow's share that it did not score: too much waited, or it failed."
+    )
+    shadow_score_difference: Histogram = _histogram(
+        "shadow_score_difference",
+        "Calibrated score of the shadow version less the one that was given out, by response.",
+        DIFFERENCE_BUCKETS,
+    )
+    shadow_order_agreement_total: Counter = _counter(
+        "shadow_order_agreement_total",
+        "Whether the shadow version orders a group's responses alike: the best one of each group, and each pair.",
+        "order",
+        "outcome",
+    )
     active_version: Gauge = _gauge(
         "active_version", "1 for the version that serves new requests.", "model", "version", "digest"
+    )
+    resident_versions: Gauge = _gauge(
+        "resident_versions",
+        "Versions in memory by role: active, canary, shadow, warm, draining.",
+        "model",
+        "role",
     )
     swaps_total: Counter = _counter("swaps_total", "Switches to another version, the first load included.", "model")
     swap_seconds: Histogram = _histogram(
@@ -87,6 +117,11 @@ class ServerMetrics:
             if each.name != "registry":
                 self.registry.register(getattr(self, each.name))
         ProcessCollector(registry=self.registry)
+
+    def resident(self, model: str, counts: Mapping[str, int]) -> None:
+        """What is in memory now: versions by role."""
+        for role in ("active", "canary", "shadow", "warm", "draining"):
+            self.resident_versions.labels(model=model, role=role).set(counts.get(role, 0))
 
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
         """A model's new requests go to ``manifest`` from now on; making it ready took ``seconds``."""

@@ -1,4 +1,4 @@
-"""Shows and moves the active versions: the ModelService."""
+"""Shows the versions and says which of them serve: the ModelService."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewardloop_server.errors import (
     UnknownVersion,
     Violation,
 )
-from rewardloop_server.pointer import ActivePointer
+from rewardloop_server.pointer import ActivePointer, Role, Share
 from rewardloop_server.policy_relay import PolicyRelay
 
 log = structlog.get_logger()
@@ -35,7 +35,15 @@ class ModelHost(Protocol):
     @property
     def active(self) -> Manifest | None: ...
 
-    def switching(self, version: str) -> AbstractAsyncContextManager[Manifest]: ...
+    def changing(self) -> AbstractAsyncContextManager[None]: ...
+
+    async def warm(self, version: str) -> Manifest: ...
+
+    def activate(self, version: str) -> None: ...
+
+    def assign(self, role: Role, holder: Share) -> None: ...
+
+    def end(self, role: Role) -> None: ...
 
     def state(self, version: str) -> model_pb2.VersionState: ...
 
@@ -80,9 +88,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         if not request.version:
             raise InvalidRequest([Violation("version", "missing")])
         host = self._hosts[request.model]
-        async with host.switching(request.version) as manifest:
+        async with host.changing():
+            manifest = await host.warm(request.version)
             before = await self._pointer.move(request.model, request.version, request.reason)
-        log.info("promoted", model=request.model, version=manifest.version, previous=before)
+            host.activate(request.version)
+        log.info("promoted", model=request.model, version=request.version, previous=before, reason=request.reason)
         return model_pb2.PromoteResponse(version=_info(host, manifest), previous_version=before or "")
 
     async def Rollback(self, request: model_pb2.RollbackRequest, context: Context) -> model_pb2.RollbackResponse:
@@ -93,14 +103,29 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             active = await self._pointer.read(request.model)
             if active is None or active.rollback_target is None:
                 raise NothingToRollBack(f"no version of {request.model} was active before the present one")
-            async with host.switching(active.rollback_target) as manifest:
+            async with host.changing():
+                manifest = await host.warm(active.rollback_target)
                 is_moved = await self._pointer.move_back(
                     request.model, active.version, active.rollback_target, request.reason
                 )
+                if is_moved:
+                    host.activate(manifest.version)
             if is_moved:
-                log.info("rolled back", model=request.model, version=manifest.version, previous=active.version)
+                log.info(
+                    "rolled back",
+                    model=request.model,
+                    version=manifest.version,
+                    previous=active.version,
+                    reason=request.reason,
+                )
                 return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
             # Another caller moved the pointer meanwhile: start over from where it is now.
+
+    async def SetCanary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
+        return model_pb2.SetCanaryResponse(version=await self._set_role("canary", request))
+
+    async def SetShadow(self, request: model_pb2.SetShadowRequest, context: Context) -> model_pb2.SetShadowResponse:
+        return model_pb2.SetShadowResponse(version=await self._set_role("shadow", request))
 
     async def WatchVersions(
         self, request: model_pb2.WatchVersionsRequest, context: Context
@@ -112,6 +137,28 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         host = self._hosts[request.model]
         async for manifest in host.changes():
             yield model_pb2.WatchVersionsResponse(active=_info(host, manifest))
+
+    async def _set_role(
+        self, role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest
+    ) -> model_pb2.VersionInfo | None:
+        """The version that has the role now; None: it was ended."""
+        _check_role(role, request)
+        host = self._hosts[request.model]
+        if not request.version:
+            async with host.changing():
+                await self._pointer.end(request.model, role, request.reason)
+                host.end(role)
+            log.info(f"{role} ended", model=request.model, reason=request.reason)
+            return None
+        active = _active(host, request.model)
+        holder = Share(request.version, request.share)
+        async with host.changing():
+            manifest = active if active.version == holder.version else await host.warm(holder.version)
+            if not await self._pointer.assign(request.model, role, holder, request.reason):
+                raise InvalidRequest([Violation("version", f"{holder.version} is the active version")])
+            host.assign(role, holder)
+        log.info(f"{role} set", model=request.model, version=holder.version, share=holder.share, reason=request.reason)
+        return _info(host, manifest)
 
     def _relay_for(self, model: str) -> PolicyRelay | None:
         """The relay when the model lives in the worker, None when it is hosted here. Raises InvalidRequest."""
@@ -128,6 +175,16 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             raise UnknownVersion(str(error)) from error
         except CorruptVersion as error:
             raise CorruptVersionError(str(error)) from error
+
+
+def _check_role(role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
+    """Raises InvalidRequest. The policy has neither: an answer that was not shown compares with nothing."""
+    if request.model != "reward":
+        raise InvalidRequest([Violation("model", f"only reward takes a {role}")])
+    is_valid = 0 < request.share < 1 or (role == "shadow" and request.share == 1)  # false for NaN
+    if request.version and not is_valid:
+        bounds = "above 0 and below 1" if role == "canary" else "above 0 and at most 1"
+        raise InvalidRequest([Violation("share", f"not {bounds}")])
 
 
 def _active(host: ModelHost, model: str) -> Manifest:

@@ -1,55 +1,40 @@
 """swap: one model's versions in this process - load beside, warm, switch, drain, free.
 
-A version is leased for as long as a request needs it. The switch is one assignment on the event loop: requests
-admitted before it finish on the old version, requests after it get the new one, and the old version is freed when
-its last lease ends.
+A version is leased for as long as a request needs it. A switch is one assignment on the event loop: requests
+admitted before it finish on the old version, requests after it get the new one, and a version that is not to stay
+is freed when its last lease ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import structlog
 
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
 from rewardloop.v1 import model_pb2
-from rewardloop_server.errors import CorruptVersionError, NoModel, RewardloopError, UnknownVersion
-from rewardloop_server.pointer import ActivePointer
+from rewardloop_server.errors import CorruptVersionError, RewardloopError, UnknownVersion
+from rewardloop_server.pointer import ROLES, Active, ActivePointer, Role, Share
+from rewardloop_server.residents import L, Residents
 
 log = structlog.get_logger()
 
-
-class Loaded(Protocol):
-    """A version in memory, warm."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def close(self) -> None:
-        """Free its memory; called once, after its last lease."""
-
-
-L = TypeVar("L", bound=Loaded)
-
-
-class _Slot(Generic[L]):
-    """A loaded version and how many leases it has; the host itself holds one while it is active."""
-
-    def __init__(self, loaded: L) -> None:
-        self.loaded = loaded
-        self.leases = 1
+_MAX_RETRY_S = 10.0
 
 
 class VersionHost(Generic[L]):
-    """Serves one model ("reward" or "policy") and follows the active pointer.
+    """Serves one model ("reward" or "policy") and follows its pointer.
 
     ``load(manifest, directory)`` runs in a thread, returns a warm version or raises NotLoadable.
-    ``on_switch(previous or None, manifest, seconds)`` is told of each switch.
+    ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
+    ``on_residents(model, versions by state)`` is told what is in memory after each change.
+    ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
     """
 
     def __init__(
@@ -58,113 +43,74 @@ class VersionHost(Generic[L]):
         store: ModelStore,
         load: Callable[[Manifest, Path], L],
         on_switch: Callable[[Manifest | None, Manifest, float], None],
+        on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
+        resident_versions: int = 4,
     ) -> None:
         self.model = model
         self._store = store
         self._load = load
         self._on_switch = on_switch
-        self._slot: _Slot[L] | None = None
-        self._draining: dict[str, _Slot[L]] = {}
+        self._on_residents = on_residents
+        self._residents: Residents[L] = Residents(model, resident_versions)
+        self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
         self._warming: str | None = None
         self._one_at_a_time = asyncio.Lock()
-        self._switched = asyncio.Condition()
+        self._switched = asyncio.Event()
 
     @property
     def active(self) -> Manifest | None:
-        return self._slot.loaded.manifest if self._slot else None
+        return self._residents.active
 
     def state(self, version: str) -> model_pb2.VersionState:
         """State of a version in this process."""
-        if self.active is not None and self.active.version == version:
-            return model_pb2.VERSION_STATE_ACTIVE
-        if self._warming == version:
-            return model_pb2.VERSION_STATE_WARMING
-        if version in self._draining:
-            return model_pb2.VERSION_STATE_DRAINING
-        return model_pb2.VERSION_STATE_STORED
+        if (state := self._residents.state(version)) is not None:
+            return state
+        return model_pb2.VERSION_STATE_WARMING if self._warming == version else model_pb2.VERSION_STATE_STORED
 
     @contextmanager
-    def lease(self) -> Iterator[L]:
-        """The active version, kept alive until the block ends. Raises NoModel when none is warm."""
-        slot = self._slot
-        if slot is None:
-            raise NoModel(f"no warm {self.model} model", retry_after_ms=500)
-        slot.leases += 1
-        try:
-            yield slot.loaded
-        finally:
-            self._release(slot)
+    def lease(self, pin: str | None = None, min_version: int | None = None, key: bytes = b"") -> Iterator[L]:
+        """The version that scores a request, kept alive until the block ends.
 
-    async def activate(self, version: str) -> Manifest:
-        """Load, verify and warm ``version`` beside the running one, then switch. No-op when it is active.
-
-        Raises UnknownVersion, CorruptVersionError or NotLoadable; the running version stays.
+        ``pin``: exactly this version, by number or digest; any that is resident. Otherwise the canary when ``key``
+        (the prompt's bytes) falls into its share, else the active version; the other of the two where only that is
+        ``min_version`` or later. Raises NoModel when none is active, UnknownVersion when none is as asked.
         """
-        async with self._one_at_a_time:
-            return await self._activate(version)
+        with self._residents.lease(pin, min_version, key) as loaded:
+            yield loaded
+
+    @contextmanager
+    def lease_shadow(self, key: bytes) -> Iterator[L | None]:
+        """The shadow, kept alive until the block ends; None: there is none, or ``key`` is not in its share."""
+        with self._residents.lease_shadow(key) as loaded:
+            yield loaded
+
+    def takes_shadow(self, key: bytes) -> bool:
+        """Whether `lease_shadow` would give a version."""
+        return self._residents.takes_shadow(key)
 
     @asynccontextmanager
-    async def switching(self, version: str) -> AsyncIterator[Manifest]:
-        """Activate ``version`` for the block, and go back at once to the version before it when the block fails.
+    async def changing(self) -> AsyncIterator[None]:
+        """The block in which alone `warm`, `activate`, `assign` and `end` are called; one at a time.
 
-        No other switch happens meanwhile. The pointer is moved within the block: between a switch and the pointer's
-        move, `follow` would read the old pointer and undo the switch. Raises as `activate` does.
+        A change is made in the order warm, pointer, switch: a failure before the pointer moved changes nothing, one
+        after it is mended by `follow`, which waits for the block's end. What got no role in the block is freed.
         """
         async with self._one_at_a_time:
-            before = self._slot
-            if before is not None:
-                before.leases += 1
             try:
-                yield await self._activate(version)
-            except BaseException:
-                if before is not None and self._slot is not before:
-                    before.leases += 1
-                    await self._switch(before, 0.0)
-                raise
+                yield
             finally:
-                if before is not None:
-                    self._release(before)
+                self._residents.settle()
+                states = self._residents.states()
+                self._load_s = {version: seconds for version, seconds in self._load_s.items() if version in states}
+                self._on_residents(self.model, Counter(states.values()))
 
-    async def changes(self) -> AsyncIterator[Manifest]:
-        """The active manifest (once there is one), then each one after a switch; skips what a slow reader missed."""
-        seen: Manifest | None = None
-        while True:
-            async with self._switched:
-                while (current := self.active) is None or current is seen:
-                    await self._switched.wait()
-            seen = current
-            yield current
+    async def warm(self, version: str) -> Manifest:
+        """Load, verify and warm ``version`` beside what serves. No-op when it is resident.
 
-    async def follow(self, pointer: ActivePointer, poll_s: float) -> None:
-        """Converge on the active pointer until cancelled; a store's newest version becomes active where none is.
-
-        Redis away or a version that does not load: logged, retried, the running version stays.
+        Raises UnknownVersion, CorruptVersionError or NotLoadable; nothing changes then.
         """
-        delay = poll_s
-        while True:
-            try:
-                async with self._one_at_a_time:
-                    if (wanted := await self._wanted(pointer)) is not None:
-                        await self._activate(wanted)
-                delay = poll_s
-            except RewardloopError as error:
-                delay = min(delay * 2, 10.0)
-                log.warning("cannot follow the active version", model=self.model, error=str(error), retry_s=delay)
-            await asyncio.sleep(delay)
-
-    async def _wanted(self, pointer: ActivePointer) -> str | None:
-        if (active := await pointer.read(self.model)) is not None:
-            return active.version
-        stored = await asyncio.to_thread(self._store.versions, self.model)
-        if not stored:
-            return None
-        await pointer.initialise(self.model, str(stored[-1]))
-        active = await pointer.read(self.model)
-        return active.version if active else None
-
-    async def _activate(self, version: str) -> Manifest:
-        if self.active is not None and self.active.version == version:
-            return self.active
+        if (resident := self._residents.manifest(version)) is not None:
+            return resident
         started = time.monotonic()
         self._warming = version
         try:
@@ -175,34 +121,98 @@ class VersionHost(Generic[L]):
             raise CorruptVersionError(str(error)) from error
         finally:
             self._warming = None
-        await self._switch(_Slot(loaded), time.monotonic() - started)
+        self._load_s[version] = time.monotonic() - started
+        self._residents.add(loaded)
         return loaded.manifest
 
-    def _fetch_and_load(self, version: str) -> L:
-        return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
-
-    async def _switch(self, slot: _Slot[L], seconds: float) -> None:
-        """Serve ``slot`` from now on; one of its leases is the host's."""
-        old, self._slot = self._slot, slot
-        previous = old.loaded.manifest if old else None
-        manifest = slot.loaded.manifest
-        self._draining.pop(manifest.version, None)
+    def activate(self, version: str) -> None:
+        """Serve a warm version from now on, and end canary and shadow."""
+        previous = self.active
+        self._residents.activate(version)
+        manifest = self.active
+        if manifest is None or manifest is previous:
+            return
+        seconds = self._load_s.pop(version, 0.0)
         self._on_switch(previous, manifest, seconds)
         log.info(
             "version switched",
             model=self.model,
-            version=manifest.version,
+            version=version,
             previous=previous.version if previous else None,
             seconds=round(seconds, 3),
         )
-        if old is not None:
-            self._draining[old.loaded.manifest.version] = old
-            self._release(old)
-        async with self._switched:
-            self._switched.notify_all()
+        self._switched.set()
+        self._switched = asyncio.Event()
 
-    def _release(self, slot: _Slot[L]) -> None:
-        slot.leases -= 1
-        if slot.leases == 0:
-            self._draining.pop(slot.loaded.manifest.version, None)
-            slot.loaded.close()
+    def assign(self, role: Role, holder: Share) -> None:
+        """Give the role to a warm version."""
+        self._residents.assign(role, holder)
+        log.info("role given", model=self.model, role=role, version=holder.version, share=holder.share)
+
+    def end(self, role: Role) -> None:
+        """Take the role from whoever has it."""
+        self._residents.end(role)
+        log.info("role ended", model=self.model, role=role)
+
+    async def changes(self) -> AsyncIterator[Manifest]:
+        """The active manifest (once there is one), then each one after a switch; skips what a slow reader missed."""
+        seen: Manifest | None = None
+        while True:
+            while (current := self.active) is None or current is seen:
+                await self._switched.wait()
+            seen = current
+            yield current
+
+    async def follow(self, pointer: ActivePointer, poll_s: float) -> None:
+        """Converge on the pointer until cancelled; a store's newest version becomes active where none is.
+
+        Redis away or a version that does not load: logged, retried ever more slowly, what serves goes on. A pointer
+        that moves on from such a version is followed at once.
+        """
+        pause, retry_at, given_up = poll_s, 0.0, None
+        while True:
+            wanted: Active | None = None
+            try:
+                async with self.changing():
+                    wanted = await self._wanted(pointer)
+                    if wanted is not None and (wanted != given_up or time.monotonic() >= retry_at):
+                        await self._converge(wanted)
+                        pause, given_up = poll_s, None
+            except RewardloopError as error:
+                pause = min(pause * 2, _MAX_RETRY_S)
+                retry_at, given_up = time.monotonic() + pause, wanted
+                log.warning("cannot follow the pointer", model=self.model, error=str(error), retry_s=pause)
+            await asyncio.sleep(pause if wanted is None else poll_s)
+
+    async def _wanted(self, pointer: ActivePointer) -> Active | None:
+        if (active := await pointer.read(self.model)) is not None:
+            return active
+        stored = await asyncio.to_thread(self._store.versions, self.model)
+        if not stored:
+            return None
+        await pointer.initialise(self.model, str(stored[-1]))
+        return await pointer.read(self.model)
+
+    async def _converge(self, wanted: Active) -> None:
+        """A canary or shadow that does not load keeps neither the other nor the active version from its place."""
+        if self.active is None or self.active.version != wanted.version:
+            await self.warm(wanted.version)
+            self.activate(wanted.version)
+        failures: list[RewardloopError] = []
+        for role in ROLES:
+            holder = wanted.beside(role)
+            if holder == self._residents.beside(role):
+                continue
+            if holder is None:
+                self.end(role)
+                continue
+            try:
+                await self.warm(holder.version)
+                self.assign(role, holder)
+            except RewardloopError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _fetch_and_load(self, version: str) -> L:
+        return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))

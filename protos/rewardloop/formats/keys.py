@@ -8,7 +8,9 @@ rewardloop:{feedback}:dead                stream: entries that cannot be read. F
                                           were, `reason`, and `source_id`, the entry's id in the first stream.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
-                                          first, "changed_at": ISO 8601 in UTC, "reason": text}.
+                                          first, "changed_at": ISO 8601 in UTC, "reason": text}, and while there
+                                          are such, "canary" and "shadow": {"version": "8", "share": 0.05}, the
+                                          share of the requests, above 0 and at most 1.
 rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
 rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
 rewardloop:{trainer}:epoch                integer: how many trainers have led; the leader's is the highest.
