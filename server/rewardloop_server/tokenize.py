@@ -3,26 +3,100 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from rewardloop.formats.text import Encoded, Encoder, turns
 from rewardloop.v1 import reward_pb2
 
+# Requests up to this many bytes are tokenized where they arrive when no other waits: 256 bytes take about 40
+# microseconds (WordPiece, 2 cores), less than the 90 that a hop to a thread and back costs an idle service.
+_INLINE_BYTES = 512
+
+# Most bytes of text that go to a thread at once, so that the threads share a flood and nothing waits long for its turn.
+_JOB_BYTES = 32 * 1024
+
+# English has 4 to 5 bytes to a token, other scripts fewer; see `estimated_tokens`.
+_BYTES_PER_TOKEN = 4
+
+# Longer than any model reads, for where the model is not chosen yet.
+_LONGEST = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    encoder: Encoder
+    request: reward_pb2.ScoreRequest
+    outcome: asyncio.Future[list[Encoded]]
+
 
 class TokenizePool:
-    """``threads`` threads that tokenize; the tokenizer releases the interpreter lock while it works."""
+    """``threads`` threads that tokenize; the tokenizer releases the interpreter lock while it works.
+
+    Work-conserving: what comes while all threads are busy goes to the next free one together, in one hop.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+        self._idle = threads
+        self._pending: deque[_Pending] = deque()
 
-    async def encode(self, encoder: Encoder, request: reward_pb2.ScoreRequest) -> list[Encoded]:
-        """One sequence for each response, in order."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _encode, encoder, request)
+    async def encode(
+        self, encoder: Encoder, request: reward_pb2.ScoreRequest, *, is_bulk: bool = False
+    ) -> list[Encoded]:
+        """One sequence for each response, in order. ``is_bulk``: one of many, which go to the threads together."""
+        if not is_bulk and not self._pending and request.ByteSize() <= _INLINE_BYTES:
+            return _encode(encoder, [request])[0]
+        loop = asyncio.get_running_loop()
+        pending = _Pending(encoder, request, loop.create_future())
+        if not self._pending and self._idle:
+            loop.call_soon(self._start)
+        self._pending.append(pending)
+        return await pending.outcome
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
+    def _start(self) -> None:
+        """Give the idle threads what waits."""
+        while self._idle and self._pending:
+            job = [self._pending.popleft()]
+            size = job[0].request.ByteSize()
+            while self._pending and self._pending[0].encoder is job[0].encoder:
+                size += self._pending[0].request.ByteSize()
+                if size > _JOB_BYTES:
+                    break
+                job.append(self._pending.popleft())
+            wanted = [pending for pending in job if not pending.outcome.done()]
+            if wanted:
+                self._idle -= 1
+                task = asyncio.get_running_loop().run_in_executor(
+                    self._threads, _encode, wanted[0].encoder, [pending.request for pending in wanted]
+                )
+                task.add_done_callback(functools.partial(self._finish, wanted))
 
-def _encode(encoder: Encoder, request: reward_pb2.ScoreRequest) -> list[Encoded]:
-    prompt_ids = encoder.prompt_ids(turns(request.prompt))
-    return [encoder.pair(prompt_ids, ids) for ids in encoder.response_ids_batch(request.responses)]
+    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[list[Encoded]]]) -> None:
+        self._idle += 1
+        self._start()
+        error = done.exception()
+        for i, pending in enumerate(wanted):
+            if pending.outcome.done():
+                continue
+            if error is not None:
+                pending.outcome.set_exception(error)
+            else:
+                pending.outcome.set_result(done.result()[i])
+
+
+def estimated_tokens(request: reward_pb2.ScoreRequest, max_length: int = _LONGEST) -> int:
+    """About how many tokens the group's sequences have, from its bytes alone."""
+    prompt, count = request.prompt.ByteSize(), len(request.responses)
+    size = prompt * count + max(0, request.ByteSize() - prompt)
+    return max(1, min(size // _BYTES_PER_TOKEN, max_length * count))
+
+
+def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[list[Encoded]]:
+    return encoder.groups([(turns(request.prompt), request.responses) for request in requests])

@@ -207,12 +207,26 @@ class Encoder:
 
     def prompt_ids(self, conversation: Sequence[Turn]) -> list[int]:
         """Ids of everything before the response; not shortened."""
+        return self._prompt(conversation, [self._text_ids(turn.content) for turn in conversation])
+
+    def groups(self, groups: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[list[Encoded]]:
+        """For each conversation and its responses their sequences, in order: one call of the tokenizer for all."""
+        texts = [text for turns, responses in groups for text in (*(turn.content for turn in turns), *responses)]
+        ids = iter(e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        suffix = self.format.response.suffix
+        encoded = []
+        for conversation, responses in groups:
+            prompt = self._prompt(conversation, [next(ids) for _ in conversation])
+            encoded.append([self.pair(prompt, [*next(ids), *suffix]) for _ in responses])
+        return encoded
+
+    def _prompt(self, conversation: Sequence[Turn], contents: Sequence[list[int]]) -> list[int]:
         affixes = {"system": self.format.system, "user": self.format.user, "assistant": self.format.assistant}
         ids = [] if conversation and conversation[0].role == "system" else list(self.format.opening)
-        for turn in conversation:
+        for turn, content in zip(conversation, contents, strict=True):
             affix = affixes[turn.role]
             ids += affix.prefix
-            ids += self._text_ids(turn.content)
+            ids += content
             ids += affix.suffix
         ids += self.format.response.prefix
         return ids
