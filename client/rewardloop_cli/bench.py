@@ -158,5 +158,6 @@ def _progress(plan: Plan, seen: Seen, done: int) -> str:
     shares = sum(rate.is_share for rate in plan.rates) > 0
     total = max(1, len(plan.rates) + shares)
     phase = f"warm-up, {-now:.0f} s left" if now < 0 else f"{min(now, plan.seconds):.0f} of {plan.seconds:.0f} s"
-    rate = seen.answered / now if now > 0 else 0.0
-    return f"run {done + 1} of {total}: {phase}; {seen.answered} answered, {rate:.1f}/s; {seen.failures.total()} failed"
+    rate = seen.requests / now if now > 0 else 0.0
+    counts = f"{len(seen.latencies_s)} answered, {rate:.1f}/s; {seen.failures.total()} failed"
+    return f"run {done + 1} of {total}: {phase}; {counts}"

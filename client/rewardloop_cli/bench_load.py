@@ -86,7 +86,6 @@ class Load:
 
             def arrive(due: float) -> None:
                 if seen.start <= due < seen.end:
-                    seen.due += 1
                     seen.late_s.append(time.perf_counter() - due)
                 if len(in_flight) >= MAX_IN_FLIGHT:
                     seen.failures["NOT_SENT"] += 1

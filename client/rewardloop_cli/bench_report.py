@@ -42,7 +42,7 @@ class Run:
 
     @property
     def requests_per_s(self) -> float:
-        return self.seen.answered / self.seconds
+        return self.seen.requests / self.seconds
 
     @property
     def cpu_share(self) -> float:
@@ -77,7 +77,7 @@ class Run:
             "callers": self.callers,
             "offered_per_s": self.rate,
             "seconds": self.seconds,
-            "answered": seen.answered,
+            "answered": len(seen.latencies_s),
             "requests_per_s": self.requests_per_s,
             "responses_per_s": seen.responses / self.seconds,
             "tokens_per_s": seen.tokens / self.seconds,
