@@ -151,6 +151,36 @@ def models_rollback(model: _Model, reason: _Reason = "by hand", server: _Server 
     finish(lambda: command.rollback(server, model, reason))
 
 
+@models.command("canary")
+def models_canary(
+    version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
+    share: Annotated[float, typer.Option(help="Of the requests, above 0 and below 1.")] = 0.05,
+    end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
+    reason: _Reason = "by hand",
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Give a version a share of the requests beside the active one; any promotion ends it."""
+    from rewardloop_cli import models as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.canary(server, command.holder(version, end), share, reason))
+
+
+@models.command("shadow")
+def models_shadow(
+    version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
+    share: Annotated[float, typer.Option(help="Of the requests, above 0, at most 1.")] = 1.0,
+    end: Annotated[bool, typer.Option("--end", help="End the shadow.")] = False,
+    reason: _Reason = "by hand",
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Score a share of the requests with a version too, to compare in the server's metrics; any promotion ends it."""
+    from rewardloop_cli import models as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.shadow(server, command.holder(version, end), share, reason))
+
+
 @app.command()
 def status(
     server: _Server = _DEFAULT_SERVER,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
+from rewardloop_cli.failures import UsageError
 from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
 
 _SHOWN_METRICS = 4
@@ -69,6 +70,25 @@ def rollback(server: str, model: str, reason: str) -> int:
     return 0
 
 
+def holder(version: str, ends: bool) -> str | None:
+    """Who is to have a role; None: nobody. Raises UsageError unless exactly one of the two is given."""
+    if ends == bool(version):
+        raise UsageError("either VERSION or --end")
+    return version or None
+
+
+def canary(server: str, version: str | None, share: float, reason: str) -> int:
+    with RewardloopClient(server) as client:
+        _print_role("canary", client.set_canary("reward", version, share=share, reason=reason), share)
+    return 0
+
+
+def shadow(server: str, version: str | None, share: float, reason: str) -> int:
+    with RewardloopClient(server) as client:
+        _print_role("shadow", client.set_shadow("reward", version, share=share, reason=reason), share)
+    return 0
+
+
 def active(client: RewardloopClient, model: str) -> VersionInfo | None:
     """The active version; None when there is none."""
     try:
@@ -97,3 +117,10 @@ def figures(info: VersionInfo) -> str:
 def _print_change(model: str, change: Promotion) -> None:
     before = f" (before: {change.previous_version})" if change.previous_version else ""
     print(f"{model} version {change.version.version} is {change.version.state}{before}")
+
+
+def _print_role(role: str, info: VersionInfo | None, share: float) -> None:
+    if info is None:
+        print(f"reward has no {role} now")
+    else:
+        print(f"reward version {info.version} is the {role} for {share:.1%} of the requests")

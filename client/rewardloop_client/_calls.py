@@ -37,6 +37,8 @@ LIST_VERSIONS = "/rewardloop.v1.ModelService/ListVersions"
 GET_VERSION = "/rewardloop.v1.ModelService/GetVersion"
 PROMOTE = "/rewardloop.v1.ModelService/Promote"
 ROLLBACK = "/rewardloop.v1.ModelService/Rollback"
+SET_CANARY = "/rewardloop.v1.ModelService/SetCanary"
+SET_SHADOW = "/rewardloop.v1.ModelService/SetShadow"
 WATCH_VERSIONS = "/rewardloop.v1.ModelService/WatchVersions"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
@@ -162,6 +164,30 @@ def rollback(model: str, reason: str) -> Call[Promotion]:
         model=convert.text_field("model", model), reason=convert.text_field("reason", reason)
     )
     return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion, safe_to_repeat=False)
+
+
+def set_canary(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:
+    """Safe to repeat: the same version and share again change nothing."""
+    with convert.building("share"):
+        request = model_pb2.SetCanaryRequest(
+            model=convert.text_field("model", model),
+            version=convert.text_field("version", version),
+            share=share,
+            reason=convert.text_field("reason", reason),
+        )
+    return _call(SET_CANARY, request, model_pb2.SetCanaryResponse, convert.version_or_none)
+
+
+def set_shadow(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:
+    """Safe to repeat, as `set_canary` is."""
+    with convert.building("share"):
+        request = model_pb2.SetShadowRequest(
+            model=convert.text_field("model", model),
+            version=convert.text_field("version", version),
+            share=share,
+            reason=convert.text_field("reason", reason),
+        )
+    return _call(SET_SHADOW, request, model_pb2.SetShadowResponse, convert.version_or_none)
 
 
 def health(service: str) -> Call[bool]:

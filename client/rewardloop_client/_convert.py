@@ -211,6 +211,10 @@ def version_info(info: model_pb2.VersionInfo) -> VersionInfo:
     )
 
 
+def version_or_none(response: model_pb2.SetCanaryResponse | model_pb2.SetShadowResponse) -> VersionInfo | None:
+    return version_info(response.version) if response.HasField("version") else None
+
+
 def promotion(response: model_pb2.PromoteResponse | model_pb2.RollbackResponse) -> Promotion:
     return Promotion(version_info(response.version), response.previous_version)
 

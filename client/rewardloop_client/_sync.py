@@ -197,6 +197,23 @@ class RewardloopClient:
         """Go back to the version that was active before. Never retried."""
         return self._run(calls.rollback(model, reason), timeout_s)
 
+    def set_canary(
+        self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
+    ) -> VersionInfo | None:
+        """Give a version a ``share``, above 0 and below 1, of the requests; None ends the canary, and is returned then.
+
+        Which version scores a request depends only on its prompt. Promotions and rollbacks end it.
+        """
+        return self._run(calls.set_canary(model, version or "", share, reason), timeout_s)
+
+    def set_shadow(
+        self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
+    ) -> VersionInfo | None:
+        """Score a ``share``, above 0 and at most 1, of the requests with a version too, to compare in the server's
+        metrics; None ends the shadow, and is returned then. Promotions and rollbacks end it.
+        """
+        return self._run(calls.set_shadow(model, version or "", share, reason), timeout_s)
+
     def watch_versions(self, model: str, *, timeout_s: float | None = None) -> Iterator[VersionInfo]:
         """The active version now, then again after every change. A broken connection is opened again.
 

@@ -105,8 +105,9 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """A version in the model store. ``state``: "stored", "warming", "active" or "draining" on the server that
-    answered. ``parent_version``: "" for a first one. ``manifest_json``: "" except from get_version."""
+    """A version in the model store. ``state`` on the server that answered: "stored", "warming", "active", "canary",
+    "shadow", "warm" (in memory, and may be pinned) or "draining". ``parent_version``: "" for a first one.
+    ``manifest_json``: "" except from get_version."""
 
     model: str
     version: str

@@ -11,6 +11,7 @@ It is a `RewardloopClient`: requests are built, checked, retried and read by the
 from __future__ import annotations
 
 import uuid
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
@@ -51,6 +52,8 @@ _METHODS = {
     "get_version": calls.GET_VERSION,
     "promote": calls.PROMOTE,
     "rollback": calls.ROLLBACK,
+    "set_canary": calls.SET_CANARY,
+    "set_shadow": calls.SET_SHADOW,
     "watch_versions": calls.WATCH_VERSIONS,
     "health": calls.HEALTH_CHECK,
 }
@@ -89,6 +92,7 @@ class FakeRewardloop(RewardloopClient):
         self._generate_one = generate
         self._versions = {model: [*known] for model, known in (versions or {"reward": "1", "policy": "1"}).items()}
         self._active = {model: known[-1:] for model, known in self._versions.items()}  # history, the last one active
+        self._beside: dict[tuple[str, str], tuple[str, float]] = {}  # model, role: version, share
         self._failures: dict[str, list[RewardloopError]] = {}
         self._answers: dict[str, Callable[..., Message]] = {
             calls.SCORE: self._score,
@@ -100,6 +104,8 @@ class FakeRewardloop(RewardloopClient):
             calls.GET_VERSION: self._get_version,
             calls.PROMOTE: self._promote,
             calls.ROLLBACK: self._rollback,
+            calls.SET_CANARY: lambda request: self._set_role(request, "canary", model_pb2.SetCanaryResponse),
+            calls.SET_SHADOW: lambda request: self._set_role(request, "shadow", model_pb2.SetShadowResponse),
             calls.HEALTH_CHECK: self._health,
         }
         self.events: list[feedback_pb2.FeedbackEvent] = []
@@ -143,7 +149,9 @@ class FakeRewardloop(RewardloopClient):
 
     def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         _refuse(score_violations(request))
-        info = self._info("reward", request.pin_version)
+        canary, share = self._beside.get(("reward", "canary"), ("", 0.0))
+        is_in_share = zlib.crc32(request.prompt.SerializeToString(deterministic=True)) / 2**32 < share
+        info = self._info("reward", request.pin_version or (canary if is_in_share else ""))
         if request.HasField("min_version") and int(info.version.version) < request.min_version:
             raise UnknownVersion(f"reward version {request.min_version} or later is not served here")
         scores = [self._score_one(_text(request.prompt), response) for response in request.responses]
@@ -201,9 +209,12 @@ class FakeRewardloop(RewardloopClient):
         wanted = version or active
         if not wanted or wanted not in self._versions[model]:
             raise UnknownVersion(f"{model} version {wanted or '(none active)'} is unknown")
-        state = model_pb2.VERSION_STATE_ACTIVE if wanted == active else model_pb2.VERSION_STATE_STORED
+        states = dict.fromkeys(self._versions[model], model_pb2.VERSION_STATE_STORED)
+        for role, state in (("shadow", model_pb2.VERSION_STATE_SHADOW), ("canary", model_pb2.VERSION_STATE_CANARY)):
+            states[self._beside.get((model, role), ("", 0.0))[0]] = state
+        states[active] = model_pb2.VERSION_STATE_ACTIVE
         ids = common_pb2.ModelVersion(version=wanted, digest=f"digest-{model}-{wanted}")
-        return model_pb2.VersionInfo(model=model, version=ids, state=state)
+        return model_pb2.VersionInfo(model=model, version=ids, state=states[wanted])
 
     def _list_versions(self, request: model_pb2.ListVersionsRequest) -> model_pb2.ListVersionsResponse:
         infos = [self._info(request.model, version) for version in reversed(self._versions.get(request.model, [""]))]
@@ -218,6 +229,7 @@ class FakeRewardloop(RewardloopClient):
         previous = history[-1] if history else ""
         if request.version != previous:
             history.append(request.version)
+        self._end_roles(request.model)
         return model_pb2.PromoteResponse(version=self._info(request.model, ""), previous_version=previous)
 
     def _rollback(self, request: model_pb2.RollbackRequest) -> model_pb2.RollbackResponse:
@@ -225,7 +237,26 @@ class FakeRewardloop(RewardloopClient):
         if len(self._active[request.model]) < 2:
             raise NothingToRollBack(f"{request.model} has no earlier version")
         previous = self._active[request.model].pop()
+        self._end_roles(request.model)
         return model_pb2.RollbackResponse(version=self._info(request.model, ""), previous_version=previous)
+
+    def _set_role(self, request: model_pb2.SetCanaryRequest, role: str, response_type: type[M]) -> M:
+        """By the server's rules; `SetShadowRequest` has the same fields."""
+        if request.model != "reward":
+            raise InvalidRequest(f"only reward takes a {role}", violations=[Violation("model", "is not reward")])
+        if not request.version:
+            self._beside.pop((request.model, role), None)
+            return response_type()
+        if not (0 < request.share < 1 or (role == "shadow" and request.share == 1)):
+            raise InvalidRequest("share is out of range", violations=[Violation("share", "is out of range")])
+        if self._info(request.model, request.version).state == model_pb2.VERSION_STATE_ACTIVE:
+            raise InvalidRequest("version is the active one", violations=[Violation("version", "is the active one")])
+        self._beside[request.model, role] = (request.version, request.share)
+        return response_type(version=self._info(request.model, request.version))
+
+    def _end_roles(self, model: str) -> None:
+        for role in ("canary", "shadow"):
+            self._beside.pop((model, role), None)
 
     def _health(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         if request.service not in self.services:

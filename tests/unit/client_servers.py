@@ -73,6 +73,7 @@ class Services(
         self.event_failures: dict[str, list[status_pb2.Status]] = {}
         self.batch_sizes: list[int] = []
         self.active = ["1"]
+        self.roles: list[Any] = []
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls.append(method)
@@ -171,6 +172,21 @@ class Services(
         self._begin("Rollback", context)
         before = self.active.pop()
         return model_pb2.RollbackResponse(version=self._info(request.model, self.active[-1]), previous_version=before)
+
+    def _set_role(self, request: Any, state: model_pb2.VersionState, response: Any) -> Any:
+        self.roles.append(request)
+        if request.version:
+            response.version.CopyFrom(self._info(request.model, request.version))
+            response.version.state = state
+        return response
+
+    def SetCanary(self, request: Any, context: Any) -> Any:
+        self._begin("SetCanary", context)
+        return self._set_role(request, model_pb2.VERSION_STATE_CANARY, model_pb2.SetCanaryResponse())
+
+    def SetShadow(self, request: Any, context: Any) -> Any:
+        self._begin("SetShadow", context)
+        return self._set_role(request, model_pb2.VERSION_STATE_SHADOW, model_pb2.SetShadowResponse())
 
     def WatchVersions(self, request: Any, context: Any) -> Iterator[Any]:
         self._begin("WatchVersions", context)

@@ -150,6 +150,8 @@ def test_score_reads_and_writes_jsonl_in_order(server: str, tmp_path: Path) -> N
         (["score", "--prompt", "q", "a", "--server", "127.0.0.1:1"], "Unreachable"),
         (["score", "--prompt", "q", "a", "--server", "nowhere"], "not host:port"),
         (["models", "list", "--server", "127.0.0.1:1"], "Unreachable"),
+        (["models", "canary"], "either VERSION or --end"),
+        (["models", "shadow", "3", "--end"], "either VERSION or --end"),
         (["feedback", "import", "x", "--tag", "novalue"], "key=value"),
         (["feedback", "import", "x", "--source", "robot"], "human, llm_judge or implicit"),
         (["bench", "--lane", "fast"], "production or trainer"),
@@ -176,6 +178,16 @@ def test_models_are_listed_shown_and_moved(server: str) -> None:
     assert "version 1, active" in _run("models", "show", "reward", "--server", server).output
     assert "version 2 is active (before: 1)" in _run("models", "promote", "reward", "2", "--server", server).output
     assert "version 1 is active (before: 2)" in _run("models", "rollback", "policy", "--server", server).output
+
+
+def test_canary_and_shadow_are_set_and_ended(server: str, services: Services) -> None:
+    done = _run("models", "canary", "2", "--share", "0.05", "--reason", "try it", "--server", server)
+    assert "reward version 2 is the canary for 5.0% of the requests" in done.output
+    done = _run("models", "shadow", "3", "--server", server)
+    assert "reward version 3 is the shadow for 100.0% of the requests" in done.output
+    assert "reward has no canary now" in _run("models", "canary", "--end", "--server", server).output
+    assert "reward has no shadow now" in _run("models", "shadow", "--end", "--server", server).output
+    assert [(r.version, r.share) for r in services.roles] == [("2", 0.05), ("3", 1.0), ("", 0.05), ("", 1.0)]
 
 
 def test_models_failures_name_their_reason(server: str, services: Services) -> None:

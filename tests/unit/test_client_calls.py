@@ -264,6 +264,35 @@ def test_models_are_listed_moved_and_watched(services: Services, client: Rewardl
     assert client.rollback("reward").version.version == "1"
 
 
+def test_roles_beside_the_active_version_are_set_and_ended(services: Services, client: RewardloopClient) -> None:
+    services.failures = [status("REDIS_UNAVAILABLE", retry_after_s=0.001)]
+    canary = client.set_canary("reward", "2", share=0.05, reason="try it")
+    assert canary is not None
+    assert (canary.version, canary.state) == ("2", "canary")
+    shadow = client.set_shadow("reward", "3", share=1.0)
+    assert shadow is not None
+    assert (shadow.version, shadow.state) == ("3", "shadow")
+    assert client.set_canary("reward", None) is client.set_shadow("reward", None) is None
+    seen = [(r.model, r.version, r.share, r.reason) for r in services.roles]
+    ended = ("reward", "", 0.0, "")
+    assert seen == [("reward", "2", 0.05, "try it"), ("reward", "3", 1.0, ""), ended, ended]
+    assert services.calls == ["SetCanary", "SetCanary", "SetShadow", "SetCanary", "SetShadow"]
+
+
+async def test_the_asyncio_client_sets_roles(services: Services) -> None:
+    with serving(services) as address:
+        async with AsyncRewardloopClient(address, timeout_s=5) as client:
+            canary = await client.set_canary("reward", "2", share=0.5)
+            assert canary is not None
+            assert canary.state == "canary"
+            shadow = await client.set_shadow("reward", "2", share=0.5)
+            assert shadow is not None
+            assert shadow.state == "shadow"
+            assert await client.set_canary("reward", None) is None
+            with pytest.raises(InvalidRequest):
+                await client.set_shadow("reward", "2", share="half")  # type: ignore[arg-type]
+
+
 def test_a_watch_is_opened_again_after_a_break(services: Services, client: RewardloopClient) -> None:
     services.failures = [status("DRAINING", retry_after_s=0.001)]
     assert next(client.watch_versions("reward")).version == "1"

@@ -101,6 +101,30 @@ def test_versions_are_promoted_and_rolled_back() -> None:
     assert fake.wait_until_active("reward", "2").version == "2"
 
 
+def test_canary_and_shadow_follow_the_servers_rules() -> None:
+    fake = FakeRewardloop(versions={"reward": ["1", "2", "3"]})
+    fake.promote("reward", "1")
+    canary = fake.set_canary("reward", "2", share=0.3)
+    shadow = fake.set_shadow("reward", "3", share=1.0)
+    assert canary is not None
+    assert shadow is not None
+    assert [v.state for v in fake.list_versions("reward")] == ["shadow", "canary", "active"]
+    by = {prompt: fake.score(prompt, ["a"]).model_version.version for prompt in (f"p {i}" for i in range(500))}
+    assert by == {prompt: fake.score(prompt, ["a"]).model_version.version for prompt in by}
+    assert set(by.values()) == {"1", "2"}
+    assert 100 < sum(version == "2" for version in by.values()) < 200
+    for version, share in (("1", 0.5), ("2", 0.0), ("2", 1.0), ("2", float("nan"))):
+        with pytest.raises(InvalidRequest):
+            fake.set_canary("reward", version, share=share)
+    with pytest.raises(UnknownVersion):
+        fake.set_shadow("reward", "9", share=0.5)
+    with pytest.raises(InvalidRequest):
+        fake.set_canary("policy", "1", share=0.5)
+    assert fake.set_shadow("reward", None) is None
+    fake.promote("reward", "3")
+    assert [v.state for v in fake.list_versions("reward")] == ["active", "stored", "stored"]
+
+
 def test_health_is_told_by_service() -> None:
     fake = FakeRewardloop()
     fake.services["rewardloop.v1.RewardService"] = False
