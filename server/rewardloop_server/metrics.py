@@ -107,6 +107,12 @@ class ServerMetrics:
         "From a signal's arrival to the first request answered by a version that learned from it.",
         FRESHNESS_BUCKETS,
     )
+    cost_model: Gauge = _gauge(
+        "cost_model",
+        "Constants fitted to a version's runs, seconds: fixed, per_token, per_token2 (a token of a row, squared).",
+        "version",
+        "term",
+    )
     event_loop_lag_seconds: Histogram = _histogram(
         "event_loop_lag_seconds", "How late the event loop wakes a sleeping task.", SECONDS_BUCKETS
     )

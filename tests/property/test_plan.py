@@ -1,20 +1,101 @@
-"""Cutting a batch into runs never loses, doubles or invents a row."""
+"""Cutting rows into runs loses, doubles or invents none, keeps the limit, and is never beaten by a simple plan."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardloop_server.plan import plan_rows
+from rewardloop.formats.text import Encoded
+from rewardloop_server.cost import CostModel
+from rewardloop_server.plan import Limit, Run, plan_runs
+
+costs = st.builds(CostModel, st.floats(1e-4, 1e-1), st.floats(1e-7, 1e-3), st.floats(0, 1e-6))
+limits = st.one_of(
+    st.just(Limit()), st.builds(Limit, seconds=st.floats(1e-4, 2.0)), st.builds(Limit, tokens=st.integers(1, 2000))
+)
 
 
-@given(st.lists(st.integers(1, 4096), max_size=200))
-def test_every_row_is_in_exactly_one_run(lengths: list[int]) -> None:
-    runs = plan_rows(lengths)
-    assert sorted(i for run in runs for i in run) == list(range(len(lengths)))
+@st.composite
+def batches(draw: st.DrawFn) -> list[Encoded]:
+    """Rows of up to six prompts, shuffled; prompts are empty to all of a row."""
+    prompts = draw(st.lists(st.integers(0, 400), min_size=1, max_size=6))
+    rows = []
+    for which, responses in enumerate(draw(st.lists(st.integers(0, 300), max_size=8)) for _ in prompts):
+        prompt = [which + 1] * prompts[which]
+        rows += [Encoded([*prompt, *[9] * max(n, not prompt)], None, False, 1, len(prompt)) for n in responses]
+    return draw(st.permutations(rows))
 
 
-@given(st.lists(st.integers(1, 4096), min_size=1, max_size=200))
-def test_padding_is_bounded(lengths: list[int]) -> None:
-    for run in plan_rows(lengths):
-        assert min(lengths[i] for i in run) >= 0.75 * max(lengths[i] for i in run)
+def total(runs: list[Run]) -> float:
+    return sum(run.cost_s for run in runs)
+
+
+@given(batches(), costs, limits, st.booleans())
+def test_every_row_is_in_exactly_one_run(rows: list[Encoded], cost: CostModel, limit: Limit, trees: bool) -> None:
+    runs = plan_runs(rows, cost, trees=trees, limit=limit)
+    assert sorted(i for run in runs for i in run.rows) == list(range(len(rows)))
+    assert not rows or 0 in runs[0].rows
+
+
+@given(batches(), costs, limits, st.booleans())
+def test_run_with_more_than_one_row_keeps_the_limit(
+    rows: list[Encoded], cost: CostModel, limit: Limit, trees: bool
+) -> None:
+    for run in plan_runs(rows, cost, trees=trees, limit=limit):
+        assert len(run.rows) == 1 or (run.cost_s <= limit.seconds * (1 + 1e-9) and run.tokens <= limit.tokens)
+
+
+@given(batches(), costs, limits)
+def test_rows_of_a_tree_share_their_prompt_and_fill_its_length(
+    rows: list[Encoded], cost: CostModel, limit: Limit
+) -> None:
+    for run in plan_runs(rows, cost, trees=True, limit=limit):
+        lengths = []
+        for item in run.items:
+            prompt = rows[item[0]].prompt_tokens
+            assert all(rows[i].ids[: rows[i].prompt_tokens] == rows[item[0]].ids[:prompt] for i in item)
+            lengths.append(prompt + sum(len(rows[i].ids) - prompt for i in item))
+        assert run.length == max(lengths)
+        assert run.cost_s == pytest.approx(cost.run_s(len(run.items), run.length))
+
+
+@given(batches(), costs, st.booleans())
+def test_no_simple_plan_is_cheaper(rows: list[Encoded], cost: CostModel, trees: bool) -> None:
+    if not rows:
+        return
+    lengths = [len(row.ids) for row in rows]
+    found = total(plan_runs(rows, cost, trees=trees)) * (1 - 1e-9)
+    assert found <= cost.run_s(len(rows), max(lengths))
+    assert found <= sum(cost.run_s(1, n) for n in lengths)
+    if trees:
+        responses: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            prompt = tuple(row.ids[: row.prompt_tokens])
+            responses[prompt] = responses.get(prompt, len(prompt)) + len(row.ids) - len(prompt)
+        if () not in responses and max(responses.values()) <= 4096:
+            assert found <= cost.run_s(len(responses), max(responses.values()))
+            assert found <= sum(cost.run_s(1, n) for n in responses.values())
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=7), costs, limits)
+def test_buckets_are_the_best_there_are(lengths: list[int], cost: CostModel, limit: Limit) -> None:
+    rows = [Encoded([1] * n, None, False) for n in lengths]
+
+    def best(left: frozenset[int]) -> float:
+        """By trying every partition."""
+        if not left:
+            return 0.0
+        first, *others = left
+        least = math.inf
+        for chosen in range(2 ** len(others)):
+            run = [first, *(o for k, o in enumerate(others) if chosen >> k & 1)]
+            longest = max(lengths[i] for i in run)
+            seconds = cost.run_s(len(run), longest)
+            if len(run) == 1 or (seconds <= limit.seconds and len(run) * longest <= limit.tokens):
+                least = min(least, seconds + best(left.difference(run)))
+        return least
+
+    assert total(plan_runs(rows, cost, trees=False, limit=limit)) == pytest.approx(best(frozenset(range(len(rows)))))

@@ -1,0 +1,86 @@
+"""cost: how long a run takes, as three constants that are fitted on the machine that will run it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Handing a run to the engine and taking its logits costs this much on any machine. A fit on a noisy one must not give
+# less: runs that are free would be cut down to single rows.
+_LEAST_FIXED_S = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of a run of ``rows`` rows, padded to ``length`` tokens:
+    ``fixed_s + per_token_s * rows * length + per_token2_s * rows * length**2``.
+
+    ``per_token_s`` is the work of the linear layers, ``per_token2_s`` that of attention.
+    """
+
+    fixed_s: float
+    per_token_s: float
+    per_token2_s: float
+
+    def run_s(self, rows: int, length: int) -> float:
+        return self.fixed_s + rows * self.row_s(length)
+
+    def row_s(self, length: int) -> float:
+        """What one more row of ``length`` tokens adds to a run that is as long already."""
+        return length * (self.per_token_s + self.per_token2_s * length)
+
+    def longest(self, limit_s: float) -> float:
+        """The most tokens that one row may have so that a run of it alone keeps within ``limit_s``; may be infinite."""
+        left = limit_s - self.fixed_s
+        if left <= 0:
+            return 0.0
+        if math.isinf(left) or not (self.per_token_s or self.per_token2_s):
+            return math.inf
+        # The positive root of per_token2 * n**2 + per_token * n - left, in the form that is stable near per_token2 = 0.
+        root = math.sqrt(self.per_token_s**2 + 4 * self.per_token2_s * left)
+        return 2 * left / (self.per_token_s + root)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One timed run of ``rows`` rows, padded to ``length`` tokens."""
+
+    rows: int
+    length: int
+    seconds: float
+
+
+def fit(timings: Sequence[Timing]) -> CostModel:
+    """The constants, none below zero, with the least sum of squared relative errors over the timings.
+
+    Relative, so that a short run weighs as much as a long one. Raises ValueError without a timing above zero.
+    """
+    usable = [t for t in timings if t.seconds > 0]
+    if not usable:
+        raise ValueError("no timing to fit a cost model to")
+    terms = np.array([(1.0, t.rows * t.length, t.rows * t.length**2) for t in usable])
+    relative = terms / np.array([[t.seconds] for t in usable])
+    scale = relative.max(axis=0)
+    # Non-negative least squares with three unknowns: of the seven sets of constants that may be above zero, the best
+    # whose plain least squares are.
+    best, least = np.zeros(3), math.inf
+    for size in (1, 2, 3):
+        for chosen in map(list, itertools.combinations(range(3), size)):
+            found = np.linalg.lstsq(relative[:, chosen] / scale[chosen], np.ones(len(usable)), rcond=None)[0]
+            if (found < 0).any():
+                continue
+            constants = np.zeros(3)
+            constants[chosen] = found / scale[chosen]
+            error = float(np.square(relative @ constants - 1).sum())
+            if error < least - 1e-12:
+                best, least = constants, error
+    return CostModel(max(float(best[0]), _LEAST_FIXED_S), float(best[1]), float(best[2]))
+
+
+def worst_error(model: CostModel, timings: Sequence[Timing]) -> float:
+    """Largest relative error of the model over the timings."""
+    return max(abs(model.run_s(t.rows, t.length) / t.seconds - 1) for t in timings if t.seconds > 0)

@@ -1,0 +1,83 @@
+"""warm: the runs that a version makes before it serves, and what they tell about its cost."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import structlog
+
+from rewardloop.formats.text import Encoded
+from rewardloop_server.cost import CostModel, Timing, fit, worst_error
+from rewardloop_server.engine import RewardModel
+from rewardloop_server.errors import NotLoadable
+from rewardloop_server.plan import Run
+
+log = structlog.get_logger()
+
+# Rows and tokens of the timed runs; one of the model's greatest length comes first.
+_SHAPES = ((1, 16), (8, 16), (1, 128), (8, 64), (4, 32), (2, 256), (1, 256))
+_ALWAYS = 4  # of these: run whatever they cost
+_REPEATS = 3
+_BUDGET_S = 0.5
+
+
+def warm_up(model: RewardModel) -> CostModel:
+    """Run shapes up to the model's greatest length, and fit the cost model to their least times.
+
+    After `_BUDGET_S` no further run is begun, so a large model is fitted to a few. Raises NotLoadable when the graph
+    does not give finite logits of the stated shape.
+    """
+    longest = model.manifest.max_length
+    shapes = [(1, longest), *((count, length) for count, length in _SHAPES if length < longest)]
+    started = time.monotonic()
+    least: dict[tuple[int, int], float] = {}
+    for shape in shapes * _REPEATS:
+        if len(least) >= _ALWAYS and time.monotonic() - started > _BUDGET_S:
+            break
+        least[shape] = min(least.get(shape, np.inf), check(model, *shape))
+    timings = [Timing(count, length, seconds) for (count, length), seconds in least.items()]
+    cost = fit(timings)
+    log.info(
+        "cost model fitted",
+        version=model.manifest.version,
+        fixed_ms=round(cost.fixed_s * 1e3, 3),
+        per_token_us=round(cost.per_token_s * 1e6, 3),
+        per_token2_ns=round(cost.per_token2_s * 1e9, 3),
+        timings=len(timings),
+        worst_error=round(worst_error(cost, timings), 3),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    return cost
+
+
+def check(model: RewardModel, count: int, length: int) -> float:
+    """Run ``count`` rows of the graph's input, ``length`` tokens each; a decoder's hold two responses to one prompt.
+
+    Returns the run's seconds. Raises NotLoadable when the graph does not run or gives other than finite logits.
+    """
+    rows, run = _example(model, count, length)
+    feeds = model.lay_out(rows, run)
+    where = f"reward {model.manifest.version}"
+    started = time.perf_counter()
+    try:
+        logits = model.execute(feeds)
+    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph
+        raise NotLoadable(f"{where} does not run: {error}") from error
+    seconds = time.perf_counter() - started
+    if logits.shape != (len(rows), model.manifest.heads):
+        raise NotLoadable(f"{where} gives logits of shape {logits.shape}, not {(len(rows), model.manifest.heads)}")
+    if not np.isfinite(logits).all():
+        raise NotLoadable(f"{where} gives logits that are not finite")
+    return seconds
+
+
+def _example(model: RewardModel, count: int, length: int) -> tuple[list[Encoded], Run]:
+    pad = model.encoder.format.pad
+    if not model.signature.is_decoder or length < 4:
+        rows = [Encoded([pad] * length, None, truncated=False)] * count
+        return rows, Run(tuple((i,) for i in range(count)), length, 0.0)
+    prompt = length // 2
+    first, second = (length - prompt) // 2, length - prompt - (length - prompt) // 2
+    pair = [Encoded([pad] * (prompt + n), None, truncated=False, prompt_tokens=prompt) for n in (first, second)]
+    return pair * count, Run(tuple((2 * i, 2 * i + 1) for i in range(count)), length, 0.0)
