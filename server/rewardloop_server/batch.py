@@ -1,217 +1,296 @@
-"""batch: bounded lanes of waiting groups, and the loop that feeds the engine.
+"""batch: chooses the next run from what waits, lays it out while another runs, and keeps the engine fed.
 
-The loop is work-conserving: it never waits while something is queued, and batches what came while the engine ran.
+Work-conserving: the engine never waits while something is queued, and a run holds what came while the last one ran.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
+import math
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import structlog
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.engine import Floats, RewardModel
 from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.lane import Group, Lane, Row, Scored
+from rewardloop_server.layout import Feeds
 from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.plan import Run
 
 log = structlog.get_logger()
 
-LANES = ("production", "trainer")
+LANES = ("production", "trainer", "shadow")
 
-# A request without a deadline is ordered as if it had this one, so that it cannot starve behind those with one.
-_IMPLIED_DEADLINE_S = 60.0
+# However short runs should be, they may take this many times the fixed cost of a run: a tenth is lost at most.
+_LEAST_FIXED_COSTS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One group's outcome. ``logits``: (responses, heads). Times in seconds."""
+class LaneLimits:
+    """``max_tokens`` and ``max_s`` (of work, at the present pace) bound what waits; ``run_s`` bounds one run."""
 
-    logits: Floats
-    queue_s: float
-    run_s: float
+    max_tokens: int
+    max_s: float = math.inf
+    run_s: float = math.inf
 
 
-@dataclass(slots=True, eq=False)
-class Group:
-    """Rows that wait to be run by one model version, and who waits for them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """A run, laid out: its rows still wait in the lane until the engine takes it.
 
+    ``may_grow``: it has all that waited and is short of its limit, so it is better chosen again when more comes.
+    ``pushes``: the lane's count when it was chosen.
+    """
+
+    lane: Lane
     model: RewardModel
-    rows: Sequence[Encoded]
-    lane: str
-    deadline: float | None
-    outcome: asyncio.Future[Scored]
-    enqueued: float = field(default_factory=time.monotonic)
-    tokens: int = 0
-    next_row: int = 0
-    first_run: float = 0.0
-    run_s: float = 0.0
-    parts: list[Floats] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tokens = sum(len(row.ids) for row in self.rows)
+    rows: list[Row]
+    run: Run
+    feeds: Feeds
+    may_grow: bool
+    pushes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """The part ``start:stop`` of a group's rows that one batch takes."""
+class Slot:
+    """Where the event loop leaves the next run for the engine's thread, which takes it the moment it is free."""
 
-    group: Group
-    start: int
-    stop: int
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._offer: Offer | None = None
+        self._is_closed = False
 
+    def put(self, offer: Offer) -> None:
+        with self._changed:
+            self._offer = offer
+            self._changed.notify()
 
-class Lane:
-    """A bounded queue of groups, earliest deadline first."""
+    def withdraw(self) -> bool:
+        """Take the run back. False: the engine has it."""
+        with self._changed:
+            was_here, self._offer = self._offer is not None, None
+            return was_here
 
-    def __init__(self, name: str, max_tokens: int, metrics: ServerMetrics) -> None:
-        self.name = name
-        self.tokens = 0
-        self._max_tokens = max_tokens
-        self._metrics = metrics
-        self._order = itertools.count()
-        self._heap: list[tuple[float, int, Group]] = []
+    def take(self) -> Offer | None:
+        """Waits for a run. None: closed."""
+        with self._changed:
+            while self._offer is None and not self._is_closed:
+                self._changed.wait()
+            offer, self._offer = self._offer, None
+            return None if self._is_closed else offer
 
-    def push(self, group: Group) -> None:
-        """Raises QueueFull when the lane holds something and the group would not fit beside it."""
-        if self.tokens and self.tokens + group.tokens > self._max_tokens:
-            raise QueueFull(
-                f"the {self.name} queue holds {self.tokens} of {self._max_tokens} tokens", retry_after_ms=200
-            )
-        due = group.deadline if group.deadline is not None else group.enqueued + _IMPLIED_DEADLINE_S
-        heapq.heappush(self._heap, (due, next(self._order), group))
-        self._count(group.tokens)
-
-    def head(self, now: float) -> Group | None:
-        """The next group worth running: callers that went away are skipped, passed deadlines are answered."""
-        while self._heap:
-            group = self._heap[0][2]
-            if group.outcome.done():
-                self.pop()
-            elif group.deadline is not None and group.deadline <= now and group.next_row == 0:
-                self.pop()
-                group.outcome.set_exception(DeadlinePassed("the deadline passed while the request was queued"))
-            else:
-                return group
-        return None
-
-    def take(self, group: Group, budget: int) -> tuple[Slice, int]:
-        """Rows of the head group up to ``budget`` tokens, at least one; and how many tokens they have."""
-        start, taken = group.next_row, 0
-        while group.next_row < len(group.rows):
-            size = len(group.rows[group.next_row].ids)
-            if taken and taken + size > budget:
-                break
-            taken += size
-            group.next_row += 1
-        if group.next_row == len(group.rows):
-            self.pop()
-        return Slice(group, start, group.next_row), taken
-
-    def pop(self) -> None:
-        group = heapq.heappop(self._heap)[2]
-        self._count(-group.tokens)
-
-    def oldest_wait(self, now: float) -> float:
-        return max((now - group.enqueued for _, _, group in self._heap[:1]), default=0.0)
-
-    def _count(self, tokens: int) -> None:
-        self.tokens += tokens
-        self._metrics.queue_tokens.labels(lane=self.name).set(self.tokens)
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
 
 
 class Batcher:
-    """Two lanes in front of one engine thread; production goes first.
+    """Three lanes in front of one engine thread: production, then trainer, then shadow.
 
-    The trainer lane goes first once its head has waited ``trainer_max_wait_s``, so that it cannot starve.
+    The trainer lane goes first once when it has waited ``trainer_max_wait_s`` for a run, so that it cannot starve. A
+    production group waits at most for the run in flight and one more before its turn comes (see `Lane`): a run of
+    another lane that is laid out is put back for it. A run has at most ``token_budget`` tokens, or one row.
     """
 
     def __init__(
-        self, *, token_budget: int, lane_tokens: dict[str, int], trainer_max_wait_s: float, metrics: ServerMetrics
+        self, *, token_budget: int, lanes: Mapping[str, LaneLimits], trainer_max_wait_s: float, metrics: ServerMetrics
     ) -> None:
         self._budget = token_budget
-        self._lanes = {name: Lane(name, lane_tokens[name], metrics) for name in LANES}
+        self._limits = lanes
+        self._lanes = {
+            name: Lane(name, max_tokens=lanes[name].max_tokens, max_s=lanes[name].max_s, metrics=metrics)
+            for name in LANES
+        }
         self._trainer_max_wait_s = trainer_max_wait_s
         self._metrics = metrics
-        self._waiting = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._slot = Slot()
+        self._offered: Offer | None = None
+        self._busy_until = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._will_feed = False
+        self._broken: asyncio.Future[None] | None = None
 
-    async def score(self, model: RewardModel, rows: Sequence[Encoded], lane: str, deadline: float | None) -> Scored:
+    @contextmanager
+    def reserved(
+        self, lane: str, tokens: int, deadline: float | None, caller: str, *, is_bounded: bool = True
+    ) -> Iterator[None]:
+        """Room for a group of about ``tokens`` while it is made ready to be scored.
+
+        Decided before any work is done on the request, so that refusing is cheap. Raises QueueFull (not unless
+        ``is_bounded``), or DeadlinePassed when what is ahead of the group takes longer than it has.
+        """
+        queue = self._lanes[lane]
+        if deadline is not None:
+            now = time.monotonic()
+            wait_s = self._wait_s(lane, caller, deadline, now)
+            if now + wait_s > deadline:
+                raise DeadlinePassed(f"about {wait_s * 1000:.0f} ms of work are ahead of the request: too late for it")
+        queue.reserve(tokens, is_bounded=is_bounded)
+        try:
+            yield
+        finally:
+            queue.release(tokens)
+
+    def has_bulk_room(self, lane: str) -> bool:
+        """Whether a bulk call that has work in flight may add to it."""
+        return self._lanes[lane].has_bulk_room
+
+    async def score(
+        self, model: RewardModel, rows: Sequence[Encoded], lane: str, deadline: float | None, caller: str = ""
+    ) -> Scored:
         """Queue one group and wait for all of its rows. ``deadline`` is on the monotonic clock.
 
-        Raises QueueFull, DeadlinePassed, or NotLoadable when the model fails on the batch.
+        Cancelled, what has not run is dropped. Raises DeadlinePassed, or NotLoadable when the model fails on a run.
         """
-        group = Group(model, rows, lane, deadline, asyncio.get_running_loop().create_future())
-        self._lanes[lane].push(group)
-        self._waiting.set()
-        return await group.outcome
+        group = Group(model, rows, caller, deadline, asyncio.get_running_loop().create_future())
+        queue = self._lanes[lane]
+        queue.push(group)
+        self._feed_soon()
+        try:
+            return await group.outcome
+        finally:
+            if group.waiting:
+                queue.drop(group)
+                self._feed_soon()
+
+    async def score_shadow(self, model: RewardModel, rows: Sequence[Encoded]) -> Scored | None:
+        """Score where it holds nobody up; None, and counted, when too much waits for that already."""
+        try:
+            with self.reserved("shadow", sum(len(row.ids) for row in rows), None, ""):
+                pass
+        except QueueFull:
+            self._metrics.shadow_dropped_total.inc()
+            return None
+        return await self.score(model, rows, "shadow", None)
 
     async def run(self) -> None:
-        """Feed the engine until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = self._next_batch()
-            if not batch:
-                self._waiting.clear()
-                await self._waiting.wait()
-                continue
-            model = batch[0].group.model
-            rows = [row for part in batch for row in part.group.rows[part.start : part.stop]]
+        """Drive the engine until cancelled; ends within the run in flight."""
+        self._loop = asyncio.get_running_loop()
+        self._broken = self._loop.create_future()
+        engine = threading.Thread(target=self._drive, args=(self._loop,), name="engine", daemon=True)
+        engine.start()
+        self._feed_soon()
+        try:
+            await self._broken
+        finally:
+            self._loop = None
+            self._slot.close()
+            await asyncio.shield(asyncio.to_thread(engine.join))
+
+    def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The engine's thread."""
+        while (offer := self._slot.take()) is not None:
             started = time.monotonic()
+            loop.call_soon_threadsafe(self._taken, offer, started)
+            outcome: Floats | Exception
             try:
-                logits, padded = await loop.run_in_executor(self._thread, model.run, rows)
-            except Exception as error:  # whatever ONNX Runtime raises fails this batch, not the loop
-                log.exception("batch failed", version=model.manifest.version, rows=len(rows))
-                for part in batch:
-                    if not part.group.outcome.done():
-                        part.group.outcome.set_exception(NotLoadable(f"the model failed on this batch: {error}"))
+                outcome = offer.model.execute(offer.feeds)
+            except Exception as error:  # whatever ONNX Runtime raises fails this run's groups, not the engine
+                outcome = error
+            loop.call_soon_threadsafe(self._ran, offer, outcome, time.monotonic() - started)
+            del offer, outcome  # a version must not live on in this thread while it waits
+
+    def _feed_soon(self) -> None:
+        """Once for all that comes in one turn of the event loop."""
+        if self._loop is not None and not self._will_feed:
+            self._will_feed = True
+            self._loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        self._will_feed = False
+        if self._loop is None or self._broken is None or self._broken.done():
+            return
+        try:
+            self._offer_best(time.monotonic())
+        except Exception as error:
+            self._broken.set_exception(error)  # a bug: `run` raises it, and the process ends rather than limps on
+
+    def _offer_best(self, now: float) -> None:
+        if (offered := self._offered) is not None:
+            outranked = offered.lane.name != "production" and self._lanes["production"].tokens
+            grown = offered.may_grow and offered.lane.pushes != offered.pushes
+            shrunk = any(index not in group.waiting for group, index in offered.rows)
+            if not (outranked or grown or shrunk):
+                return
+            if not self._slot.withdraw():
+                self._taken(offered, now)
+            self._offered = None
+        for lane in self._order(now):
+            if (offer := self._choose(lane, now)) is not None:
+                self._offered = offer
+                self._slot.put(offer)
+                return
+
+    def _order(self, now: float) -> list[Lane]:
+        production, trainer, shadow = (self._lanes[name] for name in LANES)
+        if trainer.tokens and production.tokens and trainer.oldest_wait_s(now) > self._trainer_max_wait_s:
+            return [trainer, production, shadow]
+        return [production, trainer, shadow]
+
+    def _choose(self, lane: Lane, now: float) -> Offer | None:
+        """The lane's best run that holds its most urgent row; None when nothing waits there."""
+        for group in lane.expired(now):
+            self._fail(lane, group, DeadlinePassed("the deadline passed while the request was queued"))
+        while waiting := lane.window(self._budget):
+            model = waiting[0][0].model
+            encoded = [group.rows[index] for group, index in waiting]
+            limit_s = max(self._limits[lane.name].run_s, _LEAST_FIXED_COSTS * model.cost.fixed_s)
+            try:
+                run = model.plan(encoded, limit_s, self._budget)[0]
+                feeds = model.lay_out(encoded, run)
+            except Exception as error:  # as in the engine's thread
+                self._fail_all(lane, waiting, model, error)
                 continue
-            self._observe(rows, padded)
-            _hand_out(batch, logits, started, time.monotonic() - started)
+            rows = [waiting[i] for i in run.rows]
+            may_grow = len(rows) == len(waiting) and run.cost_s < limit_s / 2 and feeds.tokens < self._budget / 2
+            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes)
+        return None
 
-    def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def _taken(self, offer: Offer, now: float) -> None:
+        """The engine has the run; told again by its thread when `_offer_best` saw it first."""
+        if offer is self._offered:
+            self._offered = None
+            offer.lane.take(offer.rows, now)
+            self._busy_until = now + offer.run.cost_s
+            self._feed_soon()
 
-    def _next_batch(self) -> list[Slice]:
-        """Up to ``token_budget`` tokens of rows of one version, in lane and deadline order."""
-        now = time.monotonic()
-        production, trainer = (self._lanes[name] for name in LANES)
-        order = [production, trainer]
-        if trainer.head(now) is not None and trainer.oldest_wait(now) > self._trainer_max_wait_s:
-            order.reverse()
-        batch: list[Slice] = []
-        left = self._budget
-        for lane in order:
-            while left > 0 and (group := lane.head(now)) is not None:
-                is_other_version = bool(batch) and group.model is not batch[0].group.model
-                if is_other_version or (batch and len(group.rows[group.next_row].ids) > left):
-                    break
-                part, taken = lane.take(group, left)
-                part.group.first_run = part.group.first_run or now
-                batch.append(part)
-                left -= taken
-        return batch
+    def _ran(self, offer: Offer, outcome: Floats | Exception, run_s: float) -> None:
+        if isinstance(outcome, Exception):
+            self._fail_all(offer.lane, offer.rows, offer.model, outcome)
+            return
+        tokens = 0
+        for (group, index), logits in zip(offer.rows, outcome, strict=True):
+            group.logits[index] = logits
+            group.unscored -= 1
+            tokens += len(group.rows[index].ids)
+        for group in dict.fromkeys(group for group, _ in offer.rows):
+            group.run_s += run_s
+            if not group.unscored and not group.outcome.done():
+                queue_s = group.started - group.enqueued
+                scored = Scored(group.logits, queue_s, group.run_s, offer.feeds.rows, offer.feeds.real_tokens)
+                group.outcome.set_result(scored)
+        offer.lane.ran(tokens, run_s)
+        self._metrics.batch_rows.observe(offer.feeds.rows)
+        self._metrics.batch_tokens.observe(offer.feeds.real_tokens)
+        self._metrics.padding_ratio.observe(1 - offer.feeds.real_tokens / offer.feeds.tokens)
 
-    def _observe(self, rows: Sequence[Encoded], padded: int) -> None:
-        real = sum(len(row.ids) for row in rows)
-        self._metrics.batch_rows.observe(len(rows))
-        self._metrics.batch_tokens.observe(real)
-        self._metrics.padding_ratio.observe(1 - real / padded)
+    def _wait_s(self, lane: str, caller: str, deadline: float, now: float) -> float:
+        """The least that a group which came now would wait. The engine's present run counts by its estimate."""
+        wait = max(0.0, self._busy_until - now) + self._lanes[lane].wait_s(caller, deadline)
+        return wait + (0.0 if lane == "production" else self._lanes["production"].backlog_s)
 
+    def _fail_all(self, lane: Lane, rows: Sequence[Row], model: RewardModel, error: Exception) -> None:
+        log.error("run failed", version=model.manifest.version, rows=len(rows), exc_info=error)
+        for group in {group for group, _ in rows}:
+            self._fail(lane, group, NotLoadable(f"the model failed on this batch: {error}"))
 
-def _hand_out(batch: Sequence[Slice], logits: Floats, started: float, run_s: float) -> None:
-    at = 0
-    for part in batch:
-        group, count = part.group, part.stop - part.start
-        group.parts.append(logits[at : at + count])
-        group.run_s += run_s
-        at += count
-        if part.stop == len(group.rows) and not group.outcome.done():
-            whole = group.parts[0] if len(group.parts) == 1 else np.concatenate(group.parts)
-            group.outcome.set_result(Scored(whole, group.first_run - group.enqueued, group.run_s))
+    def _fail(self, lane: Lane, group: Group, error: Exception) -> None:
+        lane.drop(group)
+        if not group.outcome.done():
+            group.outcome.set_exception(error)

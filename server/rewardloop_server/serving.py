@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import signal
 import time
 from collections.abc import Coroutine, Sequence
@@ -18,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import (
     feedback_pb2,
     feedback_pb2_grpc,
@@ -29,8 +28,9 @@ from rewardloop.v1 import (
     reward_pb2,
     reward_pb2_grpc,
 )
-from rewardloop_server.batch import Batcher
-from rewardloop_server.engine import RewardModel, choose_device, load_reward_model
+from rewardloop_server.batch import Batcher, LaneLimits
+from rewardloop_server.cache import ScoreCache
+from rewardloop_server.engine import RewardModel, choose_device
 from rewardloop_server.errors import RewardloopError
 from rewardloop_server.feedback import FeedbackServicer
 from rewardloop_server.feedback_stream import FeedbackStream
@@ -43,7 +43,9 @@ from rewardloop_server.pointer import ActivePointer
 from rewardloop_server.policy_relay import PolicyRelay
 from rewardloop_server.redis_link import connect
 from rewardloop_server.score import RewardServicer
+from rewardloop_server.sessions import SessionPool
 from rewardloop_server.settings import ServeSettings
+from rewardloop_server.shadow import ShadowScorer
 from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool
 from rewardloop_server.validate import Limits
@@ -64,19 +66,25 @@ async def serve(settings: ServeSettings) -> int:
     health = HealthServicer()
     limits = Limits(max_text_bytes=settings.max_text_bytes, max_responses=settings.max_responses)
 
-    def on_switch(previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
-        metrics.switched(previous, manifest, seconds)
-
     host: VersionHost[RewardModel] = VersionHost(
-        "reward", store, functools.partial(load_reward_model, device=device), on_switch
+        "reward",
+        store,
+        SessionPool(store, device, metrics).load,
+        metrics.switched,
+        metrics.resident,
+        resident_versions=settings.resident_versions,
     )
     batcher = Batcher(
         token_budget=settings.token_budget,
-        lane_tokens={"production": settings.queue_tokens_production, "trainer": settings.queue_tokens_trainer},
+        lanes=lane_limits(settings),
         trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
         metrics=metrics,
     )
     tokenizers = TokenizePool(settings.tokenize_threads)
+    cached_lanes = {"production": settings.cache_production, "trainer": settings.cache_trainer}
+    cache = ScoreCache(
+        max_mib=settings.cache_mib, lanes=[lane for lane, is_on in cached_lanes.items() if is_on], metrics=metrics
+    )
     generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
     relay = PolicyRelay(settings.policy_address)
     interceptor = RewardloopInterceptor(metrics)
@@ -94,11 +102,14 @@ async def serve(settings: ServeSettings) -> int:
             host,
             tokenizers,
             batcher,
+            cache,
             limits,
             metrics,
             Freshness(redis, metrics),
+            ShadowScorer(host, tokenizers, batcher, metrics),
             max_groups=settings.max_groups,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
+            bulk_window_tokens=settings.bulk_window_tokens,
         ),
         server,
     )
@@ -134,12 +145,22 @@ async def serve(settings: ServeSettings) -> int:
         interceptor.drain()
         await health.enter_graceful_shutdown()
         await server.stop(settings.drain_grace_s)
-    batcher.close()
     tokenizers.close()
     await relay.close()
     await redis.aclose()
     log.info("stopped")
     return 0
+
+
+def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:
+    trainer_run_s = settings.trainer_run_ms / 1000
+    return {
+        "production": LaneLimits(
+            settings.queue_tokens_production, settings.queue_ms_production / 1000, settings.production_run_ms / 1000
+        ),
+        "trainer": LaneLimits(settings.queue_tokens_trainer, settings.queue_ms_trainer / 1000, trainer_run_s),
+        "shadow": LaneLimits(settings.queue_tokens_shadow, run_s=trainer_run_s),
+    }
 
 
 class Background:

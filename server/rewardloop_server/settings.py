@@ -21,12 +21,34 @@ class ServeSettings(ProcessSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads in one run; 0: one a core")
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
+    resident_versions: int = Field(
+        4, ge=1, description="most reward versions in memory: with the active one, those that share its graph stay warm"
+    )
     spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
 
-    token_budget: int = Field(8192, ge=1, description="most tokens in one batch")
+    token_budget: int = Field(8192, ge=1, description="most tokens in one run of the engine")
+    production_run_ms: float = Field(
+        50.0, gt=0, description="most estimated time of one run for production; a single row may take longer"
+    )
+    trainer_run_ms: float = Field(
+        20.0, gt=0, description="the same for the trainer and shadow lanes: what a production request may wait for them"
+    )
     queue_tokens_production: int = Field(262_144, ge=1, description="bound of the production lane's queue, in tokens")
     queue_tokens_trainer: int = Field(524_288, ge=1, description="bound of the trainer lane's queue, in tokens")
+    queue_tokens_shadow: int = Field(32_768, ge=1, description="bound of the shadow lane's queue, in tokens")
+    queue_ms_production: float = Field(
+        5000.0, gt=0, description="bound of the production lane's queue, in estimated time of work"
+    )
+    queue_ms_trainer: float = Field(
+        60_000.0, gt=0, description="bound of the trainer lane's queue, in estimated time of work"
+    )
     trainer_max_wait_ms: float = Field(500.0, ge=0, description="after this wait the trainer lane goes first once")
+    bulk_window_tokens: int = Field(
+        32_768, ge=1, description="about how many tokens of one ScoreBatch or ScoreStream are worked on at once"
+    )
+    cache_mib: int = Field(64, ge=0, description="scores kept for each loaded version, in MiB; 0: no cache")
+    cache_production: bool = Field(False, description="answer production from the cache of scores, too")
+    cache_trainer: bool = Field(True, description="answer the trainer lane from the cache of scores")
 
     max_responses: int = Field(256, ge=1, description="most responses in one group")
     max_groups: int = Field(1024, ge=1, description="most groups in one ScoreBatch")

@@ -1,8 +1,10 @@
-"""The batcher never loses, doubles, reorders or mixes up rows, whatever waits together."""
+"""The batcher never loses, doubles, reorders or mixes up rows, whatever waits together, and keeps turns fair."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ from reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.batch import Batcher
-from rewardloop_server.engine import Device, RewardModel, load_reward_model
-from rewardloop_server.errors import DeadlinePassed, QueueFull
+from rewardloop_server.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.engine import Device, RewardModel
+from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
 from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.sessions import SessionPool
 
 
-def load(store: ModelStore, factor: float) -> RewardModel:
-    manifest = publish_sum_version(store, factor=factor)
-    return load_reward_model(manifest, store.fetch("reward", manifest.version), Device("cpu", 1, spin=False))
+def load(store: ModelStore, factor: float, cost: int = 0) -> RewardModel:
+    manifest = publish_sum_version(store, factor=factor, cost=cost)
+    pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
+    return pool.load(manifest, store.fetch("reward", manifest.version))
 
 
 @pytest.fixture(scope="module")
@@ -29,92 +33,221 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[RewardModel]:
     return [load(store, 1.0), load(store, -3.0)]
 
 
-def batcher(token_budget: int = 64, lane_tokens: int = 10**6) -> Batcher:
-    lanes = {"production": lane_tokens, "trainer": lane_tokens}
-    return Batcher(token_budget=token_budget, lane_tokens=lanes, trainer_max_wait_s=0.05, metrics=ServerMetrics())
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    """A run takes tens of milliseconds."""
+    return load(ModelStore(tmp_path_factory.mktemp("slow")), 1.0, cost=800)
 
 
-row = st.lists(st.integers(1, 11), min_size=1, max_size=60).map(lambda ids: Encoded(ids, None, truncated=False))
-group = st.tuples(st.lists(row, min_size=1, max_size=12), st.sampled_from(["production", "trainer"]), st.integers(0, 1))
+def batcher(token_budget: int = 64, metrics: ServerMetrics | None = None, **limits: float) -> Batcher:
+    lanes = {lane: LaneLimits(**({"max_tokens": 10**6} | limits)) for lane in LANES}
+    return Batcher(token_budget=token_budget, lanes=lanes, trainer_max_wait_s=0.05, metrics=metrics or ServerMetrics())
+
+
+@asynccontextmanager
+async def running(subject: Batcher) -> AsyncIterator[Batcher]:
+    loop = asyncio.create_task(subject.run())
+    try:
+        yield subject
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+
+
+def encoded(*ids: int) -> Encoded:
+    return Encoded(list(ids), None, truncated=False)
+
+
+row = st.lists(st.integers(1, 11), min_size=1, max_size=60).map(lambda ids: encoded(*ids))
+group = st.tuples(
+    st.lists(row, min_size=1, max_size=12), st.sampled_from(LANES), st.integers(0, 1), st.sampled_from("abc")
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(groups=st.lists(group, min_size=1, max_size=20), token_budget=st.integers(1, 400))
-def test_every_group_gets_exactly_its_own_scores(versions, groups, token_budget: int) -> None:
-    async def score_all() -> list[np.ndarray]:
-        subject = batcher(token_budget)
-        loop = asyncio.create_task(subject.run())
-        scored = await asyncio.gather(*(subject.score(versions[v], rows, lane, None) for rows, lane, v in groups))
-        loop.cancel()
-        subject.close()
-        return [s.logits for s in scored]
+@given(groups=st.lists(group, min_size=1, max_size=20), token_budget=st.integers(1, 400), run_s=st.floats(1e-5, 0.1))
+def test_every_group_gets_exactly_its_own_scores(versions, groups, token_budget: int, run_s: float) -> None:
+    metrics = ServerMetrics()
 
-    for (rows, _, version), logits in zip(groups, asyncio.run(score_all()), strict=True):
+    async def score_all() -> list[np.ndarray]:
+        async with running(batcher(token_budget, metrics, run_s=run_s)) as subject:
+            scoring = (subject.score(versions[v], rows, lane, None, caller) for rows, lane, v, caller in groups)
+            return [s.logits for s in await asyncio.gather(*scoring)]
+
+    for (rows, _, version, _), logits in zip(groups, asyncio.run(score_all()), strict=True):
         factor = (1.0, -3.0)[version]
         sums = np.array([sum(r.ids) for r in rows], dtype=np.float32)
         np.testing.assert_allclose(logits, np.stack([factor * sums, 2 * factor * sums], axis=1), rtol=1e-6)
+    sample = metrics.registry.get_sample_value
+    assert sample("rewardloop_batch_rows_sum") == sum(len(rows) for rows, *_ in groups)
+    assert all(sample("rewardloop_queue_tokens", {"lane": lane}) == 0 for lane in LANES)
 
 
-async def test_full_lane_refuses_and_says_when_to_retry(versions) -> None:
-    subject = batcher(lane_tokens=100)
-    rows = [Encoded([1] * 60, None, truncated=False)]
-    waiting = asyncio.create_task(subject.score(versions[0], rows, "production", None))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), groups=st.lists(group, min_size=2, max_size=12))
+def test_callers_that_go_away_at_any_time_take_nothing_from_others(slow, data, groups) -> None:
+    leaving = data.draw(st.sets(st.integers(0, len(groups) - 1)))
+    turns = data.draw(st.integers(0, 5))
+
+    async def score_all() -> list[object]:
+        async with running(batcher()) as subject:
+            tasks = [asyncio.create_task(subject.score(slow, rows, lane, None, c)) for rows, lane, _, c in groups]
+            for _ in range(turns):
+                await asyncio.sleep(0.002)
+            for index in leaving:
+                tasks[index].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    for index, ((rows, *_), outcome) in enumerate(zip(groups, asyncio.run(score_all()), strict=True)):
+        if isinstance(outcome, asyncio.CancelledError):
+            assert index in leaving
+        else:
+            assert outcome.logits[:, 0].tolist() == [sum(r.ids) for r in rows]
+
+
+async def test_full_lane_refuses_before_any_work_and_says_when_to_retry(versions) -> None:
+    subject = batcher(max_tokens=100)
+    waiting = asyncio.create_task(subject.score(versions[0], [encoded(*[1] * 60)], "production", None))
     await asyncio.sleep(0)
-    with pytest.raises(QueueFull) as refusal:
-        await subject.score(versions[0], rows, "production", None)
+    with pytest.raises(QueueFull) as refusal, subject.reserved("production", 60, None, ""):
+        pass
     assert refusal.value.retry_after_ms
-    loop = asyncio.create_task(subject.run())
-    assert (await waiting).logits.shape == (1, 2)
-    loop.cancel()
+    with subject.reserved("production", 40, None, ""):
+        with pytest.raises(QueueFull), subject.reserved("production", 1, None, ""):
+            pass
+    with subject.reserved("production", 60, None, "", is_bounded=False):
+        pass
+    async with running(subject):
+        assert (await waiting).logits.shape == (1, 2)
+        with subject.reserved("production", 1000, None, ""):  # more than the bound, but nothing waits
+            pass
 
 
-async def test_group_larger_than_the_queue_is_taken_when_the_queue_is_empty(versions) -> None:
-    subject = batcher(token_budget=16, lane_tokens=10)
-    loop = asyncio.create_task(subject.run())
-    scored = await subject.score(versions[0], [Encoded([2] * 8, None, truncated=False)] * 9, "production", None)
+async def test_lane_is_bounded_in_time_at_the_pace_of_its_runs(slow) -> None:
+    async with running(batcher(token_budget=8, max_s=1e-3)) as subject:
+        rows = [encoded(*[1] * 8)]
+        await subject.score(slow, rows, "production", None)
+        waiting = [asyncio.create_task(subject.score(slow, rows, "production", None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as refusal, subject.reserved("production", 8, None, ""):
+            pass
+        assert refusal.value.retry_after_ms >= 20
+        await asyncio.gather(*waiting)
+
+
+async def test_group_larger_than_the_budget_is_run_in_parts(versions) -> None:
+    async with running(batcher(token_budget=16)) as subject:
+        scored = await subject.score(versions[0], [encoded(*[2] * 8)] * 9, "production", None)
     assert scored.logits[:, 0].tolist() == [16.0] * 9
-    loop.cancel()
+    assert 1 <= scored.run_rows <= 2
+    assert scored.run_tokens == 8 * scored.run_rows
 
 
 async def test_passed_deadline_is_dropped_unrun(versions) -> None:
-    subject = batcher()
+    metrics = ServerMetrics()
+    subject = batcher(metrics=metrics)
     now = asyncio.get_running_loop().time()
-    late = asyncio.create_task(subject.score(versions[0], [Encoded([1], None, truncated=False)], "production", now - 1))
+    late = asyncio.create_task(subject.score(versions[0], [encoded(1)], "production", now - 1))
     await asyncio.sleep(0)
-    loop = asyncio.create_task(subject.run())
-    with pytest.raises(DeadlinePassed):
-        await late
-    loop.cancel()
+    async with running(subject):
+        with pytest.raises(DeadlinePassed):
+            await late
+    assert metrics.registry.get_sample_value("rewardloop_batch_rows_count") == 0
 
 
-async def test_caller_that_went_away_is_skipped_and_its_room_freed(versions) -> None:
-    subject = batcher(lane_tokens=100)
-    rows = [Encoded([1] * 90, None, truncated=False)]
-    gone = asyncio.create_task(subject.score(versions[0], rows, "production", None))
-    await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.sleep(0)
-    loop = asyncio.create_task(subject.run())
-    await asyncio.sleep(0.05)
-    assert (await subject.score(versions[0], rows, "production", None)).logits[0, 0] == 90
-    loop.cancel()
+async def test_deadline_that_the_backlog_makes_impossible_is_refused_at_once(slow) -> None:
+    async with running(batcher(token_budget=8)) as subject:
+        rows = [encoded(*[1] * 8)]
+        await subject.score(slow, rows, "production", None, "a")
+        due = asyncio.get_running_loop().time() + 0.5
+        waiting = [asyncio.create_task(subject.score(slow, rows, "production", due, "a")) for _ in range(500)]
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlinePassed, match="ahead"), subject.reserved("production", 8, due + 0.1, "a"):
+            pass
+        with subject.reserved("production", 8, due + 0.1, "b"):  # its turn comes before their backlog
+            pass
+        for task in waiting:
+            task.cancel()
+
+
+async def test_caller_that_went_away_is_not_run_though_laid_out(slow) -> None:
+    metrics = ServerMetrics()
+    async with running(batcher(token_budget=8, metrics=metrics)) as subject:
+        rows = [encoded(*[1] * 8)]
+        first = asyncio.create_task(subject.score(slow, rows, "production", None))
+        await asyncio.sleep(0.005)
+        gone = asyncio.create_task(subject.score(slow, rows * 5, "production", None))
+        await asyncio.sleep(0.001)
+        gone.cancel()
+        await first
+        last = await subject.score(slow, rows, "production", None)
+    assert last.logits[0, 0] == 8
+    assert metrics.registry.get_sample_value("rewardloop_batch_rows_sum") == 2
+
+
+async def test_production_goes_before_a_trainer_run_that_is_laid_out(slow) -> None:
+    order: list[str] = []
+
+    async def score(subject: Batcher, lane: str, name: str) -> None:
+        await subject.score(slow, [encoded(*[1] * 8)], lane, None, name)
+        order.append(name)
+
+    async with running(batcher(token_budget=8)) as subject, asyncio.TaskGroup() as tasks:
+        for n in range(3):
+            tasks.create_task(score(subject, "trainer", f"trainer {n}"))
+        tasks.create_task(score(subject, "shadow", "shadow"))
+        await asyncio.sleep(0.005)
+        tasks.create_task(score(subject, "production", "production"))
+    assert order == ["trainer 0", "production", "trainer 1", "trainer 2", "shadow"]
 
 
 async def test_waiting_trainer_is_served_while_production_keeps_coming(versions) -> None:
-    subject = batcher(token_budget=8)
-    loop = asyncio.create_task(subject.run())
-    rows = [Encoded([1] * 8, None, truncated=False)]
-    stop = asyncio.Event()
+    async with running(batcher(token_budget=8)) as subject:
+        rows = [encoded(*[1] * 8)]
+        stop = asyncio.Event()
 
-    async def production() -> None:
-        while not stop.is_set():
-            await asyncio.gather(*(subject.score(versions[0], rows, "production", None) for _ in range(20)))
+        async def production() -> None:
+            while not stop.is_set():
+                await asyncio.gather(*(subject.score(versions[0], rows, "production", None) for _ in range(20)))
 
-    flood = [asyncio.create_task(production()) for _ in range(3)]
-    await asyncio.sleep(0.02)
-    async with asyncio.timeout(20):
-        scored = await subject.score(versions[0], rows, "trainer", None)
-    assert scored.logits[0, 0] == 8
-    stop.set()
-    await asyncio.gather(*flood)
-    loop.cancel()
+        flood = [asyncio.create_task(production()) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        async with asyncio.timeout(20):
+            scored = await subject.score(versions[0], rows, "trainer", None)
+        assert scored.logits[0, 0] == 8
+        stop.set()
+        await asyncio.gather(*flood)
+
+
+async def test_small_request_waits_for_no_more_than_two_runs_of_anothers_backlog(slow) -> None:
+    metrics = ServerMetrics()
+    async with running(batcher(token_budget=8, metrics=metrics)) as subject:
+        rows = [encoded(*[1] * 8)]
+        backlog = [asyncio.create_task(subject.score(slow, rows * 5, "production", None, "bulk")) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        ran = metrics.registry.get_sample_value("rewardloop_batch_rows_count")
+        await subject.score(slow, rows, "production", None, "small")
+        # The run in flight, the one laid out, its own.
+        assert metrics.registry.get_sample_value("rewardloop_batch_rows_count") - ran <= 3
+        for task in backlog:
+            task.cancel()
+
+
+async def test_full_shadow_lane_drops_and_counts(versions) -> None:
+    metrics = ServerMetrics()
+    subject = batcher(metrics=metrics, max_tokens=10)
+    first = asyncio.create_task(subject.score_shadow(versions[0], [encoded(*[1] * 8)]))
+    await asyncio.sleep(0)
+    assert await subject.score_shadow(versions[0], [encoded(*[1] * 8)]) is None
+    assert metrics.registry.get_sample_value("rewardloop_shadow_dropped_total") == 1
+    async with running(subject):
+        assert (await first).logits[0, 0] == 8
+
+
+async def test_model_that_fails_fails_its_groups_and_no_others(versions) -> None:
+    async with running(batcher()) as subject:
+        broken = Encoded([1, 2], None, truncated=False)
+        broken.ids.append("x")  # type: ignore[arg-type]
+        with pytest.raises(NotLoadable):
+            await subject.score(versions[0], [broken], "production", None)
+        assert (await subject.score(versions[0], [encoded(3)], "production", None)).logits[0, 0] == 3
