@@ -112,10 +112,14 @@ class Residents(Generic[L]):
             self._release(slot)
 
     def states(self) -> dict[str, str]:
-        """What each resident version is, by version: active, canary, shadow, warm or draining."""
-        states = dict.fromkeys(self._draining, "draining") | dict.fromkeys(self._slots, "warm")
-        for role, version in reversed(self._with_roles().items()):
-            states[version] = role
+        """What each resident version is, by version and in this order: active, canary, shadow, warm, draining."""
+        states: dict[str, str] = {}
+        for role, version in self._with_roles().items():
+            states.setdefault(version, role)
+        for version in self._slots:
+            states.setdefault(version, "warm")
+        for version in self._draining:
+            states.setdefault(version, "draining")
         return states
 
     def state(self, version: str) -> model_pb2.VersionState | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from delta_graphs import publish_sum_delta, publish_sum_trunk
 from processes import serving
 from reward_graphs import expected_logit, publish_sum_version
 
@@ -14,58 +16,91 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_client import CorruptVersion, NothingToRollBack, RewardloopClient, RewardloopError, UnknownVersion
 
 CALLERS = 8
-SWAPS = 10
 
 
-def test_no_request_fails_and_every_reply_names_a_version_live_during_it(tmp_path: Path, empty_redis_url: str) -> None:
-    store = ModelStore(tmp_path / "models")
-    for version in range(1, SWAPS + 2):
+def publish_deltas(store: ModelStore, versions: int) -> None:
+    trunk = publish_sum_trunk(store)
+    for version in range(2, versions + 1):
+        publish_sum_delta(store, trunk, factor=float(version))
+
+
+def publish_graphs(store: ModelStore, versions: int) -> None:
+    for version in range(1, versions + 1):
         publish_sum_version(store, factor=float(version))
+
+
+@pytest.mark.parametrize(
+    ("publish", "versions", "swaps", "pin"),
+    [(publish_deltas, 20, 100, "1"), (publish_graphs, 11, 10, None)],
+    ids=["deltas", "graphs"],
+)
+def test_no_request_fails_and_every_reply_names_a_version_live_during_it(
+    tmp_path: Path,
+    empty_redis_url: str,
+    publish: Callable[[ModelStore, int], None],
+    versions: int,
+    swaps: int,
+    pin: str | None,
+) -> None:
+    """Where versions share a graph, half of the callers pin the first one, which stays warm."""
+    publish(ModelStore(tmp_path / "models"), versions)
     failures: list[RewardloopError] = []
     replies: list[tuple[float, float, str, float]] = []
-    live_from: dict[str, float] = {}
-    live_until: dict[str, float] = {}
+    pinned: list[tuple[str, float]] = []
+    live: list[tuple[str, float]] = []  # each version, and from when on it may answer
     stop = threading.Event()
 
     with (
-        serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server,
+        serving(
+            tmp_path / "models", empty_redis_url, tmp_path / "serve.log", "--resident-versions", str(versions)
+        ) as server,
         RewardloopClient(server.address, timeout_s=60) as admin,
     ):
         admin.promote("reward", "1")
-        live_from["1"] = 0.0
+        live.append(("1", 0.0))
 
-        def call() -> None:
+        def call(pin: str | None) -> None:
             with RewardloopClient(server.address, max_attempts=1) as client:
                 while not stop.is_set():
                     sent = time.monotonic()
                     try:
-                        result = client.score("alpha", ["beta", "gamma"])
+                        result = client.score("alpha", ["beta", "gamma"], pin_version=pin)
                     except RewardloopError as error:
                         failures.append(error)
                         continue
-                    version = result.model_version.version
-                    replies.append((sent, time.monotonic(), version, result.scores[0].logit))
+                    version, logit = result.model_version.version, result.scores[0].logit
+                    if pin is None:
+                        replies.append((sent, time.monotonic(), version, logit))
+                    else:
+                        pinned.append((version, logit))
 
-        callers = [threading.Thread(target=call) for _ in range(CALLERS)]
+        callers = [threading.Thread(target=call, args=(pin if i % 2 else None,)) for i in range(CALLERS)]
         for caller in callers:
             caller.start()
-        for version in range(2, SWAPS + 2):
+        ends: list[float] = []  # when each version of `live` had surely been replaced
+        for swap in range(1, swaps + 1):
+            version = str(swap % versions + 1)
             before = len(replies)
-            live_from[str(version)] = time.monotonic()  # it may answer from the moment it is asked for
-            admin.promote("reward", str(version), reason="test")
-            live_until[str(version - 1)] = time.monotonic()
-            while len(replies) < before + 40:
-                time.sleep(0.005)
+            live.append((version, time.monotonic()))
+            admin.promote("reward", version, reason="test")
+            ends.append(time.monotonic())
+            while len(replies) < before + 20:
+                time.sleep(0.002)
         stop.set()
         for caller in callers:
             caller.join()
+        ends.append(float("inf"))
 
     assert failures == []
-    assert {version for _, _, version, _ in replies} == {str(v) for v in range(1, SWAPS + 2)}
+    assert {version for _, _, version, _ in replies} == {version for version, _ in live}
+    spans = [(version, start, end) for (version, start), end in zip(live, ends, strict=True)]
     for sent, received, version, logit in replies:
         assert logit == pytest.approx(expected_logit("alpha", "beta", float(version))), "scored by another version"
-        assert received >= live_from[version]
-        assert sent <= live_until.get(version, float("inf"))
+        assert any(v == version and received >= start and sent <= end for v, start, end in spans)
+    if pin is not None:
+        assert len(pinned) > swaps
+        assert {version for version, _ in pinned} == {pin}
+        assert {logit for _, logit in pinned} == {expected_logit("alpha", "beta", float(pin))}
 
 
 def test_rollback_returns_to_the_version_before(tmp_path: Path, empty_redis_url: str) -> None:
