@@ -104,7 +104,7 @@ def run(
     plan = Plan(server, rpc, callers, tuple(wanted), seconds, warm_up, timeout)
     console = bench_report.open_console()
     runs = asyncio.run(measure(plan, payloads, console))
-    if not any(r.seen.latencies_s or r.seen.failures for r in runs):
+    if not any(r.seen.requests or r.seen.failures for r in runs):
         raise UsageError("nothing was answered within the time: measure for longer (--seconds)")
     bench_report.print_runs(console, runs)
     if json_file is not None:

@@ -39,12 +39,10 @@ class Pass:
 class Bare:
     """An encoder version's session and tokenizer, without a service around them."""
 
-    def __init__(self, directory: Path, manifest: Manifest, *, threads: int = 0, spins_after_run: bool = True) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # not a line for each adapter input
         options.intra_op_num_threads = threads
-        if not spins_after_run:
-            options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = ort.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
         self._takes_segments = any(each.name == "token_type_ids" for each in self._session.get_inputs())
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

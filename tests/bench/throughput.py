@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from pathlib import Path
 
+import arguments
 import models
 import service
 from ceiling import Bare, Ceiling
@@ -20,7 +20,7 @@ from ceiling import Bare, Ceiling
 COLUMNS = ("round", "what", "pairs/s", "tokens/s", "of ceiling", "p50 ms", "p99 ms", "generator CPU")
 RPCS = {
     "Score": ("--rpc", "score", "--callers", "64"),
-    "ScoreBatch": ("--rpc", "batch", "--batch", "64", "--callers", "3"),
+    "ScoreBatch": ("--rpc", "batch", "--batch", "32", "--callers", "4"),
     "ScoreStream": ("--rpc", "stream", "--callers", "128"),
 }
 
@@ -67,22 +67,17 @@ def _load(served: service.Service, texts: Path, options: argparse.Namespace, *rp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser = arguments.parser(__doc__, seconds=10.0)
     parser.add_argument("--warm-up", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--mixes", default="real,short")
-    parser.add_argument("--precisions", default="float32,int8")
     parser.add_argument("--data", type=Path, default=None, help="directory with alpacaeval_test.jsonl.gz")
-    parser.add_argument("--work", type=Path, default=None, help="where models are kept (default: a temporary one)")
-    parser.add_argument("--serve-args", default="", help="more arguments of rewardloop serve")
+    parser.set_defaults(precision="float32,int8")
     options = parser.parse_args()
     service.print_machine()
-    with tempfile.TemporaryDirectory(prefix="rewardloop-throughput-") as temporary:
-        work = options.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        for precision in options.precisions.split(","):
+    with arguments.work_directory(options.work) as work:
+        for precision in options.precision.split(","):
             for mix in options.mixes.split(","):
                 try:
                     measure(work, options.data, mix, precision, options)

@@ -1,0 +1,142 @@
+"""What the service adds to one request when it is idle: Score of one 64-token pair against tokenizing and a bare run.
+
+Each runs in a process of its own with the same weights, threads and spinning; the two alternate in short turns over
+the same texts, and the one whose turn it isn't is stopped, for its spinning threads would take the other's cores.
+
+    python tests/bench/latency.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import arguments
+import grpc
+import models
+import service
+
+from rewardloop.formats.store import Manifest
+from rewardloop.v1 import common_pb2, reward_pb2
+from rewardloop_cli.bench_report import percentile
+
+TURN = 10
+# Between requests: a lone caller meets a service whose threads have gone to sleep.
+PAUSE_S = 0.01
+
+
+def run_bare(pipe: Connection, directory: Path, manifest: Manifest, threads: int) -> None:
+    """For each pair that comes: its logit, and the seconds that tokenizing and running took. None ends it."""
+    from ceiling import Bare
+
+    bare = Bare(directory, manifest, threads=threads)
+    while (pair := pipe.recv()) is not None:
+        started = time.perf_counter()
+        logits = bare.run(bare.lay_out([bare.encode(pair)]))
+        pipe.send((float(logits[0].mean()), time.perf_counter() - started))
+
+
+@contextmanager
+def only(running: int, stopped: int) -> Iterator[None]:
+    """One process runs while the other is stopped; both run after it."""
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+def measure(options: argparse.Namespace, served: service.Service, manifest: Manifest, pairs: list[models.Pair]) -> None:
+    pipe, theirs = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    arguments_of_bare = (theirs, served.version_directory, manifest, options.threads)
+    bare = spawn.Process(target=run_bare, args=arguments_of_bare, daemon=True)
+    bare.start()
+    assert bare.pid is not None
+    bare_s: list[float] = []
+    score_s: list[float] = []
+    outside_s: list[float] = []
+    with grpc.insecure_channel(served.address) as channel:
+        score = channel.unary_unary("/rewardloop.v1.RewardService/Score", None, reward_pb2.ScoreResponse.FromString)
+
+        def ask_bare(pair: models.Pair) -> float:
+            pipe.send(pair)
+            logit, took = pipe.recv()
+            bare_s.append(took)
+            return float(logit)
+
+        def ask_service(pair: models.Pair) -> float:
+            request = reward_pb2.ScoreRequest(prompt=common_pb2.Prompt(text=pair.prompt), responses=[pair.response])
+            ready = request.SerializeToString()
+            started = time.perf_counter()
+            reply = score(ready, timeout=30)
+            took = time.perf_counter() - started
+            score_s.append(took)
+            timings = reply.timings
+            outside_s.append(took - (timings.queue_us + timings.tokenize_us + timings.run_us) / 1e6)
+            return float(reply.scores[0].logit)
+
+        until = time.monotonic() + options.seconds
+        position = 0
+        while time.monotonic() < until or position < 2 * TURN:
+            turn = [pairs[(position + i) % len(pairs)] for i in range(TURN)]
+            logits = []
+            for ask, running, stopped in ((ask_bare, bare.pid, served.pid), (ask_service, served.pid, bare.pid)):
+                with only(running, stopped):
+                    time.sleep(0.2)
+                    ask(pairs[0])  # the first after a stop finds cold caches
+                    seen = bare_s if ask is ask_bare else score_s
+                    seen.pop()
+                    logits.append([(time.sleep(PAUSE_S), ask(pair))[1] for pair in turn])
+            outside_s.pop(-TURN - 1)
+            worst = max(abs(a - b) for a, b in zip(*logits, strict=True))
+            if worst > 1e-3:
+                raise SystemExit(f"the service's logits differ from the bare session's by {worst}")
+            position += TURN
+            if position == TURN:  # the first turn warms both up
+                for each in (bare_s, score_s, outside_s):
+                    each.clear()
+        pipe.send(None)
+        bare.join(10)
+    report(options, bare_s, score_s, outside_s)
+
+
+def report(options: argparse.Namespace, bare_s: list[float], score_s: list[float], outside_s: list[float]) -> None:
+    print(f"{len(score_s)} requests of 1 pair of 64 tokens, {options.precision}, one at a time")
+    rows: list[list[object]] = [["ms", "p50", "p90", "p99"]]
+    for name, values in (
+        ("tokenizing + bare session.run", bare_s),
+        ("Score over gRPC", score_s),
+        ("of it outside queue, tokenize, run", outside_s),
+    ):
+        rows.append([name, *(1000 * percentile(sorted(values), share) for share in (0.5, 0.9, 0.99))])
+    service.print_rows(rows)
+    for share in (0.5, 0.99):
+        difference = percentile(sorted(score_s), share) - percentile(sorted(bare_s), share)
+        print(f"added at p{100 * share:.0f}: {1000 * difference:.3f} ms")
+
+
+def main() -> None:
+    parser = arguments.parser(__doc__, seconds=60.0)
+    parser.add_argument("--threads", type=int, default=0, help="ONNX Runtime threads of both; 0: one a core")
+    options = parser.parse_args()
+    service.print_machine()
+    with arguments.work_directory(options.work) as work:
+        store = work / f"minilm-{options.precision}"
+        manifest = service.export(models.encoder_base(work), store, max_length=256, precision=options.precision)
+        # 64 tokens each, with the 3 special ones.
+        pairs = [models.Pair(str(g.prompt), g.responses[0]) for g in models.groups(20, 1, 41, 256)]
+        serve_args = ("--intra-op-threads", str(options.threads), *options.serve_args.split())
+        with service.serving(store, *serve_args) as served:
+            measure(options, served, manifest, pairs)
+
+
+if __name__ == "__main__":
+    main()
