@@ -87,14 +87,17 @@ def measure(options: argparse.Namespace, served: service.Service, manifest: Mani
         position = 0
         while time.monotonic() < until or position < 2 * TURN:
             turn = [pairs[(position + i) % len(pairs)] for i in range(TURN)]
-            logits = []
+            logits: list[list[float]] = []
             for ask, running, stopped in ((ask_bare, bare.pid, served.pid), (ask_service, served.pid, bare.pid)):
                 with only(running, stopped):
                     time.sleep(0.2)
                     ask(pairs[0])  # the first after a stop finds cold caches
                     seen = bare_s if ask is ask_bare else score_s
                     seen.pop()
-                    logits.append([(time.sleep(PAUSE_S), ask(pair))[1] for pair in turn])
+                    logits.append([])
+                    for pair in turn:
+                        time.sleep(PAUSE_S)
+                        logits[-1].append(ask(pair))
             outside_s.pop(-TURN - 1)
             worst = max(abs(a - b) for a, b in zip(*logits, strict=True))
             if worst > 1e-3:

@@ -43,16 +43,15 @@ def main() -> None:
             rate = options.share * saturation
             print(f"{options.mix}, {options.precision}: saturation {saturation:.1f} requests/s, offered {rate:.1f}/s")
             offered = ("--rate", str(rate), *timing)
-            alone, beside = [], []
+            alone: list[service.Json] = []
+            beside: list[service.Json] = []
             rows: list[list[object]] = [
                 ["round", "trainer lane", "answered", "failed", "p50 ms", "p90 ms", "p99 ms", "max ms"]
             ]
             for number in range(1, options.rounds + 1):
                 for runs, name in ((alone, "idle"), (beside, "saturated")):
-                    if name == "idle":
-                        run = service.load(served, *offered)
-                    else:
-                        run = with_trainer(served, options, offered)
+                    is_alone = name == "idle"
+                    run = service.load(served, *offered) if is_alone else with_trainer(served, options, offered)
                     runs.append(run["latency_ms"])
                     figures = [run["latency_ms"][each] for each in ("p50", "p90", "p99", "max")]
                     rows.append([number, name, run["answered"], sum(run["failures"].values()), *figures])
@@ -62,9 +61,7 @@ def main() -> None:
     print(f"p99 with the trainer's lane saturated / without: {statistics.median(r['p99'] for r in beside) / p99:.2f}")
 
 
-def with_trainer(
-    served: service.Service, texts: Path, options: argparse.Namespace, offered: tuple[str, ...]
-) -> service.Json:
+def with_trainer(served: service.Service, options: argparse.Namespace, offered: tuple[str, ...]) -> service.Json:
     """The production load, while the trainer's lane holds all that it asks for."""
     with tempfile.TemporaryDirectory(prefix="rewardloop-trainer-") as directory:
         target = Path(directory) / "trainer.json"
