@@ -1,96 +1,21 @@
-"""The ModelService over real gRPC, a real store and a real redis-server; only the model itself is small."""
+"""The ModelService: versions listed, shown, promoted, rolled back and watched."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
+from file_models import Running, publish, running
 from grpc_servers import Serve
 from statuses import failure, fields_of, reason_of
 
-from rewardloop.formats.store import Manifest, ModelStore
-from rewardloop.v1 import model_pb2, model_pb2_grpc
+from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.errors import NotLoadable
-from rewardloop_server.models import ModelServicer
-from rewardloop_server.pointer import Active, ActivePointer
-from rewardloop_server.redis_link import connect
-from rewardloop_server.swap import VersionHost
-
-
-@dataclass
-class Weights:
-    """A model version that is one file."""
-
-    manifest: Manifest
-    text: str
-    is_closed: bool = False
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-def load(manifest: Manifest, directory: Path) -> Weights:
-    text = (directory / "weights").read_text()
-    if text == "broken":
-        raise NotLoadable(f"reward {manifest.version} does not load")
-    return Weights(manifest, text)
-
-
-def publish(store: ModelStore, text: str) -> str:
-    manifest = Manifest(model="reward", parent="0", metrics={"accuracy": 0.75})
-    return store.publish(manifest, lambda directory: _write(directory, text)).version
-
-
-def _write(directory: Path, text: str) -> None:
-    (directory / "weights").write_text(text)
-
-
-@dataclass
-class Running:
-    stub: Any
-    host: VersionHost[Weights]
-    pointer: ActivePointer
-    store: ModelStore
-
-    async def promote(self, version: str) -> model_pb2.PromoteResponse:
-        request = model_pb2.PromoteRequest(model="reward", version=version, reason="test")
-        reply: model_pb2.PromoteResponse = await self.stub.Promote(request)
-        return reply
-
-    async def roll_back(self) -> model_pb2.RollbackResponse:
-        reply: model_pb2.RollbackResponse = await self.stub.Rollback(model_pb2.RollbackRequest(model="reward"))
-        return reply
-
-    @property
-    def active(self) -> str | None:
-        return self.host.active.version if self.host.active else None
-
-
-@asynccontextmanager
-async def running(serve: Serve, redis_url: str, directory: Path, versions: int = 3) -> AsyncIterator[Running]:
-    """A server that follows the pointer as fast as it can, so that a race with it shows."""
-    store = ModelStore(directory)
-    for number in range(versions):
-        publish(store, f"weights {number + 1}")
-    redis = connect(redis_url)
-    pointer = ActivePointer(redis)
-    await pointer.initialise("reward", "1")
-    host: VersionHost[Weights] = VersionHost("reward", store, load, lambda *_: None)
-    follower = asyncio.create_task(host.follow(pointer, poll_s=0.001))
-    await anext(host.changes())
-    servicer = ModelServicer({"reward": host}, store, pointer, None)
-    async with serve((model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)) as channel:
-        yield Running(model_pb2_grpc.ModelServiceStub(channel), host, pointer, store)
-    follower.cancel()
-    await redis.aclose()
+from rewardloop_server.pointer import Active
 
 
 @pytest.fixture
@@ -182,7 +107,9 @@ async def test_model_of_another_name_is_refused(server: Running) -> None:
     assert fields_of(await failure(server.promote(""))) == ["version"]
 
 
-async def test_promotion_without_redis_is_undone(serve: Serve, fresh_redis: EmbeddedRedis, tmp_path: Path) -> None:
+async def test_promotion_without_redis_changes_nothing(
+    serve: Serve, fresh_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
     async with running(serve, fresh_redis.url, tmp_path / "models") as server:
         with server.host.lease() as before:
             fresh_redis.kill()

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.errors import RedisUnavailable
-from rewardloop_server.pointer import Active, ActivePointer
+from rewardloop_server.pointer import Active, ActivePointer, Share
 from rewardloop_server.redis_link import connect
 
 
@@ -72,6 +72,54 @@ async def test_moving_back_from_a_version_that_is_not_active_is_refused(pointer:
     await pointer.move("reward", "3", "another caller")
     assert not await pointer.move_back("reward", "2", "1", "late")
     assert await pointer.read("reward") == Active("3", ("2", "1"))
+
+
+async def test_canary_and_shadow_stand_beside_the_active_version(pointer: ActivePointer, redis: Redis) -> None:
+    for version in ("1", "2"):
+        await pointer.move("reward", version, "")
+    assert await pointer.assign("reward", "canary", Share("3", 0.05), 'said "so"')
+    assert await pointer.assign("reward", "shadow", Share("4", 1.0), "")
+    assert await pointer.read("reward") == Active("2", ("1",), Share("3", 0.05), Share("4", 1.0))
+    assert await pointer.assign("reward", "canary", Share("5", 1 / 3), "")
+    assert await pointer.read("reward") == Active("2", ("1",), Share("5", 1 / 3), Share("4", 1.0))
+    await pointer.end("reward", "shadow", "seen enough")
+    assert await pointer.read("reward") == Active("2", ("1",), Share("5", 1 / 3))
+    assert json.loads(await redis.hget(keys.ACTIVE, "reward") or "")["reason"] == "seen enough"
+
+
+async def test_every_promotion_and_rollback_ends_canary_and_shadow(pointer: ActivePointer) -> None:
+    for version in ("1", "2"):
+        await pointer.move("reward", version, "")
+    for move in (
+        lambda: pointer.move("reward", "3", ""),
+        lambda: pointer.move("reward", "3", "the same again"),
+        lambda: pointer.move_back("reward", "3", "2", ""),
+    ):
+        await pointer.assign("reward", "canary", Share("8", 0.5), "")
+        await pointer.assign("reward", "shadow", Share("9", 0.5), "")
+        await move()
+        active = await pointer.read("reward")
+        assert active is not None
+        assert (active.canary, active.shadow) == (None, None)
+    assert await pointer.read("reward") == Active("2", ("1",))
+
+
+async def test_active_version_takes_no_role_beside_itself(pointer: ActivePointer) -> None:
+    assert not await pointer.assign("reward", "canary", Share("1", 0.5), "nothing is active")
+    assert await pointer.read("reward") is None
+    await pointer.move("reward", "1", "")
+    assert not await pointer.assign("reward", "canary", Share("1", 0.5), "")
+    assert not await pointer.assign("reward", "shadow", Share("1", 0.5), "")
+    assert await pointer.read("reward") == Active("1")
+
+
+async def test_role_given_first_thing_leaves_the_list_of_previous_versions_a_list(
+    pointer: ActivePointer, redis: Redis
+) -> None:
+    await pointer.initialise("reward", "1")
+    await pointer.assign("reward", "canary", Share("2", 0.5), "")
+    assert json.loads(await redis.hget(keys.ACTIVE, "reward") or "")["previous"] == []
+    assert await pointer.move("reward", "2", "") == "1"
 
 
 async def test_previous_versions_are_bounded(pointer: ActivePointer) -> None:
