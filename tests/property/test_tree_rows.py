@@ -1,0 +1,118 @@
+"""A score does not depend on the plan: padded, in buckets, in tree rows, with whatever neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from adapter_graphs import lora, publish_decoder, publish_delta
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reward_bases import exported
+
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.text import Encoded
+from rewardloop_server.cost import CostModel
+from rewardloop_server.engine import Device, Floats, RewardModel
+from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.plan import Run, plan_runs
+from rewardloop_server.sessions import SessionPool
+
+# Which plan comes out of these: trees of all that shares a prompt; short trees; buckets; each row alone.
+COSTS = [CostModel(1.0, 1e-3, 0.0), CostModel(1e-4, 1e-5, 1e-6), CostModel(1e-2, 0.0, 1e-4), CostModel(1e-4, 1e-4, 0)]
+
+
+def scores(model: RewardModel, rows: list[Encoded], runs: list[Run]) -> Floats:
+    found = np.full((len(rows), model.manifest.heads), np.nan, dtype=np.float32)
+    for run in runs:
+        found[list(run.rows)] = model.execute(model.lay_out(rows, run))
+    return found
+
+
+def alone(model: RewardModel, rows: list[Encoded]) -> Floats:
+    return scores(model, rows, [Run(((i,),), len(row.ids), 0.0) for i, row in enumerate(rows)])
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[Encoded]:
+    """Groups of 1 to 6 responses of 0 to 20 tokens (1 without a prompt), after prompts of 0 to 40 tokens, shuffled.
+
+    Prompts agree in 0 to all of their tokens, and responses may be equal.
+    """
+    ids = st.integers(4, 11)
+    shared = draw(st.lists(ids, max_size=40))
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        prompt = [*shared[: draw(st.integers(0, len(shared)))], *draw(st.lists(ids, max_size=5))]
+        for _ in range(draw(st.integers(1, 6))):
+            response = draw(st.lists(ids, min_size=0 if prompt else 1, max_size=20))
+            rows.append(Encoded([*prompt, *response], None, False, 1, len(prompt)))
+    return draw(st.permutations(rows))
+
+
+def load(manifest: Manifest, pool: SessionPool, store: ModelStore) -> RewardModel:
+    return pool.load(manifest, store.fetch("reward", manifest.version))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
+    torch.set_num_threads(1)
+    store = ModelStore(tmp_path_factory.mktemp("store"))
+    pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
+    by_hand = publish_decoder(store)
+    found = {
+        "by hand": load(by_hand, pool, store),
+        "by hand, a mask for each row": load(publish_decoder(store, mask_rows="rows"), pool, store),
+        "by hand, delta": load(publish_delta(store, by_hand, lora(1)), pool, store),
+    }
+    for kind in ("llama", "gpt2"):
+        export = exported(kind)
+        manifest = Manifest(
+            model="reward",
+            version=kind,
+            digest=kind,
+            text_format=export.encoder.format.to_json(),
+            max_length=200,
+            heads=3,
+        )
+        found[kind] = pool.load(manifest, export.directory)
+    return found
+
+
+@pytest.mark.parametrize("name", ["by hand", "by hand, a mask for each row", "by hand, delta", "llama", "gpt2"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=groups())
+def test_scores_do_not_depend_on_the_plan(models: dict[str, RewardModel], name: str, rows: list[Encoded]) -> None:
+    model = models[name]
+    assert model.signature.is_decoder
+    expected = alone(model, rows)
+    for cost in COSTS:
+        for trees in (True, False):
+            found = scores(model, rows, plan_runs(rows, cost, trees=trees))
+            np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_tree_row_gives_torchs_score_of_each_pair_alone(models: dict[str, RewardModel]) -> None:
+    reference = exported("llama").model
+    prompt = list(range(10, 50))
+    rows = [Encoded([*prompt, *range(60, 60 + n)], None, False, n, 40) for n in (1, 7, 30)]
+    with torch.inference_mode():
+        expected = [reference(torch.tensor([r.ids]), torch.ones(1, len(r.ids)).long())[0].numpy() for r in rows]
+    run = Run(((0, 1, 2),), 40 + 38, 0.0)
+    np.testing.assert_allclose(scores(models["llama"], rows, [run]), np.array(expected), atol=1e-4)
+
+
+def test_shared_prompts_are_grouped_across_requests(models: dict[str, RewardModel]) -> None:
+    model = models["by hand"]
+    prompt = [5] * 300
+    rows = [Encoded([*prompt, 6, n], None, False, 2, 300) for n in (4, 5, 6, 7)]
+    assert [run.kind for run in plan_runs(rows, CostModel(1e-4, 1e-4, 0.0), trees=True)] == ["tree"]
+    feeds = model.lay_out(rows, Run(((0, 1, 2, 3),), 308, 0.0))
+    assert (feeds.rows, feeds.tokens, feeds.real_tokens) == (4, 308, 308)
+
+
+def test_one_mask_stands_for_all_plain_rows_where_the_graph_takes_it(models: dict[str, RewardModel]) -> None:
+    rows = [Encoded([5, 6, n], None, False, 1, 2) for n in (4, 5)]
+    run = Run(((0,), (1,)), 3, 0.0)
+    assert models["by hand"].lay_out(rows, run).inputs["mask"].shape == (1, 1, 3, 3)
+    assert models["by hand, a mask for each row"].lay_out(rows, run).inputs["mask"].shape == (2, 1, 3, 3)
