@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -15,9 +16,9 @@ from rewardloop_server.plan import Run
 
 log = structlog.get_logger()
 
-# Rows and tokens of the timed runs; one of the model's greatest length comes first.
-_SHAPES = ((1, 16), (8, 16), (1, 128), (8, 64), (4, 32), (2, 256), (1, 256))
-_ALWAYS = 4  # of these: run whatever they cost
+# Rows and tokens of the timed runs, beside one row of the model's greatest length.
+_SHAPES = ((1, 16), (8, 16), (1, 128), (4, 32), (1, 256), (8, 64), (2, 256))
+_ALWAYS = 3  # of these, and the longest: run whatever they cost
 _REPEATS = 3
 _BUDGET_S = 0.5
 
@@ -25,17 +26,21 @@ _BUDGET_S = 0.5
 def warm_up(model: RewardModel) -> CostModel:
     """Run shapes up to the model's greatest length, and fit the cost model to their least times.
 
-    After `_BUDGET_S` no further run is begun, so a large model is fitted to a few. Raises NotLoadable when the graph
-    does not give finite logits of the stated shape.
+    A run that would end after `_BUDGET_S` is left out, so a large model is fitted to a few. Raises NotLoadable when
+    the graph does not give finite logits of the stated shape.
     """
     longest = model.manifest.max_length
-    shapes = [(1, longest), *((count, length) for count, length in _SHAPES if length < longest)]
+    shapes = [*((count, length) for count, length in _SHAPES if length < longest), (1, longest)]
+    needed = {*shapes[:_ALWAYS], shapes[-1]}
+    token_s = check(model, *shapes[0]) / math.prod(shapes[0])  # a session's first run is slow: not a timing
     started = time.monotonic()
     least: dict[tuple[int, int], float] = {}
     for shape in shapes * _REPEATS:
-        if len(least) >= _ALWAYS and time.monotonic() - started > _BUDGET_S:
-            break
-        least[shape] = min(least.get(shape, np.inf), check(model, *shape))
+        expected_s = least.get(shape, token_s * math.prod(shape))
+        is_needed = shape in needed and shape not in least
+        if is_needed or time.monotonic() - started + expected_s < _BUDGET_S:
+            least[shape] = min(least.get(shape, math.inf), check(model, *shape))
+            token_s = least[shape] / math.prod(shape)
     timings = [Timing(count, length, seconds) for (count, length), seconds in least.items()]
     cost = fit(timings)
     log.info(

@@ -1,0 +1,151 @@
+"""Which plan a decoder's groups are run by: seconds as one padded run, in buckets, as one tree row, and as planned.
+
+A Llama-type reward model, 8 layers, 512 wide, random weights, exported as every version is. Each cell runs every plan
+in turn, several rounds, and takes the least time of each, so that a machine that slows down slows all.
+
+    python tests/bench/tree_rows.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import onnxruntime
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModel, LlamaConfig
+
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.text import Encoded, TextFormat
+from rewardloop_server.engine import Device, RewardModel
+from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.plan import Run, plan_runs
+from rewardloop_server.sessions import SessionPool
+from rewardloop_trainer.export import export_reward
+from rewardloop_trainer.reward_model import RewardModel as TorchRewardModel
+
+VOCABULARY = 8192
+HEADLINE = (400, 8, 60)
+# Prompt, responses, and tokens of a response on average: they vary by half of it.
+CELLS = [(p, k, 60) for p in (16, 100, 400, 800) for k in (2, 8, 16)] + [(16, 16, 200), (400, 8, 400)]
+COLUMNS = ("prompt", "k", "tokens", "padded s", "buckets s", "tree s", "planned s", "foreseen s", "of best", "as")
+
+
+def load(directory: Path, layers: int, width: int, threads: int) -> RewardModel:
+    """The reward model on this machine, its cost model fitted."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        intermediate_size=width * 4,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+    )
+    trunk = AutoModel.from_config(config)
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    text_format = TextFormat.for_decoder(tokenizer, eos_id=1, bos_id=1, pad_id=0)
+    store = ModelStore(directory / "store")
+
+    def write(target: Path) -> None:
+        export_reward(TorchRewardModel(trunk, 4, "last", None).eval(), tokenizer, text_format, target)
+
+    manifest = store.publish(
+        Manifest(model="reward", text_format=text_format.to_json(), max_length=1024, heads=4), write
+    )
+    pool = SessionPool(store, Device("cpu", threads, spin=False), ServerMetrics())
+    return pool.load(manifest, store.fetch("reward", manifest.version))
+
+
+def group(prompt: int, k: int, tokens: int, *, even: bool = False) -> list[Encoded]:
+    chance = random.Random(prompt * 1000 + k)
+    sizes = [tokens if even else chance.randint(tokens // 2, tokens * 3 // 2) for _ in range(k)]
+    start = [chance.randrange(2, VOCABULARY) for _ in range(prompt)]
+    return [
+        Encoded([*start, *(chance.randrange(2, VOCABULARY) for _ in range(n))], None, False, n, prompt) for n in sizes
+    ]
+
+
+def plans(model: RewardModel, rows: list[Encoded]) -> dict[str, list[Run]]:
+    longest, prompt = max(len(r.ids) for r in rows), rows[0].prompt_tokens
+    packed = prompt + sum(len(r.ids) - prompt for r in rows)
+    return {
+        "padded": [Run(tuple((i,) for i in range(len(rows))), longest, model.cost.run_s(len(rows), longest))],
+        "buckets": plan_runs(rows, model.cost, trees=False),
+        "tree": [Run((tuple(range(len(rows))),), packed, model.cost.run_s(1, packed))],
+        "planned": model.plan(rows),
+    }
+
+
+def seconds(model: RewardModel, rows: list[Encoded], runs: list[Run]) -> float:
+    """Planning and laying out are beside the engine in the service; here they are left out."""
+    feeds = [model.lay_out(rows, run) for run in runs]
+    started = time.perf_counter()
+    for each in feeds:
+        model.execute(each)
+    return time.perf_counter() - started
+
+
+def measure(model: RewardModel, rows: list[Encoded], rounds: int) -> tuple[dict[str, float], dict[str, list[Run]]]:
+    """Least seconds of each plan; plans that are the same are timed once a round."""
+    wanted = plans(model, rows)
+    distinct = {tuple(run.items for run in runs): runs for runs in wanted.values()}
+    least = dict.fromkeys(distinct, float("inf"))
+    for _ in range(rounds):
+        for key, runs in distinct.items():
+            least[key] = min(least[key], seconds(model, rows, runs))
+    return {name: least[tuple(run.items for run in runs)] for name, runs in wanted.items()}, wanted
+
+
+def described(runs: list[Run]) -> str:
+    return " + ".join(f"{len(run.items)}x{run.length} {run.kind}" for run in runs[:3]) + (" ..." if runs[3:] else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        model = load(Path(directory), options.layers, options.width, options.threads)
+    cost = model.cost
+    load_average = os.getloadavg()[0]
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, load {load_average:.1f}, "
+        f"ONNX Runtime {onnxruntime.__version__}; {options.layers} layers, {options.width} wide, float32\n"
+        f"cost model: {cost.fixed_s * 1e3:.2f} ms + {cost.per_token_s * 1e6:.1f} us a token "
+        f"+ {cost.per_token2_s * 1e9:.1f} ns a token squared"
+    )
+    print(("{:>10}" * (len(COLUMNS) - 1) + "  {}").format(*COLUMNS))
+    worst = 0.0
+    for prompt, k, tokens in CELLS:
+        found, wanted = measure(model, group(prompt, k, tokens), options.rounds)
+        of_best = found["planned"] / min(found.values())
+        worst = max(worst, of_best)
+        foreseen = sum(run.cost_s for run in wanted["planned"])
+        figures = "".join(f"{found[name]:>10.3f}" for name in ("padded", "buckets", "tree", "planned"))
+        print(
+            f"{prompt:>10}{k:>10}{tokens:>10}{figures}{foreseen:>10.3f}{of_best:>10.2f}  {described(wanted['planned'])}"
+        )
+    found, wanted = measure(model, group(*HEADLINE, even=True), options.rounds + 1)
+    foreseen = {name: sum(run.cost_s for run in wanted[name]) for name in ("padded", "planned")}
+    print(
+        f"\nworst planned over best: {worst:.2f} (foreseen: at most 1.10)\n"
+        f"prompt 400, 8 responses of 60: padded {found['padded']:.3f} s, planned {found['planned']:.3f} s: "
+        f"{found['padded'] / found['planned']:.2f}x (foreseen by the cost model: "
+        f"{foreseen['padded'] / foreseen['planned']:.2f}x)"
+    )
+
+
+if __name__ == "__main__":
+    main()
