@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.formats.log import configure_logging
     from rewardloop_server.serving import serve
 
+    # The tokenizer's own threads would take the cores from the engine: `tokenize_threads` says how many there are.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     configure_logging(settings.log_level, settings.log_format)
     return asyncio.run(serve(settings))
 

@@ -183,7 +183,9 @@ class _Call:
             known = InternalError()
             log.error("rpc", method=self._method, code=known.code.name, seconds=self._seconds(), exc_info=error)
         else:
-            log.info(
+            # Refusals under overload are many and must be cheap; the metrics count them.
+            write = log.debug if known.code is grpc.StatusCode.RESOURCE_EXHAUSTED else log.info
+            write(
                 "rpc",
                 method=self._method,
                 code=known.code.name,

@@ -63,6 +63,9 @@ def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: L
 
     ``trees``: the graph takes tree rows. Runs come in the order of their first row, so the first holds row 0.
     """
+    if len(rows) == 1:  # every run of an idle service: nothing to search
+        length = len(rows[0].ids)
+        return [Run(((0,),), length, cost.run_s(1, length))]
     groups = _by_prompt(rows) if trees and len(rows) > 1 else [(0, [i]) for i in range(len(rows))]
     longest = min(cost.longest(limit.seconds), limit.tokens, _MOST_TREE_TOKENS)
     choices = {tuple(len(members) for _, members in groups)}

@@ -62,11 +62,11 @@ def test_every_row_is_taken_once_or_dropped_with_its_group_and_tokens_are_counte
             assert len({each.model for each, _ in rows}) <= 1
             assert len(rows) <= 1 or sum(len(each.rows[i].ids) for each, i in rows) <= step
             subject.take(rows, 0.0)
-            taken.update((id(each), i) for each, i in rows)
+            taken.update(rows)
         assert subject.tokens == sum(each.tokens for each in waiting)
     assert subject.tokens == 0
     assert not subject.window(60)
-    assert all(taken[id(each), i] == 1 for each in waiting for i in range(len(each.rows)))
+    assert all(taken[each, i] == 1 for each in waiting for i in range(len(each.rows)))
     assert max(taken.values(), default=1) == 1
 
 
