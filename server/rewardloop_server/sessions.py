@@ -32,8 +32,11 @@ _TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_tok
 
 @dataclass(slots=True)
 class _Shared:
-    """One session, what its graph takes, what its runs cost, and how many versions run on it."""
+    """One session, the version that it was opened for and its text encoder, what its graph takes, what its runs cost,
+    and how many versions run on it."""
 
+    manifest: Manifest
+    encoder: Encoder
     session: Any
     signature: Signature
     cost: CostModel
@@ -99,18 +102,20 @@ class SessionPool:
             signature = Signature.of(session)
         except ValueError as error:
             raise NotLoadable(f"{where}: {error}") from error
-        trial = RewardModel(manifest, _encoder(manifest, directory), session, signature, CostModel(0.0, 0.0, 0.0))
-        cost = warm_up(trial)
+        encoder = _encoder(manifest, directory)
+        cost = warm_up(RewardModel(manifest, encoder, session, signature, CostModel(0.0, 0.0, 0.0)))
         with self._counting:
-            self._shared[manifest.digest] = _Shared(session, signature, cost, 1)
+            self._shared[manifest.digest] = _Shared(manifest, encoder, session, signature, cost, 1)
 
     def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:
         adapter = None
         if manifest.trunk is not None:
             adapter = _adapter(directory / ADAPTER, shared.session, f"reward {manifest.version}")
+        # Reading a tokenizer holds the interpreter's lock for as long as everything else about a delta takes together.
+        encoder = shared.encoder if reads_alike(manifest, shared.manifest) else _encoder(manifest, directory)
         model = RewardModel(
             manifest,
-            _encoder(manifest, directory),
+            encoder,
             shared.session,
             shared.signature,
             shared.cost,
@@ -163,6 +168,15 @@ def _options(device: Device) -> ort.SessionOptions:
 
 def _providers(device: Device) -> list[str]:
     return ["CUDAExecutionProvider", "CPUExecutionProvider"] if device.kind == "cuda" else ["CPUExecutionProvider"]
+
+
+def reads_alike(one: Manifest, other: Manifest) -> bool:
+    """Both versions turn the same text into the same token ids."""
+    return (
+        one.files.get("tokenizer.json") == other.files.get("tokenizer.json")
+        and one.text_format == other.text_format
+        and one.max_length == other.max_length
+    )
 
 
 def _encoder(manifest: Manifest, directory: Path) -> Encoder:

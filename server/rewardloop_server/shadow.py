@@ -19,6 +19,7 @@ from rewardloop_server.batch import Batcher
 from rewardloop_server.engine import RewardModel
 from rewardloop_server.errors import RewardloopError
 from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.sessions import reads_alike
 from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool
 
@@ -74,7 +75,7 @@ class ShadowScorer:
                 return
             try:
                 if not reads_alike(live, model.manifest):
-                    rows = await self._tokenizers.encode(model.encoder, request)
+                    rows = await self._tokenizers.encode(model.encoder, request, is_bulk=True)
                 scored = await self._batcher.score_shadow(model, rows)
             except RewardloopError as error:
                 log.warning("shadow not scored", version=model.manifest.version, reason=error.reason)
@@ -98,15 +99,6 @@ class ShadowScorer:
         count.labels(order="best", outcome=first).inc()
         for outcome, pairs in pair_agreement(live, shadow).items():
             count.labels(order="pair", outcome=outcome).inc(pairs)
-
-
-def reads_alike(one: Manifest, other: Manifest) -> bool:
-    """Both turn the same text into the same token ids."""
-    return (
-        one.files.get("tokenizer.json") == other.files.get("tokenizer.json")
-        and one.text_format == other.text_format
-        and one.max_length == other.max_length
-    )
 
 
 def best(scores: Sequence[float]) -> int:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rewardloop.formats.store import Manifest
 from rewardloop_server.residents import position
-from rewardloop_server.shadow import best, pair_agreement, reads_alike
+from rewardloop_server.sessions import reads_alike
+from rewardloop_server.shadow import best, pair_agreement
 
 
 def test_pairs_are_counted_by_whether_both_order_them_alike() -> None:
