@@ -99,7 +99,7 @@ class ModelServiceServicer:
 
     def Promote(self, request, context):
         """Loads and warms the version beside the running one, then makes it active everywhere. Returns
-        once this server serves it. Promoting the active version changes nothing.
+        once this server serves it. Promoting the active version changes nothing but ends its canary and shadow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
