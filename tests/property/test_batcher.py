@@ -39,6 +39,18 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     return load(ModelStore(tmp_path_factory.mktemp("slow")), 1.0, cost=800)
 
 
+@pytest.fixture(scope="module")
+def slower(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    """A run takes so long that what the test does meanwhile happens while it is on the engine."""
+    return load(ModelStore(tmp_path_factory.mktemp("slower")), 1.0, cost=2500)
+
+
+async def until_taken(metrics: ServerMetrics, lane: str) -> None:
+    """Until the engine has all that waited in the lane."""
+    while metrics.registry.get_sample_value("rewardloop_queue_tokens", {"lane": lane}):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 def batcher(token_budget: int = 64, metrics: ServerMetrics | None = None, **limits: float) -> Batcher:
     lanes = {lane: LaneLimits(**({"max_tokens": 10**6} | limits)) for lane in LANES}
     return Batcher(token_budget=token_budget, lanes=lanes, trainer_max_wait_s=0.05, metrics=metrics or ServerMetrics())
@@ -170,35 +182,44 @@ async def test_deadline_that_the_backlog_makes_impossible_is_refused_at_once(slo
             task.cancel()
 
 
-async def test_caller_that_went_away_is_not_run_though_laid_out(slow) -> None:
+async def test_caller_that_went_away_is_not_run_though_laid_out(slower) -> None:
     metrics = ServerMetrics()
     async with running(batcher(token_budget=8, metrics=metrics)) as subject:
         rows = [encoded(*[1] * 8)]
-        first = asyncio.create_task(subject.score(slow, rows, "production", None))
-        await asyncio.sleep(0.005)
-        gone = asyncio.create_task(subject.score(slow, rows * 5, "production", None))
-        await asyncio.sleep(0.001)
+        first = asyncio.create_task(subject.score(slower, rows, "production", None))
+        await asyncio.sleep(0)
+        await until_taken(metrics, "production")
+        gone = asyncio.create_task(subject.score(slower, rows * 5, "production", None))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert subject._offered is not None
         gone.cancel()
         await first
-        last = await subject.score(slow, rows, "production", None)
+        last = await subject.score(slower, rows, "production", None)
     assert last.logits[0, 0] == 8
     assert metrics.registry.get_sample_value("rewardloop_batch_rows_sum") == 2
 
 
-async def test_production_goes_before_a_trainer_run_that_is_laid_out(slow) -> None:
+async def test_production_goes_before_a_trainer_run_that_is_laid_out(slower) -> None:
+    metrics = ServerMetrics()
     order: list[str] = []
 
     async def score(subject: Batcher, lane: str, name: str) -> None:
-        await subject.score(slow, [encoded(*[1] * 8)], lane, None, name)
+        await subject.score(slower, [encoded(*[1] * 8)], lane, None, name)
         order.append(name)
 
-    async with running(batcher(token_budget=8)) as subject, asyncio.TaskGroup() as tasks:
-        for n in range(3):
-            tasks.create_task(score(subject, "trainer", f"trainer {n}"))
+    async with running(batcher(token_budget=8, metrics=metrics)) as subject, asyncio.TaskGroup() as tasks:
+        tasks.create_task(score(subject, "trainer", "first"))
+        await asyncio.sleep(0)
+        await until_taken(metrics, "trainer")
+        tasks.create_task(score(subject, "trainer", "second"))
         tasks.create_task(score(subject, "shadow", "shadow"))
-        await asyncio.sleep(0.005)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert subject._offered is not None
+        assert subject._offered.lane.name == "trainer"
         tasks.create_task(score(subject, "production", "production"))
-    assert order == ["trainer 0", "production", "trainer 1", "trainer 2", "shadow"]
+    assert order == ["first", "production", "second", "shadow"]
 
 
 async def test_waiting_trainer_is_served_while_production_keeps_coming(versions) -> None:

@@ -167,7 +167,7 @@ async def test_one_log_event_for_each_rpc() -> None:
         with structlog.testing.capture_logs() as events:
             await server.record()
             await failure(server.record("full"))
-        assert [(e["log_level"], e["code"]) for e in events] == [("debug", "OK"), ("info", "RESOURCE_EXHAUSTED")]
+        assert [(e["log_level"], e["code"]) for e in events] == [("debug", "OK"), ("debug", "RESOURCE_EXHAUSTED")]
 
 
 @pytest.mark.parametrize("event_id", ["many", "wide"])
