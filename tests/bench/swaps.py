@@ -62,19 +62,18 @@ class Callers:
         self._logits: dict[tuple[str, str], float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def during(self, work: Work) -> Phase:
-        """Calls go on while ``work`` does; what they saw."""
-        phase = self.phase = Phase()
+    async def during(self, work: Work, phase: Phase) -> None:
+        """Calls go on while ``work`` does; what they see is added to ``phase``."""
+        self.phase = phase
         self.previous = None
         started = time.monotonic()
         tasks = [asyncio.create_task(self._call(i)) for i in range(self._count)]
         tasks.append(asyncio.create_task(self._pin()))
         await work(phase)
-        phase.seconds = time.monotonic() - started
+        phase.seconds += time.monotonic() - started
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return phase
 
     async def _call(self, number: int) -> None:
         phase = self.phase
@@ -138,7 +137,7 @@ def row(name: str, phase: Phase, steady_p99: float) -> list[object]:
     p50, p99 = (percentile(latencies, q) * 1000 for q in (0.5, 0.99))
     swaps = sorted(phase.activations_s)
     activation = [percentile(swaps, q) * 1000 for q in (0.5, 0.99)] if swaps else ["", ""]
-    figures = [p50, p99, p99 / (steady_p99 or p99), *activation]
+    figures = [p50, p99, p99 / steady_p99, *activation]
     return [name, len(swaps), len(latencies) / phase.seconds, len(phase.errors), *figures]
 
 
@@ -152,28 +151,23 @@ async def measure(options: argparse.Namespace, served: service.Service, adapters
         callers = Callers(client, options.callers, options.words)
 
         async def steady(phase: Phase) -> None:
-            await asyncio.sleep(options.seconds)
+            await asyncio.sleep(options.seconds / options.rounds)
 
         def between(versions: list[str], swaps: int, pause_s: float, *, pins: bool) -> Work:
-            return swapping(callers, versions, swaps, pause_s, pins=pins)
+            return swapping(callers, versions, max(1, swaps // options.rounds), pause_s, pins=pins)
 
-        await client.promote("reward", adapters[0])
-        await callers.during(steady)  # warm-up
-        before = await callers.during(steady)
-        adapter_swaps = await callers.during(between(adapters, options.swaps, options.pause, pins=True))
-        middle = await callers.during(steady)
-        session_swaps = await callers.during(between(graphs, options.session_swaps, options.session_pause, pins=False))
-        await client.promote("reward", adapters[0])
-        after = await callers.during(steady)
-        phases = {
-            "steady": before,
-            "adapter swaps": adapter_swaps,
-            "steady again": middle,
-            "session swaps": session_swaps,
-            "steady at last": after,
-        }
-        usual = sorted([*before.latencies_s, *middle.latencies_s, *after.latencies_s])
-        p99 = percentile(usual, 0.99) * 1000
+        usual, adapter_swaps, session_swaps = Phase(), Phase(), Phase()
+        # In turn, so that what else the machine does falls on all of them.
+        for _ in range(options.rounds):
+            await client.promote("reward", adapters[-1])
+            await callers.during(steady, Phase())  # warm-up
+            await callers.during(steady, usual)
+            await callers.during(between(adapters, options.swaps, options.pause, pins=True), adapter_swaps)
+            await callers.during(
+                between(graphs, options.session_swaps, options.session_pause, pins=False), session_swaps
+            )
+        phases = {"steady": usual, "adapter swaps": adapter_swaps, "session swaps": session_swaps}
+        p99 = percentile(sorted(usual.latencies_s), 0.99) * 1000
         service.print_rows([COLUMNS, *(row(name, phase, p99) for name, phase in phases.items())])
         loads = sorted(adapter_swaps.promotions_s)
         p50, p99 = (percentile(loads, share) * 1000 for share in (0.5, 0.99))
@@ -206,13 +200,14 @@ async def memory(
 
 
 def main() -> None:
-    parser = arguments.parser(__doc__, seconds=10.0)
+    parser = arguments.parser(__doc__, seconds=20.0)
     parser.add_argument("--base", type=Path, default=None, help="Hugging Face directory (default: MiniLM)")
     parser.add_argument("--callers", type=int, default=4)
     parser.add_argument("--words", type=int, default=24, help="in a prompt")
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--session-swaps", type=int, default=10)
     parser.add_argument("--memory-swaps", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of steady state, adapter swaps, session swaps")
     parser.add_argument("--adapters", type=int, default=20, help="versions over one graph to swap between")
     parser.add_argument("--pause", type=float, default=0.1, help="seconds between adapter swaps")
     parser.add_argument("--session-pause", type=float, default=1.0, help="seconds between session swaps")
