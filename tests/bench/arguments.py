@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def parser(description: str | None, *, seconds: float) -> argparse.ArgumentParse
 
 @contextmanager
 def work_directory(wanted: Path | None) -> Iterator[Path]:
-    """``wanted``, made; or one that is removed again."""
+    """``wanted``, made; or one that is removed again. From here on SIGTERM ends the script as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
         yield wanted

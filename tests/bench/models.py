@@ -15,6 +15,8 @@ from rewardloop_cli.bench_texts import LENGTHS, Lengths, built_in
 from rewardloop_client import ScoreGroup
 
 SEED = 0
+# Of an encoder's pair, in tokens. In the tokenizer too, where a peer has no option for it.
+MAX_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def encoder_base(work: Path) -> Path:
         torch.manual_seed(SEED)
         model = BertForSequenceClassification.from_pretrained(source, num_labels=1)
         model.classifier.weight.data.normal_(std=model.config.hidden_size**-0.5)
-        _save(model, AutoTokenizer.from_pretrained(source), directory)
+        _save(model, AutoTokenizer.from_pretrained(source, model_max_length=MAX_LENGTH), directory)
     return directory
 
 
