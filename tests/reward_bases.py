@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import random
 import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -25,8 +27,11 @@ from transformers import (
 )
 
 from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
+from rewardloop_trainer.adapter_inputs import AdapterModules, linear_modules
 from rewardloop_trainer.export import MODEL, export_reward
+from rewardloop_trainer.reward_lora import as_delta
 from rewardloop_trainer.reward_model import RewardModel
+from rewardloop_trainer.reward_settings import LoraSettings
 
 PAD, CLS, SEP, END = range(4)
 WORDS = ["why", "sky", "blue", "refund", "please", "because", "light", "scatters", "good", "bad", "würde", "日本", "🙂"]
@@ -110,18 +115,33 @@ class Export:
     model: RewardModel
     encoder: Encoder
     directory: Path
+    adapters: tuple[str, ...]
 
     @property
     def onnx(self) -> Path:
         return self.directory / MODEL
 
 
+def trained_delta(
+    model: RewardModel, modules: Literal["query_value", "attention", "all"] = "query_value", seed: int = 1
+) -> RewardModel:
+    """A copy of the model with adapters and heads that differ from it, as after a delta round."""
+    changed = as_delta(copy.deepcopy(model), LoraSettings(rank=3, alpha=6, modules=modules)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            if "lora_" in name or name.startswith("heads."):
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return changed
+
+
 @cache
-def exported(kind: str, segment_ids: bool = False) -> Export:
+def exported(kind: str, segment_ids: bool = False, adapters: AdapterModules = "query_value") -> Export:
     """A reward model with 3 heads as a version directory; tests must not change it."""
     root = Path(tempfile.mkdtemp(prefix="rewardloop-test-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     model = RewardModel.from_base(save_base(kind, root / "base"), heads=3)
     encoder = encoder_for(kind, segment_ids=segment_ids)
-    export_reward(model, encoder.tokenizer, encoder.format, root / "version")
-    return Export(model, encoder, root / "version")
+    layers = linear_modules(model.trunk, adapters)
+    export_reward(model, encoder.tokenizer, encoder.format, root / "version", adapters=layers)
+    return Export(model, encoder, root / "version", layers)

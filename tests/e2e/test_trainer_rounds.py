@@ -9,20 +9,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import torch
 from processes import ServeProcess, serving
 from signals import choice, put
 from tiny_encoder import save_tiny_encoder
 
-from rewardloop.formats.store import ModelStore
+from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
+from rewardloop.formats.text import Turn
 from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.export_cli import main as export
+from rewardloop_trainer.reward_batches import collate
+from rewardloop_trainer.reward_start import start_from
+from rewardloop_trainer.settings import RewardHyperparameters
+
+DELTA = ("--reward.method", "lora", "--reward.delta", "--reward.learning-rate", "0.01", "--reward.lora.rank", "4")
+DELTA_FILES = {ADAPTER, "tokenizer.json", "torch/heads.safetensors", "torch/lora.safetensors"}
 
 
 @dataclass
@@ -62,6 +71,20 @@ class World:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
 
+    def live(self) -> Manifest:
+        """The served version's manifest, once its scores have been found to be those of its torch model."""
+        version = self.client.get_version("reward").version
+        start = start_from(self.store, version, RewardHyperparameters(), 0)
+        responses = ["poor answer 3", "good answer 71", "good"]
+        prompt = start.encoder.prompt_ids((Turn("user", "question 3"),))
+        pairs = [start.encoder.pair(prompt, start.encoder.response_ids(r)) for r in responses]
+        with torch.inference_mode():
+            logits = start.model(*collate(pairs, start.encoder.format.pad)).mean(1)
+        reply = self.client.score("question 3", responses)
+        assert reply.model_version.version == version
+        assert [s.logit for s in reply.scores] == pytest.approx(logits.tolist(), abs=1e-4)
+        return self.store.manifest("reward", version)
+
 
 @pytest.fixture(scope="module")
 def first_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,9 +96,16 @@ def first_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(tmp_path: Path, first_version: Path) -> Iterator[World]:
+    shutil.copytree(first_version, tmp_path / "models")
+    with world_of(tmp_path) as world:
+        yield world
+
+
+@contextmanager
+def world_of(tmp_path: Path) -> Iterator[World]:
+    """Over the store in ``models``."""
     embedded = EmbeddedRedis(tmp_path / "redis", fsync="everysec")
     embedded.start()
-    shutil.copytree(first_version, tmp_path / "models")
     with (
         serving(tmp_path / "models", embedded.url, tmp_path / "serve.log") as server,
         RewardloopClient(server.address) as client,
@@ -100,9 +130,53 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
     assert not list((world.directory / "work" / "rounds").iterdir())
 
 
-def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(world: World) -> None:
+def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
+    first = world.store.manifest("reward", 1)
+    trunk = Trunk("1", first.digest)
+
     put(world.redis, *(choice(i) for i in range(300)))
-    slow = ("--reward.epochs", "15", "--reward.checkpoint-every-steps", "5", "--reward.patience", "1000")
+    assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
+    delta = world.live()
+    assert (delta.version, delta.parent, delta.trunk, set(delta.files)) == ("2", "1", trunk, DELTA_FILES), world.log
+    assert delta.metrics["gate_candidate_accuracy"] > 0.9
+    assert delta.metrics["gate_parity"] <= 1e-4
+
+    put(world.redis, *(choice(i) for i in range(300, 600)))
+    assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
+    second = world.live()
+    assert (second.version, second.parent, second.trunk, set(second.files)) == ("3", "2", trunk, DELTA_FILES), world.log
+    assert second.metrics["gate_live_accuracy"] == pytest.approx(delta.metrics["gate_candidate_accuracy"], abs=0.1)
+
+    put(world.redis, *(choice(i) for i in range(600, 900)))
+    assert world.trainer("--once").wait(240) == 0, world.log
+    merged = world.live()
+    assert (merged.version, merged.parent, merged.trunk) == ("4", "3", None), world.log
+    assert "model.onnx" in merged.files
+    assert merged.metrics["gate_candidate_accuracy"] > 0.9
+
+
+def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_that_has_them(tmp_path: Path) -> None:
+    base = save_tiny_encoder(tmp_path / "base")
+    store = ["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]
+    assert export([*store, "--adapters", "none"]) == 0
+    with world_of(tmp_path) as world:
+        put(world.redis, *(choice(i) for i in range(300)))
+        assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
+        assert "this round publishes a whole version" in world.log
+        whole = world.live()
+        assert (whole.version, whole.trunk) == ("2", None), world.log
+        put(world.redis, *(choice(i) for i in range(300, 600)))
+        assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
+        delta = world.live()
+        assert (delta.version, delta.trunk) == ("3", Trunk("2", whole.digest)), world.log
+
+
+@pytest.mark.parametrize("method", [(), DELTA], ids=["full", "delta"])
+def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
+    world: World, method: tuple[str, ...]
+) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    slow = (*method, "--reward.epochs", "15", "--reward.checkpoint-every-steps", "5", "--reward.patience", "1000")
     checkpoints = world.directory / "work" / "rounds" / "reward-1" / "checkpoints"
     killed = world.trainer(*slow)
     world.until(lambda: checkpoints.exists() and any(p.name.isdecimal() for p in checkpoints.iterdir()))

@@ -9,11 +9,17 @@ import torch
 from reward_bases import config, save_base
 from transformers import (
     AutoModelForSequenceClassification,
+    BloomConfig,
     DistilBertConfig,
+    GPTNeoConfig,
+    MambaConfig,
+    MistralConfig,
+    PretrainedConfig,
     T5Config,
     T5Model,
 )
 
+from rewardloop_trainer.base_text import load_tokenizer, longest_input
 from rewardloop_trainer.reward_model import RewardModel, UnusableBase
 
 IDS = torch.tensor([[5, 9, 7, 8, 30, 31], [6, 7, 40, 0, 0, 0]])
@@ -78,6 +84,34 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
     with pytest.raises(UnusableBase, match="t5"):
         RewardModel.from_base(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50), "linear_attention"),
+        (BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50), "no positions"),
+        (
+            GPTNeoConfig(hidden_size=16, num_layers=2, attention_types=[[["global", "local"], 1]], vocab_size=50),
+            "local",
+        ),
+    ],
+    ids=["mamba", "bloom", "gpt_neo"],
+)
+def test_a_decoder_whose_attention_is_not_plainly_causal_is_refused(
+    kind: PretrainedConfig, reason: str, tmp_path: Path
+) -> None:
+    kind.save_pretrained(tmp_path)
+    with pytest.raises(UnusableBase, match=f"plain causal attention, not .*{reason}"):
+        RewardModel.from_base(tmp_path)
+
+
+def test_inputs_stay_within_an_attention_window(tmp_path: Path) -> None:
+    """Beyond it a token would not see all before it, as the graph's mask lets it."""
+    tokenizer = load_tokenizer(save_base("llama", tmp_path))
+    window = MistralConfig(sliding_window=64, max_position_embeddings=256)
+    assert longest_input(window, tokenizer) == 64
+    assert longest_input(MistralConfig(sliding_window=None, max_position_embeddings=256), tokenizer) == 256
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -17,14 +17,15 @@ from rewardloop.formats.text import Encoded
 from rewardloop_trainer.export import (
     MODEL,
     PARITY_TOLERANCE,
-    ParityError,
     check_parity,
     export_reward,
     parity,
     run_session,
 )
+from rewardloop_trainer.export_errors import ParityError
 from rewardloop_trainer.export_graph import fill, load_graph
-from rewardloop_trainer.reward_model import RewardModel, with_lora
+from rewardloop_trainer.reward_lora import with_lora
+from rewardloop_trainer.reward_model import RewardModel
 from rewardloop_trainer.reward_settings import LoraSettings
 
 KINDS = ["bert", "llama", "qwen2", "gpt2"]
@@ -91,7 +92,7 @@ def test_new_weights_go_into_the_parents_graph_quickly(kind: str, tmp_path: Path
     assert parity(export.onnx, child, sequences, pad) > 100 * PARITY_TOLERANCE  # the parent's weights are others
 
     started = time.perf_counter()
-    export_reward(child, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory)
+    export_reward(child, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory, export.adapters)
     assert time.perf_counter() - started < 3
     assert parity(tmp_path / MODEL, child, sequences, pad) <= PARITY_TOLERANCE
 
@@ -106,10 +107,11 @@ def test_a_graph_does_not_take_weights_of_another_architecture(tmp_path: Path) -
     more_heads = RewardModel.from_base(tmp_path, heads=4)
     first_token = RewardModel.from_base(tmp_path, heads=3, pooling="cls")
     for other in (other_epsilon, more_heads, first_token):
-        assert not fill(graph, other, segment_ids=False)
-    assert not fill(graph, RewardModel.from_base(tmp_path, heads=3), segment_ids=True)
+        assert not fill(graph, other, False, export.adapters)
+    assert not fill(graph, RewardModel.from_base(tmp_path, heads=3), True, export.adapters)
+    assert not fill(graph, RewardModel.from_base(tmp_path, heads=3), False)
     assert graph.SerializeToString(deterministic=True) == before
-    assert fill(graph, RewardModel.from_base(tmp_path, heads=3), segment_ids=False)
+    assert fill(graph, RewardModel.from_base(tmp_path, heads=3), False, export.adapters)
 
 
 def test_segment_ids_are_an_input_and_change_scores() -> None:
@@ -138,7 +140,7 @@ def test_merged_adapters_are_exported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="merge"):
         model.save(tmp_path)
     model.merge_lora()
-    export_reward(model, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory)
+    export_reward(model, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory, export.adapters)
     session = onnxruntime.InferenceSession(str(tmp_path / MODEL), providers=["CPUExecutionProvider"])
     logits = run_session(session, [Encoded(ids[0].tolist(), None, False)], 0)
     np.testing.assert_allclose(logits, adapted.numpy(), atol=PARITY_TOLERANCE)
@@ -159,7 +161,7 @@ def test_parity_of_a_graph_without_finite_logits_is_infinite(tmp_path: Path) -> 
     broken = copy.deepcopy(export.model)
     with torch.no_grad():
         broken.heads.bias[0] = float("nan")
-    export_reward(broken, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory)
+    export_reward(broken, export.encoder.tokenizer, export.encoder.format, tmp_path, export.directory, export.adapters)
     sequences = mixed_sequences(export.encoder, 4)
     assert parity(tmp_path / MODEL, broken, sequences, export.encoder.format.pad) == float("inf")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reward_bases import Export, exported, mixed_sequences
+from reward_bases import Export, exported, mixed_sequences, trained_delta
 
 from rewardloop.formats.text import Encoded, Turn
-from rewardloop_trainer.export import PARITY_TOLERANCE, run_session, run_trees
+from rewardloop_trainer.export import PARITY_TOLERANCE, Runs, open_session, run_session, run_trees
+from rewardloop_trainer.export_adapter import write_adapter
+from rewardloop_trainer.export_feeds import by_prompt
 from rewardloop_trainer.reward_batches import collate, logits_of
 
 TEXTS = 200
@@ -48,6 +51,31 @@ def test_a_score_does_not_depend_on_its_batch(kind: str, places: list[int]) -> N
 
 
 _lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@cache
+def adapted(kind: str, seed: int) -> tuple[Runs, Export]:
+    """The kind's session with an adapter, and the torch model that it stands for."""
+    trunk = exported(kind)
+    delta = trained_delta(trunk.model, seed=seed)
+    path = trunk.directory.parent / f"{seed}.onnx_adapter"
+    write_adapter(delta, path)
+    return open_session(trunk.onnx, path), replace(trunk, model=delta)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@settings(max_examples=25)
+@given(places=st.lists(st.integers(0, TEXTS - 1), min_size=1, max_size=8), seed=st.integers(0, 4))
+def test_an_adapter_scores_as_the_torch_model_with_it(kind: str, places: list[int], seed: int) -> None:
+    run, delta = adapted(kind, seed)
+    sequences = [known(kind)[0][i] for i in places]
+    pad = delta.encoder.format.pad
+    expected = alone(delta, sequences)
+    assert np.abs(run_session(run, sequences, pad) - expected).max() <= PARITY_TOLERANCE
+    if delta.model.is_decoder:
+        groups = by_prompt(sequences)
+        found = run_trees(run, [[sequences[i] for i in group] for group in groups], pad)
+        assert np.abs(found - expected[[i for group in groups for i in group]]).max() <= PARITY_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -42,6 +42,7 @@ def test_nested_flags_reach_their_group() -> None:
         ("reward_min_signal = 3\n", "reward_min_signal"),
         ("[reward]\nepoch = 3\n", "reward.epoch"),
         ("[policy]\nbeta = -1\n", "policy.beta"),
+        ("[reward]\ndelta = true\n", "delta needs method lora"),
         ("heldout_share = 1.5\n", "heldout_share"),
         ("this is no toml", "train.toml"),
     ],

@@ -9,24 +9,24 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+import structlog
 import torch
 from tokenizers import Tokenizer
 
 from rewardloop.formats.text import Encoded, TextFormat
+from rewardloop_trainer.export_adapter import TOKENIZER, TORCH, AdaptedSession
+from rewardloop_trainer.export_errors import NoAdapterInputs, ParityError
 from rewardloop_trainer.export_feeds import Feeds, by_prompt, decoder_feeds, encoder_feeds, tree_feeds
 from rewardloop_trainer.export_graph import fill, graph_of, load_graph, write_graph
 from rewardloop_trainer.reward_batches import collate
 from rewardloop_trainer.reward_model import RewardModel
 
+log = structlog.get_logger()
+
 MODEL = "model.onnx"
-TOKENIZER = "tokenizer.json"
-TORCH = "torch"
 PARITY_TOLERANCE = 1e-4
+_ORT_ERROR = 3
 _TREES = 4  # tree rows that are tried together
-
-
-class ParityError(Exception):
-    """The exported model's logits are not the torch model's."""
 
 
 class Runs(Protocol):
@@ -38,12 +38,18 @@ class Runs(Protocol):
 
 
 def export_reward(
-    model: RewardModel, tokenizer: Tokenizer, text_format: TextFormat, out_dir: Path, parent: Path | None = None
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    text_format: TextFormat,
+    out_dir: Path,
+    parent: Path | None = None,
+    adapters: Sequence[str] = (),
 ) -> None:
     """Write model.onnx, tokenizer.json and torch/ into ``out_dir``, as a reward version holds them.
 
     ``parent``: the directory of a version, normally the one trained from; its graph is reused when it is of the same
-    architecture. Raises ValueError on adapters that are not merged, and whatever torch's exporter raises.
+    architecture. ``adapters``: the trunk's linear layers that get adapter inputs; a graph that cannot have them is
+    written without. Raises ValueError on adapters that are not merged, and whatever torch's exporter raises.
     """
     model.eval()
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -52,19 +58,30 @@ def export_reward(
     model.save(torch_dir)
     tokenizer.save(str(out_dir / TOKENIZER))
     graph = load_graph(parent / MODEL) if parent is not None else None
-    if graph is None or not fill(graph, model, text_format.segment_ids):
-        graph = graph_of(model, text_format.segment_ids)
+    if graph is None or not fill(graph, model, text_format.segment_ids, adapters):
+        try:
+            graph = graph_of(model, text_format.segment_ids, adapters)
+        except NoAdapterInputs as error:
+            log.warning("the exported graph takes no adapters", reason=str(error))
+            graph = graph_of(model, text_format.segment_ids)
     write_graph(graph, out_dir / MODEL)
 
 
-def parity(onnx_path: Path, model: RewardModel, sequences: Sequence[Encoded], pad: int, batch_rows: int = 16) -> float:
+def parity(
+    onnx_path: Path,
+    model: RewardModel,
+    sequences: Sequence[Encoded],
+    pad: int,
+    batch_rows: int = 16,
+    adapter: Path | None = None,
+) -> float:
     """Largest absolute difference of a logit between ONNX, in batches of mixed length, and torch, one by one.
 
     Torch reads each sequence alone and unpadded, so the figure also shows that padding and neighbours change nothing.
     A decoder is tried a second time with sequences of one prompt in one tree row. Infinite where ONNX gives a logit
-    that is not finite.
+    that is not finite. ``adapter``: a delta's, which ONNX runs with; ``model`` is then the trunk with its adapters on.
     """
-    session = onnxruntime.InferenceSession(str(onnx_path), _session_options(), providers=["CPUExecutionProvider"])
+    session = open_session(onnx_path, adapter)
     model.eval()
     with torch.inference_mode():
         expected = torch.cat([model(*collate([s], pad)) for s in sequences]).numpy()
@@ -108,7 +125,10 @@ def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32
     return float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf")
 
 
-def _session_options() -> onnxruntime.SessionOptions:
+def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
+    """On the CPU, with torch's number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return options
+    options.log_severity_level = _ORT_ERROR  # it warns of each adapter input
+    session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+    return session if adapter is None else AdaptedSession(session, adapter)

@@ -26,8 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rewardloop.formats.store import StoreError
     from rewardloop_trainer.calibrate import CorruptAnchors
-    from rewardloop_trainer.export import ParityError
-    from rewardloop_trainer.export_graph import ExportFailed
+    from rewardloop_trainer.export_errors import ExportFailed, ParityError
     from rewardloop_trainer.reward_model import UnusableBase
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -80,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         help="mark the response with token type 1 (default: for sequence classifiers with segments)",
     )
     reward.add_argument(
+        "--adapters",
+        choices=("none", "query_value", "attention", "all"),
+        default="query_value",
+        help="linear layers whose changes later versions can publish as adapters over this graph",
+    )
+    reward.add_argument(
         "--anchors", type=Path, metavar="FILE", help="JSONL rows {prompt, response} that fix the scale of scores"
     )
     return parser
@@ -100,6 +105,7 @@ def _at_least(minimum: int) -> type[int]:
 def _export_reward(options: argparse.Namespace) -> Manifest:
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop.formats.text import Encoder
+    from rewardloop_trainer.adapter_inputs import linear_modules
     from rewardloop_trainer.base_text import load_tokenizer, longest_input, text_format_of
     from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.export import MODEL, check_parity, export_reward
@@ -118,7 +124,8 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
     vocabulary = min(model.config.vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
     with tempfile.TemporaryDirectory() as directory:
         candidate = Path(directory)
-        export_reward(model, tokenizer.backend_tokenizer, text_format, candidate)
+        adapters = linear_modules(model.trunk, options.adapters)
+        export_reward(model, tokenizer.backend_tokenizer, text_format, candidate, adapters=adapters)
         sequences = random_sequences(encoder, vocabulary, _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         manifest = Manifest(

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,22 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from rewardloop_trainer.adapter_inputs import Places, add_adapter_inputs
+from rewardloop_trainer.export_errors import ExportFailed, NoAdapterInputs
 from rewardloop_trainer.reward_model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
 _SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
 _INTERFACE = 2  # of graphs: raise it when inputs or outputs change, so that no parent's older graph is filled
-_PARAMETERS = "rewardloop.parameters"
+PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
 
-class ExportFailed(RuntimeError):
-    """The architecture cannot be traced into a graph with a dynamic batch and length."""
+def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> onnx.ModelProto:
+    """The model's graph with its weights. ``adapters``: the trunk's linear layers that get adapter inputs, if any.
 
-
-def graph_of(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
-    """The model's graph with its weights. Raises `ExportFailed`, and what torch's exporter raises."""
+    Raises `NoAdapterInputs`, `ExportFailed`, and what torch's exporter raises.
+    """
     stand_in = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -46,10 +47,13 @@ def graph_of(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
     graph = _trace(stand_in, segment_ids)
     places = _places(graph, stand_in)
     if places is None:
-        return _trace(model, segment_ids)  # the exporter merged weights: this architecture is traced every time
-    _note(graph, _PARAMETERS, json.dumps(places))
-    _note(graph, _ARCHITECTURE, _architecture(model, segment_ids))
-    if not fill(graph, model, segment_ids):
+        if adapters:
+            raise NoAdapterInputs("the exporter merged weights: this architecture takes no adapters")
+        return _trace(model, segment_ids)  # this architecture is traced every time
+    places = add_adapter_inputs(graph, places, adapters)
+    _note(graph, PARAMETERS, json.dumps(places))
+    _note(graph, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
+    if not fill(graph, model, segment_ids, adapters):
         raise ExportFailed("a graph does not take the weights of its own model")
     return graph
 
@@ -59,13 +63,17 @@ def load_graph(path: Path) -> onnx.ModelProto | None:
     return onnx.load_model(str(path)) if path.exists() else None
 
 
-def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool) -> bool:
-    """Write the model's weights into a graph in place; False, nothing changed, if it is of another architecture."""
+def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
+    """Write the model's weights into a graph in place; False, nothing changed, if it is of another architecture or
+    holds its weights in another precision."""
     notes = {p.key: p.value for p in graph.metadata_props}
-    if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids):
+    if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids, adapters):
         return False
-    places = json.loads(notes[_PARAMETERS])
+    places: Places = json.loads(notes[PARAMETERS])
     initialisers = {i.name: i for i in graph.graph.initializer}
+    held = [initialisers.get(name) for found in places.values() for name, _ in found]
+    if any(i is None or i.data_type != onnx.TensorProto.FLOAT for i in held):
+        return False
     for name, parameter in _scored(model).items():
         value = parameter.detach().cpu().numpy()
         for initialiser, is_transposed in places[name]:
@@ -164,13 +172,13 @@ def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
     mask.type.tensor_type.shape.dim[0].dim_param = "masks"
 
 
-def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> dict[str, list[tuple[str, bool]]] | None:
+def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> Places | None:
     """For each parameter the initialisers that hold it and whether transposed; None if one is nowhere."""
     by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
     for initialiser in graph.graph.initializer:
         array = numpy_helper.to_array(initialiser)
         by_shape.setdefault(array.shape, []).append((initialiser.name, array))
-    places: dict[str, list[tuple[str, bool]]] = {}
+    places: Places = {}
     for name, parameter in _scored(stand_in).items():
         value = parameter.detach().numpy()
         forms = [(value, False)] if value.ndim < 2 else [(value, False), (value.T, True)]
@@ -190,7 +198,7 @@ def _scored(model: RewardModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if name != "threshold"}
 
 
-def _architecture(model: RewardModel, segment_ids: bool) -> str:
+def _architecture(model: RewardModel, segment_ids: bool, adapters: Sequence[str]) -> str:
     """A hash of all that shapes the graph but the weights."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "architectures")}
     parts = {
@@ -199,6 +207,7 @@ def _architecture(model: RewardModel, segment_ids: bool) -> str:
         "neck": None if model.neck is None else repr(model.neck),
         "shapes": {name: list(p.shape) for name, p in _scored(model).items()},
         "segment_ids": segment_ids,
+        "adapters": sorted(adapters),
         "interface": _INTERFACE,
         "opset": OPSET,
         "torch": torch.__version__,

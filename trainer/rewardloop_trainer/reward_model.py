@@ -19,8 +19,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
-from rewardloop_trainer.reward_settings import LoraSettings
-
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 HEADS = "heads.safetensors"
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -107,6 +105,10 @@ class RewardModel(nn.Module):
         if hasattr(self.trunk, "merge_and_unload"):
             raise ValueError("merge the adapters before saving the model")
         cast(Any, self.trunk).save_pretrained(directory)
+        self.save_heads(directory)
+
+    def save_heads(self, directory: Path) -> None:
+        """Write heads.safetensors: all but the trunk."""
         tensors = {
             "heads.weight": self.heads.weight,
             "heads.bias": self.heads.bias,
@@ -120,24 +122,29 @@ class RewardModel(nn.Module):
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "activation": activation})
 
+    def load_heads(self, directory: Path) -> None:
+        """Take what `save_heads` wrote of a model of the same form. Raises `UnusableBase`."""
+        stored, _ = _stored_heads(directory)
+        with torch.no_grad():
+            self.heads.weight.copy_(stored["heads.weight"])
+            self.heads.bias.copy_(stored["heads.bias"])
+            self.threshold.copy_(stored["threshold"])
+            if self.neck is not None:
+                dense = cast(nn.Linear, self.neck[0])
+                dense.weight.copy_(stored["neck.weight"])
+                dense.bias.copy_(stored["neck.bias"])
+
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
         """What `save` wrote. Raises `UnusableBase`."""
         trunk = _trunk(str(directory))
-        try:
-            with safe_open(directory / HEADS, framework="pt") as file:
-                about = file.metadata()
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, ValueError) as error:
-            raise UnusableBase(f"{directory / HEADS}: {error}") from error
+        stored, about = _stored_heads(directory)
         neck = None
         if about["activation"]:
             rows, columns = stored["neck.weight"].shape
             neck = nn.Sequential(nn.Linear(columns, rows), _ACTIVATIONS[about["activation"]]())
-            neck.load_state_dict({"0.weight": stored["neck.weight"], "0.bias": stored["neck.bias"]})
         model = cls(trunk, stored["heads.weight"].shape[0], cast(Pooling, about["pooling"]), neck)
-        model.heads.load_state_dict({"weight": stored["heads.weight"], "bias": stored["heads.bias"]})
-        model.threshold.data.copy_(stored["threshold"])
+        model.load_heads(directory)
         return model.eval()
 
     @classmethod
@@ -171,17 +178,6 @@ class RewardModel(nn.Module):
         return model.eval()
 
 
-def with_lora(model: RewardModel, settings: LoraSettings) -> RewardModel:
-    """Freeze the trunk and put adapters on its linear layers; the heads stay trainable. Changes and returns `model`."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
-    )
-    model.trunk = get_peft_model(cast(Any, model.trunk), lora)
-    return model
-
-
 def freeze_layers(model: RewardModel, layers: int) -> None:
     """Keep the embeddings and the lowest ``layers`` layers as they are. 0: nothing. Raises ValueError if too many."""
     if layers == 0:
@@ -195,6 +191,14 @@ def freeze_layers(model: RewardModel, layers: int) -> None:
         parameter.requires_grad_(False)
         if parameter is last:
             return
+
+
+def _stored_heads(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(directory / HEADS, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - no mapping
+    except (OSError, ValueError) as error:
+        raise UnusableBase(f"{directory / HEADS}: {error}") from error
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

@@ -20,11 +20,13 @@ import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_client import RewardloopClient
+from rewardloop_trainer.adapter_inputs import adapted_modules, linear_modules
 from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
 from rewardloop_trainer.export import MODEL, export_reward, parity
+from rewardloop_trainer.export_adapter import export_delta
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.loop import Interrupted, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -38,12 +40,14 @@ from rewardloop_trainer.publish import (
     publish_once,
 )
 from rewardloop_trainer.replay import Replay, load_replay
+from rewardloop_trainer.reward_average import train_averaged
 from rewardloop_trainer.reward_batches import encode_records
 from rewardloop_trainer.reward_evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward_gate import gate
-from rewardloop_trainer.reward_model import RewardModel, with_lora
+from rewardloop_trainer.reward_lora import LORA, as_delta, has_lora, load_delta, lora_layers, save_delta, with_lora
+from rewardloop_trainer.reward_model import RewardModel
 from rewardloop_trainer.reward_start import Start, start_from
-from rewardloop_trainer.reward_train import Progress, TrainingStopped, train_reward
+from rewardloop_trainer.reward_train import Progress, TrainingStopped
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import Phase
 
@@ -120,10 +124,15 @@ class RewardRound:
         if not trained.exists():
             start = self._start()
             settings = self._settings.reward.model_copy(update={"seed": now.seed})
-            if settings.method == "lora":
-                with_lora(start.model, settings.lora)
+            is_delta = self._is_delta(start)
+            if is_delta:
+                as_delta(start.model, settings.lora)
+            else:
+                start.model.merge_lora()
+                if settings.method == "lora":
+                    with_lora(start.model, settings.lora)
             try:
-                outcome = train_reward(
+                outcome = train_averaged(
                     start.model,
                     start.encoder,
                     self._replay.train,
@@ -135,10 +144,13 @@ class RewardRound:
                 )
             except TrainingStopped as error:
                 raise Interrupted from error
-            start.model.merge_lora()
 
             def write(directory: Path) -> None:
-                start.model.save(directory)
+                if is_delta:
+                    save_delta(start.model, directory)
+                else:
+                    start.model.merge_lora()
+                    start.model.save(directory)
                 (directory / "figures.json").write_text(json.dumps(dict(outcome.figures)))
 
             _whole(trained, write)
@@ -149,10 +161,32 @@ class RewardRound:
         start, model = self._start(), self._trained()
 
         def write(directory: Path) -> None:
-            export_reward(model, start.encoder.tokenizer, start.encoder.format, directory, start.directory)
+            if has_lora(model):
+                export_delta(model, start.encoder.tokenizer, directory)
+                return
+            parent = None if start.trunk is None else start.trunk.directory
+            adapters = self._adapters(start, model)
+            export_reward(model, start.encoder.tokenizer, start.encoder.format, directory, parent, adapters)
 
         _whole(self._directory / "version", write)
         self._reach("exported")
+
+    def _is_delta(self, start: Start) -> bool:
+        """Whether the round changes only what can be published as an adapter over the live version's graph."""
+        if not self._settings.reward.delta:
+            return False
+        if start.trunk is not None:
+            wanted = lora_layers(start.model) or linear_modules(start.model.trunk, self._settings.reward.lora.modules)
+            if set(wanted) <= adapted_modules(start.trunk.graph):
+                return True
+        log.info("the live graph takes no such adapters: this round publishes a whole version that does")
+        return False
+
+    def _adapters(self, start: Start, model: RewardModel) -> tuple[str, ...]:
+        """The layers that get adapter inputs in a whole version: those that deltas need, or those of its parent."""
+        if self._settings.reward.delta:
+            return linear_modules(model.trunk, self._settings.reward.lora.modules)
+        return () if start.trunk is None else tuple(sorted(adapted_modules(start.trunk.graph)))
 
     def _judge(self) -> None:
         """Parity, gate and calibration; the manifest of what passes is kept beside its files."""
@@ -161,11 +195,14 @@ class RewardRound:
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         records = (*self._replay.heldout, *self._replay.train)[:_PARITY_RECORDS]
         sequences = [s for e in encode_records(encoder, records).examples for s in e.sequences]
+        trunk = start.trunk if has_lora(model) else None
+        version = self._directory / "version"
+        graph, adapter = (version / MODEL, None) if trunk is None else (trunk.graph, version / ADAPTER)
         verdict = gate(
             pairs,
             pair_margins(model, encoder, pairs, slope),
             pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
-            parity(self._directory / "version" / MODEL, model, sequences, encoder.format.pad),
+            parity(graph, model, sequences, encoder.format.pad, adapter=adapter),
             tolerance=self._settings.reward.gate_tolerance,
             seed=now.seed,
         )
@@ -189,6 +226,8 @@ class RewardRound:
             seed=now.seed,
             code_version=code_version(),
             notes={"new_signals": str(now.new_signals)},
+            precision=trunk.manifest.precision if trunk else "float32",
+            trunk=Trunk(trunk.manifest.version, trunk.manifest.digest) if trunk else None,
         )
         (self._directory / "manifest.json").write_text(manifest.to_json())
         self._reach("gated")
@@ -245,7 +284,14 @@ class RewardRound:
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 
     def _trained(self) -> RewardModel:
-        return RewardModel.load(self._directory / "trained")
+        """The candidate; one that becomes a delta has its adapters on the trunk, not merged."""
+        trained = self._directory / "trained"
+        if not (trained / LORA).exists():
+            return RewardModel.load(trained)
+        trunk = self._start().trunk
+        if trunk is None:
+            raise ValueError("adapters are trained on a live version's trunk")
+        return load_delta(trunk.model(), trained)
 
     def _reach(self, phase: Phase, figures: Mapping[str, float] | None = None) -> None:
         now = self._track.now

@@ -8,13 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adapters on every linear layer of the trunk, merged into it before export."""
+    """Low-rank adapters on linear layers of the trunk, merged into it before export unless a delta is published."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(8, ge=1)
     alpha: int = Field(16, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    modules: Literal["query_value", "attention", "all"] = Field(
+        "query_value",
+        description="which linear layers: the attention's query and value, all of the attention's, or all",
+    )
 
 
 class RewardTraining(BaseModel):
@@ -23,6 +27,7 @@ class RewardTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1)
+    averaged_runs: int = Field(1, ge=1, description="runs from one start on equal shares of the signals, averaged")
     learning_rate: float = Field(5e-5, gt=0)
     head_learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from rewardloop.formats.store import ModelStore
+from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_trainer.base_text import load_tokenizer, longest_input, text_format_of
-from rewardloop_trainer.export import TOKENIZER, TORCH
+from rewardloop_trainer.export import MODEL
+from rewardloop_trainer.export_adapter import TOKENIZER, TORCH
+from rewardloop_trainer.reward_lora import load_delta
 from rewardloop_trainer.reward_model import RewardModel, attention_window
 from rewardloop_trainer.settings import RewardHyperparameters
 
@@ -21,12 +23,31 @@ class NothingToStartFrom(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """``model`` in evaluation mode. ``directory``: the live version's files; None for a new model."""
+    """``model`` in evaluation mode, with a live delta's adapters on it, not merged. ``directory``: the live version's
+    files; ``trunk``: the version whose graph it runs on, itself or a delta's trunk. None for a new model.
+    """
 
     model: RewardModel
     encoder: Encoder
     base: str
     directory: Path | None
+    trunk: TrunkFiles | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkFiles:
+    """A whole version: its manifest and its files."""
+
+    manifest: Manifest
+    directory: Path
+
+    def model(self) -> RewardModel:
+        """In evaluation mode. Raises `UnusableBase`."""
+        return RewardModel.load(self.directory / TORCH)
+
+    @property
+    def graph(self) -> Path:
+        return self.directory / MODEL
 
 
 def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> Start:
@@ -35,10 +56,15 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         directory = store.fetch("reward", version)
         manifest = store.manifest("reward", version)
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-        model = RewardModel.load(directory / TORCH)
+        trunk = TrunkFiles(manifest, directory)
+        if manifest.trunk is not None:
+            trunk = _trunk_of(store, manifest.trunk)
+        model = trunk.model()
+        if manifest.trunk is not None:
+            load_delta(model, directory / TORCH, settings.lora.dropout)
         max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
         encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), max_length)
-        return Start(model, encoder, manifest.base, directory)
+        return Start(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
@@ -46,4 +72,11 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
     text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
-    return Start(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None)
+    return Start(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
+
+
+def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:
+    manifest = store.manifest("reward", named.version)
+    if manifest.digest != named.digest or manifest.trunk is not None:
+        raise CorruptVersion(f"reward {named.version} is not the trunk that a delta names")
+    return TrunkFiles(manifest, store.fetch("reward", named.version))

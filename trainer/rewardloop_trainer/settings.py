@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewardloop.formats.settings import ProcessSettings
 from rewardloop_trainer.policy_settings import PolicySettings
@@ -21,10 +21,19 @@ class RewardHyperparameters(RewardTraining):
     max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, in a first model")
     method: Literal["full", "lora"] = Field("full", description="which weights learn")
     lora: LoraSettings = LoraSettings.model_validate({})
+    delta: bool = Field(
+        False, description="publish adapters and heads over an unchanged graph where there is one; for method lora"
+    )
     length_control: float = Field(
         0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration takes back"
     )
     gate_tolerance: float = Field(0.02, ge=0, lt=1, description="held-out accuracy that noise may hide a loss of")
+
+    @model_validator(mode="after")
+    def _only_adapters_are_deltas(self) -> Self:
+        if self.delta and self.method != "lora":
+            raise ValueError("delta needs method lora: other weights cannot be published over an unchanged graph")
+        return self
 
 
 class TrainSettings(ProcessSettings):
