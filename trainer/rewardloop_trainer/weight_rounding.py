@@ -1,0 +1,64 @@
+"""Weights as 8-bit integers, rounded so that the layer's output changes least.
+
+GPTQ (Frantar et al. 2022, arXiv:2210.17323): the rows of W are rounded in turn, and what one row's rounding adds to the
+output is taken back by the rows that follow, as far as the layer's inputs are correlated.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Integers: TypeAlias = npt.NDArray[np.int8]
+
+# AVX2 without VNNI adds two products of an activation and a weight in 16 bits, which must not overflow:
+# 255 * 128 < 2 ** 15 bounds the sum of two neighbouring weights, and an activation below 128 bounds neither.
+PAIR_LIMIT = 128
+LIMIT = 127
+_DAMPING = 0.01
+_BLOCK = 64
+
+
+def round_weights(
+    weights: Floats, gram: npt.NDArray[np.float64] | None, *, is_pair_limited: bool
+) -> tuple[Integers, Floats]:
+    """Integers (k, n) and a scale for each column (n,), such that integers * scale is near ``weights`` (k, n).
+
+    ``gram``: X'X (k, k) of inputs that the layer sees; without it every weight goes to the nearest integer.
+    ``is_pair_limited``: rows 2i and 2i + 1 add up to at most `PAIR_LIMIT` in magnitude.
+    """
+    size = np.abs(weights)
+    if is_pair_limited:
+        even = size if len(size) % 2 == 0 else np.vstack([size, np.zeros_like(size[:1])])
+        pairs = even[0::2] + even[1::2]
+        steps = np.maximum(pairs.max(0) / (PAIR_LIMIT - 1), size.max(0) / LIMIT)
+    else:
+        steps = size.max(0) / LIMIT
+    steps = np.maximum(steps, np.finfo(np.float32).tiny).astype(np.float32)
+    rounded = np.zeros(weights.shape, dtype=np.int8)
+    rest = weights.astype(np.float32) / steps
+    feedback = None if gram is None else _feedback(gram)
+    for start in range(0, len(rest), _BLOCK):
+        stop = min(start + _BLOCK, len(rest))
+        errors = np.zeros((stop - start, rest.shape[1]), dtype=np.float32)
+        for row in range(start, stop):
+            limit: npt.NDArray[np.int16] | int = LIMIT
+            if is_pair_limited and row % 2:
+                limit = np.minimum(LIMIT, PAIR_LIMIT - np.abs(rounded[row - 1].astype(np.int16)))
+            rounded[row] = np.clip(np.rint(rest[row]), -limit, limit)
+            if feedback is not None:
+                errors[row - start] = (rest[row] - rounded[row]) / feedback[row, row]
+                rest[row + 1 : stop] -= np.outer(feedback[row, row + 1 : stop], errors[row - start])
+        if feedback is not None:
+            rest[stop:] -= feedback[start:stop, stop:].T @ errors
+    return rounded, steps
+
+
+def _feedback(gram: npt.NDArray[np.float64]) -> Floats:
+    """The upper Cholesky factor of the damped gram's inverse."""
+    damped = gram + np.eye(len(gram)) * (_DAMPING * np.diag(gram).mean() + np.finfo(np.float32).tiny)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    return np.ascontiguousarray(upper, dtype=np.float32)
