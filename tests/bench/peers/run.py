@@ -201,7 +201,7 @@ def main() -> None:
     parser = arguments.parser(__doc__, seconds=15.0)
     parser.add_argument("--warm-up", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--callers", type=int, default=64)
+    parser.add_argument("--callers", type=int, default=None, help="default: 64, of groups 4")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and ONNX Runtime")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--workload", choices=("real", "short", "groups"), default="real")
@@ -213,6 +213,7 @@ def main() -> None:
     )  # fmt: skip
     parser.set_defaults(precision="float32,int8")
     options = parser.parse_args()
+    options.callers = options.callers or (4 if options.workload == "groups" else 64)
     interpreters = dict(pair.split("=", 1) for pair in options.python)
     service.print_machine()
     with arguments.work_directory(options.work) as work:
