@@ -20,13 +20,10 @@ import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
+from rewardloop.formats.store import Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_client import RewardloopClient
-from rewardloop_trainer.adapter_inputs import adapted_modules, linear_modules
 from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
-from rewardloop_trainer.export import MODEL, export_reward, parity
-from rewardloop_trainer.export_adapter import export_delta
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.loop import Interrupted, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -43,8 +40,9 @@ from rewardloop_trainer.replay import Replay, load_replay
 from rewardloop_trainer.reward_average import train_averaged
 from rewardloop_trainer.reward_batches import encode_records
 from rewardloop_trainer.reward_evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward_export import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.reward_gate import gate
-from rewardloop_trainer.reward_lora import LORA, as_delta, has_lora, load_delta, lora_layers, save_delta, with_lora
+from rewardloop_trainer.reward_lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
 from rewardloop_trainer.reward_model import RewardModel
 from rewardloop_trainer.reward_start import Start, start_from
 from rewardloop_trainer.reward_train import Progress, TrainingStopped
@@ -55,6 +53,8 @@ log = structlog.get_logger()
 
 _LOG_EVERY_S = 10.0
 _PARITY_RECORDS = 32
+_CALIBRATION_RECORDS = 200
+_EXPORTED = "exported.json"
 _KEPT_REFUSED = 5
 _SLOPE_PAIRS = 200
 
@@ -124,10 +124,11 @@ class RewardRound:
         if not trained.exists():
             start = self._start()
             settings = self._settings.reward.model_copy(update={"seed": now.seed})
-            is_delta = self._is_delta(start)
-            if is_delta:
+            if makes_delta := is_delta(start, settings):
                 as_delta(start.model, settings.lora)
             else:
+                if settings.delta:
+                    log.info("the live graph takes no such adapters: this round publishes a whole version that does")
                 start.model.merge_lora()
                 if settings.method == "lora":
                     with_lora(start.model, settings.lora)
@@ -146,7 +147,7 @@ class RewardRound:
                 raise Interrupted from error
 
             def write(directory: Path) -> None:
-                if is_delta:
+                if makes_delta:
                     save_delta(start.model, directory)
                 else:
                     start.model.merge_lora()
@@ -159,50 +160,44 @@ class RewardRound:
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
+        found: list[Exported] = []
 
         def write(directory: Path) -> None:
-            if has_lora(model):
-                export_delta(model, start.encoder.tokenizer, directory)
-                return
-            parent = None if start.trunk is None else start.trunk.directory
-            adapters = self._adapters(start, model)
-            export_reward(model, start.encoder.tokenizer, start.encoder.format, directory, parent, adapters)
+            trial = self._trial(model, start.encoder)
+            found.append(export_candidate(model, start, self._settings.reward, trial, directory))
 
         _whole(self._directory / "version", write)
-        self._reach("exported")
+        (self._directory / _EXPORTED).write_text(found[0].to_json())
+        self._reach("exported", found[0].figures)
 
-    def _is_delta(self, start: Start) -> bool:
-        """Whether the round changes only what can be published as an adapter over the live version's graph."""
-        if not self._settings.reward.delta:
-            return False
-        if start.trunk is not None:
-            wanted = lora_layers(start.model) or linear_modules(start.model.trunk, self._settings.reward.lora.modules)
-            if set(wanted) <= adapted_modules(start.trunk.graph):
-                return True
-        log.info("the live graph takes no such adapters: this round publishes a whole version that does")
-        return False
-
-    def _adapters(self, start: Start, model: RewardModel) -> tuple[str, ...]:
-        """The layers that get adapter inputs in a whole version: those that deltas need, or those of its parent."""
-        if self._settings.reward.delta:
-            return linear_modules(model.trunk, self._settings.reward.lora.modules)
-        return () if start.trunk is None else tuple(sorted(adapted_modules(start.trunk.graph)))
+    def _trial(self, model: RewardModel, encoder: Encoder) -> Trial:
+        heldout, train = self._replay.heldout, self._replay.train
+        tried = encode_records(encoder, (*heldout, *train)[:_PARITY_RECORDS]).examples
+        calibration = encode_records(encoder, train[:_CALIBRATION_RECORDS]).examples
+        pairs = pairs_of(heldout)
+        slope = self._length_slope(model, encoder, pairs)
+        return Trial(
+            encoder,
+            [s for example in tried for s in example.sequences],
+            pairs,
+            lambda: pair_margins(model, encoder, pairs, slope),
+            [s for example in calibration for s in example.sequences],
+            slope,
+            self._track.now.seed,
+        )
 
     def _judge(self) -> None:
-        """Parity, gate and calibration; the manifest of what passes is kept beside its files."""
+        """Gate and calibration; the manifest of what passes is kept beside its files."""
         start, model, now = self._start(), self._trained(), self._track.now
         encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
-        records = (*self._replay.heldout, *self._replay.train)[:_PARITY_RECORDS]
-        sequences = [s for e in encode_records(encoder, records).examples for s in e.sequences]
-        trunk = start.trunk if has_lora(model) else None
-        version = self._directory / "version"
-        graph, adapter = (version / MODEL, None) if trunk is None else (trunk.graph, version / ADAPTER)
+        exported = Exported.from_json((self._directory / _EXPORTED).read_text())
+        trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
         verdict = gate(
             pairs,
             pair_margins(model, encoder, pairs, slope),
             pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
-            parity(graph, model, sequences, encoder.format.pad, adapter=adapter),
+            exported.parity,
             tolerance=self._settings.reward.gate_tolerance,
             seed=now.seed,
         )
@@ -210,8 +205,8 @@ class RewardRound:
             if (accuracy := verdict.figures.get(f"gate_{side}_accuracy")) is not None:
                 self._metrics.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
         self._track.reach(replace(now, metrics={**now.metrics, **verdict.figures}))
-        if not verdict.passed:
-            raise _Refused(*verdict.reasons)
+        if reasons := (*verdict.reasons, *exported.reasons):
+            raise _Refused(*reasons)
         anchors = fixed_anchors(self._settings.work_dir, self._replay.train)
         manifest = Manifest(
             model="reward",
@@ -225,9 +220,9 @@ class RewardRound:
             base=start.base,
             seed=now.seed,
             code_version=code_version(),
-            notes={"new_signals": str(now.new_signals)},
-            precision=trunk.manifest.precision if trunk else "float32",
-            trunk=Trunk(trunk.manifest.version, trunk.manifest.digest) if trunk else None,
+            notes={"new_signals": str(now.new_signals), **exported.notes},
+            precision=exported.precision,
+            trunk=Trunk(trunk.version, trunk.digest) if trunk else None,
         )
         (self._directory / "manifest.json").write_text(manifest.to_json())
         self._reach("gated")

@@ -24,6 +24,9 @@ class RewardHyperparameters(RewardTraining):
     delta: bool = Field(
         False, description="publish adapters and heads over an unchanged graph where there is one; for method lora"
     )
+    precision: Literal["float32", "int8", "float16"] = Field(
+        "float32", description="of the published graph, where it orders held-out pairs as float32 does"
+    )
     length_control: float = Field(
         0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration takes back"
     )
