@@ -19,6 +19,7 @@ from rewardloop_cli.bench_calls import Stream, Unary
 from rewardloop_cli.bench_seen import Seen
 from rewardloop_cli.bench_texts import Payloads
 from rewardloop_cli.failures import UsageError
+from rewardloop_client import Overloaded
 from rewardloop_client import _calls as calls
 from rewardloop_client._channel import OPTIONS, targets
 
@@ -136,11 +137,11 @@ class Load:
         return Unary(self._batch if self._payloads.rpc == "batch" else self._score, self._next, self._timeout_s, seen)
 
     async def probe(self) -> None:
-        """One request. Raises RewardloopError when it fails: there is nothing to measure then."""
+        """One request. Raises RewardloopError when it fails other than by a full queue: there is nothing to measure."""
         seen = _window(0.0, self._timeout_s)
         async with self._sender(seen) as send:
             error = await send(time.perf_counter())
-        if error is not None:
+        if error is not None and not isinstance(error, Overloaded):
             raise error
 
 

@@ -220,6 +220,13 @@ def test_bench_counts_failures_by_reason(server: str, services: Services, tmp_pa
     assert run["failures"] == {"QUEUE_FULL": 1}
 
 
+def test_bench_measures_a_server_that_is_full_at_first(server: str, services: Services, tmp_path: Path) -> None:
+    services.failures = [status("QUEUE_FULL", retry_after_s=0.01)]
+    (run,) = _bench(server, tmp_path / "b.json")["runs"]
+    assert run["failures"] == {}
+    assert run["answered"] > 0
+
+
 def test_bench_times_an_open_loop_from_when_requests_were_due(server: str, services: Services, tmp_path: Path) -> None:
     stall_s = 0.4
     services.failures = [lambda context: None, lambda context: time.sleep(stall_s)] + [lambda context: None] * 3
