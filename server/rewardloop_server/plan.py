@@ -18,6 +18,10 @@ import numpy as np
 from rewardloop.formats.text import Encoded
 from rewardloop_server.cost import CostModel
 
+# A tree row may cost as much as this many of its rows alone, whatever a run may cost: who comes behind it waits that
+# much longer, and its rows one by one would cost more in all.
+_TREE_ROWS = 4
+
 # Attention holds heads * tokens**2 scores of a row at once: 12 heads of 4096 tokens are 800 MB.
 _MOST_TREE_TOKENS = 4096
 
@@ -48,7 +52,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a run may cost and how many tokens it may have, padding included; a single row may always run."""
+    """What a run may cost and how many tokens it may have, padding included; a single row may always run.
+
+    A single tree row may cost four times what its longest row does, where that is more.
+    """
 
     seconds: float = math.inf
     tokens: float = math.inf
@@ -67,12 +74,15 @@ def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: L
         length = len(rows[0].ids)
         return [Run(((0,),), length, cost.run_s(1, length))]
     groups = _by_prompt(rows) if trees and len(rows) > 1 else [(0, [i]) for i in range(len(rows))]
-    longest = min(cost.longest(limit.seconds), limit.tokens, _MOST_TREE_TOKENS)
+    longest = [_longest_tree(rows, members, cost, limit) for _, members in groups]
     choices = {tuple(len(members) for _, members in groups)}
     if len(groups) < len(rows):
         # A tree row's share of a run's fixed cost depends on what it will share the run with: nothing, or all of it.
         for charge_s in (0.0, cost.fixed_s, math.inf):
-            choices.add(tuple(_tree_rows(rows, *group, cost, charge_s, longest) for group in groups))
+            counts = (
+                _tree_rows(rows, *group, cost, charge_s, most) for group, most in zip(groups, longest, strict=True)
+            )
+            choices.add(tuple(counts))
     plans = (_partition(_items(rows, groups, counts, longest), cost, limit) for counts in choices)
     best = min(plans, key=lambda runs: sum(run.cost_s for run in runs))
     return sorted(best, key=lambda run: min(run.rows))
@@ -96,6 +106,12 @@ def _by_prompt(rows: Sequence[Encoded]) -> list[tuple[int, list[int]]]:
     return [(len(prompt), members) for prompt, members in groups.items()] + alone
 
 
+def _longest_tree(rows: Sequence[Encoded], members: list[int], cost: CostModel, limit: Limit) -> float:
+    """The most tokens of a tree row of these rows."""
+    alone_s = cost.run_s(1, max(len(rows[i].ids) for i in members))
+    return min(cost.longest(max(limit.seconds, _TREE_ROWS * alone_s)), limit.tokens, _MOST_TREE_TOKENS)
+
+
 def _tree_rows(
     rows: Sequence[Encoded], prompt: int, members: list[int], cost: CostModel, charge_s: float, longest: float
 ) -> int:
@@ -115,13 +131,13 @@ def _tree_rows(
 
 
 def _items(
-    rows: Sequence[Encoded], groups: Iterable[tuple[int, list[int]]], counts: Iterable[int], longest: float
+    rows: Sequence[Encoded], groups: Iterable[tuple[int, list[int]]], counts: Iterable[int], longest: Iterable[float]
 ) -> list[_Item]:
     items = []
-    for (prompt, members), count in zip(groups, counts, strict=True):
+    for (prompt, members), count, most in zip(groups, counts, longest, strict=True):
         while True:
             parts = _deal(rows, prompt, members, count)
-            if count == len(members) or all(part.length <= longest for part in parts if len(part.rows) > 1):
+            if count == len(members) or all(part.length <= most for part in parts if len(part.rows) > 1):
                 break
             count += 1
         items += parts
