@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
     from rewardloop.formats.text import Encoded, Encoder
+    from rewardloop_trainer.precision import Precision, PrecisionChoice
+    from rewardloop_trainer.preferences import Pair
+    from rewardloop_trainer.reward_model import RewardModel
 
 _PARITY_SEQUENCES = 16
+_CALIBRATION_PAIRS = 16
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,13 +31,14 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop.formats.store import StoreError
     from rewardloop_trainer.calibrate import CorruptAnchors
     from rewardloop_trainer.export_errors import ExportFailed, ParityError
+    from rewardloop_trainer.gate_pairs import CorruptPairs
     from rewardloop_trainer.reward_model import UnusableBase
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
     try:
         manifest = export(options)
-    except (UnusableBase, ParityError, ExportFailed, CorruptAnchors, StoreError, OSError) as error:
+    except (UnusableBase, ParityError, ExportFailed, CorruptAnchors, CorruptPairs, StoreError, OSError) as error:
         print(f"rewardloop export: {error}", file=sys.stderr)
         return 1
     print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}")
@@ -87,6 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     reward.add_argument(
         "--anchors", type=Path, metavar="FILE", help="JSONL rows {prompt, response} that fix the scale of scores"
     )
+    reward.add_argument(
+        "--precision",
+        choices=("float32", "int8", "float16"),
+        default="float32",
+        help="of the graph: int8 for CPUs, float16 for CUDA",
+    )
+    reward.add_argument(
+        "--gate-pairs",
+        type=Path,
+        metavar="FILE",
+        help="JSONL rows {prompt, chosen, rejected}: the precision is taken only if it orders these as float32 does",
+    )
     return parser
 
 
@@ -109,9 +126,11 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
     from rewardloop_trainer.base_text import load_tokenizer, longest_input, text_format_of
     from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.export import MODEL, check_parity, export_reward
+    from rewardloop_trainer.gate_pairs import read_pairs
     from rewardloop_trainer.reward_model import RewardModel
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
+    pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
     model = RewardModel.from_base(options.base, options.heads, options.pooling, options.seed)
     segment_ids = options.segment_ids
@@ -128,9 +147,10 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
         export_reward(model, tokenizer.backend_tokenizer, text_format, candidate, adapters=adapters)
         sequences = random_sequences(encoder, vocabulary, _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
+        choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
         manifest = Manifest(
             model="reward",
-            metrics={"gate_parity": difference},
+            metrics={"gate_parity": difference, **choice.figures},
             calibration=fit_calibration(anchor_logits(model, encoder, anchors)),
             text_format=text_format.to_json(),
             max_length=max_length,
@@ -138,12 +158,43 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
             base=options.base,
             seed=options.seed,
             code_version=_code_version(),
+            notes=notes,
+            precision=choice.precision,
         )
 
         def write(target: Path) -> None:
             shutil.copytree(candidate, target, dirs_exist_ok=True)
 
         return ModelStore(options.store).publish(manifest, write)
+
+
+def _in_precision(
+    wanted: Precision, candidate: Path, model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] | None
+) -> tuple[PrecisionChoice, dict[str, str]]:
+    """Convert the candidate's graph where the pairs allow it; what came of it, for the manifest and the terminal.
+
+    The first pairs tell how large activations are, and are not judged.
+    """
+    from rewardloop_trainer.export import MODEL
+    from rewardloop_trainer.precision import PrecisionChoice, choose_precision, convert
+    from rewardloop_trainer.reward_batches import encode_records
+    from rewardloop_trainer.reward_evaluate import pair_margins
+
+    if wanted == "float32":
+        return PrecisionChoice("float32", {}, ()), {}
+    if pairs is None:
+        convert(candidate / MODEL, wanted, pad=encoder.format.pad)
+        choice = PrecisionChoice(wanted, {}, ())
+        notes = {"precision": f"{wanted}, not compared with float32: no held-out pairs were given (--gate-pairs)"}
+    else:
+        seen, judged = pairs[:_CALIBRATION_PAIRS], pairs[_CALIBRATION_PAIRS:]
+        calibration = [s for e in encode_records(encoder, seen).examples for s in e.sequences]
+        margins = pair_margins(model, encoder, judged)
+        choice = choose_precision(candidate, wanted, judged, encoder, margins, calibration)
+        notes = choice.notes(wanted)
+    for note in notes.values():
+        print(f"rewardloop export: {note}", file=sys.stderr)
+    return choice, notes
 
 
 def _export_policy(options: argparse.Namespace) -> Manifest:
