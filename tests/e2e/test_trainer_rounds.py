@@ -185,7 +185,7 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     before = world.state["round"]
     put(world.redis, *(choice(i) for i in range(300, 400)))
 
-    assert world.trainer("--once", *slow).wait(150) == 0, world.log
+    assert world.trainer("--once", *slow).wait(240) == 0, world.log
     assert "goes on from a checkpoint" in world.log
     assert world.store.versions("reward") == [1, 2]
     manifest = world.store.manifest("reward", 2)
