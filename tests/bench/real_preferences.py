@@ -127,7 +127,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="directory with the alpacaeval and pandalm files")
     parser.add_argument("--work", type=Path, default=None, help="where models and logs go (default: a temporary one)")
     parser.add_argument("--export-args", default="--max-length 256 --heads 4")
-    parser.add_argument("--train-args", default="--reward.length-balance --reward.length-control 0.6 --reward.averaged-runs 3")
+    averaged = "--reward.length-balance --reward.length-control 0.6 --reward.averaged-runs 3"
+    parser.add_argument("--train-args", default=averaged)
     parser.add_argument("--patience-s", type=float, default=7200)
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="rewardloop-bench-"))
