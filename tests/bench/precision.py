@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--version", type=Path, help="an encoder version's directory, in float32")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="has alpacaeval_*.jsonl.gz")
     parser.add_argument("--pairs", type=int, default=60, help="held-out pairs to score with each variant")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each variant and shape")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each variant and shape")
     parser.add_argument("--work", type=Path, default=None, help="keeps the models there")
     options = parser.parse_args()
     torch.set_num_threads(1)
