@@ -167,27 +167,33 @@ def rollback(model: str, reason: str) -> Call[Promotion]:
 
 
 def set_canary(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:
-    """Safe to repeat: the same version and share again change nothing."""
-    with convert.building("share"):
-        request = model_pb2.SetCanaryRequest(
-            model=convert.text_field("model", model),
-            version=convert.text_field("version", version),
-            share=share,
-            reason=convert.text_field("reason", reason),
-        )
-    return _call(SET_CANARY, request, model_pb2.SetCanaryResponse, convert.version_or_none)
+    fields = model, version, share, reason
+    return _set_role(SET_CANARY, model_pb2.SetCanaryRequest, model_pb2.SetCanaryResponse, *fields)
 
 
 def set_shadow(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:
-    """Safe to repeat, as `set_canary` is."""
+    fields = model, version, share, reason
+    return _set_role(SET_SHADOW, model_pb2.SetShadowRequest, model_pb2.SetShadowResponse, *fields)
+
+
+def _set_role(
+    method: str,
+    request_type: type[model_pb2.SetCanaryRequest] | type[model_pb2.SetShadowRequest],
+    response_type: type[model_pb2.SetCanaryResponse] | type[model_pb2.SetShadowResponse],
+    model: str,
+    version: str,
+    share: float,
+    reason: str,
+) -> Call[VersionInfo | None]:
+    """Safe to repeat: the same version and share again change nothing."""
     with convert.building("share"):
-        request = model_pb2.SetShadowRequest(
+        request = request_type(
             model=convert.text_field("model", model),
             version=convert.text_field("version", version),
             share=share,
             reason=convert.text_field("reason", reason),
         )
-    return _call(SET_SHADOW, request, model_pb2.SetShadowResponse, convert.version_or_none)
+    return _call(method, request, response_type, convert.version_or_none)
 
 
 def health(service: str) -> Call[bool]:
