@@ -21,7 +21,7 @@ from rewardloop_trainer.export_graph import write_graph
 from rewardloop_trainer.preferences import Pair
 from rewardloop_trainer.quantize import quantize
 from rewardloop_trainer.reward_batches import encode_records
-from rewardloop_trainer.reward_evaluate import Floats, correctness, log_length_ratios
+from rewardloop_trainer.reward_evaluate import Floats, correctness, without_length
 from rewardloop_trainer.reward_gate import accuracy_difference
 
 log = structlog.get_logger()
@@ -93,7 +93,7 @@ def graph_margins(
     session = open_session(model_path, adapter)
     logits = _logits(session, sequences, encoder.format.pad).mean(1)
     margins: Floats = logits[0::2] - logits[1::2]
-    return margins - length_slope * log_length_ratios(encoder, pairs) if length_slope else margins
+    return without_length(margins, encoder, pairs, length_slope)
 
 
 def judge(

@@ -68,6 +68,11 @@ def pair_margins(
 ) -> Floats:
     """Head-mean logit of chosen less that of rejected, less their lengths' share, (pairs,): what the gate compares."""
     margins: Floats = head_margins(model, encoder, pairs, token_budget).mean(1)
+    return without_length(margins, encoder, pairs, length_slope)
+
+
+def without_length(margins: Floats, encoder: Encoder, pairs: Sequence[Pair], length_slope: float) -> Floats:
+    """Margins (pairs,) less ``length_slope`` for each unit of the pair's log length ratio."""
     return margins - length_slope * log_length_ratios(encoder, pairs) if length_slope else margins
 
 
