@@ -31,14 +31,20 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 
 @pytest.fixture(scope="session")
 def redis_url(redis_server: EmbeddedRedis) -> str:
-    """Where the shared redis-server is; it is emptied before each test that uses it."""
+    """Where the shared redis-server is; it is emptied around each test that uses it."""
     return redis_server.url
 
 
 @pytest.fixture(autouse=True)
-def _empty_redis(request: pytest.FixtureRequest) -> None:
-    if "redis_url" in request.fixturenames:
-        import redis
+def _empty_redis(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empties the shared redis-server before each test that uses it, and after: a server that a module shares starts
+    before its first test's own fixtures do, and must not find what an earlier module left."""
+    if "redis_url" not in request.fixturenames:
+        yield
+        return
+    import redis
 
-        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
-            client.flushall()
+    with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+        client.flushall()
+        yield
+        client.flushall()
