@@ -1,4 +1,5 @@
-"""What the service adds to one request when it is idle: Score of one 64-token pair against tokenizing and a bare run.
+"""What the service adds to one request when it is idle: Score of one 64-token pair against tokenizing and a bare run,
+and how much of that an RPC that does nothing costs already (the health service's Check, on the same server).
 
 Each runs in a process of its own with the same weights, threads and spinning; the two alternate in short turns over
 the same texts, and the one whose turn it isn't is stopped, for its spinning threads would take the other's cores.
@@ -22,14 +23,13 @@ import arguments
 import grpc
 import models
 import service
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewardloop.formats.store import Manifest
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_cli.bench_report import percentile
 
 TURN = 10
-# Between requests: a lone caller meets a service whose threads have gone to sleep.
-PAUSE_S = 0.01
 
 
 def run_bare(pipe: Connection, directory: Path, manifest: Manifest, threads: int) -> None:
@@ -63,8 +63,11 @@ def measure(options: argparse.Namespace, served: service.Service, manifest: Mani
     bare_s: list[float] = []
     score_s: list[float] = []
     outside_s: list[float] = []
+    empty_s: list[float] = []
     with grpc.insecure_channel(served.address) as channel:
         score = channel.unary_unary("/rewardloop.v1.RewardService/Score", None, reward_pb2.ScoreResponse.FromString)
+
+        check = health_pb2_grpc.HealthStub(channel).Check
 
         def ask_bare(pair: models.Pair) -> float:
             pipe.send(pair)
@@ -83,6 +86,12 @@ def measure(options: argparse.Namespace, served: service.Service, manifest: Mani
             outside_s.append(took - (timings.queue_us + timings.tokenize_us + timings.run_us) / 1e6)
             return float(reply.scores[0].logit)
 
+        def ask_nothing() -> None:
+            """After a run of the service, as Score is: with the caches that a run leaves."""
+            started = time.perf_counter()
+            check(health_pb2.HealthCheckRequest(), timeout=30)
+            empty_s.append(time.perf_counter() - started)
+
         until = time.monotonic() + options.seconds
         position = 0
         while time.monotonic() < until or position < 2 * TURN:
@@ -96,39 +105,57 @@ def measure(options: argparse.Namespace, served: service.Service, manifest: Mani
                     seen.pop()
                     logits.append([])
                     for pair in turn:
-                        time.sleep(PAUSE_S)
+                        time.sleep(options.pause)
                         logits[-1].append(ask(pair))
+                        if ask is ask_service:
+                            time.sleep(options.pause)
+                            ask_nothing()
             outside_s.pop(-TURN - 1)
             worst = max(abs(a - b) for a, b in zip(*logits, strict=True))
             if worst > 1e-3:
                 raise SystemExit(f"the service's logits differ from the bare session's by {worst}")
             position += TURN
             if position == TURN:  # the first turn warms both up
-                for each in (bare_s, score_s, outside_s):
+                for each in (bare_s, score_s, outside_s, empty_s):
                     each.clear()
         pipe.send(None)
         bare.join(10)
-    report(options, bare_s, score_s, outside_s)
+    report(options, bare_s, score_s, outside_s, empty_s)
 
 
-def report(options: argparse.Namespace, bare_s: list[float], score_s: list[float], outside_s: list[float]) -> None:
-    print(f"{len(score_s)} requests of 1 pair of 64 tokens, {options.precision}, one at a time")
+def report(
+    options: argparse.Namespace,
+    bare_s: list[float],
+    score_s: list[float],
+    outside_s: list[float],
+    empty_s: list[float],
+) -> None:
+    print(
+        f"{len(score_s)} requests of 1 pair of 64 tokens, {options.precision}, one at a time, "
+        f"{1000 * options.pause:.0f} ms after the last"
+    )
     rows: list[list[object]] = [["ms", "p50", "p90", "p99"]]
     for name, values in (
         ("tokenizing + bare session.run", bare_s),
         ("Score over gRPC", score_s),
         ("of it outside queue, tokenize, run", outside_s),
+        ("an RPC that does nothing", empty_s),
     ):
         rows.append([name, *(1000 * percentile(sorted(values), share) for share in (0.5, 0.9, 0.99))])
     service.print_rows(rows)
     for share in (0.5, 0.99):
         difference = percentile(sorted(score_s), share) - percentile(sorted(bare_s), share)
-        print(f"added at p{100 * share:.0f}: {1000 * difference:.3f} ms")
+        empty = percentile(sorted(empty_s), share)
+        print(
+            f"added at p{100 * share:.0f}: {1000 * difference:.3f} ms, "
+            f"{1000 * (difference - empty):.3f} ms above an RPC that does nothing"
+        )
 
 
 def main() -> None:
     parser = arguments.parser(__doc__, seconds=60.0)
     parser.add_argument("--threads", type=int, default=0, help="ONNX Runtime threads of both; 0: one a core")
+    parser.add_argument("--pause", type=float, default=0.01, help="seconds between requests: threads go to sleep")
     options = parser.parse_args()
     service.print_machine()
     with arguments.work_directory(options.work) as work:
