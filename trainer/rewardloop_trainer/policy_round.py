@@ -44,7 +44,7 @@ from rewardloop_trainer.publish import (
     publish_once,
 )
 from rewardloop_trainer.replay import Replay, load_replay
-from rewardloop_trainer.rewards import score_groups
+from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.rollouts import Rollout, fitting_prompts, roll_out
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import Phase
@@ -301,5 +301,6 @@ def _load(directory: Path) -> Any:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _answered(rollout: Rollout, score: float | None, log_ratio: float) -> Answered:
+def _answered(rollout: Rollout, reward: Reward | None, log_ratio: float) -> Answered:
+    score = None if reward is None else reward.score
     return Answered(rollout.text, rollout.sequence.tokens, rollout.finish == "length", score, log_ratio)

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
 from rewardloop_trainer.preferences import Prompt
 
 _GROUPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The calibrated score of a response, the spread of the score heads on its scale, and the version that scored."""
+
+    score: float
+    uncertainty: float = 0.0
+    version: str = ""
+
+    def pessimistic(self, caution: float) -> float:
+        """score - caution * uncertainty: what the heads disagree about is not worth chasing (Coste et al. 2023)."""
+        return self.score - caution * self.uncertainty
 
 
 def score_groups(
@@ -17,13 +31,13 @@ def score_groups(
     *,
     timeout_s: float = 60.0,
     on_batch: Callable[[], None] = lambda: None,
-) -> list[list[float | None]]:
-    """The calibrated score of each response, in the trainer's lane; None for an empty response, which has none.
+) -> list[list[Reward | None]]:
+    """The reward of each response, in the trainer's lane; None for an empty response, which has none.
 
     The responses to one prompt are one group, so one reward model version scored them all. ``on_batch`` is called
     before each request, and may raise to stop. Raises RewardloopError when a group was not scored.
     """
-    scores: list[list[float | None]] = [[None] * len(group) for group in responses]
+    scores: list[list[Reward | None]] = [[None] * len(group) for group in responses]
     asked = [
         (i, [j for j, text in enumerate(group) if text and not text.isspace()]) for i, group in enumerate(responses)
     ]
@@ -42,6 +56,6 @@ def score_groups(
         for (i, kept), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, RewardloopError):
                 raise outcome
-            for j, score in zip(kept, outcome.values, strict=True):
-                scores[i][j] = score
+            for j, scored in zip(kept, outcome.scores, strict=True):
+                scores[i][j] = Reward(scored.score, scored.uncertainty, outcome.model_version.version)
     return scores

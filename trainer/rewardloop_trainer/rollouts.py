@@ -18,13 +18,18 @@ _ROWS = 64
 class Rollout:
     """One answer. ``sequence``: the very tokens that were sampled, which its text may not encode back to.
 
-    ``logprob``: summed over them at temperature 1, in nats.
+    ``logprobs``: of each of them, at the temperature that they were sampled with, in nats.
     """
 
     text: str
     sequence: Completion
-    logprob: float
+    logprobs: tuple[float, ...]
     finish: Finish
+
+    @property
+    def logprob(self) -> float:
+        """Summed over the tokens."""
+        return sum(self.logprobs)
 
 
 def roll_out(
@@ -35,11 +40,14 @@ def roll_out(
     responses: int,
     max_new_tokens: int,
     seed: int,
+    temperature: float = 1.0,
+    places: Sequence[int] | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[Rollout]]:
-    """``responses`` answers to each prompt, at temperature 1 and top_p 1; the same seed gives the same answers.
+    """``responses`` answers to each prompt, at top_p 1; the same seed gives the same answers.
 
-    ``model``: a causal LM in evaluation mode. ``on_batch`` is called before each batch, and may raise to stop.
+    ``model``: a causal LM in evaluation mode. ``places``: what the prompts' random numbers go with, beside the seed; by
+    default their places in ``prompts``. ``on_batch`` is called before each batch, and may raise to stop.
     Raises ValueError for a prompt that leaves no room for the new tokens: see `fitting_prompts`.
     """
     prompt_ids = [encoder.prompt_ids(prompt) for prompt in prompts]
@@ -52,17 +60,23 @@ def roll_out(
     ends = end_ids(model, encoder.format.response.suffix)
     for start in range(0, len(order), per_batch):
         on_batch()
-        places = order[start : start + per_batch]
+        batch = order[start : start + per_batch]
         requests = [
-            SampleRequest(prompt_ids[i], responses, seed=seed * 1_000_003 + i, max_new_tokens=max_new_tokens)
-            for i in places
+            SampleRequest(
+                prompt_ids[i],
+                responses,
+                temperature=temperature,
+                seed=seed * 1_000_003 + (places[i] if places else i),
+                max_new_tokens=max_new_tokens,
+            )
+            for i in batch
         ]
         groups = sample(model, requests, end_ids=ends, pad_id=encoder.format.pad)
-        for i, group in zip(places, groups, strict=True):
+        for i, group in zip(batch, groups, strict=True):
             for sampled in group:
                 said = sampled.ids[:-1] if sampled.finish == "stop" else sampled.ids
                 sequence = Completion((*prompt_ids[i], *sampled.ids), len(prompt_ids[i]))
-                found[i].append(Rollout(encoder.decode(said), sequence, sampled.logprob, sampled.finish))
+                found[i].append(Rollout(encoder.decode(said), sequence, tuple(sampled.logprobs), sampled.finish))
     return found
 
 

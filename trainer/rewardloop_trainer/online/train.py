@@ -1,0 +1,379 @@
+"""The loop of every algorithm: sample, score, measure, learn. A killed run goes on from its checkpoint to the same
+weights; several processes take the same steps as one would."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+
+from rewardloop.formats.text import Encoder
+from rewardloop_trainer import checkpoint
+from rewardloop_trainer.completions import Completion, by_length, rate_scale
+from rewardloop_trainer.kl_control import KlControl
+from rewardloop_trainer.online.experience import Algorithm, Experience, Samples
+from rewardloop_trainer.online.learner import Learner
+from rewardloop_trainer.online.sampler import LocalSampler, SampleCall, Sampler
+from rewardloop_trainer.online.settings import OnlineSettings
+from rewardloop_trainer.online.shaping import Shaping
+from rewardloop_trainer.online.world import World
+from rewardloop_trainer.policy_gradient import clipped_share, importance, kl_estimate, token_mean
+from rewardloop_trainer.policy_train import PolicyPair, TrainingStopped
+from rewardloop_trainer.preferences import Prompt
+from rewardloop_trainer.rewards import Reward
+from rewardloop_trainer.rollouts import Rollout
+
+log = structlog.get_logger()
+
+Score = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Sequence[Sequence[Reward | None]]]
+
+# The ratio of an update that has not begun is 1 up to rounding; more says that sampling and learning disagree.
+_RATIO_TOLERANCE = 1e-2
+_RANK_PRIME = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """After a step. ``figures``: score and reward (means), kl (k1 to the reference, nats an answer), tokens and
+    no_end (a mean, a share), loss, update_kl (nats a token), clipped (a share), beta, and what the algorithm adds."""
+
+    step: int
+    steps: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineOutcome:
+    """``model``: the policy to save. ``history``: the figures of each step that this call ran."""
+
+    model: Any
+    history: Sequence[StepDone]
+
+
+def train_online(
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[Prompt],
+    score: Score,
+    algorithm: Algorithm,
+    settings: OnlineSettings,
+    *,
+    seed: int = 0,
+    human_pairs: Sequence[PolicyPair] = (),
+    sampler: Sampler | None = None,
+    checkpoint_dir: Path | None = None,
+    on_step: Callable[[StepDone], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> OnlineOutcome:
+    """Train ``model`` (a Hugging Face causal LM in float32) in place; as it comes, it is the reference.
+
+    ``score`` gives each text's reward, None where it has none; it may raise. ``human_pairs``: for algorithms that learn
+    from pairs. With the same arguments, a checkpoint in ``checkpoint_dir`` and the same scores, goes on from there to
+    the weights of an uninterrupted run, bit for bit on one kind of CPU and number of threads. Where torch.distributed
+    is initialised, every process makes this call; the first one's checkpoint counts. Raises ValueError without prompts,
+    `TrainingStopped` when asked to stop, and ArithmeticError when sampled and learned probabilities disagree.
+    """
+    if not prompts:
+        raise ValueError("there is no prompt to answer")
+    if settings.responses < 2 and not algorithm.has_critic:
+        raise ValueError("without a critic, an answer is measured against others to its prompt: 2 responses or more")
+    run = _Run(model, encoder, prompts, score, algorithm, settings, seed, human_pairs, sampler, checkpoint_dir)
+    return run.to_the_end(on_step, should_stop)
+
+
+class _Run:
+    """One run: what learns, and how far it is."""
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        prompts: Sequence[Prompt],
+        score: Score,
+        algorithm: Algorithm,
+        settings: OnlineSettings,
+        seed: int,
+        human_pairs: Sequence[PolicyPair],
+        sampler: Sampler | None,
+        checkpoint_dir: Path | None,
+    ) -> None:
+        self.world = World()
+        self.prompts, self.score, self.algorithm = prompts, score, algorithm
+        self.settings, self.seed, self.human_pairs = settings, seed, human_pairs
+        self.checkpoint_dir = checkpoint_dir
+        self.fingerprint = self._fingerprint(model)
+        self.learner = Learner(model, encoder.format.pad, settings, has_critic=algorithm.has_critic)
+        self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
+        self.kl_control = KlControl(settings.beta, settings.kl_target, settings.kl_horizon)
+        self.shaping = Shaping(settings.rewards)
+        self.step = 0
+
+    def to_the_end(self, on_step: Callable[[StepDone], None], should_stop: Callable[[], bool]) -> OnlineOutcome:
+        self._resume()
+        steps, history = self.settings.steps, list[StepDone]()
+
+        def stop_if_asked() -> None:
+            if should_stop():
+                raise TrainingStopped(f"stopped in step {self.step + 1} of {steps}")
+
+        while self.step < steps:
+            figures = self._take_step(stop_if_asked)
+            self.step += 1
+            done = StepDone(self.step, steps, figures)
+            history.append(done)
+            every = self.settings.checkpoint_every_steps
+            if every and self.step % every == 0 and self.step < steps:
+                self._checkpoint()
+            on_step(done)
+        if self.checkpoint_dir is not None and self.world.rank == 0:
+            checkpoint.clear(self.checkpoint_dir)
+        return OnlineOutcome(self.learner.merged(), history)
+
+    def _take_step(self, stop_if_asked: Callable[[], None]) -> dict[str, float]:
+        temperature = self.settings.temperatures[self.step % len(self.settings.temperatures)]
+        groups, scored, rewards, age = self._answers(temperature, stop_if_asked)
+        said = [rollout for group in groups for rollout in group]
+        pairs = self._human_pairs(len(groups))
+        paired = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        columns = max(row.tokens for row in (*(r.sequence for r in said), *paired))
+        flat = torch.tensor([value for group in rewards for value in group], device=self.learner.policy.device)
+        samples = self._samples(
+            [r.sequence for r in said], [r.text for r in said], self.settings.responses, flat, columns, temperature
+        )
+        if age:
+            samples = self._corrected(samples, said)
+        kl = samples.sequence_kl()
+        experience = self.algorithm.experience(samples, self.kl_control.beta)
+        if pairs:
+            verdicts = torch.tensor([1.0, 0.0], device=flat.device).repeat(len(pairs))
+            texts = [str(i) for i in range(len(paired))]  # each its own: people saw that they differ
+            judged = self._samples(paired, texts, 2, verdicts, columns, temperature)
+            experience = _joined(experience, self.algorithm.experience(judged, self.kl_control.beta))
+        figures = {
+            "score": _mean([r.score for group in scored for r in group if r is not None]),
+            "uncertainty": _mean([r.uncertainty for group in scored for r in group if r is not None]),
+            "reward": flat.mean().item(),
+            "kl": kl.mean().item(),
+            "entropy": -token_mean(samples.logprobs, samples.is_token).item(),
+            "tokens": _mean([r.sequence.tokens for r in said]),
+            "no_end": _mean([float(r.finish == "length") for r in said]),
+            "beta": self.kl_control.beta,
+            **experience.figures,
+            **self._update(experience, columns, temperature, stop_if_asked),
+        }
+        self.kl_control.update(figures["kl"], len(said))
+        return figures
+
+    def _answers(
+        self, temperature: float, stop_if_asked: Callable[[], None]
+    ) -> tuple[list[Sequence[Rollout]], list[Sequence[Reward | None]], list[list[float]], int]:
+        """All processes' groups of this step, their scores and rewards, and how old the weights were that spoke."""
+        settings, count = self.settings, len(self.prompts)
+        chosen = [
+            self._order((self.step * settings.prompts + i) // count)[(self.step * settings.prompts + i) % count]
+            for i in range(settings.prompts)
+        ]
+        places = self.world.mine(range(len(chosen)))
+        prompts = [self.prompts[chosen[place]] for place in places]
+        call = SampleCall(
+            self.step,
+            prompts,
+            places,
+            settings.responses,
+            settings.max_new_tokens,
+            temperature,
+            self.seed * _RANK_PRIME + self.step,
+        )
+        said = self.sampler.sample(call, stop_if_asked)
+        age = self.step - said.step
+        if age > settings.max_age:
+            raise ValueError(f"answers of weights {age} steps old; at most {settings.max_age}")
+        scored = self.score(prompts, [[r.text for r in group] for group in said.groups])
+        whole = self.world.gather(list(zip(said.groups, scored, strict=True)))
+        groups, rewards = [g for g, _ in whole], [r for _, r in whole]
+        return groups, rewards, self.shaping.shape(groups, rewards), age
+
+    def _order(self, epoch: int) -> list[int]:
+        """The prompts' order in one pass over them."""
+        generator = torch.Generator().manual_seed(self.seed * _RANK_PRIME + epoch)
+        order: list[int] = torch.randperm(len(self.prompts), generator=generator).tolist()
+        return order
+
+    def _human_pairs(self, sampled: int) -> list[PolicyPair]:
+        """So many that they are their share of all pairs; which ones goes round."""
+        if not self.human_pairs:
+            return []
+        share = self.settings.human_share
+        count = min(round(sampled * share / (1 - share)), len(self.human_pairs))
+        first = self.step * count
+        return [self.human_pairs[(first + i) % len(self.human_pairs)] for i in range(count)]
+
+    def _samples(
+        self,
+        rows: Sequence[Completion],
+        texts: Sequence[str],
+        responses: int,
+        scores: Tensor,
+        columns: int,
+        temperature: float,
+    ) -> Samples:
+        """Measured by policy, reference and critic, each process its share."""
+        mine = self.world.mine(rows)
+        now = self.learner.measured(mine, columns, temperature)
+        reference = self.learner.reference_logprobs(mine, columns, temperature)
+        measured = [now.logprobs, reference] + ([] if now.values is None else [now.values])
+        whole = torch.stack(self.world.gather(list(torch.stack(measured, 1))))  # (rows, 2 or 3, columns)
+        lengths = torch.tensor([row.tokens for row in rows], device=scores.device)
+        is_token = torch.arange(columns, device=scores.device) < lengths.unsqueeze(1)
+        return Samples(
+            rows,
+            texts,
+            responses,
+            is_token,
+            whole[:, 0],
+            whole[:, 1],
+            is_token.float(),
+            scores,
+            whole[:, 2] if len(measured) == 3 else None,
+        )
+
+    def _corrected(self, samples: Samples, said: Sequence[Rollout]) -> Samples:
+        """With importance weights against the older policy that spoke."""
+        behaviour = torch.zeros_like(samples.logprobs)
+        for i, rollout in enumerate(said):
+            behaviour[i, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
+        weights = importance(samples.logprobs, behaviour, samples.is_token, self.settings.most_importance)
+        return Samples(
+            samples.rows,
+            samples.texts,
+            samples.responses,
+            samples.is_token,
+            samples.logprobs,
+            samples.reference,
+            weights,
+            samples.scores,
+            samples.values,
+        )
+
+    def _update(
+        self, experience: Experience, columns: int, temperature: float, stop_if_asked: Callable[[], None]
+    ) -> dict[str, float]:
+        """Epochs of minibatches; ends early when the policy has moved too far from the one that spoke."""
+        settings = self.settings
+        items = len(experience.rows) // experience.per_item
+        per_minibatch = max(1, settings.minibatch // experience.per_item)
+        seen: list[dict[str, float]] = []
+        critic = self.learner.critic is not None and self.step < settings.critic.warmup_steps
+        self.learner.set_rates(rate_scale(self.step, settings.steps, settings.warmup_share), critic_alone=critic)
+        for epoch in range(settings.epochs):
+            generator = torch.Generator().manual_seed((self.seed * _RANK_PRIME + self.step) * 1_009 + epoch)
+            order = torch.randperm(items, generator=generator).tolist()
+            for start in range(0, items, per_minibatch):
+                stop_if_asked()
+                figures = self._minibatch(experience, order[start : start + per_minibatch], columns, temperature)
+                if not seen and figures["off_ratio"] > _RATIO_TOLERANCE:
+                    raise ArithmeticError(f"before any update, a probability ratio is {figures['off_ratio']:.3g} off 1")
+                seen.append(figures)
+                if figures["update_kl"] > settings.max_update_kl:
+                    return {**_means(seen), "ended_early": 1.0}
+                norm = torch.nn.utils.clip_grad_norm_(
+                    self.learner.parameters, settings.clip_norm, error_if_nonfinite=True
+                )
+                figures["grad_norm"] = norm.item()
+                self.learner.optimizer.step()
+        return {**_means(seen), "ended_early": 0.0}
+
+    def _minibatch(
+        self, experience: Experience, items: Sequence[int], columns: int, temperature: float
+    ) -> dict[str, float]:
+        """Gradients of one optimizer step, summed over the processes."""
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        width, device = experience.per_item, self.learner.policy.device
+        total = sum(experience.weight[i * width : (i + 1) * width].sum().item() for i in items)
+        # Loss, KL from the policy that spoke and clipped tokens, weighed; tokens; the largest |ratio - 1| goes apart.
+        sums = torch.zeros(4, device=device)
+        off = 0.0
+        mine = self.world.mine(items)
+        longest = [width * max(len(experience.rows[i * width + j].ids) for j in range(width)) for i in mine]
+        for group in by_length(longest, self.settings.micro_batch_tokens):
+            rows = [mine[g] * width + j for g in group for j in range(width)]
+            part = {name: tensor[rows] for name, tensor in experience.tensors.items()}
+            now = self.learner.now([experience.rows[i] for i in rows], columns, temperature)
+            loss = self.algorithm.loss(now, part).sum() / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                old, is_token = part["logprobs"], part["is_token"]
+                tokens = is_token.sum()
+                kl = token_mean(kl_estimate(old, now.logprobs, "k3"), is_token) * tokens
+                settings = self.settings
+                share = clipped_share(now.logprobs, old, is_token, settings.clip, settings.clip_above)
+                sums += torch.stack([loss.detach(), kl, share * tokens, tokens.float()])
+                ratio = ((now.logprobs - old).exp() - 1).abs()
+                off = max(off, torch.where(is_token, ratio, 0.0).max().item())
+        self.world.sum_gradients(self.learner.parameters)
+        loss_sum, kl_sum, clipped, token_count = self.world.sum(sums).tolist()
+        count = max(1.0, token_count)
+        return {"loss": loss_sum, "update_kl": kl_sum / count, "clipped": clipped / count, "off_ratio": off}
+
+    def _checkpoint(self) -> None:
+        if self.checkpoint_dir is None or self.world.rank:
+            return
+        tensors = checkpoint.training_tensors(self.learner.modules, self.learner.optimizer)
+        numbers = {"beta": self.kl_control.beta, **self.shaping.numbers()}
+        texts = {"fingerprint": self.fingerprint, "moments.version": self.shaping.moments.version}
+        checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, numbers, texts))
+
+    def _resume(self) -> None:
+        if self.checkpoint_dir is None:
+            return
+        try:
+            found = checkpoint.latest(self.checkpoint_dir)
+            if found is None:
+                return
+            if found.texts["fingerprint"] != self.fingerprint:
+                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
+                return
+            checkpoint.restore_training(self.learner.modules, self.learner.optimizer, found.tensors)
+        except checkpoint.CorruptCheckpoint as error:
+            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
+            return
+        self.step = found.step
+        self.kl_control.beta = found.numbers["beta"]
+        self.shaping.restore(found.texts["moments.version"], found.numbers)
+        log.info("training goes on from a checkpoint", step=self.step, steps=self.settings.steps)
+
+    def _fingerprint(self, model: Any) -> str:
+        """Names the run: algorithm, settings, prompts and pairs in their order, and the weights it starts from."""
+        name = type(self.algorithm).__name__
+        digest = hashlib.sha256(f"{name}{self.seed}{self.settings.model_dump_json()}".encode())
+        for prompt in self.prompts:
+            digest.update(repr(prompt).encode())
+        for pair in self.human_pairs:
+            digest.update(repr(pair).encode())
+        for key, parameter in model.named_parameters():
+            values = parameter.detach().double()
+            digest.update(f"{key}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
+        return digest.hexdigest()
+
+
+def _joined(one: Experience, other: Experience) -> Experience:
+    """Both to learn from in the same minibatches; the figures are the first one's."""
+    tensors = {name: torch.cat([tensor, other.tensors[name]]) for name, tensor in one.tensors.items()}
+    weight = torch.cat([one.weight, other.weight])
+    return Experience([*one.rows, *other.rows], tensors, weight, one.per_item, one.figures)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _means(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure over the minibatches that have it."""
+    names = dict.fromkeys(name for figures in seen for name in figures if name != "off_ratio")
+    return {name: _mean([figures[name] for figures in seen if name in figures]) for name in names}
