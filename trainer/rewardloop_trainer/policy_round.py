@@ -7,7 +7,6 @@ that it had reached, with the same data, seed and parent.
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import threading
 import time
@@ -27,13 +26,13 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import MANIFEST, Manifest, ModelStore
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_client import DeadlineExceeded, Overloaded, RewardloopClient, Unavailable
-from rewardloop_trainer.completions import sequence_logprobs
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.loop import Interrupted, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.policy_gate import Answered, Verdict, gate
+from rewardloop_trainer.policy_gate import Verdict
 from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, train_policy
-from rewardloop_trainer.preferences import Pair, Prompt, pairs_of
+from rewardloop_trainer.policy_verdict import verdict
+from rewardloop_trainer.preferences import Pair, pairs_of
 from rewardloop_trainer.publish import (
     PromotionRefused,
     ServerAway,
@@ -44,8 +43,6 @@ from rewardloop_trainer.publish import (
     publish_once,
 )
 from rewardloop_trainer.replay import Replay, load_replay
-from rewardloop_trainer.rewards import Reward, score_groups
-from rewardloop_trainer.rollouts import Rollout, fitting_prompts, roll_out
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import Phase
 
@@ -160,40 +157,15 @@ class PolicyRound:
         self._reach("gated")
 
     def _verdict(self) -> Verdict:
-        """What candidate and live policy say to held-out prompts, scored in one group a prompt."""
-        limits, seed = self._settings.policy.gate, self._track.now.seed
-        encoder = self._encoder()
-        max_new_tokens = min(limits.max_new_tokens, encoder.max_length // 2)
-        prompts = self._gate_prompts(encoder, max_new_tokens)
-        live, candidate = _load(self._parent_directory), _load(self._trained)
-        said, before = (
-            roll_out(
-                model,
-                encoder,
-                prompts,
-                responses=limits.responses,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                on_batch=self._stop_if_asked,
-            )
-            for model in (candidate, live)
-        )
-        texts = [[r.text for r in (*ours, *theirs)] for ours, theirs in zip(said, before, strict=True)]
-        scores = score_groups(self._server, prompts, texts, on_batch=self._stop_if_asked)
-        sequences = [rollout.sequence for group in said for rollout in group]
-        budget = self._settings.policy.micro_batch_tokens
-        reference = iter(sequence_logprobs(live, sequences, encoder.format.pad, budget).tolist())
-        return gate(
-            [
-                [_answered(r, s, r.logprob - next(reference)) for r, s in zip(group, own[: len(group)], strict=True)]
-                for group, own in zip(said, scores, strict=True)
-            ],
-            [
-                [_answered(r, s, 0.0) for r, s in zip(group, own[-len(group) :], strict=True)]
-                for group, own in zip(before, scores, strict=True)
-            ],
-            limits,
-            seed,
+        return verdict(
+            _load(self._trained),
+            _load(self._parent_directory),
+            self._encoder(),
+            self._replay.heldout,
+            self._server,
+            self._settings.policy,
+            seed=self._track.now.seed,
+            on_batch=self._stop_if_asked,
         )
 
     def _publish(self) -> None:
@@ -252,12 +224,6 @@ class PolicyRound:
         tokenizer = Tokenizer.from_file(str(self._parent_directory / "tokenizer.json"))
         return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
 
-    def _gate_prompts(self, encoder: Encoder, max_new_tokens: int) -> list[Prompt]:
-        distinct = list(dict.fromkeys(record.prompt for record in self._replay.heldout))
-        fitting = fitting_prompts(encoder, distinct, max_new_tokens)
-        random.Random(self._track.now.seed).shuffle(fitting)
-        return fitting[: self._settings.policy.gate.prompts]
-
     def _stop_if_asked(self) -> None:
         if self._stop.is_set():
             raise Interrupted
@@ -299,8 +265,3 @@ def _load(directory: Path) -> Any:
         directory, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _answered(rollout: Rollout, reward: Reward | None, log_ratio: float) -> Answered:
-    score = None if reward is None else reward.score
-    return Answered(rollout.text, rollout.sequence.tokens, rollout.finish == "length", score, log_ratio)
