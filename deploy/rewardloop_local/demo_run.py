@@ -156,7 +156,7 @@ async def run(settings: DemoSettings) -> int:
         trainer_metrics_port=free_port(),
         policy_metrics_port=free_port(),
         seed=settings.seed,
-        serve_args=("--intra-op-threads", "1", "--no-spin"),
+        serve_args=("--intra-op-threads", "1", "--no-spin", "--engine-nice", "0"),
         policy_args=("--torch-threads", "1"),
         train_args=(
             *("--reward-min-signals", str(per_round), "--policy-min-signals", str(per_round * 4 // 3)),

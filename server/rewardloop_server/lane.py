@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import heapq
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,10 @@ class Lane:
         """How long the engine will work on what waits here, at the pace of the latest runs."""
         return (self.tokens + self._reserved) * self._s_per_token
 
+    def tokens_in(self, seconds: float) -> float:
+        """How many tokens the engine runs in that time, at the pace of the latest runs; infinite before the first."""
+        return seconds / self._s_per_token if self._s_per_token else math.inf
+
     @property
     def has_bulk_room(self) -> bool:
         """Below half of the bound. Bulk calls fill no more than that, so that single requests are not refused."""
@@ -157,7 +162,7 @@ class Lane:
         ahead = sum(group.tokens for _, _, group in queue[: bisect.bisect(queue, (deadline,))])
         return min(self.tokens, ahead * len(self._callers)) * self._s_per_token
 
-    def window(self, max_tokens: int) -> list[Row]:
+    def window(self, max_tokens: float) -> list[Row]:
         """The most urgent rows, most urgent first, of one version: at least one, up to ``max_tokens``."""
         heap = [(c.served, *c.queue[0][:2], c, 0) for c in self._callers.values()]
         heapq.heapify(heap)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import time
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -41,6 +43,7 @@ from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.models import ModelServicer
 from rewardloop_server.pointer import ActivePointer
 from rewardloop_server.policy_relay import PolicyRelay
+from rewardloop_server.priority import step_back
 from rewardloop_server.redis_link import connect
 from rewardloop_server.score import RewardServicer
 from rewardloop_server.sessions import SessionPool
@@ -73,12 +76,14 @@ async def serve(settings: ServeSettings) -> int:
         metrics.switched,
         metrics.resident,
         resident_versions=settings.resident_versions,
+        load_threads=ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice)),
     )
     batcher = Batcher(
         token_budget=settings.token_budget,
         lanes=lane_limits(settings),
         trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
         metrics=metrics,
+        engine_nice=settings.engine_nice,
     )
     tokenizers = TokenizePool(settings.tokenize_threads)
     cached_lanes = {"production": settings.cache_production, "trainer": settings.cache_trainer}

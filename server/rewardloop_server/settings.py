@@ -24,6 +24,9 @@ class ServeSettings(ProcessSettings):
     resident_versions: int = Field(
         4, ge=1, description="most reward versions in memory: with the active one, those that share its graph stay warm"
     )
+    engine_nice: int = Field(
+        3, ge=0, le=19, description="by how much threads that compute step back before the one that answers"
+    )
     spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
 
     token_budget: int = Field(8192, ge=1, description="most tokens in one run of the engine")

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Generic
@@ -31,7 +32,7 @@ _MAX_RETRY_S = 10.0
 class VersionHost(Generic[L]):
     """Serves one model ("reward" or "policy") and follows its pointer.
 
-    ``load(manifest, directory)`` runs in a thread, returns a warm version or raises NotLoadable.
+    ``load(manifest, directory)`` runs in one of ``load_threads``, returns a warm version or raises NotLoadable.
     ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
     ``on_residents(model, versions by state)`` is told what is in memory after each change.
     ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
@@ -45,10 +46,12 @@ class VersionHost(Generic[L]):
         on_switch: Callable[[Manifest | None, Manifest, float], None],
         on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
         resident_versions: int = 4,
+        load_threads: Executor | None = None,
     ) -> None:
         self.model = model
         self._store = store
         self._load = load
+        self._load_threads = load_threads
         self._on_switch = on_switch
         self._on_residents = on_residents
         self._residents: Residents[L] = Residents(model, resident_versions)
@@ -114,7 +117,8 @@ class VersionHost(Generic[L]):
         started = time.monotonic()
         self._warming = version
         try:
-            loaded = await asyncio.to_thread(self._fetch_and_load, version)
+            loop = asyncio.get_running_loop()
+            loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
         except CorruptVersion as error:
