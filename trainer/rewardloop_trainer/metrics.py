@@ -42,6 +42,12 @@ class TrainerMetrics:
             registry=self.registry,
         )
         self.loss = Gauge("rewardloop_trainer_loss", "Last training loss.", ["model"], registry=self.registry)
+        self.score = Gauge(
+            "rewardloop_trainer_score", "Mean score of the policy's answers in the last step.", registry=self.registry
+        )
+        self.kl = Gauge(
+            "rewardloop_trainer_kl", "Their KL to the live policy, in nats an answer.", registry=self.registry
+        )
         self.heldout_accuracy = Gauge(
             "rewardloop_trainer_heldout_accuracy",
             "Accuracy on held-out pairs at the last gate.",

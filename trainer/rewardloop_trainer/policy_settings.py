@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
-class SftSettings(BaseModel):
-    """Supervised training on completions. The defaults suit a small model trained from nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_share: float = Field(0.05, ge=0, le=1, description="of all steps; then linear to 0")
-    clip_norm: float = Field(1.0, gt=0)
-    batch_examples: int = Field(32, ge=1, description="examples in one optimizer step")
-    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass")
-    seed: int = 0
+from rewardloop_trainer.online.settings import OnlineSettings
 
 
 class DpoSettings(BaseModel):
@@ -62,6 +49,16 @@ class PolicyGateLimits(BaseModel):
 
 
 class PolicySettings(DpoSettings):
-    """How a policy learns from preferences, and what it must pass."""
+    """How a policy learns, and what it must pass. What stands here is of DPO, online DPO's loss and beta included."""
 
+    algorithm: Literal["dpo", "ppo", "grpo", "rloo", "online-dpo"] = Field(
+        "dpo", description="dpo learns from people's choices; the others from own answers that the reward model scores"
+    )
+    online: OnlineSettings = OnlineSettings.model_validate({})
     gate: PolicyGateLimits = PolicyGateLimits.model_validate({})
+
+    @model_validator(mode="after")
+    def _groups_have_answers_to_compare(self) -> Self:
+        if self.algorithm in ("grpo", "rloo", "online-dpo") and self.online.responses < 2:
+            raise ValueError(f"{self.algorithm} compares answers to one prompt: online.responses must be 2 or more")
+        return self

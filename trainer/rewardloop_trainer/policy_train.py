@@ -288,7 +288,7 @@ class _Run:
 
     def _fingerprint(self) -> str:
         """Names the run: settings, pairs in their order, and the weights it starts from."""
-        digest = hashlib.sha256(self.settings.model_dump_json(exclude={"gate"}).encode())
+        digest = hashlib.sha256(self.settings.model_dump_json(include=set(DpoSettings.model_fields)).encode())
         for pair in self.pairs:
             digest.update(repr((pair.chosen, pair.rejected, pair.weight)).encode())
         for name, parameter in self.model.named_parameters():

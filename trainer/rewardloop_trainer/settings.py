@@ -33,9 +33,11 @@ class RewardHyperparameters(RewardTraining):
     gate_tolerance: float = Field(0.02, ge=0, lt=1, description="held-out accuracy that noise may hide a loss of")
 
     @model_validator(mode="after")
-    def _only_adapters_are_deltas(self) -> Self:
+    def _fits_its_method(self) -> Self:
         if self.delta and self.method != "lora":
             raise ValueError("delta needs method lora: other weights cannot be published over an unchanged graph")
+        if self.averaged_runs > 1 and self.method == "lora":
+            raise ValueError("averaged_runs above 1 needs method full: adapters of several runs have no average")
         return self
 
 
