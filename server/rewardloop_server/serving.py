@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import signal
 import time
 from collections.abc import Coroutine, Sequence
@@ -143,6 +144,7 @@ async def serve(settings: ServeSettings) -> int:
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
         await server.start()
+        spare_pauses()
         log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)
         await wait_for_signal()
 
@@ -178,6 +180,16 @@ class Background:
         task = asyncio.create_task(work)
         task.add_done_callback(_fail_loudly)
         self._stack.push_async_callback(_cancel, task)
+
+
+def spare_pauses() -> None:
+    """Let the garbage collector look seldom, and never again at what lives as long as the process.
+
+    It stops the event loop while it looks: over all modules 30 ms and more, and under a flood half of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 async def wait_for_signal() -> None:
