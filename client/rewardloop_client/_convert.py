@@ -191,7 +191,13 @@ def generation(response: policy_pb2.GenerateResponse) -> Generation:
     return Generation(
         generation_id=response.generation_id,
         candidates=tuple(
-            Candidate(c.text, c.log_probability, c.token_count, _suffix(policy_pb2.FinishReason.Name(c.finish_reason)))
+            Candidate(
+                c.text,
+                c.log_probability,
+                c.token_count,
+                _suffix(policy_pb2.FinishReason.Name(c.finish_reason)),
+                model_version(c.policy_version) if c.HasField("policy_version") else None,
+            )
             for c in response.candidates
         ),
         policy_version=model_version(response.policy_version),

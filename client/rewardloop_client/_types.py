@@ -86,12 +86,13 @@ class RecordResult:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """``log_probability``: sum over the sampled tokens, in nats, under the distribution sampled from.
-    ``finish_reason``: "stop", "length" or "unspecified"."""
+    ``finish_reason``: "stop", "length" or "unspecified". ``policy_version``: None where it is the generation's."""
 
     text: str
     log_probability: float
     token_count: int
     finish_reason: str
+    policy_version: ModelVersion | None = None
 
 
 @dataclass(frozen=True, slots=True)

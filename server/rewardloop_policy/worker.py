@@ -1,11 +1,15 @@
-"""Answers prompts: the PolicyService. validate -> encode -> batch -> sample -> log -> reply."""
+"""Answers prompts: the PolicyService. validate -> choose versions -> encode -> batch -> sample -> log -> reply."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import random
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -32,7 +36,10 @@ _FINISH = {"stop": policy_pb2.FINISH_REASON_STOP, "length": policy_pb2.FINISH_RE
 
 
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
-    """One answer is by one version, and is in the log before its caller has it.
+    """An answer is in the log before its caller has it.
+
+    It is by the active version. While a canary is compared with that, a share of the answers is by both: half of the
+    candidates each, in random order, so that who prefers one to another compares the versions on the same prompt.
 
     ``max_new_tokens``: upper bound, and what a request without one gets.
     """
@@ -57,20 +64,73 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         settings = read_settings(request, self._limits, self._max_new_tokens)
-        with self._host.lease() as policy:
+        with ExitStack() as leases:
+            policies = self._choose(request.prompt, settings, leases)
             if not request.max_new_tokens:
-                settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, policy.longest_answer))
-            sampling = policy.request(turns(request.prompt), settings)
-            answers = await self._batcher.answer(policy, sampling, deadline)
-            manifest = policy.manifest
-        generation = _generation(request.prompt, settings, answers, manifest)
+                longest = min(policy.longest_answer for policy in policies)
+                settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, longest))
+            candidates = await self._candidates(policies, request.prompt, settings, deadline)
+            manifests = [policy.manifest for policy in policies]
+        generation = _generation(request.prompt, settings, candidates, manifests[-1])
         await self._generations.put(generation)
-        self._freshness.answered(manifest)
+        for manifest in manifests:
+            self._freshness.answered(manifest)
         return policy_pb2.GenerateResponse(
             generation_id=generation.generation_id,
             candidates=generation.candidates,
             policy_version=generation.policy_version,
         )
+
+    def _choose(self, prompt: common_pb2.Prompt, settings: SampleRequest, leases: ExitStack) -> list[PolicyModel]:
+        """The versions that answer, kept alive by ``leases``: one; or for a comparison the canary, then the active one.
+
+        Prompt and seed decide, so that a prompt that is asked often meets both versions. Raises NoModel.
+        """
+        key = prompt.SerializeToString(deterministic=True) + settings.seed.to_bytes(8, "big", signed=True)
+        chosen = leases.enter_context(self._host.lease(key=key))
+        active = self._host.active
+        if active is None or settings.candidates == 1 or chosen.manifest.version == active.version:
+            return [chosen]
+        return [chosen, leases.enter_context(self._host.lease(pin=active.version))]
+
+    async def _candidates(
+        self,
+        policies: Sequence[PolicyModel],
+        prompt: common_pb2.Prompt,
+        settings: SampleRequest,
+        deadline: float | None,
+    ) -> list[policy_pb2.Candidate]:
+        """The candidates of all versions, as equal in number as they can be; the last version's do not name it."""
+        conversation = turns(prompt)
+        requests = [
+            policy.request(
+                conversation,
+                replace(
+                    settings,
+                    candidates=(settings.candidates + i) // len(policies),
+                    # Versions that differ little would say the same with the same random numbers.
+                    seed=settings.seed ^ i,
+                ),
+            )
+            for policy, i in zip(policies, reversed(range(len(policies))), strict=True)
+        ]
+        # All are waited for, whatever becomes of one: the versions are leased no longer than this call.
+        outcomes = await asyncio.gather(
+            *(
+                self._batcher.answer(policy, request, deadline)
+                for policy, request in zip(policies, requests, strict=True)
+            ),
+            return_exceptions=True,
+        )
+        candidates = []
+        for policy, outcome in zip(policies, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            manifest = None if policy is policies[-1] else policy.manifest
+            candidates += [_candidate(answer, manifest) for answer in outcome]
+        if len(policies) > 1:
+            random.Random(settings.seed).shuffle(candidates)
+        return candidates
 
 
 def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_tokens: int) -> SampleRequest:
@@ -103,26 +163,32 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
 
 
 def _generation(
-    prompt: common_pb2.Prompt, settings: SampleRequest, answers: list[Answer], manifest: Manifest
+    prompt: common_pb2.Prompt, settings: SampleRequest, candidates: Sequence[policy_pb2.Candidate], manifest: Manifest
 ) -> policy_pb2.Generation:
     generation = policy_pb2.Generation(
         generation_id=uuid.uuid4().hex,
         prompt=prompt,
-        candidates=[
-            policy_pb2.Candidate(
-                text=answer.text,
-                log_probability=answer.logprob,
-                token_count=answer.token_count,
-                finish_reason=_FINISH[answer.finish],
-            )
-            for answer in answers
-        ],
-        policy_version=common_pb2.ModelVersion(version=manifest.version, digest=manifest.digest),
+        candidates=candidates,
+        policy_version=_version(manifest),
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=settings.seed,
         max_new_tokens=settings.max_new_tokens,
-        show_probabilities=[1.0] * len(answers),
+        show_probabilities=[1.0] * len(candidates),
     )
     generation.create_time.GetCurrentTime()
     return generation
+
+
+def _candidate(answer: Answer, manifest: Manifest | None) -> policy_pb2.Candidate:
+    return policy_pb2.Candidate(
+        text=answer.text,
+        log_probability=answer.logprob,
+        token_count=answer.token_count,
+        finish_reason=_FINISH[answer.finish],
+        policy_version=None if manifest is None else _version(manifest),
+    )
+
+
+def _version(manifest: Manifest) -> common_pb2.ModelVersion:
+    return common_pb2.ModelVersion(version=manifest.version, digest=manifest.digest)

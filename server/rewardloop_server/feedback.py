@@ -105,12 +105,17 @@ def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
 
 
 def _fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
-    """Put the generation's prompt, responses and version into ``event``; returns what is wrong with it then."""
+    """Put the generation's prompt, responses and versions into ``event``; returns what is wrong with it then."""
     if generation is None:
         return UnknownGeneration(f"no generation is logged as {event.generation_id}, or it has expired")
     event.prompt.CopyFrom(generation.prompt)
     event.responses.extend(candidate.text for candidate in generation.candidates)
     event.policy_version.CopyFrom(generation.policy_version)
+    if any(candidate.HasField("policy_version") for candidate in generation.candidates):
+        event.response_versions.extend(
+            (candidate.policy_version if candidate.HasField("policy_version") else generation.policy_version).version
+            for candidate in generation.candidates
+        )
     try:
         validate_signal(event, limits)
     except InvalidRequest as error:

@@ -122,6 +122,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             # Another caller moved the pointer meanwhile: start over from where it is now.
 
     async def SetCanary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
+        if (relay := self._relay_for(request.model)) is not None:
+            return await relay.set_canary(request, context)
         return model_pb2.SetCanaryResponse(version=await self._set_role("canary", request))
 
     async def SetShadow(self, request: model_pb2.SetShadowRequest, context: Context) -> model_pb2.SetShadowResponse:
@@ -178,9 +180,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
 
 def _check_role(role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
-    """Raises InvalidRequest. The policy has neither: an answer that was not shown compares with nothing."""
-    if request.model != "reward":
-        raise InvalidRequest([Violation("model", f"only reward takes a {role}")])
+    """Raises InvalidRequest. The policy has no shadow: an answer that was not shown compares with nothing."""
+    if role == "shadow" and request.model != "reward":
+        raise InvalidRequest([Violation("model", "only reward takes a shadow")])
     is_valid = 0 < request.share < 1 or (role == "shadow" and request.share == 1)  # false for NaN
     if request.version and not is_valid:
         bounds = "above 0 and below 1" if role == "canary" else "above 0 and at most 1"

@@ -56,6 +56,9 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
     async def roll_back(self, request: model_pb2.RollbackRequest, context: Context) -> model_pb2.RollbackResponse:
         return await _forward(self._models().Rollback, request, context)
 
+    async def set_canary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
+        return await _forward(self._models().SetCanary, request, context)
+
     async def watch_versions(
         self, request: model_pb2.WatchVersionsRequest, context: Context
     ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:

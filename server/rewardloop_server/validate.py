@@ -76,6 +76,8 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
     for field in ("arrival_time", "policy_version"):
         if event.HasField(field):
             violations.append(Violation(field, "set by the server"))
+    if event.response_versions:
+        violations.append(Violation("response_versions", "set by the server"))
 
     if event.generation_id:
         if event.HasField("prompt"):

@@ -117,6 +117,20 @@ async def test_generation_is_filled_in(stub: Any, redis: Redis) -> None:
     assert len(await recorded(redis)) == 1
 
 
+async def test_each_response_names_its_version_where_two_answered(stub: Any, redis: Redis) -> None:
+    four = common_pb2.ModelVersion(version="4", digest="e")
+    generation = policy_pb2.Generation(
+        generation_id="g1",
+        prompt=common_pb2.Prompt(text="hi"),
+        candidates=[policy_pb2.Candidate(text="a", policy_version=four), policy_pb2.Candidate(text="b")],
+        policy_version=common_pb2.ModelVersion(version="3", digest="d"),
+    )
+    await GenerationLog(redis, ttl_s=60).put(generation)
+    await stub.Record(request(about("g1")))
+    (event,) = await recorded(redis)
+    assert list(event.response_versions) == ["4", "3"]
+
+
 async def test_unknown_generation_is_not_found(stub: Any, redis: Redis) -> None:
     error = await failure(stub.Record(request(about("nowhere"))))
     assert error.code() is grpc.StatusCode.NOT_FOUND

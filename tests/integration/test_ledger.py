@@ -49,6 +49,7 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
     events[4].generation_id = "g1"
     events[4].policy_version.version = "3"
     events[4].policy_version.digest = "abc"
+    events[0].response_versions.extend(["3", "4", "3"])
     events[5].event_time.FromMicroseconds(1_600_000_000_123_456)
     for event in events:
         event.arrival_time.FromMicroseconds(1_700_000_000_654_321)
@@ -60,6 +61,15 @@ def test_every_kind_of_signal_comes_back_as_it_went_in(tmp_path: Path) -> None:
     written = [Recorded(f"{i}-0", event) for i, event in enumerate(every_kind(), start=1)]
     ledger.append(written)
     assert list(Ledger(tmp_path).scan()) == written
+
+
+def test_segment_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    segment = ledger.append(rows(0, 3))
+    assert segment is not None
+    path = tmp_path / segment.name
+    pq.write_table(pq.read_table(path).drop_columns(["response_versions"]), path)
+    assert list(Ledger(tmp_path).scan()) == rows(0, 3)
 
 
 def test_scan_gives_the_range_that_was_asked_for(tmp_path: Path) -> None:

@@ -184,6 +184,37 @@ def test_promoting_switches_between_answers_and_fails_none(worker: Worker) -> No
     assert set(versions) == {"1", "2", "3", "4"}
 
 
+def test_a_canary_answers_its_share_of_requests_beside_the_active_version(worker: Worker) -> None:
+    publish_policy(worker.store, small_llama(2), byte_encoder(), parent="1")
+    with worker.client(timeout_s=30.0) as client:
+
+        def ask(candidates: int, seed: int) -> Generation:
+            return client.generate("Hello", candidates=candidates, seed=seed, max_new_tokens=2)
+
+        alone = ask(2, seed=0)
+        info = client.set_canary("policy", "2", share=0.5)
+        assert info is not None
+        assert info.state == "canary"
+        answers = {seed: ask(5, seed) for seed in range(30)}
+        compared = {
+            seed: [c.policy_version.version if c.policy_version else "1" for c in answer.candidates]
+            for seed, answer in answers.items()
+            if any(c.policy_version for c in answer.candidates)
+        }
+        assert 4 <= len(compared) <= 26  # 4 deviations about 15
+        assert all(sorted(versions) == ["1", "1", "2", "2", "2"] for versions in compared.values())
+        assert len({tuple(versions) for versions in compared.values()}) > 1  # a place says nothing about the version
+        assert {answer.policy_version.version for answer in answers.values()} == {"1"}
+        seed = min(compared)
+        assert ask(5, seed).candidates == answers[seed].candidates
+        for seed in range(5):
+            assert ask(1, seed).policy_version.version == ("2" if seed in compared else "1")
+        client.set_canary("policy", None)
+        assert ask(2, seed=0).candidates == alone.candidates
+        with pytest.raises(InvalidRequest):
+            client.set_shadow("policy", "2", share=0.5)
+
+
 def test_a_broken_version_is_refused_and_the_running_one_stays(shared_worker: Worker) -> None:
     bad = publish_policy(shared_worker.store, small_llama(9), byte_encoder())
     weights = Path(shared_worker.store.path("policy", bad.version)) / "model.safetensors"

@@ -21,7 +21,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rewardloop_trainer.ledger_columns import SCHEMA, Recorded, from_table, to_table
+from rewardloop_trainer.ledger_columns import Recorded, from_table, to_table, whole
 
 _REPLACES = b"rewardloop.replaces"
 _TEMPORARY = ".writing-"
@@ -227,7 +227,7 @@ class Ledger:
         try:
             with self._fs.open(f"{self._root}/{name}", "rb") as file:
                 table = pq.ParquetFile(file).read(columns=columns, use_threads=False)
-                return table.replace_schema_metadata() if columns else table.replace_schema_metadata().cast(SCHEMA)
+                return table.replace_schema_metadata() if columns else whole(table)
         except (ValueError, pa.ArrowException) as error:
             raise CorruptSegment(f"{self._root}/{name}: {error}") from error
 

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         pa.field("generation_id", pa.string()),
         pa.field("policy_version", pa.string()),
         pa.field("policy_digest", pa.string()),
+        pa.field("response_versions", pa.list_(pa.string())),
         pa.field("event_time", _TIME),
         pa.field("arrival_time", _TIME, nullable=False),
     ]
@@ -76,6 +77,14 @@ def to_table(rows: Sequence[Recorded]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
+def whole(table: pa.Table) -> pa.Table:
+    """A segment's table in `SCHEMA`; what was not recorded when it was written is null. Raises ValueError."""
+    for field in SCHEMA:
+        if field.name not in table.column_names and field.nullable:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.replace_schema_metadata().select(SCHEMA.names).cast(SCHEMA)
+
+
 def from_table(table: pa.Table) -> Iterator[Recorded]:
     """The rows of a table in `SCHEMA`, in its order."""
     for batch in table.to_batches():
@@ -100,6 +109,7 @@ def _values(row: Recorded) -> dict[str, Any]:
         "generation_id": event.generation_id or None,
         "policy_version": event.policy_version.version or None,
         "policy_digest": event.policy_version.digest or None,
+        "response_versions": list(event.response_versions) or None,
         "event_time": event.event_time.ToMicroseconds() if event.HasField("event_time") else None,
         "arrival_time": event.arrival_time.ToMicroseconds(),
     }
@@ -133,6 +143,7 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
     if columns["policy_version"][i] or columns["policy_digest"][i]:
         event.policy_version.version = columns["policy_version"][i] or ""
         event.policy_version.digest = columns["policy_digest"][i] or ""
+    event.response_versions.extend(columns["response_versions"][i] or ())
     return event
 
 

@@ -114,8 +114,10 @@ class ModelServiceServicer:
 
     def SetCanary(self, request, context):
         """Gives a version a share of the traffic beside the active one. Which version scores a request
-        depends only on its prompt, so one prompt's requests agree. Loads and warms it first; returns
-        once this server serves it. Replaces an earlier canary. Promoting any version ends it.
+        depends only on its prompt, so one prompt's requests agree. A policy request falls into the share by its
+        prompt and seed; there the canary answers beside the active version, half of the candidates each (a single
+        candidate is the canary's). Loads and warms it first; returns once this server serves it. Replaces an
+        earlier canary. Promoting any version ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
