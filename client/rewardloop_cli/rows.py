@@ -93,7 +93,7 @@ def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
     imported again is known again.
     """
     if not isinstance(row, dict):
-        raise RowError(f"is {_kind(row)}, not an object")
+        raise RowError(f"is {kind_of(row)}, not an object")
     content: dict[str, Json] = {
         key: value for key, value in row.items() if value is not None
     }  # Parquet: an absent column is null
@@ -123,7 +123,7 @@ def _annotations(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
         raise RowError("annotations: need a list, and two responses")
     for i, annotation in enumerate(annotations):
         if not isinstance(annotation, dict):
-            raise RowError(f"annotations[{i}]: is {_kind(annotation)}, not an object")
+            raise RowError(f"annotations[{i}]: is {kind_of(annotation)}, not an object")
         choice = annotation.get("choice")
         context = row.context(i, prompt, responses, annotation.get("annotator"))
         if choice == "tie":
@@ -162,8 +162,8 @@ def _pair(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     else:
         if not isinstance(chosen, list) or not isinstance(rejected, list):
             raise RowError("prompt: is absent")
-        prompt = _common_start(_turns("chosen", chosen), _turns("rejected", rejected))
-    texts = [_completion("chosen", chosen, prompt), _completion("rejected", rejected, prompt)]
+        prompt = _common_start(messages_of("chosen", chosen), messages_of("rejected", rejected))
+    texts = [completion_of("chosen", chosen, prompt), completion_of("rejected", rejected, prompt)]
     if texts[0] == texts[1]:
         raise RowError("chosen and rejected are the same")
     context = row.context(0, prompt, texts, row.content.get("annotator"))
@@ -174,14 +174,14 @@ def _labelled(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, label = _prompt(row), row.content["label"]
     if label not in (True, False):  # 1 and 0 are equal to these
         raise RowError(f"label: is {_short(label)}, not true or false")
-    text = _completion("completion", row.content["completion"], prompt)
+    text = completion_of("completion", row.content["completion"], prompt)
     context = row.context(0, prompt, [text], row.content.get("annotator"))
     yield Feedback.thumb(up=bool(label), response=0, **context)
 
 
 def _votes(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt = _prompt(row)
-    text = _completion("response", row.content["response"], prompt)
+    text = completion_of("response", row.content["response"], prompt)
     counts = []
     for key in ("up", "down"):
         count = row.content.get(key, 0)
@@ -207,7 +207,7 @@ _FORMS: tuple[tuple[tuple[str, ...], Callable[[_Row], Iterator[feedback_pb2.Feed
 def turns_of(field: str, value: Json) -> Turns:
     """A prompt's turns; text is one user turn. Raises RowError."""
     if isinstance(value, list):
-        turns = _turns(field, value)
+        turns = messages_of(field, value)
         if turns[-1][0] == "assistant":
             raise RowError(f"{field}: ends with the assistant's turn")
         return turns
@@ -217,7 +217,7 @@ def turns_of(field: str, value: Json) -> Turns:
 def text_of(field: str, value: Json) -> str:
     """Non-empty text. Raises RowError."""
     if not isinstance(value, str):
-        raise RowError(f"{field}: is {_kind(value)}, not text")
+        raise RowError(f"{field}: is {kind_of(value)}, not text")
     if not value.strip():
         raise RowError(f"{field}: is empty")
     return value
@@ -236,7 +236,8 @@ def _responses(row: _Row) -> list[str]:
     return [text_of(f"responses[{i}]", text) for i, text in enumerate(responses)]
 
 
-def _turns(field: str, value: list[Json]) -> Turns:
+def messages_of(field: str, value: list[Json]) -> Turns:
+    """A conversation's turns. Raises RowError."""
     if not value:
         raise RowError(f"{field}: is empty")
     turns = []
@@ -250,11 +251,14 @@ def _turns(field: str, value: list[Json]) -> Turns:
     return tuple(turns)
 
 
-def _completion(field: str, value: Json, prompt: Turns) -> str:
-    """The one assistant's text after the prompt, whether or not the prompt is repeated in ``value``."""
+def completion_of(field: str, value: Json, prompt: Turns) -> str:
+    """The one assistant's text after the prompt, whether or not the prompt is repeated in ``value``.
+
+    Raises RowError.
+    """
     if not isinstance(value, list):
         return text_of(field, value)
-    turns = _turns(field, value)
+    turns = messages_of(field, value)
     if turns[: len(prompt)] == prompt:
         turns = turns[len(prompt) :]
     if len(turns) != 1 or turns[0][0] != "assistant":
@@ -283,7 +287,7 @@ def _prompt_like(prompt: Turns) -> str | list[dict[str, str]]:
 
 def _annotator(value: Json) -> str:
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise RowError(f"annotator: is {_kind(value)}, not text")
+        raise RowError(f"annotator: is {kind_of(value)}, not text")
     return str(value)
 
 
@@ -291,7 +295,7 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     if isinstance(value, float) and math.isnan(value):
         return "NaN"

@@ -74,9 +74,7 @@ class SideFiles:
     def advance(self, progress: Progress, rejections: Sequence[Rejection]) -> Progress:
         """Write down settled rows: rejections first, so that progress never claims what is not kept."""
         if rejections:
-            with self.rejected_path.open("ab") as file:
-                for rejection in rejections:
-                    file.write(json.dumps(asdict(rejection), default=str).encode("utf-8") + b"\n")
+            keep_aside(self.rejected_path, rejections)
             progress = replace(progress, rejected_bytes=self.rejected_path.stat().st_size)
         self._write(progress)
         return progress
@@ -97,6 +95,13 @@ class SideFiles:
         temporary = self.progress_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(progress)))
         os.replace(temporary, self.progress_path)
+
+
+def keep_aside(path: Path, rejections: Sequence[Rejection]) -> None:
+    """Append rejected rows to ``path``, one JSON object a line. Raises OSError."""
+    with path.open("ab") as file:
+        for rejection in rejections:
+            file.write(json.dumps(asdict(rejection), default=str).encode("utf-8") + b"\n")
 
 
 def writable_folder(preferred: Path) -> Path | None:

@@ -33,8 +33,9 @@ from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
 from rewardloop_trainer.base_text import text_format_of
 from rewardloop_trainer.completions import Completion, encode_completions, plan_batches, rate_scale
-from rewardloop_trainer.policy_settings import SftSettings
+from rewardloop_trainer.dialogues import Dialogue
 from rewardloop_trainer.sft import train_sft
+from rewardloop_trainer.sft_settings import SftSettings
 
 log = structlog.get_logger()
 
@@ -83,7 +84,8 @@ def write_starter(
     policy = new_policy(tokenizer)
     loss = float("nan")
     for examples, settings in stages:
-        loss = train_sft(policy, encoder, [(_asked(prompt), text) for prompt, text in examples], settings).last_loss
+        dialogues = [Dialogue.answered(_asked(prompt), text) for prompt, text in examples]
+        loss = train_sft(policy, encoder, dialogues, settings).last_loss
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     policy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, temperature=1.0, top_k=0, max_new_tokens=96, **ends

@@ -21,17 +21,19 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_client import Unreachable
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_trainer.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
+from rewardloop_trainer.dialogues import Dialogue
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.ledger_columns import Recorded
 from rewardloop_trainer.loop import Interrupted, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.policy_round import PolicyRound
-from rewardloop_trainer.policy_settings import DpoSettings, SftSettings
+from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, encode_pairs, train_policy
 from rewardloop_trainer.preferences import Pair, split_of
 from rewardloop_trainer.publish import ServerAway
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.sft import train_sft
+from rewardloop_trainer.sft_settings import SftSettings
 from rewardloop_trainer.state import Round, StateFile
 
 torch.set_num_threads(1)
@@ -162,7 +164,8 @@ def test_sft_learns_completions_and_weighs_tokens_not_rows() -> None:
     expected = -sequence_logprobs(model, rows, 0, 10_000).sum().item() / sum(row.tokens for row in rows)
     losses: list[float] = []
     settings = SftSettings.model_validate({"epochs": 60, "learning_rate": 1e-2, "micro_batch_tokens": 1})
-    outcome = train_sft(model, ENCODER, examples, settings, lambda p: losses.append(p.loss))
+    dialogues = [Dialogue.answered(prompt, text) for prompt, text in examples]
+    outcome = train_sft(model, ENCODER, dialogues, settings, lambda p: losses.append(p.loss))
     assert losses[0] == pytest.approx(expected, rel=1e-4)
     assert outcome.last_loss < 0.1
 

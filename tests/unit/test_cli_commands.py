@@ -68,6 +68,7 @@ def test_help_names_every_command() -> None:
         "models",
         "status",
         "export",
+        "sft",
         "bench",
     ]
     text = _run("--help").output

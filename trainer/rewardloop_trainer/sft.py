@@ -1,29 +1,30 @@
-"""Supervised training of a language model on completions alone."""
+"""Supervised training of a language model on the assistant's turns alone; a killed run goes on from its checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.completions import (
-    Completion,
-    by_length,
-    encode_completions,
-    plan_batches,
-    rate_scale,
-    token_logprobs,
-)
-from rewardloop_trainer.policy_settings import SftSettings
-from rewardloop_trainer.preferences import Prompt
+from rewardloop_trainer import checkpoint
+from rewardloop_trainer.completions import by_length, plan_batches, rate_scale
+from rewardloop_trainer.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
+from rewardloop_trainer.policy_train import TrainingStopped
+from rewardloop_trainer.sft_settings import SftSettings
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class SftProgress:
-    """After a step: its loss in nats a completion token."""
+    """After a step: its loss in nats a learned token."""
 
     step: int
     steps: int
@@ -32,58 +33,165 @@ class SftProgress:
 
 @dataclass(frozen=True, slots=True)
 class SftOutcome:
-    """``last_loss``: mean over the last tenth of the steps, nats a token. ``dropped``: over-length examples."""
+    """``last_loss``: mean over the last tenth of the steps, nats a token. ``dropped``: over-length examples.
+
+    ``perplexity_before``, ``perplexity_after``: exp of the mean loss of a held-out token; NaN without held-out ones.
+    """
 
     steps: int
     last_loss: float
+    examples: int
     dropped: int
+    heldout: int
+    perplexity_before: float
+    perplexity_after: float
 
 
 def train_sft(
     model: Any,
     encoder: Encoder,
-    examples: Sequence[tuple[Prompt, str]],
+    train: Sequence[Dialogue],
     settings: SftSettings,
     on_progress: Callable[[SftProgress], None] = lambda _: None,
+    *,
+    heldout: Sequence[Dialogue] = (),
+    checkpoint_dir: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> SftOutcome:
     """Train ``model`` (a Hugging Face causal LM) in place; it is in evaluation mode afterwards.
 
-    The loss of a step is the mean over all its completion tokens, however it is split into forward passes: a long
-    completion weighs by its tokens. Dropout is off. Raises ValueError when no example fits the maximum length.
+    The loss of a step is the mean over all its learned tokens, however it is split into forward passes or packed into
+    rows: a long answer weighs by its tokens. Dropout is off. With the same arguments and a checkpoint in
+    ``checkpoint_dir``, goes on from it to the weights of an uninterrupted run, bit for bit on one kind of CPU and
+    number of threads; the directory is emptied at the end. Raises ValueError when no example fits the maximum length,
+    or when packed examples would see each other in this model; `TrainingStopped` when asked to stop.
     """
-    encoded = encode_completions(encoder, examples)
-    rows = [row for row in encoded if row is not None]
-    if not rows:
+    examples, dropped = encode_dialogues(encoder, train)
+    judged, _ = encode_dialogues(encoder, heldout)
+    if not examples:
         raise ValueError("there is nothing to train on")
-    lengths = [len(row.ids) for row in rows]
-    plan = [
-        [rows[i] for i in step]
-        for epoch in range(settings.epochs)
-        for step in plan_batches(lengths, settings.batch_examples, settings.seed, epoch)
-    ]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     model.eval()
-    losses: list[float] = []
-    for step, batch in enumerate(plan):
-        for parameter_group in optimizer.param_groups:
-            parameter_group["lr"] = settings.learning_rate * rate_scale(step, len(plan), settings.warmup_share)
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(_accumulate(model, batch, encoder.format.pad, settings.micro_batch_tokens))
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm, error_if_nonfinite=True)
-        optimizer.step()
-        on_progress(SftProgress(step + 1, len(plan), losses[-1]))
-    last = losses[-max(1, len(losses) // 10) :]
-    return SftOutcome(len(plan), sum(last) / len(last), len(encoded) - len(rows))
+    if settings.packing and not keeps_apart(model, examples, encoder.format.pad):
+        raise ValueError("packed examples would see each other in this model: train without packing")
+    run = _Run(model, encoder, examples, judged, settings, checkpoint_dir)
+    return run.to_the_end(dropped, on_progress, should_stop)
 
 
-def _accumulate(model: Any, batch: Sequence[Completion], pad_id: int, token_budget: int) -> float:
-    """Add the gradients of one step's loss; returns the loss."""
-    total = sum(row.tokens for row in batch)
-    loss = 0.0
-    for group in by_length([len(row.ids) for row in batch], token_budget):
-        logprobs, _ = token_logprobs(model, [batch[i] for i in group], pad_id)
-        part = -logprobs.sum() / total
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-    return loss
+class _Run:
+    """One training run: its model, optimizer and position."""
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        examples: Sequence[Example],
+        heldout: Sequence[Example],
+        settings: SftSettings,
+        checkpoint_dir: Path | None,
+    ) -> None:
+        self.model, self.settings, self.checkpoint_dir = model, settings, checkpoint_dir
+        self.examples, self.heldout = examples, heldout
+        self.pad, self.row_tokens = encoder.format.pad, encoder.max_length
+        self.fingerprint = self._fingerprint() if checkpoint_dir is not None else ""
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        lengths = [len(example.ids) for example in examples]
+        self.plan = [
+            step
+            for epoch in range(settings.epochs)
+            for step in plan_batches(lengths, settings.batch_examples, settings.seed, epoch)
+        ]
+        self.step = 0
+        self.losses: list[float] = []
+
+    def to_the_end(
+        self, dropped: int, on_progress: Callable[[SftProgress], None], should_stop: Callable[[], bool]
+    ) -> SftOutcome:
+        before = self._perplexity()
+        self._resume()
+        while self.step < len(self.plan):
+            if should_stop():
+                self._checkpoint()
+                raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
+            self.losses.append(self._learn([self.examples[i] for i in self.plan[self.step]]))
+            self.step += 1
+            every = self.settings.checkpoint_every_steps
+            if every and self.step % every == 0:
+                self._checkpoint()
+            on_progress(SftProgress(self.step, len(self.plan), self.losses[-1]))
+        last = self.losses[-max(1, len(self.plan) // 10) :]
+        after = self._perplexity()
+        return SftOutcome(
+            len(self.plan), sum(last) / len(last), len(self.examples), dropped, len(self.heldout), before, after
+        )
+
+    def _learn(self, batch: Sequence[Example]) -> float:
+        """One optimizer step. Returns its loss, from before it."""
+        for group in self.optimizer.param_groups:
+            scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
+            group["lr"] = self.settings.learning_rate * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(example.tokens for example in batch)
+        loss = 0.0
+        for rows in self._forwards(batch):
+            part = token_losses(self.model, rows, self.pad).sum() / total
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, error_if_nonfinite=True)
+        self.optimizer.step()
+        return loss
+
+    def _forwards(self, batch: Sequence[Example]) -> list[list[list[Example]]]:
+        """The rows of each forward pass."""
+        lengths = [len(example.ids) for example in batch]
+        places = pack(lengths, self.row_tokens) if self.settings.packing else [[i] for i in range(len(batch))]
+        rows = [[batch[i] for i in row] for row in places]
+        longest = [sum(len(example.ids) for example in row) for row in rows]
+        return [[rows[r] for r in group] for group in by_length(longest, self.settings.micro_batch_tokens)]
+
+    @torch.no_grad()
+    def _perplexity(self) -> float:
+        total = sum(example.tokens for example in self.heldout)
+        if not total:
+            return math.nan
+        loss = sum(token_losses(self.model, rows, self.pad).sum().item() for rows in self._forwards(self.heldout))
+        return math.exp(min(loss / total, 700.0))  # a model that knows nothing must not end the run by overflow
+
+    def _checkpoint(self) -> None:
+        if self.checkpoint_dir is None:
+            return
+        tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        losses = {f"{i:08d}": loss for i, loss in enumerate(self.losses)}
+        found = checkpoint.Checkpoint(self.step, tensors, losses, {"fingerprint": self.fingerprint})
+        checkpoint.save(self.checkpoint_dir, found)
+
+    def _resume(self) -> None:
+        if self.checkpoint_dir is None:
+            return
+        try:
+            found = checkpoint.latest(self.checkpoint_dir)
+            if found is None:
+                return
+            if found.texts["fingerprint"] != self.fingerprint:
+                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
+                return
+            checkpoint.restore_training(self.model, self.optimizer, found.tensors)
+        except checkpoint.CorruptCheckpoint as error:
+            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
+            return
+        self.step = found.step
+        self.losses = [found.numbers[name] for name in sorted(found.numbers)]
+        log.info("training goes on from a checkpoint", step=self.step, steps=len(self.plan))
+
+    def _fingerprint(self) -> str:
+        """Names the run: settings, examples in their order, and the weights it starts from."""
+        names = set(SftSettings.model_fields) - {"checkpoint_every_steps"}
+        digest = hashlib.sha256(self.settings.model_dump_json(include=names).encode())
+        for example in (*self.examples, *self.heldout):
+            digest.update(repr(example).encode())
+        for name, parameter in self.model.named_parameters():
+            values = parameter.detach().double()
+            digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
+        return digest.hexdigest()
