@@ -28,8 +28,8 @@ if _version_not_supported:
 class PolicyServiceStub:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, Redis away, draining; RetryInfo),
-    RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, no warm reward model to choose by, Redis
+    away, draining; RetryInfo), RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
     """
 
     def __init__(self, channel):
@@ -48,8 +48,8 @@ class PolicyServiceStub:
 class PolicyServiceServicer:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, Redis away, draining; RetryInfo),
-    RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, no warm reward model to choose by, Redis
+    away, draining; RetryInfo), RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
     """
 
     def Generate(self, request, context):
@@ -77,8 +77,8 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 class PolicyService:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, Redis away, draining; RetryInfo),
-    RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
+    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, no warm reward model to choose by, Redis
+    away, draining; RetryInfo), RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
     """
 
     @staticmethod
