@@ -48,6 +48,20 @@ class PolicyGateLimits(BaseModel):
     least_distinct_ratio: float = Field(0.5, ge=0, le=1, description="distinct-2 over the live policy's")
 
 
+class LiveTestSettings(BaseModel):
+    """How people's own preferences decide between a version that passed the gate and the live one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(0.0, ge=0, lt=1, description="of the traffic that compares both; 0: promoted untested")
+    alpha: float = Field(0.05, gt=0, lt=1, description="chance of a wrong decision, however often it is looked at")
+    max_preferences: int = Field(1_000, ge=1, description="the test ends undecided after so many")
+    max_hours: float = Field(168.0, gt=0, description="the test ends undecided after so long")
+    most_per_person: int = Field(50, ge=1, description="preferences of one annotator that count")
+    undecided: Literal["keep", "promote"] = Field("keep", description="keep the live version, or promote the new one")
+    poll_s: float = Field(5.0, gt=0, description="how often the preferences are looked at")
+
+
 class PolicySettings(DpoSettings):
     """How a policy learns, and what it must pass. What stands here is of DPO, online DPO's loss and beta included."""
 
@@ -56,6 +70,7 @@ class PolicySettings(DpoSettings):
     )
     online: OnlineSettings = OnlineSettings.model_validate({})
     gate: PolicyGateLimits = PolicyGateLimits.model_validate({})
+    live_test: LiveTestSettings = LiveTestSettings.model_validate({})
 
     @model_validator(mode="after")
     def _groups_have_answers_to_compare(self) -> Self:
