@@ -1,0 +1,50 @@
+"""The side of the experiment that training never sees: the hidden taste, which makes the choices and is the judge.
+
+Import it before anything of the trainer: the taste refuses to be read where training already runs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewardloop_local.taste import Interval, Taste
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a user did: all that learning gets to know of the taste."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """``seed`` sets how much correctness, tone and length weigh, and the users' noise."""
+
+    seed: int
+
+    def choices(
+        self, prompts: Sequence[str], answers: Sequence[tuple[str, str]], *, flipped: float = 0.0
+    ) -> list[Choice]:
+        """A Bradley-Terry choice for each two different answers; a share ``flipped`` of them says the opposite."""
+        taste, rng = Taste(self.seed), random.Random(f"choices/{self.seed}")
+        found: list[Choice] = []
+        for prompt, pair in zip(prompts, answers, strict=True):
+            if pair[0] == pair[1] or not all(text.strip() for text in pair):
+                continue
+            best = taste.prefers(prompt, *pair, rng) ^ (rng.random() < flipped)
+            found.append(Choice(prompt, pair[best], pair[1 - best]))
+        return found
+
+    def gold(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """How much each answer is liked; only differences mean something."""
+        taste = Taste(self.seed)
+        return [taste.utility(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def win_rate(self, prompts: Sequence[str], answers: Sequence[str], rivals: Sequence[str]) -> Interval:
+        """Share of prompts where ``answers`` is liked better, ties as half, with its 95% interval."""
+        return Taste(self.seed).win_rate(prompts, answers, rivals)
