@@ -23,6 +23,7 @@ from rewardloop_trainer.completions import (
     sequence_logprobs,
     token_logprobs,
 )
+from rewardloop_trainer.online.world import World
 from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.preferences import Pair, Prompt
 
@@ -124,19 +125,22 @@ def train_policy(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[PolicyProgress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    save: Callable[[PolicyOutcome], None] = lambda _: None,
 ) -> PolicyOutcome:
     """Train ``model`` (a Hugging Face causal LM) in place; as it comes, it is the reference.
 
     The reference's log-probabilities are computed once, before the first step. With the same arguments and a checkpoint
     in ``checkpoint_dir``, goes on from it; the weights are then those of an uninterrupted run, bit for bit on one kind
     of CPU and number of threads. A checkpoint of another run, or one that cannot be read, is logged and ignored. The
-    directory is emptied at the end. Raises ValueError without training pairs, `TrainingStopped` when asked to stop.
+    directory is emptied at the end. Where torch.distributed is initialised, every process makes this call and learns
+    from its share of each step; the first one's checkpoint counts. ``save`` is called before the directory is emptied,
+    in the first process only. Raises ValueError without training pairs, `TrainingStopped` when asked to stop.
     """
     encoded = encode_pairs(encoder, train)
     if not encoded.pairs:
         raise ValueError("there is no pair to train on")
     run = _Run(model, encoder, encoded, encode_pairs(encoder, heldout).pairs, settings, checkpoint_dir)
-    return run.to_the_end(on_progress, should_stop)
+    return run.to_the_end(on_progress, should_stop, save)
 
 
 class _Run:
@@ -151,6 +155,7 @@ class _Run:
         settings: DpoSettings,
         checkpoint_dir: Path | None,
     ) -> None:
+        self.world = World()
         self.model, self.settings, self.checkpoint_dir = model, settings, checkpoint_dir
         self.encoded, self.pairs, self.heldout = encoded, encoded.pairs, heldout
         self.pad = encoder.format.pad
@@ -174,11 +179,14 @@ class _Run:
         self.last: Figures | None = None
 
     def to_the_end(
-        self, on_progress: Callable[[PolicyProgress], None], should_stop: Callable[[], bool]
+        self,
+        on_progress: Callable[[PolicyProgress], None],
+        should_stop: Callable[[], bool],
+        save: Callable[[PolicyOutcome], None],
     ) -> PolicyOutcome:
         self._resume()
         while self.step < len(self.plan):
-            if should_stop():
+            if self.world.largest(float(should_stop())):
                 self._checkpoint()
                 raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
             self.last = self._learn(self.plan[self.step])
@@ -198,9 +206,13 @@ class _Run:
         if self.heldout:
             figures |= self._measured(self.heldout, self.heldout_reference).named("heldout")
             figures["heldout_pairs"] = float(len(self.heldout))
-        if self.checkpoint_dir is not None:
-            checkpoint.clear(self.checkpoint_dir)
-        return PolicyOutcome(self.step, figures)
+        outcome = PolicyOutcome(self.step, figures)
+        if self.world.is_first:
+            save(outcome)
+            if self.checkpoint_dir is not None:
+                checkpoint.clear(self.checkpoint_dir)
+        self.world.wait()
+        return outcome
 
     def _learn(self, indices: Sequence[int]) -> Figures:
         """One optimizer step; its figures are from before it."""
@@ -209,10 +221,11 @@ class _Run:
             parameters["lr"] = self.settings.learning_rate * scale
         self.optimizer.zero_grad(set_to_none=True)
         total = sum(self.pairs[i].weight for i in indices)
-        policy = torch.zeros(len(indices), 2)
+        mine = self.world.mine(indices)
+        policy = torch.zeros(len(mine), 2)
         # Two rows a pair, kept in one forward pass.
-        for group in by_length([2 * self.pairs[i].longest for i in indices], self.settings.micro_batch_tokens):
-            places = [indices[g] for g in group]
+        for group in by_length([2 * self.pairs[i].longest for i in mine], self.settings.micro_batch_tokens):
+            places = [mine[g] for g in group]
             pairs = [self.pairs[i] for i in places]
             logprobs, _ = token_logprobs(self.model, _rows(pairs), self.pad)
             sums = logprobs.sum(-1).view(-1, 2)
@@ -221,8 +234,10 @@ class _Run:
             loss = (self._losses(sums, reference, pairs) * weight).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
             policy[group] = sums.detach().cpu()
+        self.world.sum_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, error_if_nonfinite=True)
         self.optimizer.step()
+        policy = self.world.gather_rows(policy, len(indices))
         return self._figures(policy, self.reference[list(indices)], [self.pairs[i] for i in indices])
 
     def _losses(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> Tensor:
@@ -260,20 +275,22 @@ class _Run:
     def _logprobs(self, pairs: Sequence[PolicyPair]) -> Tensor:
         """(pairs, 2): of chosen and rejected, under the model as it is."""
         budget = 2 * self.settings.micro_batch_tokens
-        return sequence_logprobs(self.model, _rows(pairs), self.pad, budget).view(-1, 2)
+        mine = sequence_logprobs(self.model, _rows(self.world.mine(pairs)), self.pad, budget).view(-1, 2)
+        return self.world.gather_rows(mine, len(pairs))
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None:
+        if self.checkpoint_dir is None or not self.world.is_first:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
         texts = {"fingerprint": self.fingerprint}
         checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, {}, texts))
 
     def _resume(self) -> None:
+        self.world.check_alike(self.fingerprint)
         if self.checkpoint_dir is None:
             return
         try:
-            found = checkpoint.latest(self.checkpoint_dir)
+            found = self.world.newest_checkpoint(self.checkpoint_dir)
             if found is None:
                 return
             if found.texts["fingerprint"] != self.fingerprint:

@@ -4,8 +4,9 @@ weights; several processes take the same steps as one would."""
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,14 @@ _RANK_PRIME = 1_000_003
 @dataclass(frozen=True, slots=True)
 class StepDone:
     """After a step. ``figures``: score and reward (means), kl (k1 to the reference, nats an answer), tokens and
-    no_end (a mean, a share), loss, update_kl (nats a token), clipped (a share), beta, and what the algorithm adds."""
+    no_end (a mean, a share), loss, update_kl (nats a token), clipped (a share), beta, and what the algorithm adds.
+    ``seconds``: that the step took, with the sampling of ``sampled_tokens``."""
 
     step: int
     steps: int
     figures: Mapping[str, float]
+    sampled_tokens: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +74,23 @@ def train_online(
     checkpoint_dir: Path | None = None,
     on_step: Callable[[StepDone], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    save: Callable[[Any], None] = lambda _: None,
 ) -> OnlineOutcome:
     """Train ``model`` (a Hugging Face causal LM in float32) in place; as it comes, it is the reference.
 
     ``score`` gives each text's reward, None where it has none; it may raise. ``human_pairs``: for algorithms that learn
     from pairs. With the same arguments, a checkpoint in ``checkpoint_dir`` and the same scores, goes on from there to
     the weights of an uninterrupted run, bit for bit on one kind of CPU and number of threads. Where torch.distributed
-    is initialised, every process makes this call; the first one's checkpoint counts. Raises ValueError without prompts,
-    `TrainingStopped` when asked to stop, and ArithmeticError when sampled and learned probabilities disagree.
+    is initialised, every process makes this call; the first one's checkpoint counts. ``save`` is called with the policy
+    before the checkpoint is deleted, in the first process only. Raises ValueError without prompts, `TrainingStopped`
+    when asked to stop, and ArithmeticError when sampled and learned probabilities disagree.
     """
     if not prompts:
         raise ValueError("there is no prompt to answer")
     if settings.responses < 2 and not algorithm.has_critic:
         raise ValueError("without a critic, an answer is measured against others to its prompt: 2 responses or more")
     run = _Run(model, encoder, prompts, score, algorithm, settings, seed, human_pairs, sampler, checkpoint_dir)
-    return run.to_the_end(on_step, should_stop)
+    return run.to_the_end(on_step, should_stop, save)
 
 
 class _Run:
@@ -114,30 +120,44 @@ class _Run:
         self.shaping = Shaping(settings.rewards)
         self.step = 0
 
-    def to_the_end(self, on_step: Callable[[StepDone], None], should_stop: Callable[[], bool]) -> OnlineOutcome:
+    def to_the_end(
+        self,
+        on_step: Callable[[StepDone], None],
+        should_stop: Callable[[], bool],
+        save: Callable[[Any], None],
+    ) -> OnlineOutcome:
         self._resume()
         steps, history = self.settings.steps, list[StepDone]()
 
         def stop_if_asked() -> None:
-            if should_stop():
+            if self.world.largest(float(should_stop())):
                 raise TrainingStopped(f"stopped in step {self.step + 1} of {steps}")
 
         while self.step < steps:
-            figures = self._take_step(stop_if_asked)
+            began = time.monotonic()
+            figures, sampled_tokens = self._take_step(stop_if_asked)
             self.step += 1
-            done = StepDone(self.step, steps, figures)
+            done = StepDone(self.step, steps, figures, sampled_tokens, time.monotonic() - began)
             history.append(done)
             every = self.settings.checkpoint_every_steps
             if every and self.step % every == 0 and self.step < steps:
                 self._checkpoint()
             on_step(done)
-        if self.checkpoint_dir is not None and self.world.rank == 0:
-            checkpoint.clear(self.checkpoint_dir)
-        return OnlineOutcome(self.learner.merged(), history)
+        policy = self.learner.merged()
+        if self.world.is_first:
+            save(policy)
+            if self.checkpoint_dir is not None:
+                checkpoint.clear(self.checkpoint_dir)
+        self.world.wait()
+        return OnlineOutcome(policy, history)
 
-    def _take_step(self, stop_if_asked: Callable[[], None]) -> dict[str, float]:
+    def _take_step(self, stop_if_asked: Callable[[], None]) -> tuple[dict[str, float], int]:
         temperature = self.settings.temperatures[self.step % len(self.settings.temperatures)]
-        groups, scored, rewards, age = self._answers(temperature, stop_if_asked)
+        try:
+            groups, scored, rewards, age = self._answers(temperature, stop_if_asked)
+        except Exception:
+            self._checkpoint()  # nothing of this step was learned yet: no step is lost with it
+            raise
         said = [rollout for group in groups for rollout in group]
         pairs = self._human_pairs(len(groups))
         paired = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
@@ -168,7 +188,7 @@ class _Run:
             **self._update(experience, columns, temperature, stop_if_asked),
         }
         self.kl_control.update(figures["kl"], len(said))
-        return figures
+        return figures, sum(r.sequence.tokens for r in said)
 
     def _answers(
         self, temperature: float, stop_if_asked: Callable[[], None]
@@ -190,7 +210,8 @@ class _Run:
             temperature,
             self.seed * _RANK_PRIME + self.step,
         )
-        said = self.sampler.sample(call, stop_if_asked)
+        # Processes have different numbers of batches to sample: only alone can one be stopped between them.
+        said = self.sampler.sample(call, stop_if_asked if self.world.size == 1 else lambda: None)
         age = self.step - said.step
         if age > settings.max_age:
             raise ValueError(f"answers of weights {age} steps old; at most {settings.max_age}")
@@ -228,7 +249,7 @@ class _Run:
         now = self.learner.measured(mine, columns, temperature)
         reference = self.learner.reference_logprobs(mine, columns, temperature)
         measured = [now.logprobs, reference] + ([] if now.values is None else [now.values])
-        whole = torch.stack(self.world.gather(list(torch.stack(measured, 1))))  # (rows, 2 or 3, columns)
+        whole = self.world.gather_rows(torch.stack(measured, 1), len(rows))  # (rows, 2 or 3, columns)
         lengths = torch.tensor([row.tokens for row in rows], device=scores.device)
         is_token = torch.arange(columns, device=scores.device) < lengths.unsqueeze(1)
         return Samples(
@@ -318,11 +339,11 @@ class _Run:
                 off = max(off, torch.where(is_token, ratio, 0.0).max().item())
         self.world.sum_gradients(self.learner.parameters)
         loss_sum, kl_sum, clipped, token_count = self.world.sum(sums).tolist()
-        count = max(1.0, token_count)
+        count, off = max(1.0, token_count), self.world.largest(off)
         return {"loss": loss_sum, "update_kl": kl_sum / count, "clipped": clipped / count, "off_ratio": off}
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None or self.world.rank:
+        if self.checkpoint_dir is None or not self.world.is_first:
             return
         tensors = checkpoint.training_tensors(self.learner.modules, self.learner.optimizer)
         numbers = {"beta": self.kl_control.beta, **self.shaping.numbers()}
@@ -330,10 +351,11 @@ class _Run:
         checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, numbers, texts))
 
     def _resume(self) -> None:
+        self.world.check_alike(self.fingerprint)
         if self.checkpoint_dir is None:
             return
         try:
-            found = checkpoint.latest(self.checkpoint_dir)
+            found = self.world.newest_checkpoint(self.checkpoint_dir)
             if found is None:
                 return
             if found.texts["fingerprint"] != self.fingerprint:
@@ -374,6 +396,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _means(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure over the minibatches that have it."""
-    names = dict.fromkeys(name for figures in seen for name in figures if name != "off_ratio")
+    """Of each figure over the minibatches that have it; 0 where none does, as when there was nothing to learn from."""
+    names = ("loss", "update_kl", "clipped", "grad_norm")
     return {name: _mean([figures[name] for figures in seen if name in figures]) for name in names}
