@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,29 +21,37 @@ from rewardloop_server.plan import Limit, Run, plan_runs
 log = structlog.get_logger()
 
 Floats = npt.NDArray[np.float32]
+Kind = Literal["cpu", "cuda", "tensorrt"]
+
+_CPU, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+_PROVIDERS: Mapping[Kind, Sequence[str]] = {"cpu": (_CPU,), "cuda": (_CUDA, _CPU), "tensorrt": (_TENSORRT, _CUDA, _CPU)}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """Where sessions run. ``threads`` 0 is one a core."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: Kind
     threads: int
     spin: bool
 
+    @property
+    def providers(self) -> Sequence[str]:
+        """ONNX Runtime's, the first that can run an operator runs it."""
+        return _PROVIDERS[self.kind]
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda"], *, threads: int, spin: bool) -> Device:
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda", "tensorrt"], *, threads: int, spin: bool) -> Device:
     """CUDA where ONNX Runtime has it, unless the setting says otherwise; says in the log what it chose.
 
-    Raises RuntimeError when CUDA is demanded and absent.
+    Raises RuntimeError when a device is demanded that this ONNX Runtime lacks.
     """
     available = ort.get_available_providers()
-    has_cuda = "CUDAExecutionProvider" in available
-    if wanted == "cuda" and not has_cuda:
+    kind: Kind = wanted if wanted != "auto" else "cuda" if _CUDA in available else "cpu"
+    if _PROVIDERS[kind][0] not in available:
         raise RuntimeError(
-            f"device is cuda, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
+            f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
         )
-    kind: Literal["cpu", "cuda"] = "cuda" if has_cuda and wanted != "cpu" else "cpu"
     log.info("device chosen", device=kind, wanted=wanted, providers=available, onnxruntime=ort.__version__)
     return Device(kind, threads, spin)
 

@@ -94,7 +94,7 @@ class SessionPool:
         where = f"reward {manifest.version}"
         try:
             session = ort.InferenceSession(
-                directory / "model.onnx", _options(self._device), providers=_providers(self._device)
+                directory / "model.onnx", _options(self._device), providers=list(self._device.providers)
             )
         except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a file
             raise NotLoadable(f"{where} does not load: {error}") from error
@@ -161,13 +161,9 @@ def _options(device: Device) -> ort.SessionOptions:
     options.intra_op_num_threads = device.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.spin else "0")
     # Arenas grow to the largest shapes ever run and would hold two versions' worth after a swap.
-    options.enable_cpu_mem_arena = device.kind == "cuda"
+    options.enable_cpu_mem_arena = device.kind != "cpu"
     options.log_severity_level = 3  # each adapter parameter would be warned of: it is no constant, on purpose
     return options
-
-
-def _providers(device: Device) -> list[str]:
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if device.kind == "cuda" else ["CPUExecutionProvider"]
 
 
 def reads_alike(one: Manifest, other: Manifest) -> bool:

@@ -18,7 +18,7 @@ class ServeSettings(ProcessSettings):
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the reward model runs")
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads in one run; 0: one a core")
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
     resident_versions: int = Field(
