@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rewardloop.formats.settings import ProcessSettings, parse
+from rewardloop_local.demo_learning import Algorithm
 
 
 class DemoSettings(ProcessSettings):
@@ -19,6 +20,7 @@ class DemoSettings(ProcessSettings):
     """
 
     out: Path = Field(Path("demo-results"), description="where the data, logs, table and plots of this run go")
+    algorithm: Algorithm = Field("dpo", description="by which the policy learns")
     seed: int = Field(0, ge=0, description="of the starter models, the users, and their hidden taste")
     reward_rounds: int = Field(4, ge=1, description="reward versions to learn before it ends")
     policy_rounds: int = Field(4, ge=1, description="policy versions to learn before it ends")

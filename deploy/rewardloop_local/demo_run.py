@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup
 from rewardloop_local import corpus, report
 from rewardloop_local.demo import DemoSettings
+from rewardloop_local.demo_learning import train_args
 from rewardloop_local.deployment import Deployment, DeploymentError, Plan, free_port
 from rewardloop_local.taste import Taste
 from rewardloop_local.users import SimulatedUsers, evaluate, first_texts
@@ -147,7 +148,6 @@ async def run(settings: DemoSettings) -> int:
     display = Display(settings)
     memory = Memory()
     listen, policy_listen = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    per_round = settings.signals_per_round
     plan = Plan(
         data=settings.out / "data",
         listen=listen,
@@ -158,16 +158,7 @@ async def run(settings: DemoSettings) -> int:
         seed=settings.seed,
         serve_args=("--intra-op-threads", "1", "--no-spin", "--engine-nice", "0"),
         policy_args=("--torch-threads", "1"),
-        train_args=(
-            *("--reward-min-signals", str(per_round), "--policy-min-signals", str(per_round * 4 // 3)),
-            *("--seed", str(settings.seed), "--flush-age-s", "0.5"),
-            # The defaults suit large models; one of a million parameters needs steps of this size to move at all.
-            *("--reward.learning-rate", "5e-4", "--reward.head-learning-rate", "2e-3"),
-            # What is new and some of the old: all of it again in each round would be learned by heart.
-            *("--newest", str(per_round + 200), "--replayed", str(per_round // 2), "--heldout-share", "0.15"),
-            *("--policy.learning-rate", "5e-4", "--policy.batch-pairs", "16"),
-            *("--policy.gate.prompts", "100", "--policy.gate.responses", "2", "--torch-threads", "1"),
-        ),
+        train_args=train_args(settings.algorithm, settings.signals_per_round, settings.seed),
     )
     deployment = Deployment(plan, on_phase=display.say)
     watching = asyncio.create_task(memory.watch())
@@ -208,6 +199,7 @@ async def _learn(
     users = SimulatedUsers(client, taste, asked, rate=settings.rate, seed=settings.seed)
     now = report.RoundRecord(0, time.monotonic() - started, 0, "1", starter_accuracy, "1", 0.5, 0.5, 0.5)
     demo = report.DemoRecord(
+        algorithm=settings.algorithm,
         seed=settings.seed,
         rounds=(now,),
         starter_accuracy=starter_accuracy,

@@ -49,7 +49,7 @@ class RoundRecord:
 class DemoRecord:
     """A whole demo. ``starter_accuracy`` and ``accuracy_ceiling`` (what the noise of the choices allows) are on the
     same held-out choices as the rounds' accuracies. ``signal_kinds``: acknowledged signals by kind.
-    ``peak_memory_gib``: largest sum over all processes."""
+    ``peak_memory_gib``: largest sum over all processes. ``algorithm``: by which the policy learned."""
 
     seed: int
     rounds: tuple[RoundRecord, ...]
@@ -61,11 +61,23 @@ class DemoRecord:
     seconds: float
     peak_memory_gib: float = math.nan
     failed_requests: int = 0
+    algorithm: str = "dpo"
+
+
+def algorithm_name(demo: DemoRecord) -> str:
+    """As it is written: PPO, online DPO."""
+    *before, last = demo.algorithm.split("-")
+    return " ".join([*before, last.upper()])
 
 
 def table(demo: DemoRecord) -> RenderableType:
     """The rounds as a table with a summary below it."""
-    grid = Table(title="What the loop learned", title_justify="left", header_style="bold", pad_edge=False)
+    grid = Table(
+        title=f"What the loop learned, the policy by {algorithm_name(demo)}",
+        title_justify="left",
+        header_style="bold",
+        pad_edge=False,
+    )
     grid.add_column("round", justify="right")
     grid.add_column("time", justify="right")
     grid.add_column("signals", justify="right")

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rewardloop_local.report import GOAL, DemoRecord, series
+from rewardloop_local.report import GOAL, DemoRecord, algorithm_name, series
 
 _INK, _QUIET, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _BLUE, _PALE_BLUE, _GREEN, _ORANGE = "#2563eb", "#93b4f5", "#059669", "#d97706"
@@ -74,7 +74,9 @@ def _draw_wins(axes: Axes, demo: DemoRecord) -> None:
     _level(axes, GOAL, f"goal: interval wholly above {GOAL:.2f}", _ORANGE)
     axes.fill_between(x, low, high, color=_GREEN, alpha=0.18, lw=0)
     _line(axes, x, y, _GREEN, "{:.2f}")
-    axes.set(title="Policy, judged by the hidden taste", ylabel="win rate against the starter")
+    axes.set(
+        title=f"Policy by {algorithm_name(demo)}, judged by the hidden taste", ylabel="win rate against the starter"
+    )
     axes.set_ylim(min(0.4, _least(low) - 0.05), 1.0)
 
 

@@ -18,7 +18,8 @@ ROUNDS = (
 
 
 def _demo(rounds: tuple[RoundRecord, ...] = ROUNDS) -> DemoRecord:
-    return DemoRecord(3, rounds, 0.561, 0.862, 400, 300, {"choice": 1_700, "thumb": 120}, 342.0, 3.2)
+    kinds = {"choice": 1_700, "thumb": 120}
+    return DemoRecord(3, rounds, 0.561, 0.862, 400, 300, kinds, 342.0, 3.2, algorithm="online-dpo")
 
 
 def _printed(demo: DemoRecord) -> str:
@@ -29,6 +30,7 @@ def _printed(demo: DemoRecord) -> str:
 
 def test_the_table_shows_every_round_and_marks_what_was_not_measured() -> None:
     lines = _printed(_demo()).splitlines()
+    assert "by online DPO" in lines[0]
     last = next(line for line in lines if "1,820" in line and "v3" in line)
     for figure in ("v3", "v2", "0.751", "0.71 (0.66-0.76)", "2/1", "18 s / 40 s"):
         assert figure in last

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rewardloop.formats.settings import parse
+from rewardloop_local.demo_learning import Algorithm, train_args
 from rewardloop_trainer.settings import TrainSettings
 
 
@@ -43,6 +45,9 @@ def test_nested_flags_reach_their_group() -> None:
         ("[reward]\nepoch = 3\n", "reward.epoch"),
         ("[policy]\nbeta = -1\n", "policy.beta"),
         ("[reward]\ndelta = true\n", "delta needs method lora"),
+        ("[reward]\naveraged_runs = 3\nmethod = 'lora'\n", "averaged_runs"),
+        ("[policy]\nalgorithm = 'reinforce'\n", "policy.algorithm"),
+        ("[policy]\nalgorithm = 'grpo'\n[policy.online]\nresponses = 1\n", "online.responses must be 2 or more"),
         ("heldout_share = 1.5\n", "heldout_share"),
         ("this is no toml", "train.toml"),
     ],
@@ -56,6 +61,21 @@ def test_unknown_and_wrong_settings_are_named(
         read("--config", str(config))
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_one_answer_to_a_prompt_is_enough_for_ppo_which_has_a_critic() -> None:
+    settings = read("--policy.algorithm", "ppo", "--policy.online.responses", "1", "--policy.online.steps", "7")
+    assert (settings.policy.algorithm, settings.policy.online.responses, settings.policy.online.steps) == ("ppo", 1, 7)
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+def test_the_demo_has_settings_for_each_of_its_algorithms(algorithm: Algorithm) -> None:
+    settings = read(*train_args(algorithm, signals_per_round=600, seed=3))
+    assert (settings.policy.algorithm, settings.reward_min_signals, settings.seed) == (algorithm, 600, 3)
+    # Beyond what suits a large model: otherwise a policy of a million parameters stays where it is.
+    large = TrainSettings().policy
+    assert settings.policy.learning_rate > 10 * large.learning_rate
+    assert algorithm == "dpo" or settings.policy.online.learning_rate > 10 * large.online.learning_rate
 
 
 def test_settings_cannot_be_changed() -> None:
