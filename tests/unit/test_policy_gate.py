@@ -8,7 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rewardloop_trainer.policy_gate import Answered, Verdict, bootstrap_interval, distinct_2, gate
+from rewardloop_trainer.policy_gate import (
+    Answered,
+    Fluency,
+    Verdict,
+    bootstrap_interval,
+    distinct_2,
+    gate,
+    repeated_4,
+    win_share,
+)
 from rewardloop_trainer.policy_settings import PolicyGateLimits
 
 LIMITS = PolicyGateLimits.model_validate({})
@@ -45,6 +54,7 @@ def test_an_equal_policy_wins_half_and_does_not_pass() -> None:
         ({"tokens": 4}, "times as long"),
         ({"is_truncated": True}, "without an end"),
         ({"text": "go go go go go go go go go"}, "distinct-2"),
+        ({"text": "go go go go go go go go go"}, "repeated phrases"),
         ({"text": " ", "score": None}, "empty"),
     ],
 )
@@ -92,6 +102,53 @@ def test_without_a_prompt_nothing_passes() -> None:
     verdict = gate([], [], LIMITS)
     assert not verdict.passed
     assert verdict.reasons
+
+
+def test_an_independent_judge_decides_and_scores_are_told_beside_it() -> None:
+    """The scores call every answer better; the judge, which the update did not see, calls it worse."""
+    answers = [[BETTER]] * 20, [[LIVE]] * 20
+    verdict = gate(*answers, LIMITS, judged=[0.25] * 20)
+    assert verdict.figures["gate_win_rate"] == verdict.figures["gate_win_rate_upper"] == 0.25
+    assert verdict.figures["gate_score_win_rate"] == 1.0
+    assert [reason for reason in verdict.reasons if "win rate" in reason]
+    assert gate(*answers, LIMITS, judged=[1.0] * 20).passed
+    with pytest.raises(ValueError, match="judges them all"):
+        gate(*answers, LIMITS, judged=[1.0])
+
+
+def test_win_rate_that_may_be_chance_is_refused_where_the_interval_counts() -> None:
+    """Twelve of twenty: 0.6, and its interval reaches below one half."""
+    candidate = [[replace(BETTER, score=1.0 if i < 12 else -1.0)] for i in range(20)]
+    live = [[LIVE]] * 20
+    assert gate(candidate, live, LIMITS).passed
+    strict = LIMITS.model_copy(update={"least_win_rate_lower": 0.5})
+    verdict = gate(candidate, live, strict)
+    assert verdict.figures["gate_win_rate_lower"] < 0.5
+    assert any("95% interval" in reason for reason in verdict.reasons)
+    assert gate([[BETTER]] * 20, live, strict).passed
+
+
+def test_alignment_tax_is_bounded_by_perplexity_of_held_out_texts() -> None:
+    """e^(2.4 - 2) is 1.49 and e^(2.42 - 2) 1.52; the bound is 1.5."""
+    answers = [[BETTER]] * 20, [[LIVE]] * 20
+    affordable = gate(*answers, LIMITS, fluency=Fluency(candidate=2.4, live=2.0))
+    assert affordable.passed
+    assert affordable.figures["gate_perplexity_ratio"] == pytest.approx(1.4918, abs=1e-4)
+    for candidate in (2.42, math.nan):
+        verdict = gate(*answers, LIMITS, fluency=Fluency(candidate, live=2.0))
+        assert any("perplexity" in reason for reason in verdict.reasons)
+
+
+def test_win_share_of_empty_answers() -> None:
+    assert win_share([None], [None]) == 0.5
+    assert win_share([None, 0.0], [-5.0]) == 0.5
+
+
+def test_repeated_4_counts_runs_of_words_that_a_text_has_said_before() -> None:
+    # a b c d, b c d a, c d a b, d a b c, a b c d: one of five again.
+    assert repeated_4(["a b c d a b c d"]) == pytest.approx(1 / 5)
+    assert repeated_4(["a b c d", "a b c d"]) == 0.0  # each text on its own
+    assert repeated_4(["one two", ""]) == 0.0
 
 
 def test_distinct_2_counts_pairs_of_neighbouring_words() -> None:

@@ -54,6 +54,12 @@ class TrainerMetrics:
             ["model", "side"],
             registry=self.registry,
         )
+        self.policy_gate = Gauge(
+            "rewardloop_trainer_policy_gate",
+            "Figures of the last policy gate and live test, by their name in the manifest.",
+            ["figure"],
+            registry=self.registry,
+        )
         self.phase = Gauge(
             "rewardloop_trainer_phase",
             "1 for the phase that the model's round is in.",

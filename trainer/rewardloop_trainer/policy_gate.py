@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rewardloop_trainer.policy_settings import PolicyGateLimits
 
 _RESAMPLES = 10_000
+_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,18 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Fluency:
+    """Nats a token of people's own held-out texts under both policies; what learning cost shows there first."""
+
+    candidate: float
+    live: float
+
+    @property
+    def perplexity_ratio(self) -> float:
+        return float(np.exp(self.candidate - self.live))
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """``reasons``: one line for each rule that was broken; empty when it passed. ``figures``: for the manifest."""
 
@@ -47,26 +60,31 @@ def gate(
     live: Sequence[Sequence[Answered]],
     limits: PolicyGateLimits,
     seed: int = 0,
+    *,
+    judged: Sequence[float] | None = None,
+    fluency: Fluency | None = None,
 ) -> Verdict:
     """Judge by the answers of both policies to the same prompts, one inner sequence a prompt, none empty.
 
-    It passes when its win rate by score is above the least one, and nothing collapsed: the KL to the live policy, the
-    length of its answers, the empty and the endless ones, and the variety of its word pairs stay within the limits.
-    The win rate's 95% interval is a bootstrap over prompts, because the answers to one prompt share its difficulty.
-    Without prompts it does not pass.
+    It passes when it wins often enough, and nothing collapsed: the KL to the live policy, the length of its answers,
+    the empty and the endless ones, the variety of its word pairs, the phrases that it repeats, and what it thinks of
+    people's own texts stay within the limits. Without prompts it does not pass.
+
+    ``judged``: the share that the candidate's answers won of each prompt, in [0, 1], by a judge that the update did
+    not learn from; it decides then, and the scores, which the update was drawn to, are reported beside it.
+    ``fluency``: None where there are no held-out texts; nothing is asked of it then. The 95% intervals of win rates are
+    bootstraps over prompts, because the answers to one prompt share its difficulty.
     """
-    if len(candidate) != len(live):
-        raise ValueError("both policies answer the same prompts")
+    if len(candidate) != len(live) or (judged is not None and len(judged) != len(live)):
+        raise ValueError("both policies answer the same prompts, and a judge judges them all")
     if not candidate:
         return Verdict(False, ("no held-out prompt to judge on",), {"gate_prompts": 0.0})
-    wins = np.array([_win_share(a, b) for a, b in zip(candidate, live, strict=True)])
-    lower, upper = bootstrap_interval(wins, seed)
+    wins = np.array([win_share(_scores(a), _scores(b)) for a, b in zip(candidate, live, strict=True)])
     said, before = [a for group in candidate for a in group], [a for group in live for a in group]
     figures = {
         "gate_prompts": float(len(wins)),
-        "gate_win_rate": float(wins.mean()),
-        "gate_win_rate_lower": lower,
-        "gate_win_rate_upper": upper,
+        **_interval("gate_win_rate", wins if judged is None else np.array(judged, dtype=float), seed),
+        **_interval("gate_score_win_rate", wins, seed),
         # k1 on the candidate's own samples: unbiased for KL(candidate || live).
         "gate_kl": _mean([a.log_ratio for a in said]),
         "gate_length_ratio": _mean([a.tokens for a in said]) / _mean([a.tokens for a in before]),
@@ -79,6 +97,13 @@ def gate(
             f"gate_{name}_empty_share": _mean([a.is_empty for a in answers]),
             f"gate_{name}_truncated_share": _mean([a.is_truncated for a in answers]),
             f"gate_{name}_distinct_2": distinct_2([a.text for a in answers]),
+            f"gate_{name}_repeated_4": repeated_4([a.text for a in answers]),
+        }
+    if fluency is not None:
+        figures |= {
+            "gate_candidate_nats_per_token": fluency.candidate,
+            "gate_live_nats_per_token": fluency.live,
+            "gate_perplexity_ratio": fluency.perplexity_ratio,
         }
     reasons = tuple(_broken(figures, limits))
     return Verdict(not reasons, reasons, figures)
@@ -98,14 +123,31 @@ def distinct_2(texts: Sequence[str]) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
-def _win_share(candidate: Sequence[Answered], live: Sequence[Answered]) -> float:
-    """Over all pairs of answers to one prompt; a tie is half, an empty answer loses to any other."""
-    a, b = (
-        np.array([-np.inf if answer.score is None else answer.score for answer in answers])
-        for answers in (candidate, live)
-    )
+def repeated_4(texts: Sequence[str]) -> float:
+    """Share of the runs of four words that their own text has said before, in [0, 1]; 0 without any."""
+    runs, repeated = 0, 0
+    for text in texts:
+        words = text.split()
+        said = list(zip(*(words[i:] for i in range(_WORDS)), strict=False))
+        runs += len(said)
+        repeated += len(said) - len(set(said))
+    return repeated / runs if runs else 0.0
+
+
+def win_share(candidate: Sequence[float | None], live: Sequence[float | None]) -> float:
+    """Over all pairs of scored answers to one prompt; a tie is half, an empty answer (None) loses to any other."""
+    a, b = (np.array([-np.inf if score is None else score for score in scores]) for scores in (candidate, live))
     above, equal = a[:, None] > b[None, :], a[:, None] == b[None, :]
     return float((above + 0.5 * equal).mean())
+
+
+def _scores(answers: Sequence[Answered]) -> list[float | None]:
+    return [answer.score for answer in answers]
+
+
+def _interval(name: str, wins: npt.NDArray[np.float64], seed: int) -> dict[str, float]:
+    lower, upper = bootstrap_interval(wins, seed)
+    return {name: float(wins.mean()), f"{name}_lower": lower, f"{name}_upper": upper}
 
 
 def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[str]:
@@ -114,6 +156,11 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[str]
 
     rules = [
         (of("win_rate") > limits.least_win_rate, f"win rate {of('win_rate'):.3f}, not above {limits.least_win_rate:g}"),
+        (
+            of("win_rate_lower") >= limits.least_win_rate_lower,
+            f"win rate {of('win_rate'):.3f}, by its 95% interval perhaps {of('win_rate_lower'):.3f}, below "
+            f"{limits.least_win_rate_lower:g}",
+        ),
         (of("kl") <= limits.max_kl, f"KL to the live policy {of('kl'):.1f} nats, above {limits.max_kl:g}"),
         (
             limits.least_length_ratio <= of("length_ratio") <= limits.max_length_ratio,
@@ -133,7 +180,19 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[str]
             of("candidate_distinct_2") >= limits.least_distinct_ratio * of("live_distinct_2"),
             f"distinct-2 {of('candidate_distinct_2'):.3f}, live {of('live_distinct_2'):.3f}",
         ),
+        (
+            of("candidate_repeated_4") <= of("live_repeated_4") + limits.max_more_repeated,
+            f"share of repeated phrases {of('candidate_repeated_4'):.3f}, live {of('live_repeated_4'):.3f}",
+        ),
     ]
+    if "gate_perplexity_ratio" in figures:
+        rules.append(
+            (
+                of("perplexity_ratio") <= limits.max_perplexity_ratio,
+                f"perplexity of held-out texts {of('perplexity_ratio'):.2f} times the live policy's, above "
+                f"{limits.max_perplexity_ratio:g}",
+            )
+        )
     # A figure that is not a number keeps no rule.
     return [reason for is_kept, reason in rules if not is_kept]
 

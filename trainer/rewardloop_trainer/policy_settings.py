@@ -39,13 +39,21 @@ class PolicyGateLimits(BaseModel):
     prompts: int = Field(200, ge=1, description="most held-out prompts that are answered")
     responses: int = Field(4, ge=1, le=64, description="answers of each policy to each prompt")
     max_new_tokens: int = Field(64, ge=1)
+    judge_version: str = Field(
+        "", description="reward version that decides who wins, warm on the server; empty: the one that training saw"
+    )
     least_win_rate: float = Field(0.5, ge=0, lt=1, description="the win rate must be above it")
+    least_win_rate_lower: float = Field(0.0, ge=0, lt=1, description="lower end of its 95% interval")
     max_kl: float = Field(30.0, gt=0, description="mean KL to the live policy, in nats a sequence")
     least_length_ratio: float = Field(0.5, ge=0, le=1, description="mean tokens of an answer over the live policy's")
     max_length_ratio: float = Field(2.0, ge=1)
     max_empty_share: float = Field(0.02, ge=0, le=1)
     max_more_truncated: float = Field(0.1, ge=0, le=1, description="share of endless answers above the live policy's")
     least_distinct_ratio: float = Field(0.5, ge=0, le=1, description="distinct-2 over the live policy's")
+    max_more_repeated: float = Field(0.2, ge=0, le=1, description="share of repeated phrases above the live policy's")
+    max_perplexity_ratio: float = Field(
+        1.5, gt=0, description="perplexity of people's own held-out texts over the live policy's"
+    )
 
 
 class LiveTestSettings(BaseModel):

@@ -29,13 +29,15 @@ def score_groups(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[str]],
     *,
+    version: str | None = None,
     timeout_s: float = 60.0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[Reward | None]]:
     """The reward of each response, in the trainer's lane; None for an empty response, which has none.
 
-    The responses to one prompt are one group, so one reward model version scored them all. ``on_batch`` is called
-    before each request, and may raise to stop. Raises RewardloopError when a group was not scored.
+    The responses to one prompt are one group, so one reward model version scored them all: ``version``, which must be
+    warm on the server, or what serves. ``on_batch`` is called before each request, and may raise to stop. Raises
+    RewardloopError when a group was not scored.
     """
     scores: list[list[Reward | None]] = [[None] * len(group) for group in responses]
     asked = [
@@ -49,6 +51,7 @@ def score_groups(
             ScoreGroup(
                 [{"role": turn.role, "content": turn.content} for turn in prompts[i]],
                 [responses[i][j] for j in kept],
+                pin_version=version,
             )
             for i, kept in batch
         ]
