@@ -42,6 +42,7 @@ from rewardloop_client._feedback import Feedback
 from rewardloop_client._sync import RewardloopClient
 from rewardloop_client._types import (
     Candidate,
+    Chosen,
     Generation,
     ModelVersion,
     Promotion,
@@ -57,6 +58,7 @@ __all__ = [
     "AsyncRewardloopClient",
     "Cancelled",
     "Candidate",
+    "Chosen",
     "CorruptVersion",
     "DeadlineExceeded",
     "DeadlinePassed",

@@ -23,6 +23,7 @@ from rewardloop_client._types import (
     PromptLike,
     RecordResult,
     ScoreResult,
+    SelectionName,
     TruncationName,
     VersionInfo,
 )
@@ -158,9 +159,17 @@ class AsyncRewardloopClient:
         top_p: float | None = None,
         seed: int | None = None,
         max_new_tokens: int = 0,
+        best_of: int = 0,
+        selection: SelectionName | None = None,
+        random_share: float | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
-        """Candidates from the live policy. None and 0 leave a setting to the server."""
+        """Candidates from the live policy. None and 0 leave a setting to the server.
+
+        ``best_of``: sample and score so many, and show ``candidates`` of them: by ``selection`` the best (as by
+        default), the pair whose comparison tells the reward model most, where a ``random_share`` is drawn uniformly
+        instead, or any.
+        """
         request = convert.generate_request(
             prompt,
             candidates=candidates,
@@ -168,6 +177,9 @@ class AsyncRewardloopClient:
             top_p=top_p,
             seed=seed,
             max_new_tokens=max_new_tokens,
+            best_of=best_of,
+            selection=selection,
+            random_share=random_share,
         )
         return await self._run(calls.generate(request), timeout_s)
 

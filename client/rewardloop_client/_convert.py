@@ -16,6 +16,7 @@ from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, rewar
 from rewardloop_client._errors import InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
     Candidate,
+    Chosen,
     Generation,
     LaneName,
     ModelVersion,
@@ -25,6 +26,7 @@ from rewardloop_client._types import (
     ResponseScore,
     ScoreGroup,
     ScoreResult,
+    SelectionName,
     SourceName,
     Timings,
     TruncationName,
@@ -33,6 +35,11 @@ from rewardloop_client._types import (
 
 _LANES = {"production": common_pb2.LANE_PRODUCTION, "trainer": common_pb2.LANE_TRAINER}
 _TRUNCATIONS = {"allowed": reward_pb2.TRUNCATION_ALLOWED, "refused": reward_pb2.TRUNCATION_REFUSED}
+_SELECTIONS = {
+    "best": policy_pb2.SELECTION_BEST,
+    "informative": policy_pb2.SELECTION_INFORMATIVE,
+    "uniform": policy_pb2.SELECTION_UNIFORM,
+}
 _SOURCES = {
     "human": feedback_pb2.SOURCE_HUMAN,
     "llm_judge": feedback_pb2.SOURCE_LLM_JUDGE,
@@ -144,7 +151,11 @@ def generate_request(
     top_p: float | None,
     seed: int | None,
     max_new_tokens: int,
+    best_of: int,
+    selection: SelectionName | None,
+    random_share: float | None,
 ) -> policy_pb2.GenerateRequest:
+    by = policy_pb2.SELECTION_UNSPECIFIED if selection is None else _named("selection", _SELECTIONS, selection)
     with building("generate"):
         return policy_pb2.GenerateRequest(
             prompt=prompt_pb(prompt),
@@ -153,6 +164,9 @@ def generate_request(
             top_p=top_p,
             seed=seed,
             max_new_tokens=max_new_tokens,
+            best_of=best_of,
+            selection=cast(policy_pb2.Selection, by),
+            random_share=random_share,
         )
 
 
@@ -197,10 +211,25 @@ def generation(response: policy_pb2.GenerateResponse) -> Generation:
                 c.token_count,
                 _suffix(policy_pb2.FinishReason.Name(c.finish_reason)),
                 model_version(c.policy_version) if c.HasField("policy_version") else None,
+                c.score if c.HasField("score") else None,
+                c.uncertainty if c.HasField("uncertainty") else None,
             )
             for c in response.candidates
         ),
         policy_version=model_version(response.policy_version),
+        chosen=_chosen(response.chosen) if response.HasField("chosen") else None,
+    )
+
+
+def _chosen(chosen: policy_pb2.Chosen) -> Chosen:
+    return Chosen(
+        selection=cast(SelectionName, _suffix(policy_pb2.Selection.Name(chosen.selection))),
+        sampled=chosen.sampled,
+        random_share=chosen.random_share,
+        is_random=chosen.is_random,
+        set_probability=chosen.set_probability,
+        expected_information=chosen.expected_information,
+        reward_version=model_version(chosen.reward_version),
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
+from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import Violation
 
 MAX_RESPONSES = 256
 MAX_FEEDBACK_RESPONSES = 64
+MAX_SAMPLED = 64
 MAX_ID_CHARACTERS = 128
 MAX_TAGS = 16
 MAX_TAG_CHARACTERS = 64
@@ -38,6 +39,26 @@ def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
             yield Violation(f"prompt.conversation.messages[{i}].content", "is empty")
     if messages and messages[-1].role == "assistant":
         yield Violation("prompt.conversation.messages", "ends with the assistant's turn")
+
+
+def choice_violations(request: policy_pb2.GenerateRequest) -> Iterator[Violation]:
+    """Every broken rule of what is said about candidates and the choice among them."""
+    shown = request.candidates or 1
+    if not 1 <= shown <= MAX_SAMPLED:
+        yield Violation("candidates", f"is {shown}, not 1..{MAX_SAMPLED}")
+    is_informative = request.selection == policy_pb2.SELECTION_INFORMATIVE
+    if not request.best_of:
+        if request.selection:
+            yield Violation("selection", "has nothing to choose from without best_of")
+        if request.HasField("random_share"):
+            yield Violation("random_share", "has nothing to choose from without best_of")
+        return
+    if not shown <= request.best_of <= MAX_SAMPLED:
+        yield Violation("best_of", f"is {request.best_of}, not {shown}..{MAX_SAMPLED}")
+    if is_informative and shown != 2:
+        yield Violation("candidates", f"is {shown}, but an informative pair has 2")
+    if request.HasField("random_share") and not (is_informative and 0 <= request.random_share <= 1):
+        yield Violation("random_share", "is not in 0..1, or the selection is not informative")
 
 
 def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]) -> Iterator[Violation]:

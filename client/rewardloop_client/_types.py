@@ -12,6 +12,7 @@ from rewardloop.v1 import common_pb2
 LaneName: TypeAlias = Literal["production", "trainer"]
 TruncationName: TypeAlias = Literal["allowed", "refused"]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
+SelectionName: TypeAlias = Literal["best", "informative", "uniform"]
 PromptLike: TypeAlias = str | Sequence[Mapping[str, str]] | common_pb2.Prompt
 
 
@@ -86,22 +87,41 @@ class RecordResult:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """``log_probability``: sum over the sampled tokens, in nats, under the distribution sampled from.
-    ``finish_reason``: "stop", "length" or "unspecified". ``policy_version``: None where it is the generation's."""
+    ``finish_reason``: "stop", "length" or "unspecified". ``policy_version``: None where it is the generation's.
+    ``score``, ``uncertainty``: as of a `ResponseScore`, by the live reward model; None without best_of."""
 
     text: str
     log_probability: float
     token_count: int
     finish_reason: str
     policy_version: ModelVersion | None = None
+    score: float | None = None
+    uncertainty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """How the shown candidates were chosen among ``sampled``: a ``random_share`` of sets is drawn uniformly, and
+    ``is_random`` says whether this one was. ``set_probability``: that this set is shown, given the candidates and their
+    scores. ``expected_information``: of a pair's comparison about which score head is right, in nats."""
+
+    selection: SelectionName
+    sampled: int
+    random_share: float
+    is_random: bool
+    set_probability: float
+    expected_information: float
+    reward_version: ModelVersion
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the policy answered. Feedback names it by ``generation_id``."""
+    """What the policy answered. Feedback names it by ``generation_id``. ``chosen``: None without best_of."""
 
     generation_id: str
     candidates: tuple[Candidate, ...]
     policy_version: ModelVersion
+    chosen: Chosen | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ It is a `RewardloopClient`: requests are built, checked, retried and read by the
 
 from __future__ import annotations
 
+import itertools
 import uuid
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
@@ -33,8 +34,9 @@ from rewardloop_client._errors import (
     Violation,
     to_status,
 )
+from rewardloop_client._fake_choice import choose
 from rewardloop_client._retry import Send
-from rewardloop_client._rules import event_violations, prompt_violations, score_violations
+from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
 
 __all__ = ["FakeRewardloop"]
@@ -183,8 +185,9 @@ class FakeRewardloop(RewardloopClient):
         return feedback_pb2.RecordBatchResponse(items=items)
 
     def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
-        _refuse(prompt_violations(request.prompt))
-        texts = [self._generate_one(_text(request.prompt), i) for i in range(max(1, request.candidates))]
+        _refuse(itertools.chain(prompt_violations(request.prompt), choice_violations(request)))
+        sampled = request.best_of or max(1, request.candidates)
+        texts = [self._generate_one(_text(request.prompt), i) for i in range(sampled)]
         generation = policy_pb2.Generation(
             generation_id=str(uuid.uuid4()),
             prompt=request.prompt,
@@ -194,11 +197,15 @@ class FakeRewardloop(RewardloopClient):
             policy_version=self._info("policy", "").version,
             create_time=timestamp(0),
         )
+        if request.best_of:
+            text = _text(request.prompt)
+            choose(request, generation, lambda said: self._score_one(text, said), self._info("reward", "").version)
         self.generations[generation.generation_id] = generation
         return policy_pb2.GenerateResponse(
             generation_id=generation.generation_id,
             candidates=generation.candidates,
             policy_version=generation.policy_version,
+            chosen=generation.chosen if request.best_of else None,
         )
 
     def _info(self, model: str, version: str) -> model_pb2.VersionInfo:

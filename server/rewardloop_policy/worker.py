@@ -29,7 +29,7 @@ from rewardloop_server.validate import Limits, validate_prompt
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-MAX_CANDIDATES = 16
+MAX_CANDIDATES = 64
 MAX_TEMPERATURE = 5.0
 
 _FINISH = {"stop": policy_pb2.FINISH_REASON_STOP, "length": policy_pb2.FINISH_REASON_LENGTH}
@@ -150,6 +150,13 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
         violations.append(Violation("top_p", "not above 0 and at most 1"))
     if not 0 <= request.max_new_tokens <= max_new_tokens:
         violations.append(Violation("max_new_tokens", f"1 to {max_new_tokens}, not {request.max_new_tokens}"))
+    # Answered where a reward model serves in the same process, which asks here for plain candidates.
+    if request.best_of:
+        violations.append(Violation("best_of", "this process has no reward model to choose by"))
+    if request.selection and not request.best_of:
+        violations.append(Violation("selection", "nothing to choose from without best_of"))
+    if request.HasField("random_share") and not request.best_of:
+        violations.append(Violation("random_share", "nothing to choose from without best_of"))
     if violations:
         raise InvalidRequest(violations)
     return SampleRequest(

@@ -1,7 +1,9 @@
-"""The policy seen from the serving process: every call goes on to the worker, and its answer back unchanged."""
+"""The policy seen from the serving process: calls go on to the worker and its answers back unchanged, but for those
+that ask to choose among more candidates than are shown."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -9,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
+from rewardloop_server.best_of import BestOf
 from rewardloop_server.errors import DeadlinePassed, PolicyUnavailable
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -31,16 +34,26 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
     """Forwards PolicyService, and ModelService for the model "policy", to the worker at ``address``.
 
     ``address``: host:port or unix:PATH; empty: there is no worker, and every call raises PolicyUnavailable.
+    ``best_of`` answers Generate with best_of; None: the worker refuses it.
     The caller's remaining deadline goes along. An unreachable worker is PolicyUnavailable.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, best_of: BestOf | None = None) -> None:
         self._address = address
+        self._best_of = best_of
         self._opened: grpc.aio.Channel | None = None
 
     async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
         stub: Any = policy_pb2_grpc.PolicyServiceStub(self._channel())
-        return await _forward(stub.Generate, request, context)
+        if not request.best_of or self._best_of is None:
+            return await _forward(stub.Generate, request, context)
+
+        async def sample(asked: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
+            return await _forward(stub.Generate, asked, context)
+
+        remaining_s = context.time_remaining()
+        deadline = None if remaining_s is None else time.monotonic() + remaining_s
+        return await self._best_of.answer(request, sample, deadline, context.peer())
 
     async def list_versions(
         self, request: model_pb2.ListVersionsRequest, context: Context

@@ -32,6 +32,7 @@ from rewardloop.v1 import (
     reward_pb2_grpc,
 )
 from rewardloop_server.batch import Batcher, LaneLimits
+from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
 from rewardloop_server.engine import RewardModel, choose_device
 from rewardloop_server.errors import RewardloopError
@@ -92,7 +93,7 @@ async def serve(settings: ServeSettings) -> int:
         max_mib=settings.cache_mib, lanes=[lane for lane, is_on in cached_lanes.items() if is_on], metrics=metrics
     )
     generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
-    relay = PolicyRelay(settings.policy_address)
+    relay = PolicyRelay(settings.policy_address, BestOf(host, tokenizers, batcher, generations))
     interceptor = RewardloopInterceptor(metrics)
 
     server = grpc.aio.server(

@@ -131,7 +131,7 @@ def test_greedy_answers_agree_with_each_other(shared_worker: Worker) -> None:
 def test_bad_requests_name_their_fields_and_leave_the_worker_well(shared_worker: Worker) -> None:
     with shared_worker.client() as client:
         cases: list[tuple[dict[str, object], str]] = [
-            ({"candidates": 17}, "candidates"),
+            ({"candidates": 65}, "candidates"),
             ({"candidates": -1}, "candidates"),
             ({"temperature": float("nan")}, "temperature"),
             ({"temperature": 5.1}, "temperature"),
@@ -139,6 +139,9 @@ def test_bad_requests_name_their_fields_and_leave_the_worker_well(shared_worker:
             ({"top_p": float("nan")}, "top_p"),
             ({"max_new_tokens": 17}, "max_new_tokens"),
             ({"max_new_tokens": -3}, "max_new_tokens"),
+            ({"best_of": 4}, "best_of"),
+            ({"selection": "best"}, "selection"),
+            ({"random_share": 0.0}, "random_share"),
         ]
         for arguments, field in cases:
             with pytest.raises(InvalidRequest) as caught:

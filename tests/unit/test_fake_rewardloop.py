@@ -142,3 +142,19 @@ async def test_the_asyncio_face_shares_the_state() -> None:
     assert [r.values[0] for r in results] == [1, 2]
     assert [o.values[0] async for o in client.score_stream([("p", ["abc"])])] == [3]
     assert (await anext(client.watch_versions("policy"))).version == "1"
+
+
+def test_the_best_of_n_are_shown_by_the_score_function_and_the_choice_is_told() -> None:
+    fake = FakeRewardloop(score=lambda prompt, text: -float(text[-1]), generate=lambda prompt, i: f"answer {i}")
+    answer = fake.generate("Hi", candidates=2, best_of=5)
+    assert [(c.text, c.score) for c in answer.candidates] == [("answer 0", 0.0), ("answer 1", -1.0)]
+    assert answer.chosen is not None
+    assert (answer.chosen.selection, answer.chosen.sampled, answer.chosen.set_probability) == ("best", 5, 1.0)
+    pair = fake.generate("Hi", candidates=2, best_of=5, selection="informative", random_share=0.5, seed=1)
+    assert pair.chosen is not None
+    assert (pair.chosen.random_share, pair.chosen.set_probability) == (0.5, 0.1)
+    assert len(fake.generations[pair.generation_id].candidates) == 2
+    assert fake.generate("Hi").chosen is None
+    for wrong in ({"best_of": 65}, {"selection": "best"}, {"best_of": 3, "selection": "informative"}):
+        with pytest.raises(InvalidRequest):
+            fake.generate("Hi", **wrong)  # type: ignore[arg-type]
