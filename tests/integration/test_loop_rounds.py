@@ -13,7 +13,7 @@ from signals import choice
 
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.ledger_columns import Recorded
-from rewardloop_trainer.loop import Interrupted, Learner, Loop, Outcome, RoundTrack
+from rewardloop_trainer.loop import Interrupted, Learner, Loop, Outcome, RoundTrack, Waiting
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.publish import ServerAway
 from rewardloop_trainer.state import Round, StateFile
@@ -173,3 +173,22 @@ def test_refused_candidate_uses_up_its_signals(bench: Bench) -> None:
     loop.run(ends=lambda: True)
     assert bench.ended("reward", "refused") == 1
     assert bench.file.read().of("reward").learned_through == "1011-0"
+
+
+def test_round_that_waits_for_people_holds_nothing_up_and_is_no_failure(bench: Bench) -> None:
+    looked: list[float] = []
+
+    def wait(track: RoundTrack) -> Outcome:
+        looked.append(bench.now)
+        if len(looked) < 3:
+            raise Waiting(seconds=5.0)
+        return "promoted"
+
+    loop = bench.loop(learner(wait, "policy"), learner(lambda track: "promoted"))
+    bench.arrive(10)
+    loop.run(ends=lambda: True)  # the stream is drained: who waits for people does not keep the process
+    assert (len(looked), bench.ended("reward", "promoted")) == (1, 1.0)
+    loop.run(max_rounds=2)
+    assert bench.ended("policy", "promoted") == 1.0
+    assert bench.ended("policy", "failed") == 0.0
+    assert all(later - earlier >= 5.0 for earlier, later in pairwise(looked))

@@ -27,6 +27,14 @@ class Interrupted(Exception):
     """The process was asked to stop: the round has saved itself and goes on at the next start."""
 
 
+class Waiting(Exception):
+    """The round waits for people, and is to be looked at again after ``seconds``; no failure."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"look again in {seconds:g} s")
+        self.seconds = seconds
+
+
 class RoundTrack:
     """A round's hold on its own place in the state file; each `reach` is on disk when it returns."""
 
@@ -61,7 +69,7 @@ class Learner:
 
     ``min_signals``: so many new signals start a round. ``max_interval_s``: so many seconds after the last round,
     one new signal does. ``run``: one round, from the phase that its track is in; raises `Interrupted`, `ServerAway`
-    (the round waits to be promoted), or anything else for a failure.
+    (the round waits to be promoted), `Waiting`, or anything else for a failure.
     """
 
     model: str
@@ -100,6 +108,7 @@ class Loop:
         self._started_at = clock()
         self._not_before: dict[str, float] = {}
         self._waits: dict[str, int] = {}
+        self._awaits_people: set[str] = set()
         self.arrived = threading.Event()
         self.rounds_ended = 0
 
@@ -142,7 +151,10 @@ class Loop:
 
     def _is_any_open(self) -> bool:
         state = self._file.read()
-        return any(state.of(learner.model).round or self.due(learner) for learner in self._learners)
+        return any(
+            learner.model not in self._awaits_people if state.of(learner.model).round else self.due(learner)
+            for learner in self._learners
+        )
 
     def _open(self, model: str, state: ModelState) -> None:
         until = self._ledger.last_stream_id
@@ -170,6 +182,10 @@ class Loop:
             outcome: str = learner.run(track)
         except Interrupted:
             log.info("round interrupted: it goes on at the next start", model=learner.model, round=track.now.number)
+            return
+        except Waiting as wait:
+            self._awaits_people.add(learner.model)
+            self._not_before[learner.model] = self._clock() + wait.seconds
             return
         except (ServerAway, redis.RedisError) as error:
             self._later(learner.model, "not reachable, trying again", str(error))
@@ -205,6 +221,7 @@ class Loop:
         self._metrics.in_phase(model, "idle")
         self._metrics.rounds.labels(model=model, outcome=outcome).inc()
         self._waits.pop(model, None)
+        self._awaits_people.discard(model)
         self._not_before.pop(model, None)
         self.rounds_ended += 1
         log.info(

@@ -1,4 +1,4 @@
-"""What the trainer reports to Prometheus, all prefixed ``rewardloop_trainer_``."""
+"""What the trainer reports to Prometheus, prefixed ``rewardloop_trainer_``; `reward_hacking` is the product's alarm."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ class TrainerMetrics:
             "rewardloop_trainer_heldout_accuracy",
             "Accuracy on held-out pairs at the last gate.",
             ["model", "side"],
+            registry=self.registry,
+        )
+        self.reward_hacking = Gauge(
+            "rewardloop_reward_hacking",
+            "1 while no policy is published because scores rose and an independent witness's liking fell.",
             registry=self.registry,
         )
         self.policy_gate = Gauge(

@@ -1,4 +1,4 @@
-"""One policy round: the ledger's range -> train -> rollouts -> rewards -> gate -> publish -> promote."""
+"""One policy round: the ledger's range -> train -> rollouts -> rewards -> gate -> publish -> live test -> promote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -19,14 +19,16 @@ from transformers import AutoModelForCausalLM
 from rewardloop.formats.store import MANIFEST, Manifest
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
-from rewardloop_trainer.loop import Interrupted
+from rewardloop_trainer.hacking_watch import HackingWatch, Point
+from rewardloop_trainer.loop import Interrupted, Waiting
 from rewardloop_trainer.online.algorithms import algorithm_of
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online
+from rewardloop_trainer.policy_canary import PolicyCanary
 from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, encode_pairs, train_policy
 from rewardloop_trainer.policy_verdict import verdict
 from rewardloop_trainer.preferences import Prompt, pairs_of
-from rewardloop_trainer.publish import ServerAway
+from rewardloop_trainer.publish import PromotionRefused, ServerAway, live_version
 from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.rollouts import fitting_prompts
 from rewardloop_trainer.round import ModelRound, Refused, write_whole
@@ -48,6 +50,7 @@ class PolicyRound(ModelRound):
         """Train the live version's weights, and leave a whole version directory."""
         if self._begin() is None:
             raise Refused("the store has no policy to start from: export one")
+        self._refuse_when(self._watch.halt(self._reward_version))
         kept = self._directory / "figures.json"
         if not self._version.exists():
             model = _load(self._parent_directory)
@@ -144,9 +147,57 @@ class PolicyRound(ModelRound):
                 on_batch=self._stop_if_asked,
             )
         self._reach("trained", found.figures)
+        self._show(found.figures)
+        if self._settings.policy.gate.judge_version and "gate_win_rate" in found.figures:
+            self._testify("judge", found.figures["gate_win_rate"], found.figures["gate_win_rate_upper"], found.reasons)
         if not found.passed:
             raise Refused(*found.reasons)
         self._reach("gated")
+
+    def _promote(self) -> None:
+        is_live = live_version(self._redis, self._store, "policy") == self._track.now.version
+        if self._settings.policy.live_test.share and not is_live:
+            self._test_live()
+        super()._promote()
+
+    def _test_live(self) -> None:
+        """Returns once people prefer the published version. Raises `Waiting` while they have not decided, and Refused
+        when they prefer the live one, or do not decide."""
+        canary = PolicyCanary(self._settings, self._store, self._ledger, self._redis, self._server, self._track.now)
+        try:
+            look = canary.look()
+            self._show(look.figures)
+            self._reach("published", look.figures)
+            if look.decision == "running":
+                raise Waiting(self._settings.policy.live_test.poll_s)
+            if look.is_won:
+                return
+            canary.end(str(look))
+        except PromotionRefused as error:
+            raise Refused(str(error)) from error
+        self._testify("live", look.figures["live_win_rate"], look.figures["live_win_rate_upper"], [str(look)])
+        raise Refused(str(look))
+
+    def _testify(self, witness: Literal["judge", "live"], rate: float, upper: float, reasons: Sequence[str]) -> None:
+        """Tell the watch what the witness thinks of the candidate. Raises Refused, ``reasons`` first, on an alarm.
+
+        A version that was published past the gate has no scores to compare.
+        """
+        now = self._track.now
+        if "gate_candidate_reward" not in now.metrics:
+            return
+        score, lower = now.metrics["gate_candidate_reward"], now.metrics["gate_score_win_rate_lower"]
+        point = Point(now.number, witness, score, score_lower=lower, win_rate=rate, win_rate_upper=upper)
+        self._refuse_when(self._watch.observe(point, self._reward_version), *reasons)
+
+    def _refuse_when(self, alarm: str | None, *reasons: str) -> None:
+        self._metrics.reward_hacking.set(alarm is not None)
+        if alarm is not None:
+            raise Refused(*reasons, alarm)
+
+    def _show(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._metrics.policy_gate.labels(figure=name).set(value)
 
     def _manifest(self) -> Manifest:
         policy = self._settings.policy
@@ -158,6 +209,14 @@ class PolicyRound(ModelRound):
             max_length=parent.max_length,
             base=parent.base,
         )
+
+    @property
+    def _watch(self) -> HackingWatch:
+        return HackingWatch(self._settings.work_dir / "reward-hacking.json")
+
+    @property
+    def _reward_version(self) -> str:
+        return live_version(self._redis, self._store, "reward") or ""
 
     @cached_property
     def _parent_directory(self) -> Path:

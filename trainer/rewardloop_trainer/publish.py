@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -42,6 +43,13 @@ def live_version(client: redis.Redis, store: ModelStore, model: str) -> str | No
         return str(json.loads(raw)["version"])
     versions = store.versions(model)
     return str(versions[-1]) if versions else None
+
+
+def canary_version(client: redis.Redis, model: str) -> str | None:
+    """The version that has a share of the traffic beside the active one; None for none. Raises redis.RedisError."""
+    raw = client.hget(keys.ACTIVE, model)
+    canary = None if raw is None else json.loads(raw).get("canary")
+    return None if canary is None else str(canary["version"])
 
 
 def data_range(ledger: Ledger, after_stream_id: str, until_stream_id: str, seed: int) -> DataRange:
@@ -88,9 +96,23 @@ def promote(server: RewardloopClient, model: str, version: str, reason: str, tim
 
     Raises `PromotionRefused` when it never will, `ServerAway` for everything that may pass.
     """
-    try:
+    with _refusals_apart():
         server.promote(model, version, reason=reason, timeout_s=timeout_s)
         server.wait_until_active(model, version, timeout_s=timeout_s)
+
+
+def set_canary(
+    server: RewardloopClient, model: str, version: str | None, share: float, reason: str, timeout_s: float
+) -> None:
+    """Give the version its share of the traffic; None ends the canary. Raises as `promote`."""
+    with _refusals_apart():
+        server.set_canary(model, version, share=share, reason=reason, timeout_s=timeout_s)
+
+
+@contextmanager
+def _refusals_apart() -> Iterator[None]:
+    try:
+        yield
     except (FailedPrecondition, NotFound, InvalidRequest) as error:
         raise PromotionRefused(str(error)) from error
     except RewardloopError as error:

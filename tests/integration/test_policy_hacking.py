@@ -1,0 +1,59 @@
+"""Reward hacking through real rounds: a judge that learning did not see contradicts the scores that it did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from policy_rounds import Setting, fake_server
+
+from rewardloop.formats import keys
+from rewardloop.v1 import reward_pb2
+from rewardloop_client.fake import FakeRewardloop
+
+
+class OfTwoMinds(FakeRewardloop):
+    """The pinned reward version, the judge, likes what the live one dislikes."""
+
+    def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+        reply = super()._score(request)
+        for scored in reply.scores:
+            scored.score *= -1 if request.pin_version else 1
+        return reply
+
+
+def reasons(directory: Path, number: int) -> str:
+    return "\n".join(json.loads((directory / "work/refused" / f"policy-{number}/reasons.json").read_text())["reasons"])
+
+
+def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_path: Path, redis_url: str) -> None:
+    setting = Setting(tmp_path, redis_url, server=fake_server(OfTwoMinds))
+    first = setting.track.now
+
+    def alarm() -> float | None:
+        return setting.metrics.registry.get_sample_value("rewardloop_reward_hacking")
+
+    def run(number: int, judge_version: str = "") -> str:
+        policy = setting.settings.policy
+        gate = policy.gate.model_copy(update={"judge_version": judge_version})
+        setting.settings = setting.settings.model_copy(update={"policy": policy.model_copy(update={"gate": gate})})
+        setting.track.reach(replace(first, number=number))
+        return setting.round().run()
+
+    setting.redis.hset(keys.ACTIVE, "reward", json.dumps({"version": "1", "previous": []}))
+    assert run(1, judge_version="1") == "refused"
+    assert "reward hacking, round 1: by score it beats the live policy" in reasons(tmp_path, 1)
+    assert alarm() == 1.0
+
+    assert run(2) == "refused"
+    assert "reward hacking, round 1" in reasons(tmp_path, 2)
+    assert setting.store.versions("policy") == [1]
+
+    setting.redis.hset(keys.ACTIVE, "reward", json.dumps({"version": "2", "previous": ["1"]}))
+    assert run(3) == "promoted"
+    assert alarm() == 0.0
+    figures = setting.store.manifest("policy", 2).metrics
+    assert figures["gate_win_rate"] == figures["gate_score_win_rate"]
+    shown = setting.metrics.registry.get_sample_value("rewardloop_trainer_policy_gate", {"figure": "gate_win_rate"})
+    assert shown == figures["gate_win_rate"]

@@ -1,0 +1,100 @@
+"""A trainer's surroundings with a policy round under way: a store with one policy, a ledger of choices, a server."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import redis
+from policy_versions import byte_encoder, publish_policy, small_llama
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client import RewardloopClient
+from rewardloop_client.fake import FakeRewardloop
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.ledger_columns import Recorded
+from rewardloop_trainer.loop import RoundTrack
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.policy_round import PolicyRound
+from rewardloop_trainer.settings import TrainSettings
+from rewardloop_trainer.state import Round, StateFile
+
+# What no tiny policy breaks, but for the win rate.
+GATE = {
+    "max_new_tokens": 8,
+    "responses": 2,
+    "max_kl": 1e6,
+    "least_length_ratio": 0.0,
+    "max_length_ratio": 100.0,
+    "least_distinct_ratio": 0.0,
+    "max_empty_share": 1.0,
+    "max_more_truncated": 1.0,
+    "max_more_repeated": 1.0,
+    "max_perplexity_ratio": 1e6,
+}
+
+
+def fake_server(kind: type[FakeRewardloop] = FakeRewardloop) -> FakeRewardloop:
+    """It likes "a" and short answers."""
+    server = kind(
+        score=lambda prompt, response: float(response.count("a") - len(response)),
+        versions={"reward": ["1"], "policy": ["1", "2"]},
+    )
+    server.promote("policy", "1")
+    return server
+
+
+class Setting:
+    """``policy``: settings of the policy's learning. Without a server and a store it has a fake one, and one policy."""
+
+    def __init__(
+        self,
+        directory: Path,
+        redis_url: str,
+        *,
+        server: RewardloopClient | None = None,
+        store: ModelStore | None = None,
+        **policy: object,
+    ) -> None:
+        if store is None:
+            store = ModelStore(directory / "models")
+            publish_policy(store, small_llama(), byte_encoder(64))
+        self.store = store
+        self.ledger = Ledger(directory / "ledger")
+        self.ledger.append([self._choice(i) for i in range(60)])
+        self.settings = TrainSettings(
+            store=store.url,
+            work_dir=directory / "work",
+            heldout_share=0.3,
+            torch_threads=1,
+            policy={"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": GATE, **policy},  # type: ignore[arg-type]
+        )
+        self.redis = redis.Redis.from_url(redis_url)
+        self.server = server or fake_server()
+        self.stop = threading.Event()
+        self.metrics = TrainerMetrics()
+        self.track = RoundTrack("policy", StateFile(self.settings.work_dir), self.metrics)
+        last = self.ledger.last_stream_id
+        assert last is not None
+        self.track.reach(Round(1, "training", "", last, 60, 60, seed=7, parent="1"))
+
+    def round(self) -> PolicyRound:
+        return PolicyRound(
+            self.settings,
+            self.store,
+            self.ledger,
+            self.redis,
+            self.server,
+            self.metrics,
+            self.stop,
+            self.track,
+        )
+
+    @staticmethod
+    def _choice(i: int) -> Recorded:
+        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["aaa", "is a long answer"])
+        event.prompt.text = f"q{i}"
+        event.choice.chosen, event.choice.rejected = 0, 1
+        event.arrival_time.FromSeconds(1_700_000_000 + i)
+        return Recorded(f"{1_700_000_000_000 + i}-0", event)
