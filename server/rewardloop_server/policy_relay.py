@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
-from rewardloop_server.best_of import BestOf
 from rewardloop_server.errors import DeadlinePassed, PolicyUnavailable
+
+if TYPE_CHECKING:  # the worker's process imports this file too, and has no ONNX Runtime
+    from rewardloop_server.best_of import BestOf
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 R = TypeVar("R")
