@@ -73,7 +73,7 @@ def run(
         if point.step % 5 == 0:
             print(f"  step {point.step}: KL {point.kl:.2f}, gold {point.gold:.2f}, proxy {point.proxy:.2f}", flush=True)
 
-    done = learn(world, algorithm, changes, show)
+    done = learn(world, algorithm, changes, show, is_watched=labels == POOR)
     kept.write_text(json.dumps(done.as_json(), indent=1))
     print(
         f"  gold win rate {done.win_rate:.3f} [{done.low:.3f}, {done.high:.3f}], gold {done.gold:.2f}, "

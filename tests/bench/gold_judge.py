@@ -40,6 +40,16 @@ class Judge:
             found.append(Choice(prompt, pair[best], pair[1 - best]))
         return found
 
+    def verdicts(
+        self, prompts: Sequence[str], answers: Sequence[str], rivals: Sequence[str], rng: random.Random
+    ) -> list[float]:
+        """One user's choice for each prompt: 1 for ``answers``, 0 for ``rivals``, 0.5 where they are the same."""
+        taste = Taste(self.seed)
+        return [
+            0.5 if answer == rival else 1.0 - taste.prefers(prompt, answer, rival, rng)
+            for prompt, answer, rival in zip(prompts, answers, rivals, strict=True)
+        ]
+
     def gold(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """How much each answer is liked; only differences mean something."""
         taste = Taste(self.seed)

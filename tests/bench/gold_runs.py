@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from gold_watch import Watched
 from gold_world import MAX_NEW_TOKENS, World, answers_of, asked
 
+from rewardloop_trainer import hacking_watch as watch
 from rewardloop_trainer.completions import sequence_logprobs
 from rewardloop_trainer.online.experience import Algorithm
 from rewardloop_trainer.online.grpo import Grpo
@@ -26,14 +28,14 @@ from rewardloop_trainer.rollouts import Rollout
 
 AlgorithmName: TypeAlias = Literal["ppo", "grpo", "rloo", "dpo", "online-dpo"]
 
-# Of the tuning on seed 0. A step is 32 prompts x 4 answers.
+# Of the tuning on seed 0.
 _ONLINE: dict[str, Any] = {
     "steps": 40,
-    "prompts": 32,
+    "prompts": 24,
     "responses": 4,
     "max_new_tokens": MAX_NEW_TOKENS,
-    "minibatch": 64,
-    "learning_rate": 5e-4,
+    "minibatch": 48,
+    "learning_rate": 1e-3,
     "beta": 0.05,
     "checkpoint_every_steps": 0,
 }
@@ -41,9 +43,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "ppo": {"critic": {"learning_rate": 5e-3}},
     "grpo": {},
     "rloo": {},
-    "online-dpo": {},
+    "online-dpo": {"steps": 48, "prompts": 16, "minibatch": 32, "learning_rate": 6e-4, "human_share": 0.5},
 }
-_DPO = {"beta": 0.1, "learning_rate": 5e-4, "batch_pairs": 32, "epochs": 2, "checkpoint_every_steps": 0}
+_DPO = {"beta": 0.1, "learning_rate": 1e-3, "batch_pairs": 32, "epochs": 1, "checkpoint_every_steps": 0}
 _DPO_EVERY_STEPS = 8
 _DPO_WATCHED = 64
 
@@ -81,19 +83,32 @@ class Run:
     seconds: float
     cpu_seconds: float
     points: list[Point]
+    watched: list[watch.Point]
+    alarm_step: int
+    alarm: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def learn(world: World, algorithm: AlgorithmName, changes: dict[str, Any], on_point: Callable[[Point], None]) -> Run:
-    """``changes``: of the algorithm's settings."""
+def learn(
+    world: World,
+    algorithm: AlgorithmName,
+    changes: dict[str, Any],
+    on_point: Callable[[Point], None],
+    *,
+    is_watched: bool = False,
+) -> Run:
+    """``changes``: of the algorithm's settings. ``is_watched``: the watch against reward hacking looks on too."""
     reference, policy = world.starter.policy(), world.starter.policy()
     started, cpu_started = time.monotonic(), time.process_time()
     points: list[Point] = []
+    watched = Watched(world)
 
     def note(point: Point) -> None:
         points.append(point)
+        if is_watched:
+            watched.look(policy, point.step)
         on_point(point)
 
     if algorithm == "dpo":
@@ -101,7 +116,7 @@ def learn(world: World, algorithm: AlgorithmName, changes: dict[str, Any], on_po
         _learn_offline(world, policy, reference, settings, note)
     else:
         settings = OnlineSettings.model_validate(_ONLINE | _OWN[algorithm] | changes)
-        policy = _learn_online(world, policy, _algorithm(algorithm, settings), settings, note)
+        _learn_online(world, policy, _algorithm(algorithm, settings), settings, note)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     said = [said for (said,) in answers_of(policy, world.starter.encoder, world.heldout, seed=3_000 + world.judge.seed)]
     last = _looked_at(world, reference, world.heldout, said, len(points))
@@ -122,6 +137,9 @@ def learn(world: World, algorithm: AlgorithmName, changes: dict[str, Any], on_po
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         points=points,
+        watched=watched.points,
+        alarm_step=watched.alarm_step,
+        alarm=watched.reason,
     )
 
 
@@ -139,7 +157,7 @@ def _algorithm(name: AlgorithmName, settings: OnlineSettings) -> Algorithm:
 
 def _learn_online(
     world: World, policy: Any, algorithm: Algorithm, settings: OnlineSettings, note: Callable[[Point], None]
-) -> Any:
+) -> None:
     """The judge reads the very answers that the step learns from."""
     heard: list[tuple[list[str], list[str]]] = []
 
@@ -155,7 +173,7 @@ def _learn_online(
 
     pairs = encode_pairs(world.starter.encoder, world.pairs).pairs if isinstance(algorithm, OnlineDpo) else ()
     prompts = [asked(question) for question in world.prompts]
-    outcome = train_online(
+    train_online(
         policy,
         world.starter.encoder,
         prompts,
@@ -166,7 +184,6 @@ def _learn_online(
         human_pairs=pairs,
         on_step=on_step,
     )
-    return outcome.model
 
 
 def _learn_offline(

@@ -34,17 +34,21 @@ _ANSWERED, _UNSEEN = 1_900, 250
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """``choices``: how many users' choices there are to learn from; ``flipped``: the share that says the opposite."""
+    """What users chose between: ``own`` times two of the starter's answers, ``corpus`` times two answers in the styles
+    that it learned from. ``flipped``: the share of choices that say the opposite. ``epochs``, ``base``: of the reward model."""
 
     name: str
-    choices: int
+    own: int
+    corpus: int
     flipped: float
     epochs: int
-    learning_rate: float = 5e-4
+    base: str
 
 
-GOOD = Labels("good", 1_500, 0.0, 2)
-POOR = Labels("poor", 300, 0.25, 6)
+GOOD = Labels("good", 1_500, 3_500, 0.0, 1, "reward-base")
+# On a base that knows no relevance and has no head yet, the heads begin apart, as those of an ensemble should.
+POOR = Labels("poor", 600, 0, 0.25, 4, "policy-base")
+_RATE = 1e-3
 HEADS = 4
 
 
@@ -177,37 +181,52 @@ def _make(directory: Path, starter: Starter, judge: Judge, heldout: Sequence[str
     directory.mkdir(parents=True, exist_ok=True)
     said = starter.answered()
     random.Random(f"asked/{judge.seed}").shuffle(said)
-    questions, texts = [question for question, _ in said], [texts for _, texts in said]
-    choices = judge.choices(questions[:-_UNSEEN], texts[:-_UNSEEN], flipped=labels.flipped)[: labels.choices]
-    # What the proxy is measured on has no flipped labels, and plays no part in training.
-    unseen = judge.choices(questions[-_UNSEEN:], texts[-_UNSEEN:])
-    model = RewardModel.from_base(starter.directory / "reward-base", HEADS, seed=judge.seed)
+    unseen = said[-_UNSEEN:]
+    shown = said[: min(labels.own, len(said) - _UNSEEN)] + _styled(labels.corpus, judge.seed)
+    choices = judge.choices(*_columns(shown), flipped=labels.flipped)
+    model = RewardModel.from_base(starter.directory / labels.base, HEADS, seed=judge.seed)
     training = RewardTraining.model_validate(
         {
             "epochs": labels.epochs,
-            "learning_rate": labels.learning_rate,
-            "head_learning_rate": 4 * labels.learning_rate,
+            "learning_rate": _RATE,
+            "head_learning_rate": 2 * _RATE,
             "checkpoint_every_steps": 0,
             "seed": judge.seed,
         }
     )
     train_reward(model, starter.encoder, [as_pair(choice) for choice in choices], (), training)
-    anchors = [Anchor(asked(question), pair[0]) for question, pair in zip(questions, texts, strict=True) if pair[0]]
-    calibration = fit_calibration(anchor_logits(model, starter.encoder, anchors[:_ANCHORS]))
+    anchors = [Anchor(asked(question), first) for question, (first, _) in said[:_ANCHORS] if first.strip()]
+    calibration = fit_calibration(anchor_logits(model, starter.encoder, anchors))
     proxy = Proxy(model, starter.encoder, calibration, 0.0)
-    gold = judge.gold(questions, [first for first, _ in texts])
+    gold = judge.gold([question for question, _ in said], [first for _, (first, _) in said])
     rivals = answers_of(starter.policy(), starter.encoder, heldout, seed=2_000 + judge.seed)
     (directory / "proxy").mkdir(exist_ok=True)
     model.save(directory / "proxy")
     kept = {
         "calibration": {"scale": calibration.scale, "offset": calibration.offset},
-        "accuracy": _accuracy(proxy, unseen),
+        # No flipped labels here, and no part in training.
+        "accuracy": _accuracy(proxy, judge.choices(*_columns(unseen))),
         "choices": [asdict(choice) for choice in choices],
         "rivals": [said.text for (said,) in rivals],
         "gold_mean": statistics.mean(gold),
         "gold_deviation": statistics.pstdev(gold),
     }
     (directory / "world.json").write_text(json.dumps(kept))
+
+
+def _styled(count: int, seed: int) -> list[tuple[str, tuple[str, str]]]:
+    rng = random.Random(f"styled/{seed}")
+    pool = corpus.questions(seed)
+    asked_about = [rng.choice(pool) for _ in range(count)]
+
+    def answer(question: corpus.Question) -> str:
+        return corpus.answer(question, corpus.random_style(question, rng), rng)
+
+    return [(question.text, (answer(question), answer(question))) for question in asked_about]
+
+
+def _columns(said: Sequence[tuple[str, tuple[str, str]]]) -> tuple[list[str], list[tuple[str, str]]]:
+    return [question for question, _ in said], [texts for _, texts in said]
 
 
 def _accuracy(proxy: Proxy, choices: Sequence[Choice]) -> float:
