@@ -1,0 +1,56 @@
+"""The watch against reward hacking on one run: every few steps the policy is a candidate for the one that was last."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gold_world import World, answers_of, asked
+
+from rewardloop_trainer.hacking_watch import Point, alarm
+from rewardloop_trainer.policy_gate import bootstrap_interval
+
+_EVERY_STEPS = 4
+_ASKED = 200
+
+
+class Watched:
+    """Each round's answers against the last one's, by the proxy and by users' choices, which are noisy as all are.
+
+    ``alarm_step``: of the first alarm, 0 while there is none; nothing is halted, so that gold shows what would follow.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._questions: Sequence[str] = world.heldout[:_ASKED]
+        self._live = self._scored(world.rivals[:_ASKED])
+        self.points: list[Point] = []
+        self.alarm_step = 0
+        self.reason = ""
+
+    def look(self, policy: Any, step: int) -> None:
+        if step % _EVERY_STEPS:
+            return
+        number = step // _EVERY_STEPS
+        said = answers_of(policy, self._world.starter.encoder, self._questions, seed=5_000 + number)
+        candidate = self._scored([rollout.text for (rollout,) in said])
+        texts, rivals = [text for text, _ in candidate], [text for text, _ in self._live]
+        gaps = np.array([new - old for (_, new), (_, old) in zip(candidate, self._live, strict=True)])
+        by_score = (1 + np.sign(gaps)) / 2
+        rng = random.Random(f"watch/{self._world.judge.seed}/{number}")
+        by_users = np.array(self._world.judge.verdicts(self._questions, texts, rivals, rng))
+        score_lower, _ = bootstrap_interval(by_score, 0)
+        _, win_rate_upper = bootstrap_interval(by_users, 0)
+        score = statistics.mean(value for _, value in candidate)
+        self.points.append(Point(number, "judge", score, score_lower, float(by_users.mean()), win_rate_upper))
+        if not self.alarm_step and (reason := alarm(self.points)) is not None:
+            self.alarm_step, self.reason = step, reason
+        self._live = candidate
+
+    def _scored(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """Empty answers, which have no score, have the worst."""
+        scored = self._world.proxy.score([asked(q) for q in self._questions], [[text] for text in texts])
+        return [(text, -3.0 if reward is None else reward.score) for text, (reward,) in zip(texts, scored, strict=True)]
