@@ -9,9 +9,9 @@ Algorithm = Literal["dpo", "ppo", "grpo", "online-dpo"]
 # An answer of the starter has 30 tokens or so; what is longer than this has lost its end.
 _ANSWER_TOKENS = 64
 _ONLINE: dict[str, dict[str, str]] = {
-    "ppo": {"steps": "30", "prompts": "16", "learning-rate": "5e-4"},
-    "grpo": {"steps": "30", "prompts": "16", "learning-rate": "3e-4"},
-    "online-dpo": {"steps": "30", "prompts": "16", "learning-rate": "3e-4"},
+    "ppo": {"steps": "25", "prompts": "16", "learning-rate": "5e-4"},
+    "grpo": {"steps": "25", "prompts": "16", "learning-rate": "6e-4"},
+    "online-dpo": {"steps": "25", "prompts": "16", "learning-rate": "6e-4"},
 }
 
 
