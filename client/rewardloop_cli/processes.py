@@ -27,6 +27,7 @@ PROCESSES = (
     Process("train", "rewardloop_trainer.app", "trainer", "The trainer daemon."),
     Process("policy-worker", "rewardloop_policy.app", "trainer", "The process that runs the policy."),
     Process("sft", "rewardloop_trainer.sft_cli", "trainer", "A base that learns from a file of conversations."),
+    Process("policy-train", "rewardloop_trainer.policy_cli", "trainer", "A policy that learns once, by hand."),
     Process("export", "rewardloop_trainer.export_cli", "trainer", "A Hugging Face model to a version in the store."),
 )
 

@@ -1,0 +1,281 @@
+"""``rewardloop policy-train`` from the command line to a Hugging Face directory, against a real gRPC server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from policy_versions import byte_encoder, publish_policy, small_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from rewardloop_trainer import policy_cli
+from rewardloop_trainer.online.report import read_steps
+
+torch.set_num_threads(1)
+ONLINE = {
+    "steps": 8,
+    "prompts": 4,
+    "responses": 8,
+    "epochs": 2,
+    "max-new-tokens": 8,
+    "minibatch": 16,
+    "learning-rate": 0.02,
+    "beta": 0.01,
+    "max-update-kl": 100,
+    "checkpoint-every-steps": 2,
+    "critic.warmup-steps": 0,
+}
+
+
+class Scorer(reward_pb2_grpc.RewardServiceServicer):
+    """Likes lowercase letters. Answers ``patience`` calls, then none; None: all."""
+
+    def __init__(self) -> None:
+        self.patience: int | None = None
+
+    def ScoreBatch(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if self.patience is not None:
+            self.patience -= 1
+            if self.patience < 0:
+                context.abort(grpc.StatusCode.INTERNAL, "out of order")
+        return reward_pb2.ScoreBatchResponse(items=[self._scored(group) for group in request.groups])
+
+    @staticmethod
+    def _scored(group: reward_pb2.ScoreRequest) -> reward_pb2.ScoreBatchItem:
+        scores = [sum("a" <= c <= "z" for c in text) / len(text) for text in group.responses]
+        result = reward_pb2.ScoreResponse(
+            scores=[reward_pb2.ResponseScore(score=score, logit=score) for score in scores],
+            model_version=common_pb2.ModelVersion(version="1", digest="d"),
+        )
+        return reward_pb2.ScoreBatchItem(result=result)
+
+
+@pytest.fixture(scope="module")
+def scorer_and_address() -> Iterator[tuple[Scorer, str]]:
+    scorer, server = Scorer(), grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(scorer, server)
+    healthy = health.HealthServicer()
+    healthy.set("rewardloop.v1.RewardService", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield scorer, f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def scorer(scorer_and_address: tuple[Scorer, str]) -> Scorer:
+    scorer = scorer_and_address[0]
+    scorer.patience = None
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    store = ModelStore(tmp_path_factory.mktemp("store"))
+    publish_policy(store, small_llama(), byte_encoder(64))
+    return store
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{i}"}) + "\n" for i in range(16)))
+    return path
+
+
+@pytest.fixture
+def command(scorer_and_address: tuple[Scorer, str], scorer: Scorer, store: ModelStore, prompts: Path) -> list[str]:
+    """PPO from the store's policy, without --out."""
+    flags = ["--store", store.url, "--version", "1", "--prompts", str(prompts), "--server", scorer_and_address[1]]
+    online = [part for name, value in ONLINE.items() for part in (f"--online.{name}", str(value))]
+    gate = ["--gate.max-new-tokens", "8", "--gate.max-kl", "1000", "--gate.least-distinct-ratio", "0"]
+    gate += ["--gate.max-more-repeated", "1", "--gate.max-empty-share", "1", "--gate.least-length-ratio", "0"]
+    return ["--algorithm", "ppo", *flags, *online, *gate]
+
+
+def weights_of(out: Path) -> str:
+    files: dict[str, str] = json.loads((out / "policy" / "run.json").read_text())["files"]
+    return files["model.safetensors"]
+
+
+def test_a_policy_learns_and_is_written_with_what_it_came_from(
+    command: list[str], store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = [*command, "--out", str(out), "--heldout-share", "0.3", "--publish", "--seed", "3"]
+    assert policy_cli.main(flags) == 0
+    said = capsys.readouterr().out
+    steps = read_steps(out / "report")
+    assert [row.step for row in steps] == list(range(1, 9))
+    assert steps[-1].figures["score"] > steps[0].figures["score"] + 0.1
+    assert [line.split("  ")[0] for line in said.splitlines()[:8]] == [f"step {i}/8" for i in range(1, 9)]
+    assert (out / "report" / "report.png").exists()
+    assert not (out / "checkpoints").exists()
+
+    about = json.loads((out / "policy" / "run.json").read_text())
+    assert (about["algorithm"], about["seed"], about["start"]["version"]) == ("ppo", 3, "1")
+    assert about["settings"]["online"]["steps"] == 8
+    assert about["data"]["prompts"] + about["data"]["heldout_prompts"] == 16
+    assert about["code_version"]
+    assert about["figures"]["gate_win_rate"] > 0.5
+    assert steps[-1].figures["gate_win_rate"] == about["figures"]["gate_win_rate"]
+    model = AutoModelForCausalLM.from_pretrained(out / "policy")
+    before = small_llama().state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(out / "policy")("q1").input_ids == byte_encoder().tokenizer.encode("q1").ids
+
+    manifest = store.manifest("policy", store.versions("policy")[-1])
+    assert (manifest.parent, manifest.seed, manifest.notes["method"]) == ("1", 3, "ppo")
+    assert manifest.metrics["gate_win_rate"] == about["figures"]["gate_win_rate"]
+    assert f"policy {manifest.version} published" in said
+
+    published = store.versions("policy")
+    assert policy_cli.main(flags) == 0  # nothing is left to do
+    assert store.versions("policy") == published
+    assert policy_cli.main([*flags, "--seed", "4"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_what_the_gate_refuses_is_written_but_not_published(
+    command: list[str], store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = store.versions("policy")
+    flags = ["--online.steps", "1", "--heldout-share", "0.3", "--gate.least-win-rate", "0.99", "--publish"]
+    assert policy_cli.main([*command, *flags, "--out", str(tmp_path)]) == 1
+    assert "the gate would refuse it: win rate" in capsys.readouterr().out
+    assert (tmp_path / "policy" / "model.safetensors").exists()
+    assert store.versions("policy") == published
+
+
+def test_a_run_that_lost_its_server_goes_on_to_the_weights_of_an_uninterrupted_one(
+    command: list[str], scorer: Scorer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*command, "--heldout-share", "0"]
+    assert policy_cli.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    scorer.patience = 5
+    assert policy_cli.main([*flags, "--out", str(tmp_path / "cut")]) == 2
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert not (tmp_path / "cut" / "policy").exists()
+    scorer.patience = 4  # steps 5 to 8: the others are in the checkpoint
+    assert policy_cli.main([*flags, "--out", str(tmp_path / "cut")]) == 0
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    assert [row.step for row in read_steps(tmp_path / "cut" / "report")] == list(range(1, 9))
+    scorer.patience = None
+    assert policy_cli.main([*flags, "--out", str(tmp_path / "other"), "--seed", "1"]) == 0
+    assert weights_of(tmp_path / "other") != weights_of(tmp_path / "whole")
+
+
+def test_two_processes_write_one_policy(command: list[str], tmp_path: Path) -> None:
+    flags = [*command, "--heldout-share", "0", "--online.steps", "2", "--torch-threads", "1"]
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv += ["-m", "rewardloop_trainer.policy_cli", *flags, "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert policy_cli.main([*flags, "--out", str(tmp_path / "one")]) == 0
+    assert json.loads((tmp_path / "two" / "policy" / "run.json").read_text())["processes"] == 2
+    for both, alone in zip(*(read_steps(tmp_path / name / "report") for name in ("two", "one")), strict=True):
+        assert both.figures["loss"] == pytest.approx(alone.figures["loss"], abs=1e-4)
+        assert both.figures["score"] == pytest.approx(alone.figures["score"], abs=1e-6)
+
+
+def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "please do", "rejected": "no way"} for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "pairs.jsonl"), "--out"]
+    flags += [str(tmp_path / "out"), "--heldout-share", "0", "--learning-rate", "2e-3", "--batch-pairs", "8"]
+    assert policy_cli.main([*flags, "--epochs", "4", "--server", "127.0.0.1:1"]) == 0
+    figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
+    assert figures["train_accuracy"] == 1.0
+    assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
+
+
+def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
+    command: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [b'{"prompt": "fine"}', b"", b"{broken", b"\xff\xfe", b'{"prompt": 3}', b"[1]", b'{"text": "hm"}']
+    lines += [b'{"prompt": "x", "chosen": "same", "rejected": "same"}', b'{"prompt": "\\ud800"}']
+    lines += [b'{"messages": [{"role": "assistant", "content": "hi"}]}']
+    path.write_bytes(b"\n".join(lines))
+    assert policy_cli.main([*command, "--prompts", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    expected = {
+        3: "is not JSON",
+        4: "is not UTF-8",
+        5: "prompt: is a number, not text",
+        6: "is a list, not an object",
+        7: "has neither prompt nor messages",
+        8: "chosen and rejected are the same",
+        9: "lone surrogate",
+        10: "begins with the assistant's only turn",
+    }
+    assert len(said) == len(expected)
+    for line, (number, reason) in zip(said, expected.items(), strict=True):
+        assert line.startswith(f"rewardloop policy-train: {path}:{number}: ")
+        assert reason in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--version", "77"], "the store has no version 77 of policy"),
+        (["--server", "127.0.0.1:1"], "no scores from 127.0.0.1:1"),
+        (["--algorithm", "dpo", "--heldout-share", "0"], "dpo learns from pairs"),
+        (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--max-length", "8"], "no prompt to train on leaves room for an answer"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    flags: list[str], reason: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert policy_cli.main([*command, *flags, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rewardloop policy-train: ")
+    assert reason in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "policy").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--base", "b", "--version", "1", "--store", "s"], "name where it starts"),
+        (["--version", "1"], "need --store"),
+        (["--base", "b", "--publish"], "need --store"),
+        (["--base", "b", "--algorithm", "grpo", "--online.responses", "1"], "must be 2 or more"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        policy_cli.main(["--prompts", "p", "--out", "o", *flags])
+    assert refused.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; from rewardloop_trainer import policy_cli\n"
+        "try: policy_cli.main(['--help'])\n"
+        "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--online.learning-rate" in done.stdout
