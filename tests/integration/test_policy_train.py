@@ -6,35 +6,25 @@ import json
 import math
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 import torch
-from policy_versions import byte_encoder, publish_policy, small_llama
+from policy_rounds import Setting, fake_server
+from policy_versions import byte_encoder, small_llama
 
-from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Turn
-from rewardloop.v1 import feedback_pb2
 from rewardloop_client import Unreachable
-from rewardloop_client.fake import FakeRewardloop
 from rewardloop_trainer.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
 from rewardloop_trainer.dialogues import Dialogue
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.ledger_columns import Recorded
-from rewardloop_trainer.loop import Interrupted, RoundTrack
-from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.policy_round import PolicyRound
+from rewardloop_trainer.loop import Interrupted
 from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, encode_pairs, train_policy
 from rewardloop_trainer.preferences import Pair, split_of
 from rewardloop_trainer.publish import ServerAway
-from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.sft import train_sft
 from rewardloop_trainer.sft_settings import SftSettings
-from rewardloop_trainer.state import Round, StateFile
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
@@ -178,57 +168,6 @@ def test_the_trainer_never_imports_the_server() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-class Setting:
-    """A trainer's surroundings: a store with one policy, a ledger of choices, a fake server, a round under way."""
-
-    def __init__(self, directory: Path, redis_url: str, **policy: object) -> None:
-        self.store = ModelStore(directory / "models")
-        publish_policy(self.store, small_llama(), byte_encoder(64))
-        self.ledger = Ledger(directory / "ledger")
-        self.ledger.append([self._choice(i) for i in range(60)])
-        gate = {
-            "max_new_tokens": 8,
-            "responses": 2,
-            "max_kl": 1e6,
-            "least_length_ratio": 0.0,
-            "max_length_ratio": 100.0,
-        }
-        gate |= {"least_distinct_ratio": 0.0, "max_empty_share": 1.0, "max_more_truncated": 1.0}
-        learning = {"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": gate, **policy}
-        self.settings = TrainSettings(
-            store=str(directory / "models"),
-            work_dir=directory / "work",
-            heldout_share=0.3,
-            torch_threads=1,
-            policy=learning,  # type: ignore[arg-type]
-        )
-        self.redis = redis.Redis.from_url(redis_url)
-        self.server = FakeRewardloop(
-            score=lambda prompt, response: float(response.count("a") - len(response)),
-            versions={"reward": ["1"], "policy": ["1", "2"]},
-        )
-        self.server.promote("policy", "1")
-        self.stop = threading.Event()
-        self.track = RoundTrack("policy", StateFile(self.settings.work_dir), TrainerMetrics())
-        last = self.ledger.last_stream_id
-        assert last is not None
-        self.track.reach(Round(1, "training", "", last, 60, 60, seed=7))
-
-    def round(self) -> PolicyRound:
-        metrics = TrainerMetrics()
-        return PolicyRound(
-            self.settings, self.store, self.ledger, self.redis, self.server, metrics, self.stop, self.track
-        )
-
-    @staticmethod
-    def _choice(i: int) -> Recorded:
-        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["aaa", "is a long answer"])
-        event.prompt.text = f"q{i}"
-        event.choice.chosen, event.choice.rejected = 0, 1
-        event.arrival_time.FromSeconds(1_700_000_000 + i)
-        return Recorded(f"{1_700_000_000_000 + i}-0", event)
-
-
 def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url)
     assert setting.round().run() == "promoted"
@@ -258,12 +197,13 @@ def test_a_round_that_does_not_win_is_refused_and_kept_with_its_reasons(tmp_path
 
 
 def test_a_stopped_round_goes_on_and_a_missing_server_is_waited_for(tmp_path: Path, redis_url: str) -> None:
-    setting = Setting(tmp_path, redis_url)
+    server = fake_server()
+    setting = Setting(tmp_path, redis_url, server=server)
     setting.stop.set()
     with pytest.raises(Interrupted):
         setting.round().run()
     setting.stop.clear()
-    setting.server.fail("score_batch", Unreachable("gone"), times=4)
+    server.fail("score_batch", Unreachable("gone"), times=4)
     with pytest.raises(ServerAway):
         setting.round().run()
     assert setting.track.now.phase == "trained"

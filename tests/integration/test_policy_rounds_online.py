@@ -1,0 +1,118 @@
+"""Policy rounds by learning from own answers: against a real server and worker, and without a server for a while."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from policy_rounds import Setting, fake_server
+from policy_versions import byte_encoder, publish_policy, small_llama
+from processes import free_port, serving
+from reward_graphs import publish_sum_version
+
+from rewardloop.formats.store import Calibration, ModelStore
+from rewardloop_client import RewardloopClient, Unreachable
+from rewardloop_client.fake import FakeRewardloop
+from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_trainer.publish import ServerAway
+
+torch.set_num_threads(1)
+
+# Nothing but the score counts.
+ONLINE = {
+    "steps": 16,
+    "prompts": 16,
+    "responses": 6,
+    "max_new_tokens": 8,
+    "minibatch": 96,
+    "epochs": 2,
+    "learning_rate": 4e-3,
+    "beta": 0.0,
+    "rewards": {"missing_end_penalty": 0.0},
+    "max_update_kl": 100.0,
+    "human_share": 0.0,
+    "critic": {"warmup_steps": 0, "learning_rate": 1e-3},
+}
+
+
+@dataclass(frozen=True)
+class Services:
+    """A scoring service and a policy worker over one store."""
+
+    store: ModelStore
+    redis_url: str
+    client: RewardloopClient
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Policy 1 says random bytes; the score grows with the number of words."""
+    directory = tmp_path_factory.mktemp("services")
+    store = ModelStore(directory / "models")
+    publish_sum_version(store, calibration=Calibration(0.05))
+    publish_policy(store, small_llama(), byte_encoder(64))
+    embedded = EmbeddedRedis(directory / "redis", fsync="everysec")
+    embedded.start()
+    address = f"127.0.0.1:{free_port()}"
+    argv = [sys.executable, "-m", "rewardloop_policy.app", "--store", store.url, "--redis-url", embedded.url]
+    argv += ["--listen", address, "--metrics-port", str(free_port()), "--torch-threads", "1"]
+    with (directory / "worker.log").open("ab") as log:
+        worker = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+    with (
+        serving(directory / "models", embedded.url, directory / "serve.log", "--policy-address", address) as server,
+        RewardloopClient(server.address) as client,
+    ):
+        server.wait_until_serving("rewardloop.v1.PolicyService")
+        yield Services(store, embedded.url, client)
+    worker.kill()
+    worker.wait()
+    embedded.stop()
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "online-dpo"])
+def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
+    services: Services, tmp_path: Path, algorithm: str
+) -> None:
+    learning = {"algorithm": algorithm, "online": ONLINE, "beta": 1.0, "sft_weight": 0.0}
+    setting = Setting(tmp_path, services.redis_url, server=services.client, store=services.store, **learning)
+    assert setting.round().run() == "promoted", setting.track.now
+    live = services.client.get_version("policy").version
+    manifest = services.store.manifest("policy", live)
+    assert (manifest.parent, manifest.notes["method"]) == ("1", algorithm)
+    figures = manifest.metrics
+    assert figures["gate_win_rate"] > 0.55, figures
+    assert figures["gate_candidate_reward"] > figures["gate_live_reward"]
+    assert figures["train_steps"] == ONLINE["steps"]
+    assert {"train_score", "train_kl", "train_entropy", "train_update_kl"} <= set(figures)
+    assert ("train_explained_variance" in figures) == (algorithm == "ppo")
+
+
+class GoesAway(FakeRewardloop):
+    """After the third request for scores nobody is there for one."""
+
+    def score_batch(self, *groups: Any, **how: Any) -> Any:
+        if self.attempts.count("score_batch") == 3:
+            self.fail("score_batch", Unreachable("gone"), times=4)
+        return super().score_batch(*groups, **how)
+
+
+def test_a_round_waits_for_a_server_that_goes_away_and_loses_no_step(tmp_path: Path, redis_url: str) -> None:
+    online = {**ONLINE, "steps": 6, "prompts": 4, "responses": 4, "checkpoint_every_steps": 5}
+    server = fake_server(GoesAway)
+    whole = Setting(tmp_path / "whole", redis_url, algorithm="ppo", online=online)
+    gap = Setting(tmp_path / "gap", redis_url, server=server, algorithm="ppo", online=online)
+    assert whole.round().run() == "promoted"
+    with pytest.raises(ServerAway):
+        gap.round().run()
+    assert gap.track.now.phase == "training"
+    assert gap.round().run() == "promoted"
+    # Three steps, four attempts in vain, the three steps that were left, and the gate.
+    assert server.attempts.count("score_batch") == 3 + 4 + 3 + 1
+    files = [setting.store.manifest("policy", 2).files["model.safetensors"] for setting in (whole, gap)]
+    assert files[0] == files[1]
