@@ -35,7 +35,8 @@ _ANSWERED, _UNSEEN = 1_900, 250
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What users chose between: ``own`` times two of the starter's answers, ``corpus`` times two answers in the styles
-    that it learned from. ``flipped``: the share of choices that say the opposite. ``epochs``, ``base``: of the reward model."""
+    that it learned from. ``flipped``: the share of choices that say the opposite. ``epochs``, ``base``: of the reward
+    model."""
 
     name: str
     own: int
