@@ -54,8 +54,9 @@ def table(by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def chased_table(by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """One line a run: where gold was best, and what is left of it."""
     lines = [
-        "| reward | seed | best gold gain (step) | gold gain at the end | kept | proxy then, at the end | KL, nats |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| reward | seed | best gold gain (step) | gold gain at the end | kept | proxy then, at the end | KL, nats | "
+        "a third lost, watch fired (steps; 0: never) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, runs in by_name.items():
         for run in runs:
@@ -63,7 +64,8 @@ def chased_table(by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             lines.append(
                 f"| {name.removeprefix('overoptimised-')} | {run['seed']} | {turn['best']:+.2f} ({turn['step']}) | "
                 f"{turn['last']:+.2f} | {turn['last'] / turn['best']:.2f} | "
-                f"{turn['proxy_then']:+.2f}, {turn['proxy_last']:+.2f} | {run['points'][-1]['kl']:.1f} |"
+                f"{turn['proxy_then']:+.2f}, {turn['proxy_last']:+.2f} | {run['points'][-1]['kl']:.1f} | "
+                f"{turn['lost_third']}, {run['alarm_step']} |"
             )
     return "\n".join(lines)
 
