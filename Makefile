@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 EXTRAS ?= local,test
 
-.PHONY: install demo test lint types protos protos-check bench clean
+.PHONY: install demo test parity lint types protos protos-check bench clean
 
 $(VENV)/installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -18,6 +18,11 @@ demo: install
 
 test: install lint types protos-check
 	$(PY) -m pytest -q -n auto --dist loadfile
+
+# Losses and gradients against TRL on the same tensors.
+parity:
+	$(MAKE) install EXTRAS=local,test,parity
+	$(PY) -m pytest -q tests/parity
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
