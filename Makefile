@@ -20,9 +20,8 @@ test: install lint types protos-check
 	$(PY) -m pytest -q -n auto --dist loadfile
 
 # Losses and gradients against TRL on the same tensors.
-parity:
-	$(MAKE) install EXTRAS=local,test,parity
-	$(PY) -m pytest -q tests/parity
+parity: install
+	$(PY) -m pip install -q -e '.[parity]' && $(PY) -m pytest -q tests/parity
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
