@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -46,7 +47,8 @@ def fake_server(kind: type[FakeRewardloop] = FakeRewardloop) -> FakeRewardloop:
 
 
 class Setting:
-    """``policy``: settings of the policy's learning. Without a server and a store it has a fake one, and one policy."""
+    """``more``: signals after the choices; ``policy``: settings of the policy's learning. Without a server and a store
+    it has a fake one, and one policy."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Setting:
         *,
         server: RewardloopClient | None = None,
         store: ModelStore | None = None,
+        more: Sequence[Recorded] = (),
         **policy: object,
     ) -> None:
         if store is None:
@@ -62,7 +65,7 @@ class Setting:
             publish_policy(store, small_llama(), byte_encoder(64))
         self.store = store
         self.ledger = Ledger(directory / "ledger")
-        self.ledger.append([self._choice(i) for i in range(60)])
+        self.ledger.append([*(self._choice(i) for i in range(60)), *more])
         self.settings = TrainSettings(
             store=store.url,
             work_dir=directory / "work",
@@ -77,7 +80,7 @@ class Setting:
         self.track = RoundTrack("policy", StateFile(self.settings.work_dir), self.metrics)
         last = self.ledger.last_stream_id
         assert last is not None
-        self.track.reach(Round(1, "training", "", last, 60, 60, seed=7, parent="1"))
+        self.track.reach(Round(1, "training", "", last, 60 + len(more), 60 + len(more), seed=7, parent="1"))
 
     def round(self) -> PolicyRound:
         return PolicyRound(

@@ -203,6 +203,19 @@ def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Pat
     assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
 
 
+def test_kto_learns_from_thumbs_without_a_server(store: ModelStore, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "completion": "please do", "label": True} for i in range(8)]
+    rows += [{"prompt": f"q{i}", "response": "no way", "down": 2} for i in range(8, 16)]
+    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "thumbs.jsonl"), "--out"]
+    flags += [str(tmp_path / "out"), "--heldout-share", "0", "--algorithm", "kto", "--kto.learning-rate", "2e-3"]
+    flags += ["--kto.batch-thumbs", "8", "--kto.epochs", "4", "--server", "127.0.0.1:1"]
+    assert policy_cli.main(flags) == 0
+    figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
+    assert (figures["train_thumbs"], figures["train_thumbs_merged"], figures["train_accuracy"]) == (16, 8, 1.0)
+    assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
+
+
 def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
     command: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +250,7 @@ def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
         (["--version", "77"], "the store has no version 77 of policy"),
         (["--server", "127.0.0.1:1"], "no scores from 127.0.0.1:1"),
         (["--algorithm", "dpo", "--heldout-share", "0"], "dpo learns from pairs"),
+        (["--algorithm", "kto", "--heldout-share", "0"], "kto learns from thumbs"),
         (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--max-length", "8"], "no prompt to train on leaves room for an answer"),
     ],

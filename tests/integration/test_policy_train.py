@@ -19,8 +19,9 @@ from rewardloop_client import Unreachable
 from rewardloop_trainer.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
 from rewardloop_trainer.dialogues import Dialogue
 from rewardloop_trainer.loop import Interrupted
+from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.policy_settings import DpoSettings
-from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, encode_pairs, train_policy
+from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
 from rewardloop_trainer.preferences import Pair, split_of
 from rewardloop_trainer.publish import ServerAway
 from rewardloop_trainer.sft import train_sft

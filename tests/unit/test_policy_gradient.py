@@ -144,3 +144,5 @@ def test_kto_weights_balance_the_two_kinds() -> None:
     weights = balanced_weights(torch.tensor([True, True, True, False]))
     assert weights.tolist() == [1.0, 1.0, 1.0, 3.0]
     assert balanced_weights(torch.tensor([True, True])).tolist() == [1.0, 1.0]
+    counted = balanced_weights(torch.tensor([True, False, False]), torch.tensor([0.5, 1.0, 3.0]))
+    assert counted.tolist() == [8.0, 1.0, 1.0]

@@ -27,12 +27,13 @@ def kto(log_ratio: Tensor, is_wanted: Tensor, z: Tensor, beta: float) -> Tensor:
     return 1 - torch.sigmoid(sign * beta * (log_ratio - z))
 
 
-def balanced_weights(is_wanted: Tensor) -> Tensor:
+def balanced_weights(is_wanted: Tensor, counts: Tensor | None = None) -> Tensor:
     """(n,): 1 for the commoner kind, for the other one so much that lambda_D n_D / (lambda_U n_U) is 1.
 
-    The paper keeps that quotient within [1, 4/3] (section 4.2). One kind alone has weight 1.
+    The paper keeps that quotient within [1, 4/3] (section 4.2). One kind alone has weight 1. counts: (n,), above 0: as
+    how many each is counted, 1 unless given.
     """
-    wanted = is_wanted.sum()
-    unwanted = len(is_wanted) - wanted
-    most = torch.maximum(wanted, unwanted).float()
-    return torch.where(is_wanted, most / wanted.clamp(min=1), most / unwanted.clamp(min=1))
+    counts = torch.ones(len(is_wanted), device=is_wanted.device) if counts is None else counts
+    wanted, unwanted = counts[is_wanted].sum(), counts[~is_wanted].sum()
+    most = torch.maximum(wanted, unwanted)
+    return torch.where(is_wanted, most / wanted, most / unwanted)

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
+from rewardloop_trainer.kto_train import train_kto
 from rewardloop_trainer.online.algorithms import algorithm_of
 from rewardloop_trainer.online.report import RunReport, read_steps
 from rewardloop_trainer.online.settings import AlgorithmName
@@ -98,7 +99,7 @@ class _Run:
 
     def train(self, server: RewardloopClient) -> None:
         """Leaves the policy written."""
-        asks = self._settings.algorithm != "dpo" or self._heldout.prompts
+        asks = self._settings.algorithm not in ("dpo", "kto") or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
         self._settings.out.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,8 @@ class _Run:
         match self._settings.algorithm:
             case "dpo":
                 self._learn_from_pairs(model, server, on_step)
+            case "kto":
+                self._learn_from_thumbs(model, server, on_step)
             case "ppo" | "grpo" | "rloo" | "online-dpo" as name:
                 self._learn_from_answers(model, name, server, on_step)
 
@@ -136,6 +139,21 @@ class _Run:
             self._settings.out / "checkpoints",
             report,
             save=lambda outcome: self._save(model, server, outcome.figures),
+        )
+
+    def _learn_from_thumbs(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
+        if not self._train.thumbs:
+            raise ValueError(f"{self._settings.prompts}: kto learns from thumbs, and has none to train on")
+        train_kto(
+            model,
+            self._start.encoder,
+            self._train.thumbs,
+            self._heldout.thumbs,
+            self._learning.kto,
+            self._settings.out / "checkpoints",
+            lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
+            save=lambda outcome: self._save(model, server, outcome.figures),
+            seed=self._learning.seed,
         )
 
     def _learn_from_answers(
@@ -208,6 +226,7 @@ class _Run:
                 "sha256": self._data.sha256,
                 "prompts": len(self._train.prompts),
                 "pairs": len(self._train.pairs),
+                "thumbs": len(self._train.thumbs),
                 "heldout_prompts": len(self._heldout.prompts),
                 "heldout_share": self._settings.heldout_share,
             },

@@ -19,8 +19,8 @@ from rewardloop_trainer.policy_settings import PolicySettings
 
 
 class PolicyTrainSettings(ProcessSettings, PolicySettings):
-    """Trains a policy on prompts whose answers a server scores, or on pairs (dpo). The same command goes on where a
-    killed one stopped."""
+    """Trains a policy on prompts whose answers a server scores, or on pairs (dpo) or thumbs (kto). The same command
+    goes on where a killed one stopped."""
 
     model_config = ProcessSettings.model_config
 
@@ -28,7 +28,7 @@ class PolicyTrainSettings(ProcessSettings, PolicySettings):
     store: str = Field("", description="model store: of --version, and where --publish goes")
     version: str = Field("", description="where it starts, instead of --base: the number of a policy in the store")
     prompts: Path = Field(
-        description="JSONL, plain or gzipped, or Parquet: {prompt}, {messages}, or pairs with a prompt"
+        description="JSONL, plain or gzipped, or Parquet: {prompt}, {messages}, or pairs or thumbs with a prompt"
     )
     out: Path = Field(description="directory to write: policy/, report/ and, while it runs, checkpoints/")
     server: str = Field("127.0.0.1:50051", description="gRPC address of the service that scores")

@@ -20,14 +20,16 @@ from rewardloop.formats.store import MANIFEST, Manifest
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.hacking_watch import HackingWatch, Point
+from rewardloop_trainer.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.loop import Interrupted, Waiting
+from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.online.algorithms import algorithm_of
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online
 from rewardloop_trainer.policy_canary import PolicyCanary
-from rewardloop_trainer.policy_train import PolicyProgress, TrainingStopped, encode_pairs, train_policy
+from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
 from rewardloop_trainer.policy_verdict import verdict
-from rewardloop_trainer.preferences import Prompt, pairs_of
+from rewardloop_trainer.preferences import Prompt, pairs_of, thumbs_of
 from rewardloop_trainer.publish import PromotionRefused, ServerAway, live_version
 from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.rollouts import fitting_prompts
@@ -74,6 +76,8 @@ class PolicyRound(ModelRound):
         match self._settings.policy.algorithm:
             case "dpo":
                 return self._learn_from_pairs(model)
+            case "kto":
+                return self._learn_from_thumbs(model)
             case "ppo" | "grpo" | "rloo" | "online-dpo" as name:
                 return self._learn_from_answers(model, name)
 
@@ -95,6 +99,27 @@ class PolicyRound(ModelRound):
             self._directory / "checkpoints",
             report,
             self._stop.is_set,
+        )
+        return model, outcome.figures
+
+    def _learn_from_thumbs(self, model: Any) -> tuple[Any, Mapping[str, float]]:
+        thumbs = thumbs_of(self._replay.train)
+        if not thumbs:
+            raise Refused("no signal of a training prompt is a thumb, or a rating off the middle, as kto needs")
+
+        def report(done: KtoProgress) -> None:
+            self._report(done.step, done.steps, done.figures.loss, accuracy=done.figures.accuracy, kl=done.figures.kl)
+
+        outcome = train_kto(
+            model,
+            self._encoder,
+            thumbs,
+            thumbs_of(self._replay.heldout),
+            self._settings.policy.kto,
+            self._directory / "checkpoints",
+            report,
+            self._stop.is_set,
+            seed=self._track.now.seed,
         )
         return model, outcome.figures
 

@@ -1,10 +1,11 @@
-"""Rows of a data file as prompts to answer, and as pairs where people chose.
+"""Rows of a data file as prompts to answer, and as pairs or thumbs where people judged.
 
 | row | gives |
 | --- | --- |
 | ``{prompt}``, text or a list of ``{role, content}`` | a prompt |
 | ``{messages: [{role, content}, ...]}`` | a prompt: what was said before the assistant's last turn |
 | ``{prompt, chosen, rejected}`` and the other comparisons of ``rewardloop feedback import`` | a prompt and pairs |
+| ``{prompt, completion, label}``, ``{prompt, response, up, down}`` | a prompt and thumbs |
 
 Other keys are ignored.
 """
@@ -18,10 +19,21 @@ from dataclasses import dataclass
 from rewardloop.formats.text import Turn
 from rewardloop_cli.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, turns_of
 from rewardloop_cli.source_file import SourceFile
-from rewardloop_trainer.preferences import Labelled, Pair, Prompt, Record, Split, from_event, pairs_of, split_of
+from rewardloop_trainer.preferences import (
+    Labelled,
+    Pair,
+    Prompt,
+    Record,
+    Split,
+    from_event,
+    pairs_of,
+    split_of,
+    thumbs_of,
+)
 
 _SHOWN = 10
 _COMPARED = ("chosen", "rejected", "ranking", "annotations")
+_THUMBS = (("completion", "label"), ("response", "up"), ("response", "down"))
 
 
 class UnusableRows(Exception):
@@ -34,6 +46,7 @@ class PolicyData:
 
     prompts: tuple[Prompt, ...]
     pairs: tuple[Pair, ...]
+    thumbs: tuple[Labelled, ...]
     sha256: str
 
     def split(self, heldout_share: float) -> tuple[PolicyData, PolicyData]:
@@ -42,49 +55,53 @@ class PolicyData:
         def of(side: Split) -> PolicyData:
             prompts = tuple(prompt for prompt in self.prompts if split_of(prompt, heldout_share) == side)
             pairs = tuple(pair for pair in self.pairs if split_of(pair.prompt, heldout_share) == side)
-            return PolicyData(prompts, pairs, self.sha256)
+            thumbs = tuple(thumb for thumb in self.thumbs if split_of(thumb.prompt, heldout_share) == side)
+            return PolicyData(prompts, pairs, thumbs, self.sha256)
 
         return of("train"), of("heldout")
 
     def records(self) -> Sequence[Record]:
-        """The pairs, and the prompts of no pair with an answer that nobody approved."""
-        compared = {pair.prompt for pair in self.pairs}
-        return [*self.pairs, *(Labelled(prompt, "", 0.0) for prompt in self.prompts if prompt not in compared)]
+        """What people judged, and the other prompts with an answer that nobody approved."""
+        judged: list[Record] = [*self.pairs, *self.thumbs]
+        seen = {record.prompt for record in judged}
+        return [*judged, *(Labelled(prompt, "", 0.0) for prompt in self.prompts if prompt not in seen)]
 
 
 def read_policy_data(source: SourceFile) -> PolicyData:
     """All rows, or none: raises `UnusableRows` when one is no prompt, and UnreadableFile."""
     prompts: dict[Prompt, None] = {}
-    pairs: list[Pair] = []
+    records: list[Record] = []
     digest = hashlib.sha256()
     problems: list[str] = []
     for line in source.lines():
         try:
-            prompt, compared = _row(line.value())
+            prompt, judged = _row(line.value())
         except RowError as error:
             problems.append(f"{source.path}:{line.number}: {error}")
             continue
-        digest.update(repr((prompt, [(pair.chosen, pair.rejected) for pair in compared])).encode())
+        digest.update(repr((prompt, [(p.chosen, p.rejected) for p in pairs_of(judged)])).encode())
+        digest.update("".join(f"{t.label} {t.response!r}" for t in thumbs_of(judged)).encode())
         prompts[prompt] = None
-        pairs += compared
+        records += judged
     if problems:
         more = [f"{len(problems)} rows are unusable"] if len(problems) > _SHOWN else []
         raise UnusableRows("\n".join([*problems[:_SHOWN], *more]))
     if not prompts:
         raise UnusableRows(f"{source.path}: has no row")
-    return PolicyData(tuple(prompts), tuple(pairs), digest.hexdigest())
+    return PolicyData(tuple(prompts), tuple(pairs_of(records)), tuple(thumbs_of(records)), digest.hexdigest())
 
 
-def _row(row: Json) -> tuple[Prompt, list[Pair]]:
+def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
     """Raises RowError."""
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
     row = {key: value for key, value in row.items() if value is not None}
-    if any(key in row for key in _COMPARED):
+    compares = any(key in row for key in _COMPARED)
+    if compares or any(all(key in row for key in keys) for keys in _THUMBS):
         records = [record for event in events_of(row, Labels()) for record in from_event(event)]
-        if not (pairs := pairs_of(records)):
+        if compares and not pairs_of(records):
             raise RowError("prefers no response")
-        return pairs[0].prompt, pairs
+        return records[0].prompt, records
     if "prompt" in row:
         return _prompt(turns_of("prompt", row["prompt"])), []
     messages = row.get("messages")

@@ -9,26 +9,38 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rewardloop_trainer.online.settings import OnlineSettings
 
 
-class DpoSettings(BaseModel):
-    """How one round trains the policy on preferences, with the live policy as its frozen reference."""
+class OfflineSettings(BaseModel):
+    """The optimizer steps of learning from what people said, with the live policy as the frozen reference."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_share: float = Field(0.1, ge=0, le=1, description="of all steps; then linear to 0")
+    clip_norm: float = Field(1.0, gt=0)
+    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
+    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass")
+    checkpoint_every_steps: int = Field(50, ge=0, description="0: never")
+
+
+class DpoSettings(OfflineSettings):
+    """How one round trains the policy on preferences."""
 
     loss: Literal["sigmoid", "robust", "ipo", "hinge"] = "sigmoid"
     beta: float = Field(0.1, gt=0, description="strength of the pull towards the live policy")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be flipped")
     length_normalised: bool = Field(False, description="log-probabilities per token; IPO always does that")
     sft_weight: float = Field(0.1, ge=0, description="of the chosen response's loss per token; holds it up (RPO)")
-    epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_share: float = Field(0.1, ge=0, le=1, description="of all steps; then linear to 0")
-    clip_norm: float = Field(1.0, gt=0)
     batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
-    max_steps: int = Field(0, ge=0, description="most optimizer steps of a round; 0: no bound")
-    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass")
-    checkpoint_every_steps: int = Field(50, ge=0, description="0: never")
     seed: int = 0
+
+
+class KtoSettings(OfflineSettings):
+    """How one round trains the policy on thumbs and ratings."""
+
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the live policy")
+    batch_thumbs: int = Field(32, ge=2, description="thumbs in one optimizer step; they estimate how far it has moved")
 
 
 class PolicyGateLimits(BaseModel):
@@ -73,9 +85,12 @@ class LiveTestSettings(BaseModel):
 class PolicySettings(DpoSettings):
     """How a policy learns, and what it must pass. What stands here is of DPO, online DPO's loss and beta included."""
 
-    algorithm: Literal["dpo", "ppo", "grpo", "rloo", "online-dpo"] = Field(
-        "dpo", description="dpo learns from people's choices; the others from own answers that the reward model scores"
+    algorithm: Literal["dpo", "kto", "ppo", "grpo", "rloo", "online-dpo"] = Field(
+        "dpo",
+        description="dpo learns from people's choices, kto from their thumbs; the others from own answers that the "
+        "reward model scores",
     )
+    kto: KtoSettings = KtoSettings.model_validate({})
     online: OnlineSettings = OnlineSettings.model_validate({})
     gate: PolicyGateLimits = PolicyGateLimits.model_validate({})
     live_test: LiveTestSettings = LiveTestSettings.model_validate({})

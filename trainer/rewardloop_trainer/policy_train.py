@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import structlog
 import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer import checkpoint, dpo
-from rewardloop_trainer.completions import (
-    Completion,
-    by_length,
-    encode_completions,
-    plan_batches,
-    rate_scale,
-    sequence_logprobs,
-    token_logprobs,
-)
-from rewardloop_trainer.online.world import World
+from rewardloop_trainer import dpo
+from rewardloop_trainer.completions import Completion, by_length, encode_completions, plan_batches, token_logprobs
+from rewardloop_trainer.offline_run import OfflineRun, PolicyOutcome, Progress
 from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.preferences import Pair, Prompt
-
-log = structlog.get_logger()
-
-
-class TrainingStopped(Exception):
-    """``should_stop`` said so. The checkpoint is written: the same call goes on from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +27,12 @@ class PolicyPair:
     weight: float
 
     @property
+    def rows(self) -> tuple[Completion, Completion]:
+        return self.chosen, self.rejected
+
+    @property
     def longest(self) -> int:
-        return max(len(self.chosen.ids), len(self.rejected.ids))
+        return max(len(row.ids) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +66,7 @@ class Figures:
         return {f"{prefix}_{name}": getattr(self, name) for name in Figures.__slots__}
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyProgress:
-    """After a step."""
-
-    step: int
-    steps: int
-    figures: Figures
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyOutcome:
-    """``figures`` are for the manifest."""
-
-    steps: int
-    figures: Mapping[str, float]
+PolicyProgress: TypeAlias = Progress[Figures]
 
 
 def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> PolicyPairs:
@@ -144,7 +118,7 @@ def train_policy(
 
 
 class _Run:
-    """One training run: its model, optimizer, reference and position."""
+    """One training run: its pairs, and what the reference says of them."""
 
     def __init__(
         self,
@@ -155,28 +129,17 @@ class _Run:
         settings: DpoSettings,
         checkpoint_dir: Path | None,
     ) -> None:
-        self.world = World()
-        self.model, self.settings, self.checkpoint_dir = model, settings, checkpoint_dir
-        self.encoded, self.pairs, self.heldout = encoded, encoded.pairs, heldout
-        self.pad = encoder.format.pad
-        self.model.eval()  # no dropout in policy and reference
-        self.fingerprint = self._fingerprint()
-        self.reference = self._logprobs(self.pairs)
-        self.heldout_reference = self._logprobs(heldout)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
+        self.encoded, self.pairs, self.heldout, self.settings = encoded, encoded.pairs, heldout, settings
         lengths = [pair.longest for pair in self.pairs]
-        self.plan = [
+        plan = [
             step
             for epoch in range(settings.epochs)
             for step in plan_batches(lengths, settings.batch_pairs, settings.seed, epoch)
         ]
-        if settings.max_steps:
-            self.plan = self.plan[: settings.max_steps]
-        self.step = 0
-        self.last: Figures | None = None
+        about = (settings.model_dump(mode="json", include=set(DpoSettings.model_fields)), *self.pairs)
+        self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, checkpoint_dir)
+        self.reference = self._logprobs(self.pairs)
+        self.heldout_reference = self._logprobs(heldout)
 
     def to_the_end(
         self,
@@ -184,19 +147,8 @@ class _Run:
         should_stop: Callable[[], bool],
         save: Callable[[PolicyOutcome], None],
     ) -> PolicyOutcome:
-        self._resume()
-        while self.step < len(self.plan):
-            if self.world.largest(float(should_stop())):
-                self._checkpoint()
-                raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
-            self.last = self._learn(self.plan[self.step])
-            self.step += 1
-            every = self.settings.checkpoint_every_steps
-            if every and self.step % every == 0:
-                self._checkpoint()
-            on_progress(PolicyProgress(self.step, len(self.plan), self.last))
+        self.run.take_steps(self._learn, on_progress, should_stop)
         figures = {
-            "train_steps": float(self.step),
             "train_pairs": float(len(self.pairs)),
             "train_pairs_merged": float(self.encoded.merged),
             "train_pairs_identical": float(self.encoded.identical),
@@ -206,38 +158,28 @@ class _Run:
         if self.heldout:
             figures |= self._measured(self.heldout, self.heldout_reference).named("heldout")
             figures["heldout_pairs"] = float(len(self.heldout))
-        outcome = PolicyOutcome(self.step, figures)
-        if self.world.is_first:
-            save(outcome)
-            if self.checkpoint_dir is not None:
-                checkpoint.clear(self.checkpoint_dir)
-        self.world.wait()
-        return outcome
+        return self.run.end(figures, save)
 
     def _learn(self, indices: Sequence[int]) -> Figures:
         """One optimizer step; its figures are from before it."""
-        scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.settings.learning_rate * scale
-        self.optimizer.zero_grad(set_to_none=True)
         total = sum(self.pairs[i].weight for i in indices)
-        mine = self.world.mine(indices)
+        mine = self.run.world.mine(indices)
         policy = torch.zeros(len(mine), 2)
-        # Two rows a pair, kept in one forward pass.
-        for group in by_length([2 * self.pairs[i].longest for i in mine], self.settings.micro_batch_tokens):
-            places = [mine[g] for g in group]
-            pairs = [self.pairs[i] for i in places]
-            logprobs, _ = token_logprobs(self.model, _rows(pairs), self.pad)
-            sums = logprobs.sum(-1).view(-1, 2)
-            reference = self.reference[places].to(sums.device)
-            weight = torch.tensor([pair.weight for pair in pairs], device=sums.device)
-            loss = (self._losses(sums, reference, pairs) * weight).sum() / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            policy[group] = sums.detach().cpu()
-        self.world.sum_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, error_if_nonfinite=True)
-        self.optimizer.step()
-        policy = self.world.gather_rows(policy, len(indices))
+
+        def losses() -> Iterator[Tensor]:
+            # Two rows a pair, kept in one forward pass.
+            for group in by_length([2 * self.pairs[i].longest for i in mine], self.settings.micro_batch_tokens):
+                places = [mine[g] for g in group]
+                pairs = [self.pairs[i] for i in places]
+                logprobs, _ = token_logprobs(self.run.model, [row for pair in pairs for row in pair.rows], self.run.pad)
+                sums = logprobs.sum(-1).view(-1, 2)
+                reference = self.reference[places].to(sums.device)
+                weight = torch.tensor([pair.weight for pair in pairs], device=sums.device)
+                policy[group] = sums.detach().cpu()
+                yield (self._losses(sums, reference, pairs) * weight).sum() / total
+
+        self.run.descend(losses())
+        policy = self.run.world.gather_rows(policy, len(indices))
         return self._figures(policy, self.reference[list(indices)], [self.pairs[i] for i in indices])
 
     def _losses(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> Tensor:
@@ -274,45 +216,4 @@ class _Run:
 
     def _logprobs(self, pairs: Sequence[PolicyPair]) -> Tensor:
         """(pairs, 2): of chosen and rejected, under the model as it is."""
-        budget = 2 * self.settings.micro_batch_tokens
-        mine = sequence_logprobs(self.model, _rows(self.world.mine(pairs)), self.pad, budget).view(-1, 2)
-        return self.world.gather_rows(mine, len(pairs))
-
-    def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None or not self.world.is_first:
-            return
-        tensors = checkpoint.training_tensors(self.model, self.optimizer)
-        texts = {"fingerprint": self.fingerprint}
-        checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, {}, texts))
-
-    def _resume(self) -> None:
-        self.world.check_alike(self.fingerprint)
-        if self.checkpoint_dir is None:
-            return
-        try:
-            found = self.world.newest_checkpoint(self.checkpoint_dir)
-            if found is None:
-                return
-            if found.texts["fingerprint"] != self.fingerprint:
-                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
-                return
-            checkpoint.restore_training(self.model, self.optimizer, found.tensors)
-        except checkpoint.CorruptCheckpoint as error:
-            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
-            return
-        self.step = found.step
-        log.info("training goes on from a checkpoint", step=self.step, steps=len(self.plan))
-
-    def _fingerprint(self) -> str:
-        """Names the run: settings, pairs in their order, and the weights it starts from."""
-        digest = hashlib.sha256(self.settings.model_dump_json(include=set(DpoSettings.model_fields)).encode())
-        for pair in self.pairs:
-            digest.update(repr((pair.chosen, pair.rejected, pair.weight)).encode())
-        for name, parameter in self.model.named_parameters():
-            values = parameter.detach().double()
-            digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
-        return digest.hexdigest()
-
-
-def _rows(pairs: Sequence[PolicyPair]) -> list[Completion]:
-    return [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        return self.run.logprobs([pair.rows for pair in pairs], 2)

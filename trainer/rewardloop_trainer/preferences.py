@@ -149,6 +149,11 @@ def pairs_of(records: Iterable[Record]) -> list[Pair]:
     return found
 
 
+def thumbs_of(records: Iterable[Record]) -> list[Labelled]:
+    """The responses judged on their own, but for those rated in the very middle: neither wanted nor unwanted."""
+    return [record for record in records if isinstance(record, Labelled) and record.label != 0.5]
+
+
 def _pair(
     prompt: Prompt, chosen: str, rejected: str, weight: float, event_id: str, tags: Mapping[str, str]
 ) -> list[Record]:

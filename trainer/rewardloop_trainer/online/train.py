@@ -18,6 +18,7 @@ from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
 from rewardloop_trainer.completions import Completion, by_length, rate_scale
 from rewardloop_trainer.kl_control import KlControl
+from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.online.experience import Algorithm, Experience, Samples
 from rewardloop_trainer.online.learner import Learner
 from rewardloop_trainer.online.sampler import LocalSampler, SampleCall, Sampler
@@ -25,7 +26,7 @@ from rewardloop_trainer.online.settings import OnlineSettings
 from rewardloop_trainer.online.shaping import Shaping
 from rewardloop_trainer.online.world import World
 from rewardloop_trainer.policy_gradient import clipped_share, importance, kl_estimate, token_mean
-from rewardloop_trainer.policy_train import PolicyPair, TrainingStopped
+from rewardloop_trainer.policy_train import PolicyPair
 from rewardloop_trainer.preferences import Prompt
 from rewardloop_trainer.rewards import Reward
 from rewardloop_trainer.rollouts import Rollout

@@ -1,0 +1,154 @@
+"""The optimizer steps of learning from data that stays as it is; a killed run goes on from its checkpoint to the same
+weights, and several processes take the same steps as one would."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import structlog
+import torch
+from torch import Tensor
+
+from rewardloop_trainer import checkpoint
+from rewardloop_trainer.completions import Completion, rate_scale, sequence_logprobs
+from rewardloop_trainer.online.world import World
+from rewardloop_trainer.policy_settings import OfflineSettings
+
+log = structlog.get_logger()
+
+FiguresT = TypeVar("FiguresT")
+
+
+class TrainingStopped(Exception):
+    """``should_stop`` said so. The checkpoint is written: the same call goes on from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Generic[FiguresT]):
+    """After a step; ``figures`` are of its items, from before it."""
+
+    step: int
+    steps: int
+    figures: FiguresT
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutcome:
+    """``figures`` are for the manifest."""
+
+    steps: int
+    figures: Mapping[str, float]
+
+
+class OfflineRun:
+    """A model with its optimizer, and the steps that are before it: which items each learns from, and at what rate."""
+
+    def __init__(
+        self,
+        model: Any,
+        pad_id: int,
+        plan: Sequence[Sequence[int]],
+        settings: OfflineSettings,
+        data: Iterable[object],
+        checkpoint_dir: Path | None,
+    ) -> None:
+        """``plan``: the items of each step; ``data``: what, beside the model's weights, tells this run from others, by
+        repr."""
+        self.world = World()
+        self.model, self.pad, self.settings, self.checkpoint_dir = model, pad_id, settings, checkpoint_dir
+        self.model.eval()  # no dropout in policy and reference
+        self.fingerprint = _fingerprint(model, data)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+        )
+        self.plan = plan[: settings.max_steps or None]
+        self.step = 0
+
+    def take_steps(
+        self,
+        learn: Callable[[Sequence[int]], FiguresT],
+        on_progress: Callable[[Progress[FiguresT]], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Those that are left: ``learn`` is called with the items of each. Raises `TrainingStopped` when asked to stop,
+        and ValueError when the processes were not all given the same."""
+        self._resume()
+        while self.step < len(self.plan):
+            if self.world.largest(float(should_stop())):
+                self._checkpoint()
+                raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
+            figures = learn(self.plan[self.step])
+            self.step += 1
+            every = self.settings.checkpoint_every_steps
+            if every and self.step % every == 0:
+                self._checkpoint()
+            on_progress(Progress(self.step, len(self.plan), figures))
+
+    def descend(self, losses: Iterable[Tensor]) -> None:
+        """One optimizer step down the sum of ``losses`` over all micro-batches and processes."""
+        scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        for loss in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.world.sum_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, error_if_nonfinite=True)
+        self.optimizer.step()
+
+    def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int) -> Tensor:
+        """(items, ``per_item``): of the completions of each, summed over tokens, under the model as it is."""
+        rows = [row for item in self.world.mine(items) for row in item]
+        mine = sequence_logprobs(self.model, rows, self.pad, 2 * self.settings.micro_batch_tokens)
+        return self.world.gather_rows(mine.view(-1, per_item), len(items))
+
+    def end(self, figures: Mapping[str, float], save: Callable[[PolicyOutcome], None]) -> PolicyOutcome:
+        """The first process saves; then the checkpoints are deleted."""
+        outcome = PolicyOutcome(self.step, {"train_steps": float(self.step), **figures})
+        if self.world.is_first:
+            save(outcome)
+            if self.checkpoint_dir is not None:
+                checkpoint.clear(self.checkpoint_dir)
+        self.world.wait()
+        return outcome
+
+    def _checkpoint(self) -> None:
+        if self.checkpoint_dir is None or not self.world.is_first:
+            return
+        tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        texts = {"fingerprint": self.fingerprint}
+        checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, {}, texts))
+
+    def _resume(self) -> None:
+        self.world.check_alike(self.fingerprint)
+        if self.checkpoint_dir is None:
+            return
+        try:
+            found = self.world.newest_checkpoint(self.checkpoint_dir)
+            if found is None:
+                return
+            if found.texts["fingerprint"] != self.fingerprint:
+                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
+                return
+            checkpoint.restore_training(self.model, self.optimizer, found.tensors)
+        except checkpoint.CorruptCheckpoint as error:
+            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
+            return
+        self.step = found.step
+        log.info("training goes on from a checkpoint", step=self.step, steps=len(self.plan))
+
+
+def _fingerprint(model: Any, data: Iterable[object]) -> str:
+    """Names the run: its data in their order, and the weights it starts from."""
+    digest = hashlib.sha256()
+    for item in data:
+        digest.update(repr(item).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().double()
+        digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
+    return digest.hexdigest()
