@@ -9,7 +9,7 @@ Algorithm = Literal["dpo", "ppo", "grpo", "online-dpo"]
 # An answer of the starter has 30 tokens or so; what is longer than this has lost its end.
 _ANSWER_TOKENS = 64
 _ONLINE: dict[str, dict[str, str]] = {
-    "ppo": {"steps": "25", "prompts": "16", "learning-rate": "5e-4"},
+    "ppo": {"steps": "25", "prompts": "16", "learning-rate": "1e-3", "critic.learning-rate": "5e-3"},
     "grpo": {"steps": "25", "prompts": "16", "learning-rate": "6e-4"},
     "online-dpo": {"steps": "25", "prompts": "16", "learning-rate": "6e-4"},
 }
