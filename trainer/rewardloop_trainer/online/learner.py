@@ -21,6 +21,7 @@ class Learner:
     """A causal LM in float32 that learns; as it comes, it is the reference that it is held to."""
 
     def __init__(self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool) -> None:
+        model.eval()  # no dropout, in copies of it neither: the ratio of an update that has not begun is 1
         self._pad = pad_id
         self._budget = settings.micro_batch_tokens
         self._adapted: Any = None
@@ -33,7 +34,6 @@ class Learner:
         else:
             self.policy = model
             self._reference = copy.deepcopy(model).requires_grad_(False)
-        self.policy.eval()  # no dropout: the ratio of an update that has not begun is 1
         self.critic = Critic(model.config.get_text_config().hidden_size, trunk).to(model.device) if has_critic else None
         modules: dict[str, nn.Module] = {"policy": self.policy}
         if self.critic is not None:
