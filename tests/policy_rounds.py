@@ -46,6 +46,19 @@ def fake_server(kind: type[FakeRewardloop] = FakeRewardloop) -> FakeRewardloop:
     return server
 
 
+def thumb_rows(count: int, wanted: str, unwanted: str) -> list[Recorded]:
+    """Thumbs up and down in turn, after the choices of a `Setting`."""
+    rows = []
+    for i in range(count):
+        up = i % 2 == 0
+        event = feedback_pb2.FeedbackEvent(event_id=f"t{i}", responses=[wanted if up else unwanted])
+        event.prompt.text = f"p{i}"
+        event.thumb.response, event.thumb.up = 0, up
+        event.arrival_time.FromSeconds(1_700_001_000 + i)
+        rows.append(Recorded(f"{1_700_001_000_000 + i}-0", event))
+    return rows
+
+
 class Setting:
     """``more``: signals after the choices; ``policy``: settings of the policy's learning. Without a server and a store
     it has a fake one, and one policy."""

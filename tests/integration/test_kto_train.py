@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from policy_rounds import Setting
+from policy_rounds import Setting, thumb_rows
 from policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
-from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.kto_train import KtoProgress, encode_thumbs, train_kto
-from rewardloop_trainer.ledger_columns import Recorded
 from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.policy_settings import KtoSettings
 from rewardloop_trainer.preferences import Labelled, thumbs_of
@@ -110,22 +108,9 @@ def test_without_thumbs_there_is_nothing_to_train_on() -> None:
             train_kto(small_llama(), ENCODER, nothing, [], KTO)
 
 
-def thumb_rows(count: int) -> list[Recorded]:
-    """People like "aaa" and dislike long answers."""
-    rows = []
-    for i in range(count):
-        up = i % 2 == 0
-        event = feedback_pb2.FeedbackEvent(event_id=f"t{i}", responses=["aaa" if up else "is a long answer"])
-        event.prompt.text = f"p{i}"
-        event.thumb.response, event.thumb.up = 0, up
-        event.arrival_time.FromSeconds(1_700_001_000 + i)
-        rows.append(Recorded(f"{1_700_001_000_000 + i}-0", event))
-    return rows
-
-
 def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str) -> None:
     learning = {"algorithm": "kto", "kto": {"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 3}}
-    setting = Setting(tmp_path, redis_url, more=thumb_rows(60), **learning)
+    setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "aaa", "is a long answer"), **learning)
     assert setting.round().run() == "promoted", setting.track.now
     manifest = setting.store.manifest("policy", 2)
     assert manifest.notes["method"] == "kto"

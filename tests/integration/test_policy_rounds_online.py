@@ -1,4 +1,4 @@
-"""Policy rounds by learning from own answers: against a real server and worker, and without a server for a while."""
+"""Policy rounds by learning from own answers and thumbs, against a real server and worker; a server that goes away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from policy_rounds import Setting, fake_server
+from policy_rounds import Setting, fake_server, thumb_rows
 from policy_versions import byte_encoder, publish_policy, small_llama
 from processes import free_port, serving
 from reward_graphs import publish_sum_version
@@ -91,6 +91,19 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
     assert figures["train_steps"] == ONLINE["steps"]
     assert {"train_score", "train_kl", "train_entropy", "train_update_kl"} <= set(figures)
     assert ("train_explained_variance" in figures) == (algorithm == "ppo")
+
+
+def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: Path) -> None:
+    learning = {"algorithm": "kto", "kto": {"learning_rate": 4e-3, "batch_thumbs": 8, "epochs": 12}}
+    thumbs = thumb_rows(60, "a b c d ", "aaaaaaa")
+    setting = Setting(
+        tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, **learning
+    )
+    assert setting.round().run() == "promoted", setting.track.now
+    manifest = services.store.manifest("policy", services.client.get_version("policy").version)
+    assert (manifest.parent, manifest.notes["method"]) == ("1", "kto")
+    assert manifest.metrics["gate_win_rate"] > 0.55, manifest.metrics
+    assert manifest.metrics["heldout_accuracy"] > 0.9
 
 
 class GoesAway(FakeRewardloop):
