@@ -20,6 +20,7 @@ from policy_versions import byte_encoder, small_llama
 from safetensors.torch import save_model
 
 from rewardloop.formats.text import Turn
+from rewardloop_trainer.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.online.experience import Algorithm
 from rewardloop_trainer.online.grpo import Grpo
 from rewardloop_trainer.online.online_dpo import OnlineDpo
@@ -27,13 +28,16 @@ from rewardloop_trainer.online.ppo import Ppo
 from rewardloop_trainer.online.settings import OnlineSettings
 from rewardloop_trainer.online.train import StepDone, train_online
 from rewardloop_trainer.online.world import World, joined
-from rewardloop_trainer.policy_settings import DpoSettings
+from rewardloop_trainer.policy_settings import DpoSettings, KtoSettings
 from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
-from rewardloop_trainer.preferences import Pair, Prompt
+from rewardloop_trainer.preferences import Labelled, Pair, Prompt
 from rewardloop_trainer.rewards import Reward
 
 PROMPTS: list[Prompt] = [(Turn("user", word),) for word in ("up", "down", "left", "over there", "right")]
 PAIRS = [Pair(prompt, "aye " * (1 + i), "no", event_id=str(i)) for i, prompt in enumerate(PROMPTS)]
+THUMBS = [
+    Labelled(pair.prompt, text, label) for pair in PAIRS for text, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
+]
 SETTINGS = OnlineSettings.model_validate(
     {
         "steps": 6,
@@ -81,10 +85,17 @@ def main(directory: Path, name: str) -> None:
         # Not the accuracy: before the first update rounding decides which of two equal rewards is higher.
         keep(done.step, {name: getattr(done.figures, name) for name in ("loss", "margin", "kl", "chosen_log_ratio")})
 
+    def on_thumbs(done: KtoProgress) -> None:
+        keep(done.step, {name: value for name, value in done.figures.named().items() if name != "accuracy"})
+
     checkpoints = directory / "checkpoints"
     if name == "dpo":
         dpo = DpoSettings.model_validate({"batch_pairs": 3, "epochs": 3, "learning_rate": 3e-3})
         train_policy(model, encoder, PAIRS, PAIRS[:1], dpo, checkpoints, on_progress, save=lambda outcome: save(model))
+        return
+    if name == "kto":
+        kto = KtoSettings.model_validate({"batch_thumbs": 5, "epochs": 3, "learning_rate": 3e-3})
+        train_kto(model, encoder, THUMBS, THUMBS[:2], kto, checkpoints, on_thumbs, save=lambda outcome: save(model))
         return
     algorithms: dict[str, Algorithm] = {
         "ppo": Ppo(SETTINGS),

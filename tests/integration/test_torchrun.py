@@ -15,7 +15,7 @@ import torch
 import torchrun_training
 from safetensors.torch import load_file
 
-ALGORITHMS = ("ppo", "grpo", "online-dpo", "dpo")
+ALGORITHMS = ("ppo", "grpo", "online-dpo", "dpo", "kto")
 PATIENCE_S = 200.0
 
 

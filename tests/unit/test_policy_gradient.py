@@ -21,6 +21,13 @@ def test_kl_estimates_of_a_ratio_of_two() -> None:
     assert pg.kl_estimate(logprobs, ref, "k3").item() == pytest.approx(0.193147, abs=1e-6)  # 1/2 - 1 + log 2
 
 
+def test_log_ratios_that_can_only_be_broken_stay_finite() -> None:
+    far, near, token = torch.tensor([[1000.0, -1000.0]]), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    assert pg.kl_estimate(far, near, "k3").isfinite().all()
+    assert pg.clipped_surrogate(far, near, -torch.ones(1, 2), token, 0.2, 0.2).isfinite().all()
+    assert pg.importance(far, near, token, 2.0)[0].tolist() == pytest.approx([2.0, math.exp(-20)])
+
+
 def test_k1_and_k3_estimate_the_kl_without_bias_and_k2s_gradient_is_the_kls() -> None:
     policy_logits = torch.tensor([0.3, -0.2, 0.9], requires_grad=True)
     policy, ref = torch.log_softmax(policy_logits, 0), torch.log_softmax(torch.tensor([0.1, 0.4, -0.5]), 0)
