@@ -116,6 +116,30 @@ def test_compaction_cut_short_neither_loses_nor_doubles(tmp_path: Path) -> None:
     assert (ids(reopened), reopened.row_count) == ([f"e{i}" for i in range(40)], 40)
 
 
+def test_segment_that_a_compaction_deletes_once_it_is_listed_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Ledger(tmp_path)
+    for first in range(0, 30, 10):
+        writer.append(rows(first, first + 10))
+    reader = Ledger(tmp_path, writable=False)
+    writer.append(rows(30, 40))
+    list_names, lists = reader._names, 0
+
+    def list_and_compact() -> list[str]:
+        nonlocal lists
+        lists += 1
+        names = list_names()
+        if lists == 1:
+            assert writer.compact(segments=2) is not None
+        return names
+
+    monkeypatch.setattr(reader, "_names", list_and_compact)
+    reader.refresh()
+    assert lists == 2
+    assert ids(reader) == [choice(i).event_id for i in range(40)]
+
+
 def test_reader_in_the_middle_of_a_scan_survives_compaction(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for i in range(40):

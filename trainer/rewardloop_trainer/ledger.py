@@ -12,7 +12,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,7 @@ class Ledger:
     def refresh(self) -> None:
         """List the segments again, after another process wrote."""
         with self._lock:
-            known = self._segments
-            self._segments = {name: known.get(name) or self._open(name)[0] for name in self._names()}
+            self._segments = self._listed(self._segments)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -201,6 +200,22 @@ class Ledger:
                 return
             except FileNotFoundError:
                 self.refresh()  # a compaction replaced it: its rows are in the new segment
+
+    def _listed(self, known: Mapping[str, Segment]) -> dict[str, Segment]:
+        missed: set[str] = set()
+        while True:
+            found: dict[str, Segment] = {}
+            try:
+                for name in self._names():
+                    found[name] = known.get(name) or self._open(name)[0]
+            except FileNotFoundError:
+                if name in missed:
+                    raise
+                missed.add(
+                    name
+                )  # a compaction deleted it after it was listed: its rows are in a segment written before
+                continue
+            return found
 
     def _names(self) -> list[str]:
         self._fs.invalidate_cache()
