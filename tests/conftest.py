@@ -48,3 +48,10 @@ def _empty_redis(request: pytest.FixtureRequest) -> Iterator[None]:
         client.flushall()
         yield
         client.flushall()
+
+
+@pytest.fixture(autouse=True)
+def _no_logging_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command called in this process leaves its logging alone: loggers keep the stream they first wrote to, which a
+    later test has closed."""
+    monkeypatch.setattr("rewardloop.formats.log.configure_logging", lambda *_: None)
