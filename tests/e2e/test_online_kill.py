@@ -102,19 +102,19 @@ def steps(directory: Path) -> list[int]:
 def test_killed_at_any_moment_it_ends_with_the_same_weights(processes: ForkServerContext, tmp_path: Path) -> None:
     whole = finished(processes, tmp_path / "whole")
     chance = random.Random(5)
-    killed_after = []
-    for kill in range(10):
-        directory = tmp_path / str(kill)
+    killed_after: list[int] = []
+    while len(killed_after) < 10:
+        directory = tmp_path / str(chance.random())
         process = started(processes, directory)
         wanted, moment = chance.randrange(STEPS - 1), chance.random()
-        while len(steps(directory)) < wanted:
-            assert process.is_alive()
+        while len(steps(directory)) < wanted and process.is_alive():
             time.sleep(0.002)
-        began = time.monotonic()
-        time.sleep(0.2 * moment)  # somewhere in a step, or in the writing of its checkpoint
+        time.sleep(0.1 * moment)  # somewhere in a step, or in the writing of its checkpoint
         process.kill()
         process.join()
-        assert process.exitcode == -9, f"not killed within {time.monotonic() - began:.1f} s"
+        if process.exitcode == 0:
+            continue  # too late: it had ended
+        assert process.exitcode == -9
         killed_after.append(len(steps(directory)))
         assert finished(processes, directory) == whole
         seen = steps(directory)
