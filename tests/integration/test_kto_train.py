@@ -11,8 +11,8 @@ from policy_rounds import Setting, thumb_rows
 from policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.kto_train import KtoProgress, encode_thumbs, train_kto
-from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.policy_settings import KtoSettings
 from rewardloop_trainer.preferences import Labelled, thumbs_of
 

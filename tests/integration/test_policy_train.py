@@ -16,10 +16,10 @@ from policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
 from rewardloop_client import Unreachable
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
 from rewardloop_trainer.dialogues import Dialogue
 from rewardloop_trainer.loop import Interrupted
-from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
 from rewardloop_trainer.preferences import Pair, split_of

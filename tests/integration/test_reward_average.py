@@ -9,12 +9,13 @@ import torch
 from reward_bases import encoder_for, save_base
 
 from rewardloop.formats.text import Encoder, Turn
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.preferences import Pair
 from rewardloop_trainer.reward_average import shares, train_averaged
 from rewardloop_trainer.reward_lora import with_lora
 from rewardloop_trainer.reward_model import RewardModel
 from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
-from rewardloop_trainer.reward_train import TrainingStopped, train_reward
+from rewardloop_trainer.reward_train import train_reward
 
 SETTINGS = RewardTraining(
     learning_rate=3e-3, head_learning_rate=1e-2, sequences_per_step=8, averaged_runs=2, checkpoint_every_steps=1

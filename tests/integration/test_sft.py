@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Turn
 from rewardloop_trainer import export_cli, sft_cli
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.dialogues import Dialogue
-from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.sft import SftProgress, train_sft
 from rewardloop_trainer.sft_settings import SftSettings
 

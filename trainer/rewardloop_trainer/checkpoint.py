@@ -6,22 +6,30 @@ unfinished write and is never read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+log = structlog.get_logger()
+
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+
+
+class TrainingStopped(Exception):
+    """``should_stop`` said so. The checkpoint is written: the same call goes on from here."""
 
 
 class CorruptCheckpoint(Exception):
@@ -79,6 +87,48 @@ def latest(directory: Path) -> Checkpoint | None:
 def clear(directory: Path) -> None:
     """Delete all checkpoints: the run that they belong to has ended."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def resume(
+    directory: Path | None,
+    fingerprint: str,
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    newest: Callable[[Path], Checkpoint | None] = latest,
+) -> Checkpoint | None:
+    """Put back the training that was cut short, and return its checkpoint for the caller's position; None: begin.
+
+    ``fingerprint``: names the run, as the checkpoint's texts do. ``steps``: of the whole run, for the log. A checkpoint
+    of another run, or one that cannot be read, is logged and ignored.
+    """
+    if directory is None:
+        return None
+    try:
+        found = newest(directory)
+        if found is None:
+            return None
+        if found.texts["fingerprint"] != fingerprint:
+            log.warning("a checkpoint of another training run is ignored", directory=str(directory))
+            return None
+        restore_training(model, optimizer, found.tensors)
+    except CorruptCheckpoint as error:
+        log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
+        return None
+    log.info("training goes on from a checkpoint", step=found.step, steps=steps)
+    return found
+
+
+def fingerprint_of(model: nn.Module, data: Iterable[object]) -> str:
+    """Names a run: the weights that it starts from, and ``data`` in their order, by repr."""
+    digest = hashlib.sha256()
+    for item in data:
+        digest.update(repr(item).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().double()
+        digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
+    return digest.hexdigest()
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

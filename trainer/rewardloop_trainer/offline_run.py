@@ -3,28 +3,21 @@ weights, and several processes take the same steps as one would."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import structlog
 import torch
 from torch import Tensor
 
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.completions import Completion, rate_scale, sequence_logprobs
 from rewardloop_trainer.online.world import World
 from rewardloop_trainer.policy_settings import OfflineSettings
 
-log = structlog.get_logger()
-
 FiguresT = TypeVar("FiguresT")
-
-
-class TrainingStopped(Exception):
-    """``should_stop`` said so. The checkpoint is written: the same call goes on from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,7 @@ class OfflineRun:
         self.world = World()
         self.model, self.pad, self.settings, self.checkpoint_dir = model, pad_id, settings, checkpoint_dir
         self.model.eval()  # no dropout in policy and reference
-        self.fingerprint = _fingerprint(model, data)
+        self.fingerprint = checkpoint.fingerprint_of(model, data)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
@@ -126,29 +119,13 @@ class OfflineRun:
 
     def _resume(self) -> None:
         self.world.check_alike(self.fingerprint)
-        if self.checkpoint_dir is None:
-            return
-        try:
-            found = self.world.newest_checkpoint(self.checkpoint_dir)
-            if found is None:
-                return
-            if found.texts["fingerprint"] != self.fingerprint:
-                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
-                return
-            checkpoint.restore_training(self.model, self.optimizer, found.tensors)
-        except checkpoint.CorruptCheckpoint as error:
-            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
-            return
-        self.step = found.step
-        log.info("training goes on from a checkpoint", step=self.step, steps=len(self.plan))
-
-
-def _fingerprint(model: Any, data: Iterable[object]) -> str:
-    """Names the run: its data in their order, and the weights it starts from."""
-    digest = hashlib.sha256()
-    for item in data:
-        digest.update(repr(item).encode())
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().double()
-        digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
-    return digest.hexdigest()
+        found = checkpoint.resume(
+            self.checkpoint_dir,
+            self.fingerprint,
+            self.model,
+            self.optimizer,
+            steps=len(self.plan),
+            newest=self.world.newest_checkpoint,
+        )
+        if found is not None:
+            self.step = found.step

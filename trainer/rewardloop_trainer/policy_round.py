@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 from rewardloop.formats.store import MANIFEST, Manifest
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.loop import Interrupted, Waiting
-from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.online.algorithms import algorithm_of
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online

@@ -12,6 +12,7 @@ import structlog
 from rewardloop.formats.store import Manifest, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.loop import Interrupted
 from rewardloop_trainer.preferences import Pair, pairs_of
 from rewardloop_trainer.reward_average import train_averaged
@@ -22,7 +23,7 @@ from rewardloop_trainer.reward_gate import gate
 from rewardloop_trainer.reward_lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
 from rewardloop_trainer.reward_model import RewardModel
 from rewardloop_trainer.reward_start import Start, start_from
-from rewardloop_trainer.reward_train import Progress, TrainingStopped
+from rewardloop_trainer.reward_train import Progress
 from rewardloop_trainer.round import ModelRound, Refused, write_whole
 from rewardloop_trainer.state import Phase
 

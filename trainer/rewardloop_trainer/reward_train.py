@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.length_balance import balance_length
 from rewardloop_trainer.preferences import Record, pairs_of
 from rewardloop_trainer.reward_batches import Example, Examples, encode_records, logits_of, plan_steps
@@ -22,12 +22,6 @@ from rewardloop_trainer.reward_evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward_model import RewardModel, freeze_layers
 from rewardloop_trainer.reward_settings import RewardTraining
 from rewardloop_trainer.reward_step import learning_rate_scale, optimizer_of, step_accuracy, step_loss
-
-log = structlog.get_logger()
-
-
-class TrainingStopped(Exception):
-    """``should_stop`` said so. The checkpoint is written: the same call goes on from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,23 +216,13 @@ class _Run:
         checkpoint.save(self.checkpoint_dir, state)
 
     def _resume(self) -> None:
-        if self.checkpoint_dir is None:
-            return
-        try:
-            found = checkpoint.latest(self.checkpoint_dir)
-            if found is None:
-                return
-            if found.texts["fingerprint"] != self._fingerprint():
-                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
-                return
-            checkpoint.restore_training(self.model, self.optimizer, found.tensors)
-        except checkpoint.CorruptCheckpoint as error:
-            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
+        fingerprint = self._fingerprint() if self.checkpoint_dir else ""
+        found = checkpoint.resume(self.checkpoint_dir, fingerprint, self.model, self.optimizer, steps=len(self.plan))
+        if found is None:
             return
         self.best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
         kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
-        log.info("training goes on from a checkpoint", step=self.at.step, steps=len(self.plan))
 
     def _fingerprint(self) -> str:
         """Names the run: settings, data in their order, and the shapes that are trained."""

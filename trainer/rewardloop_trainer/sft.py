@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.completions import by_length, plan_batches, rate_scale
 from rewardloop_trainer.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
-from rewardloop_trainer.offline_run import TrainingStopped
 from rewardloop_trainer.sft_settings import SftSettings
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,30 +164,15 @@ class _Run:
         checkpoint.save(self.checkpoint_dir, found)
 
     def _resume(self) -> None:
-        if self.checkpoint_dir is None:
-            return
-        try:
-            found = checkpoint.latest(self.checkpoint_dir)
-            if found is None:
-                return
-            if found.texts["fingerprint"] != self.fingerprint:
-                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
-                return
-            checkpoint.restore_training(self.model, self.optimizer, found.tensors)
-        except checkpoint.CorruptCheckpoint as error:
-            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
-            return
-        self.step = found.step
-        self.losses = [found.numbers[name] for name in sorted(found.numbers)]
-        log.info("training goes on from a checkpoint", step=self.step, steps=len(self.plan))
+        found = checkpoint.resume(
+            self.checkpoint_dir, self.fingerprint, self.model, self.optimizer, steps=len(self.plan)
+        )
+        if found is not None:
+            self.step = found.step
+            self.losses = [found.numbers[name] for name in sorted(found.numbers)]
 
     def _fingerprint(self) -> str:
         """Names the run: settings, examples in their order, and the weights it starts from."""
         names = set(SftSettings.model_fields) - {"checkpoint_every_steps"}
-        digest = hashlib.sha256(self.settings.model_dump_json(include=names).encode())
-        for example in (*self.examples, *self.heldout):
-            digest.update(repr(example).encode())
-        for name, parameter in self.model.named_parameters():
-            values = parameter.detach().double()
-            digest.update(f"{name}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
-        return digest.hexdigest()
+        settings = self.settings.model_dump_json(include=names)
+        return checkpoint.fingerprint_of(self.model, (settings, *self.examples, *self.heldout))

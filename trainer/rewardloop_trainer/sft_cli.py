@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: the settings above answer --help without torch.
     from rewardloop.formats.log import configure_logging
     from rewardloop_cli.source_file import UnreadableFile
-    from rewardloop_trainer.offline_run import TrainingStopped
+    from rewardloop_trainer.checkpoint import TrainingStopped
     from rewardloop_trainer.reward_model import UnusableBase
 
     configure_logging(settings.log_level, settings.log_format)

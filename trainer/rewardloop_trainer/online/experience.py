@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from rewardloop_trainer.completions import Completion
@@ -53,6 +54,16 @@ class Experience:
     weight: Tensor
     per_item: int
     figures: Mapping[str, float]
+
+    def joined(self, other: Experience) -> Experience:
+        """Both, to learn from in the same minibatches; the figures are this one's."""
+        return Experience(
+            [*self.rows, *other.rows],
+            {name: torch.cat([tensor, other.tensors[name]]) for name, tensor in self.tensors.items()},
+            torch.cat([self.weight, other.weight]),
+            self.per_item,
+            self.figures,
+        )
 
 
 @dataclass(frozen=True, slots=True)

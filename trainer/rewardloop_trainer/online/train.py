@@ -3,41 +3,34 @@ weights; several processes take the same steps as one would."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
-from rewardloop_trainer.completions import Completion, by_length, rate_scale
+from rewardloop_trainer.checkpoint import TrainingStopped
+from rewardloop_trainer.completions import Completion
 from rewardloop_trainer.kl_control import KlControl
-from rewardloop_trainer.offline_run import TrainingStopped
-from rewardloop_trainer.online.experience import Algorithm, Experience, Samples
+from rewardloop_trainer.online.experience import Algorithm, Samples
 from rewardloop_trainer.online.learner import Learner
 from rewardloop_trainer.online.sampler import LocalSampler, SampleCall, Sampler
 from rewardloop_trainer.online.settings import OnlineSettings
 from rewardloop_trainer.online.shaping import Shaping
+from rewardloop_trainer.online.update import SEED_PRIME, Update
 from rewardloop_trainer.online.world import World
-from rewardloop_trainer.policy_gradient import clipped_share, importance, kl_estimate, token_mean
+from rewardloop_trainer.policy_gradient import importance, token_mean
 from rewardloop_trainer.policy_train import PolicyPair
 from rewardloop_trainer.preferences import Prompt
 from rewardloop_trainer.rewards import Reward
 from rewardloop_trainer.rollouts import Rollout
 
-log = structlog.get_logger()
-
 Score = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Sequence[Sequence[Reward | None]]]
-
-# The ratio of an update that has not begun is 1 up to rounding; more says that sampling and learning disagree.
-_RATIO_TOLERANCE = 1e-2
-_RANK_PRIME = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +107,10 @@ class _Run:
         self.prompts, self.score, self.algorithm = prompts, score, algorithm
         self.settings, self.seed, self.human_pairs = settings, seed, human_pairs
         self.checkpoint_dir = checkpoint_dir
-        self.fingerprint = self._fingerprint(model)
+        about = (type(algorithm).__name__, seed, settings.model_dump_json(), *prompts, *human_pairs)
+        self.fingerprint = checkpoint.fingerprint_of(model, about)
         self.learner = Learner(model, encoder.format.pad, settings, has_critic=algorithm.has_critic)
+        self.update = Update(self.learner, self.world, algorithm, settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
         self.kl_control = KlControl(settings.beta, settings.kl_target, settings.kl_horizon)
         self.shaping = Shaping(settings.rewards)
@@ -175,7 +170,7 @@ class _Run:
             verdicts = torch.tensor([1.0, 0.0], device=flat.device).repeat(len(pairs))
             texts = [str(i) for i in range(len(paired))]  # each its own: people saw that they differ
             judged = self._samples(paired, texts, 2, verdicts, columns, temperature)
-            experience = _joined(experience, self.algorithm.experience(judged, self.kl_control.beta))
+            experience = experience.joined(self.algorithm.experience(judged, self.kl_control.beta))
         figures = {
             "score": _mean([r.score for group in scored for r in group if r is not None]),
             "uncertainty": _mean([r.uncertainty for group in scored for r in group if r is not None]),
@@ -186,7 +181,7 @@ class _Run:
             "no_end": _mean([float(r.finish == "length") for r in said]),
             "beta": self.kl_control.beta,
             **experience.figures,
-            **self._update(experience, columns, temperature, stop_if_asked),
+            **self.update.run(experience, self.step, columns, temperature, stop_if_asked),
         }
         self.kl_control.update(figures["kl"], len(said))
         return figures, sum(r.sequence.tokens for r in said)
@@ -195,11 +190,8 @@ class _Run:
         self, temperature: float, stop_if_asked: Callable[[], None]
     ) -> tuple[list[Sequence[Rollout]], list[Sequence[Reward | None]], list[list[float]], int]:
         """All processes' groups of this step, their scores and rewards, and how old the weights were that spoke."""
-        settings, count = self.settings, len(self.prompts)
-        chosen = [
-            self._order((self.step * settings.prompts + i) // count)[(self.step * settings.prompts + i) % count]
-            for i in range(settings.prompts)
-        ]
+        settings = self.settings
+        chosen = self._chosen()
         places = self.world.mine(range(len(chosen)))
         prompts = [self.prompts[chosen[place]] for place in places]
         call = SampleCall(
@@ -209,7 +201,7 @@ class _Run:
             settings.responses,
             settings.max_new_tokens,
             temperature,
-            self.seed * _RANK_PRIME + self.step,
+            self.seed * SEED_PRIME + self.step,
         )
         # Processes have different numbers of batches to sample: only alone can one be stopped between them.
         said = self.sampler.sample(call, stop_if_asked if self.world.size == 1 else lambda: None)
@@ -221,9 +213,16 @@ class _Run:
         groups, rewards = [g for g, _ in whole], [r for _, r in whole]
         return groups, rewards, self.shaping.shape(groups, rewards), age
 
+    def _chosen(self) -> list[int]:
+        """The prompts of this step: pass after pass over all of them, each in an order of its own."""
+        count = len(self.prompts)
+        first = self.step * self.settings.prompts
+        numbers = range(first, first + self.settings.prompts)
+        orders = {epoch: self._order(epoch) for epoch in range(numbers[0] // count, numbers[-1] // count + 1)}
+        return [orders[number // count][number % count] for number in numbers]
+
     def _order(self, epoch: int) -> list[int]:
-        """The prompts' order in one pass over them."""
-        generator = torch.Generator().manual_seed(self.seed * _RANK_PRIME + epoch)
+        generator = torch.Generator().manual_seed(self.seed * SEED_PRIME + epoch)
         order: list[int] = torch.randperm(len(self.prompts), generator=generator).tolist()
         return order
 
@@ -271,77 +270,7 @@ class _Run:
         for i, rollout in enumerate(said):
             behaviour[i, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
         weights = importance(samples.logprobs, behaviour, samples.is_token, self.settings.most_importance)
-        return Samples(
-            samples.rows,
-            samples.texts,
-            samples.responses,
-            samples.is_token,
-            samples.logprobs,
-            samples.reference,
-            weights,
-            samples.scores,
-            samples.values,
-        )
-
-    def _update(
-        self, experience: Experience, columns: int, temperature: float, stop_if_asked: Callable[[], None]
-    ) -> dict[str, float]:
-        """Epochs of minibatches; ends early when the policy has moved too far from the one that spoke."""
-        settings = self.settings
-        items = len(experience.rows) // experience.per_item
-        per_minibatch = max(1, settings.minibatch // experience.per_item)
-        seen: list[dict[str, float]] = []
-        critic = self.learner.critic is not None and self.step < settings.critic.warmup_steps
-        self.learner.set_rates(rate_scale(self.step, settings.steps, settings.warmup_share), critic_alone=critic)
-        for epoch in range(settings.epochs):
-            generator = torch.Generator().manual_seed((self.seed * _RANK_PRIME + self.step) * 1_009 + epoch)
-            order = torch.randperm(items, generator=generator).tolist()
-            for start in range(0, items, per_minibatch):
-                stop_if_asked()
-                figures = self._minibatch(experience, order[start : start + per_minibatch], columns, temperature)
-                if not seen and figures["off_ratio"] > _RATIO_TOLERANCE:
-                    raise ArithmeticError(f"before any update, a probability ratio is {figures['off_ratio']:.3g} off 1")
-                seen.append(figures)
-                if figures["update_kl"] > settings.max_update_kl:
-                    return {**_means(seen), "ended_early": 1.0}
-                norm = torch.nn.utils.clip_grad_norm_(
-                    self.learner.parameters, settings.clip_norm, error_if_nonfinite=True
-                )
-                figures["grad_norm"] = norm.item()
-                self.learner.optimizer.step()
-        return {**_means(seen), "ended_early": 0.0}
-
-    def _minibatch(
-        self, experience: Experience, items: Sequence[int], columns: int, temperature: float
-    ) -> dict[str, float]:
-        """Gradients of one optimizer step, summed over the processes."""
-        self.learner.optimizer.zero_grad(set_to_none=True)
-        width, device = experience.per_item, self.learner.policy.device
-        total = sum(experience.weight[i * width : (i + 1) * width].sum().item() for i in items)
-        # Loss, KL from the policy that spoke and clipped tokens, weighed; tokens; the largest |ratio - 1| goes apart.
-        sums = torch.zeros(4, device=device)
-        off = 0.0
-        mine = self.world.mine(items)
-        longest = [width * max(len(experience.rows[i * width + j].ids) for j in range(width)) for i in mine]
-        for group in by_length(longest, self.settings.micro_batch_tokens):
-            rows = [mine[g] * width + j for g in group for j in range(width)]
-            part = {name: tensor[rows] for name, tensor in experience.tensors.items()}
-            now = self.learner.now([experience.rows[i] for i in rows], columns, temperature)
-            loss = self.algorithm.loss(now, part).sum() / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                old, is_token = part["logprobs"], part["is_token"]
-                tokens = is_token.sum()
-                kl = token_mean(kl_estimate(old, now.logprobs, "k3"), is_token) * tokens
-                settings = self.settings
-                share = clipped_share(now.logprobs, old, is_token, settings.clip, settings.clip_above)
-                sums += torch.stack([loss.detach(), kl, share * tokens, tokens.float()])
-                ratio = ((now.logprobs - old).exp() - 1).abs()
-                off = max(off, torch.where(is_token, ratio, 0.0).max().item())
-        self.world.sum_gradients(self.learner.parameters)
-        loss_sum, kl_sum, clipped, token_count = self.world.sum(sums).tolist()
-        count, off = max(1.0, token_count), self.world.largest(off)
-        return {"loss": loss_sum, "update_kl": kl_sum / count, "clipped": clipped / count, "off_ratio": off}
+        return replace(samples, importance=weights)
 
     def _checkpoint(self) -> None:
         if self.checkpoint_dir is None or not self.world.is_first:
@@ -353,50 +282,19 @@ class _Run:
 
     def _resume(self) -> None:
         self.world.check_alike(self.fingerprint)
-        if self.checkpoint_dir is None:
-            return
-        try:
-            found = self.world.newest_checkpoint(self.checkpoint_dir)
-            if found is None:
-                return
-            if found.texts["fingerprint"] != self.fingerprint:
-                log.warning("a checkpoint of another training run is ignored", directory=str(self.checkpoint_dir))
-                return
-            checkpoint.restore_training(self.learner.modules, self.learner.optimizer, found.tensors)
-        except checkpoint.CorruptCheckpoint as error:
-            log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
-            return
-        self.step = found.step
-        self.kl_control.beta = found.numbers["beta"]
-        self.shaping.restore(found.texts["moments.version"], found.numbers)
-        log.info("training goes on from a checkpoint", step=self.step, steps=self.settings.steps)
-
-    def _fingerprint(self, model: Any) -> str:
-        """Names the run: algorithm, settings, prompts and pairs in their order, and the weights it starts from."""
-        name = type(self.algorithm).__name__
-        digest = hashlib.sha256(f"{name}{self.seed}{self.settings.model_dump_json()}".encode())
-        for prompt in self.prompts:
-            digest.update(repr(prompt).encode())
-        for pair in self.human_pairs:
-            digest.update(repr(pair).encode())
-        for key, parameter in model.named_parameters():
-            values = parameter.detach().double()
-            digest.update(f"{key}{tuple(parameter.shape)}{values.sum().item()}{values.norm().item()}".encode())
-        return digest.hexdigest()
-
-
-def _joined(one: Experience, other: Experience) -> Experience:
-    """Both to learn from in the same minibatches; the figures are the first one's."""
-    tensors = {name: torch.cat([tensor, other.tensors[name]]) for name, tensor in one.tensors.items()}
-    weight = torch.cat([one.weight, other.weight])
-    return Experience([*one.rows, *other.rows], tensors, weight, one.per_item, one.figures)
+        found = checkpoint.resume(
+            self.checkpoint_dir,
+            self.fingerprint,
+            self.learner.modules,
+            self.learner.optimizer,
+            steps=self.settings.steps,
+            newest=self.world.newest_checkpoint,
+        )
+        if found is not None:
+            self.step = found.step
+            self.kl_control.beta = found.numbers["beta"]
+            self.shaping.restore(found.texts["moments.version"], found.numbers)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _means(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure over the minibatches that have it; 0 where none does, as when there was nothing to learn from."""
-    names = ("loss", "update_kl", "clipped", "grad_norm")
-    return {name: _mean([figures[name] for figures in seen if name in figures]) for name in names}
