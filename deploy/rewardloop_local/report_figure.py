@@ -12,30 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rewardloop.formats.picture import BLUE, GREEN, ORANGE, PALE_BLUE, QUIET, STYLE
 from rewardloop_local.report import GOAL, DemoRecord, algorithm_name, series
-
-_INK, _QUIET, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_BLUE, _PALE_BLUE, _GREEN, _ORANGE = "#2563eb", "#93b4f5", "#059669", "#d97706"
 
 
 def draw(demo: DemoRecord, path: Path) -> Path:
     """The figure: accuracy, win rate and freshness over the signals recorded so far."""
-    style = {
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _QUIET,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": _GRID,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
     most = max((r.signals for r in demo.rounds), default=0) or 1
-    with mpl.rc_context(style):  # type: ignore[arg-type]  # keys as plain strings
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # keys as plain strings
         figure = Figure(figsize=(13.5, 4.2), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         accuracy, wins, freshness = figure.subplots(1, 3)
@@ -51,7 +35,7 @@ def draw(demo: DemoRecord, path: Path) -> Path:
             f"{demo.seconds / 60:.1f} minutes",
             x=0.01,
             ha="left",
-            color=_QUIET,
+            color=QUIET,
         )
         figure.savefig(path)
     return path
@@ -59,9 +43,9 @@ def draw(demo: DemoRecord, path: Path) -> Path:
 
 def _draw_accuracy(axes: Axes, demo: DemoRecord) -> None:
     x, y = series(demo.rounds, "reward_accuracy")
-    _level(axes, demo.accuracy_ceiling, "ceiling that label noise allows", _ORANGE)
-    _level(axes, demo.starter_accuracy, "starter", _QUIET, below=True)
-    _line(axes, x, y, _BLUE, "{:.2f}")
+    _level(axes, demo.accuracy_ceiling, "ceiling that label noise allows", ORANGE)
+    _level(axes, demo.starter_accuracy, "starter", QUIET, below=True)
+    _line(axes, x, y, BLUE, "{:.2f}")
     axes.set(title="Reward model", ylabel="accuracy on held-out choices")
     axes.set_ylim(min(0.45, _least([*y, demo.starter_accuracy]) - 0.05), 1.0)
 
@@ -70,10 +54,10 @@ def _draw_wins(axes: Axes, demo: DemoRecord) -> None:
     x, y = series(demo.rounds, "win_rate")
     _, low = series(demo.rounds, "win_low")
     _, high = series(demo.rounds, "win_high")
-    _level(axes, 0.5, "as good as the starter", _QUIET, below=True)
-    _level(axes, GOAL, f"goal: interval wholly above {GOAL:.2f}", _ORANGE)
-    axes.fill_between(x, low, high, color=_GREEN, alpha=0.18, lw=0)
-    _line(axes, x, y, _GREEN, "{:.2f}")
+    _level(axes, 0.5, "as good as the starter", QUIET, below=True)
+    _level(axes, GOAL, f"goal: interval wholly above {GOAL:.2f}", ORANGE)
+    axes.fill_between(x, low, high, color=GREEN, alpha=0.18, lw=0)
+    _line(axes, x, y, GREEN, "{:.2f}")
     axes.set(
         title=f"Policy by {algorithm_name(demo)}, judged by the hidden taste", ylabel="win rate against the starter"
     )
@@ -83,9 +67,9 @@ def _draw_wins(axes: Axes, demo: DemoRecord) -> None:
 def _draw_freshness(axes: Axes, demo: DemoRecord) -> None:
     x, middle = series(demo.rounds, "freshness_p50_s")
     _, slowest = series(demo.rounds, "freshness_max_s")
-    axes.fill_between(x, middle, slowest, color=_BLUE, alpha=0.12, lw=0)
-    _line(axes, x, slowest, _PALE_BLUE, "slowest\n{:.0f} s")
-    _line(axes, x, middle, _BLUE, "median\n{:.0f} s")
+    axes.fill_between(x, middle, slowest, color=BLUE, alpha=0.12, lw=0)
+    _line(axes, x, slowest, PALE_BLUE, "slowest\n{:.0f} s")
+    _line(axes, x, middle, BLUE, "median\n{:.0f} s")
     axes.set(title="Freshness: signal to live model", ylabel="seconds from arrival to use")
     axes.set_ylim(0, 1.15 * max(slowest, default=1.0))
 

@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from rewardloop.formats.picture import BLUE, ORANGE, QUIET, STYLE
 from rewardloop_trainer.online.report import Row
 
-_INK, _QUIET, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_COLOURS = ("#2563eb", "#d97706")
+_COLOURS = (BLUE, ORANGE)
 _COLUMNS = 3
 # A mean over about so many steps is drawn over the steps themselves.
 _SMOOTHED = 10
@@ -46,26 +46,12 @@ _WIN_RATE = "gate_win_rate"
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """A PNG of the run so far, one step at least."""
-    style = {
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _QUIET,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": _GRID,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
     panels = [p for p in _PANELS if any(name in row.figures for row in rows for name in p.names)]
     has_wins = any(_WIN_RATE in row.figures for row in rows)
     count = len(panels) + has_wins
     columns = min(_COLUMNS, max(1, count))
     lines = -(-max(1, count) // columns)
-    with mpl.rc_context(style):  # type: ignore[arg-type]  # keys as plain strings
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # keys as plain strings
         figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained", dpi=120)
         FigureCanvasAgg(figure)
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -114,7 +100,7 @@ def _draw_wins(axes: Axes, rows: Sequence[Row]) -> None:
     steps, rates = [row.step for row in measured], [row.figures[_WIN_RATE] for row in measured]
     low = [r - row.figures.get(f"{_WIN_RATE}_lower", r) for r, row in zip(rates, measured, strict=True)]
     high = [row.figures.get(f"{_WIN_RATE}_upper", r) - r for r, row in zip(rates, measured, strict=True)]
-    axes.axhline(0.5, color=_QUIET, lw=1, ls="--")
+    axes.axhline(0.5, color=QUIET, lw=1, ls="--")
     axes.errorbar(steps, rates, yerr=(low, high), color=_COLOURS[0], marker="o", capsize=3)
     axes.annotate(f"{rates[-1]:.1%}", (1, 1.02), xycoords="axes fraction", ha="right", color=_COLOURS[0], fontsize=9)
     axes.set(title="Win rate", ylabel="against where it started", ylim=(0, 1))
