@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-import numpy as np
-
 from rewardloop.v1 import common_pb2, policy_pb2, reward_pb2
 from rewardloop_server.batch import Batcher
 from rewardloop_server.choose import Choice, choose_best, choose_pair, choose_uniform
 from rewardloop_server.engine import Floats, RewardModel
 from rewardloop_server.errors import InvalidRequest, RedisUnavailable, Violation
 from rewardloop_server.generations import GenerationLog
+from rewardloop_server.score import reply_of
 from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool, estimated_tokens
 
@@ -29,13 +28,10 @@ Sample = Callable[[policy_pb2.GenerateRequest], Awaitable[policy_pb2.GenerateRes
 
 @dataclass(frozen=True, slots=True)
 class CandidateScores:
-    """By one reward version. ``logits``: (candidates, heads), raw; ``scores``: calibrated; ``spreads``: standard
-    deviations over the heads, on the scale of the scores."""
+    """By one reward version. ``logits``: (candidates, heads), raw; ``reply``: what Score would say of them."""
 
     logits: Floats
-    scores: list[float]
-    spreads: list[float]
-    version: common_pb2.ModelVersion
+    reply: reward_pb2.ScoreResponse
 
 
 class BestOf:
@@ -66,8 +62,8 @@ class BestOf:
             asked.seed = secrets.randbits(63)
         reply = await sample(asked)
         scored = await self._score(request.prompt, [c.text for c in reply.candidates], deadline, caller)
-        for candidate, score, spread in zip(reply.candidates, scored.scores, scored.spreads, strict=True):
-            candidate.score, candidate.uncertainty = score, spread
+        for candidate, found in zip(reply.candidates, scored.reply.scores, strict=True):
+            candidate.score, candidate.uncertainty = found.score, found.uncertainty
         # A stream of its own: the seed alone also drives what the policy samples.
         choice = choose(request, scored, Random(f"choose {asked.seed}"))
         shown = [reply.candidates[i] for i in choice.shown]
@@ -78,7 +74,7 @@ class BestOf:
             is_random=choice.is_random,
             set_probability=choice.set_probability,
             expected_information=choice.information,
-            reward_version=scored.version,
+            reward_version=scored.reply.model_version,
         )
         await self._log(reply.generation_id, shown, choice, chosen)
         return policy_pb2.GenerateResponse(
@@ -96,15 +92,8 @@ class BestOf:
             tokens = estimated_tokens(group, model.manifest.max_length)
             with self._batcher.reserved(_LANE, tokens, deadline, caller):
                 rows = await self._tokenizers.encode(model.encoder, group)
-            logits = (await self._batcher.score(model, rows, _LANE, deadline, caller)).logits
-            means, spreads = logits.astype(np.float64).mean(axis=1), logits.astype(np.float64).std(axis=1)
-            calibration = model.calibration
-            return CandidateScores(
-                logits,
-                [calibration.score(mean, row.response_tokens) for mean, row in zip(means.tolist(), rows, strict=True)],
-                (abs(calibration.scale) * spreads).tolist(),
-                common_pb2.ModelVersion(version=model.manifest.version, digest=model.manifest.digest),
-            )
+            scored = await self._batcher.score(model, rows, _LANE, deadline, caller)
+            return CandidateScores(scored.logits, reply_of(model, rows, scored))
 
     async def _log(
         self, generation_id: str, shown: Sequence[policy_pb2.Candidate], choice: Choice, chosen: policy_pb2.Chosen
@@ -129,7 +118,7 @@ def choose(request: policy_pb2.GenerateRequest, scored: CandidateScores, chance:
         case policy_pb2.SELECTION_UNIFORM:
             return choose_uniform(scored.logits, max(1, request.candidates), chance)
         case _:
-            return choose_best(scored.scores, max(1, request.candidates))
+            return choose_best([each.score for each in scored.reply.scores], max(1, request.candidates))
 
 
 def random_share(request: policy_pb2.GenerateRequest) -> float:

@@ -188,7 +188,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             if request.truncation == reward_pb2.TRUNCATION_REFUSED:
                 _refuse_truncated(rows, model.manifest.max_length)
             scored = await self._logits(model, rows, lane, call)
-            reply = _reply(model, rows, scored)
+            reply = reply_of(model, rows, scored)
             self._freshness.answered(model.manifest)
         self._shadow.answered(request, key, model.manifest, rows, [each.score for each in reply.scores])
         stages = (tokenized - started, scored.queue_s, scored.run_s, time.monotonic() - started)
@@ -220,7 +220,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         return _Call(f"{call.caller} #{next(self._bulk_calls)}", call.deadline)
 
 
-def _reply(model: RewardModel, rows: list[Encoded], scored: Scored) -> reward_pb2.ScoreResponse:
+def reply_of(model: RewardModel, rows: list[Encoded], scored: Scored) -> reward_pb2.ScoreResponse:
+    """Calibrated, with the version that made it; timings are left to the caller."""
     means, spreads = _means_and_spreads(scored.logits)
     calibration = model.calibration
     return reward_pb2.ScoreResponse(
