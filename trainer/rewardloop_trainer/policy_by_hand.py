@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.kto_train import train_kto
-from rewardloop_trainer.online.algorithms import algorithm_of
-from rewardloop_trainer.online.report import RunReport, read_steps
+from rewardloop_trainer.online.algorithms import task_of
+from rewardloop_trainer.online.report import RunReport, last_means, read_steps
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online
 from rewardloop_trainer.online.world import World
@@ -33,18 +32,16 @@ from rewardloop_trainer.policy_cli import PolicyTrainSettings
 from rewardloop_trainer.policy_rows import PolicyData
 from rewardloop_trainer.policy_settings import PolicySettings
 from rewardloop_trainer.policy_start import Start, start_from_base, start_from_store
-from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy_train import PolicyProgress, train_policy
 from rewardloop_trainer.policy_verdict import verdict
 from rewardloop_trainer.preferences import Prompt
 from rewardloop_trainer.publish import code_version, publish_once
 from rewardloop_trainer.rewards import Reward, score_groups
-from rewardloop_trainer.rollouts import fitting_prompts
 from rewardloop_trainer.round import write_whole
 
 log = structlog.get_logger()
 
 RUN = "run.json"
-_LAST_STEPS = 10
 _HEALTH_S = 10.0
 _SUMMARY = {
     "train_steps": "steps",
@@ -159,34 +156,29 @@ class _Run:
     def _learn_from_answers(
         self, model: Any, name: AlgorithmName, server: RewardloopClient, on_step: Callable[[StepDone], None]
     ) -> None:
-        encoder, settings = self._start.encoder, self._learning
-        most = min(settings.online.max_new_tokens, encoder.max_length // 2)
-        prompts = fitting_prompts(encoder, self._train.prompts, most)
-        if not prompts:
+        encoder, seed = self._start.encoder, self._learning.seed
+        task = task_of(name, self._learning, encoder, self._train.prompts, self._train.pairs, seed)
+        if not task.prompts:
             raise ValueError(f"{self._settings.prompts}: no prompt to train on leaves room for an answer")
-        if left_out := len(self._train.prompts) - len(prompts):
+        if left_out := len(self._train.prompts) - len(task.prompts):
             log.warning("prompts that leave no room for an answer are left out", prompts=left_out)
-        human = list(encode_pairs(encoder, self._train.pairs).pairs) if name == "online-dpo" else []
-        random.Random(settings.seed).shuffle(human)  # a run may end before it has seen them all
 
         def score(asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
             return score_groups(server, asked, said)
 
         def save(policy: Any) -> None:
-            last = read_steps(self._report)[-_LAST_STEPS:]
-            names = {name for row in last for name in row.figures}
-            means = {f"train_{n}": _mean([row.figures[n] for row in last if n in row.figures]) for n in sorted(names)}
-            self._save(policy, server, {"train_steps": float(last[-1].step), "train_prompts": len(prompts), **means})
+            means = last_means(read_steps(self._report))
+            self._save(policy, server, {"train_prompts": float(len(task.prompts)), **means})
 
         train_online(
             model,
             encoder,
-            prompts,
+            task.prompts,
             score,
-            algorithm_of(name, settings),
-            settings.online.model_copy(update={"max_new_tokens": most}),
-            seed=settings.seed,
-            human_pairs=human,
+            task.algorithm,
+            task.settings,
+            seed=seed,
+            human_pairs=task.human_pairs,
             checkpoint_dir=self._settings.out / "checkpoints",
             on_step=on_step,
             save=save,
@@ -272,10 +264,6 @@ class _Run:
         version = publish_once(ModelStore(self._settings.store), manifest, write, f"by-hand-{self._id[:16]}").version
         print(f"policy {version} published: `rewardloop models promote policy {version}` serves it", flush=True)
         return 0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,21 +22,20 @@ from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.loop import Interrupted, Waiting
-from rewardloop_trainer.online.algorithms import algorithm_of
+from rewardloop_trainer.online.algorithms import task_of
+from rewardloop_trainer.online.report import last_means
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online
 from rewardloop_trainer.policy_canary import PolicyCanary
-from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy_train import PolicyProgress, train_policy
 from rewardloop_trainer.policy_verdict import verdict
 from rewardloop_trainer.preferences import Prompt, pairs_of, thumbs_of
 from rewardloop_trainer.publish import PromotionRefused, ServerAway, live_version
 from rewardloop_trainer.rewards import Reward, score_groups
-from rewardloop_trainer.rollouts import fitting_prompts
 from rewardloop_trainer.round import ModelRound, Refused, write_whole
 from rewardloop_trainer.state import Phase
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
-_LAST_STEPS = 10
 
 
 class PolicyRound(ModelRound):
@@ -124,13 +122,11 @@ class PolicyRound(ModelRound):
         return model, outcome.figures
 
     def _learn_from_answers(self, model: Any, name: AlgorithmName) -> tuple[Any, Mapping[str, float]]:
-        encoder, seed, settings = self._encoder, self._track.now.seed, self._settings.policy
-        most = min(settings.online.max_new_tokens, encoder.max_length // 2)
-        prompts = fitting_prompts(encoder, list(dict.fromkeys(r.prompt for r in self._replay.train)), most)
-        if not prompts:
+        encoder, seed, train = self._encoder, self._track.now.seed, self._replay.train
+        asked = list(dict.fromkeys(record.prompt for record in train))
+        task = task_of(name, self._settings.policy, encoder, asked, pairs_of(train), seed)
+        if not task.prompts:
             raise Refused("no training prompt leaves room for an answer")
-        human = list(encode_pairs(encoder, pairs_of(self._replay.train)).pairs) if name == "online-dpo" else []
-        random.Random(seed).shuffle(human)  # a round may end before it has seen them all
 
         def score(asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
             with _waiting_for_rewards():
@@ -139,19 +135,17 @@ class PolicyRound(ModelRound):
         outcome = train_online(
             model,
             encoder,
-            prompts,
+            task.prompts,
             score,
-            algorithm_of(name, settings),
-            settings.online.model_copy(update={"max_new_tokens": most}),
+            task.algorithm,
+            task.settings,
             seed=seed,
-            human_pairs=human,
+            human_pairs=task.human_pairs,
             checkpoint_dir=self._directory / "checkpoints",
             on_step=self._on_step,
             should_stop=self._stop.is_set,
         )
-        last = outcome.history[-_LAST_STEPS:]
-        figures = {f"train_{n}": sum(done.figures[n] for done in last) / len(last) for n in last[-1].figures}
-        return outcome.model, {"train_steps": float(last[-1].step), "train_prompts": float(len(prompts)), **figures}
+        return outcome.model, {"train_prompts": float(len(task.prompts)), **last_means(outcome.history)}
 
     def _on_step(self, done: StepDone) -> None:
         shown = {name: done.figures[name] for name in ("score", "kl", "tokens", "no_end", "clipped")}

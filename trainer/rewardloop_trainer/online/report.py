@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rewardloop_trainer.online.train import StepDone
 
 log = structlog.get_logger()
+
+_LAST_STEPS = 10
 
 STEPS, FIGURE = "steps.jsonl", "report.png"
 TOKENS_PER_S = "tokens_per_s"
@@ -162,6 +164,14 @@ class RunReport:
         partial = self._directory / f".{FIGURE}"
         draw(self._rows, partial)
         partial.replace(self._directory / FIGURE)
+
+
+def last_means(steps: Sequence[Row | StepDone]) -> dict[str, float]:
+    """For a manifest: how many steps were taken, and each figure's mean over the last 10 of them that have it."""
+    last = steps[-_LAST_STEPS:]
+    names = dict.fromkeys(name for step in last for name in step.figures)
+    means = {name: [step.figures[name] for step in last if name in step.figures] for name in names}
+    return {"train_steps": float(last[-1].step), **{f"train_{n}": sum(v) / len(v) for n, v in means.items()}}
 
 
 def read_steps(directory: Path) -> list[Row]:
