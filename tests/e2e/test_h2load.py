@@ -33,7 +33,7 @@ def server(tmp_path: Path, redis_url: str) -> Iterator[ServeProcess]:
 
 def _scored(server: ServeProcess) -> dict[str, float]:
     """Score calls that ended, by code, as the metrics page counts them."""
-    page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=5).read().decode()
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=30).read().decode()
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
     calls = [s for s in samples if s.name == "rewardloop_requests_total" and s.labels["method"].endswith("Score")]
     return {sample.labels["code"]: sample.value for sample in calls}

@@ -92,7 +92,7 @@ def test_bytes_that_are_not_utf8_are_an_invalid_argument(server: ServeProcess) -
     with grpc.insecure_channel(server.address) as channel:
         call = channel.unary_unary("/rewardloop.v1.RewardService/Score")
         with pytest.raises(grpc.RpcError) as refusal:
-            call(raw, timeout=5)
+            call(raw, timeout=30)
     assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -129,7 +129,7 @@ def test_metrics_page_parses_and_counts_requests(server: ServeProcess, client: R
     from prometheus_client.parser import text_string_to_metric_families
 
     client.score("alpha", ["beta"])
-    page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=5).read().decode()
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=30).read().decode()
     samples = {s.name: s for family in text_string_to_metric_families(page) for s in family.samples}
     assert samples["rewardloop_requests_total"].value >= 1
     stages = {

@@ -32,7 +32,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def client(server: EmbeddedRedis) -> Iterator[Any]:
-    connected = redis.Redis.from_url(server.url, socket_timeout=5)
+    connected = redis.Redis.from_url(server.url, socket_timeout=30)
     yield connected
     connected.close()
 

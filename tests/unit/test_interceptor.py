@@ -110,6 +110,13 @@ class Running:
     def counted(self, method: str, code: str) -> float | None:
         return self.metrics.registry.get_sample_value("rewardloop_requests_total", {"method": method, "code": code})
 
+    async def counts(self, method: str, code: str) -> None:
+        """Wait for the first such RPC to be counted: the caller may know how it ended before the server does."""
+        async with asyncio.timeout(30):
+            while not self.counted(method, code):  # noqa: ASYNC110 - a counter cannot be awaited
+                await asyncio.sleep(0.01)
+        assert self.counted(method, code) == 1
+
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Running]:
@@ -216,7 +223,7 @@ async def test_status_that_a_method_chose_is_kept() -> None:
     async with running() as server:
         error = await failure(server.record("own"))
         assert (error.code(), error.details()) == (grpc.StatusCode.DATA_LOSS, "chosen by the method")
-        assert server.counted("FeedbackService/Record", "DATA_LOSS") == 1
+        await server.counts("FeedbackService/Record", "DATA_LOSS")
 
 
 async def test_cancelled_calls_are_counted_as_such() -> None:
@@ -227,10 +234,8 @@ async def test_cancelled_calls_are_counted_as_such() -> None:
         await asyncio.sleep(0.05)
         slow.cancel()
         watch.cancel()
-        async with asyncio.timeout(5):
-            for method in ("FeedbackService/Record", "ModelService/WatchVersions"):
-                while not server.counted(method, "CANCELLED"):  # noqa: ASYNC110 - a counter cannot be awaited
-                    await asyncio.sleep(0.01)
+        for method in ("FeedbackService/Record", "ModelService/WatchVersions"):
+            await server.counts(method, "CANCELLED")
 
 
 async def test_draining_refuses_what_is_new_and_finishes_what_runs() -> None:
