@@ -45,12 +45,13 @@ class LaneLimits:
     run_s: float = math.inf
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Offer:
     """A run, laid out: its rows still wait in the lane until the engine takes it.
 
     ``may_grow``: it has all that waited and is short of its limit, so it is better chosen again when more comes.
-    ``pushes``: the lane's count when it was chosen.
+    ``pushes``: the lane's count when it was chosen. ``alone``: nothing else waits and, once it is taken, nothing else
+    runs, so it may have the whole device.
     """
 
     lane: Lane
@@ -60,14 +61,16 @@ class Offer:
     feeds: Feeds
     may_grow: bool
     pushes: int
+    alone: bool
 
 
 class Slot:
-    """Where the event loop leaves the next run for the engine's thread, which takes it the moment it is free."""
+    """Where the event loop leaves the next run for the engine's threads; the first that is free takes it at once."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._offer: Offer | None = None
+        self._running = 0
         self._is_closed = False
 
     def put(self, offer: Offer) -> None:
@@ -87,21 +90,31 @@ class Slot:
             while self._offer is None and not self._is_closed:
                 self._changed.wait()
             offer, self._offer = self._offer, None
-            return None if self._is_closed else offer
+            if offer is None or self._is_closed:
+                return None
+            offer.alone = offer.alone and not self._running
+            self._running += 1
+            return offer
+
+    def done(self) -> None:
+        """A run that was taken has ended."""
+        with self._changed:
+            self._running -= 1
 
     def close(self) -> None:
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
 
 class Batcher:
-    """Three lanes in front of one engine thread: production, then trainer, then shadow.
+    """Three lanes in front of the engine's threads, one a stream: production, then trainer, then shadow.
 
     The trainer lane goes first once when it has waited ``trainer_max_wait_s`` for a run, so that it cannot starve. A
     production group waits at most for the run in flight and one more before its turn comes (see `Lane`): a run of
     another lane that is laid out is put back for it. A run has at most ``token_budget`` tokens, or one row.
-    ``engine_nice``: niceness of the engine's thread.
+    ``engine_nice``: niceness of the engine's threads. ``streams``: how many runs there are at once; one that is alone
+    has all threads of the device.
     """
 
     def __init__(
@@ -112,9 +125,11 @@ class Batcher:
         trainer_max_wait_s: float,
         metrics: ServerMetrics,
         engine_nice: int = 0,
+        streams: int = 1,
     ) -> None:
         self._budget = token_budget
         self._engine_nice = engine_nice
+        self._streams = streams
         self._limits = lanes
         self._lanes = {
             name: Lane(name, max_tokens=lanes[name].max_tokens, max_s=lanes[name].max_s, metrics=metrics)
@@ -124,7 +139,7 @@ class Batcher:
         self._metrics = metrics
         self._slot = Slot()
         self._offered: Offer | None = None
-        self._busy_until = 0.0
+        self._ends: dict[Offer, float] = {}  # of the runs in flight, as estimated
         self._loop: asyncio.AbstractEventLoop | None = None
         self._will_feed = False
         self._broken: asyncio.Future[None] | None = None
@@ -186,27 +201,33 @@ class Batcher:
         """Drive the engine until cancelled; ends within the run in flight."""
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
-        engine = threading.Thread(target=self._drive, args=(self._loop,), name="engine", daemon=True)
-        engine.start()
+        engine = [
+            threading.Thread(target=self._drive, args=(self._loop,), name=f"engine-{i}", daemon=True)
+            for i in range(self._streams)
+        ]
+        for stream in engine:
+            stream.start()
         self._feed_soon()
         try:
             await self._broken
         finally:
             self._loop = None
             self._slot.close()
-            await asyncio.shield(asyncio.to_thread(engine.join))
+            for stream in engine:
+                await asyncio.shield(asyncio.to_thread(stream.join))
 
     def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The engine's thread."""
+        """A thread of the engine."""
         step_back(self._engine_nice)
         while (offer := self._slot.take()) is not None:
             started = time.monotonic()
             loop.call_soon_threadsafe(self._taken, offer, started)
             outcome: Floats | Exception
             try:
-                outcome = offer.model.execute(offer.feeds)
+                outcome = offer.model.execute(offer.feeds, alone=offer.alone)
             except Exception as error:  # whatever ONNX Runtime raises fails this run's groups, not the engine
                 outcome = error
+            self._slot.done()
             loop.call_soon_threadsafe(self._ran, offer, outcome, time.monotonic() - started)
             del offer, outcome  # a version must not live on in this thread while it waits
 
@@ -264,7 +285,9 @@ class Batcher:
                 continue
             rows = [waiting[i] for i in run.rows]
             may_grow = len(rows) == len(waiting) and run.cost_s < limit_s / 2 and feeds.tokens < self._budget / 2
-            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes)
+            is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
+            alone = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
+            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone)
         return None
 
     def _taken(self, offer: Offer, now: float) -> None:
@@ -272,10 +295,15 @@ class Batcher:
         if offer is self._offered:
             self._offered = None
             offer.lane.take(offer.rows, now)
-            self._busy_until = now + offer.run.cost_s
+            self._ends[offer] = now + offer.run.cost_s * self._share(offer)
             self._feed_soon()
 
+    def _share(self, offer: Offer) -> int:
+        """How many such runs the device has at once: each takes that many times as long as it would alone."""
+        return 1 if offer.alone else self._streams
+
     def _ran(self, offer: Offer, outcome: Floats | Exception, run_s: float) -> None:
+        del self._ends[offer]
         if isinstance(outcome, Exception):
             self._fail_all(offer.lane, offer.rows, offer.model, outcome)
             return
@@ -290,14 +318,15 @@ class Batcher:
                 queue_s = group.started - group.enqueued
                 scored = Scored(group.logits, queue_s, group.run_s, offer.feeds.rows, offer.feeds.real_tokens)
                 group.outcome.set_result(scored)
-        offer.lane.ran(tokens, run_s)
+        offer.lane.ran(tokens, run_s / self._share(offer))
         self._metrics.batch_rows.observe(offer.feeds.rows)
         self._metrics.batch_tokens.observe(offer.feeds.real_tokens)
         self._metrics.padding_ratio.observe(1 - offer.feeds.real_tokens / offer.feeds.tokens)
 
     def _wait_s(self, lane: str, caller: str, deadline: float, now: float) -> float:
-        """The least that a group which came now would wait. The engine's present run counts by its estimate."""
-        wait = max(0.0, self._busy_until - now) + self._lanes[lane].wait_s(caller, deadline)
+        """The least that a group which came now would wait. Runs in flight count by their estimates."""
+        busy_s = min(self._ends.values()) - now if len(self._ends) == self._streams else 0.0
+        wait = max(0.0, busy_s) + self._lanes[lane].wait_s(caller, deadline)
         return wait + (0.0 if lane == "production" else self._lanes["production"].backlog_s)
 
     def _fail_all(self, lane: Lane, rows: Sequence[Row], model: RewardModel, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,11 +30,12 @@ _PROVIDERS: Mapping[Kind, Sequence[str]] = {"cpu": (_CPU,), "cuda": (_CUDA, _CPU
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where sessions run. ``threads`` 0 is one a core."""
+    """Where sessions run. ``threads``: of a run that has the device to itself. ``streams``: most runs at once."""
 
     kind: Kind
     threads: int
     spin: bool
+    streams: int = 1
 
     @property
     def providers(self) -> Sequence[str]:
@@ -41,8 +43,21 @@ class Device:
         return _PROVIDERS[self.kind]
 
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda", "tensorrt"], *, threads: int, spin: bool) -> Device:
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """One graph, opened for a run that has the device to itself (``alone``) and for one of several at once (``beside``,
+    on its share of the threads). The same session where the device has one stream."""
+
+    alone: Any
+    beside: Any
+
+
+def choose_device(
+    wanted: Literal["auto", "cpu", "cuda", "tensorrt"], *, threads: int, spin: bool, streams: int = 1
+) -> Device:
     """CUDA where ONNX Runtime has it, unless the setting says otherwise; says in the log what it chose.
+
+    ``threads`` 0: one a core. ``streams`` 0: two on a CPU with two threads or more, else one.
 
     Raises RuntimeError when a device is demanded that this ONNX Runtime lacks.
     """
@@ -52,21 +67,38 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda", "tensorrt"], *, threads
         raise RuntimeError(
             f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
         )
-    log.info("device chosen", device=kind, wanted=wanted, providers=available, onnxruntime=ort.__version__)
-    return Device(kind, threads, spin)
+    if kind == "cpu":
+        threads = threads or _cores()
+        streams = min(streams or 2, threads)
+    streams = streams or 1
+    log.info(
+        "device chosen",
+        device=kind,
+        wanted=wanted,
+        threads=threads,
+        streams=streams,
+        providers=available,
+        onnxruntime=ort.__version__,
+    )
+    return Device(kind, threads, spin, streams)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class RewardModel:
-    """One loaded, warm version: its text encoder, its calibration, and the session and adapter that it runs on.
+    """One loaded, warm version: its text encoder, its calibration, and the sessions and adapter that it runs on.
 
-    ``plan`` and ``lay_out`` may be called from any thread, ``execute`` and ``run`` from one at a time.
+    May be used from several threads.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         encoder: Encoder,
-        session: Any,
+        sessions: Sessions,
         signature: Signature,
         cost: CostModel,
         adapter: Any = None,
@@ -77,7 +109,7 @@ class RewardModel:
         self.calibration = manifest.calibration or Calibration()
         self.cost = cost
         self.signature = signature
-        self._session = session
+        self._sessions = sessions
         # Held for as long as the version lives: ONNX Runtime scores with the graph's default weights, and says
         # nothing, once Python has let go of an active adapter.
         self._adapter = adapter
@@ -95,14 +127,15 @@ class RewardModel:
         """The input of one of the runs that ``plan`` gave for ``rows``."""
         return lay_out(rows, run, self.signature, self.encoder.format.pad)
 
-    def execute(self, feeds: Feeds) -> Floats:
-        """Raw logits (rows, heads), in the order of the run's rows."""
+    def execute(self, feeds: Feeds, *, alone: bool = True) -> Floats:
+        """Raw logits (rows, heads), in the order of the run's rows. ``alone``: no other run needs the device."""
         options = None
         if self._adapter is not None:
             # Never through an IOBinding, which ignores active adapters without an error.
             options = ort.RunOptions()
             options.add_active_adapter(self._adapter)
-        logits: Floats = self._session.run(["logits"], feeds.inputs, options)[0]
+        session = self._sessions.alone if alone else self._sessions.beside
+        logits: Floats = session.run(["logits"], feeds.inputs, options)[0]
         return logits
 
     def run(self, rows: Sequence[Encoded]) -> tuple[Floats, int]:
@@ -114,5 +147,5 @@ class RewardModel:
 
     def close(self) -> None:
         """Let go of the session, which is freed with the last version over it, and of the adapter. Called once."""
-        del self._session, self._adapter
+        del self._sessions, self._adapter
         self._on_close()

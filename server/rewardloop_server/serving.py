@@ -67,7 +67,9 @@ async def serve(settings: ServeSettings) -> int:
     store = ModelStore(settings.store)
     pointer = ActivePointer(redis)
     stream = FeedbackStream(redis, ttl_s=settings.seen_ttl_s)
-    device = choose_device(settings.device, threads=settings.intra_op_threads, spin=settings.spin)
+    device = choose_device(
+        settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
+    )
     health = HealthServicer()
     limits = Limits(max_text_bytes=settings.max_text_bytes, max_responses=settings.max_responses)
 
@@ -86,6 +88,7 @@ async def serve(settings: ServeSettings) -> int:
         trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
         metrics=metrics,
         engine_nice=settings.engine_nice,
+        streams=device.streams,
     )
     tokenizers = TokenizePool(settings.tokenize_threads)
     cached_lanes = {"production": settings.cache_production, "trainer": settings.cache_trainer}

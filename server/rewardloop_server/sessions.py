@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_server.cost import CostModel
-from rewardloop_server.engine import Device, RewardModel
+from rewardloop_server.engine import Device, RewardModel, Sessions
 from rewardloop_server.errors import NotLoadable
 from rewardloop_server.layout import Signature
 from rewardloop_server.metrics import ServerMetrics
@@ -32,12 +32,12 @@ _TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_tok
 
 @dataclass(slots=True)
 class _Shared:
-    """One session, the version that it was opened for and its text encoder, what its graph takes, what its runs cost,
-    and how many versions run on it."""
+    """One graph's sessions, the version that they were opened for and its text encoder, what the graph takes, what its
+    runs cost, and how many versions run on it."""
 
     manifest: Manifest
     encoder: Encoder
-    session: Any
+    sessions: Sessions
     signature: Signature
     cost: CostModel
     versions: int
@@ -56,7 +56,7 @@ class SessionPool:
 
     @property
     def sessions(self) -> int:
-        """How many are open."""
+        """Of how many graphs."""
         return len(self._shared)
 
     def load(self, manifest: Manifest, directory: Path) -> RewardModel:
@@ -93,30 +93,37 @@ class SessionPool:
         """Open and warm the session of a version that is no delta; it counts one version."""
         where = f"reward {manifest.version}"
         try:
-            session = ort.InferenceSession(
-                directory / "model.onnx", _options(self._device), providers=list(self._device.providers)
-            )
+            sessions = self._sessions(directory / "model.onnx")
         except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a file
             raise NotLoadable(f"{where} does not load: {error}") from error
         try:
-            signature = Signature.of(session)
+            signature = Signature.of(sessions.alone)
         except ValueError as error:
             raise NotLoadable(f"{where}: {error}") from error
         encoder = _encoder(manifest, directory)
-        cost = warm_up(RewardModel(manifest, encoder, session, signature, CostModel(0.0, 0.0, 0.0)))
+        cost = warm_up(RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0)))
         with self._counting:
-            self._shared[manifest.digest] = _Shared(manifest, encoder, session, signature, cost, 1)
+            self._shared[manifest.digest] = _Shared(manifest, encoder, sessions, signature, cost, 1)
+
+    def _sessions(self, graph: Path) -> Sessions:
+        device = self._device
+
+        def opened(threads: int) -> Any:
+            return ort.InferenceSession(graph, _options(device, threads), providers=list(device.providers))
+
+        alone = opened(device.threads)
+        return Sessions(alone, opened(device.threads // device.streams) if device.streams > 1 else alone)
 
     def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:
         adapter = None
         if manifest.trunk is not None:
-            adapter = _adapter(directory / ADAPTER, shared.session, f"reward {manifest.version}")
+            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"reward {manifest.version}")
         # Reading a tokenizer holds the interpreter's lock for as long as everything else about a delta takes together.
         encoder = shared.encoder if reads_alike(manifest, shared.manifest) else _encoder(manifest, directory)
         model = RewardModel(
             manifest,
             encoder,
-            shared.session,
+            shared.sessions,
             shared.signature,
             shared.cost,
             adapter,
@@ -156,9 +163,9 @@ class SessionPool:
             raise
 
 
-def _options(device: Device) -> ort.SessionOptions:
+def _options(device: Device, threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = device.threads
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.spin else "0")
     # Arenas grow to the largest shapes ever run and would hold two versions' worth after a swap.
     options.enable_cpu_mem_arena = device.kind != "cpu"

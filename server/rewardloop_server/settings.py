@@ -19,7 +19,13 @@ class ServeSettings(ProcessSettings):
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
 
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
-    intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads in one run; 0: one a core")
+    intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
+    streams: int = Field(
+        0,
+        ge=0,
+        description="most runs at once, each with its share of the threads: more throughput, and the weights are twice"
+        " in memory; 0: two on a CPU with two threads or more, else one",
+    )
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
     resident_versions: int = Field(
         4, ge=1, description="most reward versions in memory: with the active one, those that share its graph stay warm"

@@ -16,7 +16,7 @@ from matplotlib import pyplot
 
 
 def write_report(runs: Path, out: Path) -> None:
-    """gold.md, gold.json and a plot of each experiment in ``out``, of every run kept in ``runs``."""
+    """A table, the runs' steps and a plot of each experiment of which there is a run in ``runs``."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(runs.glob("*.json"))}
     by_name: dict[str, list[dict[str, Any]]] = {}
     for stem, run in found.items():
@@ -24,15 +24,17 @@ def write_report(runs: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     learned = {name: each for name, each in by_name.items() if not name.startswith("overoptimised")}
     chased = {name: each for name, each in by_name.items() if name.startswith("overoptimised")}
-    tables = [table(learned)] if learned else []
-    if learned:
-        plot(learned, out / "gold.png", "Learned from choices: what the judge and the proxy see")
-    if chased:
-        tables.append(chased_table(chased))
-        plot(chased, out / "gold_overoptimised.png", "No KL penalty, a poor proxy")
-    (out / "gold.md").write_text("\n\n".join(tables) + "\n")
-    (out / "gold.json").write_text(json.dumps({stem: _short(run) for stem, run in found.items()}, indent=None))
-    print("\n\n".join(tables))
+    for kind, of_kind, write_table, title in (
+        ("gold", learned, table, "Learned from choices: what the judge and the proxy see"),
+        ("gold_overoptimised", chased, chased_table, "No KL penalty, a poor proxy"),
+    ):
+        if not of_kind:
+            continue
+        (out / f"{kind}.md").write_text(write_table(of_kind) + "\n")
+        steps = {f"{name}-{run['seed']}": _short(run) for name, runs_ in of_kind.items() for run in runs_}
+        (out / f"{kind}.json").write_text(json.dumps(steps, indent=None))
+        plot(of_kind, out / f"{kind}.png", title)
+        print(write_table(of_kind))
 
 
 def table(by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

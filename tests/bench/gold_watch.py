@@ -1,4 +1,4 @@
-"""The watch against reward hacking on one run: every few steps the policy is a candidate for the one that was last."""
+"""The watch against reward hacking on one run: every few steps the policy is a candidate for the best one so far."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from gold_world import World, answers_of, asked
 from rewardloop_trainer.hacking_watch import Point, alarm
 from rewardloop_trainer.policy_gate import bootstrap_interval
 
-_EVERY_STEPS = 4
-_ASKED = 200
+_EVERY_STEPS = 2
+_ASKED = 400
 
 
 class Watched:
-    """Each round's answers against the last one's, by the proxy and by users' choices, which are noisy as all are.
+    """Each candidate's answers against the live ones, by the proxy and by users' choices, which are noisy as all are.
+    As after a gate, a candidate is live from then on when the users prefer it.
 
     ``alarm_step``: of the first alarm, 0 while there is none; nothing is halted, so that gold shows what would follow.
     """
@@ -48,7 +49,8 @@ class Watched:
         self.points.append(Point(number, "judge", score, score_lower, float(by_users.mean()), win_rate_upper))
         if not self.alarm_step and (reason := alarm(self.points)) is not None:
             self.alarm_step, self.reason = step, reason
-        self._live = candidate
+        if by_users.mean() > 0.5:
+            self._live = candidate
 
     def _scored(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """Empty answers, which have no score, have the worst."""

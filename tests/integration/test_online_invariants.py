@@ -11,13 +11,12 @@ from policy_versions import byte_encoder, small_llama
 from torch import Tensor
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.completions import rate_scale
+from rewardloop_trainer.batches import rate_scale
 from rewardloop_trainer.online.learner import Learner
 from rewardloop_trainer.online.ppo import Ppo
 from rewardloop_trainer.online.settings import OnlineSettings
 from rewardloop_trainer.online.train import train_online
 from rewardloop_trainer.preferences import Prompt
-from rewardloop_trainer.reward_step import learning_rate_scale
 from rewardloop_trainer.rewards import Reward
 from rewardloop_trainer.rollouts import roll_out
 
@@ -73,5 +72,4 @@ def test_the_policy_stays_while_the_critic_warms_up(warmup_steps: int, moves: bo
 
 def test_rates_rise_and_then_fall_to_0() -> None:
     expected = [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
-    for scale in (rate_scale, learning_rate_scale):  # of policies, and of reward models
-        assert [scale(step, 10, 0.2) for step in range(10)] == pytest.approx(expected)
+    assert [rate_scale(step, 10, 0.2) for step in range(10)] == pytest.approx(expected)

@@ -20,6 +20,7 @@ from rewardloop.formats.store import Calibration, ModelStore
 from rewardloop_client import RewardloopClient, Unreachable
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_trainer.online.report import read_steps
 from rewardloop_trainer.publish import ServerAway
 
 torch.set_num_threads(1)
@@ -91,6 +92,12 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
     assert figures["train_steps"] == ONLINE["steps"]
     assert {"train_score", "train_kl", "train_entropy", "train_update_kl"} <= set(figures)
     assert ("train_explained_variance" in figures) == (algorithm == "ppo")
+    report = setting.settings.work_dir / "reports" / f"policy-{setting.track.now.number}"
+    steps = read_steps(report)
+    assert [row.step for row in steps] == list(range(1, ONLINE["steps"] + 1))
+    assert steps[-1].figures["gate_win_rate"] == figures["gate_win_rate"]
+    assert (report / "report.png").exists()
+    assert list(report.glob("events.out.tfevents.*"))
 
 
 def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def test_it_learns_what_was_preferred_on_prompts_it_did_not_see() -> None:
 def test_the_sft_term_holds_the_chosen_responses_up() -> None:
     def chosen(sft_weight: float) -> float:
         settings = DPO.model_copy(update={"sft_weight": sft_weight})
-        return train_policy(small_llama(), ENCODER, polite_pairs(16), [], settings).figures["train_chosen_log_ratio"]
+        pairs = polite_pairs(16)
+        return train_policy(small_llama(), ENCODER, pairs, pairs, settings).figures["train_chosen_log_ratio"]
 
     assert chosen(1.0) > chosen(0.0)
 

@@ -14,16 +14,17 @@ from reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.batch import LANES, Batcher, LaneLimits, Offer, Slot
 from rewardloop_server.engine import Device, RewardModel
 from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.lane import Lane
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.sessions import SessionPool
 
 
 def load(store: ModelStore, factor: float, cost: int = 0) -> RewardModel:
     manifest = publish_sum_version(store, factor=factor, cost=cost)
-    pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
+    pool = SessionPool(store, Device("cpu", 2, spin=False, streams=2), ServerMetrics())
     return pool.load(manifest, store.fetch("reward", manifest.version))
 
 
@@ -51,9 +52,10 @@ async def until_taken(metrics: ServerMetrics, lane: str) -> None:
         await asyncio.sleep(0.001)
 
 
-def batcher(token_budget: int = 64, metrics: ServerMetrics | None = None, **limits: float) -> Batcher:
+def batcher(token_budget: int = 64, metrics: ServerMetrics | None = None, streams: int = 1, **limits: float) -> Batcher:
     lanes = {lane: LaneLimits(**({"max_tokens": 10**6} | limits)) for lane in LANES}
-    return Batcher(token_budget=token_budget, lanes=lanes, trainer_max_wait_s=0.05, metrics=metrics or ServerMetrics())
+    metrics = metrics or ServerMetrics()
+    return Batcher(token_budget=token_budget, lanes=lanes, trainer_max_wait_s=0.05, metrics=metrics, streams=streams)
 
 
 @asynccontextmanager
@@ -77,12 +79,19 @@ group = st.tuples(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(groups=st.lists(group, min_size=1, max_size=20), token_budget=st.integers(1, 400), run_s=st.floats(1e-5, 0.1))
-def test_every_group_gets_exactly_its_own_scores(versions, groups, token_budget: int, run_s: float) -> None:
+@given(
+    groups=st.lists(group, min_size=1, max_size=20),
+    token_budget=st.integers(1, 400),
+    run_s=st.floats(1e-5, 0.1),
+    streams=st.integers(1, 3),
+)
+def test_every_group_gets_exactly_its_own_scores(
+    versions, groups, token_budget: int, run_s: float, streams: int
+) -> None:
     metrics = ServerMetrics()
 
     async def score_all() -> list[np.ndarray]:
-        async with running(batcher(token_budget, metrics, run_s=run_s)) as subject:
+        async with running(batcher(token_budget, metrics, streams, run_s=run_s)) as subject:
             scoring = (subject.score(versions[v], rows, lane, None, caller) for rows, lane, v, caller in groups)
             return [s.logits for s in await asyncio.gather(*scoring)]
 
@@ -96,13 +105,13 @@ def test_every_group_gets_exactly_its_own_scores(versions, groups, token_budget:
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), groups=st.lists(group, min_size=2, max_size=12))
-def test_callers_that_go_away_at_any_time_take_nothing_from_others(slow, data, groups) -> None:
+@given(data=st.data(), groups=st.lists(group, min_size=2, max_size=12), streams=st.integers(1, 2))
+def test_callers_that_go_away_at_any_time_take_nothing_from_others(slow, data, groups, streams: int) -> None:
     leaving = data.draw(st.sets(st.integers(0, len(groups) - 1)))
     turns = data.draw(st.integers(0, 5))
 
     async def score_all() -> list[object]:
-        async with running(batcher()) as subject:
+        async with running(batcher(streams=streams)) as subject:
             tasks = [asyncio.create_task(subject.score(slow, rows, lane, None, c)) for rows, lane, _, c in groups]
             for _ in range(turns):
                 await asyncio.sleep(0.002)
@@ -198,6 +207,43 @@ async def test_caller_that_went_away_is_not_run_though_laid_out(slower) -> None:
         last = await subject.score(slower, rows, "production", None)
     assert last.logits[0, 0] == 8
     assert metrics.registry.get_sample_value("rewardloop_batch_rows_sum") == 2
+
+
+async def test_a_second_stream_takes_what_comes_while_the_first_runs(slower) -> None:
+    metrics = ServerMetrics()
+    async with running(batcher(token_budget=8, metrics=metrics, streams=2)) as subject:
+        rows = [encoded(*[1] * 8)]
+        tasks = []
+        for _ in range(2):
+            tasks.append(asyncio.create_task(subject.score(slower, rows, "production", None)))
+            await asyncio.sleep(0)
+            await until_taken(metrics, "production")
+        assert not tasks[0].done()
+        assert [(await task).logits[0, 0] for task in tasks] == [8, 8]
+
+
+def offer(model: RewardModel, *, alone: bool) -> Offer:
+    rows = [encoded(1)]
+    (run,) = model.plan(rows)
+    lane = Lane("production", max_tokens=8, max_s=1.0, metrics=ServerMetrics())
+    return Offer(lane, model, [], run, model.lay_out(rows, run), may_grow=False, pushes=0, alone=alone)
+
+
+def test_a_run_has_the_whole_device_when_nothing_else_runs_or_waits(versions) -> None:
+    slot = Slot()
+    seen = []
+    for alone in (True, True, False):
+        slot.put(offer(versions[0], alone=alone))
+        taken = slot.take()
+        assert taken is not None
+        seen.append(taken.alone)
+    assert seen == [True, False, False]
+    for _ in range(3):
+        slot.done()
+    slot.put(offer(versions[0], alone=True))
+    taken = slot.take()
+    assert taken is not None
+    assert taken.alone
 
 
 async def test_production_goes_before_a_trainer_run_that_is_laid_out(slower) -> None:

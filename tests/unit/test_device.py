@@ -16,6 +16,13 @@ def test_auto_takes_what_this_onnxruntime_has() -> None:
     assert device.kind == ("cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu")
 
 
+@pytest.mark.parametrize(
+    ("threads", "streams", "expected"), [(1, 0, 1), (2, 0, 2), (8, 0, 2), (8, 4, 4), (2, 4, 2), (4, 1, 1)]
+)
+def test_a_cpu_has_two_streams_where_it_has_two_threads(threads: int, streams: int, expected: int) -> None:
+    assert choose_device("cpu", threads=threads, spin=False, streams=streams).streams == expected
+
+
 @pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
 def test_device_that_is_absent_is_refused_with_what_there_is(kind: Literal["cuda", "tensorrt"]) -> None:
     provider = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[kind]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rewardloop.formats.text import Encoder
+from rewardloop_trainer.batches import by_length
 from rewardloop_trainer.preferences import Prompt
 
 
@@ -105,34 +106,3 @@ def sequence_logprobs(model: Any, rows: Sequence[Completion], pad_id: int, token
         logprobs, _ = token_logprobs(model, [rows[i] for i in group], pad_id)
         sums[torch.tensor(group)] = logprobs.sum(-1).cpu()
     return sums
-
-
-def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices grouped by length so that rows x longest stays within the budget; a longer row goes alone."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and lengths[index] * (len(groups[-1]) + 1) <= token_budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
-def plan_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of each optimizer step of an epoch: every index once, in an order fixed by seed and epoch.
-
-    Shuffled, then sorted by length within runs of 16 steps: a step holds similar lengths, the order stays random.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
-    steps: list[list[int]] = []
-    for start in range(0, len(shuffled), 16 * size):
-        run = sorted(shuffled[start : start + 16 * size], key=lambda i: (lengths[i], i))
-        steps += [run[i : i + size] for i in range(0, len(run), size)]
-    return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
-
-
-def rate_scale(step: int, steps: int, warmup_share: float) -> float:
-    """Linear warm-up, then linear to 0 after the last step; ``step`` counts from 0."""
-    warmup = warmup_share * steps
-    return min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / steps)

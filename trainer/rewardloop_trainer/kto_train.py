@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import kto
-from rewardloop_trainer.completions import Completion, by_length, encode_completions, token_logprobs
-from rewardloop_trainer.offline_run import OfflineRun, PolicyOutcome, Progress
+from rewardloop_trainer.batches import by_length
+from rewardloop_trainer.completions import Completion, encode_completions, token_logprobs
+from rewardloop_trainer.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
 from rewardloop_trainer.policy_settings import KtoSettings
 from rewardloop_trainer.preferences import Labelled, Prompt
 
@@ -168,7 +169,7 @@ class _Run:
         checkpoint_dir: Path | None,
         seed: int,
     ) -> None:
-        self.encoded, self.settings = encoded, settings
+        self.encoded, self.settings, self.seed = encoded, settings, seed
         self.train = _Side(encoded.thumbs, encoder.max_length, seed)
         self.heldout = _Side(heldout, encoder.max_length, seed)
         plan = _plan(len(encoded.thumbs), settings, seed)
@@ -189,10 +190,12 @@ class _Run:
             "train_thumbs_wanted": float(self.train.is_wanted.sum()),
             "train_thumbs_merged": float(self.encoded.merged),
             "train_thumbs_over_length": float(self.encoded.over_length),
-            **self._measured(self.train, "train_"),
         }
-        if self.heldout.thumbs:
-            figures |= {"heldout_thumbs": float(len(self.heldout.thumbs)), **self._measured(self.heldout, "heldout_")}
+        if heldout := len(self.heldout.thumbs):
+            seen = sample_to_compare(len(self.train.thumbs), heldout, self.seed)
+            figures |= self._measured(self.train, seen, "train_")
+            figures |= self._measured(self.heldout, range(heldout), "heldout_")
+            figures["heldout_thumbs"] = float(heldout)
         return self.run.end(figures, save)
 
     def _learn(self, indices: Sequence[int]) -> KtoFigures:
@@ -219,10 +222,10 @@ class _Run:
         log_ratio = self.run.world.gather_rows(policy, len(indices)) - train.reference[indices]
         return train.figures(indices, log_ratio, z, beta)
 
-    def _measured(self, side: _Side, prefix: str) -> Mapping[str, float]:
-        every = range(len(side.thumbs))
-        log_ratio = self.run.logprobs([(thumb.said,) for thumb in side.thumbs], 1).squeeze(1) - side.reference
-        return side.figures(list(every), log_ratio, side.z(self.run, every), self.settings.beta).named(prefix)
+    def _measured(self, side: _Side, places: Sequence[int], prefix: str) -> Mapping[str, float]:
+        places = list(places)
+        log_ratio = self.run.logprobs([(side.thumbs[i].said,) for i in places], 1).squeeze(1) - side.reference[places]
+        return side.figures(places, log_ratio, side.z(self.run, places), self.settings.beta).named(prefix)
 
 
 def _plan(count: int, settings: KtoSettings, seed: int) -> list[list[int]]:

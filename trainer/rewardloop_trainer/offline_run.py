@@ -3,6 +3,7 @@ weights, and several processes take the same steps as one would."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.batches import rate_scale
 from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.completions import Completion, rate_scale, sequence_logprobs
+from rewardloop_trainer.completions import Completion, sequence_logprobs
 from rewardloop_trainer.online.world import World
 from rewardloop_trainer.policy_settings import OfflineSettings
 
@@ -129,3 +131,9 @@ class OfflineRun:
         )
         if found is not None:
             self.step = found.step
+
+
+def sample_to_compare(trained: int, heldout: int, seed: int) -> list[int]:
+    """Places of as many training items as are held out, to be measured beside those: what was learned by heart shows,
+    at no more than the held-out items' cost."""
+    return random.Random(seed).sample(range(trained), min(trained, heldout))

@@ -32,7 +32,7 @@ from rewardloop_trainer.policy_cli import PolicyTrainSettings
 from rewardloop_trainer.policy_rows import PolicyData
 from rewardloop_trainer.policy_settings import PolicySettings
 from rewardloop_trainer.policy_start import Start, start_from_base, start_from_store
-from rewardloop_trainer.policy_train import PolicyProgress, train_policy
+from rewardloop_trainer.policy_train import train_policy
 from rewardloop_trainer.policy_verdict import verdict
 from rewardloop_trainer.preferences import Prompt
 from rewardloop_trainer.publish import code_version, publish_once
@@ -122,11 +122,6 @@ class _Run:
     def _learn_from_pairs(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
         if not self._train.pairs:
             raise ValueError(f"{self._settings.prompts}: dpo learns from pairs, and has none to train on")
-
-        def report(done: PolicyProgress) -> None:
-            figures = {name: getattr(done.figures, name) for name in ("loss", "accuracy", "margin", "kl")}
-            on_step(StepDone(done.step, done.steps, figures))
-
         train_policy(
             model,
             self._start.encoder,
@@ -134,7 +129,7 @@ class _Run:
             self._heldout.pairs,
             self._learning,
             self._settings.out / "checkpoints",
-            report,
+            lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
             save=lambda outcome: self._save(model, server, outcome.figures),
         )
 

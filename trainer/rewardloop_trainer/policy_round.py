@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +20,14 @@ from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.hacking_watch import HackingWatch, Point
-from rewardloop_trainer.kto_train import KtoProgress, train_kto
+from rewardloop_trainer.kto_train import train_kto
 from rewardloop_trainer.loop import Interrupted, Waiting
 from rewardloop_trainer.online.algorithms import task_of
-from rewardloop_trainer.online.report import last_means
+from rewardloop_trainer.online.report import RunReport, last_means, read_steps
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online
 from rewardloop_trainer.policy_canary import PolicyCanary
-from rewardloop_trainer.policy_train import PolicyProgress, train_policy
+from rewardloop_trainer.policy_train import train_policy
 from rewardloop_trainer.policy_verdict import verdict
 from rewardloop_trainer.preferences import Prompt, pairs_of, thumbs_of
 from rewardloop_trainer.publish import PromotionRefused, ServerAway, live_version
@@ -35,6 +35,9 @@ from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.round import ModelRound, Refused, write_whole
 from rewardloop_trainer.state import Phase
 
+# Of a step's figures, those that a line of the log has.
+_LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped")
+_KEPT_REPORTS = 50
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
 
 
@@ -51,77 +54,60 @@ class PolicyRound(ModelRound):
         if self._begin() is None:
             raise Refused("the store has no policy to start from: export one")
         self._refuse_when(self._watch.halt(self._reward_version))
-        kept = self._directory / "figures.json"
         if not self._version.exists():
-            model = _load(self._parent_directory)
+            report = RunReport(self._reports)
             try:
-                trained, figures = self._learn(model)
+                self._learn(_load(self._parent_directory), partial(self._on_step, report))
             except TrainingStopped as error:
                 raise Interrupted from error
-            self._directory.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(dict(figures)))
+            finally:
+                report.close()
+        self._reach("trained", json.loads(self._figures.read_text()))
 
-            def write(directory: Path) -> None:
-                ignored = shutil.ignore_patterns(*_WEIGHTS)
-                shutil.copytree(self._parent_directory, directory, ignore=ignored, dirs_exist_ok=True)
-                trained.save_pretrained(directory)
-
-            write_whole(self._version, write)
-        self._reach("trained", json.loads(kept.read_text()))
-
-    def _learn(self, model: Any) -> tuple[Any, Mapping[str, float]]:
-        """The model to save, and figures for the manifest. Raises `TrainingStopped`."""
+    def _learn(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
+        """Leaves the version written. Raises `TrainingStopped`."""
         match self._settings.policy.algorithm:
             case "dpo":
-                return self._learn_from_pairs(model)
+                self._learn_from_pairs(model, on_step)
             case "kto":
-                return self._learn_from_thumbs(model)
+                self._learn_from_thumbs(model, on_step)
             case "ppo" | "grpo" | "rloo" | "online-dpo" as name:
-                return self._learn_from_answers(model, name)
+                self._learn_from_answers(model, name, on_step)
 
-    def _learn_from_pairs(self, model: Any) -> tuple[Any, Mapping[str, float]]:
+    def _learn_from_pairs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
         pairs = pairs_of(self._replay.train)
         if not pairs:
             raise Refused("no signal of a training prompt compares different texts")
-
-        def report(done: PolicyProgress) -> None:
-            figures = {"accuracy": done.figures.accuracy, "margin": done.figures.margin, "kl": done.figures.kl}
-            self._report(done.step, done.steps, done.figures.loss, **figures)
-
-        outcome = train_policy(
+        train_policy(
             model,
             self._encoder,
             pairs,
             pairs_of(self._replay.heldout),
             self._settings.policy.model_copy(update={"seed": self._track.now.seed}),
             self._directory / "checkpoints",
-            report,
+            lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
             self._stop.is_set,
+            lambda outcome: self._save(model, outcome.figures),
         )
-        return model, outcome.figures
 
-    def _learn_from_thumbs(self, model: Any) -> tuple[Any, Mapping[str, float]]:
+    def _learn_from_thumbs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
         thumbs = thumbs_of(self._replay.train)
         if not thumbs:
             raise Refused("no signal of a training prompt is a thumb, or a rating off the middle, as kto needs")
-
-        def report(done: KtoProgress) -> None:
-            self._report(done.step, done.steps, done.figures.loss, accuracy=done.figures.accuracy, kl=done.figures.kl)
-
-        outcome = train_kto(
+        train_kto(
             model,
             self._encoder,
             thumbs,
             thumbs_of(self._replay.heldout),
             self._settings.policy.kto,
             self._directory / "checkpoints",
-            report,
+            lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
             self._stop.is_set,
+            lambda outcome: self._save(model, outcome.figures),
             seed=self._track.now.seed,
         )
-        return model, outcome.figures
 
-    def _learn_from_answers(self, model: Any, name: AlgorithmName) -> tuple[Any, Mapping[str, float]]:
+    def _learn_from_answers(self, model: Any, name: AlgorithmName, on_step: Callable[[StepDone], None]) -> None:
         encoder, seed, train = self._encoder, self._track.now.seed, self._replay.train
         asked = list(dict.fromkeys(record.prompt for record in train))
         task = task_of(name, self._settings.policy, encoder, asked, pairs_of(train), seed)
@@ -132,7 +118,11 @@ class PolicyRound(ModelRound):
             with _waiting_for_rewards():
                 return score_groups(self._server, asked, said, on_batch=self._stop_if_asked)
 
-        outcome = train_online(
+        def save(policy: Any) -> None:
+            means = last_means(read_steps(self._reports))
+            self._save(policy, {"train_prompts": float(len(task.prompts)), **means})
+
+        train_online(
             model,
             encoder,
             task.prompts,
@@ -142,16 +132,29 @@ class PolicyRound(ModelRound):
             seed=seed,
             human_pairs=task.human_pairs,
             checkpoint_dir=self._directory / "checkpoints",
-            on_step=self._on_step,
+            on_step=on_step,
             should_stop=self._stop.is_set,
+            save=save,
         )
-        return outcome.model, {"train_prompts": float(len(task.prompts)), **last_means(outcome.history)}
 
-    def _on_step(self, done: StepDone) -> None:
-        shown = {name: done.figures[name] for name in ("score", "kl", "tokens", "no_end", "clipped")}
-        self._metrics.score.set(shown["score"])
-        self._metrics.kl.set(shown["kl"])
+    def _on_step(self, report: RunReport, done: StepDone) -> None:
+        report(done)
+        for name, gauge in (("score", self._metrics.score), ("kl", self._metrics.kl)):
+            if name in done.figures:
+                gauge.set(done.figures[name])
+        shown = {name: done.figures[name] for name in _LOGGED if name in done.figures}
         self._report(done.step, done.steps, done.figures["loss"], **shown)
+
+    def _save(self, policy: Any, figures: Mapping[str, float]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._figures.write_text(json.dumps(dict(figures)))
+
+        def write(directory: Path) -> None:
+            ignored = shutil.ignore_patterns(*_WEIGHTS)
+            shutil.copytree(self._parent_directory, directory, ignore=ignored, dirs_exist_ok=True)
+            policy.save_pretrained(directory)
+
+        write_whole(self._version, write)
 
     def _judge(self) -> None:
         with _waiting_for_rewards():
@@ -167,6 +170,8 @@ class PolicyRound(ModelRound):
             )
         self._reach("trained", found.figures)
         self._show(found.figures)
+        RunReport(self._reports).add(found.figures)
+        self._drop_old_reports()
         if self._settings.policy.gate.judge_version and "gate_win_rate" in found.figures:
             self._testify("judge", found.figures["gate_win_rate"], found.figures["gate_win_rate_upper"], found.reasons)
         if not found.passed:
@@ -228,6 +233,20 @@ class PolicyRound(ModelRound):
             max_length=parent.max_length,
             base=parent.base,
         )
+
+    def _drop_old_reports(self) -> None:
+        by_age = sorted(self._reports.parent.glob("policy-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        for old in by_age[:-_KEPT_REPORTS]:
+            shutil.rmtree(old)
+
+    @property
+    def _figures(self) -> Path:
+        return self._directory / "figures.json"
+
+    @property
+    def _reports(self) -> Path:
+        """Where the run's steps, TensorBoard events and picture stay after the round."""
+        return self._settings.work_dir / "reports" / self._directory.name
 
     @property
     def _watch(self) -> HackingWatch:

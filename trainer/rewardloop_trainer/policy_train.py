@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import dpo
-from rewardloop_trainer.completions import Completion, by_length, encode_completions, plan_batches, token_logprobs
-from rewardloop_trainer.offline_run import OfflineRun, PolicyOutcome, Progress
+from rewardloop_trainer.batches import by_length, plan_batches
+from rewardloop_trainer.completions import Completion, encode_completions, token_logprobs
+from rewardloop_trainer.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
 from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.preferences import Pair, Prompt
 
@@ -60,6 +61,10 @@ class Figures:
     chosen_log_ratio: float
     rejected_log_ratio: float
     kl: float
+
+    def shown(self) -> dict[str, float]:
+        """Of a step, for people to watch."""
+        return {name: getattr(self, name) for name in ("loss", "accuracy", "margin", "kl")}
 
     def named(self, prefix: str) -> dict[str, float]:
         """For a manifest."""
@@ -153,9 +158,10 @@ class _Run:
             "train_pairs_merged": float(self.encoded.merged),
             "train_pairs_identical": float(self.encoded.identical),
             "train_pairs_over_length": float(self.encoded.over_length),
-            **self._measured(self.pairs, self.reference).named("train"),
         }
         if self.heldout:
+            seen = sample_to_compare(len(self.pairs), len(self.heldout), self.settings.seed)
+            figures |= self._measured([self.pairs[i] for i in seen], self.reference[seen]).named("train")
             figures |= self._measured(self.heldout, self.heldout_reference).named("heldout")
             figures["heldout_pairs"] = float(len(self.heldout))
         return self.run.end(figures, save)

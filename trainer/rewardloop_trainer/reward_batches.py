@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.batches import by_length
 from rewardloop_trainer.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair
 from rewardloop_trainer.reward_model import RewardModel
 
@@ -104,8 +105,8 @@ def plan_steps(
     shuffled = [packs[i] for i in generator.permutation(len(packs))]
     steps: list[list[int]] = []
     for group in _filled(shuffled, examples, sequences_per_step * megabatch_steps):
-        by_length = sorted(group, key=lambda pack: (max(examples[i].longest for i in pack), pack))
-        for step in _filled(by_length, examples, sequences_per_step):
+        shortest_first = sorted(group, key=lambda pack: (max(examples[i].longest for i in pack), pack))
+        for step in _filled(shortest_first, examples, sequences_per_step):
             steps.append([i for pack in step for i in pack])
     return [steps[i] for i in generator.permutation(len(steps))]
 
@@ -122,17 +123,6 @@ def bootstrap_weights(key: str, heads: int, scheme: Literal["poisson", "bernoull
     if scheme == "poisson":
         return [float(w) for w in generator.poisson(1.0, heads)]
     return [2.0 * float(w) for w in generator.integers(0, 2, heads)]
-
-
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices grouped by length so that rows x longest stays within the budget; a longer row goes alone."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= token_budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def collate(sequences: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -159,7 +149,7 @@ def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_
         if place == len(firsts):
             firsts.append(sequence)
         places.append(place)
-    groups = micro_batches([len(s.ids) for s in firsts], token_budget)
+    groups = by_length([len(s.ids) for s in firsts], token_budget)
     logits = torch.cat([model(*collate([firsts[i] for i in group], pad)) for group in groups])
     order = torch.argsort(torch.tensor([i for group in groups for i in group]))
     return logits[order[torch.tensor(places)]]

@@ -70,12 +70,6 @@ def step_accuracy(logits: Tensor, examples: Sequence[Example]) -> float:
     return sum(right) / len(right) if right else math.nan
 
 
-def learning_rate_scale(step: int, steps: int, warmup_share: float) -> float:
-    """Linear warm-up, then linear to 0 after the last step; step counts from 0."""
-    warmup = warmup_share * steps
-    return min(1.0, (step + 1) / warmup if warmup else 1.0) * max(0.0, 1 - step / steps)
-
-
 def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.AdamW:
     """Trunk and heads at their own rates; no decay on biases and norms."""
     groups = []

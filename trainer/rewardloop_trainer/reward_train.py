@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.batches import rate_scale
 from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.length_balance import balance_length
 from rewardloop_trainer.preferences import Record, pairs_of
@@ -21,7 +22,7 @@ from rewardloop_trainer.reward_batches import Example, Examples, encode_records,
 from rewardloop_trainer.reward_evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward_model import RewardModel, freeze_layers
 from rewardloop_trainer.reward_settings import RewardTraining
-from rewardloop_trainer.reward_step import learning_rate_scale, optimizer_of, step_accuracy, step_loss
+from rewardloop_trainer.reward_step import optimizer_of, step_accuracy, step_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class _Run:
 
     def _step(self, examples: Sequence[Example]) -> Progress:
         started = time.perf_counter()
-        scale = learning_rate_scale(self.at.step, len(self.plan), self.settings.warmup_share)
+        scale = rate_scale(self.at.step, len(self.plan), self.settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
         sequences = [s for e in examples for s in e.sequences]

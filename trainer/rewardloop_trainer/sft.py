@@ -12,8 +12,8 @@ import torch
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
+from rewardloop_trainer.batches import by_length, plan_batches, rate_scale
 from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.completions import by_length, plan_batches, rate_scale
 from rewardloop_trainer.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
 from rewardloop_trainer.sft_settings import SftSettings
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rewardloop_trainer.adapter_inputs import linear_modules
-from rewardloop_trainer.completions import Completion, by_length, forward, from_start
+from rewardloop_trainer.batches import by_length
+from rewardloop_trainer.completions import Completion, forward, from_start
 from rewardloop_trainer.online.critic import Critic
 from rewardloop_trainer.online.experience import Now
 from rewardloop_trainer.online.settings import OnlineSettings

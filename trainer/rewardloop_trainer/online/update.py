@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from rewardloop_trainer.completions import by_length, rate_scale
+from rewardloop_trainer.batches import by_length, rate_scale
 from rewardloop_trainer.online.experience import Algorithm, Experience
 from rewardloop_trainer.online.learner import Learner
 from rewardloop_trainer.online.settings import OnlineSettings
