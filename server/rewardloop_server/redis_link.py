@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,6 +51,12 @@ def redis_errors() -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+    finally:
+        # redis-py writes within asyncio.wait_for, which loses a cancellation now and then on Python 3.11; a task that
+        # is to end must not ask Redis for ever.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 def translated(error: Exception) -> RewardloopError | None:
