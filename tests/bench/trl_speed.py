@@ -1,4 +1,5 @@
-"""Against TRL: DPO and reward training on the same data, weights, batch, steps and cores. How long, and to what loss?
+"""Against TRL: DPO, online DPO and reward training on the same data, weights, batch, steps and cores. How long, and to
+what loss?
 
 Both start from the same random Llama and learn from the same seeded pairs, in float32, with AdamW of the same rate,
 betas and clipping, linear decay, no dropout and no gradient checkpointing (TRL's default is to checkpoint;
@@ -6,7 +7,8 @@ betas and clipping, linear decay, no dropout and no gradient checkpointing (TRL'
 both. A run is timed from texts to trained weights. The libraries take turns and the first one changes with the seed.
 CPU time is that of all threads: on a busy machine it says more than wall time. The order of the pairs differs, as each
 library has its own, so a step's loss is of other pairs: curves are compared after smoothing, and weights by held-out
-pairs.
+pairs. Online DPO answers the prompts twice, 64 tokens at most, and likes what has the larger share of the tokens that
+chosen answers have; its held-out figures are that share before and after.
 
 Run it with an interpreter that has the extra named parity: `OMP_WAIT_POLICY=passive python tests/bench/trl_speed.py`
 (threads that wait by spinning would count as CPU time).
@@ -35,23 +37,28 @@ import structlog
 import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerFast
-from trl_world import END, PAD, encoder_of, pairs_of, start_of
+from trl_world import END, FIRST, LONGEST, PAD, encoder_of, pairs_of, start_of
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.completions import sequence_logprobs
+from rewardloop_trainer.online.online_dpo import OnlineDpo
+from rewardloop_trainer.online.settings import OnlineSettings, RewardShaping
+from rewardloop_trainer.online.train import train_online
 from rewardloop_trainer.policy_settings import DpoSettings
 from rewardloop_trainer.policy_train import encode_pairs, train_policy
-from rewardloop_trainer.preferences import Pair
+from rewardloop_trainer.preferences import Pair, Prompt
 from rewardloop_trainer.reward_batches import encode_records, logits_of
 from rewardloop_trainer.reward_model import RewardModel
 from rewardloop_trainer.reward_settings import RewardTraining
 from rewardloop_trainer.reward_train import train_reward
+from rewardloop_trainer.rewards import Reward
+from rewardloop_trainer.rollouts import roll_out
 
 
 @dataclass
 class Run:
-    """``losses``: of each step. ``heldout``: loss and accuracy on held-out pairs. ``padded``: positions that went
-    through the trunk with and without gradients."""
+    """``losses``: of each step. ``heldout``: loss and accuracy on held-out pairs; of online DPO the score before and
+    after. ``padded``: positions that went through the trunk with and without gradients."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -106,6 +113,40 @@ def ours(kind: str, start: Any, world: World, profile: cProfile.Profile | None =
 
         timed(learn, model.model, run, profile)
         run.heldout = heldout_dpo(model, start, world)
+        return run
+    if kind == "online-dpo":
+        model = copy.deepcopy(start)
+        online = OnlineSettings(
+            steps=options.epochs * len(world.train) // options.batch,
+            prompts=options.batch,
+            responses=2,
+            max_new_tokens=_NEW_TOKENS,
+            minibatch=2 * options.batch,
+            learning_rate=options.rate,
+            warmup_share=0.0,
+            micro_batch_tokens=options.tokens,
+            rewards=RewardShaping(missing_end_penalty=0.0, empty_score=0.0),
+            checkpoint_every_steps=0,
+        )
+        algorithm = OnlineDpo(DpoSettings(beta=options.beta, sft_weight=0.0))
+
+        def score(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Reward | None]]:
+            return [[Reward(even_share(text)) for text in group] for group in texts]
+
+        def answer_and_learn() -> None:
+            train_online(
+                model,
+                world.encoder,
+                [pair.prompt for pair in world.train],
+                score,
+                algorithm,
+                online,
+                seed=world.seed,
+                on_step=lambda done: run.losses.append(done.figures["loss"]),
+            )
+
+        timed(answer_and_learn, model.model, run, profile)
+        run.heldout = heldout_scores(model, start, world)
         return run
     with tempfile.TemporaryDirectory() as directory:
         start.save_pretrained(directory)
@@ -170,7 +211,27 @@ def theirs(kind: str, start: Any, world: World, profile: cProfile.Profile | None
 
         def work() -> None:
             data = Dataset.from_dict(texts)
-            if kind == "dpo":
+            if kind == "online-dpo":
+                from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+                args = OnlineDPOConfig(
+                    **chosen,
+                    beta=options.beta,
+                    adam_beta2=0.95,
+                    max_new_tokens=_NEW_TOKENS,
+                    max_length=LONGEST,
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                )
+                trainer: Any = OnlineDPOTrainer(
+                    model,
+                    reward_funcs=lambda prompts, completions, **_: [even_share(text) for text in completions],
+                    args=args,
+                    processing_class=tokenizer,
+                    train_dataset=data.select_columns(["prompt"]),
+                )
+            elif kind == "dpo":
                 args = trl.DPOConfig(**chosen, beta=options.beta, adam_beta2=0.95, precompute_ref_log_probs=True)
                 trainer = trl.DPOTrainer(model, args=args, processing_class=tokenizer, train_dataset=data)
             else:
@@ -179,10 +240,15 @@ def theirs(kind: str, start: Any, world: World, profile: cProfile.Profile | None
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             run.losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+            if kind == "online-dpo":
+                return
             read.extend((row.get("prompt_ids", []) + row["chosen_ids"]) for row in trainer.train_dataset)
 
         timed(work, model.model, run, profile)
     world.encoder.tokenizer.encode_special_tokens = True
+    if kind == "online-dpo":
+        run.heldout = heldout_scores(model.eval(), start, world)
+        return run
     if read != [example.sequences[0].ids for example in encode_records(world.encoder, world.train).examples]:
         raise ValueError("the libraries do not read the same tokens")
     model.eval()
@@ -206,6 +272,22 @@ def heldout_dpo(model: Any, start: Any, world: World) -> tuple[float, float]:
     return judged(world.options.beta * ratio.view(-1, 2).diff(dim=1).neg())
 
 
+def even_share(text: str) -> float:
+    tokens = [ord(each) - FIRST for each in text if ord(each) >= FIRST]
+    return sum(token % 2 == 0 for token in tokens) / max(1, len(tokens))
+
+
+def heldout_scores(model: Any, start: Any, world: World) -> tuple[float, float]:
+    """Mean score of answers to the held-out prompts, of the start and of what was trained."""
+    prompts = [pair.prompt for pair in world.heldout]
+    said = [
+        roll_out(each, world.encoder, prompts, responses=1, max_new_tokens=_NEW_TOKENS, seed=world.seed)
+        for each in (start, model)
+    ]
+    before, after = (statistics.fmean(even_share(rollout.text) for (rollout,) in groups) for groups in said)
+    return before, after
+
+
 def judged(margins: torch.Tensor) -> tuple[float, float]:
     return -logsigmoid(margins).mean().item(), (margins > 0).float().mean().item()
 
@@ -213,6 +295,9 @@ def judged(margins: torch.Tensor) -> tuple[float, float]:
 def smoothed(losses: Sequence[float], width: int = 8) -> list[float]:
     return [statistics.fmean(losses[max(0, i + 1 - width) : i + 1]) for i in range(len(losses))]
 
+
+KINDS = ("dpo", "online-dpo", "reward")
+_NEW_TOKENS = 64
 
 # Rows of a profile, by file and functions: cumulative times of calls that do not nest.
 PARTS = {
@@ -291,7 +376,7 @@ def compare(kind: str, worlds: Sequence[World], options: argparse.Namespace) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=("dpo", "reward"), default=["dpo", "reward"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=1)

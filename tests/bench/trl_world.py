@@ -57,4 +57,4 @@ def start_of(kind: str, options: argparse.Namespace, seed: int) -> Any:
         use_cache=False,
     )
     torch.manual_seed(seed)
-    return (LlamaForCausalLM if kind == "dpo" else LlamaForSequenceClassification)(config).eval()
+    return (LlamaForSequenceClassification if kind == "reward" else LlamaForCausalLM)(config).eval()
