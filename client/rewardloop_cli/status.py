@@ -87,7 +87,8 @@ def _server_figures(page: MetricsPage) -> Figures:
         key = (sample.labels.get("method", "?"), sample.labels.get("code", "?"))
         by_code[key] = by_code.get(key, 0.0) + sample.value
     for (method, code), count in sorted(by_code.items()):
-        yield f"{method} {code}", _count(count)
+        if count:
+            yield f"{method} {code}", _count(count)
     for stage in ("queue", "tokenize", "run", "total"):
         middle, tail = (page.quantile("rewardloop_stage_seconds", share, stage=stage) for share in (0.5, 0.99))
         if middle is not None and tail is not None:
@@ -95,7 +96,8 @@ def _server_figures(page: MetricsPage) -> Figures:
     for sample in page.samples("rewardloop_queue_tokens"):
         yield f"queued tokens, {sample.labels.get('lane', '?')}", _count(sample.value)
     for sample in page.samples("rewardloop_feedback_events_total"):
-        yield f"feedback {sample.labels.get('kind', '?')} {sample.labels.get('outcome', '?')}", _count(sample.value)
+        if sample.value:
+            yield f"feedback {sample.labels.get('kind', '?')} {sample.labels.get('outcome', '?')}", _count(sample.value)
     yield from _single(page, "feedback stream length", "rewardloop_stream_length")
     for sample in page.samples("rewardloop_swaps_total"):
         yield f"swaps, {sample.labels.get('model', '?')}", _count(sample.value)

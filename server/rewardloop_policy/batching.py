@@ -18,7 +18,7 @@ from rewardloop_server.metrics import ServerMetrics
 
 log = structlog.get_logger()
 
-_LANE = "production"
+LANE = "production"
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +60,13 @@ class SampleBatcher:
         self._queued_rows += request.candidates
         self._arrived.set()
         return await job.outcome
+
+    def measure(self) -> None:
+        """Set the queue's gauges."""
+        waited = time.monotonic() - self._queue[0].enqueued if self._queue else 0.0
+        self._metrics.queue_rows.labels(lane=LANE).set(self._queued_rows)
+        self._metrics.queue_saturation_ratio.labels(lane=LANE).set(self._queued_rows / self._max_queue_rows)
+        self._metrics.queue_oldest_wait_seconds.labels(lane=LANE).set(waited)
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -126,4 +133,4 @@ class SampleBatcher:
             job.outcome.set_exception(NotLoadable(f"policy {version} failed on this request"))
 
     def _observe(self, stage: str, seconds: float) -> None:
-        self._metrics.stage_seconds.labels(stage=stage, lane=_LANE).observe(seconds)
+        self._metrics.stage_seconds.labels(stage=stage, lane=LANE).observe(seconds)

@@ -17,14 +17,15 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from rewardloop.formats.store import ModelStore
-from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
-from rewardloop_policy.batching import SampleBatcher
+from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
+from rewardloop_policy.batching import LANE, SampleBatcher
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.interceptor import RewardloopInterceptor
+from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_redis
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.models import ModelServicer
 from rewardloop_server.pointer import ActivePointer
@@ -48,7 +49,12 @@ async def serve(settings: PolicyWorkerSettings) -> int:
     store = ModelStore(settings.store)
     pointer = ActivePointer(redis)
     host: VersionHost[PolicyModel] = VersionHost(
-        "policy", store, functools.partial(load_policy_model, device=device), metrics.switched, metrics.resident
+        "policy",
+        store,
+        functools.partial(load_policy_model, device=device),
+        metrics.switched,
+        metrics.resident,
+        on_failure=metrics.not_ready,
     )
     batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
     health = HealthServicer()
@@ -74,6 +80,9 @@ async def serve(settings: PolicyWorkerSettings) -> int:
     )
     models = ModelServicer({"policy": host}, store, pointer, None)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+    offered = ((policy_pb2, "PolicyService"), (model_pb2, "ModelService"))
+    services = [module.DESCRIPTOR.services_by_name[name] for module, name in offered]
+    metrics.announce("policy", [f"{s.name}/{method.name}" for s in services for method in s.methods], [LANE])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
@@ -87,6 +96,9 @@ async def serve(settings: PolicyWorkerSettings) -> int:
             group.create_task(batcher.run()),
             group.create_task(host.follow(pointer, settings.pointer_poll_s)),
             group.create_task(_report_health(health, host)),
+            group.create_task(measure_loop_lag(metrics)),
+            group.create_task(measure_queues(batcher)),
+            group.create_task(measure_redis(metrics, redis)),
         ]
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)

@@ -169,6 +169,11 @@ class Batcher:
         """Whether a bulk call that has work in flight may add to it."""
         return self._lanes[lane].has_bulk_room
 
+    def measure(self) -> None:
+        """Set the lanes' gauges."""
+        for lane in self._lanes.values():
+            lane.measure()
+
     async def score(
         self, model: RewardModel, rows: Sequence[Encoded], lane: str, deadline: float | None, caller: str = ""
     ) -> Scored:

@@ -201,6 +201,11 @@ class InternalError(RewardloopError):
         super().__init__("internal error; the server's log has the details")
 
 
+def all_errors() -> Sequence[type[RewardloopError]]:
+    """Every class of the tree above that a caller may see."""
+    return RewardloopError.__subclasses__()
+
+
 def _cut(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 

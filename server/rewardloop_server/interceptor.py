@@ -162,6 +162,7 @@ class _Call:
         self._method = method
         self._metrics = metrics
         self._started = time.monotonic()
+        metrics.requests_in_flight.labels(method=method).inc()
 
     def succeed(self) -> None:
         self._count("OK")
@@ -199,6 +200,7 @@ class _Call:
         await context.abort(known.code, known.message, trailing_metadata(known))
 
     def _count(self, code: str) -> None:
+        self._metrics.requests_in_flight.labels(method=self._method).dec()
         self._metrics.requests_total.labels(method=self._method, code=code).inc()
         self._metrics.request_seconds.labels(method=self._method).observe(time.monotonic() - self._started)
 

@@ -108,6 +108,9 @@ class Lane:
         self._order = itertools.count()
         self._callers: dict[str, _Caller] = {}
         self._gauge = metrics.queue_tokens.labels(lane=name)
+        self._saturation = metrics.queue_saturation_ratio.labels(lane=name)
+        self._oldest_wait = metrics.queue_oldest_wait_seconds.labels(lane=name)
+        self._work = metrics.queue_work_seconds.labels(lane=name)
 
     @property
     def backlog_s(self) -> float:
@@ -218,6 +221,13 @@ class Lane:
         """How long the most urgent group, or if shorter the lane as a whole, has been waiting for a run."""
         heads = [c.queue[0][2].enqueued for c in self._callers.values()]
         return now - max(min(heads), self.last_taken) if heads else 0.0
+
+    def measure(self) -> None:
+        """Set the gauges that change with time alone."""
+        heads = [caller.queue[0][2].enqueued for caller in self._callers.values()]
+        self._saturation.set(self._share())
+        self._oldest_wait.set(time.monotonic() - min(heads) if heads else 0.0)
+        self._work.set(self.backlog_s)
 
     def ran(self, tokens: int, seconds: float) -> None:
         """A run of ``tokens`` of this lane took ``seconds``."""

@@ -4,12 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from rewardloop.formats.process_metrics import report_process
 from rewardloop.formats.store import Manifest
+from rewardloop_server.errors import all_errors
+
+NOT_KNOWN = float("nan")
+
+_ROLES = ("active", "canary", "shadow", "warm", "draining")
+_SIGNALS = ("choice", "ranking", "thumb", "rating", "edit", "tie", "none")
+_OUTCOMES = ("recorded", "duplicate", "rejected", "failed")
+_LOAD_FAILURES = ("UNKNOWN_VERSION", "CORRUPT_VERSION", "NOT_LOADABLE")
 
 # Those of gRPC's OpenTelemetry server metrics: 10 microseconds to 100 s.
 SECONDS_BUCKETS = (
@@ -54,6 +65,7 @@ class ServerMetrics:
     request_seconds: Histogram = _histogram(
         "request_seconds", "Time from an RPC's admission to its end.", SECONDS_BUCKETS, "method"
     )
+    requests_in_flight: Gauge = _gauge("requests_in_flight", "RPCs that were admitted and have not ended.", "method")
     rejected_total: Counter = _counter("rejected_total", "Requests and batch items refused, by error reason.", "reason")
     stage_seconds: Histogram = _histogram(
         "stage_seconds",
@@ -63,6 +75,21 @@ class ServerMetrics:
         "lane",
     )
     queue_tokens: Gauge = _gauge("queue_tokens", "Tokens that wait in a lane's queue.", "lane")
+    queue_rows: Gauge = _gauge("queue_rows", "Candidates that wait in the policy worker's queue.", "lane")
+    queue_saturation_ratio: Gauge = _gauge(
+        "queue_saturation_ratio",
+        "What a lane holds over the nearer one of its bounds (tokens or work; candidates); from 1 on it refuses.",
+        "lane",
+    )
+    queue_oldest_wait_seconds: Gauge = _gauge(
+        "queue_oldest_wait_seconds", "How long the longest waiting group of a lane has waited.", "lane"
+    )
+    queue_work_seconds: Gauge = _gauge(
+        "queue_work_seconds", "How long the engine will work on what waits in a lane, at its present pace.", "lane"
+    )
+    tokenize_waiting_requests: Gauge = _gauge(
+        "tokenize_waiting_requests", "Requests that wait for a thread that tokenizes."
+    )
     batch_rows: Histogram = _histogram("batch_rows", "Sequences in one engine run.", ROWS_BUCKETS)
     batch_tokens: Histogram = _histogram("batch_tokens", "Tokens in one engine run, without padding.", TOKENS_BUCKETS)
     padding_ratio: Histogram = _histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
@@ -86,6 +113,12 @@ class ServerMetrics:
     active_version: Gauge = _gauge(
         "active_version", "1 for the version that serves new requests.", "model", "version", "digest"
     )
+    active_version_published_time_seconds: Gauge = _gauge(
+        "active_version_published_time_seconds", "Unix time at which the active version was published.", "model"
+    )
+    active_version_activated_time_seconds: Gauge = _gauge(
+        "active_version_activated_time_seconds", "Unix time since which this process serves it.", "model"
+    )
     resident_versions: Gauge = _gauge(
         "resident_versions",
         "Versions in memory by role: active, canary, shadow, warm, draining.",
@@ -95,6 +128,9 @@ class ServerMetrics:
     swaps_total: Counter = _counter("swaps_total", "Switches to another version, the first load included.", "model")
     swap_seconds: Histogram = _histogram(
         "swap_seconds", "Time to fetch, load and warm a version before its switch.", SECONDS_BUCKETS, "model"
+    )
+    swap_failures_total: Counter = _counter(
+        "swap_failures_total", "Versions that could not be made ready here, by error reason.", "model", "reason"
     )
     feedback_events_total: Counter = _counter(
         "feedback_events_total",
@@ -108,25 +144,77 @@ class ServerMetrics:
         FRESHNESS_BUCKETS,
     )
     cost_model: Gauge = _gauge(
-        "cost_model",
-        "Constants fitted to a version's runs, seconds: fixed, per_token, per_token2 (a token of a row, squared).",
+        "cost_model_seconds",
+        "Constants fitted to a version's runs: fixed, per_token, per_token2 (a token of a row, squared).",
         "version",
         "term",
     )
     event_loop_lag_seconds: Histogram = _histogram(
         "event_loop_lag_seconds", "How late the event loop wakes a sleeping task.", SECONDS_BUCKETS
     )
+    redis_up: Gauge = _gauge("redis_up", "1 while Redis answers.")
     stream_length: Gauge = _gauge("stream_length", "Entries in the feedback stream; NaN while Redis is away.")
+    stream_pending: Gauge = _gauge(
+        "stream_pending", "Entries that the trainer has read and not acknowledged; NaN while Redis is away."
+    )
+    stream_lag_seconds: Gauge = _gauge(
+        "stream_lag_seconds", "Age of the oldest entry that is not archived; NaN while Redis is away."
+    )
+    dead_letters: Gauge = _gauge(
+        "dead_letters", "Entries in the stream of those that could not be read; NaN while Redis is away."
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.name != "registry":
                 self.registry.register(getattr(self, each.name))
-        ProcessCollector(registry=self.registry)
+        for gauge in (
+            self.redis_up,
+            self.stream_length,
+            self.stream_pending,
+            self.stream_lag_seconds,
+            self.dead_letters,
+        ):
+            gauge.set(NOT_KNOWN)
+        report_process(self.registry)
+
+    def announce(self, model: str, methods: Iterable[str], lanes: Iterable[str]) -> None:
+        """Show what has not happened yet as 0: of a counter whose first value is 1 no alert sees the increase.
+
+        ``methods``: as ``RewardService/Score``.
+        """
+        codes = {"OK", "CANCELLED", *(error.code.name for error in all_errors())}
+        for method in methods:
+            self.requests_in_flight.labels(method=method)
+            self.request_seconds.labels(method=method)
+            for code in sorted(codes):
+                self.requests_total.labels(method=method, code=code)
+        for error in all_errors():
+            self.rejected_total.labels(reason=error.reason)
+        for lane in lanes:
+            for gauge in (self.queue_saturation_ratio, self.queue_oldest_wait_seconds):
+                gauge.labels(lane=lane)
+        for reason in _LOAD_FAILURES:
+            self.swap_failures_total.labels(model=model, reason=reason)
+        self.swaps_total.labels(model=model)
+        self.swap_seconds.labels(model=model)
+        self.resident(model, {})
+
+    def announce_scoring(self) -> None:
+        """`announce`, of what only the process has that scores and takes feedback."""
+        for kind in _SIGNALS:
+            for outcome in _OUTCOMES:
+                self.feedback_events_total.labels(kind=kind, outcome=outcome)
+        for outcome in ("hit", "miss"):
+            for lane in ("production", "trainer"):
+                self.cache_lookups_total.labels(lane=lane, outcome=outcome)
+        for outcome in ("agree", "disagree"):
+            for order in ("best", "pair"):
+                self.shadow_order_agreement_total.labels(order=order, outcome=outcome)
 
     def resident(self, model: str, counts: Mapping[str, int]) -> None:
         """What is in memory now: versions by role."""
-        for role in ("active", "canary", "shadow", "warm", "draining"):
+        for role in _ROLES:
             self.resident_versions.labels(model=model, role=role).set(counts.get(role, 0))
 
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
@@ -134,5 +222,13 @@ class ServerMetrics:
         if previous is not None:
             self.active_version.remove(previous.model, previous.version, previous.digest)
         self.active_version.labels(model=manifest.model, version=manifest.version, digest=manifest.digest).set(1)
+        self.active_version_activated_time_seconds.labels(model=manifest.model).set(time.time())
+        if manifest.created_at:
+            published = datetime.fromisoformat(manifest.created_at).timestamp()
+            self.active_version_published_time_seconds.labels(model=manifest.model).set(published)
         self.swaps_total.labels(model=manifest.model).inc()
         self.swap_seconds.labels(model=manifest.model).observe(seconds)
+
+    def not_ready(self, model: str, reason: str) -> None:
+        """A version of the model could not be made ready."""
+        self.swap_failures_total.labels(model=model, reason=reason).inc()

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import gc
 import signal
-import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -31,16 +30,16 @@ from rewardloop.v1 import (
     reward_pb2,
     reward_pb2_grpc,
 )
-from rewardloop_server.batch import Batcher, LaneLimits
+from rewardloop_server.batch import LANES, Batcher, LaneLimits
 from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
 from rewardloop_server.engine import RewardModel, choose_device
-from rewardloop_server.errors import RewardloopError
 from rewardloop_server.feedback import FeedbackServicer
 from rewardloop_server.feedback_stream import FeedbackStream
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.interceptor import RewardloopInterceptor
+from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_stream
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.models import ModelServicer
 from rewardloop_server.pointer import ActivePointer
@@ -81,6 +80,7 @@ async def serve(settings: ServeSettings) -> int:
         metrics.resident,
         resident_versions=settings.resident_versions,
         load_threads=ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice)),
+        on_failure=metrics.not_ready,
     )
     batcher = Batcher(
         token_budget=settings.token_budget,
@@ -130,10 +130,14 @@ async def serve(settings: ServeSettings) -> int:
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, relay), server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = [
-        module.DESCRIPTOR.services_by_name[name].full_name
+    services = [
+        module.DESCRIPTOR.services_by_name[name]
         for module, name in zip((reward_pb2, feedback_pb2, model_pb2, policy_pb2), SERVICES, strict=True)
     ]
+    names = [service.full_name for service in services]
+    metrics.announce("reward", [f"{s.name}/{method.name}" for s in services for method in s.methods], LANES)
+    metrics.announce_scoring()
+    metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)
 
     if server.add_insecure_port(settings.listen) == 0:
@@ -144,7 +148,8 @@ async def serve(settings: ServeSettings) -> int:
         background.start(host.follow(pointer, settings.pointer_poll_s))
         background.start(report_health(health, names, host, stream, relay))
         background.start(measure_loop_lag(metrics))
-        background.start(measure_stream(metrics, stream))
+        background.start(measure_queues(batcher))
+        background.start(measure_stream(metrics, redis))
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
         await server.start()
@@ -223,24 +228,6 @@ async def report_health(health: Any, names: Sequence[str], host: Any, stream: An
         ):
             await health.set(name, status(is_well))
         await asyncio.sleep(0.25)
-
-
-async def measure_loop_lag(metrics: Any, every_s: float = 0.1) -> None:
-    """How late the event loop wakes a sleeper: anything that blocks it shows here."""
-    while True:
-        due = time.monotonic() + every_s
-        await asyncio.sleep(every_s)
-        metrics.event_loop_lag_seconds.observe(max(0.0, time.monotonic() - due))
-
-
-async def measure_stream(metrics: Any, stream: Any, every_s: float = 2.0) -> None:
-    """Length of the feedback stream, while Redis answers."""
-    while True:
-        try:
-            metrics.stream_length.set(await stream.length())
-        except RewardloopError:
-            metrics.stream_length.set(float("nan"))
-        await asyncio.sleep(every_s)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

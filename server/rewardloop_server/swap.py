@@ -20,7 +20,7 @@ import structlog
 
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
 from rewardloop.v1 import model_pb2
-from rewardloop_server.errors import CorruptVersionError, RewardloopError, UnknownVersion
+from rewardloop_server.errors import CorruptVersionError, NotLoadable, RewardloopError, UnknownVersion
 from rewardloop_server.pointer import ROLES, Active, ActivePointer, Role, Share
 from rewardloop_server.residents import L, Residents
 
@@ -35,6 +35,7 @@ class VersionHost(Generic[L]):
     ``load(manifest, directory)`` runs in one of ``load_threads``, returns a warm version or raises NotLoadable.
     ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
     ``on_residents(model, versions by state)`` is told what is in memory after each change.
+    ``on_failure(model, reason)`` is told of each version that `warm` could not make ready.
     ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
     """
 
@@ -47,6 +48,7 @@ class VersionHost(Generic[L]):
         on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
         resident_versions: int = 4,
         load_threads: Executor | None = None,
+        on_failure: Callable[[str, str], None] = lambda model, reason: None,
     ) -> None:
         self.model = model
         self._store = store
@@ -54,6 +56,7 @@ class VersionHost(Generic[L]):
         self._load_threads = load_threads
         self._on_switch = on_switch
         self._on_residents = on_residents
+        self._on_failure = on_failure
         self._residents: Residents[L] = Residents(model, resident_versions)
         self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
         self._warming: str | None = None
@@ -120,9 +123,12 @@ class VersionHost(Generic[L]):
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
-            raise UnknownVersion(str(error)) from error
+            raise self._failed(UnknownVersion(str(error))) from error
         except CorruptVersion as error:
-            raise CorruptVersionError(str(error)) from error
+            raise self._failed(CorruptVersionError(str(error))) from error
+        except NotLoadable as error:
+            self._failed(error)
+            raise
         finally:
             self._warming = None
         self._load_s[version] = time.monotonic() - started
@@ -217,6 +223,10 @@ class VersionHost(Generic[L]):
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def _failed(self, error: RewardloopError) -> RewardloopError:
+        self._on_failure(self.model, error.reason)
+        return error
 
     def _fetch_and_load(self, version: str) -> L:
         return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))

@@ -44,6 +44,11 @@ class TokenizePool:
         self._idle = threads
         self._pending: deque[_Pending] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no thread has taken yet."""
+        return len(self._pending)
+
     async def encode(
         self, encoder: Encoder, request: reward_pb2.ScoreRequest, *, is_bulk: bool = False
     ) -> list[Encoded]:

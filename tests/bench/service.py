@@ -62,7 +62,7 @@ class Service:
 
     def ended_calls(self, method: str = "Score") -> dict[str, float]:
         """Calls of a method that ended, by gRPC code."""
-        calls = [s for s in self.samples() if s.name == "rewardloop_requests_total"]
+        calls = [s for s in self.samples() if s.name == "rewardloop_requests_total" and s.value]
         return {s.labels["code"]: s.value for s in calls if s.labels["method"].rpartition("/")[2] == method}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -77,12 +76,14 @@ class Consumer:
                 self._claim()
                 while not stop.is_set():
                     self._step()
+                    self._metrics.redis_up.set(1)
                     delay = 0.1
             except redis.RedisError as error:
                 if "NOGROUP" in str(error):
                     log.warning("the consumer group is gone: making it again", group=keys.FEEDBACK_GROUP)
                 else:
                     self._metrics.redis_errors.inc()
+                    self._metrics.redis_up.set(0)
                     log.warning("Redis does not answer", error=str(error), retry_in_s=delay)
                     stop.wait(delay)
                     delay = min(2 * delay, 5.0)
@@ -196,8 +197,7 @@ class Consumer:
         if not self._rows:
             return
         self._ledger.append(self._rows)
-        for kind, count in Counter(str(row.event.WhichOneof("signal")) for row in self._rows).items():
-            self._metrics.signals.labels(kind=kind).inc(count)
+        self._metrics.archived(row.event for row in self._rows)
         self._metrics.ledger_rows.set(self._ledger.row_count)
         log.debug("archived", rows=len(self._rows), last=self._rows[-1].stream_id)
         self._rows = []

@@ -39,6 +39,7 @@ def run(settings: TrainSettings) -> int:
     lock = LeaderLock(client, settings.lock_ttl_s)
     if not lock.wait(stop):
         return 0
+    metrics.leading.set(1)
     try:
         return _lead(settings, client, lock, metrics, stop)
     except (CorruptSegment, CorruptState) as error:

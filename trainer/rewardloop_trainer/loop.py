@@ -15,6 +15,7 @@ import structlog
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.publish import ServerAway
+from rewardloop_trainer.reasons import NonFiniteGradients
 from rewardloop_trainer.state import ModelState, Round, StateFile
 
 log = structlog.get_logger()
@@ -120,6 +121,8 @@ class Loop:
         for learner in self._learners:
             present = state.of(learner.model).round
             self._metrics.in_phase(learner.model, present.phase if present else "idle")
+            self._metrics.min_signals.labels(model=learner.model).set(learner.min_signals)
+            self._metrics.last_round.labels(model=learner.model).set(state.of(learner.model).ended_at)
         while not self._stop.is_set() and (max_rounds is None or self.rounds_ended < max_rounds):
             if not self._run_due() and not self._stop.is_set():
                 if ends() and not self._is_any_open():  # in this order: what arrived before the end is seen
@@ -131,6 +134,7 @@ class Loop:
         """Whether a round should start now, by signals or by time."""
         state = self._file.read().of(learner.model)
         new = self._ledger.rows_after(state.learned_through or None)
+        self._metrics.new_signals.labels(model=learner.model).set(new)
         waited = self._clock() - (state.ended_at or self._started_at)
         return new >= learner.min_signals or (new >= 1 and waited >= learner.max_interval_s)
 
@@ -192,6 +196,8 @@ class Loop:
             return
         except Exception as error:  # a round may fail in any way a model or its data can; three times, then skip
             self._metrics.rounds.labels(model=learner.model, outcome="failed").inc()
+            if isinstance(error, NonFiniteGradients):
+                self._metrics.nonfinite.labels(model=learner.model).inc()
             failed = replace(track.now, failures=track.now.failures + 1)
             track.reach(failed)
             log.exception("round failed", model=learner.model, round=failed.number, failures=failed.failures)
@@ -220,6 +226,7 @@ class Loop:
         self._file.write(state.with_model(model, state.of(model).finished(self._clock())))
         self._metrics.in_phase(model, "idle")
         self._metrics.rounds.labels(model=model, outcome=outcome).inc()
+        self._metrics.last_round.labels(model=model).set(self._clock())
         self._waits.pop(model, None)
         self._awaits_people.discard(model)
         self._not_before.pop(model, None)

@@ -4,8 +4,9 @@ weights, and several processes take the same steps as one would."""
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,7 @@ from rewardloop_trainer import checkpoint
 from rewardloop_trainer.batches import rate_scale
 from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.completions import Completion, sequence_logprobs
+from rewardloop_trainer.gradients import clip
 from rewardloop_trainer.online.world import World
 from rewardloop_trainer.policy_settings import OfflineSettings
 
@@ -24,11 +26,14 @@ FiguresT = TypeVar("FiguresT")
 
 @dataclass(frozen=True, slots=True)
 class Progress(Generic[FiguresT]):
-    """After a step; ``figures`` are of its items, from before it."""
+    """After a step; ``figures`` are of its items, from before it. ``gradient_norm``: before clipping. ``seconds``: that
+    the step took."""
 
     step: int
     steps: int
     figures: FiguresT
+    gradient_norm: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class OfflineRun:
         )
         self.plan = plan[: settings.max_steps or None]
         self.step = 0
+        self.gradient_norm = 0.0  # of the last step
 
     def take_steps(
         self,
@@ -77,12 +83,14 @@ class OfflineRun:
             if self.world.largest(float(should_stop())):
                 self._checkpoint()
                 raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
+            began = time.monotonic()
             figures = learn(self.plan[self.step])
             self.step += 1
             every = self.settings.checkpoint_every_steps
             if every and self.step % every == 0:
                 self._checkpoint()
-            on_progress(Progress(self.step, len(self.plan), figures))
+            seconds = time.monotonic() - began
+            on_progress(Progress(self.step, len(self.plan), figures, self.gradient_norm, seconds))
 
     def descend(self, losses: Iterable[Tensor]) -> None:
         """One optimizer step down the sum of ``losses`` over all micro-batches and processes."""
@@ -93,7 +101,7 @@ class OfflineRun:
         for loss in losses:
             loss.backward()  # type: ignore[no-untyped-call]
         self.world.sum_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, error_if_nonfinite=True)
+        self.gradient_norm = clip(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
 
     def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int) -> Tensor:

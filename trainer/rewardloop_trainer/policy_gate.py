@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewardloop_trainer.policy_settings import PolicyGateLimits
+from rewardloop_trainer.reasons import Reason, Rule
 
 _RESAMPLES = 10_000
 _WORDS = 4
@@ -78,7 +79,7 @@ def gate(
     if len(candidate) != len(live) or (judged is not None and len(judged) != len(live)):
         raise ValueError("both policies answer the same prompts, and a judge judges them all")
     if not candidate:
-        return Verdict(False, ("no held-out prompt to judge on",), {"gate_prompts": 0.0})
+        return Verdict(False, (Reason("no_data", "no held-out prompt to judge on"),), {"gate_prompts": 0.0})
     wins = np.array([win_share(_scores(a), _scores(b)) for a, b in zip(candidate, live, strict=True)])
     said, before = [a for group in candidate for a in group], [a for group in live for a in group]
     figures = {
@@ -150,38 +151,48 @@ def _interval(name: str, wins: npt.NDArray[np.float64], seed: int) -> dict[str, 
     return {name: float(wins.mean()), f"{name}_lower": lower, f"{name}_upper": upper}
 
 
-def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[str]:
+def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reason]:
     def of(name: str) -> float:
         return figures[f"gate_{name}"]
 
-    rules = [
-        (of("win_rate") > limits.least_win_rate, f"win rate {of('win_rate'):.3f}, not above {limits.least_win_rate:g}"),
+    rules: list[tuple[bool, Rule, str]] = [
+        (
+            of("win_rate") > limits.least_win_rate,
+            "win_rate",
+            f"win rate {of('win_rate'):.3f}, not above {limits.least_win_rate:g}",
+        ),
         (
             of("win_rate_lower") >= limits.least_win_rate_lower,
+            "win_rate",
             f"win rate {of('win_rate'):.3f}, by its 95% interval perhaps {of('win_rate_lower'):.3f}, below "
             f"{limits.least_win_rate_lower:g}",
         ),
-        (of("kl") <= limits.max_kl, f"KL to the live policy {of('kl'):.1f} nats, above {limits.max_kl:g}"),
+        (of("kl") <= limits.max_kl, "kl", f"KL to the live policy {of('kl'):.1f} nats, above {limits.max_kl:g}"),
         (
             limits.least_length_ratio <= of("length_ratio") <= limits.max_length_ratio,
+            "length",
             f"answers {of('length_ratio'):.2f} times as long as the live policy's, outside "
             f"{limits.least_length_ratio:g} to {limits.max_length_ratio:g}",
         ),
         (
             of("candidate_empty_share") <= limits.max_empty_share,
+            "empty_answers",
             f"share of empty answers {of('candidate_empty_share'):.3f}, above {limits.max_empty_share:g}",
         ),
         (
             of("candidate_truncated_share") <= of("live_truncated_share") + limits.max_more_truncated,
+            "endless_answers",
             f"share of answers without an end {of('candidate_truncated_share'):.3f}, live "
             f"{of('live_truncated_share'):.3f}",
         ),
         (
             of("candidate_distinct_2") >= limits.least_distinct_ratio * of("live_distinct_2"),
+            "distinct",
             f"distinct-2 {of('candidate_distinct_2'):.3f}, live {of('live_distinct_2'):.3f}",
         ),
         (
             of("candidate_repeated_4") <= of("live_repeated_4") + limits.max_more_repeated,
+            "repetition",
             f"share of repeated phrases {of('candidate_repeated_4'):.3f}, live {of('live_repeated_4'):.3f}",
         ),
     ]
@@ -189,12 +200,13 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[str]
         rules.append(
             (
                 of("perplexity_ratio") <= limits.max_perplexity_ratio,
+                "perplexity",
                 f"perplexity of held-out texts {of('perplexity_ratio'):.2f} times the live policy's, above "
                 f"{limits.max_perplexity_ratio:g}",
             )
         )
     # A figure that is not a number keeps no rule.
-    return [reason for is_kept, reason in rules if not is_kept]
+    return [Reason(rule, text) for is_kept, rule, text in rules if not is_kept]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,17 +21,18 @@ from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.hacking_watch import HackingWatch, Point
-from rewardloop_trainer.kto_train import train_kto
+from rewardloop_trainer.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.loop import Interrupted, Waiting
 from rewardloop_trainer.online.algorithms import task_of
 from rewardloop_trainer.online.report import RunReport, last_means, read_steps
 from rewardloop_trainer.online.settings import AlgorithmName
 from rewardloop_trainer.online.train import StepDone, train_online
 from rewardloop_trainer.policy_canary import PolicyCanary
-from rewardloop_trainer.policy_train import train_policy
+from rewardloop_trainer.policy_train import PolicyProgress, train_policy
 from rewardloop_trainer.policy_verdict import verdict
 from rewardloop_trainer.preferences import Prompt, pairs_of, thumbs_of
 from rewardloop_trainer.publish import PromotionRefused, ServerAway, live_version
+from rewardloop_trainer.reasons import Reason
 from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.round import ModelRound, Refused, write_whole
 from rewardloop_trainer.state import Phase
@@ -52,7 +54,7 @@ class PolicyRound(ModelRound):
     def _train(self) -> None:
         """Train the live version's weights, and leave a whole version directory."""
         if self._begin() is None:
-            raise Refused("the store has no policy to start from: export one")
+            raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
         self._refuse_when(self._watch.halt(self._reward_version))
         if not self._version.exists():
             report = RunReport(self._reports)
@@ -77,7 +79,7 @@ class PolicyRound(ModelRound):
     def _learn_from_pairs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
         pairs = pairs_of(self._replay.train)
         if not pairs:
-            raise Refused("no signal of a training prompt compares different texts")
+            raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
         train_policy(
             model,
             self._encoder,
@@ -85,7 +87,7 @@ class PolicyRound(ModelRound):
             pairs_of(self._replay.heldout),
             self._settings.policy.model_copy(update={"seed": self._track.now.seed}),
             self._directory / "checkpoints",
-            lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
+            lambda done: on_step(_step_done(done)),
             self._stop.is_set,
             lambda outcome: self._save(model, outcome.figures),
         )
@@ -93,7 +95,8 @@ class PolicyRound(ModelRound):
     def _learn_from_thumbs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
         thumbs = thumbs_of(self._replay.train)
         if not thumbs:
-            raise Refused("no signal of a training prompt is a thumb, or a rating off the middle, as kto needs")
+            reason = "no signal of a training prompt is a thumb, or a rating off the middle, as kto needs"
+            raise Refused(Reason("no_data", reason))
         train_kto(
             model,
             self._encoder,
@@ -112,7 +115,7 @@ class PolicyRound(ModelRound):
         asked = list(dict.fromkeys(record.prompt for record in train))
         task = task_of(name, self._settings.policy, encoder, asked, pairs_of(train), seed)
         if not task.prompts:
-            raise Refused("no training prompt leaves room for an answer")
+            raise Refused(Reason("no_data", "no training prompt leaves room for an answer"))
 
         def score(asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
             with _waiting_for_rewards():
@@ -139,11 +142,13 @@ class PolicyRound(ModelRound):
 
     def _on_step(self, report: RunReport, done: StepDone) -> None:
         report(done)
-        for name, gauge in (("score", self._metrics.score), ("kl", self._metrics.kl)):
+        gauges = {"score": self._metrics.score, "reward": self._metrics.reward, "kl": self._metrics.kl}
+        for name, gauge in gauges.items():
             if name in done.figures:
                 gauge.set(done.figures[name])
         shown = {name: done.figures[name] for name in _LOGGED if name in done.figures}
-        self._report(done.step, done.steps, done.figures["loss"], **shown)
+        timed = {"gradient_norm": done.figures.get("grad_norm", math.nan), "seconds": done.seconds}
+        self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
 
     def _save(self, policy: Any, figures: Mapping[str, float]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -198,9 +203,10 @@ class PolicyRound(ModelRound):
                 return
             canary.end(str(look))
         except PromotionRefused as error:
-            raise Refused(str(error)) from error
-        self._testify("live", look.figures["live_win_rate"], look.figures["live_win_rate_upper"], [str(look)])
-        raise Refused(str(look))
+            raise Refused(Reason("not_promoted", str(error))) from error
+        reason = Reason("live_test", str(look))
+        self._testify("live", look.figures["live_win_rate"], look.figures["live_win_rate_upper"], [reason])
+        raise Refused(reason)
 
     def _testify(self, witness: Literal["judge", "live"], rate: float, upper: float, reasons: Sequence[str]) -> None:
         """Tell the watch what the witness thinks of the candidate. Raises Refused, ``reasons`` first, on an alarm.
@@ -217,7 +223,7 @@ class PolicyRound(ModelRound):
     def _refuse_when(self, alarm: str | None, *reasons: str) -> None:
         self._metrics.reward_hacking.set(alarm is not None)
         if alarm is not None:
-            raise Refused(*reasons, alarm)
+            raise Refused(*reasons, Reason("reward_hacking", alarm))
 
     def _show(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -265,6 +271,11 @@ class PolicyRound(ModelRound):
         manifest = self._store.manifest("policy", str(self._track.now.parent))
         tokenizer = Tokenizer.from_file(str(self._parent_directory / "tokenizer.json"))
         return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
+
+
+def _step_done(done: PolicyProgress | KtoProgress) -> StepDone:
+    figures = {**done.figures.shown(), "grad_norm": done.gradient_norm}
+    return StepDone(done.step, done.steps, figures, seconds=done.seconds)
 
 
 @contextmanager

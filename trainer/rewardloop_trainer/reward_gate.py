@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rewardloop_trainer.export import PARITY_TOLERANCE
 from rewardloop_trainer.preferences import Pair
+from rewardloop_trainer.reasons import Reason
 from rewardloop_trainer.reward_evaluate import Floats, correctness
 
 _CHUNK = 4_000_000  # counts of one block of resamples
@@ -59,13 +60,14 @@ def gate(
     if len(candidate) != len(pairs) or (live is not None and len(live) != len(pairs)):
         raise ValueError("margins and pairs differ in number")
     figures = {"gate_pairs": float(len(pairs)), "gate_tolerance": tolerance}
-    reasons = []
+    reasons: list[Reason] = []
     if np.isfinite(parity):
         figures["gate_parity"] = parity
     if not parity <= PARITY_TOLERANCE:
-        reasons.append(f"ONNX logits differ from torch by {parity:.3g}, above {PARITY_TOLERANCE:g}")
+        reasons.append(Reason("parity", f"ONNX logits differ from torch by {parity:.3g}, above {PARITY_TOLERANCE:g}"))
     if not np.isfinite(candidate).all():
-        reasons.append(f"{int((~np.isfinite(candidate)).sum())} of {len(candidate)} margins are not finite")
+        unusable = int((~np.isfinite(candidate)).sum())
+        reasons.append(Reason("not_finite", f"{unusable} of {len(candidate)} margins are not finite"))
     elif len(pairs):
         figures["gate_candidate_accuracy"] = float(correctness(candidate).mean())
         if live is not None:
@@ -78,11 +80,12 @@ def gate(
                 "gate_prompts": float(len({p.prompt for p in pairs})),
             }
             if difference.estimate < 0 and difference.lower < -tolerance:
-                reasons.append(
+                text = (
                     f"held-out accuracy {figures['gate_candidate_accuracy']:.3f} is below the live version's "
                     f"{figures['gate_live_accuracy']:.3f}, and the 95% interval of the difference "
                     f"[{difference.lower:+.3f}, {difference.upper:+.3f}] allows more than {tolerance:g}"
                 )
+                reasons.append(Reason("accuracy", text))
     return GateOutcome(not reasons, tuple(reasons), figures)
 
 

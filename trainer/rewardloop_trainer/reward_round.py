@@ -15,6 +15,7 @@ from rewardloop_trainer.calibrate import anchor_logits, fit_calibration, fit_len
 from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.loop import Interrupted
 from rewardloop_trainer.preferences import Pair, pairs_of
+from rewardloop_trainer.reasons import Reason
 from rewardloop_trainer.reward_average import train_averaged
 from rewardloop_trainer.reward_batches import encode_records
 from rewardloop_trainer.reward_evaluate import log_length_ratios, pair_margins
@@ -46,7 +47,7 @@ class RewardRound(ModelRound):
     def _train(self) -> None:
         self._begin()
         if not self._replay.train:
-            raise Refused("no signal of a training prompt compares different texts")
+            raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
         trained = self._directory / "trained"
         if not trained.exists():
             start = self._start()
@@ -131,8 +132,9 @@ class RewardRound(ModelRound):
         for side in ("candidate", "live"):
             if (accuracy := verdict.figures.get(f"gate_{side}_accuracy")) is not None:
                 self._metrics.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
+        self._metrics.show_reward_gate(verdict.figures)
         self._reach("exported", verdict.figures)
-        if reasons := (*verdict.reasons, *exported.reasons):
+        if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
             raise Refused(*reasons)
         anchors = fixed_anchors(self._settings.work_dir, self._replay.train)
         manifest = replace(
@@ -178,5 +180,12 @@ class RewardRound(ModelRound):
         return load_delta(trunk.model(), trained)
 
     def _on_progress(self, progress: Progress) -> None:
-        figures = {"accuracy": progress.accuracy, "tokens_per_second": progress.tokens_per_second}
-        self._report(progress.step, progress.steps, progress.loss, **figures)
+        self._report(
+            progress.step,
+            progress.steps,
+            progress.loss,
+            gradient_norm=progress.gradient_norm,
+            seconds=progress.seconds,
+            accuracy=progress.accuracy,
+            tokens_per_second=progress.tokens_per_second,
+        )

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from rewardloop.formats.text import Encoder
 from rewardloop_trainer import checkpoint
 from rewardloop_trainer.batches import rate_scale
 from rewardloop_trainer.checkpoint import TrainingStopped
+from rewardloop_trainer.gradients import clip
 from rewardloop_trainer.length_balance import balance_length
 from rewardloop_trainer.preferences import Record, pairs_of
 from rewardloop_trainer.reward_batches import Example, Examples, encode_records, logits_of, plan_steps
@@ -29,7 +30,8 @@ from rewardloop_trainer.reward_step import optimizer_of, step_accuracy, step_los
 class Progress:
     """After a step: its loss (nats), its share of comparisons in the right order, real tokens per second so far.
 
-    ``heldout``: the figures of an evaluation that followed this step.
+    ``heldout``: the figures of an evaluation that followed this step. ``gradient_norm``: before clipping.
+    ``seconds``: that the step took.
     """
 
     step: int
@@ -38,6 +40,8 @@ class Progress:
     accuracy: float
     tokens_per_second: float
     heldout: HeldOut | None = None
+    gradient_norm: float = math.nan
+    seconds: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +141,7 @@ class _Run:
             last = None
             if self._evaluation_is_due():
                 last = self._evaluate()
-                progress = Progress(
-                    progress.step, progress.steps, progress.loss, progress.accuracy, progress.tokens_per_second, last
-                )
+                progress = replace(progress, heldout=last)
             every = self.settings.checkpoint_every_steps
             if every and self.at.step % every == 0:
                 self._checkpoint()
@@ -165,14 +167,23 @@ class _Run:
         loss = step_loss(logits, self.model.threshold, examples, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.settings.clip_norm, error_if_nonfinite=True)
+        gradient_norm = clip(self.trainable.values(), self.settings.clip_norm)
         self.optimizer.step()
         self.at.step += 1
         self.at.tokens += sum(len(s.ids) for s in sequences)
-        self.at.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.at.seconds += seconds
         self.at.last_loss = loss.item()
         speed = self.at.tokens / self.at.seconds
-        return Progress(self.at.step, len(self.plan), self.at.last_loss, step_accuracy(logits, examples), speed)
+        return Progress(
+            self.at.step,
+            len(self.plan),
+            self.at.last_loss,
+            step_accuracy(logits, examples),
+            speed,
+            gradient_norm=gradient_norm,
+            seconds=seconds,
+        )
 
     def _evaluation_is_due(self) -> bool:
         if not self.heldout_pairs:

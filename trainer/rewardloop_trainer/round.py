@@ -7,6 +7,7 @@ same data, seed and parent.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import time
@@ -35,6 +36,7 @@ from rewardloop_trainer.publish import (
     promote,
     publish_once,
 )
+from rewardloop_trainer.reasons import Reason
 from rewardloop_trainer.replay import Replay, load_replay
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import Phase
@@ -142,7 +144,7 @@ class ModelRound(ABC):
             reason = f"trainer round {now.number}: {now.new_signals} new signals"
             promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s)
         except PromotionRefused as error:
-            raise Refused(f"the server refused version {now.version}: {error}") from error
+            raise Refused(Reason("not_promoted", f"the server refused version {now.version}: {error}")) from error
         self._reach("promoted")
 
     @cached_property
@@ -166,9 +168,18 @@ class ModelRound(ABC):
         now = self._track.now
         self._track.reach(replace(now, phase=phase, metrics={**now.metrics, **(figures or {})}))
 
-    def _report(self, step: int, steps: int, loss: float, **figures: float) -> None:
+    def _report(
+        self,
+        step: int,
+        steps: int,
+        loss: float,
+        *,
+        gradient_norm: float = math.nan,
+        seconds: float = math.nan,
+        **figures: float,
+    ) -> None:
         """A training step: to the metrics, and every few seconds to the log."""
-        self._metrics.loss.labels(model=self.model).set(loss)
+        self._metrics.stepped(self.model, loss, gradient_norm, seconds)
         if time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
             rounded = {name: round(value, 3) for name, value in figures.items()}
@@ -176,6 +187,7 @@ class ModelRound(ABC):
 
     def _keep_refused(self, reasons: Sequence[object]) -> None:
         """Move the candidate aside with the reasons; the oldest ones kept make room."""
+        self._metrics.refused(self.model, reasons)
         log.warning("candidate refused", model=self.model, round=self._track.now.number, reasons=reasons)
         self._directory.mkdir(parents=True, exist_ok=True)
         about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._track.now.metrics)}

@@ -15,6 +15,7 @@ from rewardloop_trainer import checkpoint
 from rewardloop_trainer.batches import by_length, plan_batches, rate_scale
 from rewardloop_trainer.checkpoint import TrainingStopped
 from rewardloop_trainer.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
+from rewardloop_trainer.gradients import clip
 from rewardloop_trainer.sft_settings import SftSettings
 
 
@@ -135,7 +136,7 @@ class _Run:
             part = token_losses(self.model, rows, self.pad).sum() / total
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, error_if_nonfinite=True)
+        clip(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
         return loss
 

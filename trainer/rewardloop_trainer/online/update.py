@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from rewardloop_trainer.batches import by_length, rate_scale
+from rewardloop_trainer.gradients import clip
 from rewardloop_trainer.online.experience import Algorithm, Experience
 from rewardloop_trainer.online.learner import Learner
 from rewardloop_trainer.online.settings import OnlineSettings
@@ -62,10 +63,7 @@ class Update:
                 seen.append(figures)
                 if figures["update_kl"] > settings.max_update_kl:
                     return {**_means(seen), "ended_early": 1.0}
-                norm = torch.nn.utils.clip_grad_norm_(
-                    self._learner.parameters, settings.clip_norm, error_if_nonfinite=True
-                )
-                figures["grad_norm"] = norm.item()
+                figures["grad_norm"] = clip(self._learner.parameters, settings.clip_norm)
                 self._learner.optimizer.step()
         return {**_means(seen), "ended_early": 0.0}
 
