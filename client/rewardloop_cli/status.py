@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -119,7 +120,8 @@ def _trainer_figures(page: MetricsPage) -> Figures:
         yield f"rounds, {sample.labels.get('model', '?')} {sample.labels.get('outcome', '?')}", _count(sample.value)
     for sample in page.samples("rewardloop_trainer_heldout_accuracy"):
         name = f"held-out accuracy, {sample.labels.get('model', '?')} {sample.labels.get('side', '')}".rstrip()
-        yield name, f"{sample.value:.3f}"
+        if not math.isnan(sample.value):
+            yield name, f"{sample.value:.3f}"
     for sample in page.samples("rewardloop_trainer_loss"):
         yield f"loss, {sample.labels.get('model', '?')}", f"{sample.value:.4f}"
 

@@ -20,6 +20,28 @@ _OUTCOMES = ("promoted", "refused", "failed", "skipped")
 _TRAIN_SECONDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
+_SIDES = ("candidate", "live")
+# Of the gates' figures, those that dashboards ask for: shown as NaN until there has been a gate.
+_REWARD_FIGURES = (
+    "gate_accuracy_difference",
+    "gate_accuracy_difference_lower",
+    "gate_accuracy_difference_upper",
+    "gate_parity",
+    "gate_tolerance",
+)
+_POLICY_FIGURES = (
+    "gate_win_rate",
+    "gate_win_rate_lower",
+    "gate_win_rate_upper",
+    "gate_score_win_rate",
+    "gate_kl",
+    "gate_length_ratio",
+    "gate_perplexity_ratio",
+    "live_win_rate",
+    "live_win_rate_lower",
+    "live_win_rate_upper",
+)
+
 # Tags are the callers' own: each pair of key and value that has a series of its own costs memory in every Prometheus
 # that reads the page, for as long as it keeps data.
 _MOST_SLICES = 50
@@ -154,6 +176,11 @@ class TrainerMetrics:
         for source in _SOURCES:
             self.sources.labels(source=source)
         self.slices.labels(slice=_OTHER_SLICE)
+        for side in _SIDES:
+            self.heldout_accuracy.labels(model="reward", side=side).set(math.nan)
+        self.show_reward_gate(dict.fromkeys(_REWARD_FIGURES, math.nan))
+        for figure in _POLICY_FIGURES:
+            self.policy_gate.labels(figure=figure).set(math.nan)
         for model in _MODELS:
             for by_model in (self.steps, self.nonfinite, self.train_seconds, self.step_seconds, self.last_round):
                 by_model.labels(model=model)
