@@ -53,8 +53,9 @@ class AsyncRewardloopClient:
         timeout_s: float = 10.0,
         max_attempts: int = 4,
         lane: LaneName = "production",
+        tracing: bool = False,
     ) -> None:
-        self._transport: AioTransport = AioChannelTransport(addresses)
+        self._transport: AioTransport = AioChannelTransport(addresses, is_traced=tracing)
         self._timeout_s = timeout_s
         self._policy = RetryPolicy(max_attempts=max_attempts)
         self._lane: LaneName = lane

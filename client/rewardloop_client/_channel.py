@@ -85,8 +85,9 @@ def _family(address: str) -> str:
 class ChannelTransport:
     """Carries requests over gRPC channels, which open at the first call."""
 
-    def __init__(self, addresses: str | Sequence[str]) -> None:
+    def __init__(self, addresses: str | Sequence[str], *, is_traced: bool = False) -> None:
         self._targets = targets(addresses)
+        self._is_traced = is_traced
         self._lock = threading.Lock()
         self._channels: list[grpc.Channel] = []
         self._turn = itertools.count()
@@ -124,15 +125,17 @@ class ChannelTransport:
     def _channel(self) -> grpc.Channel:
         with self._lock:
             if not self._channels:
-                self._channels = [grpc.insecure_channel(target, OPTIONS) for target in self._targets]
+                channels = [grpc.insecure_channel(target, OPTIONS) for target in self._targets]
+                self._channels = [_traced(channel) for channel in channels] if self._is_traced else channels
             return self._channels[next(self._turn) % len(self._channels)]
 
 
 class AioChannelTransport:
     """`ChannelTransport` for asyncio; channels belong to the loop of the first call."""
 
-    def __init__(self, addresses: str | Sequence[str]) -> None:
+    def __init__(self, addresses: str | Sequence[str], *, is_traced: bool = False) -> None:
         self._targets = targets(addresses)
+        self._is_traced = is_traced
         self._channels: list[grpc.aio.Channel] = []
         self._turn = itertools.count()
 
@@ -168,8 +171,23 @@ class AioChannelTransport:
 
     def _channel(self) -> grpc.aio.Channel:
         if not self._channels:
-            self._channels = [grpc.aio.insecure_channel(target, OPTIONS) for target in self._targets]
+            around = _aio_tracing() if self._is_traced else []
+            self._channels = [
+                grpc.aio.insecure_channel(target, OPTIONS, interceptors=around) for target in self._targets
+            ]
         return self._channels[next(self._turn) % len(self._channels)]
+
+
+def _traced(channel: grpc.Channel) -> grpc.Channel:
+    from rewardloop.formats.grpc_tracing import ClientTracing  # OpenTelemetry is not there unless tracing is on
+
+    return grpc.intercept_channel(channel, ClientTracing())
+
+
+def _aio_tracing() -> list[grpc.aio.ClientInterceptor]:
+    from rewardloop.formats.grpc_tracing import aio_interceptors
+
+    return aio_interceptors()
 
 
 def _to_bytes(message: Message) -> bytes:

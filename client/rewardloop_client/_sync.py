@@ -48,7 +48,8 @@ class RewardloopClient:
 
     ``addresses``: "host:port" or several, over which calls are spread. ``timeout_s``: seconds that one call may
     take, all its attempts together; each method takes its own. ``max_attempts``: tries of a call that is safe
-    to repeat. ``lane``: "production", or "trainer" to stand behind production in the server's queue.
+    to repeat. ``lane``: "production", or "trainer" to stand behind production in the server's queue. ``tracing``: each
+    attempt is a span of the application's OpenTelemetry tracer, and the server's spans are its children.
     Every method raises a subclass of RewardloopError.
     """
 
@@ -59,8 +60,9 @@ class RewardloopClient:
         timeout_s: float = 10.0,
         max_attempts: int = 4,
         lane: LaneName = "production",
+        tracing: bool = False,
     ) -> None:
-        self._transport: Transport = ChannelTransport(addresses)
+        self._transport: Transport = ChannelTransport(addresses, is_traced=tracing)
         self._timeout_s = timeout_s
         self._policy = RetryPolicy(max_attempts=max_attempts)
         self._lane: LaneName = lane

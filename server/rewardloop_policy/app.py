@@ -15,10 +15,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(PolicyWorkerSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-worker")
 
     from rewardloop.formats.log import configure_logging
+    from rewardloop.formats.tracing import start_tracing
     from rewardloop_policy.serving import serve
 
-    configure_logging(settings.log_level, settings.log_format)
-    return asyncio.run(serve(settings))
+    is_traced = start_tracing("rewardloop-policy", settings.tracing_endpoint)
+    configure_logging(settings.log_level, settings.log_format, is_traced)
+    return asyncio.run(serve(settings, is_traced))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ POLICY_SERVICE = "rewardloop.v1.PolicyService"
 MODEL_SERVICE = "rewardloop.v1.ModelService"
 
 
-async def serve(settings: PolicyWorkerSettings) -> int:
+async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
@@ -60,7 +60,7 @@ async def serve(settings: PolicyWorkerSettings) -> int:
     health = HealthServicer()
     interceptor = RewardloopInterceptor(metrics)
     server = grpc.aio.server(
-        interceptors=[interceptor],
+        interceptors=[*_tracing(is_traced), interceptor],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -116,6 +116,14 @@ async def serve(settings: PolicyWorkerSettings) -> int:
     await redis.aclose()
     log.info("stopped")
     return 0
+
+
+def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic only in its stubs
+    if not is_on:
+        return []
+    from rewardloop.formats.grpc_tracing import ServerTracing
+
+    return [ServerTracing()]
 
 
 async def _report_health(health: HealthServicer, host: VersionHost[Any]) -> None:

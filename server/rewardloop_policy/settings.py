@@ -30,5 +30,8 @@ class PolicyWorkerSettings(ProcessSettings):
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    tracing_endpoint: str = Field(
+        "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
+    )
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

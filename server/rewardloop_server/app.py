@@ -16,12 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, "rewardloop serve")
 
     from rewardloop.formats.log import configure_logging
+    from rewardloop.formats.tracing import start_tracing
     from rewardloop_server.serving import serve
 
     # The tokenizer's own threads would take the cores from the engine: `tokenize_threads` says how many there are.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    configure_logging(settings.log_level, settings.log_format)
-    return asyncio.run(serve(settings))
+    is_traced = start_tracing("rewardloop-server", settings.tracing_endpoint)
+    configure_logging(settings.log_level, settings.log_format, is_traced)
+    return asyncio.run(serve(settings, is_traced))
 
 
 if __name__ == "__main__":

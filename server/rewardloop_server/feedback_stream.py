@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -17,17 +17,20 @@ _EVENTS_A_CALL = 100
 
 # KEYS[1]     rewardloop:{feedback}:events            stream that the signals are appended to
 # KEYS[1 + i] rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
-# ARGV        seconds that an event_id is remembered, then for each event: serialized FeedbackEvent, event_id
+# ARGV        seconds that an event_id is remembered, then for each event: serialized FeedbackEvent, event_id, and
+#             the traceparent that it was sent in, '' for none
 # Returns     for each event: stream id of its first append, and 1 when that was an earlier one
 _APPEND = f"""
 local places = {{}}
 for i = 2, #KEYS do
-    local event, event_id = ARGV[2 * i - 2], ARGV[2 * i - 1]
+    local event, event_id, trace = ARGV[3 * i - 4], ARGV[3 * i - 3], ARGV[3 * i - 2]
     local first = redis.call('GET', KEYS[i])
     if first then
         places[i - 1] = {{first, 1}}
     else
-        local id = redis.call('XADD', KEYS[1], '*', '{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', event_id)
+        local fields = {{'{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', event_id}}
+        if trace ~= '' then fields[5], fields[6] = '{keys.TRACE_FIELD}', trace end
+        local id = redis.call('XADD', KEYS[1], '*', unpack(fields))
         redis.call('SET', KEYS[i], id, 'EX', ARGV[1])
         places[i - 1] = {{id, 0}}
     end
@@ -45,11 +48,12 @@ class Appended:
 
 
 class FeedbackStream:
-    """Appends each event_id once within ``ttl_s`` seconds."""
+    """Appends each event_id once within ``ttl_s`` seconds. ``carried``: the traceparent that a caller is in, or ""."""
 
-    def __init__(self, redis: Redis, ttl_s: int) -> None:
+    def __init__(self, redis: Redis, ttl_s: int, carried: Callable[[], str] = lambda: "") -> None:
         self._redis = redis
         self._ttl_s = ttl_s
+        self._carried = carried
         self._append = redis.register_script(_APPEND)
 
     async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
@@ -77,8 +81,9 @@ class FeedbackStream:
 
     async def _append_some(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
         args: list[bytes | str | int] = [self._ttl_s]
+        trace = self._carried()
         for event in events:
-            args += (event.SerializeToString(), event.event_id)
+            args += (event.SerializeToString(), event.event_id, trace)
         with redis_errors():
             replies = await self._append(
                 keys=[keys.FEEDBACK_STREAM, *(keys.FEEDBACK_SEEN + event.event_id for event in events)], args=args

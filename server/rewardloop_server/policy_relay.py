@@ -4,7 +4,7 @@ that ask to choose among more candidates than are shown."""
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -36,13 +36,20 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
     """Forwards PolicyService, and ModelService for the model "policy", to the worker at ``address``.
 
     ``address``: host:port or unix:PATH; empty: there is no worker, and every call raises PolicyUnavailable.
+    ``interceptors``: around every call to the worker.
     ``best_of`` answers Generate with best_of; None: the worker refuses it.
     The caller's remaining deadline goes along. An unreachable worker is PolicyUnavailable.
     """
 
-    def __init__(self, address: str, best_of: BestOf | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        best_of: BestOf | None = None,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    ) -> None:
         self._address = address
         self._best_of = best_of
+        self._interceptors = interceptors
         self._opened: grpc.aio.Channel | None = None
 
     async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
@@ -107,7 +114,7 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         if not self._address:
             raise PolicyUnavailable("this deployment has no policy worker")
         if self._opened is None:  # not in the constructor: a channel belongs to the running event loop
-            self._opened = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+            self._opened = grpc.aio.insecure_channel(self._address, options=_OPTIONS, interceptors=self._interceptors)
         return self._opened
 
     def _models(self) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 from google.rpc import status_pb2
 
+from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
 from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 from rewardloop_server.batch import Batcher
@@ -30,6 +31,9 @@ from rewardloop_server.tokenize import TokenizePool, estimated_tokens
 from rewardloop_server.validate import Limits, validate_score
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+# Manifest, lane, rows, seconds of tokenizing and in all, and what came of the batch.
+TraceStages: TypeAlias = Callable[[Manifest, str, int, float, float, Scored], None]
 
 # Requests with the same value of this metadata key share their turns, those without one their connection's. For
 # callers behind a proxy, which all come by its connections.
@@ -66,6 +70,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         max_groups: int,
         max_in_flight_per_stream: int,
         bulk_window_tokens: int,
+        trace_stages: TraceStages | None = None,
     ) -> None:
         self._host = host
         self._tokenizers = tokenizers
@@ -79,6 +84,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self._max_in_flight = max_in_flight_per_stream
         self._bulk_window_tokens = bulk_window_tokens
         self._bulk_calls = itertools.count(1)
+        self._trace_stages = trace_stages
         # Looking a label set up costs as much as observing: once here, not once a group.
         self._stage_seconds = {
             lane: tuple(metrics.stage_seconds.labels(stage=stage, lane=lane) for stage in _STAGES)
@@ -194,6 +200,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         stages = (tokenized - started, scored.queue_s, scored.run_s, time.monotonic() - started)
         for histogram, seconds in zip(self._stage_seconds[lane], stages, strict=True):
             histogram.observe(seconds)
+        if self._trace_stages is not None:
+            self._trace_stages(model.manifest, lane, len(rows), stages[0], stages[-1], scored)
         timings = reply.timings
         timings.tokenize_us, timings.queue_us, timings.run_us = (int(seconds * 1e6) for seconds in stages[:3])
         timings.run_rows, timings.run_tokens = scored.run_rows, scored.run_tokens

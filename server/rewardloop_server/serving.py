@@ -6,9 +6,10 @@ import asyncio
 import functools
 import gc
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -46,7 +47,7 @@ from rewardloop_server.pointer import ActivePointer
 from rewardloop_server.policy_relay import PolicyRelay
 from rewardloop_server.priority import step_back
 from rewardloop_server.redis_link import connect
-from rewardloop_server.score import RewardServicer
+from rewardloop_server.score import RewardServicer, TraceStages
 from rewardloop_server.sessions import SessionPool
 from rewardloop_server.settings import ServeSettings
 from rewardloop_server.shadow import ShadowScorer
@@ -59,13 +60,14 @@ log = structlog.get_logger()
 SERVICES = ("RewardService", "FeedbackService", "ModelService", "PolicyService")
 
 
-async def serve(settings: ServeSettings) -> int:
+async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain."""
     metrics = ServerMetrics()
     redis = connect(settings.redis_url)
     store = ModelStore(settings.store)
     pointer = ActivePointer(redis)
-    stream = FeedbackStream(redis, ttl_s=settings.seen_ttl_s)
+    tracing = Tracing.on() if is_traced else Tracing()
+    stream = FeedbackStream(redis, ttl_s=settings.seen_ttl_s, carried=tracing.carried)
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
@@ -96,11 +98,11 @@ async def serve(settings: ServeSettings) -> int:
         max_mib=settings.cache_mib, lanes=[lane for lane, is_on in cached_lanes.items() if is_on], metrics=metrics
     )
     generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
-    relay = PolicyRelay(settings.policy_address, BestOf(host, tokenizers, batcher, generations))
+    relay = PolicyRelay(settings.policy_address, BestOf(host, tokenizers, batcher, generations), tracing.outward)
     interceptor = RewardloopInterceptor(metrics)
 
     server = grpc.aio.server(
-        interceptors=[interceptor],
+        interceptors=[*tracing.inward, interceptor],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -120,6 +122,7 @@ async def serve(settings: ServeSettings) -> int:
             max_groups=settings.max_groups,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
             bulk_window_tokens=settings.bulk_window_tokens,
+            trace_stages=tracing.stages,
         ),
         server,
     )
@@ -166,6 +169,23 @@ async def serve(settings: ServeSettings) -> int:
     await redis.aclose()
     log.info("stopped")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """What the parts are given to trace with; by default nothing."""
+
+    inward: Sequence[grpc.aio.ServerInterceptor] = ()  # type: ignore[type-arg]  # generic only in its stubs
+    outward: Sequence[grpc.aio.ClientInterceptor] = ()
+    stages: TraceStages | None = None
+    carried: Callable[[], str] = lambda: ""
+
+    @classmethod
+    def on(cls) -> Tracing:
+        from rewardloop.formats.grpc_tracing import ServerTracing, aio_interceptors, carried
+        from rewardloop_server.tracing import trace_stages
+
+        return cls([ServerTracing()], aio_interceptors(), trace_stages, carried)
 
 
 def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:

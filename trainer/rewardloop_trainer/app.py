@@ -14,10 +14,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse(TrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop train")
 
     from rewardloop.formats.log import configure_logging
+    from rewardloop.formats.tracing import start_tracing
     from rewardloop_trainer.daemon import run
 
-    configure_logging(settings.log_level, settings.log_format)
-    return run(settings)
+    is_traced = start_tracing("rewardloop-trainer", settings.tracing_endpoint)
+    configure_logging(settings.log_level, settings.log_format, is_traced)
+    return run(settings, is_traced)
 
 
 if __name__ == "__main__":

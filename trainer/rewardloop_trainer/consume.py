@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import redis
 import structlog
@@ -21,6 +22,9 @@ from rewardloop_trainer.ledger import Ledger, order
 from rewardloop_trainer.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.trim import trim_archived
+
+if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
+    from rewardloop_trainer.tracing import TrainerTracing
 
 log = structlog.get_logger()
 
@@ -49,6 +53,7 @@ class Consumer:
         block_ms: int = 250,
         maintain_every_s: float = 10.0,
         on_archived: Callable[[], None] = lambda: None,
+        tracing: TrainerTracing | None = None,
     ) -> None:
         self._redis: Any = client  # redis-py's types are unions over every protocol version and decoding
         self._ledger = ledger
@@ -59,6 +64,7 @@ class Consumer:
         self._block_ms = block_ms
         self._maintain_every_s = maintain_every_s
         self._on_archived = on_archived
+        self._tracing = tracing
         self._rows: list[Recorded] = []
         self._unacked: list[str] = []
         self._first_row_at = 0.0
@@ -154,6 +160,8 @@ class Consumer:
             self._first_row_at = time.monotonic()
         for raw_id, fields in entries:
             stream_id = raw_id.decode()
+            if self._tracing is not None:
+                self._tracing.consumed(stream_id, fields)
             try:
                 row = decode(stream_id, fields)
             except InvalidEntry as error:
@@ -196,7 +204,8 @@ class Consumer:
     def _archive(self) -> None:
         if not self._rows:
             return
-        self._ledger.append(self._rows)
+        with self._tracing.archiving(len(self._rows)) if self._tracing else nullcontext():
+            self._ledger.append(self._rows)
         self._metrics.archived(row.event for row in self._rows)
         self._metrics.ledger_rows.set(self._ledger.row_count)
         log.debug("archived", rows=len(self._rows), last=self._rows[-1].stream_id)

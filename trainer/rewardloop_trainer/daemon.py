@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import redis
 import structlog
@@ -20,10 +21,13 @@ from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import CorruptState, StateFile
 
+if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
+    from rewardloop_trainer.tracing import TrainerTracing
+
 log = structlog.get_logger()
 
 
-def run(settings: TrainSettings) -> int:
+def run(settings: TrainSettings, is_traced: bool = False) -> int:
     """Learn until stopped. Returns the exit status."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,7 +45,7 @@ def run(settings: TrainSettings) -> int:
         return 0
     metrics.leading.set(1)
     try:
-        return _lead(settings, client, lock, metrics, stop)
+        return _lead(settings, client, lock, metrics, stop, _tracing(is_traced))
     except (CorruptSegment, CorruptState) as error:
         log.critical("the trainer stops: repair or remove this file", reason=str(error))
         return 1
@@ -51,13 +55,18 @@ def run(settings: TrainSettings) -> int:
 
 
 def _lead(
-    settings: TrainSettings, client: redis.Redis, lock: LeaderLock, metrics: TrainerMetrics, stop: threading.Event
+    settings: TrainSettings,
+    client: redis.Redis,
+    lock: LeaderLock,
+    metrics: TrainerMetrics,
+    stop: threading.Event,
+    tracing: TrainerTracing | None,
 ) -> int:
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(settings.archive)
     state_file = StateFile(settings.work_dir)
     failures: list[BaseException] = []
-    with RewardloopClient(settings.server, lane="trainer") as server:
+    with RewardloopClient(settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
             _learners(settings, client, ledger, metrics, server, stop),
             ledger,
@@ -67,6 +76,7 @@ def _lead(
             stop,
             seed=settings.seed,
             retry_first_s=settings.retry_first_s,
+            tracing=tracing,
         )
         consumer = Consumer(
             client,
@@ -75,6 +85,7 @@ def _lead(
             flush_rows=settings.flush_rows,
             flush_age_s=settings.flush_age_s,
             on_archived=loop.arrived.set,
+            tracing=tracing,
         )
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
@@ -98,6 +109,14 @@ def _lead(
         return 1
     log.info("stopped", ledger_rows=ledger.row_count)
     return 0
+
+
+def _tracing(is_on: bool) -> TrainerTracing | None:
+    if not is_on:
+        return None
+    from rewardloop_trainer.tracing import TrainerTracing
+
+    return TrainerTracing()
 
 
 def _learners(

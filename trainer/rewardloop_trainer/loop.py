@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import redis
 import structlog
@@ -17,6 +18,9 @@ from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.publish import ServerAway
 from rewardloop_trainer.reasons import NonFiniteGradients
 from rewardloop_trainer.state import ModelState, Round, StateFile
+
+if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
+    from rewardloop_trainer.tracing import TrainerTracing
 
 log = structlog.get_logger()
 
@@ -95,6 +99,7 @@ class Loop:
         retry_first_s: float = 5.0,
         poll_s: float = 1.0,
         clock: Callable[[], float] = time.time,
+        tracing: TrainerTracing | None = None,
     ) -> None:
         self._learners = tuple(learners)
         self._ledger = ledger
@@ -106,6 +111,7 @@ class Loop:
         self._retry_first_s = retry_first_s
         self._poll_s = poll_s
         self._clock = clock
+        self._tracing = tracing
         self._started_at = clock()
         self._not_before: dict[str, float] = {}
         self._waits: dict[str, int] = {}
@@ -183,7 +189,8 @@ class Loop:
         track = RoundTrack(learner.model, self._file, self._metrics)
         started = time.monotonic()
         try:
-            outcome: str = learner.run(track)
+            with self._tracing.in_round(learner.model, track.now.number) if self._tracing else nullcontext():
+                outcome: str = learner.run(track)
         except Interrupted:
             log.info("round interrupted: it goes on at the next start", model=learner.model, round=track.now.number)
             return

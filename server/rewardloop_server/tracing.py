@@ -1,0 +1,27 @@
+"""The stages of a scored group as spans of its RPC. Imported only where tracing is on."""
+
+from __future__ import annotations
+
+import time
+
+from opentelemetry import trace
+
+from rewardloop.formats.grpc_tracing import tracer
+from rewardloop.formats.store import Manifest
+from rewardloop_server.lane import Scored
+
+
+def trace_stages(manifest: Manifest, lane: str, rows: int, tokenize_s: float, total_s: float, scored: Scored) -> None:
+    """Made when all is known: tokenize, queue and run, one after another, ``total_s`` before now."""
+    began = time.time_ns() - int(total_s * 1e9)
+    trace.get_current_span().add_event("validated", timestamp=began)
+    attributes = {"rewardloop.lane": lane, "rewardloop.rows": rows, "rewardloop.version": manifest.version}
+    run = {"rewardloop.run_rows": scored.run_rows, "rewardloop.run_tokens": scored.run_tokens}
+    for name, seconds, more in (
+        ("tokenize", tokenize_s, {}),
+        ("queue", scored.queue_s, {}),
+        ("run", scored.run_s, run),
+    ):
+        span = tracer().start_span(name, attributes={**attributes, **more}, start_time=began)
+        began += int(seconds * 1e9)
+        span.end(began)
