@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,6 +34,7 @@ class UpSettings(ProcessSettings):
     serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string")
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string")
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string")
+    log_format: Literal["console", "json"] = Field("console", description="of this process and those that it starts")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rewardloop.formats.log import configure_logging
 
-    configure_logging("warning", "console")
+    configure_logging("warning", settings.log_format)
     return asyncio.run(_run(settings))
 
 
@@ -53,9 +55,11 @@ async def _run(settings: UpSettings) -> int:
     from rewardloop_local.deployment import Deployment, DeploymentError, Plan
 
     console = Console(stderr=True)
-    fields = settings.model_dump()
+    fields = settings.model_dump(exclude={"log_format"})
     for name in ("export_args", "serve_args", "policy_args", "train_args"):
         fields[name] = tuple(shlex.split(fields[name]))
+    for name in ("serve_args", "policy_args", "train_args"):
+        fields[name] = ("--log-format", settings.log_format, *fields[name])
     plan = Plan(**fields)
     deployment = Deployment(plan, on_phase=lambda phase: console.print(f"[dim]{phase}[/dim]"))
     stop = asyncio.Event()

@@ -1,8 +1,9 @@
 """Every Redis key of rewardloop. Those that one script or transaction touches share a hash tag, as Cluster demands.
 
 rewardloop:{feedback}:events              stream: one entry a signal. Fields: EVENT_FIELD, a serialized
-                                          rewardloop.v1.FeedbackEvent, ID_FIELD, its event_id, and where it was
-                                          sent within a trace TRACE_FIELD, a W3C traceparent. Appended by the server, read by the consumer group `trainer`, trimmed only once archived.
+                                          rewardloop.v1.FeedbackEvent, ID_FIELD, its event_id, and TRACE_FIELD, the
+                                          W3C traceparent that it was sent in, where there was one. Appended by the
+                                          server, read by the consumer group `trainer`, trimmed only once archived.
 rewardloop:{feedback}:seen:<event_id>     string: the stream id under which that event_id was appended. Expires.
 rewardloop:{feedback}:dead                stream: entries that cannot be read. Fields: `event`, the bytes as they
                                           were, `reason`, and `source_id`, the entry's id in the first stream.
