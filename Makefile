@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 EXTRAS ?= local,test
 
-.PHONY: install demo test parity lint types protos protos-check dashboard dashboard-check bench clean
+.PHONY: install demo test parity lint types protos protos-check observability observability-check bench clean
 
 $(VENV)/installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -16,7 +16,7 @@ install: $(VENV)/installed
 demo: install
 	$(VENV)/bin/rewardloop demo
 
-test: install lint types protos-check dashboard-check
+test: install lint types protos-check observability-check
 	$(PY) -m pytest -q -n auto --dist loadfile
 
 # Losses and gradients against TRL on the same tensors.
@@ -35,11 +35,12 @@ protos: install
 protos-check: install
 	$(PY) tests/protos_check.py
 
-dashboard: install
-	$(PY) deploy/observability/dashboard.py
+# The dashboard and the table of metrics, from their sources.
+observability: install
+	$(PY) deploy/observability/dashboard.py && $(PY) deploy/observability/metrics_table.py
 
-dashboard-check: install
-	$(PY) deploy/observability/dashboard.py --check
+observability-check: install
+	$(PY) deploy/observability/dashboard.py --check && $(PY) deploy/observability/metrics_table.py --check
 
 # Against a running server: make bench BENCH='--lengths real --rate 70%'. Comparisons: tests/bench/README.md.
 bench: install

@@ -114,14 +114,16 @@ def scoring() -> list[Panel]:
             "Oldest wait in a lane",
             "s",
             (f"max by (lane, instance) (rewardloop_queue_oldest_wait_seconds{{{AT}}})", "{{lane}} {{instance}}"),
-            about="Of the group that waits longest.",
+            (f"max by (lane, instance) (rewardloop_queue_work_seconds{{{AT}}})", "{{lane}} {{instance}} to be done"),
+            about="Of the group that waits longest; and how long the engine will work on all that waits.",
         ),
         graph(
             "Queued tokens",
             "short",
             (f"sum by (lane) (rewardloop_queue_tokens{{{AT}}})", "{{lane}}"),
             (f"sum(rewardloop_tokenize_waiting_requests{{{AT}}})", "requests to be tokenized"),
-            about="Tokens that wait for the engine, and requests that wait for a thread that tokenizes.",
+            (f"sum(rewardloop_queue_rows{{{AT}}})", "candidates to be sampled"),
+            about="Tokens that wait for the engine, requests for a thread that tokenizes, candidates for the policy.",
         ),
         graph(
             "Throughput of the engine",
