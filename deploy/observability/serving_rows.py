@@ -218,7 +218,7 @@ def models() -> list[Panel]:
         graph(
             "Shadow score less live score",
             "short",
-            (f"{mean('rewardloop_shadow_score_difference', 'job')}", "mean"),
+            *quantiles("rewardloop_shadow_score_difference"),
             (f"sum(rate(rewardloop_shadow_dropped_total{{{AT}}}{EVERY}))", "groups not compared/s"),
             about="Calibrated scores have about unit spread.",
             lowest=None,

@@ -69,9 +69,13 @@ def page(port: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("deployment")
+
+
+@pytest.fixture(scope="module")
+def ports(directory: Path) -> Iterator[dict[str, int]]:
     """Metrics ports of a running server, policy worker and trainer, by job, once the trainer's first round is live."""
-    directory = tmp_path_factory.mktemp("deployment")
     base = save_tiny_encoder(directory / "base")
     assert export(["--base", str(base), "--store", str(directory / "models"), "--heads", "2"]) == 0
     publish_policy(ModelStore(directory / "models"), small_llama(), byte_encoder())
@@ -79,10 +83,13 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
         embedded = EmbeddedRedis(directory / "redis", fsync="everysec")
         embedded.start()
         stack.callback(embedded.stop)
-        worker = Worker(directory, embedded.url, "--max-new-tokens", "8")
+        worker = Worker(directory, embedded.url, "--max-new-tokens", "8", "--log-format", "json")
         stack.callback(worker.stop)
         server = ServeProcess(
-            directory / "models", embedded.url, directory / "serve.log", ("--policy-address", worker.address)
+            directory / "models",
+            embedded.url,
+            directory / "serve.log",
+            ("--policy-address", worker.address, "--log-format", "json"),
         )
         server.start()
         stack.callback(server.terminate)
@@ -139,7 +146,7 @@ def prometheus(ports: dict[str, int], tmp_path_factory: pytest.TempPathFactory) 
     def has_scraped() -> bool:
         assert process.poll() is None, (directory / "log").read_text()
         try:
-            return len([s for s in found.ask("count_over_time(up[1m]) > 1 and up == 1")]) == len(ports)
+            return len(found.ask("count_over_time(up[1m]) > 1 and up == 1")) == len(ports)
         except OSError:
             return False  # not listening yet: the deadline decides
 
@@ -251,7 +258,9 @@ def test_pages_of_running_processes_pass_promtools_lint(ports: dict[str, int], j
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
-def test_each_line_of_the_trainers_log_is_json(ports: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> None:
-    (log,) = tmp_path_factory.getbasetemp().glob("deployment*/trainer.log")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {"leading", "round begins"} <= {line["event"] for line in lines}
+@pytest.mark.parametrize(
+    ("log", "event"), [("serve.log", "listening"), ("worker.log", "version switched"), ("trainer.log", "round begins")]
+)
+def test_each_line_of_a_processs_log_is_json(ports: dict[str, int], directory: Path, log: str, event: str) -> None:
+    lines = [json.loads(line) for line in (directory / log).read_text().splitlines()]
+    assert event in {line["event"] for line in lines}

@@ -76,6 +76,13 @@ async def feedback(redis_url: str, *, is_traced: bool = True) -> AsyncIterator[s
     await client.aclose()
 
 
+def until(condition: Callable[[], bool], patience_s: float = 30.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "not within the time given"
+        time.sleep(0.02)
+
+
 def consume_all(redis_url: str, directory: Path, tracing: TrainerTracing) -> list[str]:
     """Archive what the stream holds; returns the event ids in the ledger."""
     ledger = Ledger(directory / "ledger")
@@ -84,10 +91,7 @@ def consume_all(redis_url: str, directory: Path, tracing: TrainerTracing) -> lis
         stop = threading.Event()
         thread = threading.Thread(target=consumer.run, args=(stop,))
         thread.start()
-        deadline = time.monotonic() + 30
-        while not consumer.drained():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(consumer.drained)
         stop.set()
         thread.join(30)
     return ledger.event_ids()
@@ -143,9 +147,7 @@ async def test_spans_say_how_the_rpc_ended(redis_url: str, spans: Callable[[], l
     async with feedback(redis_url) as address, AsyncRewardloopClient(address, tracing=True) as client:
         with pytest.raises(InvalidRequest):
             await client.record(Feedback.choice(prompt="p", responses=["a"], chosen=0, rejected=0, event_id="bad"))
-        async with asyncio.timeout(30):
-            while len(named(spans(), RECORD)) < 2:
-                await asyncio.sleep(0.02)
+        await asyncio.to_thread(until, lambda: len(named(spans(), RECORD)) == 2)
     codes = {span.kind.name: (span.attributes or {})["rpc.grpc.status_code"] for span in named(spans(), RECORD)}
     assert codes == dict.fromkeys(("CLIENT", "SERVER"), grpc.StatusCode.INVALID_ARGUMENT.value[0])
 
