@@ -87,7 +87,7 @@ class PolicyRound(ModelRound):
             pairs_of(self._replay.heldout),
             self._settings.policy.model_copy(update={"seed": self._track.now.seed}),
             self._directory / "checkpoints",
-            lambda done: on_step(_step_done(done)),
+            lambda done: on_step(_step_done(done.figures.shown(), done)),
             self._stop.is_set,
             lambda outcome: self._save(model, outcome.figures),
         )
@@ -104,7 +104,7 @@ class PolicyRound(ModelRound):
             thumbs_of(self._replay.heldout),
             self._settings.policy.kto,
             self._directory / "checkpoints",
-            lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
+            lambda done: on_step(_step_done(done.figures.named(), done)),
             self._stop.is_set,
             lambda outcome: self._save(model, outcome.figures),
             seed=self._track.now.seed,
@@ -273,9 +273,8 @@ class PolicyRound(ModelRound):
         return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
 
 
-def _step_done(done: PolicyProgress | KtoProgress) -> StepDone:
-    figures = {**done.figures.shown(), "grad_norm": done.gradient_norm}
-    return StepDone(done.step, done.steps, figures, seconds=done.seconds)
+def _step_done(figures: Mapping[str, float], done: PolicyProgress | KtoProgress) -> StepDone:
+    return StepDone(done.step, done.steps, {**figures, "grad_norm": done.gradient_norm}, seconds=done.seconds)
 
 
 @contextmanager
