@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import grpc
@@ -133,8 +134,9 @@ def _traced_handler(handler: Any, method: str) -> Any:
         span = _begin_service(method, context)
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         try:
-            async for reply in inner(request, context):
-                yield reply
+            async with aclosing(inner(request, context)) as replies:
+                async for reply in replies:
+                    yield reply
         except BaseException:
             _end(span, context.code() or grpc.StatusCode.CANCELLED)
             raise
