@@ -193,7 +193,7 @@ def models() -> list[Panel]:
             "short",
             (f"sum by (model) (increase(rewardloop_swaps_total{{{OF}}}{EVERY}))", "{{model}} swapped"),
             (
-                f"sum by (model, reason) (increase(rewardloop_swap_failures_total{{{OF}}}{EVERY}))",
+                f"sum by (model, reason) (increase(rewardloop_versions_refused_total{{{OF}}}{EVERY}))",
                 "{{model}} failed {{reason}}",
             ),
             about="In each interval.",

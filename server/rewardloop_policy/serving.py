@@ -54,7 +54,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         functools.partial(load_policy_model, device=device),
         metrics.switched,
         metrics.resident,
-        on_failure=metrics.not_ready,
+        on_refused=metrics.refused,
     )
     batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
     health = HealthServicer()

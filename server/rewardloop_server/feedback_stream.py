@@ -63,8 +63,9 @@ class FeedbackStream:
         appends the rest.
         """
         places: list[Appended] = []
+        trace = self._carried()
         for start in range(0, len(events), _EVENTS_A_CALL):
-            places += await self._append_some(events[start : start + _EVENTS_A_CALL])
+            places += await self._append_some(events[start : start + _EVENTS_A_CALL], trace)
         return places
 
     async def length(self) -> int:
@@ -79,9 +80,8 @@ class FeedbackStream:
         except RedisError:
             return False
 
-    async def _append_some(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
+    async def _append_some(self, events: Sequence[feedback_pb2.FeedbackEvent], trace: str) -> list[Appended]:
         args: list[bytes | str | int] = [self._ttl_s]
-        trace = self._carried()
         for event in events:
             args += (event.SerializeToString(), event.event_id, trace)
         with redis_errors():

@@ -129,8 +129,8 @@ class ServerMetrics:
     swap_seconds: Histogram = _histogram(
         "swap_seconds", "Time to fetch, load and warm a version before its switch.", SECONDS_BUCKETS, "model"
     )
-    swap_failures_total: Counter = _counter(
-        "swap_failures_total", "Versions that could not be made ready here, by error reason.", "model", "reason"
+    versions_refused_total: Counter = _counter(
+        "versions_refused_total", "Versions that could not be made ready here, by error reason.", "model", "reason"
     )
     feedback_events_total: Counter = _counter(
         "feedback_events_total",
@@ -195,7 +195,7 @@ class ServerMetrics:
             for gauge in (self.queue_saturation_ratio, self.queue_oldest_wait_seconds):
                 gauge.labels(lane=lane)
         for reason in _LOAD_FAILURES:
-            self.swap_failures_total.labels(model=model, reason=reason)
+            self.versions_refused_total.labels(model=model, reason=reason)
         self.swaps_total.labels(model=model)
         self.swap_seconds.labels(model=model)
         self.resident(model, {})
@@ -229,6 +229,6 @@ class ServerMetrics:
         self.swaps_total.labels(model=manifest.model).inc()
         self.swap_seconds.labels(model=manifest.model).observe(seconds)
 
-    def not_ready(self, model: str, reason: str) -> None:
+    def refused(self, model: str, reason: str) -> None:
         """A version of the model could not be made ready."""
-        self.swap_failures_total.labels(model=model, reason=reason).inc()
+        self.versions_refused_total.labels(model=model, reason=reason).inc()

@@ -82,7 +82,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         metrics.resident,
         resident_versions=settings.resident_versions,
         load_threads=ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice)),
-        on_failure=metrics.not_ready,
+        on_refused=metrics.refused,
     )
     batcher = Batcher(
         token_budget=settings.token_budget,

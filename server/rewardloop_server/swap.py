@@ -35,7 +35,7 @@ class VersionHost(Generic[L]):
     ``load(manifest, directory)`` runs in one of ``load_threads``, returns a warm version or raises NotLoadable.
     ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
     ``on_residents(model, versions by state)`` is told what is in memory after each change.
-    ``on_failure(model, reason)`` is told of each version that `warm` could not make ready.
+    ``on_refused(model, reason)`` is told of each version that was not taken.
     ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
     """
 
@@ -48,7 +48,7 @@ class VersionHost(Generic[L]):
         on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
         resident_versions: int = 4,
         load_threads: Executor | None = None,
-        on_failure: Callable[[str, str], None] = lambda model, reason: None,
+        on_refused: Callable[[str, str], None] = lambda model, reason: None,
     ) -> None:
         self.model = model
         self._store = store
@@ -56,7 +56,7 @@ class VersionHost(Generic[L]):
         self._load_threads = load_threads
         self._on_switch = on_switch
         self._on_residents = on_residents
-        self._on_failure = on_failure
+        self._on_refused = on_refused
         self._residents: Residents[L] = Residents(model, resident_versions)
         self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
         self._warming: str | None = None
@@ -225,7 +225,7 @@ class VersionHost(Generic[L]):
             raise failures[0]
 
     def _failed(self, error: RewardloopError) -> RewardloopError:
-        self._on_failure(self.model, error.reason)
+        self._on_refused(self.model, error.reason)
         return error
 
     def _fetch_and_load(self, version: str) -> L:
