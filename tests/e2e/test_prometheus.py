@@ -49,6 +49,8 @@ class Prometheus:
             with urllib.request.urlopen(f"http://{self.address}/api/v1/query?{query}", timeout=30) as answer:
                 result = json.load(answer)["data"]["result"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:
+                raise ConnectionError("Prometheus is not ready yet") from error
             raise AssertionError(f"{expression}: {error.read().decode()}") from error
         return result if isinstance(result, list) else [result]
 
