@@ -11,7 +11,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,15 @@ import pytest
 import redis
 import yaml
 from policy_versions import byte_encoder, publish_policy, small_llama
-from policy_workers import Worker
-from processes import ServeProcess, free_port
+from processes import free_port
 from signals import choice, put
 from tiny_encoder import save_tiny_encoder
 from tools import tool
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore
-from rewardloop_client import InvalidRequest, RewardloopClient
+from rewardloop_client import InvalidRequest, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.export_cli import main as export
 
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
 SIGNALS = 300
@@ -77,55 +74,51 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ports(directory: Path) -> Iterator[dict[str, int]]:
-    """Metrics ports of a running server, policy worker and trainer, by job, once the trainer's first round is live."""
+    """Metrics ports of what `rewardloop up` runs, by job, once the trainer's first round is live."""
     base = save_tiny_encoder(directory / "base")
-    assert export(["--base", str(base), "--store", str(directory / "models"), "--heads", "2"]) == 0
-    publish_policy(ModelStore(directory / "models"), small_llama(), byte_encoder())
-    with ExitStack() as stack:
-        embedded = EmbeddedRedis(directory / "redis", fsync="everysec")
-        embedded.start()
-        stack.callback(embedded.stop)
-        worker = Worker(directory, embedded.url, "--max-new-tokens", "8", "--log-format", "json")
-        stack.callback(worker.stop)
-        server = ServeProcess(
-            directory / "models",
-            embedded.url,
-            directory / "serve.log",
-            ("--policy-address", worker.address, "--log-format", "json"),
-        )
-        server.start()
-        stack.callback(server.terminate)
-        trainer_port = free_port()
-        log_path = directory / "trainer.log"
-        trainer = _trainer(directory, embedded.url, server.address, trainer_port, log_path)
-        stack.callback(trainer.wait, 30)
-        stack.callback(trainer.terminate)
-        with redis.Redis.from_url(embedded.url) as connected:
-            connected.xadd(keys.FEEDBACK_STREAM, {"event": b"no signal", "id": "x"})  # a dead letter
-            put(connected, *(choice(i) for i in range(SIGNALS)))
-        worker.until_serving()
-        server.wait_until_serving("rewardloop.v1.PolicyService")
-        with RewardloopClient(server.address) as client:
-            client.wait_until_active("reward", "2", timeout_s=90)
+    publish_policy(ModelStore(directory / "data" / "models"), small_llama(), byte_encoder())
+    embedded = EmbeddedRedis(directory / "redis", fsync="everysec")
+    embedded.start()
+    found = {job: free_port() for job in ("rewardloop-server", "rewardloop-policy", "rewardloop-trainer")}
+    address = f"127.0.0.1:{free_port()}"
+    with redis.Redis.from_url(embedded.url) as connected:
+        connected.xadd(keys.FEEDBACK_STREAM, {"event": b"no signal", "id": "x"})  # a dead letter
+        put(connected, *(choice(i) for i in range(SIGNALS)))
+    settings = {
+        "data": directory / "data",
+        "redis-url": embedded.url,
+        "listen": address,
+        "policy-listen": f"127.0.0.1:{free_port()}",
+        "metrics-port": found["rewardloop-server"],
+        "policy-metrics-port": found["rewardloop-policy"],
+        "trainer-metrics-port": found["rewardloop-trainer"],
+        "reward-base": base,
+        "export-args": "--heads 2",
+        "serve-args": "--intra-op-threads 1 --no-spin",
+        "policy-args": "--max-new-tokens 8",
+        "train-args": f"--no-policy-rounds --reward-min-signals {SIGNALS} --torch-threads 1 --flush-age-s 0.2"
+        " --retry-first-s 0.5 --reward.learning-rate 0.001",
+        "log-format": "json",
+    }
+    argv = [sys.executable, "-m", "rewardloop_local.up", *(f"--{name}={value}" for name, value in settings.items())]
+    with (directory / "up.log").open("ab") as log:
+        up = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with RewardloopClient(address) as client:
+            try:
+                client.wait_until_active("reward", "2", timeout_s=150)
+            except RewardloopError as error:
+                logs = [directory / "up.log", *(directory / "data" / "logs").glob("*.log")]
+                raise AssertionError("\n".join(path.read_text()[-5000:] for path in logs)) from error
             client.generate("question 3", candidates=2)
             client.score("question 3", ["good answer 1", "poor answer 2"])
             with pytest.raises(InvalidRequest):
                 client.score("", [""])
-        yield {
-            "rewardloop-server": server.metrics_port,
-            "rewardloop-policy": worker.metrics_port,
-            "rewardloop-trainer": trainer_port,
-        }
-
-
-def _trainer(directory: Path, redis_url: str, server: str, port: int, log_path: Path) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "rewardloop_trainer", "--redis-url", redis_url, "--server", server]
-    argv += ["--archive", str(directory / "ledger"), "--work-dir", str(directory / "work")]
-    argv += ["--store", str(directory / "models"), "--metrics-port", str(port), "--no-policy-rounds"]
-    argv += ["--reward-min-signals", str(SIGNALS), "--torch-threads", "1", "--flush-age-s", "0.2"]
-    argv += ["--retry-first-s", "0.5", "--reward.learning-rate", "0.001", "--log-format", "json"]
-    with log_path.open("ab") as log:
-        return subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+        yield found
+    finally:
+        up.terminate()
+        up.wait(60)
+        embedded.stop()
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +254,8 @@ def test_pages_of_running_processes_pass_promtools_lint(ports: dict[str, int], j
 
 
 @pytest.mark.parametrize(
-    ("log", "event"), [("serve.log", "listening"), ("worker.log", "version switched"), ("trainer.log", "round begins")]
+    ("log", "event"), [("serve", "listening"), ("policy-worker", "version switched"), ("train", "round begins")]
 )
 def test_each_line_of_a_processs_log_is_json(ports: dict[str, int], directory: Path, log: str, event: str) -> None:
-    lines = [json.loads(line) for line in (directory / log).read_text().splitlines()]
+    lines = [json.loads(line) for line in (directory / "data" / "logs" / f"{log}.log").read_text().splitlines()]
     assert event in {line["event"] for line in lines}
