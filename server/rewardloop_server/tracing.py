@@ -15,8 +15,12 @@ def trace_stages(manifest: Manifest, lane: str, rows: int, tokenize_s: float, to
     """Made when all is known: tokenize, queue and run, one after another, ``total_s`` before now."""
     began = time.time_ns() - int(total_s * 1e9)
     trace.get_current_span().add_event("validated", timestamp=began)
-    attributes = {"rewardloop.lane": lane, "rewardloop.rows": rows, "rewardloop.version": manifest.version}
-    run = {"rewardloop.run_rows": scored.run_rows, "rewardloop.run_tokens": scored.run_tokens}
+    attributes: dict[str, str | int] = {
+        "rewardloop.lane": lane,
+        "rewardloop.rows": rows,
+        "rewardloop.version": manifest.version,
+    }
+    run: dict[str, str | int] = {"rewardloop.run_rows": scored.run_rows, "rewardloop.run_tokens": scored.run_tokens}
     for name, seconds, more in (
         ("tokenize", tokenize_s, {}),
         ("queue", scored.queue_s, {}),

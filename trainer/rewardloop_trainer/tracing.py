@@ -55,6 +55,6 @@ class TrainerTracing:
         with self._lock:
             links = [Link(each) for each in self._archived]
             self._archived.clear()
-        attributes = {"rewardloop.model": model, "rewardloop.round": number}
+        attributes: dict[str, str | int] = {"rewardloop.model": model, "rewardloop.round": number}
         with tracer().start_as_current_span("round", links=links, attributes=attributes):
             yield

@@ -47,7 +47,7 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _CallDetails(_Details, grpc.ClientCallDetails):  # type: ignore[misc]  # both are plain records
+class _CallDetails(_Details, grpc.ClientCallDetails):
     pass
 
 
@@ -95,7 +95,7 @@ class AioStreamTracing(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[
         return call
 
 
-def aio_interceptors() -> list[grpc.aio.ClientInterceptor]:
+def aio_interceptors() -> list[Any]:
     """For the channels of `grpc.aio`."""
     return [AioUnaryTracing(), AioStreamTracing()]
 
