@@ -17,15 +17,12 @@ def trace_stages(manifest: Manifest, lane: str, rows: int, tokenize_s: float, to
     trace.get_current_span().add_event("validated", timestamp=began)
     attributes: dict[str, str | int] = {
         "rewardloop.lane": lane,
-        "rewardloop.rows": rows,
         "rewardloop.version": manifest.version,
+        "rewardloop.rows": rows,
+        "rewardloop.run_rows": scored.run_rows,
+        "rewardloop.run_tokens": scored.run_tokens,
     }
-    run: dict[str, str | int] = {"rewardloop.run_rows": scored.run_rows, "rewardloop.run_tokens": scored.run_tokens}
-    for name, seconds, more in (
-        ("tokenize", tokenize_s, {}),
-        ("queue", scored.queue_s, {}),
-        ("run", scored.run_s, run),
-    ):
-        span = tracer().start_span(name, attributes={**attributes, **more}, start_time=began)
+    for name, seconds in (("tokenize", tokenize_s), ("queue", scored.queue_s), ("run", scored.run_s)):
+        span = tracer().start_span(name, attributes=attributes, start_time=began)
         began += int(seconds * 1e9)
         span.end(began)
