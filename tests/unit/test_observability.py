@@ -14,9 +14,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tools import tool
 
 from rewardloop.formats.process_metrics import GpuCollector
+from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_server.batch import LANES
 from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.settings import ServeSettings
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.settings import RewardHyperparameters, TrainSettings
 
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
 # Of processes that are set up so: with a certificate, with a spool.
@@ -77,6 +80,15 @@ def test_each_entry_of_the_runbook_says_what_it_means_where_to_look_and_what_to_
         assert "- **Means**" in entry, entry
         assert "ook**" in entry, entry
         assert "o**:" in entry, entry
+
+
+def test_the_flags_that_the_runbook_names_exist() -> None:
+    named = set(re.findall(r"--([a-z][a-z.-]+)", (HERE / "RUNBOOK.md").read_text()))
+    known = {"end", "model", "base", "previous"}  # of commands of other kinds, and of kubectl
+    for settings in (ServeSettings, TrainSettings, PolicyWorkerSettings):
+        known |= {name.replace("_", "-") for name in settings.model_fields}
+    known |= {f"reward.{name.replace('_', '-')}" for name in RewardHyperparameters.model_fields}
+    assert named <= known, named - known
 
 
 @pytest.mark.parametrize("script", ["dashboard.py", "metrics_table.py"])
