@@ -60,7 +60,7 @@ def test_a_refusal_counts_each_broken_rule_once(metrics: TrainerMetrics) -> None
 
 
 def test_the_policy_gates_reasons_name_their_rules() -> None:
-    said = Answered("a a a a a a a a", 8, True, -1.0, log_ratio=100.0)
+    said = Answered("a a a a a a a a", 80, True, -1.0, log_ratio=100.0)
     before = Answered("one two three four", 4, False, 1.0)
     verdict = gate([[said]] * 4, [[before]] * 4, PolicyGateLimits.model_validate({}))
     assert {rule_of(reason) for reason in verdict.reasons} >= {
