@@ -7,11 +7,11 @@ import time
 from typing import Protocol
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from rewardloop_server.backlog import read_backlog
 from rewardloop_server.errors import RewardloopError
 from rewardloop_server.metrics import NOT_KNOWN, ServerMetrics
+from rewardloop_server.redis_link import redis_errors
 
 
 class Measured(Protocol):
@@ -57,8 +57,10 @@ async def measure_redis(metrics: ServerMetrics, redis: Redis, every_s: float = 2
     """Whether Redis answers; `measure_stream` says so too."""
     while True:
         try:
-            await redis.ping()
-            metrics.redis_up.set(1)
-        except RedisError:
+            with redis_errors():
+                await redis.ping()
+        except RewardloopError:
             metrics.redis_up.set(0)
+        else:
+            metrics.redis_up.set(1)
         await asyncio.sleep(every_s)
