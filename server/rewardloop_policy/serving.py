@@ -23,6 +23,7 @@ from rewardloop_policy.policy_model import PolicyModel, choose_device, load_poli
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
 from rewardloop_server.freshness import Freshness
+from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.interceptor import RewardloopInterceptor
 from rewardloop_server.metrics import ServerMetrics
@@ -65,7 +66,7 @@ async def serve(settings: PolicyWorkerSettings) -> int:
         PolicyServicer(
             host,
             batcher,
-            GenerationLog(redis, ttl_s=settings.generation_ttl_s),
+            GenerationLog(redis, settings.generation_ttl_s, GenerationKeys(redis, settings.generation_key_file)),
             Freshness(redis, metrics),
             Limits(max_text_bytes=settings.max_text_bytes),
             max_new_tokens=settings.max_new_tokens,

@@ -28,6 +28,7 @@ class PolicyWorkerSettings(ProcessSettings):
     max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
 
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    generation_key_file: str = Field("", description="keys that sign generation ids, as of rewardloop serve")
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
     log_format: Literal["console", "json"] = "console"

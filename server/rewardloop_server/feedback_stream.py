@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -10,30 +11,71 @@ from redis.exceptions import RedisError
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
+from rewardloop_server.errors import RewardloopError
+from rewardloop_server.feedback_caps import Caps, Check
+from rewardloop_server.group_commit import GroupCommit
 from rewardloop_server.redis_link import redis_errors
 
-# Events in one script call. Redis runs a script without interruption, and syncs its file once for it.
-_EVENTS_A_CALL = 100
+# Events and bytes in one script call. Redis runs a script without interruption, and syncs its file once for it.
+_EVENTS_A_CALL = 128
+_BYTES_A_CALL = 4 * 2**20
 
 # KEYS[1]     rewardloop:{feedback}:events            stream that the signals are appended to
-# KEYS[1 + i] rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
-# ARGV        seconds that an event_id is remembered, then for each event: serialized FeedbackEvent, event_id
-# Returns     for each event: stream id of its first append, and 1 when that was an earlier one
+# then for each event:
+# KEYS        rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
+# KEYS        rewardloop:{feedback}:count:...         counters, and
+#             rewardloop:{feedback}:judged:...        sets of what was said, one key for each of the event's checks
+# ARGV[1]     seconds that an event_id is remembered
+# then for each event:
+# ARGV        serialized FeedbackEvent, number of checks, and for each of these: name, limit, seconds, member or ''
+# Returns     one text, an answer an event with a blank between: <stream id> appended now; =<stream id> of its first
+#             append, an earlier one; !<name> of the check that does not hold, or !replay: not appended
 _APPEND = f"""
-local places = {{}}
-for i = 2, #KEYS do
-    local event, event_id = ARGV[2 * i - 2], ARGV[2 * i - 1]
-    local first = redis.call('GET', KEYS[i])
-    if first then
-        places[i - 1] = {{first, 1}}
-    else
-        local id = redis.call('XADD', KEYS[1], '*', '{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', event_id)
-        redis.call('SET', KEYS[i], id, 'EX', ARGV[1])
-        places[i - 1] = {{id, 0}}
+local answers, prefix = {{}}, #'{keys.FEEDBACK_SEEN}' + 1
+local k, a = 2, 2
+while a < #ARGV do
+    local seen, event, checks = KEYS[k], ARGV[a], tonumber(ARGV[a + 1])
+    local first = redis.call('GET', seen)
+    local answer = first and '=' .. first
+    for c = 1, checks do
+        if answer then break end
+        local key, at = KEYS[k + c], a + 4 * c - 2
+        local name, limit, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 3]
+        if member == '' then
+            if tonumber(redis.call('GET', key) or 0) >= limit then answer = '!' .. name end
+        elseif redis.call('SISMEMBER', key, member) == 1 then
+            answer = '!replay'
+        elseif redis.call('SCARD', key) >= limit then
+            answer = '!' .. name
+        end
     end
+    if not answer then
+        answer = redis.call('XADD', KEYS[1], '*', '{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', seen:sub(prefix))
+        redis.call('SET', seen, answer, 'EX', ARGV[1])
+        for c = 1, checks do
+            local key, at = KEYS[k + c], a + 4 * c - 2
+            if ARGV[at + 3] == '' then redis.call('INCR', key) else redis.call('SADD', key, ARGV[at + 3]) end
+            redis.call('EXPIRE', key, ARGV[at + 2])
+        end
+    end
+    answers[#answers + 1] = answer
+    k, a = k + 1 + checks, a + 2 + 4 * checks
 end
-return places
+return table.concat(answers, ' ')
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event ready to append. ``data``: serialized."""
+
+    event_id: str
+    data: bytes
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +87,41 @@ class Appended:
 
 
 class FeedbackStream:
-    """Appends each event_id once within ``ttl_s`` seconds."""
+    """Appends each event_id once within ``ttl_s`` seconds, and no more than ``caps`` allow.
 
-    def __init__(self, redis: Redis, ttl_s: int) -> None:
+    ``on_group`` is told how many events each write took.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        ttl_s: int,
+        caps: Caps | None = None,
+        on_group: Callable[[int], None] = lambda events: None,
+    ) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
+        self._caps = caps or Caps()
+        self._on_group = on_group
         self._append = redis.register_script(_APPEND)
+        self._commit: GroupCommit[Entry, Appended | RewardloopError] = GroupCommit(
+            self._append_group, most_entries=_EVENTS_A_CALL, most_bytes=_BYTES_A_CALL
+        )
 
-    async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
-        """Append in order; a result for each event.
+    async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended | RewardloopError]:
+        """Append in order; for each event its place, or why it is refused: TooManySignals or ReplayedSignal.
 
         Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
         appends the rest.
         """
-        places: list[Appended] = []
-        for start in range(0, len(events), _EVENTS_A_CALL):
-            places += await self._append_some(events[start : start + _EVENTS_A_CALL])
-        return places
+        now = time.time()
+        return await self.append_entries(
+            [Entry(event.event_id, event.SerializeToString(), self._caps.checks(event, now)) for event in events]
+        )
+
+    async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
+        """As `append`, for events that are serialized already; entries without checks are never refused."""
+        return await self._commit.add(entries)
 
     async def length(self) -> int:
         """Entries in the stream. Raises RedisUnavailable."""
@@ -75,12 +135,24 @@ class FeedbackStream:
         except RedisError:
             return False
 
-    async def _append_some(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended]:
+    async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
+        names: list[str] = [keys.FEEDBACK_STREAM]
         args: list[bytes | str | int] = [self._ttl_s]
-        for event in events:
-            args += (event.SerializeToString(), event.event_id)
+        for entry in entries:
+            names.append(keys.FEEDBACK_SEEN + entry.event_id)
+            args += (entry.data, len(entry.checks))
+            for check in entry.checks:
+                names.append(check.key)
+                args += (check.name, check.limit, check.ttl_s, check.member)
         with redis_errors():
-            replies = await self._append(
-                keys=[keys.FEEDBACK_STREAM, *(keys.FEEDBACK_SEEN + event.event_id for event in events)], args=args
-            )
-        return [Appended(stream_id.decode(), bool(is_duplicate)) for stream_id, is_duplicate in replies]
+            answers: bytes = await self._append(keys=names, args=args)
+        self._on_group(len(entries))
+        now = time.time()
+        return [self._outcome(answer, now) for answer in answers.decode().split(" ")]
+
+    def _outcome(self, answer: str, now: float) -> Appended | RewardloopError:
+        if answer[0] == "=":
+            return Appended(answer[1:], True)
+        if answer[0] == "!":
+            return self._caps.error(answer[1:], now)
+        return Appended(answer, False)

@@ -102,6 +102,12 @@ class ServerMetrics:
         "kind",
         "outcome",
     )
+    feedback_group_events: Histogram = _histogram(
+        "feedback_group_events", "Signals that went to Redis in one write.", ROWS_BUCKETS
+    )
+    forged_generations_total: Counter = _counter(
+        "forged_generations_total", "Generation ids named by callers that no key of this deployment signed."
+    )
     feedback_to_live_seconds: Histogram = _histogram(
         "feedback_to_live_seconds",
         "From a signal's arrival to the first request answered by a version that learned from it.",

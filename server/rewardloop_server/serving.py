@@ -37,8 +37,10 @@ from rewardloop_server.cache import ScoreCache
 from rewardloop_server.engine import RewardModel, choose_device
 from rewardloop_server.errors import RewardloopError
 from rewardloop_server.feedback import FeedbackServicer
+from rewardloop_server.feedback_caps import Caps
 from rewardloop_server.feedback_stream import FeedbackStream
 from rewardloop_server.freshness import Freshness
+from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.interceptor import RewardloopInterceptor
 from rewardloop_server.metrics import ServerMetrics
@@ -66,7 +68,13 @@ async def serve(settings: ServeSettings) -> int:
     redis = connect(settings.redis_url)
     store = ModelStore(settings.store)
     pointer = ActivePointer(redis)
-    stream = FeedbackStream(redis, ttl_s=settings.seen_ttl_s)
+    caps = Caps(
+        settings.annotator_signals_per_minute,
+        settings.annotator_signals_per_day,
+        settings.annotator_signals_per_generation,
+        settings.generation_ttl_s,
+    )
+    stream = FeedbackStream(redis, settings.seen_ttl_s, caps, metrics.feedback_group_events.observe)
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
@@ -95,7 +103,8 @@ async def serve(settings: ServeSettings) -> int:
     cache = ScoreCache(
         max_mib=settings.cache_mib, lanes=[lane for lane, is_on in cached_lanes.items() if is_on], metrics=metrics
     )
-    generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
+    signing = GenerationKeys(redis, settings.generation_key_file)
+    generations = GenerationLog(redis, settings.generation_ttl_s, signing, metrics.forged_generations_total.inc)
     relay = PolicyRelay(settings.policy_address, BestOf(host, tokenizers, batcher, generations))
     interceptor = RewardloopInterceptor(metrics)
 

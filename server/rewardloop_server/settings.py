@@ -68,6 +68,14 @@ class ServeSettings(ProcessSettings):
 
     seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    generation_key_file: str = Field(
+        "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
+    )
+    annotator_signals_per_minute: int = Field(0, ge=0, description="most signals of one annotator; 0: no bound")
+    annotator_signals_per_day: int = Field(0, ge=0, description="the same, in a day of UTC")
+    annotator_signals_per_generation: int = Field(
+        64, ge=0, description="most signals of one annotator about one generation, none twice; 0: not looked at"
+    )
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
     log_format: Literal["console", "json"] = "console"

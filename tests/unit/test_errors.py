@@ -36,6 +36,8 @@ def test_reasons_are_those_of_the_contract() -> None:
         "INVALID_REQUEST": code.INVALID_ARGUMENT,
         "QUEUE_FULL": code.RESOURCE_EXHAUSTED,
         "STORE_FULL": code.RESOURCE_EXHAUSTED,
+        "TOO_MANY_SIGNALS": code.RESOURCE_EXHAUSTED,
+        "REPLAYED_SIGNAL": code.ALREADY_EXISTS,
         "NO_MODEL": code.UNAVAILABLE,
         "DRAINING": code.UNAVAILABLE,
         "REDIS_UNAVAILABLE": code.UNAVAILABLE,
