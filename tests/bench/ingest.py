@@ -34,8 +34,7 @@ _BUILT_AHEAD = 2000  # events whose ids alone change from then on: making them i
 _PIPELINED = 500
 _PROMPT = "How do I take the back cover off without breaking the clips that hold it in place?"
 _RESPONSES = (
-    "Warm the edge with a hair dryer for a minute, then slide a thin plastic card along the seam; the clips give way one by one. "
-    * 2,
+    "Warm the edge with a hair dryer for a minute, then slide a plastic card along the seam; the clips give way. " * 2,
     "You cannot do that yourself. Take it to a service point near you, and they will open it for a small fee. " * 2,
 )
 
@@ -93,7 +92,7 @@ def measure(served: service.Service, options: argparse.Namespace) -> None:
         used = f"{statistics.median(cpu[name]) * 1e6:.0f}" if name in beside else ""
         rows.append([name, round(middle[name]), round(min(rates[name])), round(max(rates[name])), used, ratio])
     print(
-        f"appendfsync {options.fsync}, {options.rounds} rounds of {options.seconds:g} s; all acknowledged are in the stream"
+        f"appendfsync {options.fsync}, {options.rounds} rounds of {options.seconds:g} s; what was acknowledged is there"
     )
     service.print_rows(rows)
 
