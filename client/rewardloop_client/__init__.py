@@ -38,6 +38,8 @@ from rewardloop_client._errors import (
     UnknownGeneration,
     UnknownVersion,
     Unreachable,
+    UnsafeVersion,
+    UntrustedVersion,
     Violation,
 )
 from rewardloop_client._feedback import Feedback
@@ -99,6 +101,8 @@ __all__ = [
     "UnknownGeneration",
     "UnknownVersion",
     "Unreachable",
+    "UnsafeVersion",
+    "UntrustedVersion",
     "VersionInfo",
     "Violation",
 ]

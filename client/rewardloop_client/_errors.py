@@ -22,6 +22,8 @@ RewardloopError
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
+│   ├── UnsafeVersion       UNSAFE_VERSION
+│   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
 ├── Unauthenticated         UNAUTHENTICATED
 ├── PermissionDenied        PERMISSION_DENIED
@@ -175,6 +177,14 @@ class CorruptVersion(FailedPrecondition):
 
 class NothingToRollBack(FailedPrecondition):
     reason = "NOTHING_TO_ROLL_BACK"
+
+
+class UnsafeVersion(FailedPrecondition):
+    reason = "UNSAFE_VERSION"
+
+
+class UntrustedVersion(FailedPrecondition):
+    reason = "UNTRUSTED_VERSION"
 
 
 class NotLoadable(FailedPrecondition):

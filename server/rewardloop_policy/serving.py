@@ -16,6 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
 from rewardloop_policy.batching import SampleBatcher
@@ -46,10 +47,18 @@ async def serve(settings: PolicyWorkerSettings) -> int:
     device = choose_device(settings.device)
     metrics = ServerMetrics()
     redis = connect(settings.redis_url)
-    store = ModelStore(settings.store)
+    try:
+        store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+    except UnusableKey as error:
+        raise SystemExit(f"rewardloop policy-worker: {error}") from error
     pointer = ActivePointer(redis)
     host: VersionHost[PolicyModel] = VersionHost(
-        "policy", store, functools.partial(load_policy_model, device=device), metrics.switched, metrics.resident
+        "policy",
+        store,
+        functools.partial(load_policy_model, device=device),
+        metrics.switched,
+        metrics.resident,
+        on_refused=metrics.refused,
     )
     batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
     health = HealthServicer()

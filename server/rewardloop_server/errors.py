@@ -14,6 +14,8 @@ RewardloopError
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
 ├── ReplayedSignal          ALREADY_EXISTS        REPLAYED_SIGNAL
 ├── CorruptVersionError     FAILED_PRECONDITION   CORRUPT_VERSION
+├── UnsafeVersionError      FAILED_PRECONDITION   UNSAFE_VERSION
+├── UntrustedVersionError   FAILED_PRECONDITION   UNTRUSTED_VERSION
 ├── NotLoadable             FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
 └── InternalError           INTERNAL              INTERNAL
@@ -192,6 +194,20 @@ class CorruptVersionError(RewardloopError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "CORRUPT_VERSION"
+
+
+class UnsafeVersionError(RewardloopError):
+    """The version holds what none may hold, or its graph asks for other files or unknown operators."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UNSAFE_VERSION"
+
+
+class UntrustedVersionError(RewardloopError):
+    """The version's manifest is not signed with a key that this process trusts."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UNTRUSTED_VERSION"
 
 
 class NotLoadable(RewardloopError):

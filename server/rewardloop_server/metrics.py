@@ -93,6 +93,12 @@ class ServerMetrics:
         "role",
     )
     swaps_total: Counter = _counter("swaps_total", "Switches to another version, the first load included.", "model")
+    versions_refused_total: Counter = _counter(
+        "versions_refused_total",
+        "Versions that were not taken, by reason: CORRUPT_VERSION, UNSAFE_VERSION, UNTRUSTED_VERSION, NOT_LOADABLE.",
+        "model",
+        "reason",
+    )
     swap_seconds: Histogram = _histogram(
         "swap_seconds", "Time to fetch, load and warm a version before its switch.", SECONDS_BUCKETS, "model"
     )
@@ -134,6 +140,10 @@ class ServerMetrics:
         """What is in memory now: versions by role."""
         for role in ("active", "canary", "shadow", "warm", "draining"):
             self.resident_versions.labels(model=model, role=role).set(counts.get(role, 0))
+
+    def refused(self, model: str, reason: str) -> None:
+        """A version was not taken."""
+        self.versions_refused_total.labels(model=model, reason=reason).inc()
 
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
         """A model's new requests go to ``manifest`` from now on; making it ready took ``seconds``."""

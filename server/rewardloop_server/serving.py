@@ -20,6 +20,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import (
     feedback_pb2,
@@ -66,7 +67,10 @@ async def serve(settings: ServeSettings) -> int:
     """Run until SIGTERM or SIGINT, then drain."""
     metrics = ServerMetrics()
     redis = connect(settings.redis_url)
-    store = ModelStore(settings.store)
+    try:
+        store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+    except UnusableKey as error:
+        raise SystemExit(f"rewardloop serve: {error}") from error
     pointer = ActivePointer(redis)
     caps = Caps(
         settings.annotator_signals_per_minute,
@@ -89,6 +93,7 @@ async def serve(settings: ServeSettings) -> int:
         metrics.resident,
         resident_versions=settings.resident_versions,
         load_threads=ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice)),
+        on_refused=metrics.refused,
     )
     batcher = Batcher(
         token_budget=settings.token_budget,

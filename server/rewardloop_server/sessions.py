@@ -23,6 +23,7 @@ from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_server.cost import CostModel
 from rewardloop_server.engine import Device, RewardModel, Sessions
 from rewardloop_server.errors import NotLoadable
+from rewardloop_server.graph_check import NotAGraph, check_graph
 from rewardloop_server.layout import Signature
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.warm import check, warm_up
@@ -62,7 +63,8 @@ class SessionPool:
     def load(self, manifest: Manifest, directory: Path) -> RewardModel:
         """The version in its verified ``directory``, warm.
 
-        Raises NotLoadable with what is wrong, and CorruptVersion when a trunk that must be read is altered.
+        Raises NotLoadable with what is wrong, UnsafeVersionError for a graph that asks for what it may not have, and
+        CorruptVersion when a trunk that must be read is altered.
         """
         with self._loading:
             digest = manifest.trunk.digest if manifest.trunk else manifest.digest
@@ -92,6 +94,10 @@ class SessionPool:
     def _open(self, manifest: Manifest, directory: Path) -> None:
         """Open and warm the session of a version that is no delta; it counts one version."""
         where = f"reward {manifest.version}"
+        try:
+            check_graph(directory / "model.onnx", manifest.files, where)
+        except (NotAGraph, OSError) as error:
+            raise NotLoadable(f"{where} does not load: {error}") from error
         try:
             sessions = self._sessions(directory / "model.onnx")
         except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a file

@@ -13,6 +13,9 @@ class ServeSettings(ProcessSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
+    trusted_keys: str = Field(
+        "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
+    )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")

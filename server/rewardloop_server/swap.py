@@ -18,9 +18,23 @@ from typing import Generic
 
 import structlog
 
-from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
+from rewardloop.formats.store import (
+    CorruptVersion,
+    Manifest,
+    ModelStore,
+    UnsafeVersion,
+    UntrustedVersion,
+    VersionNotFound,
+)
 from rewardloop.v1 import model_pb2
-from rewardloop_server.errors import CorruptVersionError, RewardloopError, UnknownVersion
+from rewardloop_server.errors import (
+    CorruptVersionError,
+    NotLoadable,
+    RewardloopError,
+    UnknownVersion,
+    UnsafeVersionError,
+    UntrustedVersionError,
+)
 from rewardloop_server.pointer import ROLES, Active, ActivePointer, Role, Share
 from rewardloop_server.residents import L, Residents
 
@@ -35,6 +49,7 @@ class VersionHost(Generic[L]):
     ``load(manifest, directory)`` runs in one of ``load_threads``, returns a warm version or raises NotLoadable.
     ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
     ``on_residents(model, versions by state)`` is told what is in memory after each change.
+    ``on_refused(model, reason)`` is told of each version that was not taken.
     ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
     """
 
@@ -47,6 +62,7 @@ class VersionHost(Generic[L]):
         on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
         resident_versions: int = 4,
         load_threads: Executor | None = None,
+        on_refused: Callable[[str, str], None] = lambda model, reason: None,
     ) -> None:
         self.model = model
         self._store = store
@@ -54,6 +70,7 @@ class VersionHost(Generic[L]):
         self._load_threads = load_threads
         self._on_switch = on_switch
         self._on_residents = on_residents
+        self._on_refused = on_refused
         self._residents: Residents[L] = Residents(model, resident_versions)
         self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
         self._warming: str | None = None
@@ -110,7 +127,8 @@ class VersionHost(Generic[L]):
     async def warm(self, version: str) -> Manifest:
         """Load, verify and warm ``version`` beside what serves. No-op when it is resident.
 
-        Raises UnknownVersion, CorruptVersionError or NotLoadable; nothing changes then.
+        Raises UnknownVersion, CorruptVersionError, UnsafeVersionError, UntrustedVersionError or NotLoadable; nothing
+        changes then.
         """
         if (resident := self._residents.manifest(version)) is not None:
             return resident
@@ -121,8 +139,10 @@ class VersionHost(Generic[L]):
             loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
-        except CorruptVersion as error:
-            raise CorruptVersionError(str(error)) from error
+        except RewardloopError as error:
+            self._on_refused(self.model, error.reason)
+            log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
+            raise
         finally:
             self._warming = None
         self._load_s[version] = time.monotonic() - started
@@ -219,4 +239,21 @@ class VersionHost(Generic[L]):
             raise failures[0]
 
     def _fetch_and_load(self, version: str) -> L:
-        return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
+        """Raises VersionNotFound, and a RewardloopError for whatever else is the matter."""
+        try:
+            return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
+        except CorruptVersion as error:
+            raise refusal(error) from error
+        except (VersionNotFound, RewardloopError):
+            raise
+        except Exception as error:  # whatever a file makes a loader do is that version's failure, not this process's
+            log.exception("loading failed", model=self.model, version=version)
+            reason = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"
+            raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
+
+
+def refusal(error: CorruptVersion) -> RewardloopError:
+    """What a caller is told of a version that the store does not give out."""
+    if isinstance(error, UntrustedVersion):
+        return UntrustedVersionError(str(error))
+    return UnsafeVersionError(str(error)) if isinstance(error, UnsafeVersion) else CorruptVersionError(str(error))

@@ -46,6 +46,8 @@ def test_reasons_are_those_of_the_contract() -> None:
         "UNKNOWN_VERSION": code.NOT_FOUND,
         "UNKNOWN_GENERATION": code.NOT_FOUND,
         "CORRUPT_VERSION": code.FAILED_PRECONDITION,
+        "UNSAFE_VERSION": code.FAILED_PRECONDITION,
+        "UNTRUSTED_VERSION": code.FAILED_PRECONDITION,
         "NOT_LOADABLE": code.FAILED_PRECONDITION,
         "NOTHING_TO_ROLL_BACK": code.FAILED_PRECONDITION,
         "INTERNAL": code.INTERNAL,
