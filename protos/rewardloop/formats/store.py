@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -35,8 +36,8 @@ MODELS = ("reward", "policy")
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
 # Formats that are or may hold pickles, and code. Nothing here reads them; that they are there is reason for suspicion.
-_UNSAFE_SUFFIXES = frozenset(
-    ".bin .ckpt .dill .dll .dylib .h5 .joblib .keras .mar .npy .npz .pickle .pkl .pt .pth .py .pyc .so".split()
+_UNSAFE_SUFFIX = re.compile(
+    r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE
 )
 
 
@@ -210,7 +211,7 @@ def _refuse_unsafe(directory: Path, where: str) -> None:
         name = path.relative_to(directory)
         if path.is_symlink():
             raise UnsafeVersion(f"{where}: {name} is a link")
-        if path.suffix.lower() in _UNSAFE_SUFFIXES:
+        if _UNSAFE_SUFFIX.fullmatch(path.suffix):
             raise UnsafeVersion(f"{where}: {name} may hold a pickle or code; weights are safetensors or ONNX")
 
 
