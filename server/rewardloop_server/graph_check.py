@@ -42,12 +42,10 @@ def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
     if path.stat().st_size == 0:
         raise NotAGraph("the file is empty")
     asked = _Asked()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        data = memoryview(mapped)
-        try:
-            _read_model(data, asked)
-        finally:
-            data.release()
+    with path.open("rb") as file:
+        # Closed with its last slice: one is still held where an error is raised.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _read_model(memoryview(mapped), asked)
     unknown = sorted(
         f"{domain}::{name}"
         for domain, name in asked.operators

@@ -237,7 +237,7 @@ def _sha256(data: bytes) -> str:
 
 def _sha256_file(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.filedigest_of(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
