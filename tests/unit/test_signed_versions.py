@@ -6,24 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
+from cryptography.hazmat.primitives.asymmetric import x25519
+from signing_keys import PRIVATE_PEM, key_pair
 
 from rewardloop.formats.signatures import SIGNATURE, Signer, TrustedKeys, UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, UntrustedVersion
-
-_RAW = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-
-
-def key_pair(directory: Path, name: str) -> tuple[Path, Path]:
-    """Files of a new private key and of its public one, as openssl makes them."""
-    key = ed25519.Ed25519PrivateKey.generate()
-    private, public = directory / f"{name}.pem", directory / f"{name}.pub.pem"
-    private.write_bytes(key.private_bytes(*_RAW))
-    public.write_bytes(
-        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
 
 
 def write_files(directory: Path) -> None:
@@ -116,7 +103,7 @@ def test_broken_signature_is_refused(tmp_path: Path, signature: bytes) -> None:
 def test_file_without_a_fitting_key_is_said_to_be_unusable(tmp_path: Path) -> None:
     private, public = key_pair(tmp_path, "a")
     other = tmp_path / "x25519.pem"
-    other.write_bytes(x25519.X25519PrivateKey.generate().private_bytes(*_RAW))
+    other.write_bytes(x25519.X25519PrivateKey.generate().private_bytes(*PRIVATE_PEM))
     empty = tmp_path / "empty.pem"
     empty.write_bytes(b"")
     for path in (public, other, empty, tmp_path / "absent.pem"):
