@@ -105,19 +105,24 @@ async def test_server_killed_while_signals_are_written_together_loses_and_double
                 acknowledged.extend(event.event_id for event in events)
                 break
 
+    def kill_three_times() -> None:
+        for _ in range(3):
+            before, deadline = len(acknowledged), time.monotonic() + 60
+            while len(acknowledged) < before + 2000:
+                assert time.monotonic() < deadline, f"{len(acknowledged) - before} signals acknowledged in a minute"
+                time.sleep(0.01)
+            server.kill()
+            server.start()
+            server.wait_until_serving()
+
     with serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server:
         async with AsyncRewardloopClient(server.address, timeout_s=10, max_attempts=1) as client:
             callers = [asyncio.create_task(call(client, i)) for i in range(40)]
-            for _ in range(3):
-                before = len(acknowledged)
-                async with asyncio.timeout(60):
-                    while len(acknowledged) < before + 2000:
-                        await asyncio.sleep(0.01)
-                server.kill()
-                server.start()
-                await asyncio.to_thread(server.wait_until_serving)
-            stop.set()
-            await asyncio.gather(*callers)
+            try:
+                await asyncio.to_thread(kill_three_times)
+            finally:
+                stop.set()
+                await asyncio.gather(*callers)
 
     counted = Counter(recorded_ids(empty_redis_url))
     assert set(acknowledged) <= set(counted)
