@@ -26,7 +26,7 @@ from rewardloop_server.errors import NotLoadable
 from rewardloop_server.graph_check import NotAGraph, check_graph
 from rewardloop_server.layout import Signature
 from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.warm import check, warm_up
+from rewardloop_server.warm import check, check_text, warm_up
 
 _TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_token2_s"}
 
@@ -135,8 +135,10 @@ class SessionPool:
             adapter,
             functools.partial(self._close, manifest, digest),
         )
-        if adapter is not None:
+        if adapter is not None or manifest.heads != shared.manifest.heads:
             check(model, 1, min(16, manifest.max_length))
+        if encoder is not shared.encoder or shared.versions == 1:
+            check_text(model)
         for term, name in _TERMS.items():
             self._metrics.cost_model.labels(version=manifest.version, term=term).set(getattr(shared.cost, name))
         return model

@@ -105,10 +105,11 @@ class ModelCases:
             path = Path(self._store.path("reward", version), MANIFEST)
             path.write_text(json.dumps(mutate.other_json(json.loads(path.read_text()), chance)))
             return version
+        text_format = mutate.other_json(dict(source.text_format), chance)
         fields: dict[str, Any] = {
             "max_length": chance.choice((1, 2, 3, 7, 47, 49, 300)),
             "heads": chance.choice((1, 2, 3, 1000)),
-            "text_format": mutate.other_json(dict(source.text_format), chance),
+            "text_format": text_format if isinstance(text_format, dict) else {},
             "trunk": Trunk(chance.choice(("1", "2", "9", "x")), chance.choice((source.digest, "", "é"))),
         }
         changed = chance.sample(sorted(fields), chance.randint(1, 2))

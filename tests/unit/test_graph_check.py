@@ -143,10 +143,16 @@ def test_what_is_no_model_is_not_a_graph(graph, tmp_path) -> None:
             check_graph(path, OWN, "reward 1")
 
 
-def test_endless_nesting_is_not_a_graph(graph, tmp_path) -> None:
-    branch = inner()
-    for _ in range(40):
-        branch = inner(node=helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=inner()))
-    graph.graph.node.append(helper.make_node("If", ["b"], ["z"], then_branch=branch, else_branch=inner()))
+def test_endless_nesting_is_not_a_graph(tmp_path) -> None:
+    def field(number: int, data: bytes) -> bytes:
+        size = len(data)
+        assert size < 2**14
+        return bytes([number << 3 | 2, size & 127 | 128, size >> 7]) + data
+
+    graph = b""
+    for _ in range(100):
+        graph = field(1, field(5, field(6, graph)))  # of a graph a node, of that an attribute, of that a graph
+    path = tmp_path / "model.onnx"
+    path.write_bytes(field(7, graph))
     with pytest.raises(NotAGraph, match="nested"):
-        check(graph, tmp_path)
+        check_graph(path, OWN, "reward 1")
