@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import grpc
+import prometheus_client
 from google.protobuf import timestamp_pb2
 
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
@@ -41,6 +43,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         self._limits = limits
         self._metrics = metrics
         self._max_events = max_events
+        self._counters: dict[tuple[str, str], prometheus_client.Counter] = {}
 
     async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
         if not request.HasField("event"):
@@ -93,8 +96,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             for i, event in enumerate(events):
                 if errors[i] is None and event.generation_id:
                     errors[i] = _fill_in(event, generations.get(event.generation_id), self._limits)
-        arrival = timestamp_pb2.Timestamp()
-        arrival.GetCurrentTime()
+        seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+        arrival = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
         for event, error in zip(events, errors, strict=True):
             if error is None:
                 event.arrival_time.CopyFrom(arrival)
@@ -103,7 +106,10 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     def _count(self, events: Sequence[Event], outcomes: Sequence[str]) -> None:
         kinds = (event.WhichOneof("signal") or "none" for event in events)
         for (kind, outcome), count in Counter(zip(kinds, outcomes, strict=True)).items():
-            self._metrics.feedback_events_total.labels(kind=kind, outcome=outcome).inc(count)
+            if (counter := self._counters.get((kind, outcome))) is None:
+                counter = self._metrics.feedback_events_total.labels(kind=kind, outcome=outcome)
+                self._counters[kind, outcome] = counter
+            counter.inc(count)
 
 
 def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:

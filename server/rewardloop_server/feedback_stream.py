@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
@@ -63,6 +64,7 @@ while a < #ARGV do
 end
 return table.concat(answers, ' ')
 """
+_APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,6 @@ class FeedbackStream:
         self._ttl_s = ttl_s
         self._caps = caps or Caps()
         self._on_group = on_group
-        self._append = redis.register_script(_APPEND)
         self._commit: GroupCommit[Entry, Appended | RewardloopError] = GroupCommit(
             self._append_group, most_entries=_EVENTS_A_CALL, most_bytes=_BYTES_A_CALL
         )
@@ -145,10 +146,18 @@ class FeedbackStream:
                 names.append(check.key)
                 args += (check.name, check.limit, check.ttl_s, check.member)
         with redis_errors():
-            answers: bytes = await self._append(keys=names, args=args)
+            answers = await self._run(names, args)
         self._on_group(len(entries))
         now = time.time()
         return [self._outcome(answer, now) for answer in answers.decode().split(" ")]
+
+    async def _run(self, names: list[str], args: list[bytes | str | int]) -> bytes:
+        # Not redis-py's Script: what that does around this call is a tenth of what a single signal costs.
+        try:
+            answers: bytes = await self._redis.execute_command("EVALSHA", _APPEND_SHA, len(names), *names, *args)
+        except NoScriptError:
+            answers = await self._redis.execute_command("EVAL", _APPEND, len(names), *names, *args)
+        return answers
 
     def _outcome(self, answer: str, now: float) -> Appended | RewardloopError:
         if answer[0] == "=":

@@ -32,6 +32,7 @@ from rewardloop_client import AsyncRewardloopClient, Feedback, RecordResult
 
 _BUILT_AHEAD = 2000  # events whose ids alone change from then on: making them is the caller's work
 _PIPELINED = 500
+_PIPELINE, _ONE_BY_ONE = "redis-py, XADD pipelined", "redis-py, XADD one by one"
 _PROMPT = "How do I take the back cover off without breaking the clips that hold it in place?"
 _RESPONSES = (
     "Warm the edge with a hair dryer for a minute, then slide a plastic card along the seam; the clips give way. " * 2,
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=64, help="concurrent calls of Record (default 64)")
     parser.add_argument("--batch", type=int, default=500, help="events in a RecordBatch (default 500)")
     parser.add_argument("--batches", type=int, default=4, help="concurrent RecordBatch calls (default 4)")
+    parser.add_argument("--only", default="", help="those of the ways whose name contains this, for a profile")
     options = parser.parse_args()
     service.print_machine()
     with arguments.work_directory(options.work) as work:
@@ -61,40 +63,56 @@ def main() -> None:
 def measure(served: service.Service, options: argparse.Namespace) -> None:
     """Every way in turn, several times; prints the median of its rates and of the server's CPU time a signal."""
     ways: dict[str, Callable[[], Iterator[int]]] = {
-        "redis-py, XADD pipelined": lambda: bare(served, options.seconds, _PIPELINED),
+        _PIPELINE: lambda: bare(served, options.seconds, _PIPELINED),
         f"RecordBatch of {options.batch}, {options.batches} at a time": lambda: calls(
             served, options.seconds, options.batches, options.batch
         ),
-        "redis-py, XADD one by one": lambda: bare(served, options.seconds, 1),
+        _ONE_BY_ONE: lambda: bare(served, options.seconds, 1),
         f"Record, {options.callers} at a time": lambda: calls(served, options.seconds, options.callers, 1),
         "Record, one at a time": lambda: calls(served, options.seconds, 1, 1),
+        f"an RPC that does nothing, {options.callers} at a time": lambda: calls(
+            served, options.seconds, options.callers, 0
+        ),
     }
+    if options.only:
+        ways = {name: run for name, run in ways.items() if options.only in name}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
+    sizes: dict[str, list[float]] = {name: [] for name in ways}
     server = psutil.Process(served.pid)
     with redis.Redis.from_url(served.redis_url) as client:
         for name, run in [*ways.items()] * options.rounds:
             client.flushall()
-            before, started, count = cpu_s(server), time.perf_counter(), 0
+            groups, before, started, count = writes(served), cpu_s(server), time.perf_counter(), 0
             for acknowledged in run():
                 count += acknowledged
             seconds = time.perf_counter() - started
             rates[name].append(count / seconds)
             cpu[name].append((cpu_s(server) - before) / count)
-            if client.xlen(keys.FEEDBACK_STREAM) != count:
+            written = [after - earlier for after, earlier in zip(writes(served), groups, strict=True)]
+            sizes[name].append(written[0] / written[1] if written[1] else 0.0)
+            if "does nothing" not in name and client.xlen(keys.FEEDBACK_STREAM) != count:
                 raise SystemExit(f"{name}: {count} acknowledged, {client.xlen(keys.FEEDBACK_STREAM)} in the stream")
     middle = {name: statistics.median(values) for name, values in rates.items()}
-    names = list(ways)
-    beside = {names[1]: names[0], names[3]: names[2], names[4]: names[2]}
-    rows: list[list[object]] = [["", "signals/s", "least", "most", "server CPU, us", "of redis-py"]]
-    for name in names:
-        ratio = f"{middle[name] / middle[beside[name]]:.2f}" if name in beside else ""
-        used = f"{statistics.median(cpu[name]) * 1e6:.0f}" if name in beside else ""
-        rows.append([name, round(middle[name]), round(min(rates[name])), round(max(rates[name])), used, ratio])
+    rows: list[list[object]] = [["", "signals/s", "least", "most", "server CPU, us", "a write", "of redis-py"]]
+    for name in ways:
+        beside = _PIPELINE if name.startswith("RecordBatch") else _ONE_BY_ONE
+        is_ours = name.startswith("Record")
+        size = f"{statistics.median(sizes[name]):.1f}" if is_ours else ""
+        ratio = f"{middle[name] / middle[beside]:.2f}" if is_ours and beside in middle else ""
+        used = f"{statistics.median(cpu[name]) * 1e6:.0f}" if "redis-py" not in name else ""
+        rows.append([name, round(middle[name]), round(min(rates[name])), round(max(rates[name])), used, size, ratio])
     print(
         f"appendfsync {options.fsync}, {options.rounds} rounds of {options.seconds:g} s; what was acknowledged is there"
     )
     service.print_rows(rows)
+
+
+def writes(served: service.Service) -> tuple[float, float]:
+    """Signals that went to Redis, and the writes that they went in."""
+    found = {sample.name: sample.value for sample in served.samples()}
+    name = "rewardloop_feedback_group_events"
+    return found.get(f"{name}_sum", 0.0), found.get(f"{name}_count", 0.0)
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -133,6 +151,10 @@ async def _call(address: str, seconds: float, concurrent: int, events: int) -> i
     async def call(client: AsyncRewardloopClient) -> int:
         acknowledged = 0
         while time.monotonic() < end:
+            if events == 0:
+                await client.health("")
+                acknowledged += 1
+                continue
             if events == 1:
                 event = ready[(number := next(numbers)) % _BUILT_AHEAD]
                 event.event_id = f"event-{number:08d}"
