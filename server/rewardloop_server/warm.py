@@ -63,12 +63,12 @@ def check(model: RewardModel, count: int, length: int, *, alone: bool = True) ->
     Returns the run's seconds. Raises NotLoadable when the graph does not run or gives other than finite logits.
     """
     rows, run = _example(model, count, length)
-    feeds = model.lay_out(rows, run)
     where = f"reward {model.manifest.version}"
-    started = time.perf_counter()
     try:
+        feeds = model.lay_out(rows, run)
+        started = time.perf_counter()
         logits = model.execute(feeds, alone=alone)
-    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph
+    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph; numpy its own
         raise NotLoadable(f"{where} does not run: {error}") from error
     seconds = time.perf_counter() - started
     if logits.shape != (len(rows), model.manifest.heads):

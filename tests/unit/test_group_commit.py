@@ -39,7 +39,7 @@ def commit(disk: Disk, most_entries: int = 100, most_bytes: int = 1000) -> Group
 
 async def started(*calls: asyncio.Task[list[str]]) -> None:
     """Let the calls run until they wait."""
-    for _ in range(5):
+    for _ in range(50):
         await asyncio.sleep(0)
 
 
