@@ -29,7 +29,10 @@ class FeedbackServiceStub:
     """Takes preference signals. A reply means that the signal is appended to the durable stream.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis full).
+    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
+    RetryInfo), RESOURCE_EXHAUSTED (Redis full, or more signals of one annotator than a minute or day
+    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
+    event_id, or has sent as many signals about it as one may).
     """
 
     def __init__(self, channel):
@@ -54,7 +57,10 @@ class FeedbackServiceServicer:
     """Takes preference signals. A reply means that the signal is appended to the durable stream.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis full).
+    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
+    RetryInfo), RESOURCE_EXHAUSTED (Redis full, or more signals of one annotator than a minute or day
+    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
+    event_id, or has sent as many signals about it as one may).
     """
 
     def Record(self, request, context):
@@ -96,7 +102,10 @@ class FeedbackService:
     """Takes preference signals. A reply means that the signal is appended to the durable stream.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis full).
+    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
+    RetryInfo), RESOURCE_EXHAUSTED (Redis full, or more signals of one annotator than a minute or day
+    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
+    event_id, or has sent as many signals about it as one may).
     """
 
     @staticmethod
