@@ -7,19 +7,24 @@
 `AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests.
 """
 
+from rewardloop_client._access import TLS, Access, InvalidAccess
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._channel import InvalidAddress
 from rewardloop_client._errors import (
+    AuditUnavailable,
     Cancelled,
     CorruptVersion,
     DeadlineExceeded,
     DeadlinePassed,
     Draining,
+    ExpiredCredentials,
     FailedPrecondition,
     InternalError,
     InvalidRequest,
     MessageTooLarge,
+    NoCredentials,
     NoModel,
+    NotAllowed,
     NotFound,
     NothingToRollBack,
     NotLoadable,
@@ -27,6 +32,7 @@ from rewardloop_client._errors import (
     PermissionDenied,
     PolicyUnavailable,
     QueueFull,
+    QuotaSpent,
     RedisUnavailable,
     RewardloopError,
     StoreFull,
@@ -37,6 +43,7 @@ from rewardloop_client._errors import (
     UnknownVersion,
     Unreachable,
     Violation,
+    WrongCredentials,
 )
 from rewardloop_client._feedback import Feedback
 from rewardloop_client._sync import RewardloopClient
@@ -55,7 +62,10 @@ from rewardloop_client._types import (
 )
 
 __all__ = [
+    "TLS",
+    "Access",
     "AsyncRewardloopClient",
+    "AuditUnavailable",
     "Cancelled",
     "Candidate",
     "Chosen",
@@ -63,15 +73,19 @@ __all__ = [
     "DeadlineExceeded",
     "DeadlinePassed",
     "Draining",
+    "ExpiredCredentials",
     "FailedPrecondition",
     "Feedback",
     "Generation",
     "InternalError",
+    "InvalidAccess",
     "InvalidAddress",
     "InvalidRequest",
     "MessageTooLarge",
     "ModelVersion",
+    "NoCredentials",
     "NoModel",
+    "NotAllowed",
     "NotFound",
     "NotLoadable",
     "NothingToRollBack",
@@ -80,6 +94,7 @@ __all__ = [
     "PolicyUnavailable",
     "Promotion",
     "QueueFull",
+    "QuotaSpent",
     "RecordResult",
     "RedisUnavailable",
     "ResponseScore",
@@ -97,4 +112,5 @@ __all__ = [
     "Unreachable",
     "VersionInfo",
     "Violation",
+    "WrongCredentials",
 ]

@@ -5,13 +5,15 @@ RewardloopError
 ├── MessageTooLarge         refused by gRPC before any service saw it
 ├── Overloaded              RESOURCE_EXHAUSTED without a reason of the server
 │   ├── QueueFull           QUEUE_FULL            .retry_after_s
-│   └── StoreFull           STORE_FULL
+│   ├── StoreFull           STORE_FULL
+│   └── QuotaSpent          QUOTA_SPENT           what this caller may ask for is used up for now
 ├── Unavailable             UNAVAILABLE
 │   ├── Unreachable         nothing answered at the address, or the connection broke
 │   ├── NoModel             NO_MODEL
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
-│   └── PolicyUnavailable   POLICY_UNAVAILABLE
+│   ├── PolicyUnavailable   POLICY_UNAVAILABLE
+│   └── AuditUnavailable    AUDIT_UNAVAILABLE
 ├── DeadlineExceeded        the time given to the call ran out
 │   └── DeadlinePassed      DEADLINE_PASSED       ran out in the server's queue: dropped unrun
 ├── NotFound                NOT_FOUND
@@ -22,7 +24,11 @@ RewardloopError
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
 │   └── NotLoadable         NOT_LOADABLE
 ├── Unauthenticated         UNAUTHENTICATED
+│   ├── NoCredentials       NO_CREDENTIALS
+│   ├── WrongCredentials    WRONG_CREDENTIALS
+│   └── ExpiredCredentials  EXPIRED_CREDENTIALS
 ├── PermissionDenied        PERMISSION_DENIED
+│   └── NotAllowed          NOT_ALLOWED           no role of the caller may call this method
 ├── Cancelled               CANCELLED
 ├── Unimplemented           UNIMPLEMENTED         the server does not have this method
 └── InternalError           INTERNAL and everything else
@@ -109,6 +115,10 @@ class StoreFull(Overloaded):
     reason = "STORE_FULL"
 
 
+class QuotaSpent(Overloaded):
+    reason = "QUOTA_SPENT"
+
+
 class Unavailable(RewardloopError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
@@ -132,6 +142,10 @@ class RedisUnavailable(Unavailable):
 
 class PolicyUnavailable(Unavailable):
     reason = "POLICY_UNAVAILABLE"
+
+
+class AuditUnavailable(Unavailable):
+    reason = "AUDIT_UNAVAILABLE"
 
 
 class DeadlineExceeded(RewardloopError):
@@ -174,8 +188,24 @@ class Unauthenticated(RewardloopError):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
+class NoCredentials(Unauthenticated):
+    reason = "NO_CREDENTIALS"
+
+
+class WrongCredentials(Unauthenticated):
+    reason = "WRONG_CREDENTIALS"
+
+
+class ExpiredCredentials(Unauthenticated):
+    reason = "EXPIRED_CREDENTIALS"
+
+
 class PermissionDenied(RewardloopError):
     code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class NotAllowed(PermissionDenied):
+    reason = "NOT_ALLOWED"
 
 
 class Cancelled(RewardloopError):
