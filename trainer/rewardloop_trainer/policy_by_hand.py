@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from rewardloop.formats.settings import ServerAccess
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.kto_train import train_kto
@@ -38,6 +39,7 @@ from rewardloop_trainer.preferences import Prompt
 from rewardloop_trainer.publish import code_version, publish_once
 from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.round import write_whole
+from rewardloop_trainer.server_access import connect
 
 log = structlog.get_logger()
 
@@ -51,7 +53,10 @@ _SUMMARY = {
     "gate_win_rate": "win rate",
 }
 # What changes nothing about the weights.
-_ASIDE = {"out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"}
+_ASIDE = {
+    *("out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"),
+    *ServerAccess.model_fields,
+}
 
 
 def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
@@ -68,7 +73,7 @@ def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
         start = start_from_store(ModelStore(settings.store), settings.version, settings.max_length)
     run = _Run(settings, data, start)
     if not run.is_done():
-        with RewardloopClient(settings.server) as server:
+        with connect(settings, settings.server) as server:
             run.train(server)
     return run.conclude()
 
