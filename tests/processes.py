@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rewardloop_client import RewardloopClient, RewardloopError
+from rewardloop_client import TLS, RewardloopClient, RewardloopError
 from rewardloop_local.deployment import free_port
 
 REWARD_SERVICE = "rewardloop.v1.RewardService"
@@ -52,10 +52,12 @@ class ServeProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(patience_s)
 
-    def wait_until_serving(self, service: str = REWARD_SERVICE, patience_s: float = 60.0) -> None:
+    def wait_until_serving(
+        self, service: str = REWARD_SERVICE, patience_s: float = 60.0, tls: TLS | bool = False
+    ) -> None:
         assert self.process is not None
         deadline = time.monotonic() + patience_s
-        with RewardloopClient(self.address, timeout_s=2.0, max_attempts=1) as client:
+        with RewardloopClient(self.address, timeout_s=2.0, max_attempts=1, tls=tls) as client:
             while time.monotonic() < deadline:
                 if self.process.poll() is not None:
                     raise AssertionError(f"serve ended with {self.process.returncode}:\n{self.log_path.read_text()}")

@@ -12,7 +12,6 @@ import grpc.aio
 from rewardloop.v1 import reward_pb2
 from rewardloop_cli.bench_seen import Seen
 from rewardloop_client import RewardloopError
-from rewardloop_client import _calls as calls
 from rewardloop_client._errors import FailedCall, from_call, from_status
 
 # Sends one request that was due at a `time.perf_counter` value; gives its error, if it failed as a whole.
@@ -53,10 +52,8 @@ class Unary:
 class Stream:
     """One ScoreStream; replies are matched by their id."""
 
-    def __init__(
-        self, channel: grpc.aio.Channel, next_request: Callable[[], bytes], timeout_s: float, seen: Seen
-    ) -> None:
-        self._method = channel.stream_stream(calls.SCORE_STREAM, None, reward_pb2.ScoreStreamResponse.FromString)
+    def __init__(self, method: Any, next_request: Callable[[], bytes], timeout_s: float, seen: Seen) -> None:
+        self._method = method
         self._next = next_request
         self._timeout_s = timeout_s
         self._seen = seen

@@ -10,14 +10,14 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
-
-import grpc.aio
 
 from rewardloop.v1 import reward_pb2
 from rewardloop_cli.bench_calls import Stream, Unary
 from rewardloop_cli.bench_seen import Seen
 from rewardloop_cli.bench_texts import Payloads
+from rewardloop_cli.connect import access
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import Overloaded
 from rewardloop_client import _calls as calls
@@ -49,9 +49,12 @@ class Load:
         self._watch = watch
 
     async def __aenter__(self) -> Load:
-        self._channel = grpc.aio.insecure_channel(self._target, options=list(OPTIONS))
-        self._score = self._channel.unary_unary(calls.SCORE, None, reward_pb2.ScoreResponse.FromString)
-        self._batch = self._channel.unary_unary(calls.SCORE_BATCH, None, reward_pb2.ScoreBatchResponse.FromString)
+        self._channel = access().open_aio(self._target, OPTIONS)
+        token = access().metadata()
+        score = self._channel.unary_unary(calls.SCORE, None, reward_pb2.ScoreResponse.FromString)
+        batch = self._channel.unary_unary(calls.SCORE_BATCH, None, reward_pb2.ScoreBatchResponse.FromString)
+        stream = self._channel.stream_stream(calls.SCORE_STREAM, None, reward_pb2.ScoreStreamResponse.FromString)
+        self._score, self._batch, self._stream = (partial(each, metadata=token) for each in (score, batch, stream))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -133,7 +136,7 @@ class Load:
 
     def _sender(self, seen: Seen) -> Unary | Stream:
         if self._payloads.rpc == "stream":
-            return Stream(self._channel, self._next, self._timeout_s, seen)
+            return Stream(self._stream, self._next, self._timeout_s, seen)
         return Unary(self._batch if self._payloads.rpc == "batch" else self._score, self._next, self._timeout_s, seen)
 
     async def probe(self) -> None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from rewardloop_client import InvalidAddress, RewardloopError
+from rewardloop_client import InvalidAccess, InvalidAddress, RewardloopError
 
 FATAL = 2
 
@@ -21,7 +21,7 @@ def finish(command: Callable[[], int]) -> NoReturn:
     """Run the command and raise typer.Exit with its status; 2 after an error of usage or of a call."""
     try:
         code = command()
-    except (UsageError, InvalidAddress) as error:
+    except (UsageError, InvalidAddress, InvalidAccess) as error:
         code = _report(str(error))
     except RewardloopError as error:
         code = _report(f"{error.reason or type(error).__name__}: {error}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from rewardloop.v1 import feedback_pb2
+from rewardloop_cli.connect import connect
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.rows import Labels, RowError, events_of
 from rewardloop_cli.side_files import Progress, Rejection, SideFiles, writable_folder
@@ -234,7 +235,7 @@ def run(
     from rewardloop_cli.import_report import Report
 
     code = 0
-    with RewardloopClient(server, timeout_s=30.0) as client:
+    with connect(server, timeout_s=30.0) as client:
         for path in files:
             started = time.monotonic()
             try:

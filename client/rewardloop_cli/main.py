@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from rewardloop_cli.given import GIVEN, Given
 from rewardloop_cli.processes import add_process_commands
 
 _Server = Annotated[
@@ -29,11 +30,53 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 feedback = typer.Typer(help="Bring preference data in.", rich_markup_mode=None, no_args_is_help=True)
+token = typer.Typer(help="Let callers in.", rich_markup_mode=None, no_args_is_help=True)
 models = typer.Typer(help="See and move model versions.", rich_markup_mode=None, no_args_is_help=True)
 
 add_process_commands(app)
 app.add_typer(feedback, name="feedback")
 app.add_typer(models, name="models")
+app.add_typer(token, name="token")
+
+
+@app.callback()
+def access(
+    ca: Annotated[
+        Path | None, typer.Option(envvar="REWARDLOOP_CA", help="PEM authorities of the server's certificate: TLS.")
+    ] = None,
+    client_cert: Annotated[
+        Path | None, typer.Option(envvar="REWARDLOOP_CLIENT_CERT", help="PEM certificate to show (mutual TLS).")
+    ] = None,
+    client_key: Annotated[
+        Path | None, typer.Option(envvar="REWARDLOOP_CLIENT_KEY", help="PEM private key of that certificate.")
+    ] = None,
+    server_name: Annotated[
+        str, typer.Option(envvar="REWARDLOOP_SERVER_NAME", help="Name in the certificate, if not the address.")
+    ] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="REWARDLOOP_TOKEN_FILE", help="File with the token to show.")
+    ] = None,
+    token: Annotated[
+        str,
+        typer.Option(envvar="REWARDLOOP_TOKEN", help="The token; arguments are seen by all users: use the variable."),
+    ] = "",
+) -> None:
+    """Score, listen, learn, swap: a language model that learns from its users while it runs."""
+    GIVEN.set(Given(ca, client_cert, client_key, server_name, token_file, token))
+
+
+@token.command("create")
+def token_create(
+    name: Annotated[str, typer.Option(help="The caller's name, in logs and quotas.")],
+    role: Annotated[list[str], typer.Option(help="score, feedback, generate or admin; may be repeated.")],
+    days: Annotated[float | None, typer.Option(min=0.0, help="Days until it expires; default: never.")] = None,
+    callers: Annotated[Path | None, typer.Option(help="The server's callers file, to add the entry to.")] = None,
+) -> None:
+    """Make a caller's token and print it once; the server keeps only its hash."""
+    from rewardloop_cli import tokens as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.create(name, role, days, callers))
 
 
 @app.command()

@@ -49,6 +49,12 @@ def add_process_commands(app: typer.Typer) -> None:
 def _add(app: typer.Typer, process: Process) -> None:
     @app.command(process.name, cls=_PassThrough, help=process.help, add_help_option=False)
     def run(ctx: typer.Context) -> None:
+        source = ctx.parent.get_parameter_source if ctx.parent is not None else ctx.get_parameter_source
+        for name in ctx.parent.params if ctx.parent is not None else ():
+            if getattr(source(name), "name", "") == "COMMANDLINE":
+                flag = "--" + name.replace("_", "-")
+                print(f"rewardloop: give {flag} after {process.name}, which has settings of its own", file=sys.stderr)
+                raise typer.Exit(2)
         raise typer.Exit(run_process(process, ctx.args))
 
 

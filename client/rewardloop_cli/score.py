@@ -12,6 +12,7 @@ from typing import IO, cast
 from rich.console import Console
 from rich.table import Table
 
+from rewardloop_cli.connect import connect
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.rows import Json, RowError, text_of, turns_of
 from rewardloop_cli.source_file import Line, SourceFile, UnreadableFile
@@ -33,7 +34,7 @@ def run(
     """0; 1 when some lines of the input failed. Raises UsageError and RewardloopError."""
     if lane not in ("production", "trainer"):
         raise UsageError(f"--lane {lane}: is not production or trainer")
-    with RewardloopClient(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
+    with connect(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
         if input_file is not None:
             if prompt is not None or responses:
                 raise UsageError("give either --input or --prompt with responses")

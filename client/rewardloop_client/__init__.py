@@ -7,19 +7,24 @@
 `AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests.
 """
 
+from rewardloop_client._access import TLS, Access, InvalidAccess
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._channel import InvalidAddress
 from rewardloop_client._errors import (
+    AuditUnavailable,
     Cancelled,
     CorruptVersion,
     DeadlineExceeded,
     DeadlinePassed,
     Draining,
+    ExpiredCredentials,
     FailedPrecondition,
     InternalError,
     InvalidRequest,
     MessageTooLarge,
+    NoCredentials,
     NoModel,
+    NotAllowed,
     NotFound,
     NothingToRollBack,
     NotLoadable,
@@ -27,6 +32,7 @@ from rewardloop_client._errors import (
     PermissionDenied,
     PolicyUnavailable,
     QueueFull,
+    QuotaSpent,
     RedisUnavailable,
     ReplayedSignal,
     RewardloopError,
@@ -41,6 +47,7 @@ from rewardloop_client._errors import (
     UnsafeVersion,
     UntrustedVersion,
     Violation,
+    WrongCredentials,
 )
 from rewardloop_client._feedback import Feedback
 from rewardloop_client._sync import RewardloopClient
@@ -59,7 +66,10 @@ from rewardloop_client._types import (
 )
 
 __all__ = [
+    "TLS",
+    "Access",
     "AsyncRewardloopClient",
+    "AuditUnavailable",
     "Cancelled",
     "Candidate",
     "Chosen",
@@ -67,15 +77,19 @@ __all__ = [
     "DeadlineExceeded",
     "DeadlinePassed",
     "Draining",
+    "ExpiredCredentials",
     "FailedPrecondition",
     "Feedback",
     "Generation",
     "InternalError",
+    "InvalidAccess",
     "InvalidAddress",
     "InvalidRequest",
     "MessageTooLarge",
     "ModelVersion",
+    "NoCredentials",
     "NoModel",
+    "NotAllowed",
     "NotFound",
     "NotLoadable",
     "NothingToRollBack",
@@ -84,6 +98,7 @@ __all__ = [
     "PolicyUnavailable",
     "Promotion",
     "QueueFull",
+    "QuotaSpent",
     "RecordResult",
     "RedisUnavailable",
     "ReplayedSignal",
@@ -105,4 +120,5 @@ __all__ = [
     "UntrustedVersion",
     "VersionInfo",
     "Violation",
+    "WrongCredentials",
 ]

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from rewardloop.v1 import feedback_pb2, model_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client import _convert as convert
+from rewardloop_client._access import TLS, Access, Token
 from rewardloop_client._channel import AioChannelTransport
 from rewardloop_client._errors import RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
@@ -54,8 +55,12 @@ class AsyncRewardloopClient:
         max_attempts: int = 4,
         lane: LaneName = "production",
         tracing: bool = False,
+        tls: TLS | bool = False,
+        token: Token | None = None,
+        insecure_token: bool = False,
     ) -> None:
-        self._transport: AioTransport = AioChannelTransport(addresses, is_traced=tracing)
+        access = Access(tls, token, insecure_token=insecure_token)
+        self._transport: AioTransport = AioChannelTransport(addresses, access, is_traced=tracing)
         self._timeout_s = timeout_s
         self._policy = RetryPolicy(max_attempts=max_attempts)
         self._lane: LaneName = lane

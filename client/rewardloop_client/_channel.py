@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from rewardloop_client._access import Access
 from rewardloop_client._errors import FailedCall, from_call
 from rewardloop_client._retry import Send
 
@@ -85,8 +86,12 @@ def _family(address: str) -> str:
 class ChannelTransport:
     """Carries requests over gRPC channels, which open at the first call."""
 
-    def __init__(self, addresses: str | Sequence[str], *, is_traced: bool = False) -> None:
+    def __init__(
+        self, addresses: str | Sequence[str], access: Access | None = None, *, is_traced: bool = False
+    ) -> None:
         self._targets = targets(addresses)
+        self._access = access or Access()
+        self._access.check(self._targets)
         self._is_traced = is_traced
         self._lock = threading.Lock()
         self._channels: list[grpc.Channel] = []
@@ -96,7 +101,7 @@ class ChannelTransport:
         """Raises RewardloopError."""
         method = self._channel().unary_unary(send.path, _to_bytes, send.response_type.FromString)
         try:
-            return cast(Message, method(send.request, timeout=send.timeout_s))
+            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._access.metadata()))
         except grpc.RpcError as failure:
             raise from_call(cast(FailedCall, failure)) from failure
 
@@ -105,7 +110,7 @@ class ChannelTransport:
     ) -> Generator[M, None, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
         method = self._channel().stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s)
+        call = method(requests, timeout=timeout_s, metadata=self._access.metadata())
         try:
             yield from call
         except grpc.RpcError as failure:
@@ -125,7 +130,7 @@ class ChannelTransport:
     def _channel(self) -> grpc.Channel:
         with self._lock:
             if not self._channels:
-                channels = [grpc.insecure_channel(target, OPTIONS) for target in self._targets]
+                channels = [self._access.open(target, OPTIONS) for target in self._targets]
                 self._channels = [_traced(channel) for channel in channels] if self._is_traced else channels
             return self._channels[next(self._turn) % len(self._channels)]
 
@@ -133,8 +138,12 @@ class ChannelTransport:
 class AioChannelTransport:
     """`ChannelTransport` for asyncio; channels belong to the loop of the first call."""
 
-    def __init__(self, addresses: str | Sequence[str], *, is_traced: bool = False) -> None:
+    def __init__(
+        self, addresses: str | Sequence[str], access: Access | None = None, *, is_traced: bool = False
+    ) -> None:
         self._targets = targets(addresses)
+        self._access = access or Access()
+        self._access.check(self._targets)
         self._is_traced = is_traced
         self._channels: list[grpc.aio.Channel] = []
         self._turn = itertools.count()
@@ -143,7 +152,7 @@ class AioChannelTransport:
         """Raises RewardloopError."""
         method = self._channel().unary_unary(send.path, _to_bytes, send.response_type.FromString)
         try:
-            return cast(Message, await method(send.request, timeout=send.timeout_s))
+            return cast(Message, await method(send.request, timeout=send.timeout_s, metadata=self._access.metadata()))
         except grpc.aio.AioRpcError as failure:
             raise from_call(cast(FailedCall, failure)) from failure
 
@@ -152,7 +161,7 @@ class AioChannelTransport:
     ) -> AsyncGenerator[M, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
         method = self._channel().stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s)
+        call = method(requests, timeout=timeout_s, metadata=self._access.metadata())
         try:
             async for reply in call:
                 yield reply
@@ -172,9 +181,7 @@ class AioChannelTransport:
     def _channel(self) -> grpc.aio.Channel:
         if not self._channels:
             around = _aio_tracing() if self._is_traced else []
-            self._channels = [
-                grpc.aio.insecure_channel(target, OPTIONS, interceptors=around) for target in self._targets
-            ]
+            self._channels = [self._access.open_aio(target, OPTIONS, around) for target in self._targets]
         return self._channels[next(self._turn) % len(self._channels)]
 
 

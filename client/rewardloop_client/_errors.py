@@ -6,13 +6,15 @@ RewardloopError
 ├── Overloaded              RESOURCE_EXHAUSTED without a reason of the server
 │   ├── QueueFull           QUEUE_FULL            .retry_after_s
 │   ├── StoreFull           STORE_FULL
-│   └── TooManySignals      TOO_MANY_SIGNALS      of this annotator in a minute or a day
+│   ├── TooManySignals      TOO_MANY_SIGNALS      of this annotator in a minute or a day
+│   └── QuotaSpent          QUOTA_SPENT           what this caller may ask for is used up for now
 ├── Unavailable             UNAVAILABLE
 │   ├── Unreachable         nothing answered at the address, or the connection broke
 │   ├── NoModel             NO_MODEL
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
-│   └── PolicyUnavailable   POLICY_UNAVAILABLE
+│   ├── PolicyUnavailable   POLICY_UNAVAILABLE
+│   └── AuditUnavailable    AUDIT_UNAVAILABLE
 ├── DeadlineExceeded        the time given to the call ran out
 │   └── DeadlinePassed      DEADLINE_PASSED       ran out in the server's queue: dropped unrun
 ├── NotFound                NOT_FOUND
@@ -26,7 +28,11 @@ RewardloopError
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
 ├── Unauthenticated         UNAUTHENTICATED
+│   ├── NoCredentials       NO_CREDENTIALS
+│   ├── WrongCredentials    WRONG_CREDENTIALS
+│   └── ExpiredCredentials  EXPIRED_CREDENTIALS
 ├── PermissionDenied        PERMISSION_DENIED
+│   └── NotAllowed          NOT_ALLOWED           no role of the caller may call this method
 ├── Cancelled               CANCELLED
 ├── Unimplemented           UNIMPLEMENTED         the server does not have this method
 └── InternalError           INTERNAL and everything else
@@ -117,6 +123,10 @@ class TooManySignals(Overloaded):
     reason = "TOO_MANY_SIGNALS"
 
 
+class QuotaSpent(Overloaded):
+    reason = "QUOTA_SPENT"
+
+
 class Unavailable(RewardloopError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
@@ -140,6 +150,10 @@ class RedisUnavailable(Unavailable):
 
 class PolicyUnavailable(Unavailable):
     reason = "POLICY_UNAVAILABLE"
+
+
+class AuditUnavailable(Unavailable):
+    reason = "AUDIT_UNAVAILABLE"
 
 
 class DeadlineExceeded(RewardloopError):
@@ -195,8 +209,24 @@ class Unauthenticated(RewardloopError):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
+class NoCredentials(Unauthenticated):
+    reason = "NO_CREDENTIALS"
+
+
+class WrongCredentials(Unauthenticated):
+    reason = "WRONG_CREDENTIALS"
+
+
+class ExpiredCredentials(Unauthenticated):
+    reason = "EXPIRED_CREDENTIALS"
+
+
 class PermissionDenied(RewardloopError):
     code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class NotAllowed(PermissionDenied):
+    reason = "NOT_ALLOWED"
 
 
 class Cancelled(RewardloopError):

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from rewardloop.v1 import feedback_pb2, model_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client import _convert as convert
+from rewardloop_client._access import TLS, Access, Token
 from rewardloop_client._channel import ChannelTransport
 from rewardloop_client._errors import RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
@@ -50,7 +51,10 @@ class RewardloopClient:
     take, all its attempts together; each method takes its own. ``max_attempts``: tries of a call that is safe
     to repeat. ``lane``: "production", or "trainer" to stand behind production in the server's queue. ``tracing``: each
     attempt is a span of the application's OpenTelemetry tracer, and the server's spans are its children.
-    Every method raises a subclass of RewardloopError.
+    ``tls``: True, or which authorities and certificates. ``token``: the caller's, as `str`, as the `Path` of a file
+    with it, which is read again when it changes, or as a function that returns it; ``insecure_token`` lets it go
+    elsewhere than to loopback without TLS. Every method raises a subclass of RewardloopError; InvalidAccess is raised
+    for a file of these that cannot be used.
     """
 
     def __init__(
@@ -61,8 +65,12 @@ class RewardloopClient:
         max_attempts: int = 4,
         lane: LaneName = "production",
         tracing: bool = False,
+        tls: TLS | bool = False,
+        token: Token | None = None,
+        insecure_token: bool = False,
     ) -> None:
-        self._transport: Transport = ChannelTransport(addresses, is_traced=tracing)
+        access = Access(tls, token, insecure_token=insecure_token)
+        self._transport: Transport = ChannelTransport(addresses, access, is_traced=tracing)
         self._timeout_s = timeout_s
         self._policy = RetryPolicy(max_attempts=max_attempts)
         self._lane: LaneName = lane

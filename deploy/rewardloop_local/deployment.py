@@ -15,9 +15,10 @@ from pathlib import Path
 import structlog
 
 from rewardloop.formats.store import ModelStore
-from rewardloop_client import AsyncRewardloopClient, RewardloopError
+from rewardloop_client import RewardloopError
 from rewardloop_local import corpus
 from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_local.security import Security
 from rewardloop_local.supervise import Process, Supervisor
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Plan:
     serve_args: Sequence[str] = field(default_factory=tuple)
     policy_args: Sequence[str] = field(default_factory=tuple)
     train_args: Sequence[str] = field(default_factory=tuple)
+    security: Security = field(default_factory=Security)
 
     @property
     def store(self) -> Path:
@@ -85,17 +87,18 @@ class Deployment:
         await self._first_versions()
         has_policy = bool(ModelStore(plan.store).versions("policy"))
         shared = ["--store", str(plan.store), "--redis-url", redis_url]
-        serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *plan.serve_args]
+        door = plan.security.door_args()
+        serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door, *plan.serve_args]
         if has_policy:
             worker = [*shared, "--listen", plan.policy_listen, "--metrics-port", str(plan.policy_metrics_port)]
-            self._add("policy-worker", "rewardloop_policy.app", [*worker, *plan.policy_args])
-            serve += ["--policy-address", plan.policy_listen]
+            self._add("policy-worker", "rewardloop_policy.app", [*worker, *door, *plan.policy_args])
+            serve += ["--policy-address", plan.policy_listen, *plan.security.access_args("policy-")]
         self._add("serve", "rewardloop_server.app", serve)
         services = ["rewardloop.v1.RewardService", "rewardloop.v1.FeedbackService"]
         await self._until_serving([*services, "rewardloop.v1.PolicyService"] if has_policy else services)
         train = [*shared, "--server", plan.listen, "--metrics-port", str(plan.trainer_metrics_port)]
         train += ["--work-dir", str(plan.data / "trainer"), "--archive", str(plan.data / "ledger")]
-        self._add("train", "rewardloop_trainer.app", [*train, *plan.train_args], nice=5)
+        self._add("train", "rewardloop_trainer.app", [*train, *plan.security.access_args(), *plan.train_args], nice=5)
 
     async def stop(self) -> None:
         self._on_phase("stopping")
@@ -182,7 +185,7 @@ class Deployment:
     async def _until_serving(self, services: Sequence[str], patience_s: float = 90.0) -> None:
         self._on_phase("waiting until the services are warm")
         waiting = list(services)
-        async with AsyncRewardloopClient(self.plan.listen, timeout_s=2.0) as client, asyncio.timeout(patience_s):
+        async with self.plan.security.client(self.plan.listen, 2.0) as client, asyncio.timeout(patience_s):
             while waiting:
                 for process in self.supervisor.processes:
                     if process.restarts >= 3:

@@ -11,10 +11,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from rewardloop.formats.settings import ProcessSettings, parse
+from rewardloop.formats.settings import parse
+from rewardloop_local.security import Security, SecuritySettings
 
 
-class UpSettings(ProcessSettings):
+class UpSettings(SecuritySettings):
     """Runs Redis, the serving process, the policy worker and the trainer on this machine, and keeps them running.
 
     On an empty data directory it first trains starter models (about a minute), or exports the bases you name.
@@ -55,12 +56,12 @@ async def _run(settings: UpSettings) -> int:
     from rewardloop_local.deployment import Deployment, DeploymentError, Plan
 
     console = Console(stderr=True)
-    fields = settings.model_dump(exclude={"log_format"})
+    fields = settings.model_dump(exclude={"log_format", *SecuritySettings.model_fields})
     for name in ("export_args", "serve_args", "policy_args", "train_args"):
         fields[name] = tuple(shlex.split(fields[name]))
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
-    plan = Plan(**fields)
+    plan = Plan(**fields, security=Security.of(settings))
     deployment = Deployment(plan, on_phase=lambda phase: console.print(f"[dim]{phase}[/dim]"))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -23,6 +23,7 @@ from rewardloop_policy.batching import LANE, SampleBatcher
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
+from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
@@ -63,15 +64,9 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     )
     batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
     health = HealthServicer()
-    interceptor = RewardloopInterceptor(metrics)
-    server = grpc.aio.server(
-        interceptors=[*_tracing(is_traced), interceptor],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),
-        ],
-    )
+    entrance = Entrance(settings, metrics.registry, "rewardloop policy-worker")
+    interceptor = RewardloopInterceptor(metrics, entrance.door)
+    server = entrance.server([*_tracing(is_traced), interceptor], settings.max_message_bytes)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(
         PolicyServicer(
             host,
@@ -92,8 +87,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     reflection.enable_server_reflection(
         [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
     )
-    if server.add_insecure_port(settings.listen) == 0:
-        raise SystemExit(f"rewardloop policy-worker: cannot listen on {settings.listen}")
+    entrance.open(server, settings.listen)
 
     # A background task that fails ends the group, and with it the process, rather than limping on.
     async with asyncio.TaskGroup() as group:
@@ -104,6 +98,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
             group.create_task(measure_loop_lag(metrics)),
             group.create_task(measure_queues(batcher)),
             group.create_task(measure_redis(metrics, redis)),
+            *(group.create_task(work) for work in entrance.upkeep()),
         ]
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)

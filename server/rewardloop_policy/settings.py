@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from rewardloop.formats.settings import ProcessSettings
+from rewardloop_server.doors.settings import DoorSettings
 
 
-class PolicyWorkerSettings(ProcessSettings):
+class PolicyWorkerSettings(DoorSettings):
     """Answers prompts with the live policy, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")

@@ -5,10 +5,16 @@ RewardloopError
 ├── QueueFull               RESOURCE_EXHAUSTED    QUEUE_FULL
 ├── StoreFull               RESOURCE_EXHAUSTED    STORE_FULL
 ├── TooManySignals          RESOURCE_EXHAUSTED    TOO_MANY_SIGNALS
+├── QuotaSpent              RESOURCE_EXHAUSTED    QUOTA_SPENT
 ├── NoModel                 UNAVAILABLE           NO_MODEL
 ├── Draining                UNAVAILABLE           DRAINING
 ├── RedisUnavailable        UNAVAILABLE           REDIS_UNAVAILABLE
 ├── PolicyUnavailable       UNAVAILABLE           POLICY_UNAVAILABLE
+├── AuditUnavailable        UNAVAILABLE           AUDIT_UNAVAILABLE
+├── NoCredentials           UNAUTHENTICATED       NO_CREDENTIALS
+├── WrongCredentials        UNAUTHENTICATED       WRONG_CREDENTIALS
+├── ExpiredCredentials      UNAUTHENTICATED       EXPIRED_CREDENTIALS
+├── NotAllowed              PERMISSION_DENIED     NOT_ALLOWED
 ├── DeadlinePassed          DEADLINE_EXCEEDED     DEADLINE_PASSED
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
@@ -129,6 +135,14 @@ class TooManySignals(RewardloopError):
     default_retry_ms = 60_000
 
 
+class QuotaSpent(RewardloopError):
+    """The caller has used up what it may ask for in this time; others are served."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUOTA_SPENT"
+    default_retry_ms = 100
+
+
 class NoModel(RewardloopError):
     """No version of the model is warm in this process."""
 
@@ -159,6 +173,42 @@ class PolicyUnavailable(RewardloopError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = "POLICY_UNAVAILABLE"
     default_retry_ms = 1000
+
+
+class AuditUnavailable(RewardloopError):
+    """The audit log cannot be written, so nothing is done that must be in it."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "AUDIT_UNAVAILABLE"
+    default_retry_ms = 5000
+
+
+class NoCredentials(RewardloopError):
+    """Neither a bearer token nor a known client certificate came with the call."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "NO_CREDENTIALS"
+
+
+class WrongCredentials(RewardloopError):
+    """The bearer token is nobody's, or was taken back."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "WRONG_CREDENTIALS"
+
+
+class ExpiredCredentials(RewardloopError):
+    """The caller is known, but its credentials are past their time."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "EXPIRED_CREDENTIALS"
+
+
+class NotAllowed(RewardloopError):
+    """The caller is known and has no role that may call the method."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "NOT_ALLOWED"
 
 
 class DeadlinePassed(RewardloopError):

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -19,9 +19,14 @@ from google.protobuf.message import DecodeError
 from rewardloop_server.errors import Draining, InternalError, InvalidRequest, RewardloopError, Violation
 from rewardloop_server.metrics import ServerMetrics
 
+if TYPE_CHECKING:
+    from rewardloop_server.doors.door import Door
+
 log = structlog.get_logger()
 
 _OURS = "/rewardloop."
+_V1 = "/rewardloop.v1."
+_QUIET = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -74,8 +79,9 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
     exception with INTERNAL and a generic text. Cancellation passes through.
     """
 
-    def __init__(self, metrics: ServerMetrics) -> None:
+    def __init__(self, metrics: ServerMetrics, door: Door | None = None) -> None:
         self._metrics = metrics
+        self._door = door
         self._is_draining = False
         self._open: set[_Stoppable] = set()
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
@@ -96,6 +102,10 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
     ) -> Handler:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
+        if self._door is not None:
+            refusal = self._door.knock(method, handler_call_details.invocation_metadata)
+            if refusal is not None:
+                return self._refusing(method if handler is not None else _OURS + "unknown", refusal)
         if handler is None or not method.startswith(_OURS):
             return handler
         known = self._wrapped.get(method)
@@ -103,9 +113,22 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
             known = self._wrapped[method] = (handler, self._wrap(handler, method))
         return known[1]
 
+    def _refusing(self, method: str, refusal: RewardloopError) -> Handler:
+        """Ends a call whose message was not read, and is not: a two-way stream's handler runs without one."""
+
+        async def refuse(_: Any, context: Context) -> None:
+            call = _Call(method.removeprefix(_V1), self._metrics)
+            if self._door is not None:
+                await self._door.turn_away(method, refusal, context)
+            await call.fail(refusal, context)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
     def _wrap(self, handler: Any, method: str) -> Handler:
         """The same method with everything of this module around it."""
-        short = method.removeprefix("/rewardloop.v1.")
+        if self._door is not None:
+            handler = self._door.guard(handler, method)
+        short = method.removeprefix(_V1)
 
         async def unary(request: Any, context: Context) -> Any:
             call = _Call(short, self._metrics)
@@ -175,7 +198,7 @@ class _Call:
             log.info("rpc", method=self._method, code="CANCELLED", seconds=self._seconds())
             raise error
         if isinstance(error, grpc.aio.AbortError):  # the method chose its own status, as the policy relay does
-            code = _name(context.code())
+            code = status_name(context.code())
             self._count(code)
             log.info("rpc", method=self._method, code=code, seconds=self._seconds())
             raise error
@@ -184,8 +207,8 @@ class _Call:
             known = InternalError()
             log.error("rpc", method=self._method, code=known.code.name, seconds=self._seconds(), exc_info=error)
         else:
-            # Refusals under overload are many and must be cheap; the metrics count them.
-            write = log.debug if known.code is grpc.StatusCode.RESOURCE_EXHAUSTED else log.info
+            # These are many, under overload or attack, and must be cheap; the metrics count them.
+            write = log.debug if known.code in _QUIET else log.info
             write(
                 "rpc",
                 method=self._method,
@@ -246,7 +269,7 @@ async def _decodable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _name(code: Any) -> str:
+def status_name(code: Any) -> str:
     """A status code's name; grpc.aio's context holds it as an enum member or as its number."""
     if isinstance(code, grpc.StatusCode):
         return code.name

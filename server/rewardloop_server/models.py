@@ -152,9 +152,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 host.end(role)
             log.info(f"{role} ended", model=request.model, reason=request.reason)
             return None
-        active = _active(host, request.model)
         holder = Share(request.version, request.share)
         async with host.changing():
+            active = _active(host, request.model)
             manifest = active if active.version == holder.version else await host.warm(holder.version)
             if not await self._pointer.assign(request.model, role, holder, request.reason):
                 raise InvalidRequest([Violation("version", f"{holder.version} is the active version")])

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
+from rewardloop_client import Access
 from rewardloop_server.errors import DeadlinePassed, PolicyUnavailable
 
 if TYPE_CHECKING:  # the worker's process imports this file too, and has no ONNX Runtime
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # the worker's process imports this file too, and has no ONNX
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 R = TypeVar("R")
 
+NO_ACCESS = Access()
 _HEALTH_TIMEOUT_S = 1.0
 _PASSED_ON = ("grpc-status-details-bin", "grpc-retry-pushback-ms")
 _MAX_MESSAGE_BYTES = 64 * 2**20
@@ -36,6 +38,7 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
     """Forwards PolicyService, and ModelService for the model "policy", to the worker at ``address``.
 
     ``address``: host:port or unix:PATH; empty: there is no worker, and every call raises PolicyUnavailable.
+    ``access``: how the worker is known, and what it is shown.
     ``interceptors``: around every call to the worker.
     ``best_of`` answers Generate with best_of; None: the worker refuses it.
     The caller's remaining deadline goes along. An unreachable worker is PolicyUnavailable.
@@ -46,19 +49,21 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         address: str,
         best_of: BestOf | None = None,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        access: Access = NO_ACCESS,
     ) -> None:
         self._address = address
         self._best_of = best_of
         self._interceptors = interceptors
+        self._access = access
         self._opened: grpc.aio.Channel | None = None
 
     async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
         stub: Any = policy_pb2_grpc.PolicyServiceStub(self._channel())
         if not request.best_of or self._best_of is None:
-            return await _forward(stub.Generate, request, context)
+            return await self._forward(stub.Generate, request, context)
 
         async def sample(asked: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
-            return await _forward(stub.Generate, asked, context)
+            return await self._forward(stub.Generate, asked, context)
 
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
@@ -67,24 +72,24 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
     async def list_versions(
         self, request: model_pb2.ListVersionsRequest, context: Context
     ) -> model_pb2.ListVersionsResponse:
-        return await _forward(self._models().ListVersions, request, context)
+        return await self._forward(self._models().ListVersions, request, context)
 
     async def get_version(self, request: model_pb2.GetVersionRequest, context: Context) -> model_pb2.GetVersionResponse:
-        return await _forward(self._models().GetVersion, request, context)
+        return await self._forward(self._models().GetVersion, request, context)
 
     async def promote(self, request: model_pb2.PromoteRequest, context: Context) -> model_pb2.PromoteResponse:
-        return await _forward(self._models().Promote, request, context)
+        return await self._forward(self._models().Promote, request, context)
 
     async def roll_back(self, request: model_pb2.RollbackRequest, context: Context) -> model_pb2.RollbackResponse:
-        return await _forward(self._models().Rollback, request, context)
+        return await self._forward(self._models().Rollback, request, context)
 
     async def set_canary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
-        return await _forward(self._models().SetCanary, request, context)
+        return await self._forward(self._models().SetCanary, request, context)
 
     async def watch_versions(
         self, request: model_pb2.WatchVersionsRequest, context: Context
     ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:
-        call = self._models().WatchVersions(request, timeout=context.time_remaining())
+        call = self._models().WatchVersions(request, timeout=context.time_remaining(), metadata=self._access.metadata())
         try:
             async for reply in call:
                 yield reply
@@ -114,18 +119,17 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         if not self._address:
             raise PolicyUnavailable("this deployment has no policy worker")
         if self._opened is None:  # not in the constructor: a channel belongs to the running event loop
-            self._opened = grpc.aio.insecure_channel(self._address, options=_OPTIONS, interceptors=self._interceptors)
+            self._opened = self._access.open_aio(self._address, _OPTIONS, self._interceptors)
         return self._opened
 
     def _models(self) -> Any:
         return model_pb2_grpc.ModelServiceStub(self._channel())
 
-
-async def _forward(method: Callable[..., Awaitable[R]], request: object, context: Context) -> R:
-    try:
-        return await method(request, timeout=context.time_remaining())
-    except grpc.aio.AioRpcError as error:
-        await _pass_on(error, context)
+    async def _forward(self, method: Callable[..., Awaitable[R]], request: object, context: Context) -> R:
+        try:
+            return await method(request, timeout=context.time_remaining(), metadata=self._access.metadata())
+        except grpc.aio.AioRpcError as error:
+            await _pass_on(error, context)
 
 
 async def _pass_on(error: grpc.aio.AioRpcError, context: Context) -> NoReturn:

@@ -20,6 +20,7 @@ from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 from rewardloop_server.batch import Batcher
 from rewardloop_server.bulk import Window
 from rewardloop_server.cache import ScoreCache
+from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.engine import Floats, RewardModel
 from rewardloop_server.errors import InvalidRequest, RewardloopError, Violation
 from rewardloop_server.freshness import Freshness
@@ -273,6 +274,8 @@ def _lane(request: reward_pb2.ScoreRequest) -> str:
 def _call(context: Context) -> _Call:
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
+    if (credential := PRESENT.get()) is not None:  # who it is known to be, not who it says
+        return _Call(credential.caller, deadline)
     for key, value in context.invocation_metadata() or ():
         if key == _CALLER_KEY:
             return _Call(str(value), deadline)

@@ -32,9 +32,11 @@ from rewardloop.v1 import (
     reward_pb2,
     reward_pb2_grpc,
 )
+from rewardloop_client import TLS, Access
 from rewardloop_server.batch import LANES, Batcher, LaneLimits
 from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
+from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.engine import RewardModel, choose_device
 from rewardloop_server.feedback import FeedbackServicer
 from rewardloop_server.feedback_caps import Caps
@@ -113,17 +115,15 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     )
     signing = GenerationKeys(redis, settings.generation_key_file)
     generations = GenerationLog(redis, settings.generation_ttl_s, signing, metrics.forged_generations_total.inc)
-    relay = PolicyRelay(settings.policy_address, BestOf(host, tokenizers, batcher, generations), tracing.outward)
-    interceptor = RewardloopInterceptor(metrics)
-
-    server = grpc.aio.server(
-        interceptors=[*tracing.inward, interceptor],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),
-        ],
+    relay = PolicyRelay(
+        settings.policy_address,
+        BestOf(host, tokenizers, batcher, generations),
+        tracing.outward,
+        access_to_worker(settings),
     )
+    entrance = Entrance(settings, metrics.registry, "rewardloop serve")
+    interceptor = RewardloopInterceptor(metrics, entrance.door)
+    server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(
         RewardServicer(
             host,
@@ -158,8 +158,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)
 
-    if server.add_insecure_port(settings.listen) == 0:
-        raise SystemExit(f"rewardloop serve: cannot listen on {settings.listen}")
+    entrance.open(server, settings.listen)
     async with AsyncExitStack() as stack:
         background = Background(stack)
         background.start(batcher.run())
@@ -168,6 +167,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         background.start(measure_loop_lag(metrics))
         background.start(measure_queues(batcher))
         background.start(measure_stream(metrics, redis))
+        for work in entrance.upkeep():
+            background.start(work)
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
         await server.start()
@@ -184,6 +185,14 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     await redis.aclose()
     log.info("stopped")
     return 0
+
+
+def access_to_worker(settings: ServeSettings) -> Access:
+    """What this process shows to the policy worker, and by what it knows it."""
+    tls = TLS.of(
+        settings.policy_ca, settings.policy_client_cert, settings.policy_client_key, settings.policy_server_name
+    )
+    return Access(tls, settings.policy_token_file)
 
 
 @dataclass(frozen=True, slots=True)

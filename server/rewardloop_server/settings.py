@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from rewardloop.formats.settings import ProcessSettings
+from rewardloop_server.doors.settings import DoorSettings
 
 
-class ServeSettings(ProcessSettings):
+class ServeSettings(DoorSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
@@ -20,6 +21,11 @@ class ServeSettings(ProcessSettings):
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
+    policy_ca: Path | None = Field(None, description="PEM authorities of the worker's certificate; TLS to it then")
+    policy_client_cert: Path | None = Field(None, description="PEM certificate to show to the worker")
+    policy_client_key: Path | None = Field(None, description="PEM private key of that certificate")
+    policy_server_name: str = Field("", description="name in the worker's certificate, where its address is another")
+    policy_token_file: Path | None = Field(None, description="file with the token to show to the worker")
 
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")

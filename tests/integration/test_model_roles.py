@@ -133,6 +133,18 @@ async def test_promoting_the_canary_needs_no_load(server: Running) -> None:
     assert [weights.manifest.version for weights in server.loads] == ["1", "2"]
 
 
+async def test_version_that_stops_being_active_while_its_canary_waits_is_loaded_for_it(server: Running) -> None:
+    await server.promote("2")
+    async with server.host.changing():
+        waiting = asyncio.create_task(server.set_canary("2"))
+        await asyncio.sleep(0.1)  # it may not have come this far: then it waits for nothing, and the test still holds
+        await server.host.warm("1")
+        await server.pointer.move("reward", "1", "meanwhile")
+        server.host.activate("1")
+    assert (await waiting).version.version.version == "2"
+    assert await server.states() == {"1": "active", "2": "canary"}
+
+
 async def test_what_is_no_canary_or_shadow_is_refused(server: Running, tmp_path: Path) -> None:
     nan = float("nan")
     for call, field in (

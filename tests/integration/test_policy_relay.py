@@ -135,6 +135,9 @@ async def test_error_comes_back_with_its_details(front: Front, worker: Worker, m
     assert error.details() == "the policy's queue is full"
     assert {str(k): v for k, v in error.trailing_metadata() or ()}["grpc-retry-pushback-ms"] == "330"
     labels = {"method": "PolicyService/Generate", "code": "RESOURCE_EXHAUSTED"}
+    async with asyncio.timeout(30):  # the caller may know how it ended before the server counts it
+        while not metrics.registry.get_sample_value("rewardloop_requests_total", labels):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert metrics.registry.get_sample_value("rewardloop_requests_total", labels) == 1
 
 

@@ -19,6 +19,7 @@ from rewardloop_trainer.leader import LeaderLock
 from rewardloop_trainer.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.loop import Learner, Loop, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.server_access import connect
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import CorruptState, StateFile
 
@@ -67,7 +68,7 @@ def _lead(
     ledger = Ledger(settings.archive)
     state_file = StateFile(settings.work_dir)
     failures: list[BaseException] = []
-    with RewardloopClient(settings.server, lane="trainer", tracing=tracing is not None) as server:
+    with connect(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
             _learners(settings, client, ledger, metrics, server, stop),
             ledger,

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from rewardloop.formats.settings import ServerAccess
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
@@ -39,6 +40,7 @@ from rewardloop_trainer.preferences import Prompt
 from rewardloop_trainer.publish import code_version, publish_once
 from rewardloop_trainer.rewards import Reward, score_groups
 from rewardloop_trainer.round import write_whole
+from rewardloop_trainer.server_access import connect
 
 log = structlog.get_logger()
 
@@ -52,8 +54,11 @@ _SUMMARY = {
     "gate_win_rate": "win rate",
 }
 # What changes nothing about the weights.
-_ASIDE = {"out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"}
-_ASIDE |= {"signing_key", "trusted_keys"}
+_ASIDE = {
+    *("out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"),
+    *("signing_key", "trusted_keys"),
+    *ServerAccess.model_fields,
+}
 
 
 def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
@@ -71,7 +76,7 @@ def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
         start = start_from_store(store, settings.version, settings.max_length)
     run = _Run(settings, data, start)
     if not run.is_done():
-        with RewardloopClient(settings.server) as server:
+        with connect(settings, settings.server) as server:
             run.train(server)
     return run.conclude()
 

@@ -14,11 +14,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rewardloop.formats.settings import ProcessSettings, parse
+from rewardloop.formats.settings import ProcessSettings, ServerAccess, parse
 from rewardloop_trainer.policy_settings import PolicySettings
 
 
-class PolicyTrainSettings(ProcessSettings, PolicySettings):
+class PolicyTrainSettings(ServerAccess, PolicySettings):
     """Trains a policy on prompts whose answers a server scores, or on pairs (dpo) or thumbs (kto). The same command
     goes on where a killed one stopped."""
 

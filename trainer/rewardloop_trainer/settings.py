@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rewardloop.formats.settings import ProcessSettings
+from rewardloop.formats.settings import ServerAccess
 from rewardloop_trainer.policy_settings import PolicySettings
 from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
 
@@ -41,7 +41,7 @@ class RewardHyperparameters(RewardTraining):
         return self
 
 
-class TrainSettings(ProcessSettings):
+class TrainSettings(ServerAccess):
     """Archives preference signals, retrains the reward model and the policy, and swaps in what passes its gates."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 
@@ -37,6 +37,23 @@ class ProcessSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (env_settings, init_settings)  # `parse` puts flags before these; the TOML file is what it inits with
+
+
+class ServerAccess(ProcessSettings):
+    """How a process that calls the services reaches them; names as those of the command line's own options."""
+
+    ca: Path | None = Field(None, description="PEM authorities of the server's certificate; TLS to it then")
+    client_cert: Path | None = Field(None, description="PEM certificate to show to the server (mutual TLS)")
+    client_key: Path | None = Field(None, description="PEM private key of that certificate")
+    server_name: str = Field("", description="name in the server's certificate, where its address is another")
+    token_file: Path | None = Field(None, description="file with the token to show; read again when it changes")
+    token: SecretStr | None = Field(
+        None, description="the token itself; arguments are seen by all users: set the variable REWARDLOOP_TOKEN"
+    )
+
+    def token_to_show(self) -> Path | str | None:
+        """As the client library takes it; the file goes first."""
+        return self.token_file or (self.token.get_secret_value() if self.token is not None else None)
 
 
 S = TypeVar("S", bound=ProcessSettings)

@@ -1,0 +1,152 @@
+"""How a server is known and what it is shown: TLS, a client certificate, a bearer token."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import grpc
+import grpc.aio
+
+Token: TypeAlias = str | Path | Callable[[], str]
+Options: TypeAlias = Sequence[tuple[str, int | str]]
+Metadata: TypeAlias = tuple[tuple[str, str], ...] | None
+
+_LOCAL_SCHEMES = ("unix:", "unix-abstract:")
+
+
+class InvalidAccess(ValueError):
+    """A file of TLS or of the token that cannot be used, or a token that would be sent where others can read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """PEM files. ``ca``: who must have signed the server's certificate; None: the public authorities.
+
+    ``cert`` and ``key``: what this client shows (mutual TLS). ``server_name``: the name in the server's certificate,
+    where that is not the address. The files are read at the first call: gRPC has no way to change them later.
+    """
+
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
+    server_name: str = ""
+
+    @classmethod
+    def of(
+        cls, ca: str | Path | None, cert: str | Path | None, key: str | Path | None, server_name: str
+    ) -> Self | None:
+        """From settings; None, that is no TLS, where none of them is given."""
+        return cls(ca, cert, key, server_name) if ca or cert or key or server_name else None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises InvalidAccess."""
+        if (self.cert is None) != (self.key is None):
+            raise InvalidAccess("a client certificate and its key come together")
+        ca, key, cert = (None if path is None else _content(path) for path in (self.ca, self.key, self.cert))
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+class Access:
+    """Opens channels, and gives each call its token.
+
+    ``token``: the token itself, the Path of a file with it (read again when it changes), or what returns it.
+    Without TLS a token goes to loopback and Unix sockets only, unless ``insecure_token``.
+    """
+
+    def __init__(
+        self, tls: TLS | bool | None = None, token: Token | None = None, *, insecure_token: bool = False
+    ) -> None:
+        self._tls = TLS() if tls is True else tls or None
+        self._insecure_token = insecure_token
+        self._token: Callable[[], str] | None
+        if isinstance(token, Path):
+            self._token = _TokenFile(token).read
+        elif isinstance(token, str):
+            self._token = lambda: token
+        else:
+            self._token = token
+
+    def check(self, targets: Sequence[str]) -> None:
+        """Raises InvalidAccess where a token would be sent in the clear."""
+        if self._token is None or self._tls is not None or self._insecure_token:
+            return
+        for target in targets:
+            if not _is_local(target):
+                raise InvalidAccess(f"a token is sent to {target} only over TLS: give its certificate authority")
+
+    def open(self, target: str, options: Options) -> grpc.Channel:
+        """Raises InvalidAccess."""
+        self.check([target])
+        if self._tls is None:
+            return grpc.insecure_channel(target, options)
+        return grpc.secure_channel(target, self._tls.credentials(), [*options, *self._names()])
+
+    def open_aio(self, target: str, options: Options, interceptors: Sequence[Any] = ()) -> grpc.aio.Channel:
+        """Raises InvalidAccess."""
+        self.check([target])
+        if self._tls is None:
+            return grpc.aio.insecure_channel(target, options, interceptors=list(interceptors))
+        return grpc.aio.secure_channel(
+            target, self._tls.credentials(), [*options, *self._names()], interceptors=list(interceptors)
+        )
+
+    def metadata(self) -> Metadata:
+        """What goes with one call. Raises InvalidAccess."""
+        return None if self._token is None else (("authorization", f"Bearer {self._token()}"),)
+
+    def _names(self) -> list[tuple[str, str]]:
+        name = self._tls.server_name if self._tls is not None else ""
+        return [("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)] if name else []
+
+
+class _TokenFile:
+    """A token's file; while it is being replaced the last token stays."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._token = ""
+
+    def read(self) -> str:
+        try:
+            status = os.stat(self._path)
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen != self._seen:
+                self._token = self._path.read_text("ascii").strip() or self._token
+                self._seen = seen
+        except (OSError, UnicodeDecodeError) as error:
+            if not self._token:
+                raise InvalidAccess(f"no token in {self._path}: {type(error).__name__}") from None
+        if not self._token:
+            raise InvalidAccess(f"no token in {self._path}")
+        return self._token
+
+
+def _content(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidAccess(f"{path}: {error.strerror}") from error
+
+
+def _is_local(target: str) -> bool:
+    if target.startswith(_LOCAL_SCHEMES):
+        return True
+    rest = target
+    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        rest = rest.removeprefix(scheme)
+    return all(_is_loopback(each.rpartition(":")[0].strip("[]")) for each in rest.split(","))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,77 @@
+"""TLS and tokens of a whole deployment: what each of its processes is given so that they know one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rewardloop.formats.settings import ProcessSettings
+from rewardloop_client import TLS, AsyncRewardloopClient
+
+_DOOR = ("tls_cert", "tls_key", "tls_client_ca", "callers", "audit_file")
+_ACCESS = ("ca", "client_cert", "client_key", "server_name", "token_file")
+
+
+class SecuritySettings(ProcessSettings):
+    """The services' own TLS and callers, and by what the deployment's processes call one another."""
+
+    tls_cert: Path | None = Field(None, description="PEM certificate chain of the services; their ports are TLS then")
+    tls_key: Path | None = Field(None, description="PEM private key of the certificate")
+    tls_client_ca: Path | None = Field(None, description="PEM authorities of every client's certificate (mutual TLS)")
+    callers: Path | None = Field(None, description="TOML file of callers: token hashes, certificates, roles, quotas")
+    audit_file: Path | None = Field(None, description="JSON lines of what admins did, appended")
+    ca: Path | None = Field(None, description="PEM authorities of the services' certificate, for their own calls")
+    client_cert: Path | None = Field(None, description="PEM certificate that the processes show to one another")
+    client_key: Path | None = Field(None, description="PEM private key of that certificate")
+    server_name: str = Field("", description="name in the services' certificate, where their address is another")
+    token_file: Path | None = Field(
+        None, description="file with the token that the processes show: roles score, generate and admin"
+    )
+
+    @model_validator(mode="after")
+    def _processes_are_let_in(self) -> Self:
+        if self.tls_cert is not None and self.ca is None:
+            raise ValueError("tls_cert needs ca: the trainer must know the services")
+        if self.callers is not None and self.token_file is None and self.client_cert is None:
+            raise ValueError("callers needs token_file or client_cert: the services must know the trainer")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """Fields as in SecuritySettings; none by default."""
+
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    callers: Path | None = None
+    audit_file: Path | None = None
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    server_name: str = ""
+    token_file: Path | None = None
+
+    @classmethod
+    def of(cls, settings: SecuritySettings) -> Self:
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+
+    def door_args(self) -> list[str]:
+        """For the processes that listen."""
+        return self._args(_DOOR)
+
+    def access_args(self, prefix: str = "") -> list[str]:
+        """For those that call them."""
+        return self._args(_ACCESS, prefix)
+
+    def client(self, address: str, timeout_s: float) -> AsyncRewardloopClient:
+        tls = TLS.of(self.ca, self.client_cert, self.client_key, self.server_name)
+        return AsyncRewardloopClient(address, timeout_s=timeout_s, tls=tls or False, token=self.token_file)
+
+    def _args(self, names: tuple[str, ...], prefix: str = "") -> list[str]:
+        given = [(name, getattr(self, name)) for name in names]
+        pairs = [(f"--{prefix}{name.replace('_', '-')}", str(value)) for name, value in given if value]
+        return [part for pair in pairs for part in pair]

@@ -1,0 +1,127 @@
+"""What admins did, and what was refused to those who tried: JSON lines, appended and on disk before the action begins.
+
+An action has two lines with one ``id``: ``began``, without which it is not carried out, and ``ended`` with its outcome.
+The file is opened for each line, so it may be moved away (logrotate) at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.doors.quotas import Bucket
+from rewardloop_server.errors import AuditUnavailable
+
+log = structlog.get_logger()
+
+# Anybody who reaches the port can be refused; the log must not grow, nor the disk sync, as fast as they can ask.
+_REFUSALS_PER_S = 10.0
+_REFUSALS_BURST_S = 10.0
+_MAX_TEXT = 500
+
+
+class AuditLog:
+    """``path`` None: only the structlog events."""
+
+    def __init__(self, path: Path | None, metrics: DoorMetrics) -> None:
+        self._path = path
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._refusals = Bucket(_REFUSALS_PER_S, _REFUSALS_BURST_S, time.monotonic())
+        self._suppressed = 0
+
+    async def began(self, caller: str, peer: str, method: str, request: Message) -> str:
+        """The action's id. Raises AuditUnavailable, and then the action must not be carried out."""
+        action = secrets.token_hex(8)
+        line = _line("began", action, caller, peer, method) | {"parameters": _parameters(request)}
+        try:
+            await self._write(line)
+        except OSError as error:
+            raise AuditUnavailable("the audit log cannot be written") from error
+        return action
+
+    async def ended(self, action: str, caller: str, peer: str, method: str, outcome: str, reason: str) -> None:
+        """The action happened whatever this says, so a line that cannot be written is only logged."""
+        line = _line("ended", action, caller, peer, method) | {"outcome": outcome, "reason": reason}
+        await self._write_if_possible(line)
+
+    async def refused(self, caller: str, peer: str, method: str, outcome: str, reason: str) -> None:
+        """Somebody tried and was not let in. At most some ten lines a second; the next one counts those left out."""
+        if self._refusals.wait_s(time.monotonic()) > 0:
+            self._suppressed += 1
+            self._metrics.audit_lines_total.labels(outcome="suppressed").inc()
+            return
+        self._refusals.take(1)
+        line = _line("refused", secrets.token_hex(8), caller, peer, method) | {"outcome": outcome, "reason": reason}
+        if self._suppressed:
+            line["suppressed_before"], self._suppressed = self._suppressed, 0
+        await self._write_if_possible(line)
+
+    async def _write_if_possible(self, line: dict[str, Any]) -> None:
+        try:
+            await self._write(line)
+        except OSError as error:
+            log.error("audit line lost", error=str(error), **_fields(line))
+
+    async def _write(self, line: dict[str, Any]) -> None:
+        log.info("admin action", **_fields(line))
+        if self._path is None:
+            return
+        try:
+            await asyncio.to_thread(self._append, self._path, json.dumps(line).encode() + b"\n")
+        except OSError:
+            self._metrics.audit_lines_total.labels(outcome="failed").inc()
+            raise
+        self._metrics.audit_lines_total.labels(outcome="written").inc()
+
+    def _append(self, path: Path, line: bytes) -> None:
+        with self._lock:
+            is_new = not path.exists()
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                size = os.fstat(file).st_size
+                # A full disk or a crash may have left half a line: it must not swallow this one.
+                torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+                data = b"\n" + line if torn else line
+                if os.write(file, data) < len(data):
+                    raise OSError("only part of the line could be written")
+                os.fsync(file)
+            finally:
+                os.close(file)
+            if is_new:
+                _sync_directory(path.parent)
+
+
+def _line(event: str, action: str, caller: str, peer: str, method: str) -> dict[str, Any]:
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return {"time": moment, "event": event, "id": action, "caller": caller, "peer": peer, "method": method}
+
+
+def _fields(line: dict[str, Any]) -> dict[str, Any]:
+    """As structlog takes them, to which ``event`` is the event's own name."""
+    return {"step" if key == "event" else key: value for key, value in line.items()}
+
+
+def _parameters(request: Message) -> dict[str, Any]:
+    fields = MessageToDict(request, preserving_proto_field_name=True)
+    return {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

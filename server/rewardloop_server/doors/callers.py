@@ -1,0 +1,191 @@
+"""Who may come in: the callers' file, a TOML file of token hashes, certificate names and quotas.
+
+    [[token]]
+    caller = "shop"
+    sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    roles = ["score", "feedback"]
+    expires = 2027-06-01T00:00:00Z      # optional; without a zone UTC
+
+    [[certificate]]                     # with --tls-client-ca: a subject alternative name or the common name
+    caller = "operators"
+    name = "ops.internal"
+    roles = ["admin"]
+
+    [quota.shop]                        # optional; "*" is each caller that has none of its own
+    requests_per_s = 100
+    tokens_per_s = 50_000
+    bytes_per_s = 1_000_000
+    concurrent = 64
+
+A caller may have several tokens: to change one, add the new one, hand it out, remove the old one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rewardloop.formats.tokens import token_digest
+from rewardloop_server.doors.quotas import Allowance, Quota
+from rewardloop_server.doors.reload import BadFile
+from rewardloop_server.doors.roles import Role
+from rewardloop_server.errors import ExpiredCredentials, NoCredentials, RewardloopError, WrongCredentials
+
+_EVERYBODY_ELSE = "*"
+_NO_QUOTA = Quota()
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What lets a caller in. ``key``: a token's digest or a certificate's name; ``expires``: Unix time."""
+
+    caller: str
+    key: str
+    roles: frozenset[Role]
+    expires: float | None = None
+
+
+# By what the present call came in; None: nobody asked.
+PRESENT: ContextVar[Credential | None] = ContextVar("credential", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One reading of the file."""
+
+    tokens: Mapping[str, Credential] = field(default_factory=dict)
+    certificates: Mapping[str, Credential] = field(default_factory=dict)
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
+
+
+class Callers:
+    """The table in force and what each caller has left of its quotas."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BadFile."""
+        self.path = path
+        self.table = read(path)
+        self._allowances: dict[str, Allowance] = {}
+
+    def take_file(self) -> None:
+        """Put the file's present content in force. Raises BadFile, and leaves the old one."""
+        self.table = read(self.path)
+
+    def by_token(self, token: str) -> Credential | RewardloopError:
+        digest = token_digest(token)
+        found = self.table.tokens.get(digest)
+        # Finding the hash in a dictionary tells an attacker nothing: whoever chooses a token does not choose its hash.
+        if found is None or not hmac.compare_digest(found.key, digest):
+            return WrongCredentials("the token is not known here")
+        return self._unless_expired(found)
+
+    def by_certificate(self, names: Sequence[str]) -> Credential | RewardloopError:
+        """``names``: those that the verified client certificate has."""
+        for name in names:
+            if (found := self.table.certificates.get(name)) is not None:
+                return self._unless_expired(found)
+        return NoCredentials("no bearer token, and no name of the client certificate is a caller's")
+
+    def still_lets_in(self, credential: Credential) -> bool:
+        """Whether a call that came in by it may go on: the file may have changed since, and time has passed."""
+        known = self.table.tokens.get(credential.key) or self.table.certificates.get(credential.key)
+        return known == credential and not _is_past(credential.expires)
+
+    def allowance(self, caller: str) -> Allowance:
+        """Kept for as long as the caller's quota stays the same."""
+        quotas = self.table.quotas
+        quota = quotas.get(caller) or quotas.get(_EVERYBODY_ELSE) or _NO_QUOTA
+        known = self._allowances.get(caller)
+        if known is None or known.quota != quota:
+            known = self._allowances[caller] = Allowance(caller, quota)
+        return known
+
+    @staticmethod
+    def _unless_expired(found: Credential) -> Credential | RewardloopError:
+        if _is_past(found.expires):
+            return ExpiredCredentials(f"the credentials of {found.caller} have expired")
+        return found
+
+
+def bearer_token(metadata: Sequence[tuple[str, str | bytes]] | None) -> str | None:
+    """The token in a call's metadata; None: it has no authorization of this scheme."""
+    for key, value in metadata or ():
+        if key == "authorization" and isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
+            return value[len(_SCHEME) :].strip()
+    return None
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s\x00-\x1f]+$")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class _Access(_Entry):
+    caller: _Name
+    roles: frozenset[Role] = Field(min_length=1)
+    expires: datetime | None = None
+
+    def expires_at(self) -> float | None:
+        if self.expires is None:
+            return None
+        return (self.expires if self.expires.tzinfo else self.expires.replace(tzinfo=UTC)).timestamp()
+
+
+class _Token(_Access):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class _Certificate(_Access):
+    name: _Name
+
+
+class _Quota(_Entry):
+    requests_per_s: float | None = Field(None, gt=0)
+    tokens_per_s: float | None = Field(None, gt=0)
+    bytes_per_s: float | None = Field(None, gt=0)
+    concurrent: int | None = Field(None, ge=1)
+    burst_s: float = Field(2.0, gt=0)
+
+
+class _File(_Entry):
+    token: tuple[_Token, ...] = ()
+    certificate: tuple[_Certificate, ...] = ()
+    quota: dict[str, _Quota] = {}
+
+
+def read(path: Path) -> Table:
+    """Raises BadFile; its text names fields, never their values."""
+    try:
+        parsed = _File.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadFile(f"{path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise BadFile(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+    tokens = [Credential(each.caller, each.sha256, each.roles, each.expires_at()) for each in parsed.token]
+    certificates = [Credential(each.caller, each.name, each.roles, each.expires_at()) for each in parsed.certificate]
+    quotas = {name: Quota(**quota.model_dump()) for name, quota in parsed.quota.items()}
+    return Table(_by_key(path, tokens), _by_key(path, certificates), quotas)
+
+
+def _by_key(path: Path, credentials: Sequence[Credential]) -> dict[str, Credential]:
+    table: dict[str, Any] = {each.key: each for each in credentials}
+    if len(table) < len(credentials):
+        raise BadFile(f"{path}: two entries have the same sha256 or the same certificate name")
+    return table
+
+
+def _is_past(moment: float | None) -> bool:
+    return moment is not None and moment <= time.time()

@@ -1,0 +1,199 @@
+"""The door of one process: every call of every service passes here before its method runs.
+
+`knock` comes first, when only the call's headers are there: whoever has no right to call is turned away before a byte
+of the message is read. `guard` surrounds the method: client certificates (which gRPC shows only there), what the
+message costs, and the audit log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+
+from rewardloop_server.doors.audit import AuditLog
+from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
+from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.doors.price import tokens_of
+from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
+from rewardloop_server.errors import NoCredentials, NotAllowed, RewardloopError, WrongCredentials
+from rewardloop_server.interceptor import status_name
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]] | None
+
+_NAMES_OF_A_CERTIFICATE = ("x509_subject_alternative_name", "x509_common_name")
+
+
+class Door:
+    """``callers`` None: everybody may call everything, and only the audit log is kept."""
+
+    def __init__(self, callers: Callers | None, audit: AuditLog, metrics: DoorMetrics) -> None:
+        self._callers = callers
+        self._audit = audit
+        self._metrics = metrics
+
+    def knock(self, method: str, metadata: Metadata) -> RewardloopError | None:
+        """Why a call is turned away; None: its method may run, which may still be refused by `guard`."""
+        callers = self._callers
+        if callers is None or method in OPEN:
+            return None
+        token = bearer_token(metadata)
+        if token is not None:
+            found = callers.by_token(token)
+        elif callers.table.certificates and method in ALLOWED:
+            return None  # `guard` sees the certificate
+        else:
+            found = NoCredentials("no bearer token came with the call")
+        return found if isinstance(found, RewardloopError) else self._admit(found, method)
+
+    async def turn_away(self, method: str, refusal: RewardloopError, context: Context) -> None:
+        """Put a refused attempt at an admin's method on record."""
+        if method in ADMIN:
+            caller = _name(PRESENT.get())
+            await self._audit.refused(caller, context.peer(), method, refusal.code.name, refusal.reason)
+
+    def guard(self, handler: Any, method: str) -> Handler:
+        """The same method for those who may call it. It raises RewardloopError to the others."""
+        if self._callers is None and method not in ADMIN:
+            return handler  # type: ignore[no-any-return]
+        decode, encode = handler.request_deserializer, handler.response_serializer
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._two_way(handler.stream_stream, method), decode, encode)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._server_stream(handler.unary_stream, method), decode, encode
+            )
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), decode, encode)
+
+    def _unary(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+        if method in ADMIN:
+            return self._audited(inner, method)
+
+        async def unary(request: Any, context: Context) -> Any:
+            self._let_in(method, request, context)
+            return await inner(request, context)
+
+        return unary
+
+    def _audited(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+        async def unary(request: Any, context: Context) -> Any:
+            peer = context.peer()
+            try:
+                self._let_in(method, request, context)
+            except RewardloopError as refusal:
+                await self._audit.refused(_name(PRESENT.get()), peer, method, refusal.code.name, refusal.reason)
+                raise
+            caller = _name(PRESENT.get())
+            action = await self._audit.began(caller, peer, method, request)
+            outcome, reason = "INTERNAL", "INTERNAL"
+            try:
+                reply = await inner(request, context)
+                outcome, reason = "OK", ""
+                return reply
+            except RewardloopError as error:
+                outcome, reason = error.code.name, error.reason
+                raise
+            except grpc.aio.AbortError:  # the policy worker's own refusal, passed on
+                outcome, reason = status_name(context.code()), ""
+                raise
+            except asyncio.CancelledError:
+                outcome, reason = "CANCELLED", ""
+                raise
+            finally:
+                # Shielded: a caller that goes away must not take the line with it.
+                await asyncio.shield(self._audit.ended(action, caller, peer, method, outcome, reason))
+
+        return unary
+
+    def _server_stream(self, inner: Callable[[Any, Context], AsyncIterator[Any]], method: str) -> Any:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            credential = self._let_in(method, request, context)
+            async with aclosing(inner(request, context)) as replies:  # type: ignore[type-var]
+                async for reply in replies:
+                    self._still(credential)
+                    yield reply
+
+        return stream
+
+    def _two_way(self, inner: Callable[[Any, Context], AsyncIterator[Any]], method: str) -> Any:
+        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            credential = self._let_in(method, None, context)
+            async with aclosing(inner(self._metered(requests, credential), context)) as replies:  # type: ignore[type-var]
+                async for reply in replies:
+                    yield reply
+
+        return stream
+
+    async def _metered(self, requests: AsyncIterator[Any], credential: Credential | None) -> AsyncIterator[Any]:
+        """Each request of a stream counts. A caller over its quota is not refused, but read from more slowly."""
+        async for request in requests:
+            self._still(credential)
+            if credential is not None and self._callers is not None:
+                allowance = self._callers.allowance(credential.caller)
+                if (pause_s := allowance.pause_s()) > 0:
+                    await asyncio.sleep(pause_s)
+                allowance.take_message()
+                if allowance.measures:
+                    allowance.take(tokens_of(request), request.ByteSize())
+            yield request
+
+    def _let_in(self, method: str, request: Any, context: Context) -> Credential | None:
+        """By what the call came in; None: nobody asked. Raises RewardloopError."""
+        if self._callers is None:
+            return None
+        credential = PRESENT.get()
+        if credential is None:
+            found = self._callers.by_certificate(_certificate_names(context))
+            refusal = found if isinstance(found, RewardloopError) else self._admit(found, method)
+            if refusal is not None:
+                raise refusal
+            credential = PRESENT.get()
+        if request is not None and credential is not None:
+            allowance = self._callers.allowance(credential.caller)
+            if allowance.measures:
+                allowance.take(tokens_of(request), request.ByteSize())
+        return credential
+
+    def _admit(self, credential: Credential, method: str) -> RewardloopError | None:
+        """Let a known caller in for one call, whose end the task's own is: also when its message never comes."""
+        PRESENT.set(credential)
+        allowed = ALLOWED.get(method)
+        if allowed is None:
+            return NotAllowed("there is no such method")
+        if not credential.roles & allowed:
+            wanted = " or ".join(sorted(allowed))
+            return NotAllowed(f"{credential.caller} has not the role {wanted}, which this method needs")
+        assert self._callers is not None
+        allowance = self._callers.allowance(credential.caller)
+        if not allowance.is_bounded:
+            return None
+        refused = allowance.enter()
+        if refused is not None:
+            quota, refusal = refused
+            self._metrics.quota_refusals_total.labels(caller=credential.caller, quota=quota).inc()
+            return refusal
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(allowance.leave)
+        return None
+
+    def _still(self, credential: Credential | None) -> None:
+        if credential is not None and self._callers is not None and not self._callers.still_lets_in(credential):
+            raise WrongCredentials("the credentials that began this stream are no longer good")
+
+
+def _certificate_names(context: Context) -> list[str]:
+    """Of the verified client certificate: its subject alternative names, then its common name."""
+    shown: Any = context.auth_context() or {}
+    if shown.get("transport_security_type") != [b"ssl"]:
+        return []
+    return [name.decode("utf-8", "replace") for kind in _NAMES_OF_A_CERTIFICATE for name in shown.get(kind, ())]
+
+
+def _name(credential: Credential | None) -> str:
+    return "" if credential is None else credential.caller

@@ -1,0 +1,93 @@
+"""A listening process's door from its settings: what its composition root builds, opens and keeps up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry
+
+from rewardloop_server.doors.audit import AuditLog
+from rewardloop_server.doors.callers import Callers
+from rewardloop_server.doors.door import Door
+from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.doors.listen import channel_options, is_local, refusal
+from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, follow
+from rewardloop_server.doors.settings import DoorSettings
+
+log = structlog.get_logger()
+
+
+class Entrance:
+    """Raises SystemExit, with what to do about it, for settings by which the process must not listen."""
+
+    def __init__(self, settings: DoorSettings, registry: CollectorRegistry, prog: str) -> None:
+        self._settings = settings
+        self._prog = prog
+        self._metrics = DoorMetrics(registry)
+        self._upkeep: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._credentials: grpc.ServerCredentials | None = None
+        try:
+            callers = self._callers()
+            self._read_certificate()
+        except BadFile as error:
+            raise SystemExit(f"{prog}: {error}") from error
+        self.door = Door(callers, AuditLog(settings.audit_file, self._metrics), self._metrics)
+
+    def server(self, interceptors: Sequence[Any], max_message_bytes: int) -> grpc.aio.Server:
+        """A server within the settings' bounds, not listening yet."""
+        return grpc.aio.server(
+            interceptors=list(interceptors),
+            options=channel_options(self._settings, max_message_bytes),
+            maximum_concurrent_rpcs=self._settings.max_rpcs,
+        )
+
+    def open(self, server: grpc.aio.Server, address: str) -> None:
+        """Listen. Raises SystemExit."""
+        if (why := refusal(address, self._settings)) is not None:
+            raise SystemExit(f"{self._prog}: {why}")
+        try:
+            if self._credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, self._credentials)
+        except RuntimeError:  # as gRPC says it since 1.60; a port of 0 before
+            port = 0
+        if port == 0:
+            raise SystemExit(f"{self._prog}: cannot listen on {address}")
+        if not is_local(address) and self._settings.callers is None and self._settings.tls_client_ca is None:
+            log.warning("anybody who reaches this address may call everything: give --callers", address=address)
+
+    def upkeep(self) -> list[Coroutine[Any, Any, None]]:
+        """What must run for as long as the server does: it reads changed files again."""
+        return [begin() for begin in self._upkeep]
+
+    def _callers(self) -> Callers | None:
+        path = self._settings.callers
+        if path is None:
+            return None
+        seen = fingerprint([path])
+        callers = Callers(path)
+        if callers.table.certificates and self._settings.tls_client_ca is None:
+            raise BadFile(f"{path} names client certificates, which need --tls-client-ca")
+        self._follow("callers", (path,), callers.take_file, seen)
+        return callers
+
+    def _read_certificate(self) -> None:
+        cert, key = self._settings.tls_cert, self._settings.tls_key
+        if cert is None or key is None:
+            return
+        # Only here: a process without TLS need not load it.
+        from rewardloop_server.doors.certificates import CertificateFiles, ServerCertificate
+
+        files = CertificateFiles(cert, key, self._settings.tls_client_ca)
+        seen = fingerprint(files.paths)
+        certificate = ServerCertificate(files, self._metrics)
+        self._credentials = certificate.credentials()
+        self._follow("certificate", files.paths, certificate.take_files, seen)
+
+    def _follow(self, what: str, paths: Sequence[Path], take: Callable[[], None], seen: Fingerprint) -> None:
+        self._upkeep.append(lambda: follow(what, paths, take, self._metrics, self._settings.reload_s, seen))

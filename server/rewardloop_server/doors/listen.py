@@ -1,0 +1,67 @@
+"""Where a process may listen, and what a connection may hold."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from rewardloop_server.doors.settings import DoorSettings
+
+# Pings that a client may send, with RPCs or without, before it is taken for an attacker and hung up on.
+_PING_INTERVAL_MS = 10_000
+_NEVER_S = 2_000_000.0  # gRPC takes milliseconds in 31 bits
+
+_LOCAL_SCHEMES = ("unix:", "unix-abstract:")
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach it: loopback or a Unix socket. What cannot be told is not local."""
+    if address.startswith(_LOCAL_SCHEMES):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(address: str, settings: DoorSettings) -> str | None:
+    """Why the process must not listen there; None: it may."""
+    if is_local(address) or settings.tls_cert is not None:
+        return None
+    if not settings.insecure_listen:
+        return (
+            f"{address} is not on loopback, and without TLS everybody on the way can read and change what is sent: "
+            "give --tls-cert and --tls-key, or --insecure-listen where something else protects it"
+        )
+    if settings.callers is not None and not settings.insecure_tokens:
+        return (
+            f"{address} is not on loopback, and without TLS everybody on the way can read the callers' tokens: "
+            "give --tls-cert and --tls-key, or --insecure-tokens where something else protects them"
+        )
+    return None
+
+
+def channel_options(settings: DoorSettings, max_message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC's own bounds, in the order in which a connection meets them."""
+
+    def ms(seconds: float) -> int:
+        return max(1, round(seconds * 1000))
+
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # TCP to TLS to HTTP/2 settings, all of it.
+        ("grpc.server_handshake_timeout_ms", ms(settings.handshake_timeout_s)),
+        ("grpc.max_connection_idle_ms", ms(settings.connection_idle_s)),
+        ("grpc.max_connection_age_ms", ms(settings.max_connection_age_s or _NEVER_S)),
+        ("grpc.max_connection_age_grace_ms", ms(settings.connection_age_grace_s)),
+        ("grpc.keepalive_time_ms", ms(settings.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", ms(settings.keepalive_timeout_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MS),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    ]

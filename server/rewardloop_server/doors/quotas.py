@@ -1,0 +1,103 @@
+"""How much a caller may ask for: token buckets that may run into debt, and requests in flight.
+
+What a request costs is known only once it was read, so a request is let in while every bucket holds one unit, and then
+takes what it costs. One large request may so overdraw a bucket, and its caller waits until the rate has paid it back:
+the rate holds over time, and no request is too large ever to be let in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rewardloop_server.errors import QuotaSpent
+
+_IN_FLIGHT_RETRY_MS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """None: no bound. ``burst_s``: how many seconds' worth may be taken at once."""
+
+    requests_per_s: float | None = None
+    tokens_per_s: float | None = None
+    bytes_per_s: float | None = None
+    concurrent: int | None = None
+    burst_s: float = 2.0
+
+
+class Bucket:
+    """Fills at ``rate`` a second up to ``burst_s`` seconds' worth; `take` may leave it below zero."""
+
+    def __init__(self, rate: float, burst_s: float, now: float) -> None:
+        self._rate = rate
+        self._capacity = max(1.0, rate * burst_s)
+        self._level = self._capacity
+        self._at = now
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until something may be taken; 0: now."""
+        self._level = min(self._capacity, self._level + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, (1.0 - self._level) / self._rate)
+
+    def take(self, cost: float) -> None:
+        self._level -= cost
+
+
+class Allowance:
+    """What one caller has left; lives on while the callers' file is read again."""
+
+    def __init__(self, caller: str, quota: Quota, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quota = quota
+        self._caller = caller
+        self._clock = clock
+        self._in_flight = 0
+        now = clock()
+        rates = {"requests": quota.requests_per_s, "tokens": quota.tokens_per_s, "bytes": quota.bytes_per_s}
+        self._buckets = {name: Bucket(rate, quota.burst_s, now) for name, rate in rates.items() if rate is not None}
+
+    def enter(self) -> tuple[str, QuotaSpent] | None:
+        """Let one request in, which `leave` ends; or which quota refuses it."""
+        if self.quota.concurrent is not None and self._in_flight >= self.quota.concurrent:
+            message = f"{self._caller} has {self._in_flight} requests in flight, which is its quota"
+            return "concurrent", QuotaSpent(message, retry_after_ms=_IN_FLIGHT_RETRY_MS)
+        now = self._clock()
+        for name, bucket in self._buckets.items():
+            if (wait_s := bucket.wait_s(now)) > 0:
+                message = f"{self._caller} has spent its quota of {name} a second"
+                return name, QuotaSpent(message, retry_after_ms=max(1, round(wait_s * 1000)))
+        if (requests := self._buckets.get("requests")) is not None:
+            requests.take(1)
+        self._in_flight += 1
+        return None
+
+    def leave(self, _: object = None) -> None:
+        self._in_flight -= 1
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether anything is."""
+        return bool(self._buckets) or self.quota.concurrent is not None
+
+    @property
+    def measures(self) -> bool:
+        """Whether what is in a request matters."""
+        return "tokens" in self._buckets or "bytes" in self._buckets
+
+    def take_message(self) -> None:
+        """One request of a stream."""
+        if (requests := self._buckets.get("requests")) is not None:
+            requests.take(1)
+
+    def take(self, tokens: int, size: int) -> None:
+        """What a request that was let in has cost."""
+        for name, cost in (("tokens", tokens), ("bytes", size)):
+            if (bucket := self._buckets.get(name)) is not None:
+                bucket.take(cost)
+
+    def pause_s(self) -> float:
+        """How long a stream must not be read from, so that it keeps to the caller's rates."""
+        now = self._clock()
+        return max((bucket.wait_s(now) for bucket in self._buckets.values()), default=0.0)

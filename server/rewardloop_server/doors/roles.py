@@ -1,0 +1,43 @@
+"""Who may call what: every method of every service. A method that is not in this table is refused to everybody."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+Role: TypeAlias = Literal["score", "feedback", "generate", "admin"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_ANY = frozenset(ROLES)
+
+# Roles do not include one another: a token that promotes versions need not score. A caller may have several.
+ALLOWED: dict[str, frozenset[Role]] = {
+    "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
+    "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
+    "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
+    "/rewardloop.v1.FeedbackService/Record": frozenset({"feedback"}),
+    "/rewardloop.v1.FeedbackService/RecordBatch": frozenset({"feedback"}),
+    "/rewardloop.v1.PolicyService/Generate": frozenset({"generate"}),
+    "/rewardloop.v1.ModelService/ListVersions": _ANY,
+    "/rewardloop.v1.ModelService/GetVersion": _ANY,
+    "/rewardloop.v1.ModelService/WatchVersions": _ANY,
+    "/rewardloop.v1.ModelService/Promote": frozenset({"admin"}),
+    "/rewardloop.v1.ModelService/Rollback": frozenset({"admin"}),
+    "/rewardloop.v1.ModelService/SetCanary": frozenset({"admin"}),
+    "/rewardloop.v1.ModelService/SetShadow": frozenset({"admin"}),
+}
+
+# Anybody: probes and tools have no token, and learn no more here than that the service exists and its public protos.
+OPEN = frozenset(
+    {
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/Watch",
+        # Tools ask for this one first, and for the next only where it is UNIMPLEMENTED.
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+)
+
+# Each call of these goes into the audit log.
+ADMIN = frozenset(method for method, roles in ALLOWED.items() if roles == {"admin"})

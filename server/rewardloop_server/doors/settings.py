@@ -1,0 +1,47 @@
+"""Settings of the door, which every process that listens has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rewardloop.formats.settings import ProcessSettings
+
+
+class DoorSettings(ProcessSettings):
+    """Transport security, callers, and bounds on what connections may hold."""
+
+    tls_cert: Path | None = Field(None, description="PEM certificate chain; the gRPC port is TLS then")
+    tls_key: Path | None = Field(None, description="PEM private key of the certificate")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM authorities that every client's certificate must come from (mutual TLS)"
+    )
+    callers: Path | None = Field(
+        None, description="TOML file of callers: token hashes, certificate names, roles, quotas; none: no check"
+    )
+    audit_file: Path | None = Field(None, description="JSON lines of what admins did, appended; none: only the log")
+    insecure_listen: bool = Field(False, description="listen elsewhere than on loopback without TLS")
+    insecure_tokens: bool = Field(False, description="take tokens elsewhere than on loopback without TLS")
+    reload_s: float = Field(1.0, gt=0, description="how often those files are looked at for changes")
+
+    max_connections: int = Field(4096, ge=1, description="most open connections; further ones are closed at once")
+    max_streams_per_connection: int = Field(4096, ge=1, description="most RPCs in flight on one connection")
+    max_rpcs: int = Field(16_384, ge=1, description="most RPCs in flight, those whose message is still coming included")
+    handshake_timeout_s: float = Field(20.0, gt=0, description="how long a connection may take to begin to speak")
+    connection_idle_s: float = Field(600.0, gt=0, description="how long a connection may live without an RPC")
+    max_connection_age_s: float = Field(
+        3600.0, ge=0, description="after this long a connection takes no new RPCs; clients open another; 0: never"
+    )
+    connection_age_grace_s: float = Field(600.0, gt=0, description="and after this much longer it is closed")
+    keepalive_s: float = Field(60.0, gt=0, description="how often a silent connection is asked whether it lives")
+    keepalive_timeout_s: float = Field(20.0, gt=0, description="how long it may take to answer")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key come together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        return self
