@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from rewardloop.formats.process_metrics import GpuCollector
+from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
 
@@ -46,9 +47,9 @@ def rows_of(registry: CollectorRegistry) -> Iterator[Row]:
 
 
 def table() -> str:
-    server, trainer = (
-        {row.name: row for row in rows_of(r)} for r in (ServerMetrics().registry, TrainerMetrics().registry)
-    )
+    serving = ServerMetrics().registry
+    DoorMetrics(serving)
+    server, trainer = ({row.name: row for row in rows_of(r)} for r in (serving, TrainerMetrics().registry))
     lines = ["| metric | type | labels | of | what it says |", "| --- | --- | --- | --- | --- |"]
     for row in sorted({**trainer, **server}.values(), key=lambda row: row.name):
         labels, where = ", ".join(row.labels), _where(row.name, server, trainer)

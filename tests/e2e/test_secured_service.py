@@ -154,7 +154,7 @@ def test_no_secret_in_log_metrics_or_audit(secured: Secured) -> None:
         "audit": (secured.directory / "audit.jsonl").read_text(),
     }
     assert "WRONG_CREDENTIALS" in shown["audit"]
-    assert "rewardloop_tls_certificate_expiry_timestamp_seconds" in shown["metrics"]
+    assert "rewardloop_certificate_expiry_time_seconds" in shown["metrics"]
     key = (secured.directory / "server.key").read_text().splitlines()[1]
     for secret in (*secured.tokens.values(), *map(token_digest, secured.tokens.values()), "rlt_wrong", key):
         for where, text in shown.items():

@@ -46,7 +46,7 @@ async def test_client_of_the_authority_is_served(authority: Authority, server: I
         await score(door.address, TLS(authority.path))
         await score(f"localhost:{door.port}", TLS(authority.path))
         expiry = server.certificate.not_valid_after_utc.timestamp()
-        assert door.figure("rewardloop_tls_certificate_expiry_timestamp_seconds") == expiry
+        assert door.figure("rewardloop_certificate_expiry_time_seconds") == expiry
 
 
 async def test_plaintext_is_not_served_on_a_port_of_tls(server: Identity) -> None:
@@ -157,7 +157,7 @@ async def test_new_certificate_is_taken_without_a_restart(tmp_path: Path, author
                 await score(door.address, TLS(authority.path))
             assert (await call(before, SCORE)).code == "OK"  # what is open stays open
             expiry = second.certificate.not_valid_after_utc.timestamp()
-            assert door.figure("rewardloop_tls_certificate_expiry_timestamp_seconds") == expiry
+            assert door.figure("rewardloop_certificate_expiry_time_seconds") == expiry
 
 
 @pytest.mark.parametrize("kind", ["no file", "no certificate", "no key", "other key", "expired", "no authority"])

@@ -16,20 +16,22 @@ from tools import tool
 from rewardloop.formats.process_metrics import GpuCollector
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_server.batch import LANES
+from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.settings import ServeSettings
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.settings import RewardHyperparameters, TrainSettings
 
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
-# Of processes that are set up so: with a certificate, with a spool.
-ELSEWHERE = {"rewardloop_certificate_expiry_time_seconds", "rewardloop_spool_events"}
+# Of processes that are set up so: with a spool.
+ELSEWHERE = {"rewardloop_spool_events"}
 
 
 def _server() -> CollectorRegistry:
     metrics = ServerMetrics()
     metrics.announce("reward", ["RewardService/Score"], LANES)
     metrics.announce_scoring()
+    DoorMetrics(metrics.registry)
     return metrics.registry
 
 

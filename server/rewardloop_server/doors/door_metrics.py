@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 class DoorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.certificate_expiry = Gauge(
-            "rewardloop_tls_certificate_expiry_timestamp_seconds",
+            "rewardloop_certificate_expiry_time_seconds",
             "When the server's certificate in use expires, as Unix time.",
             registry=registry,
         )
