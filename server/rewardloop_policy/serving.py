@@ -23,6 +23,7 @@ from rewardloop_policy.batching import LANE, SampleBatcher
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
+from rewardloop_server.connections import server_options
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
@@ -66,11 +67,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     interceptor = RewardloopInterceptor(metrics)
     server = grpc.aio.server(
         interceptors=[*_tracing(is_traced), interceptor],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),
-        ],
+        options=server_options(settings.max_message_bytes, settings.max_connection_age_s, settings.drain_grace_s),
     )
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(
         PolicyServicer(
@@ -106,7 +103,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
             group.create_task(measure_redis(metrics, redis)),
         ]
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
         await server.start()
         log.info("listening", address=settings.listen, store=settings.store, device=str(device))
         await _until_signal()

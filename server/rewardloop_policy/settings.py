@@ -18,7 +18,8 @@ class PolicyWorkerSettings(ProcessSettings):
     )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
     listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
-    metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
+    metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the policy runs")
     torch_threads: int = Field(
@@ -34,6 +35,9 @@ class PolicyWorkerSettings(ProcessSettings):
     generation_key_file: str = Field("", description="keys that sign generation ids, as of rewardloop serve")
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    max_connection_age_s: float = Field(
+        0.0, ge=0, description="a connection ends after this and its calls; clients then find new replicas; 0: never"
+    )
     tracing_endpoint: str = Field(
         "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
     )

@@ -35,6 +35,7 @@ from rewardloop.v1 import (
 from rewardloop_server.batch import LANES, Batcher, LaneLimits
 from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
+from rewardloop_server.connections import server_options
 from rewardloop_server.engine import RewardModel, choose_device
 from rewardloop_server.feedback import FeedbackServicer
 from rewardloop_server.feedback_caps import Caps
@@ -118,11 +119,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 
     server = grpc.aio.server(
         interceptors=[*tracing.inward, interceptor],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),
-        ],
+        options=server_options(settings.max_message_bytes, settings.max_connection_age_s, settings.drain_grace_s),
     )
     reward_pb2_grpc.add_RewardServiceServicer_to_server(
         RewardServicer(
@@ -169,7 +166,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         background.start(measure_queues(batcher))
         background.start(measure_stream(metrics, redis))
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
         await server.start()
         spare_pauses()
         log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)

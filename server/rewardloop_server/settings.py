@@ -18,7 +18,8 @@ class ServeSettings(ProcessSettings):
     )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
-    metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
 
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
@@ -81,6 +82,9 @@ class ServeSettings(ProcessSettings):
     )
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    max_connection_age_s: float = Field(
+        0.0, ge=0, description="a connection ends after this and its calls; clients then find new replicas; 0: never"
+    )
     tracing_endpoint: str = Field(
         "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
     )
