@@ -4,11 +4,13 @@
         result = client.score("How do I reset it?", ["Hold the button.", "No idea."])
         client.record(Feedback.choice(prompt=..., responses=..., chosen=0, rejected=1))
 
-`AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests.
+`AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests,
+`rewardloop_client.metrics` an observer that counts calls for Prometheus.
 """
 
 from rewardloop_client._aio import AsyncRewardloopClient
-from rewardloop_client._channel import InvalidAddress
+from rewardloop_client._connection import Connection, InvalidAddress
+from rewardloop_client._deadline import deadline, keep_deadline, time_left
 from rewardloop_client._errors import (
     Cancelled,
     CorruptVersion,
@@ -43,6 +45,8 @@ from rewardloop_client._errors import (
     Violation,
 )
 from rewardloop_client._feedback import Feedback
+from rewardloop_client._hedge import Hedging
+from rewardloop_client._observe import FinishedCall
 from rewardloop_client._sync import RewardloopClient
 from rewardloop_client._types import (
     Candidate,
@@ -63,13 +67,16 @@ __all__ = [
     "Cancelled",
     "Candidate",
     "Chosen",
+    "Connection",
     "CorruptVersion",
     "DeadlineExceeded",
     "DeadlinePassed",
     "Draining",
     "FailedPrecondition",
     "Feedback",
+    "FinishedCall",
     "Generation",
+    "Hedging",
     "InternalError",
     "InvalidAddress",
     "InvalidRequest",
@@ -105,4 +112,7 @@ __all__ = [
     "UntrustedVersion",
     "VersionInfo",
     "Violation",
+    "deadline",
+    "keep_deadline",
+    "time_left",
 ]
