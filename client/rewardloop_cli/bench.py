@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rewardloop_cli import bench_plot, bench_report, bench_texts
 from rewardloop_cli.bench_load import Load
+from rewardloop_cli.bench_plan import plan_for
 from rewardloop_cli.bench_report import Run
 from rewardloop_cli.bench_seen import Seen
 from rewardloop_cli.failures import UsageError
@@ -81,6 +82,7 @@ def run(
     lane: str,
     plot: Path | None,
     json_file: Path | None,
+    servers_for: float | None = None,
 ) -> int:
     """0; 1 when a request failed. Raises UsageError, and RewardloopError when the first request fails."""
     if lane not in ("production", "trainer"):
@@ -91,6 +93,8 @@ def run(
         raise UsageError(f"--lengths {lengths}: is not {' or '.join(bench_texts.LENGTHS)}")
     if rate is not None and sweep is not None:
         raise UsageError("give --rate or --sweep, not both")
+    if servers_for is not None and rate is not None:
+        raise UsageError("--servers-for needs the saturation: leave --rate out")
     if plot is not None:
         bench_plot.check_plot(plot)
     wanted = [Rate.parse("--rate", rate)] if rate is not None else []
@@ -101,12 +105,17 @@ def run(
         of = bench_texts.LENGTHS[lengths] if lengths else bench_texts.Lengths(words, words, 0.0)
         groups = bench_texts.built_in(of, responses, distinct)
     payloads = bench_texts.payloads(rpc, groups, cast(LaneName, lane), batch)
+    if servers_for is not None:
+        callers = max(callers, SATURATING_CALLERS)
     plan = Plan(server, rpc, callers, tuple(wanted), seconds, warm_up, timeout)
     console = bench_report.open_console()
     runs = asyncio.run(measure(plan, payloads, console))
     if not any(r.seen.requests or r.seen.failures for r in runs):
         raise UsageError("nothing was answered within the time: measure for longer (--seconds)")
     bench_report.print_runs(console, runs)
+    saturations = [r.requests_per_s for r in runs if r.rate is None and r.seen.requests]
+    if servers_for is not None and saturations:
+        bench_report.print_plan(console, servers_for, saturations[0], plan_for(servers_for, saturations[0]))
     if json_file is not None:
         bench_report.write_json(json_file, runs, server)
     if plot is not None:

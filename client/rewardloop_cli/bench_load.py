@@ -21,7 +21,7 @@ from rewardloop_cli.connect import access
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import Overloaded
 from rewardloop_client import _calls as calls
-from rewardloop_client._channel import OPTIONS, targets
+from rewardloop_client._connection import OPTIONS, targets
 
 # An open loop does not slow down by itself: beyond this many unanswered requests it counts instead of sending.
 MAX_IN_FLIGHT = 10_000

@@ -15,6 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from rewardloop_cli.bench_plan import ServerPlan
 from rewardloop_cli.bench_seen import Seen
 from rewardloop_cli.failures import UsageError
 
@@ -157,6 +158,16 @@ def _print_details(console: Console, run: Run, *, named: bool) -> None:
     for title, counts in (("reward versions", seen.versions), ("failures", seen.failures)):
         if counts:
             console.print(f"{title}: " + ", ".join(f"{name} x{n}" for name, n in counts.most_common()), highlight=False)
+
+
+def print_plan(console: Console, rate: float, saturation: float, plan: ServerPlan) -> None:
+    """Servers like the measured one for a rate."""
+    away = f"{plan.load_without_one:.0%}" if math.isfinite(plan.load_without_one) else "nobody answers"
+    console.print(
+        f"{rate:g} requests/s at {saturation:.1f}/s a server: {plan.servers} servers, each at {plan.load:.0%}"
+        f" (one away: {away}); mean wait about {plan.mean_wait:.1f} times a request's run (M/G/1)",
+        highlight=False,
+    )
 
 
 def write_json(path: Path, runs: Sequence[Run], server: str) -> None:

@@ -240,6 +240,22 @@ def status(
 
 
 @app.command()
+def health(
+    service: Annotated[
+        str,
+        typer.Argument(help="Such as rewardloop.v1.RewardService; default: the whole process.", metavar="[SERVICE]"),
+    ] = "",
+    metrics: Annotated[str | None, typer.Option(help="Ask this metrics page instead, as of a trainer.")] = None,
+    server: _Server = _DEFAULT_SERVER,
+) -> None:
+    """Whether a process takes requests: exit status 0, else 1. For the probes of containers."""
+    from rewardloop_cli import health as command
+    from rewardloop_cli.failures import finish
+
+    finish(lambda: command.run(server, service, metrics))
+
+
+@app.command()
 def bench(
     rpc: Annotated[str, typer.Option(help="score, batch (ScoreBatch) or stream (one ScoreStream)")] = "score",
     callers: Annotated[int, typer.Option(min=1, max=10_000, help="Closed loop: requests in flight.")] = 8,
@@ -263,6 +279,9 @@ def bench(
     ] = 2000,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Groups of one ScoreBatch.")] = 32,
     lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
+    servers_for: Annotated[
+        float | None, typer.Option(min=0.001, help="Requests a second: how many servers like this one they take.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to draw; needs matplotlib.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the same figures as JSON.")] = None,
     server: _Server = _DEFAULT_SERVER,
@@ -294,6 +313,7 @@ def bench(
             lane=lane,
             plot=plot,
             json_file=json_file,
+            servers_for=servers_for,
         )
     )
 

@@ -4,12 +4,14 @@
         result = client.score("How do I reset it?", ["Hold the button.", "No idea."])
         client.record(Feedback.choice(prompt=..., responses=..., chosen=0, rejected=1))
 
-`AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests.
+`AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests,
+`rewardloop_client.metrics` an observer that counts calls for Prometheus.
 """
 
 from rewardloop_client._access import TLS, Access, InvalidAccess
 from rewardloop_client._aio import AsyncRewardloopClient
-from rewardloop_client._channel import InvalidAddress
+from rewardloop_client._connection import Connection, InvalidAddress
+from rewardloop_client._deadline import deadline, keep_deadline, time_left
 from rewardloop_client._errors import (
     AuditUnavailable,
     Cancelled,
@@ -50,6 +52,8 @@ from rewardloop_client._errors import (
     WrongCredentials,
 )
 from rewardloop_client._feedback import Feedback
+from rewardloop_client._hedge import Hedging
+from rewardloop_client._observe import FinishedCall
 from rewardloop_client._sync import RewardloopClient
 from rewardloop_client._types import (
     Candidate,
@@ -73,6 +77,7 @@ __all__ = [
     "Cancelled",
     "Candidate",
     "Chosen",
+    "Connection",
     "CorruptVersion",
     "DeadlineExceeded",
     "DeadlinePassed",
@@ -80,7 +85,9 @@ __all__ = [
     "ExpiredCredentials",
     "FailedPrecondition",
     "Feedback",
+    "FinishedCall",
     "Generation",
+    "Hedging",
     "InternalError",
     "InvalidAccess",
     "InvalidAddress",
@@ -121,4 +128,7 @@ __all__ = [
     "VersionInfo",
     "Violation",
     "WrongCredentials",
+    "deadline",
+    "keep_deadline",
+    "time_left",
 ]

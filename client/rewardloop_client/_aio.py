@@ -6,17 +6,23 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
+import grpc.aio
 from google.protobuf.message import Message
 
 from rewardloop.v1 import feedback_pb2, model_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client import _convert as convert
 from rewardloop_client._access import TLS, Access, Token
+from rewardloop_client._call_rules import CallRules
 from rewardloop_client._channel import AioChannelTransport
+from rewardloop_client._connection import Connection, aio_tracing_interceptors
+from rewardloop_client._deadline import bounded
 from rewardloop_client._errors import RewardloopError
-from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
+from rewardloop_client._hedge import Hedging
+from rewardloop_client._observe import Observer, observed
+from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     Generation,
     LaneName,
@@ -31,6 +37,7 @@ from rewardloop_client._types import (
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
+Interceptor: TypeAlias = grpc.aio.ClientInterceptor
 
 
 class AioTransport(Protocol):
@@ -54,16 +61,19 @@ class AsyncRewardloopClient:
         timeout_s: float = 10.0,
         max_attempts: int = 4,
         lane: LaneName = "production",
+        hedging: Hedging | None = None,
+        connection: Connection | None = None,
+        observer: Observer | None = None,
+        interceptors: Sequence[Interceptor] = (),
         tracing: bool = False,
         tls: TLS | bool = False,
         token: Token | None = None,
         insecure_token: bool = False,
     ) -> None:
+        around = [*(aio_tracing_interceptors() if tracing else ()), *interceptors]
         access = Access(tls, token, insecure_token=insecure_token)
-        self._transport: AioTransport = AioChannelTransport(addresses, access, is_traced=tracing)
-        self._timeout_s = timeout_s
-        self._policy = RetryPolicy(max_attempts=max_attempts)
-        self._lane: LaneName = lane
+        self._rules = rules = CallRules.of(timeout_s, max_attempts, lane, connection, observer)
+        self._transport: AioTransport = AioChannelTransport(addresses, access, connection, rules, hedging, around)
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +105,7 @@ class AsyncRewardloopClient:
             truncation=truncation,
             pin_version=pin_version,
             min_version=min_version,
-            lane=lane or self._lane,
+            lane=lane or self._rules.lane,
         )
         return await self._run(calls.score(request), timeout_s)
 
@@ -103,7 +113,8 @@ class AsyncRewardloopClient:
         self, groups: Iterable[calls.GroupLike], *, lane: LaneName | None = None, timeout_s: float | None = None
     ) -> list[ScoreResult | RewardloopError]:
         """Score many groups in one call: a result or an error for each, in order."""
-        return await self._drive(calls.score_batch(groups, lane or self._lane, self._policy, self._limit(timeout_s)))
+        rules = self._rules
+        return await self._drive(calls.score_batch(groups, lane or rules.lane, rules.policy, rules.limit(timeout_s)))
 
     async def score_stream(
         self,
@@ -115,11 +126,11 @@ class AsyncRewardloopClient:
     ) -> AsyncIterator[ScoreResult | RewardloopError]:
         """Score groups as they come, pipelined: a result or an error for each, in order.
 
-        At most ``max_in_flight`` groups are sent whose outcome was not yet taken. ``timeout_s`` bounds the
-        whole stream; None: no bound. Not retried: a broken stream raises. What ``groups`` raises comes out
+        At most ``max_in_flight`` groups are sent whose outcome was not yet taken. ``timeout_s`` bounds the whole
+        stream; None: no bound. A stream that breaks after its first reply raises. What ``groups`` raises comes out
         here, after the outcomes of what was sent.
         """
-        ids = calls.StreamIds(lane or self._lane)
+        ids = calls.StreamIds(lane or self._rules.lane)
         room = asyncio.Semaphore(max_in_flight)
         failure: list[Exception] = []
 
@@ -134,7 +145,9 @@ class AsyncRewardloopClient:
             except Exception as error:  # gRPC would only log it
                 failure.append(error)
 
-        replies = self._transport.stream(calls.SCORE_STREAM, requests(), reward_pb2.ScoreStreamResponse, timeout_s)
+        replies = self._transport.stream(
+            calls.SCORE_STREAM, requests(), reward_pb2.ScoreStreamResponse, bounded(timeout_s)
+        )
         async with aclosing(replies):
             async for reply in replies:
                 ids.take(reply)
@@ -154,7 +167,7 @@ class AsyncRewardloopClient:
         self, events: Iterable[feedback_pb2.FeedbackEvent], *, timeout_s: float | None = None
     ) -> list[RecordResult | RewardloopError]:
         """Record many signals: a result or an error for each, in order. Only what may still pass is sent again."""
-        return await self._drive(calls.record_batch(events, self._policy, self._limit(timeout_s)))
+        return await self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
     async def generate(
         self,
@@ -227,7 +240,7 @@ class AsyncRewardloopClient:
 
         ``timeout_s`` bounds the whole watch, which then ends with DeadlineExceeded; None: no bound.
         """
-        attempts = Attempts(self._policy, timeout_s)
+        attempts = Attempts(self._rules.policy, bounded(timeout_s))
         while True:
             request = model_pb2.WatchVersionsRequest(model=model)
             replies = self._transport.stream(
@@ -243,11 +256,11 @@ class AsyncRewardloopClient:
                         yield convert.version_info(reply.active)
                 return
             except RewardloopError as error:
-                await self._transport.sleep(attempts.pause_after(error))
+                await self._transport.sleep(attempts.pause_after(error, was_seen_by_grpc=False))
 
     async def wait_until_active(self, model: str, version: str, timeout_s: float = 60.0) -> VersionInfo:
         """Wait until the server serves ``version``. Raises DeadlineExceeded."""
-        return await self._drive(calls.wait_until_active(model, version, timeout_s))
+        return await self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Whether the service takes requests; it does not before its model is warm, nor while draining.
@@ -257,13 +270,11 @@ class AsyncRewardloopClient:
         """
         return await self._run(calls.health(service), timeout_s)
 
-    def _limit(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
-
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:
-        return await self._drive(steps_of(call, self._policy, self._limit(timeout_s)))
+        return await self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))
 
     async def _drive(self, steps: Steps[T]) -> T:
+        steps = observed(steps, self._rules.observer)
         answer: Message | RewardloopError | None = None
         try:
             while True:
@@ -272,6 +283,8 @@ class AsyncRewardloopClient:
         except StopIteration as end:
             result: T = end.value
             return result
+        finally:
+            steps.close()
 
     async def _carry_out(self, step: Send | Pause) -> Message | RewardloopError | None:
         if isinstance(step, Pause):

@@ -42,19 +42,26 @@ SET_SHADOW = "/rewardloop.v1.ModelService/SetShadow"
 WATCH_VERSIONS = "/rewardloop.v1.ModelService/WatchVersions"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
+# What changes nothing when it is done twice. Rollback goes back one version further; a watch begins anew.
+REPEATABLE = (
+    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, GENERATE),
+    *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
+)
+
 _POLL_S = 0.2
 
 GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
 
 
 def _call(
-    path: str, request: Message, response_type: type[M], read: Callable[[M], T], *, safe_to_repeat: bool = True
+    path: str, request: Message, response_type: type[M], read: Callable[[M], T], *, may_hedge: bool = False
 ) -> Call[T]:
-    return Call(path, request, response_type, cast(Callable[[Message], T], read), safe_to_repeat)
+    return Call(path, request, response_type, cast(Callable[[Message], T], read), path in REPEATABLE, may_hedge)
 
 
 def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
-    return _call(SCORE, request, reward_pb2.ScoreResponse, convert.score_result)
+    """Hedged where the client hedges: a second engine run is cheap beside a user who waits."""
+    return _call(SCORE, request, reward_pb2.ScoreResponse, convert.score_result, may_hedge=True)
 
 
 def score_batch(
@@ -100,6 +107,7 @@ def record_batch(
     attempts = Attempts(policy, timeout_s)
     answered = False
     while pending:
+        is_item = False
         request = feedback_pb2.RecordBatchRequest(events=[sent[i] for i in pending])
         try:
             response = yield Send(RECORD_BATCH, request, feedback_pb2.RecordBatchResponse, attempts.remaining_s())
@@ -109,15 +117,18 @@ def record_batch(
                 outcomes[index] = convert.record_outcome(item)
             pending = [i for i in pending if _may_pass(outcomes[i])]
             if pending:
+                is_item = True
                 raise cast(RewardloopError, outcomes[pending[0]])
         except RewardloopError as error:
             try:
-                pause = attempts.pause_after(error)
+                pause = attempts.pause_after(error, was_seen_by_grpc=not is_item)
             except RewardloopError:
                 if not answered:
                     raise
                 break
             yield Pause(pause)
+    else:
+        attempts.restart()
     return [cast("RecordResult | RewardloopError", outcome) for outcome in outcomes]
 
 
@@ -163,7 +174,7 @@ def rollback(model: str, reason: str) -> Call[Promotion]:
     request = model_pb2.RollbackRequest(
         model=convert.text_field("model", model), reason=convert.text_field("reason", reason)
     )
-    return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion, safe_to_repeat=False)
+    return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion)
 
 
 def set_canary(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:

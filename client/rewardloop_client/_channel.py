@@ -1,122 +1,170 @@
-"""Addresses and the channels to them.
-
-Several IP addresses share one channel, over which gRPC's own round_robin policy spreads calls and skips what is
-down. Several host names get a channel each, and calls rotate over them: gRPC resolves one name a channel.
-"""
+"""Carries steps out over gRPC channels: blocking, and for asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
-import json
+import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
 from rewardloop_client._access import Access
-from rewardloop_client._errors import FailedCall, from_call
+from rewardloop_client._call_rules import CallRules
+from rewardloop_client._connection import Connection, channel_options, intercepted, targets
+from rewardloop_client._errors import Cancelled, Draining, FailedCall, RewardloopError, Unreachable, from_call
+from rewardloop_client._hedge import Hedger, Hedging
+from rewardloop_client._observe import observing
 from rewardloop_client._retry import Send
 
 M = TypeVar("M", bound=Message)
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
-
-OPTIONS: tuple[tuple[str, int | str], ...] = (
-    ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.enable_retries", 0),  # this package retries; gRPC's own retries would multiply the attempts
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Servers count pings that come sooner than every five minutes on an idle stream, and hang up after three.
-    ("grpc.keepalive_time_ms", 310_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC's default lets the pause between connection attempts grow to two minutes; a restarted server should
-    # be found again within the pauses of a call's own retries.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.primary_user_agent", "rewardloop-client"),
-)
+# As long as gRPC itself waits before it connects anew.
+_SHUNNED_S = 1.0
 
 
-class InvalidAddress(ValueError):
-    """No address, or one that is not host:port."""
+class _Plan:
+    """What both transports do alike: which channel is next, and which calls are hedged.
 
-
-def targets(addresses: str | Sequence[str]) -> tuple[str, ...]:
-    """The gRPC targets to open, one channel each.
-
-    ``addresses``: "host:port", "[v6]:port", a target with a scheme ("unix:/run/x.sock", "dns:///name:1"), a
-    comma-separated list of host:port, or a sequence of any of these. Raises InvalidAddress.
+    Channels of different targets alternate, so that the next one after a call's own leads elsewhere; one whose server
+    was not there a moment ago is passed over. Where calls may be hedged each address has a channel; over the addresses
+    of one name, round_robin's next pick is mostly elsewhere too.
     """
-    given = [addresses] if isinstance(addresses, str) else list(addresses)
-    split = [part.strip() for item in given for part in ([item] if _has_scheme(item) else item.split(","))]
-    names = list(dict.fromkeys(name for name in split if name))
-    if not names:
-        raise InvalidAddress("no address was given")
-    families = {_family(name) for name in names}
-    if len(names) > 1 and families in ({"ipv4"}, {"ipv6"}):
-        return (f"{families.pop()}:{','.join(names)}",)
-    return tuple(names)
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        access: Access,
+        connection: Connection | None,
+        rules: CallRules,
+        hedging: Hedging | None,
+        interceptors: Sequence[Any],
+    ) -> None:
+        connection = connection or Connection()
+        self.access = access
+        self.hedger = None if hedging is None else Hedger(hedging)
+        self.targets = targets(addresses, apart=hedging is not None) * connection.channels
+        access.check(self.targets)
+        self.options = channel_options(connection, rules.policy)
+        self.observer = rules.observer
+        self.interceptors = interceptors
+        self._turn = itertools.count()
+        self._shunned_until = [0.0] * len(self.targets)
+
+    def next(self) -> int:
+        return self._from(next(self._turn))
+
+    def after(self, index: int) -> int:
+        """Another channel than that one, where there are several."""
+        return self._from(index + 1)
+
+    def _from(self, turn: int) -> int:
+        count, now = len(self.targets), time.monotonic()
+        for index in range(turn, turn + count):
+            if self._shunned_until[index % count] <= now:
+                return index % count
+        return turn % count
+
+    def error_of(self, failure: FailedCall, index: int) -> RewardloopError:
+        """What a call over that channel failed with; remembers a server that is not there, or goes."""
+        error = from_call(failure)
+        if isinstance(error, Unreachable | Draining):
+            self._shunned_until[index] = time.monotonic() + _SHUNNED_S
+        return error
+
+    def hedge_delay_s(self, send: Send) -> float | None:
+        return self.hedger.begin() if self.hedger is not None and send.may_hedge else None
+
+    def may_send_again(self, send: Send) -> bool:
+        """Whether a second request goes out now, which is then counted."""
+        if self.hedger is None or not self.hedger.spend():
+            return False
+        if send.on_hedge is not None:
+            send.on_hedge()
+        return True
+
+    def took(self, send: Send, seconds: float) -> None:
+        if self.hedger is not None and send.may_hedge:
+            self.hedger.took(seconds)
 
 
-def _has_scheme(address: str) -> bool:
-    return address.startswith(("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:"))
-
-
-def _family(address: str) -> str:
-    if _has_scheme(address):
-        return "other"
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InvalidAddress(f"{address!r} is not host:port")
-    try:
-        return f"ipv{ipaddress.ip_address(host.strip('[]')).version}"
-    except ValueError:
-        return "name"
+def _left(send: Send, waited_s: float) -> float | None:
+    return None if send.timeout_s is None else max(0.0, send.timeout_s - waited_s)
 
 
 class ChannelTransport:
     """Carries requests over gRPC channels, which open at the first call."""
 
     def __init__(
-        self, addresses: str | Sequence[str], access: Access | None = None, *, is_traced: bool = False
+        self,
+        addresses: str | Sequence[str],
+        access: Access,
+        connection: Connection | None,
+        rules: CallRules,
+        hedging: Hedging | None,
+        interceptors: Sequence[Any],
     ) -> None:
-        self._targets = targets(addresses)
-        self._access = access or Access()
-        self._access.check(self._targets)
-        self._is_traced = is_traced
+        self._plan = _Plan(addresses, access, connection, rules, hedging, interceptors)
         self._lock = threading.Lock()
         self._channels: list[grpc.Channel] = []
-        self._turn = itertools.count()
 
     def unary(self, send: Send) -> Message:
         """Raises RewardloopError."""
-        method = self._channel().unary_unary(send.path, _to_bytes, send.response_type.FromString)
+        index, delay_s = self._plan.next(), self._plan.hedge_delay_s(send)
+        started = time.monotonic()
         try:
-            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._access.metadata()))
+            if delay_s is not None:
+                return self._hedged(send, index, delay_s)
+            method = self._method(send, index)
+            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._plan.access.metadata()))
         except grpc.RpcError as failure:
-            raise from_call(cast(FailedCall, failure)) from failure
+            raise self._plan.error_of(cast(FailedCall, failure), index) from failure
+        except grpc.FutureCancelledError as closed:
+            raise Cancelled("the client was closed", refuses_retry=True) from closed
+        finally:
+            self._plan.took(send, time.monotonic() - started)
+
+    def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
+        """The first answer of at most two calls; what the first one failed with when both fail."""
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        metadata = self._plan.access.metadata()
+        calls = [self._method(send, index).future(send.request, timeout=send.timeout_s, metadata=metadata)]
+        calls[0].add_done_callback(ended.put)
+        try:
+            try:
+                ended.get(timeout=delay_s)
+            except queue.Empty:
+                if self._plan.may_send_again(send):
+                    method = self._method(send, self._plan.after(index))
+                    calls.append(method.future(send.request, timeout=_left(send, delay_s), metadata=metadata))
+                    calls[1].add_done_callback(ended.put)
+                for _ in calls:
+                    call = ended.get()
+                    if not call.cancelled() and call.exception() is None:
+                        return cast(Message, call.result())
+            return cast(Message, calls[0].result())
+        finally:
+            for call in calls:
+                call.cancel()
 
     def stream(
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
     ) -> Generator[M, None, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
-        method = self._channel().stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s, metadata=self._access.metadata())
-        try:
-            yield from call
-        except grpc.RpcError as failure:
-            raise from_call(cast(FailedCall, failure)) from failure
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]
+        method = self._channel(self._plan.next()).stream_stream(path, _to_bytes, response_type.FromString)
+        call = method(requests, timeout=timeout_s, metadata=self._plan.access.metadata())
+        with observing(path, self._plan.observer):
+            try:
+                yield from call
+            except grpc.RpcError as failure:
+                raise from_call(cast(FailedCall, failure)) from failure
+            finally:
+                call.cancel()  # type: ignore[no-untyped-call]
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -127,48 +175,85 @@ class ChannelTransport:
                 channel.close()
             self._channels.clear()
 
-    def _channel(self) -> grpc.Channel:
+    def _method(self, send: Send, index: int) -> Any:
+        return self._channel(index).unary_unary(send.path, _to_bytes, send.response_type.FromString)
+
+    def _channel(self, index: int) -> grpc.Channel:
+        plan = self._plan
         with self._lock:
             if not self._channels:
-                channels = [self._access.open(target, OPTIONS) for target in self._targets]
-                self._channels = [_traced(channel) for channel in channels] if self._is_traced else channels
-            return self._channels[next(self._turn) % len(self._channels)]
+                channels = [plan.access.open(target, plan.options) for target in plan.targets]
+                self._channels = [intercepted(channel, plan.interceptors) for channel in channels]
+            return self._channels[index % len(self._channels)]
 
 
 class AioChannelTransport:
     """`ChannelTransport` for asyncio; channels belong to the loop of the first call."""
 
     def __init__(
-        self, addresses: str | Sequence[str], access: Access | None = None, *, is_traced: bool = False
+        self,
+        addresses: str | Sequence[str],
+        access: Access,
+        connection: Connection | None,
+        rules: CallRules,
+        hedging: Hedging | None,
+        interceptors: Sequence[Any],
     ) -> None:
-        self._targets = targets(addresses)
-        self._access = access or Access()
-        self._access.check(self._targets)
-        self._is_traced = is_traced
+        self._plan = _Plan(addresses, access, connection, rules, hedging, interceptors)
         self._channels: list[grpc.aio.Channel] = []
-        self._turn = itertools.count()
 
     async def unary(self, send: Send) -> Message:
         """Raises RewardloopError."""
-        method = self._channel().unary_unary(send.path, _to_bytes, send.response_type.FromString)
+        index, delay_s = self._plan.next(), self._plan.hedge_delay_s(send)
+        started = time.monotonic()
         try:
-            return cast(Message, await method(send.request, timeout=send.timeout_s, metadata=self._access.metadata()))
+            if delay_s is not None:
+                return await self._hedged(send, index, delay_s)
+            return await self._call(send, index, send.timeout_s)
         except grpc.aio.AioRpcError as failure:
-            raise from_call(cast(FailedCall, failure)) from failure
+            raise self._plan.error_of(cast(FailedCall, failure), index) from failure
+        finally:
+            self._plan.took(send, time.monotonic() - started)
+
+    async def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
+        """The first answer of at most two calls; what the first one failed with when both fail."""
+        calls = [asyncio.create_task(self._call(send, index, send.timeout_s))]
+        try:
+            await asyncio.wait(calls, timeout=delay_s)
+            if not calls[0].done():
+                if self._plan.may_send_again(send):
+                    again = self._call(send, self._plan.after(index), _left(send, delay_s))
+                    calls.append(asyncio.create_task(again))
+                waiting = set(calls)
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for call in done:
+                        if not call.cancelled() and call.exception() is None:
+                            return call.result()
+            return await calls[0]
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _call(self, send: Send, index: int, timeout_s: float | None) -> Message:
+        method = self._channel(index).unary_unary(send.path, _to_bytes, send.response_type.FromString)
+        return cast(Message, await method(send.request, timeout=timeout_s, metadata=self._plan.access.metadata()))
 
     async def stream(
         self, path: str, requests: AsyncIterator[Message], response_type: type[M], timeout_s: float | None
     ) -> AsyncGenerator[M, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
-        method = self._channel().stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s, metadata=self._access.metadata())
-        try:
-            async for reply in call:
-                yield reply
-        except grpc.aio.AioRpcError as failure:
-            raise from_call(cast(FailedCall, failure)) from failure
-        finally:
-            call.cancel()
+        method = self._channel(self._plan.next()).stream_stream(path, _to_bytes, response_type.FromString)
+        call = method(requests, timeout=timeout_s, metadata=self._plan.access.metadata())
+        with observing(path, self._plan.observer):
+            try:
+                async for reply in call:
+                    yield reply
+            except grpc.aio.AioRpcError as failure:
+                raise from_call(cast(FailedCall, failure)) from failure
+            finally:
+                call.cancel()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -178,23 +263,11 @@ class AioChannelTransport:
         for channel in channels:
             await channel.close(None)
 
-    def _channel(self) -> grpc.aio.Channel:
+    def _channel(self, index: int) -> grpc.aio.Channel:
+        plan = self._plan
         if not self._channels:
-            around = _aio_tracing() if self._is_traced else []
-            self._channels = [self._access.open_aio(target, OPTIONS, around) for target in self._targets]
-        return self._channels[next(self._turn) % len(self._channels)]
-
-
-def _traced(channel: grpc.Channel) -> grpc.Channel:
-    from rewardloop.formats.grpc_tracing import ClientTracing  # OpenTelemetry is not there unless tracing is on
-
-    return grpc.intercept_channel(channel, ClientTracing())
-
-
-def _aio_tracing() -> list[grpc.aio.ClientInterceptor]:
-    from rewardloop.formats.grpc_tracing import aio_interceptors
-
-    return aio_interceptors()
+            self._channels = [plan.access.open_aio(target, plan.options, plan.interceptors) for target in plan.targets]
+        return self._channels[index % len(self._channels)]
 
 
 def _to_bytes(message: Message) -> bytes:

@@ -33,7 +33,7 @@ RewardloopError
 │   └── ExpiredCredentials  EXPIRED_CREDENTIALS
 ├── PermissionDenied        PERMISSION_DENIED
 │   └── NotAllowed          NOT_ALLOWED           no role of the caller may call this method
-├── Cancelled               CANCELLED
+├── Cancelled               CANCELLED             ended by the server, or by closing the client
 ├── Unimplemented           UNIMPLEMENTED         the server does not have this method
 └── InternalError           INTERNAL and everything else
 """
@@ -52,6 +52,8 @@ DOMAIN = "rewardloop"
 
 _STATUS_DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
+# What a call in flight is told when its own channel is closed.
+_CLOSED_HERE = "Channel closed!"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,10 @@ class NotAllowed(PermissionDenied):
 
 
 class Cancelled(RewardloopError):
+    """A server that goes away ends so what reaches it too late, before any of its code saw it."""
+
     code = grpc.StatusCode.CANCELLED
+    retryable = True
 
 
 class Unimplemented(RewardloopError):
@@ -316,6 +321,8 @@ def _from_parts(
         refuses_retry = not text.isascii() or not text.isdigit()
         if not refuses_retry and retry_after_s is None:
             retry_after_s = int(text) / 1000
+    if code is grpc.StatusCode.CANCELLED and message == _CLOSED_HERE:
+        refuses_retry = True
     kind = _BY_REASON.get(info.reason) if info.domain == DOMAIN else None
     if kind is None:
         kind = _kind_without_reason(code, message)

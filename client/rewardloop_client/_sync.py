@@ -6,17 +6,23 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 
 from rewardloop.v1 import feedback_pb2, model_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client import _convert as convert
 from rewardloop_client._access import TLS, Access, Token
+from rewardloop_client._call_rules import CallRules
 from rewardloop_client._channel import ChannelTransport
+from rewardloop_client._connection import Connection, tracing_interceptors
+from rewardloop_client._deadline import bounded
 from rewardloop_client._errors import RewardloopError
-from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
+from rewardloop_client._hedge import Hedging
+from rewardloop_client._observe import Observer, observed
+from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     Generation,
     LaneName,
@@ -31,6 +37,7 @@ from rewardloop_client._types import (
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
+Interceptor: TypeAlias = "grpc.UnaryUnaryClientInterceptor[Any, Any] | grpc.StreamStreamClientInterceptor[Any, Any]"
 
 
 class Transport(Protocol):
@@ -47,9 +54,12 @@ class Transport(Protocol):
 class RewardloopClient:
     """Calls the services and waits. Safe to share between threads; closes as a context manager or by `close`.
 
-    ``addresses``: "host:port" or several, over which calls are spread. ``timeout_s``: seconds that one call may
-    take, all its attempts together; each method takes its own. ``max_attempts``: tries of a call that is safe
-    to repeat. ``lane``: "production", or "trainer" to stand behind production in the server's queue. ``tracing``: each
+    ``addresses``: "host:port" or several, or a name ("dns:///...", "xds:///..."), over which calls are spread.
+    ``timeout_s``: seconds that one call may take, all its attempts together; each method takes its own, and a
+    `deadline` around the call bounds both. ``max_attempts``: tries of a call that is safe to repeat. ``lane``:
+    "production", or "trainer" to stand behind production in the server's queue. ``hedging``: ask another replica when a
+    `score` is slow. ``connection``: channels, keepalive, who retries. ``observer``: is told of every call that ended,
+    `rewardloop_client.metrics.PrometheusCalls()` for one. ``interceptors``: gRPC's own. ``tracing``: each
     attempt is a span of the application's OpenTelemetry tracer, and the server's spans are its children.
     ``tls``: True, or which authorities and certificates. ``token``: the caller's, as `str`, as the `Path` of a file
     with it, which is read again when it changes, or as a function that returns it; ``insecure_token`` lets it go
@@ -64,16 +74,19 @@ class RewardloopClient:
         timeout_s: float = 10.0,
         max_attempts: int = 4,
         lane: LaneName = "production",
+        hedging: Hedging | None = None,
+        connection: Connection | None = None,
+        observer: Observer | None = None,
+        interceptors: Sequence[Interceptor] = (),
         tracing: bool = False,
         tls: TLS | bool = False,
         token: Token | None = None,
         insecure_token: bool = False,
     ) -> None:
+        around = [*(tracing_interceptors() if tracing else ()), *interceptors]
         access = Access(tls, token, insecure_token=insecure_token)
-        self._transport: Transport = ChannelTransport(addresses, access, is_traced=tracing)
-        self._timeout_s = timeout_s
-        self._policy = RetryPolicy(max_attempts=max_attempts)
-        self._lane: LaneName = lane
+        self._rules = rules = CallRules.of(timeout_s, max_attempts, lane, connection, observer)
+        self._transport: Transport = ChannelTransport(addresses, access, connection, rules, hedging, around)
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +116,7 @@ class RewardloopClient:
             truncation=truncation,
             pin_version=pin_version,
             min_version=min_version,
-            lane=lane or self._lane,
+            lane=lane or self._rules.lane,
         )
         return self._run(calls.score(request), timeout_s)
 
@@ -111,7 +124,8 @@ class RewardloopClient:
         self, groups: Iterable[calls.GroupLike], *, lane: LaneName | None = None, timeout_s: float | None = None
     ) -> list[ScoreResult | RewardloopError]:
         """Score many groups in one call: a result or an error for each, in order."""
-        return self._drive(calls.score_batch(groups, lane or self._lane, self._policy, self._limit(timeout_s)))
+        rules = self._rules
+        return self._drive(calls.score_batch(groups, lane or rules.lane, rules.policy, rules.limit(timeout_s)))
 
     def score_stream(
         self,
@@ -123,11 +137,11 @@ class RewardloopClient:
     ) -> Iterator[ScoreResult | RewardloopError]:
         """Score groups as they come, pipelined: a result or an error for each, in order.
 
-        At most ``max_in_flight`` groups are sent whose outcome was not yet taken. ``timeout_s`` bounds the
-        whole stream; None: no bound. Not retried: a broken stream raises. ``groups`` is read in another thread;
-        what it raises comes out here, after the outcomes of what was sent.
+        At most ``max_in_flight`` groups are sent whose outcome was not yet taken. ``timeout_s`` bounds the whole
+        stream; None: no bound. A stream that breaks after its first reply raises. ``groups`` is read in another
+        thread; what it raises comes out here, after the outcomes of what was sent.
         """
-        ids = calls.StreamIds(lane or self._lane)
+        ids = calls.StreamIds(lane or self._rules.lane)
         room = threading.Semaphore(max_in_flight)
         closed = threading.Event()
         failure: list[Exception] = []
@@ -145,7 +159,9 @@ class RewardloopClient:
             except Exception as error:  # gRPC would only log it, in its own thread
                 failure.append(error)
 
-        replies = self._transport.stream(calls.SCORE_STREAM, requests(), reward_pb2.ScoreStreamResponse, timeout_s)
+        replies = self._transport.stream(
+            calls.SCORE_STREAM, requests(), reward_pb2.ScoreStreamResponse, bounded(timeout_s)
+        )
         try:
             for reply in replies:
                 ids.take(reply)
@@ -168,7 +184,7 @@ class RewardloopClient:
         self, events: Iterable[feedback_pb2.FeedbackEvent], *, timeout_s: float | None = None
     ) -> list[RecordResult | RewardloopError]:
         """Record many signals: a result or an error for each, in order. Only what may still pass is sent again."""
-        return self._drive(calls.record_batch(events, self._policy, self._limit(timeout_s)))
+        return self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
     def generate(
         self,
@@ -241,7 +257,7 @@ class RewardloopClient:
 
         ``timeout_s`` bounds the whole watch, which then ends with DeadlineExceeded; None: no bound.
         """
-        attempts = Attempts(self._policy, timeout_s)
+        attempts = Attempts(self._rules.policy, bounded(timeout_s))
         while True:
             request = model_pb2.WatchVersionsRequest(model=model)
             replies = self._transport.stream(
@@ -254,11 +270,11 @@ class RewardloopClient:
                         yield convert.version_info(reply.active)
                 return
             except RewardloopError as error:
-                self._transport.sleep(attempts.pause_after(error))
+                self._transport.sleep(attempts.pause_after(error, was_seen_by_grpc=False))
 
     def wait_until_active(self, model: str, version: str, timeout_s: float = 60.0) -> VersionInfo:
         """Wait until the server serves ``version``. Raises DeadlineExceeded."""
-        return self._drive(calls.wait_until_active(model, version, timeout_s))
+        return self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Whether the service takes requests; it does not before its model is warm, nor while draining.
@@ -268,13 +284,11 @@ class RewardloopClient:
         """
         return self._run(calls.health(service), timeout_s)
 
-    def _limit(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
-
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
-        return self._drive(steps_of(call, self._policy, self._limit(timeout_s)))
+        return self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))
 
     def _drive(self, steps: Steps[T]) -> T:
+        steps = observed(steps, self._rules.observer)
         answer: Message | RewardloopError | None = None
         try:
             while True:
@@ -283,6 +297,8 @@ class RewardloopClient:
         except StopIteration as end:
             result: T = end.value
             return result
+        finally:
+            steps.close()
 
     def _carry_out(self, step: Send | Pause) -> Message | RewardloopError | None:
         if isinstance(step, Pause):

@@ -126,7 +126,7 @@ class FakeRewardloop(RewardloopClient):
 
     def as_async(self) -> AsyncRewardloopClient:
         """An asyncio client of this same fake."""
-        client = AsyncRewardloopClient(max_attempts=self._policy.max_attempts)
+        client = AsyncRewardloopClient(max_attempts=self._rules.policy.max_attempts)
         client._transport = _InMemoryAio(self)
         return client
 

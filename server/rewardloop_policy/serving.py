@@ -101,7 +101,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
             *(group.create_task(work) for work in entrance.upkeep()),
         ]
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
         await server.start()
         log.info("listening", address=settings.listen, store=settings.store, device=str(device))
         await _until_signal()

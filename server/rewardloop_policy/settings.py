@@ -18,7 +18,8 @@ class PolicyWorkerSettings(DoorSettings):
     )
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
     listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
-    metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
+    metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the policy runs")
     torch_threads: int = Field(

@@ -170,7 +170,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         for work in entrance.upkeep():
             background.start(work)
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
         await server.start()
         spare_pauses()
         log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)

@@ -11,30 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from npm_packages import install
 from processes import ServeProcess, serving
 from reward_graphs import expected_logit, publish_sum_version
-from tools import missing, tool
 
+from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import feedback_pb2
 from rewardloop_client import RewardloopClient
 
 HERE = Path(__file__).parent / "grpc_js"
-PROTOS = Path(__file__).parents[2] / "protos"
+REPOSITORY = Path(__file__).parents[2]
+PROTOS = REPOSITORY / "protos"
+EXAMPLE = Path("client/examples/javascript")
 STREAMED = 50
 
 
 @pytest.fixture(scope="module")
 def client_js(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script, beside the packages that the lock file pins."""
-    tool("node", "nodejs")
-    npm = tool("npm", "npm")
-    directory = tmp_path_factory.mktemp("npm") / "grpc_js"
-    shutil.copytree(HERE, directory, ignore=shutil.ignore_patterns("node_modules"))
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=240)
-    if done.returncode != 0:
-        missing(f"npm cannot install the packages: {done.stderr.strip()[-500:]}")
-    return directory / "client.js"
+    """The script, beside its packages."""
+    return install(HERE, tmp_path_factory.mktemp("npm")) / "client.js"
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +94,29 @@ def test_every_request_of_a_stream_is_answered_under_its_id(seen: dict[str, Any]
 def test_errors_carry_their_code_and_reason(seen: dict[str, Any], call: str, code: str, reason: str) -> None:
     assert seen[call]["code"] == code
     assert (seen[call]["ErrorInfo"]["reason"], seen[call]["ErrorInfo"]["domain"]) == (reason, "rewardloop")
+
+
+def test_the_example_runs_as_its_page_says(server: ServeProcess, redis_url: str, tmp_path: Path) -> None:
+    """In a copy of the parts of the repository that it reads."""
+    (tmp_path / EXAMPLE.parent).mkdir(parents=True)
+    example = install(REPOSITORY / EXAMPLE, tmp_path / EXAMPLE.parent)
+    shutil.copy(REPOSITORY / "client/service_config.json", tmp_path / "client")
+    shutil.copytree(PROTOS / "rewardloop/v1", tmp_path / "protos/rewardloop/v1", ignore=shutil.ignore_patterns("*.py*"))
+    command = ["node", "score.js", server.address]
+    done = subprocess.run(command, cwd=example, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    good, bad, last = done.stdout.splitlines()
+    prompt = "How do I return a kettle?"
+    lines = [line.partition(" ") for line in (good, bad)]
+    with RewardloopClient(server.address) as client:
+        expected = client.score(prompt, [response for _, _, response in lines]).values
+    assert [float(score) for score, _, _ in lines] == pytest.approx(expected, abs=1e-3)
+    assert last.startswith("version 1; recorded as ")
+    with redis.Redis.from_url(redis_url) as connection:
+        (entry,) = connection.xrange(keys.FEEDBACK_STREAM, last.rpartition(" ")[2], count=1)
+    event = feedback_pb2.FeedbackEvent.FromString(entry[1][b"event"])
+    assert (event.prompt.text, event.annotator_id, event.source) == (prompt, "example", feedback_pb2.SOURCE_HUMAN)
+    assert {event.choice.chosen, event.choice.rejected} == {0, 1}
+
+    nobody = subprocess.run(["node", "score.js", "127.0.0.1:1"], cwd=example, capture_output=True, text=True)
+    assert (nobody.returncode, "UNAVAILABLE" in nobody.stderr) == (1, True)

@@ -84,9 +84,16 @@ class Services(
         self.batch_sizes: list[int] = []
         self.active = ["1"]
         self.roles: list[Any] = []
+        self.peers: set[str] = set()
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.seconds_left: list[float | None] = []
+        self.health = health.HealthServicer()
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls.append(method)
+        self.peers.add(context.peer())
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.seconds_left.append(context.time_remaining())
         if self.failures:
             failure = self.failures.pop(0)
             if isinstance(failure, status_pb2.Status):
@@ -204,21 +211,26 @@ class Services(
             yield model_pb2.WatchVersionsResponse(active=self._info(request.model, version))
 
 
-@contextmanager
-def serving(services: Services, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
-    """Runs a real server; yields its address."""
+def start(services: Services, port: int = 0, host: str = "127.0.0.1") -> tuple[grpc.Server, str]:
+    """A real server and its address; whoever starts it stops it."""
     server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
     reward_pb2_grpc.add_RewardServiceServicer_to_server(services, server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(services, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(services, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
-    health_service = health.HealthServicer()
     for name in ("", *(f"rewardloop.v1.{kind}Service" for kind in ("Reward", "Feedback", "Policy", "Model"))):
-        health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+        services.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(services.health, server)
     bound = server.add_insecure_port(f"{host}:{port}")
     server.start()
+    return server, f"{host}:{bound}"
+
+
+@contextmanager
+def serving(services: Services, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+    """Runs a real server; yields its address."""
+    server, address = start(services, port, host)
     try:
-        yield f"{host}:{bound}"
+        yield address
     finally:
         server.stop(None).wait()

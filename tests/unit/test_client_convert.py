@@ -10,7 +10,7 @@ import pytest
 
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_client import Feedback, InvalidRequest, QueueFull
-from rewardloop_client._channel import targets
+from rewardloop_client._connection import targets
 from rewardloop_client._convert import prompt_pb, score_request
 from rewardloop_client._retry import Attempts, RetryPolicy
 

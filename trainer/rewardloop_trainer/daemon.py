@@ -37,7 +37,7 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     metrics = TrainerMetrics()
     if settings.metrics_port:
         try:
-            start_http_server(settings.metrics_port, addr="127.0.0.1", registry=metrics.registry)
+            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
         except OSError as error:
             log.critical("no metrics page", port=settings.metrics_port, reason=str(error))
             return 1

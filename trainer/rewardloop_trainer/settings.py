@@ -53,7 +53,8 @@ class TrainSettings(ServerAccess):
     server: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     work_dir: Path = Field(Path("rewardloop-data/trainer"), description="state and checkpoints")
     archive: str = Field("rewardloop-data/ledger", description="the Parquet ledger: a path or an fsspec URL")
-    metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
+    metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
 
     reward_min_signals: int = Field(256, ge=1, description="new signals that start a reward round")
     reward_max_interval_s: float = Field(3_600, gt=0, description="one new signal starts a round after this long")

@@ -1,0 +1,32 @@
+"""health: whether one process takes requests, for probes; says nothing but its exit status and one line."""
+
+from __future__ import annotations
+
+from rewardloop_cli.connect import connect
+from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
+from rewardloop_client import RewardloopError
+
+_TIMEOUT_S = 2.0
+
+
+def run(server: str, service: str, metrics: str | None) -> int:
+    """0 when the service is SERVING or the metrics page answers, else 1."""
+    state = _page(metrics) if metrics else _service(server, service)
+    print(state)
+    return 0 if state in ("SERVING", "UP") else 1
+
+
+def _service(server: str, service: str) -> str:
+    with connect(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
+        try:
+            return "SERVING" if client.health(service) else "NOT SERVING"
+        except RewardloopError as error:
+            return error.reason or f"{type(error).__name__}: {error}"
+
+
+def _page(url: str) -> str:
+    try:
+        MetricsPage.fetch(url, _TIMEOUT_S)
+    except PageUnreachable as error:
+        return f"DOWN: {error}"
+    return "UP"

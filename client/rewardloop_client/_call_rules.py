@@ -1,0 +1,39 @@
+"""What holds for every call of one client, blocking or asyncio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self, cast
+
+from rewardloop_client._connection import Connection
+from rewardloop_client._deadline import bounded
+from rewardloop_client._observe import Observer
+from rewardloop_client._retry import RetryPolicy, RetryThrottle
+from rewardloop_client._types import LaneName
+
+
+@dataclass(frozen=True, slots=True)
+class CallRules:
+    """``timeout_s`` and ``lane`` hold where a call names none of its own."""
+
+    timeout_s: float
+    lane: LaneName
+    policy: RetryPolicy
+    observer: Observer | None
+
+    @classmethod
+    def of(
+        cls,
+        timeout_s: float,
+        max_attempts: int,
+        lane: LaneName,
+        connection: Connection | None,
+        observer: Observer | None,
+    ) -> Self:
+        grpc_repeats = connection is not None and connection.retries == "grpc"
+        policy = RetryPolicy(max_attempts, throttle=RetryThrottle(), grpc_repeats=grpc_repeats)
+        return cls(timeout_s, lane, policy, observer)
+
+    def limit(self, timeout_s: float | None) -> float:
+        """Seconds that a call may take: its own or the client's, and no more than is left of a deadline around it."""
+        return cast(float, bounded(self.timeout_s if timeout_s is None else timeout_s))

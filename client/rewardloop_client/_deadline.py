@@ -1,0 +1,63 @@
+"""One deadline for everything that is done for one request.
+
+The clients bound every call by it. Asyncio tasks inherit it from where they are made, and so does
+`asyncio.to_thread`; other threads by `keep_deadline`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_expiry: ContextVar[float | None] = ContextVar("rewardloop_deadline", default=None)
+
+
+@contextmanager
+def deadline(seconds: float | None) -> Iterator[None]:
+    """Calls inside, all together, may take ``seconds``; what is left goes along with each as its gRPC deadline.
+
+    Of nested deadlines the nearest holds. None sets none: `deadline(context.time_remaining())` in a gRPC servicer
+    passes on the caller's, if it has one.
+    """
+    outer = _expiry.get()
+    own = None if seconds is None else time.monotonic() + seconds
+    nearest = min((expiry for expiry in (outer, own) if expiry is not None), default=None)
+    token = _expiry.set(nearest)
+    try:
+        yield
+    finally:
+        _expiry.reset(token)
+
+
+def time_left() -> float | None:
+    """Seconds until the deadline, 0 when it has passed; None: there is none."""
+    expiry = _expiry.get()
+    return None if expiry is None else max(0.0, expiry - time.monotonic())
+
+
+def keep_deadline(work: Callable[P, T]) -> Callable[P, T]:
+    """``work`` for another thread, under the deadline of here and now: ``pool.map(keep_deadline(ask), prompts)``."""
+    expiry = _expiry.get()
+
+    @functools.wraps(work)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        token = _expiry.set(expiry)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            _expiry.reset(token)
+
+    return kept
+
+
+def bounded(timeout_s: float | None) -> float | None:
+    """The smaller of a call's own time and what is left of the deadline."""
+    left = time_left()
+    return timeout_s if left is None else left if timeout_s is None else min(timeout_s, left)

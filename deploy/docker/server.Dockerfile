@@ -1,0 +1,36 @@
+# rewardloop serve on a CPU: gRPC on 50051, metrics on 9464. No torch.
+#   docker build -f deploy/docker/server.Dockerfile -t rewardloop-server .
+ARG PYTHON_TAG=3.11.14-slim-bookworm
+
+FROM python:${PYTHON_TAG} AS wheel
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY client client
+COPY server server
+COPY trainer trainer
+COPY deploy/rewardloop_local deploy/rewardloop_local
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM python:${PYTHON_TAG} AS packages
+ARG EXTRAS=server
+COPY deploy/docker/constraints.txt /constraints.txt
+COPY --from=wheel /wheels /wheels
+RUN python -m venv /opt/rewardloop && \
+    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+
+FROM python:${PYTHON_TAG}
+COPY --from=packages /opt/rewardloop /opt/rewardloop
+RUN groupadd --gid 10001 rewardloop && \
+    useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp rewardloop && \
+    install -d -o 10001 -g 10001 /store
+ENV PATH=/opt/rewardloop/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    REWARDLOOP_LOG_FORMAT=json \
+    REWARDLOOP_STORE=/store
+USER 10001:10001
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["rewardloop", "health"]
+ENTRYPOINT ["rewardloop"]
+CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure-listen", "--metrics-host", "0.0.0.0"]
