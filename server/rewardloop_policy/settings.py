@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rewardloop.formats.redis_url import RedisUrl
 from rewardloop.formats.settings import ProcessSettings
 
 
@@ -13,7 +14,7 @@ class PolicyWorkerSettings(ProcessSettings):
     """Answers prompts with the live policy, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
     listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
     metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
 

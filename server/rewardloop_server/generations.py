@@ -32,8 +32,8 @@ class GenerationLog:
             return {}
         with redis_errors():
             found = await self._redis.mget([keys.GENERATION + each for each in wanted])
-        return {
-            each: policy_pb2.Generation.FromString(data)
-            for each, data in zip(wanted, found, strict=True)
-            if isinstance(data, bytes)
-        }
+            return {
+                each: policy_pb2.Generation.FromString(data)
+                for each, data in zip(wanted, found, strict=True)
+                if isinstance(data, bytes)
+            }
