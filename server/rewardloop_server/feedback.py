@@ -1,4 +1,4 @@
-"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream."""
+"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream or spool."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import grpc
 
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
-from rewardloop_server.feedback_stream import Appended, FeedbackStream
-from rewardloop_server.generations import GenerationLog
+from rewardloop_server.feedback_stream import Appended
+from rewardloop_server.intake import Intake
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.validate import Limits, validate_event, validate_signal, within
 
@@ -23,15 +23,13 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
 
     def __init__(
         self,
-        stream: FeedbackStream,
-        generations: GenerationLog,
+        intake: Intake,
         limits: Limits,
         metrics: ServerMetrics,
         *,
         max_events: int,
     ) -> None:
-        self._stream = stream
-        self._generations = generations
+        self._intake = intake
         self._limits = limits
         self._metrics = metrics
         self._max_events = max_events
@@ -68,14 +66,14 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         ]
         try:
             named = {e.generation_id for e, error in zip(events, outcomes, strict=True) if not error} - {""}
-            generations = await self._generations.get(named)
+            generations = await self._intake.generations(named)
             for i, event in enumerate(events):
-                if outcomes[i] is None and event.generation_id:
-                    outcomes[i] = _fill_in(event, generations.get(event.generation_id), self._limits)
+                if outcomes[i] is None and event.generation_id and generations is not None:
+                    outcomes[i] = fill_in(event, generations.get(event.generation_id), self._limits)
             accepted = [i for i, outcome in enumerate(outcomes) if outcome is None]
             for i in accepted:
                 events[i].arrival_time.GetCurrentTime()
-            appended = await self._stream.append([events[i] for i in accepted]) if accepted else []
+            appended = await self._intake.append([events[i] for i in accepted]) if accepted else []
         except RewardloopError:
             for event in events:
                 self._count(event, "failed")
@@ -88,7 +86,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             if isinstance(outcome, RewardloopError):
                 self._count(event, "rejected")
             else:
-                self._count(event, "duplicate" if outcome.duplicate else "recorded")
+                self._count(event, "duplicate" if outcome.duplicate else "recorded" if outcome.stream_id else "spooled")
             recorded.append(outcome)
         return recorded
 
@@ -104,7 +102,7 @@ def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
     return None
 
 
-def _fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
+def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
     """Put the generation's prompt, responses and versions into ``event``; returns what is wrong with it then."""
     if generation is None:
         return UnknownGeneration(f"no generation is logged as {event.generation_id}, or it has expired")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
-from rewardloop_server.redis_link import redis_errors
+from rewardloop_server.errors import RewardloopError
+from rewardloop_server.redis_link import REDIS_FAILURES, redis_errors
 
 # Events in one script call. Redis runs a script without interruption, and syncs its file once for it.
 _EVENTS_A_CALL = 100
@@ -76,9 +76,20 @@ class FeedbackStream:
     async def is_reachable(self) -> bool:
         """Whether Redis answers right now; takes at most the operation timeout."""
         try:
-            return bool(await self._redis.ping())
-        except RedisError:
+            with redis_errors():
+                return bool(await self._redis.ping())
+        except (RewardloopError, *REDIS_FAILURES):
             return False
+
+    async def bury(self, event: feedback_pb2.FeedbackEvent, reason: str) -> None:
+        """Put into the dead-letter stream what cannot be appended. Raises RedisUnavailable or StoreFull."""
+        letter = {
+            keys.DEAD_EVENT_FIELD: event.SerializeToString(),
+            keys.DEAD_REASON_FIELD: reason,
+            keys.DEAD_SOURCE_FIELD: "",
+        }
+        with redis_errors():
+            await self._redis.xadd(keys.DEAD_LETTERS, letter)  # type: ignore[arg-type]  # its dict is invariant
 
     async def _append_some(self, events: Sequence[feedback_pb2.FeedbackEvent], trace: str) -> list[Appended]:
         args: list[bytes | str | int] = [self._ttl_s]
@@ -88,4 +99,7 @@ class FeedbackStream:
             replies = await self._append(
                 keys=[keys.FEEDBACK_STREAM, *(keys.FEEDBACK_SEEN + event.event_id for event in events)], args=args
             )
-        return [Appended(stream_id.decode(), bool(is_duplicate)) for stream_id, is_duplicate in replies]
+            places = [Appended(stream_id.decode(), bool(is_duplicate)) for stream_id, is_duplicate in replies]
+            if len(places) != len(events):
+                raise ValueError(f"{len(places)} places for {len(events)} events")
+        return places

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -35,10 +36,11 @@ from rewardloop_server.batch import LANES, Batcher, LaneLimits
 from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
 from rewardloop_server.engine import RewardModel, choose_device
-from rewardloop_server.feedback import FeedbackServicer
+from rewardloop_server.feedback import FeedbackServicer, fill_in
 from rewardloop_server.feedback_stream import FeedbackStream
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generations import GenerationLog
+from rewardloop_server.intake import Intake
 from rewardloop_server.interceptor import RewardloopInterceptor
 from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_stream
 from rewardloop_server.metrics import ServerMetrics
@@ -51,6 +53,7 @@ from rewardloop_server.score import RewardServicer, TraceStages
 from rewardloop_server.sessions import SessionPool
 from rewardloop_server.settings import ServeSettings
 from rewardloop_server.shadow import ShadowScorer
+from rewardloop_server.spool import Spool, SpoolInUse
 from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool
 from rewardloop_server.validate import Limits
@@ -67,7 +70,6 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     store = ModelStore(settings.store)
     pointer = ActivePointer(redis)
     tracing = Tracing.on() if is_traced else Tracing()
-    stream = FeedbackStream(redis, ttl_s=settings.seen_ttl_s, carried=tracing.carried)
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
@@ -98,6 +100,14 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         max_mib=settings.cache_mib, lanes=[lane for lane, is_on in cached_lanes.items() if is_on], metrics=metrics
     )
     generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
+    intake = Intake(
+        FeedbackStream(redis, ttl_s=settings.seen_ttl_s, carried=tracing.carried),
+        generations,
+        functools.partial(fill_in, limits=limits),
+        metrics,
+        Spool(Path(settings.spool)) if settings.spool else None,
+        settings.spool_mib * 2**20,
+    )
     relay = PolicyRelay(settings.policy_address, BestOf(host, tokenizers, batcher, generations), tracing.outward)
     interceptor = RewardloopInterceptor(metrics)
 
@@ -127,7 +137,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         server,
     )
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-        FeedbackServicer(stream, generations, limits, metrics, max_events=settings.max_events),
+        FeedbackServicer(intake, limits, metrics, max_events=settings.max_events),
         server,
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, relay), server)
@@ -145,12 +155,18 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 
     if server.add_insecure_port(settings.listen) == 0:
         raise SystemExit(f"rewardloop serve: cannot listen on {settings.listen}")
+    try:
+        await intake.open()
+    except (SpoolInUse, OSError) as error:
+        raise SystemExit(f"rewardloop serve: no spool: {error}") from error
     async with AsyncExitStack() as stack:
         background = Background(stack)
         background.start(batcher.run())
         background.start(host.follow(pointer, settings.pointer_poll_s))
-        background.start(report_health(health, names, host, stream, relay))
+        background.start(report_health(health, names, host, intake, relay))
         background.start(measure_loop_lag(metrics))
+        if settings.spool:
+            background.start(intake.drain())
         background.start(measure_queues(batcher))
         background.start(measure_stream(metrics, redis))
         if settings.metrics_port:
@@ -165,6 +181,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         await health.enter_graceful_shutdown()
         await server.stop(settings.drain_grace_s)
     tokenizers.close()
+    await intake.close()
     await relay.close()
     await redis.aclose()
     log.info("stopped")

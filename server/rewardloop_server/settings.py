@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rewardloop.formats.redis_url import RedisUrl
 from rewardloop.formats.settings import ProcessSettings
 
 
@@ -13,7 +14,7 @@ class ServeSettings(ProcessSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
@@ -66,6 +67,8 @@ class ServeSettings(ProcessSettings):
     max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
     max_in_flight_per_stream: int = Field(256, ge=1, description="requests of one ScoreStream worked on at once")
 
+    spool: str = Field("", description="directory that keeps signals while Redis is away; empty: they are refused then")
+    spool_mib: int = Field(256, ge=1, description="most that the spool takes of its disk, in MiB")
     seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
