@@ -136,3 +136,15 @@ def test_remote_store_is_fetched_and_checked(tmp_path: Path) -> None:
     (directory / "model.onnx").write_bytes(b"altered")
     with pytest.raises(CorruptVersion):
         store.fetch("reward", published.version)
+
+
+def test_directory_without_a_manifest_is_no_version_and_keeps_its_number(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(2):
+        store.publish(Manifest(model="reward"), lambda directory: (directory / "model.onnx").write_bytes(b"x") and None)
+    (tmp_path / "reward" / "2" / "manifest.json").unlink()
+    assert store.versions("reward") == [1]
+    published = store.publish(
+        Manifest(model="reward"), lambda directory: (directory / "model.onnx").write_bytes(b"x") and None
+    )
+    assert published.version == "3"

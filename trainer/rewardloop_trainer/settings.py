@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rewardloop.formats.redis_url import RedisUrl
 from rewardloop.formats.settings import ProcessSettings
 from rewardloop_trainer.policy_settings import PolicySettings
 from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
@@ -45,7 +46,7 @@ class TrainSettings(ProcessSettings):
     """Archives preference signals, retrains the reward model and the policy, and swaps in what passes its gates."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     server: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     work_dir: Path = Field(Path("rewardloop-data/trainer"), description="state and checkpoints")
     archive: str = Field("rewardloop-data/ledger", description="the Parquet ledger: a path or an fsspec URL")
@@ -68,6 +69,7 @@ class TrainSettings(ProcessSettings):
     lock_ttl_s: float = Field(10.0, ge=1, description="after this long a killed trainer's place is free")
     promote_timeout_s: float = Field(120.0, gt=0, description="how long the server may take to load a version")
     retry_first_s: float = Field(5.0, gt=0, description="first pause before a failed round is tried again; doubles")
+    max_round_deaths: int = Field(5, ge=1, description="a round is given up after so many deaths in one phase")
 
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")

@@ -7,6 +7,8 @@ rewardloop:{feedback}:events              stream: one entry a signal. Fields: EV
 rewardloop:{feedback}:seen:<event_id>     string: the stream id under which that event_id was appended. Expires.
 rewardloop:{feedback}:dead                stream: entries that cannot be read. Fields: `event`, the bytes as they
                                           were, `reason`, and `source_id`, the entry's id in the first stream.
+rewardloop:{feedback}:suspect             string: id of an entry that the trainer reads alone, because it was read
+                                          several times and never archived. Found at a start, it ended the process.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
                                           first, "changed_at": ISO 8601 in UTC, "reason": text}, and while there
@@ -28,6 +30,7 @@ TRACE_FIELD: Final = "trace"
 # Prefix; an event_id follows.
 FEEDBACK_SEEN: Final = "rewardloop:{feedback}:seen:"
 FEEDBACK_GROUP: Final = "trainer"
+SUSPECT: Final = "rewardloop:{feedback}:suspect"
 DEAD_LETTERS: Final = "rewardloop:{feedback}:dead"
 DEAD_EVENT_FIELD: Final = "event"
 DEAD_REASON_FIELD: Final = "reason"
