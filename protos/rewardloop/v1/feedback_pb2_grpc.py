@@ -26,10 +26,11 @@ if _version_not_supported:
 
 
 class FeedbackServiceStub:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream.
+    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
+    spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis full).
+    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full).
     """
 
     def __init__(self, channel):
@@ -51,10 +52,11 @@ class FeedbackServiceStub:
 
 
 class FeedbackServiceServicer:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream.
+    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
+    spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis full).
+    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full).
     """
 
     def Record(self, request, context):
@@ -93,10 +95,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedbackService:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream.
+    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
+    spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis full).
+    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full).
     """
 
     @staticmethod
