@@ -33,3 +33,11 @@ def fields_of(error: grpc.aio.AioRpcError | status_pb2.Status) -> list[str]:
     bad = error_details_pb2.BadRequest()
     assert any(detail.Unpack(bad) for detail in status.details)
     return [violation.field for violation in bad.field_violations]
+
+
+def retry_ms_of(error: grpc.aio.AioRpcError) -> int:
+    """When the server asks to be tried again."""
+    status = rpc_status.from_call(error)
+    retry = error_details_pb2.RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details)
+    return int(retry.retry_delay.ToMilliseconds())

@@ -109,6 +109,6 @@ class SourceFile:
                 for row in batch.to_pylist():
                     number += 1
                     yield Line(number, self.size * number // rows, row)
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # of values that Python cannot hold
             first = str(error).splitlines()[0]
             raise UnreadableFile(f"{self.path}: is not a readable Parquet file: {first}") from error

@@ -5,7 +5,8 @@ RewardloopError
 ├── MessageTooLarge         refused by gRPC before any service saw it
 ├── Overloaded              RESOURCE_EXHAUSTED without a reason of the server
 │   ├── QueueFull           QUEUE_FULL            .retry_after_s
-│   └── StoreFull           STORE_FULL
+│   ├── StoreFull           STORE_FULL
+│   └── TooManySignals      TOO_MANY_SIGNALS      of this annotator in a minute or a day
 ├── Unavailable             UNAVAILABLE
 │   ├── Unreachable         nothing answered at the address, or the connection broke
 │   ├── NoModel             NO_MODEL
@@ -17,9 +18,12 @@ RewardloopError
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
 │   └── UnknownGeneration   UNKNOWN_GENERATION
+├── ReplayedSignal          REPLAYED_SIGNAL       this annotator said so about this generation before
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
+│   ├── UnsafeVersion       UNSAFE_VERSION
+│   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
 ├── Unauthenticated         UNAUTHENTICATED
 ├── PermissionDenied        PERMISSION_DENIED
@@ -109,6 +113,10 @@ class StoreFull(Overloaded):
     reason = "STORE_FULL"
 
 
+class TooManySignals(Overloaded):
+    reason = "TOO_MANY_SIGNALS"
+
+
 class Unavailable(RewardloopError):
     code = grpc.StatusCode.UNAVAILABLE
     retryable = True
@@ -154,6 +162,11 @@ class UnknownGeneration(NotFound):
     reason = "UNKNOWN_GENERATION"
 
 
+class ReplayedSignal(RewardloopError):
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "REPLAYED_SIGNAL"
+
+
 class FailedPrecondition(RewardloopError):
     code = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -164,6 +177,14 @@ class CorruptVersion(FailedPrecondition):
 
 class NothingToRollBack(FailedPrecondition):
     reason = "NOTHING_TO_ROLL_BACK"
+
+
+class UnsafeVersion(FailedPrecondition):
+    reason = "UNSAFE_VERSION"
+
+
+class UntrustedVersion(FailedPrecondition):
+    reason = "UNTRUSTED_VERSION"
 
 
 class NotLoadable(FailedPrecondition):

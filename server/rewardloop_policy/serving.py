@@ -16,6 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
 from rewardloop_policy.batching import LANE, SampleBatcher
@@ -23,6 +24,7 @@ from rewardloop_policy.policy_model import PolicyModel, choose_device, load_poli
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
 from rewardloop_server.freshness import Freshness
+from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.interceptor import RewardloopInterceptor
 from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_redis
@@ -46,7 +48,10 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     device = choose_device(settings.device)
     metrics = ServerMetrics()
     redis = connect(settings.redis_url)
-    store = ModelStore(settings.store)
+    try:
+        store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+    except UnusableKey as error:
+        raise SystemExit(f"rewardloop policy-worker: {error}") from error
     pointer = ActivePointer(redis)
     host: VersionHost[PolicyModel] = VersionHost(
         "policy",
@@ -71,7 +76,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         PolicyServicer(
             host,
             batcher,
-            GenerationLog(redis, ttl_s=settings.generation_ttl_s),
+            GenerationLog(redis, settings.generation_ttl_s, GenerationKeys(redis, settings.generation_key_file)),
             Freshness(redis, metrics),
             Limits(max_text_bytes=settings.max_text_bytes),
             max_new_tokens=settings.max_new_tokens,

@@ -14,6 +14,9 @@ class PolicyWorkerSettings(ProcessSettings):
     """Answers prompts with the live policy, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
+    trusted_keys: str = Field(
+        "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
+    )
     redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
     listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
     metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
@@ -29,6 +32,7 @@ class PolicyWorkerSettings(ProcessSettings):
     max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
 
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    generation_key_file: str = Field("", description="keys that sign generation ids, as of rewardloop serve")
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
     tracing_endpoint: str = Field(

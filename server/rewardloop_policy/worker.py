@@ -7,7 +7,6 @@ import math
 import random
 import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,7 +70,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
                 settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, longest))
             candidates = await self._candidates(policies, request.prompt, settings, deadline)
             manifests = [policy.manifest for policy in policies]
-        generation = _generation(request.prompt, settings, candidates, manifests[-1])
+        generation = _generation(await self._generations.new_id(), request.prompt, settings, candidates, manifests[-1])
         await self._generations.put(generation)
         for manifest in manifests:
             self._freshness.answered(manifest)
@@ -170,10 +169,14 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
 
 
 def _generation(
-    prompt: common_pb2.Prompt, settings: SampleRequest, candidates: Sequence[policy_pb2.Candidate], manifest: Manifest
+    generation_id: str,
+    prompt: common_pb2.Prompt,
+    settings: SampleRequest,
+    candidates: Sequence[policy_pb2.Candidate],
+    manifest: Manifest,
 ) -> policy_pb2.Generation:
     generation = policy_pb2.Generation(
-        generation_id=uuid.uuid4().hex,
+        generation_id=generation_id,
         prompt=prompt,
         candidates=candidates,
         policy_version=_version(manifest),

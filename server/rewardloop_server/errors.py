@@ -4,6 +4,7 @@ RewardloopError
 ├── InvalidRequest          INVALID_ARGUMENT      INVALID_REQUEST, with every violation
 ├── QueueFull               RESOURCE_EXHAUSTED    QUEUE_FULL
 ├── StoreFull               RESOURCE_EXHAUSTED    STORE_FULL
+├── TooManySignals          RESOURCE_EXHAUSTED    TOO_MANY_SIGNALS
 ├── NoModel                 UNAVAILABLE           NO_MODEL
 ├── Draining                UNAVAILABLE           DRAINING
 ├── RedisUnavailable        UNAVAILABLE           REDIS_UNAVAILABLE
@@ -11,7 +12,10 @@ RewardloopError
 ├── DeadlinePassed          DEADLINE_EXCEEDED     DEADLINE_PASSED
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
+├── ReplayedSignal          ALREADY_EXISTS        REPLAYED_SIGNAL
 ├── CorruptVersionError     FAILED_PRECONDITION   CORRUPT_VERSION
+├── UnsafeVersionError      FAILED_PRECONDITION   UNSAFE_VERSION
+├── UntrustedVersionError   FAILED_PRECONDITION   UNTRUSTED_VERSION
 ├── NotLoadable             FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
 └── InternalError           INTERNAL              INTERNAL
@@ -117,6 +121,14 @@ class StoreFull(RewardloopError):
     default_retry_ms = 5000
 
 
+class TooManySignals(RewardloopError):
+    """The annotator has sent as many signals as one may in this minute or day."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_SIGNALS"
+    default_retry_ms = 60_000
+
+
 class NoModel(RewardloopError):
     """No version of the model is warm in this process."""
 
@@ -170,11 +182,32 @@ class UnknownGeneration(RewardloopError):
     reason = "UNKNOWN_GENERATION"
 
 
+class ReplayedSignal(RewardloopError):
+    """The annotator has said that about this generation before, or has said as much about it as one may."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "REPLAYED_SIGNAL"
+
+
 class CorruptVersionError(RewardloopError):
     """A file of the version is missing or altered, or its manifest cannot be read."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "CORRUPT_VERSION"
+
+
+class UnsafeVersionError(RewardloopError):
+    """The version holds what none may hold, or its graph asks for other files or unknown operators."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UNSAFE_VERSION"
+
+
+class UntrustedVersionError(RewardloopError):
+    """The version's manifest is not signed with a key that this process trusts."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UNTRUSTED_VERSION"
 
 
 class NotLoadable(RewardloopError):

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from rewardloop.v1 import feedback_pb2, policy_pb2
 from rewardloop_server.errors import RedisUnavailable, RewardloopError, StoreFull
-from rewardloop_server.feedback_stream import Appended, FeedbackStream
+from rewardloop_server.feedback_stream import Appended, Entry, FeedbackStream
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.spool import Spool
@@ -67,8 +67,10 @@ class Intake:
         self._spooled = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "spool")  # one: the spool's calls come one after another
 
-    async def append(self, events: Sequence[Event]) -> list[Appended]:
-        """Append in order; a result for each event, without a stream id for what waits in the spool.
+    async def append(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
+        """Append in order; for each event its place, or why it is refused.
+
+        What waits in the spool has no stream id, and is not held to the caps.
 
         Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
         appends the rest.
@@ -155,7 +157,7 @@ class Intake:
             else:
                 good.append(event)
         if good:
-            await self._stream.append(good)
+            await self._stream.append_entries([Entry(each.event_id, each.SerializeToString()) for each in good])
         await self._in_thread(self._spool.drop, payloads)
         await self._look()
         if self._spool.is_empty:

@@ -126,17 +126,26 @@ class ServerMetrics:
         "role",
     )
     swaps_total: Counter = _counter("swaps_total", "Switches to another version, the first load included.", "model")
+    versions_refused_total: Counter = _counter(
+        "versions_refused_total",
+        "Versions that were not taken, by reason: CORRUPT_VERSION, UNSAFE_VERSION, UNTRUSTED_VERSION, NOT_LOADABLE.",
+        "model",
+        "reason",
+    )
     swap_seconds: Histogram = _histogram(
         "swap_seconds", "Time to fetch, load and warm a version before its switch.", SECONDS_BUCKETS, "model"
-    )
-    versions_refused_total: Counter = _counter(
-        "versions_refused_total", "Versions that could not be made ready here, by error reason.", "model", "reason"
     )
     feedback_events_total: Counter = _counter(
         "feedback_events_total",
         "Preference signals by kind and outcome (recorded, spooled, duplicate, rejected, failed).",
         "kind",
         "outcome",
+    )
+    feedback_group_events: Histogram = _histogram(
+        "feedback_group_events", "Signals that went to Redis in one write.", ROWS_BUCKETS
+    )
+    forged_generations_total: Counter = _counter(
+        "forged_generations_total", "Generation ids named by callers that no key of this deployment signed."
     )
     feedback_to_live_seconds: Histogram = _histogram(
         "feedback_to_live_seconds",
@@ -222,6 +231,10 @@ class ServerMetrics:
         for role in _ROLES:
             self.resident_versions.labels(model=model, role=role).set(counts.get(role, 0))
 
+    def refused(self, model: str, reason: str) -> None:
+        """A version was not taken."""
+        self.versions_refused_total.labels(model=model, reason=reason).inc()
+
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
         """A model's new requests go to ``manifest`` from now on; making it ready took ``seconds``."""
         if previous is not None:
@@ -233,7 +246,3 @@ class ServerMetrics:
             self.active_version_published_time_seconds.labels(model=manifest.model).set(published)
         self.swaps_total.labels(model=manifest.model).inc()
         self.swap_seconds.labels(model=manifest.model).observe(seconds)
-
-    def refused(self, model: str, reason: str) -> None:
-        """A version of the model could not be made ready."""
-        self.versions_refused_total.labels(model=model, reason=reason).inc()

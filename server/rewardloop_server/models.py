@@ -14,7 +14,6 @@ import structlog
 from rewardloop.formats.store import MODELS, CorruptVersion, Manifest, ModelStore, VersionNotFound
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc
 from rewardloop_server.errors import (
-    CorruptVersionError,
     InvalidRequest,
     NoModel,
     NothingToRollBack,
@@ -23,6 +22,7 @@ from rewardloop_server.errors import (
 )
 from rewardloop_server.pointer import ActivePointer, Role, Share
 from rewardloop_server.policy_relay import PolicyRelay
+from rewardloop_server.swap import refusal
 
 log = structlog.get_logger()
 
@@ -176,7 +176,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
         except CorruptVersion as error:
-            raise CorruptVersionError(str(error)) from error
+            raise refusal(error) from error
 
 
 def _check_role(role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:

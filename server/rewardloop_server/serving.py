@@ -21,6 +21,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import (
     feedback_pb2,
@@ -37,8 +38,10 @@ from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
 from rewardloop_server.engine import RewardModel, choose_device
 from rewardloop_server.feedback import FeedbackServicer, fill_in
+from rewardloop_server.feedback_caps import Caps
 from rewardloop_server.feedback_stream import FeedbackStream
 from rewardloop_server.freshness import Freshness
+from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
 from rewardloop_server.intake import Intake
 from rewardloop_server.interceptor import RewardloopInterceptor
@@ -67,9 +70,18 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain."""
     metrics = ServerMetrics()
     redis = connect(settings.redis_url)
-    store = ModelStore(settings.store)
+    try:
+        store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+    except UnusableKey as error:
+        raise SystemExit(f"rewardloop serve: {error}") from error
     pointer = ActivePointer(redis)
     tracing = Tracing.on() if is_traced else Tracing()
+    caps = Caps(
+        settings.annotator_signals_per_minute,
+        settings.annotator_signals_per_day,
+        settings.annotator_signals_per_generation,
+        settings.generation_ttl_s,
+    )
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
@@ -99,9 +111,12 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     cache = ScoreCache(
         max_mib=settings.cache_mib, lanes=[lane for lane, is_on in cached_lanes.items() if is_on], metrics=metrics
     )
-    generations = GenerationLog(redis, ttl_s=settings.generation_ttl_s)
+    signing = GenerationKeys(redis, settings.generation_key_file)
+    generations = GenerationLog(redis, settings.generation_ttl_s, signing, metrics.forged_generations_total.inc)
     intake = Intake(
-        FeedbackStream(redis, ttl_s=settings.seen_ttl_s, carried=tracing.carried),
+        FeedbackStream(
+            redis, settings.seen_ttl_s, caps, on_group=metrics.feedback_group_events.observe, carried=tracing.carried
+        ),
         generations,
         functools.partial(fill_in, limits=limits),
         metrics,

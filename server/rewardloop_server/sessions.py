@@ -23,9 +23,10 @@ from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_server.cost import CostModel
 from rewardloop_server.engine import Device, RewardModel, Sessions
 from rewardloop_server.errors import NotLoadable
+from rewardloop_server.graph_check import NotAGraph, check_graph
 from rewardloop_server.layout import Signature
 from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.warm import check, warm_up
+from rewardloop_server.warm import check, check_text, warm_up
 
 _TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_token2_s"}
 
@@ -62,7 +63,8 @@ class SessionPool:
     def load(self, manifest: Manifest, directory: Path) -> RewardModel:
         """The version in its verified ``directory``, warm.
 
-        Raises NotLoadable with what is wrong, and CorruptVersion when a trunk that must be read is altered.
+        Raises NotLoadable with what is wrong, UnsafeVersionError for a graph that asks for what it may not have, and
+        CorruptVersion when a trunk that must be read is altered.
         """
         with self._loading:
             digest = manifest.trunk.digest if manifest.trunk else manifest.digest
@@ -92,6 +94,10 @@ class SessionPool:
     def _open(self, manifest: Manifest, directory: Path) -> None:
         """Open and warm the session of a version that is no delta; it counts one version."""
         where = f"reward {manifest.version}"
+        try:
+            check_graph(directory / "model.onnx", manifest.files, where)
+        except (NotAGraph, OSError) as error:
+            raise NotLoadable(f"{where} does not load: {error}") from error
         try:
             sessions = self._sessions(directory / "model.onnx")
         except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a file
@@ -129,8 +135,10 @@ class SessionPool:
             adapter,
             functools.partial(self._close, manifest, digest),
         )
-        if adapter is not None:
+        if adapter is not None or manifest.heads != shared.manifest.heads:
             check(model, 1, min(16, manifest.max_length))
+        if encoder is not shared.encoder or shared.versions == 1:
+            check_text(model)
         for term, name in _TERMS.items():
             self._metrics.cost_model.labels(version=manifest.version, term=term).set(getattr(shared.cost, name))
         return model

@@ -14,6 +14,9 @@ class ServeSettings(ProcessSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
+    trusted_keys: str = Field(
+        "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
+    )
     redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page on 127.0.0.1; 0: none")
@@ -71,6 +74,14 @@ class ServeSettings(ProcessSettings):
     spool_mib: int = Field(256, ge=1, description="most that the spool takes of its disk, in MiB")
     seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    generation_key_file: str = Field(
+        "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
+    )
+    annotator_signals_per_minute: int = Field(0, ge=0, description="most signals of one annotator; 0: no bound")
+    annotator_signals_per_day: int = Field(0, ge=0, description="the same, in a day of UTC")
+    annotator_signals_per_generation: int = Field(
+        64, ge=0, description="most signals of one annotator about one generation, none twice; 0: not looked at"
+    )
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
     tracing_endpoint: str = Field(

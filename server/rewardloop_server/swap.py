@@ -18,9 +18,23 @@ from typing import Generic
 
 import structlog
 
-from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
+from rewardloop.formats.store import (
+    CorruptVersion,
+    Manifest,
+    ModelStore,
+    UnsafeVersion,
+    UntrustedVersion,
+    VersionNotFound,
+)
 from rewardloop.v1 import model_pb2
-from rewardloop_server.errors import CorruptVersionError, NotLoadable, RewardloopError, UnknownVersion
+from rewardloop_server.errors import (
+    CorruptVersionError,
+    NotLoadable,
+    RewardloopError,
+    UnknownVersion,
+    UnsafeVersionError,
+    UntrustedVersionError,
+)
 from rewardloop_server.pointer import ROLES, Active, ActivePointer, Role, Share
 from rewardloop_server.residents import L, Residents
 
@@ -115,7 +129,8 @@ class VersionHost(Generic[L]):
     async def warm(self, version: str) -> Manifest:
         """Load, verify and warm ``version`` beside what serves. No-op when it is resident.
 
-        Raises UnknownVersion, CorruptVersionError or NotLoadable; nothing changes then.
+        Raises UnknownVersion, CorruptVersionError, UnsafeVersionError, UntrustedVersionError or NotLoadable; nothing
+        changes then.
         """
         if (resident := self._residents.manifest(version)) is not None:
             return resident
@@ -125,11 +140,10 @@ class VersionHost(Generic[L]):
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
-            raise self._failed(UnknownVersion(str(error))) from error
-        except CorruptVersion as error:
-            raise self._failed(CorruptVersionError(str(error))) from error
-        except NotLoadable as error:
-            self._failed(error)
+            raise UnknownVersion(str(error)) from error
+        except RewardloopError as error:
+            self._on_refused(self.model, error.reason)
+            log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
             raise
         finally:
             self._warming = None
@@ -235,9 +249,22 @@ class VersionHost(Generic[L]):
         if failures:
             raise failures[0]
 
-    def _failed(self, error: RewardloopError) -> RewardloopError:
-        self._on_refused(self.model, error.reason)
-        return error
-
     def _fetch_and_load(self, version: str) -> L:
-        return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
+        """Raises VersionNotFound, and a RewardloopError for whatever else is the matter."""
+        try:
+            return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
+        except CorruptVersion as error:
+            raise refusal(error) from error
+        except (VersionNotFound, RewardloopError):
+            raise
+        except Exception as error:  # whatever a file makes a loader do is that version's failure, not this process's
+            log.exception("loading failed", model=self.model, version=version)
+            reason = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"
+            raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
+
+
+def refusal(error: CorruptVersion) -> RewardloopError:
+    """What a caller is told of a version that the store does not give out."""
+    if isinstance(error, UntrustedVersion):
+        return UntrustedVersionError(str(error))
+    return UnsafeVersionError(str(error)) if isinstance(error, UnsafeVersion) else CorruptVersionError(str(error))

@@ -14,6 +14,7 @@ from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.errors import InvalidRequest, Violation
 
 _ROLES = ("system", "user", "assistant")
+_SOURCES = frozenset(feedback_pb2.Source.values())
 _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp
 
 
@@ -63,14 +64,20 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
     they are filled in.
     """
     violations: list[Violation] = []
-    if not event.event_id:
+    event_id, generation_id = event.event_id, event.generation_id
+    if not event_id:
         violations.append(Violation("event_id", "missing"))
-    _check_length(event.event_id, "event_id", limits, violations)
-    _check_length(event.generation_id, "generation_id", limits, violations)
-    _check_length(event.annotator_id, "annotator_id", limits, violations)
-    if event.source not in feedback_pb2.Source.values():
+    for field, text in (
+        ("event_id", event_id),
+        ("generation_id", generation_id),
+        ("annotator_id", event.annotator_id),
+    ):
+        if len(text) > limits.max_id_chars:
+            violations.append(Violation(field, f"more than {limits.max_id_chars} characters"))
+    if event.source not in _SOURCES:
         violations.append(Violation("source", "not a known source"))
-    _check_tags(event, limits, violations)
+    if event.tags:
+        _check_tags(event, limits, violations)
     if event.HasField("event_time") and not _is_timestamp(event.event_time.seconds, event.event_time.nanos):
         violations.append(Violation("event_time", "not between the years 1 and 9999"))
     for field in ("arrival_time", "policy_version"):
@@ -79,7 +86,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
     if event.response_versions:
         violations.append(Violation("response_versions", "set by the server"))
 
-    if event.generation_id:
+    if generation_id:
         if event.HasField("prompt"):
             violations.append(Violation("prompt", "left out with a generation_id: the server has it"))
         if event.responses:
@@ -113,11 +120,6 @@ def _check_text(text: str, field: str, limits: Limits, violations: list[Violatio
         len(text) * 4 > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes
     ):
         violations.append(Violation(field, f"more than {limits.max_text_bytes} bytes"))
-
-
-def _check_length(text: str, field: str, limits: Limits, violations: list[Violation]) -> None:
-    if len(text) > limits.max_id_chars:
-        violations.append(Violation(field, f"more than {limits.max_id_chars} characters"))
 
 
 def _check_conversation(

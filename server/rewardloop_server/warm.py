@@ -8,7 +8,7 @@ import time
 import numpy as np
 import structlog
 
-from rewardloop.formats.text import Encoded
+from rewardloop.formats.text import Encoded, Turn
 from rewardloop_server.cost import CostModel, Timing, fit, worst_error
 from rewardloop_server.engine import RewardModel
 from rewardloop_server.errors import NotLoadable
@@ -63,12 +63,12 @@ def check(model: RewardModel, count: int, length: int, *, alone: bool = True) ->
     Returns the run's seconds. Raises NotLoadable when the graph does not run or gives other than finite logits.
     """
     rows, run = _example(model, count, length)
-    feeds = model.lay_out(rows, run)
     where = f"reward {model.manifest.version}"
-    started = time.perf_counter()
     try:
+        feeds = model.lay_out(rows, run)
+        started = time.perf_counter()
         logits = model.execute(feeds, alone=alone)
-    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph
+    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph; numpy its own
         raise NotLoadable(f"{where} does not run: {error}") from error
     seconds = time.perf_counter() - started
     if logits.shape != (len(rows), model.manifest.heads):
@@ -76,6 +76,18 @@ def check(model: RewardModel, count: int, length: int, *, alone: bool = True) ->
     if not np.isfinite(logits).all():
         raise NotLoadable(f"{where} gives logits that are not finite")
     return seconds
+
+
+def check_text(model: RewardModel) -> None:
+    """Score a text. Raises NotLoadable when tokenizer and text format do not give what the graph takes."""
+    where = f"reward {model.manifest.version}"
+    try:
+        ((row,),) = model.encoder.groups([((Turn("user", "Hello"),), ("Hello",))])
+        logits, _ = model.run([row])
+    except Exception as error:  # as above; and tokenizers raise theirs
+        raise NotLoadable(f"{where} does not score a text: {type(error).__name__}: {error}") from error
+    if not np.isfinite(logits).all():
+        raise NotLoadable(f"{where} gives a text a score that is not finite")
 
 
 def _example(model: RewardModel, count: int, length: int) -> tuple[list[Encoded], Run]:

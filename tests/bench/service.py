@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -50,6 +50,7 @@ class Service:
     metrics_url: str
     pid: int
     store: Path
+    redis_url: str
 
     @property
     def version_directory(self) -> Path:
@@ -67,11 +68,11 @@ class Service:
 
 
 @contextmanager
-def serving(store: Path, *args: str) -> Iterator[Service]:
+def serving(store: Path, *args: str, fsync: Literal["always", "everysec"] = "always") -> Iterator[Service]:
     """Ends what it started with the block."""
     with tempfile.TemporaryDirectory(prefix="rewardloop-bench-") as name:
         directory = Path(name)
-        redis = EmbeddedRedis(directory / "redis")
+        redis = EmbeddedRedis(directory / "redis", fsync=fsync)
         redis.start()
         port, metrics_port = free_port(), free_port()
         address = f"127.0.0.1:{port}"
@@ -86,7 +87,7 @@ def serving(store: Path, *args: str) -> Iterator[Service]:
                 client.promote("reward", str(max(ModelStore(store).versions("reward"))))
                 while not client.health("rewardloop.v1.RewardService"):
                     time.sleep(0.1)
-            yield Service(address, f"http://127.0.0.1:{metrics_port}/metrics", process.pid, store)
+            yield Service(address, f"http://127.0.0.1:{metrics_port}/metrics", process.pid, store, redis.url)
         finally:
             end(process)
             redis.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from reward_graphs import publish_sum_version
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
-from rewardloop_client import Feedback, RewardloopClient, RewardloopError
+from rewardloop_client import AsyncRewardloopClient, Feedback, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
 
 FEEDBACK_SERVICE = "rewardloop.v1.FeedbackService"
@@ -76,6 +77,54 @@ def test_server_killed_under_load_loses_and_doubles_no_acknowledged_signal(
 
     counted = Counter(recorded_ids(empty_redis_url))
     assert len(acknowledged) >= 600
+    assert set(acknowledged) <= set(counted)
+    assert max(counted.values()) == 1
+
+
+async def test_server_killed_while_signals_are_written_together_loses_and_doubles_none(
+    tmp_path: Path, empty_redis_url: str
+) -> None:
+    publish_sum_version(ModelStore(tmp_path / "models"))
+    acknowledged: list[str] = []
+    stop = asyncio.Event()
+
+    async def call(client: AsyncRewardloopClient, caller: int) -> None:
+        size = 1 if caller % 4 else 150  # more than one write takes
+        number = 0
+        while not stop.is_set():
+            number += 1
+            events = [choice(f"{caller}-{number}-{i}") for i in range(size)]
+            while not stop.is_set():
+                try:
+                    results = await client.record_batch(events) if size > 1 else [await client.record(events[0])]
+                except RewardloopError:
+                    await asyncio.sleep(0.02)  # sent again under the same event_ids, as callers do
+                    continue
+                if any(isinstance(result, RewardloopError) for result in results):
+                    continue
+                acknowledged.extend(event.event_id for event in events)
+                break
+
+    def kill_three_times() -> None:
+        for _ in range(3):
+            before, deadline = len(acknowledged), time.monotonic() + 60
+            while len(acknowledged) < before + 2000:
+                assert time.monotonic() < deadline, f"{len(acknowledged) - before} signals acknowledged in a minute"
+                time.sleep(0.01)
+            server.kill()
+            server.start()
+            server.wait_until_serving()
+
+    with serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server:
+        async with AsyncRewardloopClient(server.address, timeout_s=10, max_attempts=1) as client:
+            callers = [asyncio.create_task(call(client, i)) for i in range(40)]
+            try:
+                await asyncio.to_thread(kill_three_times)
+            finally:
+                stop.set()
+                await asyncio.gather(*callers)
+
+    counted = Counter(recorded_ids(empty_redis_url))
     assert set(acknowledged) <= set(counted)
     assert max(counted.values()) == 1
 

@@ -310,3 +310,15 @@ def test_side_files_go_elsewhere_when_the_files_folder_is_read_only(tmp_path: Pa
     assert (tmp_path / kept.name).read_text() == kept.read_text() != ""
     assert [p.name for p in folder.iterdir()] == ["a.jsonl"]
     folder.chmod(0o755)
+
+
+def test_parquet_text_that_is_not_utf8_is_said_in_one_line(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "a.parquet"
+    _parquet(path, [{"prompt": "qqqqqqqqqq", "chosen": "good", "rejected": "bad"}])
+    data = path.read_bytes()
+    assert b"qqqqqqqqqq" in data
+    path.write_bytes(data.replace(b"qqqqqqqqqq", b"\xff\xfeqqqqqqqq"))
+    with serving(Services()) as server:
+        assert _import(path, server) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "a.parquet" in line]
+    assert "not a readable Parquet file" in line

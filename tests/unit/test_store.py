@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from rewardloop.formats.store import (
     DataRange,
     Manifest,
     ModelStore,
+    UnsafeVersion,
     VersionNotFound,
 )
 
@@ -136,6 +138,92 @@ def test_remote_store_is_fetched_and_checked(tmp_path: Path) -> None:
     (directory / "model.onnx").write_bytes(b"altered")
     with pytest.raises(CorruptVersion):
         store.fetch("reward", published.version)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "torch/optimizer.PT", "modeling.py", "op.so"])
+def test_pickles_and_code_are_neither_published_nor_read(tmp_path: Path, name: str) -> None:
+    store = ModelStore(tmp_path)
+
+    def write(directory: Path) -> None:
+        write_files(directory)
+        (directory / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+
+    with pytest.raises(UnsafeVersion, match=name):
+        store.publish(described(), write)
+    assert store.versions("reward") == []
+
+    # One that another writer has put there, manifest and all.
+    published = store.publish(described(), write_files)
+    directory = tmp_path / "reward" / "1"
+    (directory / name).write_bytes(b"x")
+    files = {**published.files, name: hashlib.sha256(b"x").hexdigest()}
+    raw = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps({**raw, "files": files}))
+    with pytest.raises(UnsafeVersion, match=name):
+        store.fetch("reward", 1)
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "model.onnx", "torch"])
+def test_links_are_refused(tmp_path: Path, target: str) -> None:
+    store = ModelStore(tmp_path)
+
+    def write(directory: Path) -> None:
+        write_files(directory)
+        (directory / "link").symlink_to(target)
+
+    with pytest.raises(UnsafeVersion, match="link"):
+        store.publish(described(), write)
+    store.publish(described(), write_files)
+    (tmp_path / "reward" / "1" / "model.onnx").rename(tmp_path / "elsewhere")
+    (tmp_path / "reward" / "1" / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafeVersion, match="link"):
+        store.fetch("reward", 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("files", ["model.onnx"]),
+        ("files", {"model.onnx": 7}),
+        ("files", None),
+        ("max_length", "512"),
+        ("max_length", 0),
+        ("max_length", 10**12),
+        ("heads", True),
+        ("heads", -1),
+        ("metrics", {"accuracy": "high"}),
+        ("notes", []),
+        ("text_format", "plain"),
+        ("created_at", "yesterday"),
+        ("created_at", 7),
+        ("calibration", {"scale": "2", "offset": 0.0}),
+        ("calibration", {"scale": float("nan"), "offset": 0.0}),
+        ("calibration", {"scale": 1.0, "offset": float("inf")}),
+        ("data", {"first_stream_id": 1, "last_stream_id": "2-0", "signals": 1, "arrivals": []}),
+        ("data", {"first_stream_id": "1-0", "last_stream_id": "2-0", "signals": 1, "arrivals": ["now"]}),
+        ("trunk", {"version": 1, "digest": "d"}),
+        ("trunk", ["1"]),
+        ("parent", 3),
+        ("seed", "random"),
+        ("surprise", 1),
+        ("format_version", 2),
+    ],
+)
+def test_manifest_with_a_field_of_another_kind_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(described(), write_files)
+    path = tmp_path / "reward" / "1" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(CorruptVersion, match=f"(?i){field}|format version"):
+        store.manifest("reward", 1)
+
+
+def test_manifest_nested_without_end_is_refused(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(described(), write_files)
+    (tmp_path / "reward" / "1" / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptVersion, match="cannot be read"):
+        store.manifest("reward", 1)
 
 
 def test_directory_without_a_manifest_is_no_version_and_keeps_its_number(tmp_path: Path) -> None:

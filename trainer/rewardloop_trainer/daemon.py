@@ -11,6 +11,7 @@ import redis
 import structlog
 from prometheus_client import start_http_server
 
+from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.consume import Consumer
@@ -138,7 +139,12 @@ def _learners(
     server: RewardloopClient,
     stop: threading.Event,
 ) -> list[Learner]:
-    store = ModelStore(settings.store)
+    try:
+        store = ModelStore(
+            settings.store, signer=signer(settings.signing_key), trusted=trusted_keys(settings.trusted_keys)
+        )
+    except UnusableKey as error:
+        raise SystemExit(f"rewardloop train: {error}") from error
 
     def reward(track: RoundTrack) -> Outcome:
         from rewardloop_trainer.reward_round import RewardRound

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported here: the parser above answers --help without torch.
     from transformers.utils.logging import disable_progress_bar
 
+    from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop_trainer.calibrate import CorruptAnchors
     from rewardloop_trainer.export_errors import ExportFailed, ParityError
@@ -38,7 +39,16 @@ def main(argv: Sequence[str]) -> int:
     export = _export_reward if options.model == "reward" else _export_policy
     try:
         manifest = export(options)
-    except (UnusableBase, ParityError, ExportFailed, CorruptAnchors, CorruptPairs, StoreError, OSError) as error:
+    except (
+        UnusableBase,
+        ParityError,
+        ExportFailed,
+        CorruptAnchors,
+        CorruptPairs,
+        StoreError,
+        UnusableKey,
+        OSError,
+    ) as error:
         print(f"rewardloop export: {error}", file=sys.stderr)
         return 1
     print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}")
@@ -71,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rewardloop export", description=__doc__, allow_abbrev=False)
     parser.add_argument("--base", required=True, metavar="DIR_OR_HUB_ID", help="a Hugging Face model, safetensors only")
     parser.add_argument("--store", required=True, metavar="URL", help="the model store: a directory or fsspec URL")
+    parser.add_argument("--signing-key", default="", metavar="FILE", help="private ed25519 key (PEM) that signs it")
     parser.add_argument("--model", choices=("reward", "policy"), default="reward")
     parser.add_argument("--max-length", type=_at_least(8), metavar="TOKENS", help="of prompt and response together")
     parser.add_argument("--seed", type=int, default=0, help="draws new score heads")
@@ -120,6 +131,7 @@ def _at_least(minimum: int) -> type[int]:
 
 
 def _export_reward(options: argparse.Namespace) -> Manifest:
+    from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop.formats.text import Encoder
     from rewardloop_trainer.adapter_inputs import linear_modules
@@ -165,7 +177,7 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
         def write(target: Path) -> None:
             shutil.copytree(candidate, target, dirs_exist_ok=True)
 
-        return ModelStore(options.store).publish(manifest, write)
+        return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
 
 
 def _in_precision(
@@ -200,6 +212,7 @@ def _in_precision(
 def _export_policy(options: argparse.Namespace) -> Manifest:
     from transformers import AutoModelForCausalLM
 
+    from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop_trainer.base_text import load_tokenizer, longest_input, text_format_of
     from rewardloop_trainer.reward_model import UnusableBase
@@ -226,7 +239,7 @@ def _export_policy(options: argparse.Namespace) -> Manifest:
         tokenizer.save_pretrained(target)
         model.generation_config.save_pretrained(target)
 
-    return ModelStore(options.store).publish(manifest, write)
+    return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
 
 
 def _code_version() -> str:

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.kto_train import train_kto
@@ -52,6 +53,7 @@ _SUMMARY = {
 }
 # What changes nothing about the weights.
 _ASIDE = {"out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"}
+_ASIDE |= {"signing_key", "trusted_keys"}
 
 
 def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
@@ -65,7 +67,8 @@ def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
     if settings.base:
         start = start_from_base(settings.base, settings.max_length)
     else:
-        start = start_from_store(ModelStore(settings.store), settings.version, settings.max_length)
+        store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+        start = start_from_store(store, settings.version, settings.max_length)
     run = _Run(settings, data, start)
     if not run.is_done():
         with RewardloopClient(settings.server) as server:
@@ -256,7 +259,8 @@ class _Run:
         def write(directory: Path) -> None:
             shutil.copytree(self._policy, directory, dirs_exist_ok=True)
 
-        version = publish_once(ModelStore(self._settings.store), manifest, write, f"by-hand-{self._id[:16]}").version
+        store = ModelStore(self._settings.store, signer=signer(self._settings.signing_key))
+        version = publish_once(store, manifest, write, f"by-hand-{self._id[:16]}").version
         print(f"policy {version} published: `rewardloop models promote policy {version}` serves it", flush=True)
         return 0
 

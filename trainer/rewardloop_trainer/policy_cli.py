@@ -26,6 +26,8 @@ class PolicyTrainSettings(ProcessSettings, PolicySettings):
 
     base: str = Field("", description="where it starts: a Hugging Face directory or hub id, safetensors only")
     store: str = Field("", description="model store: of --version, and where --publish goes")
+    signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs what is published")
+    trusted_keys: str = Field("", description="file of public ed25519 keys (PEM), one of which signed --version")
     version: str = Field("", description="where it starts, instead of --base: the number of a policy in the store")
     prompts: Path = Field(
         description="JSONL, plain or gzipped, or Parquet: {prompt}, {messages}, or pairs or thumbs with a prompt"

@@ -46,6 +46,10 @@ class TrainSettings(ProcessSettings):
     """Archives preference signals, retrains the reward model and the policy, and swaps in what passes its gates."""
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
+    signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs what is published")
+    trusted_keys: str = Field(
+        "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
+    )
     redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     server: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     work_dir: Path = Field(Path("rewardloop-data/trainer"), description="state and checkpoints")

@@ -2,140 +2,64 @@
 
 A version is written under a temporary name, hashed, fsynced and renamed, so a reader sees a whole version or
 none. On object stores, which cannot rename, the manifest is uploaded last: a directory without one is no version.
+What a version may hold: weights as safetensors and ONNX, text, no links, and nothing that runs when it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from rewardloop.formats.manifest import Calibration as Calibration
+from rewardloop.formats.manifest import DataRange as DataRange
+from rewardloop.formats.manifest import Manifest as Manifest
+from rewardloop.formats.manifest import Trunk as Trunk
+from rewardloop.formats.manifest import digest_of
+from rewardloop.formats.signatures import SIGNATURE, Signer, TrustedKeys
+from rewardloop.formats.store_errors import CorruptVersion as CorruptVersion
+from rewardloop.formats.store_errors import StoreError as StoreError
+from rewardloop.formats.store_errors import UnsafeVersion as UnsafeVersion
+from rewardloop.formats.store_errors import UntrustedVersion as UntrustedVersion
+from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
+
 MODELS = ("reward", "policy")
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
-FORMAT_VERSION = 1
-
-
-class StoreError(Exception):
-    """Base of the store's errors."""
-
-
-class VersionNotFound(StoreError):
-    """The store has no such version."""
-
-
-class CorruptVersion(StoreError):
-    """A file of the version is missing, added or altered, or its manifest cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Maps a version's raw logits onto the common scale:
-    ``score = scale * (logit - length_slope * log(response_tokens)) + offset``.
-
-    ``length_slope`` takes back what the model gives to length alone; 0 leaves it.
-    """
-
-    scale: float = 1.0
-    offset: float = 0.0
-    length_slope: float = 0.0
-
-    def score(self, logit: float, response_tokens: int) -> float:
-        """``response_tokens``: of the whole response, end marker included, before any shortening; at least 1."""
-        return self.scale * (logit - self.length_slope * math.log(response_tokens)) + self.offset
-
-
-@dataclass(frozen=True, slots=True)
-class DataRange:
-    """The part of the ledger that a version learned from.
-
-    ``arrivals``: arrival times (Unix seconds) of at most 1,000 of the signals that are new since the parent.
-    """
-
-    first_stream_id: str
-    last_stream_id: str
-    signals: int
-    arrivals: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Trunk:
-    """The version, by number and digest, over whose graph a delta runs."""
-
-    version: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a version is, where it came from and how it measured.
-
-    ``files``: sha256 (hex) of every file by its path within the version. ``trunk``: set on a delta, a reward version
-    that holds only an adapter (`ADAPTER`) and runs over the graph of another version, itself no delta.
-    ``precision``: of the graph's matrix products. ``digest`` covers files, trunk, calibration, text format and maximum
-    length: two versions with one digest give the same scores.
-    """
-
-    model: str
-    version: str = ""
-    digest: str = ""
-    created_at: str = ""
-    parent: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-    data: DataRange | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    calibration: Calibration | None = None
-    text_format: Mapping[str, Any] = field(default_factory=dict)
-    max_length: int = 512
-    heads: int = 1
-    base: str = ""
-    seed: int | None = None
-    code_version: str = ""
-    notes: Mapping[str, str] = field(default_factory=dict)
-    precision: str = "float32"
-    trunk: Trunk | None = None
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Raises `CorruptVersion` on anything that is no manifest of a known format version."""
-        try:
-            raw = json.loads(text)
-            if raw["format_version"] != FORMAT_VERSION:
-                raise CorruptVersion(f"manifest format version {raw['format_version']!r} is not {FORMAT_VERSION}")
-            if raw["data"] is not None:
-                raw["data"] = DataRange(**{**raw["data"], "arrivals": tuple(raw["data"]["arrivals"])})
-            if raw["calibration"] is not None:
-                raw["calibration"] = Calibration(**raw["calibration"])
-            if raw.get("trunk") is not None:
-                raw["trunk"] = Trunk(**raw["trunk"])
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CorruptVersion(f"the manifest cannot be read: {error}") from error
+# Formats that are or may hold pickles, and code. Nothing here reads them; that they are there is reason for suspicion.
+_UNSAFE_SUFFIX = re.compile(
+    r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE
+)
 
 
 class ModelStore:
     """Reads and publishes versions under ``url``: a local path or any fsspec URL such as ``s3://bucket/models``.
 
     Remote versions are fetched once into ``cache_dir`` (default: a directory under the system's temporary one).
+    With a ``signer`` what is published is signed; with ``trusted`` keys what they have not signed is never read.
     """
 
-    def __init__(self, url: str | Path, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        cache_dir: Path | None = None,
+        *,
+        signer: Signer | None = None,
+        trusted: TrustedKeys | None = None,
+    ) -> None:
         self.url = str(url)
+        self._signer = signer
+        self._trusted = trusted
         self._fs, root = fsspec.core.url_to_fs(self.url)
         self._root = str(root).rstrip("/")
         self._is_local = "file" in _protocols(self._fs)
@@ -156,18 +80,22 @@ class ModelStore:
         return sorted(int(n) for n in names if n.isdecimal())
 
     def manifest(self, model: str, version: int | str) -> Manifest:
-        """Raises `VersionNotFound` or `CorruptVersion`."""
+        """Raises `VersionNotFound` or `CorruptVersion`, of which `UntrustedVersion` is one."""
         if not str(version).isdecimal():
             raise VersionNotFound(f"{version!r} is not a version of {model}: versions are integers")
         try:
-            text = self._fs.cat_file(self._of(model, version, MANIFEST)).decode()
+            data: bytes = self._fs.cat_file(self._of(model, version, MANIFEST))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VersionNotFound(f"the store has no version {version} of {model}") from error
+        if self._trusted is not None:
+            self._check_signature(model, version, data, self._trusted)
+        try:
+            text = data.decode()
         except UnicodeDecodeError as error:
             raise CorruptVersion(f"manifest of {model} {version}: not UTF-8") from error
         manifest = Manifest.from_json(text)
         if (manifest.model, manifest.version) != (model, str(version)):
-            raise CorruptVersion(f"{model} {version} holds the manifest of {manifest.model} {manifest.version}")
+            raise CorruptVersion(f"{model} {version} holds the manifest of {manifest.model!r} {manifest.version!r}")
         return manifest
 
     def path(self, model: str, version: int | str) -> str:
@@ -177,7 +105,7 @@ class ModelStore:
     def fetch(self, model: str, version: int | str) -> Path:
         """A local directory with the version, every file's sha256 checked.
 
-        Raises `VersionNotFound` or `CorruptVersion`.
+        Raises `VersionNotFound` or `CorruptVersion`, of which `UnsafeVersion` and `UntrustedVersion` are two.
         """
         manifest = self.manifest(model, version)
         if self._is_local:
@@ -199,19 +127,21 @@ class ModelStore:
         """Store a new version: ``write`` fills a directory, ``manifest`` gives the fields that are not derived.
 
         Returns the manifest with version, digest, files and created_at filled in. The version becomes visible within
-        ``held()``. Whatever that or ``write`` raises goes through, and nothing is left behind.
+        ``held()``. Whatever that or ``write`` raises goes through, and nothing is left behind. Raises `UnsafeVersion`
+        when it writes what no version may hold.
         """
         staging_root = Path(self._root) / manifest.model if self._is_local else self._cache / "staging"
         staging_root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=staging_root))
         try:
             write(staging)
+            _refuse_unsafe(staging, f"a new version of {manifest.model}")
             files = {str(p.relative_to(staging)): _sha256_file(p) for p in _files(staging)}
             complete = replace(
                 manifest,
                 files=files,
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                digest=_digest(manifest, files),
+                digest=digest_of(manifest, files),
             )
             return self._place(complete, staging, held)
         finally:
@@ -223,9 +153,13 @@ class ModelStore:
             version = max(self._numbers(manifest.model), default=0) + 1
             numbered = replace(manifest, version=str(version))
             (staging / MANIFEST).write_text(numbered.to_json())
+            names = [*numbered.files, MANIFEST]
+            if self._signer is not None:
+                (staging / SIGNATURE).write_bytes(self._signer.sign((staging / MANIFEST).read_bytes()))
+                names.insert(-1, SIGNATURE)
             if not self._is_local:
                 target = self._of(manifest.model, version)
-                for name in numbered.files:
+                for name in names[:-1]:
                     self._fs.put_file(str(staging / name), f"{target}/{name}")
                 with held():  # without its manifest a version is none
                     self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
@@ -253,9 +187,17 @@ class ModelStore:
                 try:
                     self._fs.get_file(self._of(manifest.model, manifest.version, name), str(target))
                 except FileNotFoundError as error:
-                    raise CorruptVersion(f"{manifest.model} {manifest.version}: {name} is missing") from error
+                    raise CorruptVersion(f"{manifest.model} {manifest.version}: {name!r} is missing") from error
             if not directory.exists():
                 partial.rename(directory)
+
+    def _check_signature(self, model: str, version: int | str, manifest: bytes, trusted: TrustedKeys) -> None:
+        try:
+            signature = self._fs.cat_file(self._of(model, version, SIGNATURE))
+        except FileNotFoundError as error:
+            raise UntrustedVersion(f"{model} {version} is not signed") from error
+        if not trusted.have_signed(manifest, signature):
+            raise UntrustedVersion(f"{model} {version} is not signed with a trusted key, or was altered since")
 
     def _of(self, model: str, version: int | str, *names: str) -> str:
         return "/".join((self._root, model, str(version), *names))
@@ -263,28 +205,27 @@ class ModelStore:
 
 def _verify(directory: Path, manifest: Manifest) -> None:
     where = f"{manifest.model} {manifest.version}"
-    present = {str(p.relative_to(directory)) for p in _files(directory)} - {MANIFEST}
+    present = {str(p.relative_to(directory)) for p in _files(directory)} - {MANIFEST, SIGNATURE}
     for name in sorted(set(manifest.files) | present):
         if name not in manifest.files:
             raise CorruptVersion(f"{where}: {name} is not in the manifest")
         if name not in present:
-            raise CorruptVersion(f"{where}: {name} is missing")
+            raise CorruptVersion(f"{where}: {name!r} is missing")
+    _refuse_unsafe(directory, where)
+    for name in manifest.files:
         if _sha256_file(_inside(directory, name)) != manifest.files[name]:
             raise CorruptVersion(f"{where}: {name} was altered (sha256 differs from the manifest)")
-    if _digest(manifest, manifest.files) != manifest.digest:
+    if digest_of(manifest, manifest.files) != manifest.digest:
         raise CorruptVersion(f"{where}: the manifest was altered (digest differs)")
 
 
-def _digest(manifest: Manifest, files: Mapping[str, str]) -> str:
-    covered = {
-        "files": dict(files),
-        "calibration": asdict(manifest.calibration) if manifest.calibration else None,
-        "text_format": dict(manifest.text_format),
-        "max_length": manifest.max_length,
-    }
-    if manifest.trunk is not None:
-        covered["trunk"] = asdict(manifest.trunk)
-    return _sha256(json.dumps(covered, sort_keys=True).encode())
+def _refuse_unsafe(directory: Path, where: str) -> None:
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        if path.is_symlink():
+            raise UnsafeVersion(f"{where}: {name} is a link")
+        if _UNSAFE_SUFFIX.fullmatch(path.suffix):
+            raise UnsafeVersion(f"{where}: {name} may hold a pickle or code; weights are safetensors or ONNX")
 
 
 def _inside(directory: Path, name: str) -> Path:

@@ -30,7 +30,10 @@ class FeedbackServiceStub:
     spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full).
+    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
+    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
+    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
+    event_id, or has sent as many signals about it as one may).
     """
 
     def __init__(self, channel):
@@ -56,7 +59,10 @@ class FeedbackServiceServicer:
     spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full).
+    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
+    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
+    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
+    event_id, or has sent as many signals about it as one may).
     """
 
     def Record(self, request, context):
@@ -99,7 +105,10 @@ class FeedbackService:
     spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id), UNAVAILABLE (Redis away, or draining; RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full).
+    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
+    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
+    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
+    event_id, or has sent as many signals about it as one may).
     """
 
     @staticmethod

@@ -1,0 +1,171 @@
+"""The manifest: what a version is, where it came from, how it measured, and the sha256 of everything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from rewardloop.formats.store_errors import CorruptVersion
+
+FORMAT_VERSION = 1
+# A version is warmed with one row of its greatest length: this bounds what a manifest can make a server allocate.
+MAX_TOKENS = 2**20
+_LARGEST = 1e300
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Maps a version's raw logits onto the common scale:
+    ``score = scale * (logit - length_slope * log(response_tokens)) + offset``.
+
+    ``length_slope`` takes back what the model gives to length alone; 0 leaves it.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+    length_slope: float = 0.0
+
+    def score(self, logit: float, response_tokens: int) -> float:
+        """``response_tokens``: of the whole response, end marker included, before any shortening; at least 1."""
+        return self.scale * (logit - self.length_slope * math.log(response_tokens)) + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class DataRange:
+    """The part of the ledger that a version learned from.
+
+    ``arrivals``: arrival times (Unix seconds) of at most 1,000 of the signals that are new since the parent.
+    """
+
+    first_stream_id: str
+    last_stream_id: str
+    signals: int
+    arrivals: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """The version, by number and digest, over whose graph a delta runs."""
+
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a version is, where it came from and how it measured.
+
+    ``files``: sha256 (hex) of every file by its path within the version. ``trunk``: set on a delta, a reward version
+    that holds only an adapter (`ADAPTER`) and runs over the graph of another version, itself no delta.
+    ``precision``: of the graph's matrix products. ``digest`` covers files, trunk, calibration, text format and maximum
+    length: two versions with one digest give the same scores.
+    """
+
+    model: str
+    version: str = ""
+    digest: str = ""
+    created_at: str = ""
+    parent: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    data: DataRange | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    text_format: Mapping[str, Any] = field(default_factory=dict)
+    max_length: int = 512
+    heads: int = 1
+    base: str = ""
+    seed: int | None = None
+    code_version: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    trunk: Trunk | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises `CorruptVersion` on anything that is no manifest of a known format version."""
+        try:
+            raw = json.loads(text)
+            if raw["format_version"] != FORMAT_VERSION:
+                raise CorruptVersion(f"manifest format version {raw['format_version']!r} is not {FORMAT_VERSION}")
+            if raw["data"] is not None:
+                raw["data"] = DataRange(**{**raw["data"], "arrivals": tuple(raw["data"]["arrivals"])})
+            if raw["calibration"] is not None:
+                raw["calibration"] = Calibration(**raw["calibration"])
+            if raw.get("trunk") is not None:
+                raw["trunk"] = Trunk(**raw["trunk"])
+            manifest = cls(**raw)
+            wrong = sorted(_wrong_fields(manifest))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CorruptVersion(f"the manifest cannot be read: {ascii(str(error))[1:-1]}") from error
+        if wrong:
+            raise CorruptVersion(f"the manifest cannot be read: {', '.join(wrong)} of another kind than it must be")
+        return manifest
+
+
+def digest_of(manifest: Manifest, files: Mapping[str, str]) -> str:
+    """Over what decides the scores; see `Manifest`."""
+    covered = {
+        "files": dict(files),
+        "calibration": asdict(manifest.calibration) if manifest.calibration else None,
+        "text_format": dict(manifest.text_format),
+        "max_length": manifest.max_length,
+    }
+    if manifest.trunk is not None:
+        covered["trunk"] = asdict(manifest.trunk)
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def _wrong_fields(manifest: Manifest) -> list[str]:
+    """Names of the fields that are not of their type, or whose numbers no version can have."""
+    data, calibration, trunk = manifest.data, manifest.calibration, manifest.trunk
+    texts = ("model", "version", "digest", "base", "code_version", "precision")
+    sound = {name: isinstance(getattr(manifest, name), str) for name in texts}
+    sound |= {
+        "created_at": isinstance(manifest.created_at, str) and _is_time(manifest.created_at),
+        "parent": manifest.parent is None or isinstance(manifest.parent, str),
+        "files": _maps_to(manifest.files, str),
+        "notes": _maps_to(manifest.notes, str),
+        "metrics": _maps_to(manifest.metrics, int, float),
+        "text_format": isinstance(manifest.text_format, dict),
+        "max_length": _is_count(manifest.max_length, MAX_TOKENS),
+        "heads": _is_count(manifest.heads, MAX_TOKENS),
+        "seed": manifest.seed is None or isinstance(manifest.seed, int),
+        "data": data is None
+        or (
+            isinstance(data.first_stream_id, str)
+            and isinstance(data.last_stream_id, str)
+            and isinstance(data.signals, int)
+            and all(_is_finite(arrival) for arrival in data.arrivals)
+        ),
+        "calibration": calibration is None or all(_is_finite(value) for value in asdict(calibration).values()),
+        "trunk": trunk is None or (isinstance(trunk.version, str) and isinstance(trunk.digest, str)),
+    }
+    return [name for name, is_sound in sound.items() if not is_sound]
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return not text or datetime.fromisoformat(text).year > 1
+    except ValueError:
+        return False
+
+
+def _maps_to(value: object, *kinds: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, kinds) for each in value.values())
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
