@@ -33,12 +33,14 @@ class ServeProcess:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def argv(self) -> list[str]:
         argv = [sys.executable, "-m", "rewardloop_server.app", "--store", str(self.store)]
         argv += ["--redis-url", self.redis_url, "--listen", self.address, "--metrics-port", str(self.metrics_port)]
-        argv += ["--intra-op-threads", "1", "--no-spin", *self.args]
+        return [*argv, "--intra-op-threads", "1", "--no-spin", *self.args]
+
+    def start(self) -> None:
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(self.argv(), stdout=log, stderr=subprocess.STDOUT)
 
     def kill(self) -> None:
         """As ``kill -9`` does."""

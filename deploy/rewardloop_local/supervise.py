@@ -131,4 +131,7 @@ class Supervisor:
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, _MAX_BACKOFF_S)
             process.restarts += 1
-            process.start()
+            try:
+                process.start()
+            except OSError as error:  # no memory or no disk for it now: tried again, like one that dies at once
+                log.error("process not started", process=process.name, error=str(error))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
 
 
@@ -16,7 +17,7 @@ class PolicyWorkerSettings(DoorSettings):
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with generations and pointers")
     listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
     metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page; 0: none")
     metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")

@@ -120,7 +120,7 @@ class QueueFull(RewardloopError):
 
 
 class StoreFull(RewardloopError):
-    """Redis is at its memory limit and refuses writes; nothing is evicted."""
+    """Redis is at its memory limit and refuses writes, nothing being evicted; or the spool is full."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "STORE_FULL"

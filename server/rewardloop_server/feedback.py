@@ -1,4 +1,4 @@
-"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream."""
+"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream or spool."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from google.protobuf import timestamp_pb2
 
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
-from rewardloop_server.feedback_stream import Appended, FeedbackStream
-from rewardloop_server.generations import GenerationLog
+from rewardloop_server.feedback_stream import Appended
+from rewardloop_server.intake import Intake
 from rewardloop_server.metrics import ServerMetrics
 from rewardloop_server.validate import Limits, validate_event, validate_signal, within
 
@@ -31,15 +31,13 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
 
     def __init__(
         self,
-        stream: FeedbackStream,
-        generations: GenerationLog,
+        intake: Intake,
         limits: Limits,
         metrics: ServerMetrics,
         *,
         max_events: int,
     ) -> None:
-        self._stream = stream
-        self._generations = generations
+        self._intake = intake
         self._limits = limits
         self._metrics = metrics
         self._max_events = max_events
@@ -75,7 +73,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         try:
             errors = await self._prepare(events)
             appended = iter(
-                await self._stream.append([e for e, error in zip(events, errors, strict=True) if error is None])
+                await self._intake.append([e for e, error in zip(events, errors, strict=True) if error is None])
             )
         except RewardloopError:
             self._count(events, ["failed"] * len(events))
@@ -92,10 +90,10 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             if len(errors) % _CHECKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         if named := {e.generation_id for e, error in zip(events, errors, strict=True) if not error} - {""}:
-            generations = await self._generations.get(named)
+            generations = await self._intake.generations(named)
             for i, event in enumerate(events):
-                if errors[i] is None and event.generation_id:
-                    errors[i] = _fill_in(event, generations.get(event.generation_id), self._limits)
+                if errors[i] is None and event.generation_id and generations is not None:
+                    errors[i] = fill_in(event, generations.get(event.generation_id), self._limits)
         seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
         arrival = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
         for event, error in zip(events, errors, strict=True):
@@ -120,7 +118,7 @@ def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
     return None
 
 
-def _fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
+def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
     """Put the generation's prompt, responses and versions into ``event``; returns what is wrong with it then."""
     if generation is None:
         return UnknownGeneration(f"no generation is logged as {event.generation_id}, or it has expired")
@@ -142,7 +140,7 @@ def _fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Lim
 def _word(outcome: Appended | RewardloopError) -> str:
     if isinstance(outcome, RewardloopError):
         return "rejected"
-    return "duplicate" if outcome.is_duplicate else "recorded"
+    return "duplicate" if outcome.is_duplicate else "recorded" if outcome.stream_id else "spooled"
 
 
 def _reply(place: Appended) -> feedback_pb2.RecordResponse:

@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.errors import RewardloopError
 from rewardloop_server.feedback_caps import Caps, Check
 from rewardloop_server.group_commit import GroupCommit
-from rewardloop_server.redis_link import redis_errors
+from rewardloop_server.redis_link import REDIS_FAILURES, redis_errors
 
 # Events and bytes in one script call. Redis runs a script without interruption, and syncs its file once for it.
 _EVENTS_A_CALL = 128
@@ -138,9 +138,20 @@ class FeedbackStream:
     async def is_reachable(self) -> bool:
         """Whether Redis answers right now; takes at most the operation timeout."""
         try:
-            return bool(await self._redis.ping())
-        except RedisError:
+            with redis_errors():
+                return bool(await self._redis.ping())
+        except (RewardloopError, *REDIS_FAILURES):
             return False
+
+    async def bury(self, event: feedback_pb2.FeedbackEvent, reason: str) -> None:
+        """Put into the dead-letter stream what cannot be appended. Raises RedisUnavailable or StoreFull."""
+        letter = {
+            keys.DEAD_EVENT_FIELD: event.SerializeToString(),
+            keys.DEAD_REASON_FIELD: reason,
+            keys.DEAD_SOURCE_FIELD: "",
+        }
+        with redis_errors():
+            await self._redis.xadd(keys.DEAD_LETTERS, letter)  # type: ignore[arg-type]  # its dict is invariant
 
     async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         names: list[str] = [keys.FEEDBACK_STREAM]
@@ -153,9 +164,12 @@ class FeedbackStream:
                 args += (check.name, check.limit, check.ttl_s, check.member)
         with redis_errors():
             answers = await self._run(names, args)
+            places = answers.decode().split(" ")
+            if len(places) != len(entries):
+                raise ValueError(f"{len(places)} answers for {len(entries)} events")
         self._on_group(len(entries))
         now = time.time()
-        return [self._outcome(answer, now) for answer in answers.decode().split(" ")]
+        return [self._outcome(answer, now) for answer in places]
 
     async def _run(self, names: list[str], args: list[bytes | str | int]) -> bytes:
         # Not redis-py's Script: what that does around this call is a tenth of what a single signal costs.

@@ -7,11 +7,11 @@ import time
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import Manifest
 from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.redis_link import REDIS_FAILURES
 
 log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ class Freshness:
     async def _observe(self, manifest: Manifest, now: float) -> None:
         try:
             is_first = await self._redis.set(keys.FIRST_SERVED + manifest.digest, f"{now:.3f}", nx=True)
-        except RedisError as error:
+        except REDIS_FAILURES as error:
             log.warning("freshness not recorded", version=manifest.version, error=str(error))
             return
         if is_first and manifest.data is not None:

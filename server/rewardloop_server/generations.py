@@ -50,11 +50,11 @@ class GenerationLog:
             return {}
         with redis_errors():
             found = await self._redis.mget([keys.GENERATION + each for each in wanted])
-        return {
-            each: policy_pb2.Generation.FromString(data)
-            for each, data in zip(wanted, found, strict=True)
-            if isinstance(data, bytes)
-        }
+            return {
+                each: policy_pb2.Generation.FromString(data)
+                for each, data in zip(wanted, found, strict=True)
+                if isinstance(data, bytes)
+            }
 
     async def _is_ours(self, generation_id: str) -> bool:
         if self._signing is None or await self._signing.is_ours(generation_id):

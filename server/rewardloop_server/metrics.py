@@ -137,7 +137,7 @@ class ServerMetrics:
     )
     feedback_events_total: Counter = _counter(
         "feedback_events_total",
-        "Preference signals by kind and outcome (recorded, duplicate, rejected, failed).",
+        "Preference signals by kind and outcome (recorded, spooled, duplicate, rejected, failed).",
         "kind",
         "outcome",
     )
@@ -163,6 +163,11 @@ class ServerMetrics:
     )
     redis_up: Gauge = _gauge("redis_up", "1 while Redis answers.")
     stream_length: Gauge = _gauge("stream_length", "Entries in the feedback stream; NaN while Redis is away.")
+    spool_events: Gauge = _gauge("spool_events", "Signals in the local spool, which Redis has not taken yet.")
+    spool_bytes: Gauge = _gauge("spool_bytes", "Size of the local spool on its disk.")
+    spool_oldest_seconds: Gauge = _gauge(
+        "spool_oldest_seconds", "Age of the oldest signal in the local spool; 0: none."
+    )
     stream_pending: Gauge = _gauge(
         "stream_pending", "Entries that the trainer has read and not acknowledged; NaN while Redis is away."
     )

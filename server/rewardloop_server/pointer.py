@@ -112,11 +112,11 @@ class ActivePointer:
         """None: no version was ever active."""
         with redis_errors():
             raw = await self._redis.hget(keys.ACTIVE, model)
-        if raw is None:
-            return None
-        value = json.loads(raw)
-        shares = {role: _share(value.get(role)) for role in ROLES}
-        return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
+            if raw is None:
+                return None
+            value = json.loads(raw)
+            shares = {role: _share(value.get(role)) for role in ROLES}
+            return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
 
     async def move(self, model: str, version: str, reason: str) -> str | None:
         """Make ``version`` active and end canary and shadow; returns the version before."""
@@ -145,13 +145,23 @@ class ActivePointer:
         with redis_errors():
             await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value))
 
+    async def restore(self, model: str, active: Active) -> bool:
+        """Put back a pointer that Redis lost; False when it has one."""
+        value: dict[str, Any] = {"version": active.version, "previous": list(active.previous), "changed_at": _now()}
+        value["reason"] = "put back after Redis lost it"
+        for role in ROLES:
+            if (holder := active.beside(role)) is not None:
+                value[role] = {"version": holder.version, "share": holder.share}
+        with redis_errors():
+            return bool(await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value)))
+
     async def _run(self, model: str, version: str, reason: str, must_be_active: str) -> tuple[str | None, bool]:
         with redis_errors():
             before, is_moved = await self._move(
                 keys=[keys.ACTIVE],
                 args=[model, version, reason[:_MAX_REASON_CHARS], _now(), _MAX_PREVIOUS, must_be_active],
             )
-        return (None if before is None else before.decode()), bool(is_moved)
+            return (None if before is None else before.decode()), bool(is_moved)
 
     async def _set_role(self, model: str, role: Role, holder: Share | None, reason: str) -> bool:
         held = "" if holder is None else json.dumps({"version": holder.version, "share": holder.share})

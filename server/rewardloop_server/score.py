@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
+import structlog
 from google.rpc import status_pb2
 
 from rewardloop.formats.store import Manifest
@@ -22,7 +23,7 @@ from rewardloop_server.bulk import Window
 from rewardloop_server.cache import ScoreCache
 from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.engine import Floats, RewardModel
-from rewardloop_server.errors import InvalidRequest, RewardloopError, Violation
+from rewardloop_server.errors import InternalError, InvalidRequest, RewardloopError, Violation
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.lane import Scored
 from rewardloop_server.metrics import ServerMetrics
@@ -30,6 +31,8 @@ from rewardloop_server.shadow import ShadowScorer
 from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool, estimated_tokens
 from rewardloop_server.validate import Limits, validate_score
+
+log = structlog.get_logger()
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -230,8 +233,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
 
 def reply_of(model: RewardModel, rows: list[Encoded], scored: Scored) -> reward_pb2.ScoreResponse:
-    """Calibrated, with the version that made it; timings are left to the caller."""
+    """Calibrated, with the version that made it; timings are left to the caller.
+
+    Raises InternalError where the version gives no number for a row: warming it has not met those weights.
+    """
     means, spreads = _means_and_spreads(scored.logits)
+    if not all(map(math.isfinite, means)):
+        log.error("logits are not finite", version=model.manifest.version)
+        raise InternalError
     calibration = model.calibration
     return reward_pb2.ScoreResponse(
         scores=[

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -38,12 +39,13 @@ from rewardloop_server.best_of import BestOf
 from rewardloop_server.cache import ScoreCache
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.engine import RewardModel, choose_device
-from rewardloop_server.feedback import FeedbackServicer
+from rewardloop_server.feedback import FeedbackServicer, fill_in
 from rewardloop_server.feedback_caps import Caps
 from rewardloop_server.feedback_stream import FeedbackStream
 from rewardloop_server.freshness import Freshness
 from rewardloop_server.generation_keys import GenerationKeys
 from rewardloop_server.generations import GenerationLog
+from rewardloop_server.intake import Intake
 from rewardloop_server.interceptor import RewardloopInterceptor
 from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_stream
 from rewardloop_server.metrics import ServerMetrics
@@ -56,6 +58,7 @@ from rewardloop_server.score import RewardServicer, TraceStages
 from rewardloop_server.sessions import SessionPool
 from rewardloop_server.settings import ServeSettings
 from rewardloop_server.shadow import ShadowScorer
+from rewardloop_server.spool import Spool, SpoolInUse
 from rewardloop_server.swap import VersionHost
 from rewardloop_server.tokenize import TokenizePool
 from rewardloop_server.validate import Limits
@@ -80,9 +83,6 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         settings.annotator_signals_per_day,
         settings.annotator_signals_per_generation,
         settings.generation_ttl_s,
-    )
-    stream = FeedbackStream(
-        redis, settings.seen_ttl_s, caps, on_group=metrics.feedback_group_events.observe, carried=tracing.carried
     )
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
@@ -115,6 +115,16 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     )
     signing = GenerationKeys(redis, settings.generation_key_file)
     generations = GenerationLog(redis, settings.generation_ttl_s, signing, metrics.forged_generations_total.inc)
+    intake = Intake(
+        FeedbackStream(
+            redis, settings.seen_ttl_s, caps, on_group=metrics.feedback_group_events.observe, carried=tracing.carried
+        ),
+        generations,
+        functools.partial(fill_in, limits=limits),
+        metrics,
+        Spool(Path(settings.spool)) if settings.spool else None,
+        settings.spool_mib * 2**20,
+    )
     relay = PolicyRelay(
         settings.policy_address,
         BestOf(host, tokenizers, batcher, generations),
@@ -142,7 +152,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         server,
     )
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-        FeedbackServicer(stream, generations, limits, metrics, max_events=settings.max_events),
+        FeedbackServicer(intake, limits, metrics, max_events=settings.max_events),
         server,
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, relay), server)
@@ -159,12 +169,18 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)
 
     entrance.open(server, settings.listen)
+    try:
+        await intake.open()
+    except (SpoolInUse, OSError) as error:
+        raise SystemExit(f"rewardloop serve: no spool: {error}") from error
     async with AsyncExitStack() as stack:
         background = Background(stack)
         background.start(batcher.run())
         background.start(host.follow(pointer, settings.pointer_poll_s))
-        background.start(report_health(health, names, host, stream, relay))
+        background.start(report_health(health, names, host, intake, relay))
         background.start(measure_loop_lag(metrics))
+        if settings.spool:
+            background.start(intake.drain())
         background.start(measure_queues(batcher))
         background.start(measure_stream(metrics, redis))
         for work in entrance.upkeep():
@@ -181,6 +197,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         await health.enter_graceful_shutdown()
         await server.stop(settings.drain_grace_s)
     tokenizers.close()
+    await intake.close()
     await relay.close()
     await redis.aclose()
     log.info("stopped")

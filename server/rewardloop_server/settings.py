@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
 
 
@@ -17,7 +18,7 @@ class ServeSettings(DoorSettings):
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page; 0: none")
     metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
@@ -76,6 +77,8 @@ class ServeSettings(DoorSettings):
     max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
     max_in_flight_per_stream: int = Field(256, ge=1, description="requests of one ScoreStream worked on at once")
 
+    spool: str = Field("", description="directory that keeps signals while Redis is away; empty: they are refused then")
+    spool_mib: int = Field(256, ge=1, description="most that the spool takes of its disk, in MiB")
     seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
     generation_key_file: str = Field(

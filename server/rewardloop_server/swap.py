@@ -41,6 +41,7 @@ from rewardloop_server.residents import L, Residents
 log = structlog.get_logger()
 
 _MAX_RETRY_S = 10.0
+_MAX_REDIS_PAUSE_S = 2.0
 
 
 class VersionHost(Generic[L]):
@@ -74,6 +75,7 @@ class VersionHost(Generic[L]):
         self._residents: Residents[L] = Residents(model, resident_versions)
         self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
         self._warming: str | None = None
+        self._followed: Active | None = None  # the pointer as it was last read
         self._one_at_a_time = asyncio.Lock()
         self._switched = asyncio.Event()
 
@@ -190,6 +192,8 @@ class VersionHost(Generic[L]):
     async def follow(self, pointer: ActivePointer, poll_s: float) -> None:
         """Converge on the pointer until cancelled; a store's newest version becomes active where none is.
 
+        A pointer that Redis lost is put back as this process last read it: what serves goes on serving, and what was
+        rolled back stays so.
         Redis away or a version that does not load: logged, retried ever more slowly, what serves goes on. A pointer
         that moves on from such a version is followed at once.
         """
@@ -206,11 +210,18 @@ class VersionHost(Generic[L]):
                 pause = min(pause * 2, _MAX_RETRY_S)
                 retry_at, given_up = time.monotonic() + pause, wanted
                 log.warning("cannot follow the pointer", model=self.model, error=str(error), retry_s=pause)
-            await asyncio.sleep(pause if wanted is None else poll_s)
+            await asyncio.sleep(min(pause, _MAX_REDIS_PAUSE_S) if wanted is None else poll_s)
 
     async def _wanted(self, pointer: ActivePointer) -> Active | None:
         if (active := await pointer.read(self.model)) is not None:
+            self._followed = active
             return active
+        if (lost := self._followed) is not None:
+            if self.active is not None and self.active.version != lost.version:  # promoted here since it was read
+                lost = Active(self.active.version, (lost.version, *lost.previous))
+            if await pointer.restore(self.model, lost):
+                log.error("Redis lost the pointer: put back", model=self.model, version=lost.version)
+            return await pointer.read(self.model)
         stored = await asyncio.to_thread(self._store.versions, self.model)
         if not stored:
             return None

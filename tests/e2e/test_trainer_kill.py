@@ -15,35 +15,11 @@ from typing import Any
 import pytest
 import redis
 from signals import choice, put
+from trainers import Archiver
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.ledger import Ledger
-
-
-class Archiver:
-    """A trainer that archives and trains nothing."""
-
-    def __init__(self, directory: Path, redis_url: str, name: str = "trainer", *args: str) -> None:
-        self.log_path = directory / f"{name}.log"
-        self.argv = [sys.executable, "-m", "rewardloop_trainer", "--redis-url", redis_url]
-        self.argv += ["--archive", str(directory / "ledger"), "--work-dir", str(directory / "work")]
-        self.argv += ["--store", str(directory / "models"), "--metrics-port", "0", "--lock-ttl-s", "1"]
-        self.argv += ["--no-reward-rounds", "--no-policy-rounds", "--flush-rows", "50", "--flush-age-s", "0.05", *args]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> subprocess.Popen[bytes]:
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.argv, stdout=log, stderr=subprocess.STDOUT)
-        return self.process
-
-    def wait_for_log(self, text: str, patience_s: float = 30.0) -> None:
-        assert self.process is not None
-        deadline = time.monotonic() + patience_s
-        while text not in self.log_path.read_text():
-            assert time.monotonic() < deadline, self.log_path.read_text()
-            assert self.process.poll() is None, self.log_path.read_text()
-            time.sleep(0.02)
 
 
 @pytest.fixture

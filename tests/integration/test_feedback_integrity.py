@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_servers import Serve
+from intakes import intake_of
 from redis.asyncio import Redis
 from signals import choice
 from statuses import failure, reason_of, retry_ms_of
@@ -36,7 +37,10 @@ async def feedback(
     serve: Serve, redis: Redis, metrics: ServerMetrics, caps: Caps | None = None, log: GenerationLog | None = None
 ) -> AsyncIterator[Any]:
     servicer = FeedbackServicer(
-        FeedbackStream(redis, 60, caps), log or GenerationLog(redis, 60), Limits(), metrics, max_events=1000
+        intake_of(FeedbackStream(redis, 60, caps), log or GenerationLog(redis, 60), metrics),
+        Limits(),
+        metrics,
+        max_events=1000,
     )
     async with serve((feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, servicer)) as channel:
         stub: Any = feedback_pb2_grpc.FeedbackServiceStub(channel)

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_servers import Serve
+from intakes import intake_of
 from redis.asyncio import Redis
 from signals import choice
 from statuses import failure, fields_of, reason_of
@@ -44,8 +45,7 @@ def about(generation_id: str, event_id: str = "e", chosen: int = 1, rejected: in
 @asynccontextmanager
 async def feedback(serve: Serve, redis: Redis, metrics: ServerMetrics, max_events: int = 1000) -> AsyncIterator[Any]:
     servicer = FeedbackServicer(
-        FeedbackStream(redis, ttl_s=60),
-        GenerationLog(redis, ttl_s=60),
+        intake_of(FeedbackStream(redis, 60), GenerationLog(redis, 60), metrics),
         Limits(),
         metrics,
         max_events=max_events,
@@ -177,7 +177,9 @@ async def test_number_of_events_is_bounded(serve: Serve, redis: Redis, metrics: 
 
 async def test_text_that_is_not_utf8_is_an_invalid_argument(serve: Serve, redis: Redis, metrics: ServerMetrics) -> None:
     data = request(sent(1)).SerializeToString().replace(b"question", b"\xff\xfe\xfd\xfcions")
-    servicer = FeedbackServicer(FeedbackStream(redis, 60), GenerationLog(redis, 60), Limits(), metrics, max_events=9)
+    servicer = FeedbackServicer(
+        intake_of(FeedbackStream(redis, 60), GenerationLog(redis, 60), metrics), Limits(), metrics, max_events=9
+    )
     async with serve((feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, servicer)) as channel:
         error = await failure(channel.unary_unary("/rewardloop.v1.FeedbackService/Record")(data))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -154,3 +154,12 @@ async def test_redis_away_is_unavailable(fresh_redis: EmbeddedRedis) -> None:
     fresh_redis.start()
     assert await pointer.read("reward") == Active("1", ())
     await redis.aclose()
+
+
+async def test_lost_pointer_is_put_back_whole_and_never_over_another(pointer: ActivePointer, redis: Redis) -> None:
+    known = Active("4", ("3", "1"), canary=Share("5", 0.1), shadow=Share("6", 1.0))
+    assert await pointer.restore("reward", known)
+    assert await pointer.read("reward") == known
+    assert not await pointer.restore("reward", Active("9"))
+    assert await pointer.move_back("reward", "4", "3", "worse")
+    assert await pointer.read("reward") == Active("3", ("1",))

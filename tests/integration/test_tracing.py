@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 import redis
+from intakes import intake_of
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -67,7 +68,9 @@ async def feedback(redis_url: str, *, is_traced: bool = True) -> AsyncIterator[s
     around = [ServerTracing()] if is_traced else []
     server = grpc.aio.server(interceptors=[*around, RewardloopInterceptor(ServerMetrics())])
     stream = FeedbackStream(client, ttl_s=60, carried=carried) if is_traced else FeedbackStream(client, ttl_s=60)
-    servicer = FeedbackServicer(stream, GenerationLog(client, ttl_s=60), Limits(), ServerMetrics(), max_events=10)
+    metrics = ServerMetrics()
+    intake = intake_of(stream, GenerationLog(client, ttl_s=60), metrics)
+    servicer = FeedbackServicer(intake, Limits(), metrics, max_events=10)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

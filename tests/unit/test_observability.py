@@ -23,8 +23,6 @@ from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.settings import RewardHyperparameters, TrainSettings
 
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
-# Of processes that are set up so: with a spool.
-ELSEWHERE = {"rewardloop_spool_events"}
 
 
 def _server() -> CollectorRegistry:
@@ -103,7 +101,7 @@ def test_what_is_made_from_the_code_is_kept_as_it_would_be_made(script: str) -> 
 def test_only_metrics_that_exist_are_asked_for(file: str) -> None:
     known = {sample.name for make in REGISTRIES.values() for family in make().collect() for sample in family.samples}
     known |= {family.name for make in REGISTRIES.values() for family in make().collect()}
-    known |= {family.name for family in GpuCollector().describe()} | ELSEWHERE
+    known |= {family.name for family in GpuCollector().describe()}
     for histogram in [name for name in known if name.endswith("_sum")]:
         known |= {histogram.removesuffix("_sum") + "_bucket", histogram.removesuffix("_sum") + "_count"}
     recorded = {

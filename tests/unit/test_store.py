@@ -224,3 +224,15 @@ def test_manifest_nested_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reward" / "1" / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(CorruptVersion, match="cannot be read"):
         store.manifest("reward", 1)
+
+
+def test_directory_without_a_manifest_is_no_version_and_keeps_its_number(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(2):
+        store.publish(Manifest(model="reward"), lambda directory: (directory / "model.onnx").write_bytes(b"x") and None)
+    (tmp_path / "reward" / "2" / "manifest.json").unlink()
+    assert store.versions("reward") == [1]
+    published = store.publish(
+        Manifest(model="reward"), lambda directory: (directory / "model.onnx").write_bytes(b"x") and None
+    )
+    assert published.version == "3"

@@ -3,6 +3,9 @@
 An entry is acknowledged only when its row is on disk (or its bytes are in the dead-letter stream), so a consumer
 killed anywhere leaves it pending, and the next one claims it. What was archived but not acknowledged is recognised
 by its stream id, and a signal sent twice by its event_id, so the ledger has each once.
+
+An entry that was read several times and is not archived yet may be what ends the process each time. It is read alone
+then, and where it ends the process again, the next one makes it a dead letter instead of reading it.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import structlog
 
 from rewardloop.formats import keys
 from rewardloop_trainer.decode import InvalidEntry, decode
+from rewardloop_trainer.fence import Fenced
 from rewardloop_trainer.ledger import Ledger, order
 from rewardloop_trainer.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.redis_link import REDIS_FAILURES
 from rewardloop_trainer.trim import trim_archived
 
 if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
@@ -29,6 +34,9 @@ if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
 log = structlog.get_logger()
 
 _READ_COUNT = 1_000
+# A kill from outside or a full disk makes an entry come again, too: so many times are still no suspicion.
+_READS_OF_A_SUSPECT = 3
+_MAX_PAUSE_S = 5.0
 _RECENT_EVENTS = 1_000_000
 
 Entry = tuple[bytes, dict[bytes, bytes]]
@@ -68,23 +76,26 @@ class Consumer:
         self._rows: list[Recorded] = []
         self._unacked: list[str] = []
         self._first_row_at = 0.0
+        self._is_joined = False
         self._maintained_at = time.monotonic()
         # Insertion order is age: the oldest ids are forgotten first.
         self._recent: dict[str, None] = dict.fromkeys(ledger.event_ids(newest=_RECENT_EVENTS))
 
     def run(self, stop: threading.Event) -> None:
-        """Consume until ``stop``; outlives any absence of Redis. Errors of the ledger's disk are raised."""
+        """Consume until ``stop``; outlives any absence of Redis and a full disk. Raises `Fenced`."""
         self._metrics.ledger_rows.set(self._ledger.row_count)
         delay = 0.1
         while not stop.is_set():
             try:
                 self._join()
+                self._bury_killer()
                 self._claim()
                 while not stop.is_set():
                     self._step()
                     self._metrics.redis_up.set(1)
                     delay = 0.1
-            except redis.RedisError as error:
+                break
+            except REDIS_FAILURES as error:
                 if "NOGROUP" in str(error):
                     log.warning("the consumer group is gone: making it again", group=keys.FEEDBACK_GROUP)
                 else:
@@ -92,15 +103,31 @@ class Consumer:
                     self._metrics.redis_up.set(0)
                     log.warning("Redis does not answer", error=str(error), retry_in_s=delay)
                     stop.wait(delay)
-                    delay = min(2 * delay, 5.0)
-                # Redis may come back without its last second: what this process holds is safe only in the ledger.
-                self._archive()
-                self._unacked.clear()  # still pending there, or gone with the group: claimed again after `_join`
+                    delay = min(2 * delay, _MAX_PAUSE_S)
+            except OSError as error:
+                self._metrics.disk_errors.inc()
+                log.error("the ledger's disk does not take signals: they wait in Redis", error=str(error))
+                stop.wait(delay)
+                delay = min(2 * delay, _MAX_PAUSE_S)
+            # Redis may come back without its last second: what this process holds is safe only in the ledger.
+            delay = self._archive_when_there_is_room(stop, delay)
+            self._unacked.clear()  # still pending there, or gone with the group: claimed again after `_join`
         self._archive()
         try:
             self._acknowledge()
-        except redis.RedisError as error:
+        except REDIS_FAILURES as error:
             log.warning("archived, not acknowledged: the next start does it", error=str(error))
+
+    def _archive_when_there_is_room(self, stop: threading.Event, delay: float) -> float:
+        while not stop.is_set():
+            try:
+                self._archive()
+                break
+            except OSError:
+                self._metrics.disk_errors.inc()
+                stop.wait(delay)
+                delay = min(2 * delay, _MAX_PAUSE_S)
+        return delay
 
     def drained(self) -> bool:
         """True when everything in the stream is archived and acknowledged. Raises redis.RedisError."""
@@ -119,16 +146,51 @@ class Consumer:
 
     def _claim(self) -> None:
         """Take over every pending entry, of whichever consumer: the leader lock says that none of them lives."""
+        suspects = self._suspects()
         cursor: bytes | str = "0-0"
         while True:
             cursor, entries, *_ = self._redis.xautoclaim(
                 keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, self._name, 0, cursor, count=_READ_COUNT
             )
-            self._take([entry for entry in entries if entry[0] is not None])
+            present = [entry for entry in entries if entry[0] is not None]
+            self._take([entry for entry in present if entry[0] not in suspects])
             self._flush()
+            for entry in present:
+                if entry[0] in suspects:
+                    self._take_alone(entry)
             if cursor == b"0-0":
                 break
         self._forget_deleted()
+
+    def _suspects(self) -> set[bytes]:
+        """Pending entries that were read often."""
+        pending = self._redis.xpending_range(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, "-", "+", 10_000)
+        return {entry["message_id"] for entry in pending if entry["times_delivered"] >= _READS_OF_A_SUSPECT}
+
+    def _take_alone(self, entry: Entry) -> None:
+        """With a note in Redis that only a process that lives takes back."""
+        self._redis.set(keys.SUSPECT, entry[0])
+        try:
+            self._take([entry])
+            self._flush()
+        except (*REDIS_FAILURES, OSError, Fenced):
+            self._redis.delete(keys.SUSPECT)  # not the entry's fault
+            raise
+        except Exception as error:
+            self._unacked.clear()
+            self._rows.clear()
+            self._bury(entry[0].decode(), entry[1], f"{type(error).__name__} whenever it is read: {error}")
+        self._redis.delete(keys.SUSPECT)
+
+    def _bury_killer(self) -> None:
+        """The entry that an earlier process read alone and died."""
+        stream_id: bytes | None = self._redis.get(keys.SUSPECT)
+        if stream_id is not None and not self._is_joined:  # else this process wrote it, and lives
+            for raw_id, fields in self._redis.xrange(keys.FEEDBACK_STREAM, stream_id, stream_id):
+                if not self._ledger.holds([raw_id.decode()]):
+                    self._bury(raw_id.decode(), fields, "whoever read it died")
+        self._is_joined = True
+        self._redis.delete(keys.SUSPECT)
 
     def _forget_deleted(self) -> None:
         """Acknowledge pending ids that are no longer in the stream: they would hold up trimming for ever."""

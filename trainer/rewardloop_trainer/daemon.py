@@ -15,10 +15,12 @@ from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.consume import Consumer
+from rewardloop_trainer.fence import Fence, Fenced
 from rewardloop_trainer.leader import LeaderLock
 from rewardloop_trainer.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.loop import Learner, Loop, Outcome, RoundTrack
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.redis_link import REDIS_FAILURES, connect_until
 from rewardloop_trainer.server_access import connect
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.state import CorruptState, StateFile
@@ -41,13 +43,20 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
         except OSError as error:
             log.critical("no metrics page", port=settings.metrics_port, reason=str(error))
             return 1
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0)
-    lock = LeaderLock(client, settings.lock_ttl_s)
+    client = connect_until(settings.redis_url, stop)
+    if client is None:
+        return 0
+    fence = Fence(settings.archive)
+    lock = LeaderLock(client, settings.lock_ttl_s, fence.read)
     if not lock.wait(stop):
         return 0
     metrics.leading.set(1)
     try:
-        return _lead(settings, client, lock, metrics, stop, _tracing(is_traced))
+        fence.advance(lock.epoch)
+        return _lead(settings, client, lock, fence, metrics, stop, _tracing(is_traced))
+    except Fenced as error:
+        log.critical("the trainer stops: another one leads", reason=str(error))
+        return 1
     except (CorruptSegment, CorruptState) as error:
         log.critical("the trainer stops: repair or remove this file", reason=str(error))
         return 1
@@ -60,13 +69,14 @@ def _lead(
     settings: TrainSettings,
     client: redis.Redis,
     lock: LeaderLock,
+    fence: Fence,
     metrics: TrainerMetrics,
     stop: threading.Event,
     tracing: TrainerTracing | None,
 ) -> int:
     settings.work_dir.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(settings.archive)
-    state_file = StateFile(settings.work_dir)
+    ledger = Ledger(settings.archive, fence=fence)
+    state_file = StateFile(settings.work_dir, fence)
     failures: list[BaseException] = []
     with connect(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
@@ -78,6 +88,7 @@ def _lead(
             stop,
             seed=settings.seed,
             retry_first_s=settings.retry_first_s,
+            max_deaths=settings.max_round_deaths,
             tracing=tracing,
         )
         consumer = Consumer(
@@ -188,6 +199,6 @@ def _until_lost(lock: LeaderLock, stop: threading.Event) -> None:
 def _is_drained(consumer: Consumer) -> bool:
     try:
         return consumer.drained()
-    except redis.RedisError as error:
+    except REDIS_FAILURES as error:
         log.warning("Redis does not answer", error=str(error))
         return False

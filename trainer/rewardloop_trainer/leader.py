@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
 import redis
 import structlog
 
 from rewardloop.formats import keys
+from rewardloop_trainer.redis_link import REDIS_FAILURES
 
 log = structlog.get_logger()
 
@@ -30,12 +32,14 @@ return 0
 class LeaderLock:
     """Held from `wait` until `release`; renewed in a thread of its own, so that a long step does not lose it.
 
-    ``epoch``: counts leaders; a later leader's is higher (for fencing what an earlier one might still write).
+    ``epoch``: counts leaders; a later leader's is higher, and higher than ``newest_epoch()``, which outlives Redis:
+    `Fence` keeps an earlier leader from writing by it.
     ``lost`` is set once another trainer holds the lock: this process must then stop. A Redis that is away, or came
     back without the key, does not lose it: the lock is taken again unless another trainer was first.
     """
 
-    def __init__(self, client: redis.Redis, ttl_s: float = 10.0) -> None:
+    def __init__(self, client: redis.Redis, ttl_s: float = 10.0, newest_epoch: Callable[[], int] = lambda: 0) -> None:
+        self._newest_epoch = newest_epoch
         self._redis = client
         self._ttl_ms = int(ttl_s * 1000)
         self._token = uuid.uuid4().hex
@@ -54,7 +58,7 @@ class LeaderLock:
                     self._thread.start()
                     return True
                 reason, delay = "another trainer is running", poll_s
-            except redis.RedisError as error:
+            except REDIS_FAILURES as error:
                 reason, delay = f"Redis does not answer: {error}", min(2 * delay, 10.0)
             if reason != said:
                 log.warning("waiting to lead", reason=reason)
@@ -69,13 +73,17 @@ class LeaderLock:
             self._thread.join()
             try:
                 self._redis.eval(_RELEASE, 1, keys.TRAINER_LOCK, self._token)
-            except redis.RedisError as error:
+            except REDIS_FAILURES as error:
                 log.warning("the lock was not released: it expires", ttl_ms=self._ttl_ms, error=str(error))
 
     def _take(self) -> bool:
         if not self._redis.set(keys.TRAINER_LOCK, self._token, nx=True, px=self._ttl_ms):
             return False
-        self.epoch = int(self._redis.incr(keys.TRAINER_EPOCH))
+        counted = int(self._redis.incr(keys.TRAINER_EPOCH))
+        # Taken again after Redis lost it, the epoch stays: if another led meanwhile, the fence says so.
+        self.epoch = self.epoch or max(counted, self._newest_epoch() + 1)
+        if self.epoch > counted:
+            self._redis.set(keys.TRAINER_EPOCH, self.epoch)
         return True
 
     def _renew(self) -> None:
@@ -86,5 +94,5 @@ class LeaderLock:
                     log.error("another trainer took the lock", at=time.time())
                     self.lost.set()
                     return
-            except redis.RedisError as error:
+            except REDIS_FAILURES as error:
                 log.warning("the lock was not renewed", error=str(error))

@@ -13,6 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rewardloop_trainer.fence import Fence
 from rewardloop_trainer.ledger_columns import Recorded, from_table, to_table, whole
 
 _REPLACES = b"rewardloop.replaces"
@@ -51,11 +53,12 @@ class Segment:
 class Ledger:
     """Appends to and reads the ledger at ``url`` (a directory or any fsspec URL).
 
-    One process writes at a time (the trainer's lock sees to it); ``writable=False`` reads beside it. Threads of
-    one process may share an instance.
+    One process writes at a time (the trainer's lock and ``fence`` see to it); ``writable=False`` reads beside it.
+    Threads of one process may share an instance.
     """
 
-    def __init__(self, url: str | Path, *, writable: bool = True) -> None:
+    def __init__(self, url: str | Path, *, writable: bool = True, fence: Fence | None = None) -> None:
+        self._fence = fence
         self._fs, root = fsspec.core.url_to_fs(str(url))
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
@@ -86,12 +89,19 @@ class Ledger:
         """The highest id archived; None when the ledger is empty."""
         return max((segment.last for segment in self.segments), key=order, default=None)
 
+    def held(self) -> AbstractContextManager[None]:
+        """The block in which this trainer may make something visible to others. Raises `Fenced` before it."""
+        return nullcontext() if self._fence is None else self._fence.held()
+
     def append(self, rows: Sequence[Recorded]) -> Segment | None:
-        """Make rows durable as one segment; returns after the rename is on disk. No rows: nothing happens."""
+        """Make rows durable as one segment; returns after the rename is on disk. No rows: nothing happens.
+
+        Raises `Fenced` when another trainer leads, OSError when the disk is full: nothing of it is in the ledger then.
+        """
         if not rows:
             return None
         ids = sorted((row.stream_id for row in rows), key=order)
-        segment = Segment(f"{ids[0]}_{ids[-1]}.parquet", ids[0], ids[-1], len(rows))
+        segment = Segment(self._name(ids[0], ids[-1]), ids[0], ids[-1], len(rows))
         self._write(segment.name, to_table(rows))
         with self._lock:
             self._segments[segment.name] = segment
@@ -174,7 +184,7 @@ class Ledger:
         table = _distinct(pa.concat_tables([self._read(s.name) for s in merged]))
         first = min((s.first for s in merged), key=order)
         last = max((s.last for s in merged), key=order)
-        whole = Segment(f"{first}_{last}.parquet", first, last, table.num_rows)
+        whole = Segment(self._name(first, last), first, last, table.num_rows)
         replaced = [s.name for s in merged if s.name != whole.name]
         self._write(whole.name, table.replace_schema_metadata({_REPLACES: json.dumps(replaced).encode()}))
         with self._lock:
@@ -228,7 +238,7 @@ class Ledger:
 
     def _open(self, name: str) -> tuple[Segment, list[str]]:
         """The segment and the names it replaces, from the file's footer."""
-        first, _, last = name.removesuffix(".parquet").partition("_")
+        first, _, last = name.removesuffix(".parquet").partition(".e")[0].partition("_")
         try:
             order(first), order(last)
             with self._fs.open(f"{self._root}/{name}", "rb") as file:
@@ -249,19 +259,29 @@ class Ledger:
     def _column(self, segment: Segment, name: str) -> list[Any]:
         return list(self._read(segment.name, [name]).column(0).to_pylist())
 
+    def _name(self, first: str, last: str) -> str:
+        return f"{first}_{last}{self._fence.suffix if self._fence else ''}.parquet"
+
     def _write(self, name: str, table: pa.Table) -> None:
         data = io.BytesIO()
         pq.write_table(table, data, compression="zstd")
         target = f"{self._root}/{name}"
         if not self._is_local:
-            self._fs.pipe_file(target, data.getvalue())
+            with self.held():
+                self._fs.pipe_file(target, data.getvalue())
             return
-        temporary = f"{self._root}/{_TEMPORARY}{name}"
-        with open(temporary, "wb") as file:
-            file.write(data.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        temporary = f"{self._root}/{_TEMPORARY}{self._fence.epoch if self._fence else 0}-{name}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            with self.held():
+                os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
         directory = os.open(self._root, os.O_RDONLY)
         try:
             os.fsync(directory)

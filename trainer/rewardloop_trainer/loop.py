@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import redis
 import structlog
 
+from rewardloop_trainer.fence import Fenced
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.publish import ServerAway
 from rewardloop_trainer.reasons import NonFiniteGradients
+from rewardloop_trainer.redis_link import REDIS_FAILURES
 from rewardloop_trainer.state import ModelState, Round, StateFile
 
 if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
@@ -26,10 +28,16 @@ log = structlog.get_logger()
 
 Outcome = Literal["promoted", "refused"]
 _MAX_FAILURES = 3
+# What a full disk says; anything else that the system refuses is a failure of the round.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Interrupted(Exception):
     """The process was asked to stop: the round has saved itself and goes on at the next start."""
+
+
+class RoundKills(Exception):
+    """The round ended its process too often."""
 
 
 class Waiting(Exception):
@@ -64,6 +72,9 @@ class RoundTrack:
     def reach(self, changed: Round) -> None:
         """Replace the round's record, its phase above all."""
         state = self._file.read()
+        before = state.of(self.model).round
+        if before is not None and before.starts and before.phase != changed.phase:
+            changed = replace(changed, starts=1)  # this process has begun the next phase
         self._file.write(state.with_model(self.model, replace(state.of(self.model), round=changed)))
         self._metrics.in_phase(self.model, changed.phase)
 
@@ -97,6 +108,7 @@ class Loop:
         *,
         seed: int = 0,
         retry_first_s: float = 5.0,
+        max_deaths: int = 5,
         poll_s: float = 1.0,
         clock: Callable[[], float] = time.time,
         tracing: TrainerTracing | None = None,
@@ -109,11 +121,12 @@ class Loop:
         self._stop = stop
         self._seed = seed
         self._retry_first_s = retry_first_s
+        self._max_deaths = max_deaths
         self._poll_s = poll_s
         self._clock = clock
         self._tracing = tracing
         self._started_at = clock()
-        self._not_before: dict[str, float] = {}
+        self._pauses: dict[str, tuple[float, float]] = {}  # from when until when a model's round waits
         self._waits: dict[str, int] = {}
         self._awaits_people: set[str] = set()
         self.arrived = threading.Event()
@@ -142,14 +155,15 @@ class Loop:
         new = self._ledger.rows_after(state.learned_through or None)
         self._metrics.new_signals.labels(model=learner.model).set(new)
         waited = self._clock() - (state.ended_at or self._started_at)
-        return new >= learner.min_signals or (new >= 1 and waited >= learner.max_interval_s)
+        # Less than nothing: the clock was set back, by who knows how much.
+        return new >= learner.min_signals or (new >= 1 and not 0 <= waited < learner.max_interval_s)
 
     def _run_due(self) -> bool:
         """Run each learner that has a round open or due; False when none had."""
         ran = False
         for learner in self._learners:
             state = self._file.read().of(learner.model)
-            if self._stop.is_set() or self._clock() < self._not_before.get(learner.model, 0.0):
+            if self._stop.is_set() or self._is_paused(learner.model):
                 continue
             if state.round is None:
                 if not self.due(learner):
@@ -187,21 +201,31 @@ class Loop:
 
     def _attempt(self, learner: Learner) -> None:
         track = RoundTrack(learner.model, self._file, self._metrics)
+        if track.now.starts >= self._max_deaths:
+            self._give_up(learner.model, track.now)
+            return
+        track.reach(replace(track.now, starts=track.now.starts + 1))
         started = time.monotonic()
         try:
             with self._tracing.in_round(learner.model, track.now.number) if self._tracing else nullcontext():
-                outcome: str = learner.run(track)
+                outcome: str = self._came_back(learner, track)
         except Interrupted:
             log.info("round interrupted: it goes on at the next start", model=learner.model, round=track.now.number)
             return
         except Waiting as wait:
             self._awaits_people.add(learner.model)
-            self._not_before[learner.model] = self._clock() + wait.seconds
+            self._pause(learner.model, wait.seconds)
             return
-        except (ServerAway, redis.RedisError) as error:
+        except (ServerAway, *REDIS_FAILURES) as error:
             self._later(learner.model, "not reachable, trying again", str(error))
             return
+        except Fenced:
+            raise
         except Exception as error:  # a round may fail in any way a model or its data can; three times, then skip
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                self._metrics.disk_errors.inc()
+                self._later(learner.model, "the disk is full, trying again", str(error))
+                return
             self._metrics.rounds.labels(model=learner.model, outcome="failed").inc()
             if isinstance(error, NonFiniteGradients):
                 self._metrics.nonfinite.labels(model=learner.model).inc()
@@ -219,9 +243,39 @@ class Loop:
 
     def _later(self, model: str, event: str, reason: str) -> None:
         self._waits[model] = self._waits.get(model, 0) + 1
-        delay = min(self._retry_first_s * 2 ** (self._waits[model] - 1), 300.0)
-        self._not_before[model] = self._clock() + delay
+        delay = min(self._retry_first_s * 2 ** min(self._waits[model] - 1, 20), 300.0)
+        self._pause(model, delay)
         log.warning(event, model=model, reason=reason, retry_in_s=delay)
+
+    def _came_back(self, learner: Learner, track: RoundTrack) -> Outcome:
+        """Run the round, and note that it did not take the process with it."""
+        try:
+            outcome = learner.run(track)
+        except Fenced:
+            raise
+        except BaseException:
+            track.reach(replace(track.now, starts=0))
+            raise
+        track.reach(replace(track.now, starts=0))
+        return outcome
+
+    def _give_up(self, model: str, now: Round) -> None:
+        """A round that ended the process again and again in one phase would do so for ever."""
+        reason = f"the process died {now.starts} times in phase {now.phase!r}"
+        log.error("round given up", model=model, round=now.number, reason=reason)
+        self._keep_failed(model, now, RoundKills(reason))
+        rounds = self._work_dir / "rounds" / f"{model}-{now.number}"
+        if rounds.exists():
+            rounds.rename(self._work_dir / "failed" / f"{model}-{now.number}" / "round")
+        self._close(model, now, "given_up")
+
+    def _pause(self, model: str, seconds: float) -> None:
+        now = self._clock()
+        self._pauses[model] = (now, now + seconds)
+
+    def _is_paused(self, model: str) -> bool:
+        since, until = self._pauses.get(model, (0.0, 0.0))
+        return since <= self._clock() < until  # before `since` the clock was set back
 
     def _keep_failed(self, model: str, failed: Round, error: Exception) -> None:
         kept = self._work_dir / "failed" / f"{model}-{failed.number}"
@@ -236,7 +290,7 @@ class Loop:
         self._metrics.last_round.labels(model=model).set(self._clock())
         self._waits.pop(model, None)
         self._awaits_people.discard(model)
-        self._not_before.pop(model, None)
+        self._pauses.pop(model, None)
         self.rounds_ended += 1
         log.info(
             f"{model} round {ended.number} {outcome}"

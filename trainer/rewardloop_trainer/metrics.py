@@ -75,6 +75,7 @@ class TrainerMetrics:
         self.dead_letters = self._counter("trainer_dead_letters", "Stream entries that could not be read.")
         self.duplicates = self._counter("trainer_duplicates", "Entries acknowledged because the ledger had them.")
         self.redis_errors = self._counter("trainer_redis_errors", "Times that Redis did not answer the consumer.")
+        self.disk_errors = self._counter("trainer_disk_errors", "Times that the disk was full or failed.")
         self.ledger_rows = self._gauge("trainer_ledger_rows", "Rows in the ledger.")
         self.stream_pending = self._gauge("trainer_stream_pending", "Entries in the stream not yet archived.")
         self.new_signals = self._gauge(
@@ -82,7 +83,10 @@ class TrainerMetrics:
         )
         self.min_signals = self._gauge("trainer_min_signals", "New signals that start a round.", "model")
         self.rounds = self._counter(
-            "trainer_rounds", "Rounds by how they ended: promoted, refused, failed, skipped.", "model", "outcome"
+            "trainer_rounds",
+            "Rounds by how they ended: promoted, refused, failed, skipped, given_up.",
+            "model",
+            "outcome",
         )
         self.last_round = self._gauge(
             "trainer_last_round_time_seconds", "Unix time at which the model's last round ended; 0: none has.", "model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -75,12 +75,21 @@ def published(store: ModelStore, model: str, round_key: str) -> Manifest | None:
     return None
 
 
-def publish_once(store: ModelStore, manifest: Manifest, write: Callable[[Path], None], round_key: str) -> Manifest:
-    """Publish, unless a process that died after publishing did so in this round already."""
+def publish_once(
+    store: ModelStore,
+    manifest: Manifest,
+    write: Callable[[Path], None],
+    round_key: str,
+    held: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Manifest:
+    """Publish, unless a process that died after publishing did so in this round already.
+
+    The version gets its place in the store within ``held()``, whose exception leaves the store as it was.
+    """
     existing = published(store, manifest.model, round_key)
     if existing is not None:
         return existing
-    return store.publish(replace(manifest, notes={**manifest.notes, ROUND_NOTE: round_key}), write)
+    return store.publish(replace(manifest, notes={**manifest.notes, ROUND_NOTE: round_key}), write, held)
 
 
 def code_version() -> str:

@@ -132,7 +132,7 @@ class ModelRound(ABC):
         def write(directory: Path) -> None:
             shutil.copytree(self._version, directory, dirs_exist_ok=True)
 
-        published = publish_once(self._store, manifest, write, self._track.key)
+        published = publish_once(self._store, manifest, write, self._track.key, self._ledger.held)
         self._track.reach(replace(self._track.now, phase="published", version=published.version))
         log.info("published", model=self.model, version=published.version, parent=manifest.parent)
 
@@ -142,6 +142,8 @@ class ModelRound(ABC):
             raise ValueError("a published round has a version")
         try:
             reason = f"trainer round {now.number}: {now.new_signals} new signals"
+            with self._ledger.held():  # the call itself is too long to hold up a new leader
+                pass
             promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s)
         except PromotionRefused as error:
             raise Refused(Reason("not_promoted", f"the server refused version {now.version}: {error}")) from error

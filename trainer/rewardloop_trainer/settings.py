@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from rewardloop.formats.redis_url import RedisUrl
 from rewardloop.formats.settings import ServerAccess
 from rewardloop_trainer.policy_settings import PolicySettings
 from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
@@ -49,7 +50,7 @@ class TrainSettings(ServerAccess):
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
     server: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     work_dir: Path = Field(Path("rewardloop-data/trainer"), description="state and checkpoints")
     archive: str = Field("rewardloop-data/ledger", description="the Parquet ledger: a path or an fsspec URL")
@@ -73,6 +74,7 @@ class TrainSettings(ServerAccess):
     lock_ttl_s: float = Field(10.0, ge=1, description="after this long a killed trainer's place is free")
     promote_timeout_s: float = Field(120.0, gt=0, description="how long the server may take to load a version")
     retry_first_s: float = Field(5.0, gt=0, description="first pause before a failed round is tried again; doubles")
+    max_round_deaths: int = Field(5, ge=1, description="a round is given up after so many deaths in one phase")
 
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")

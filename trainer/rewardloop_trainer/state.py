@@ -10,9 +10,12 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from rewardloop_trainer.fence import Fence
 
 Phase = Literal["idle", "training", "trained", "exported", "gated", "published", "promoted"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -30,7 +33,8 @@ class Round:
     ``after_stream_id``: the last id that its parent's data reached ("" for none): later rows are new to it.
     ``until_stream_id``: it learns from the ledger up to and including this id. ``signals``: rows up to there.
     ``parent``: the live version it starts from. ``version``: what it was published as. ``failures``: how often
-    it raised. ``metrics``: figures of training and gate.
+    it raised. ``starts``: processes that began to work on its present phase and did not come back from it, the
+    one that does so now included. ``metrics``: figures of training and gate.
     """
 
     number: int
@@ -43,6 +47,7 @@ class Round:
     parent: str | None = None
     version: str | None = None
     failures: int = 0
+    starts: int = 0
     started_at: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -87,8 +92,9 @@ class TrainerState:
 class StateFile:
     """Reads and atomically replaces ``<work_dir>/state.json``."""
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, fence: Fence | None = None) -> None:
         self.path = work_dir / "state.json"
+        self._fence = fence
 
     def read(self) -> TrainerState:
         """A fresh state when there is no file. Raises `CorruptState`."""
@@ -103,14 +109,16 @@ class StateFile:
             raise CorruptState(f"{self.path}: {error!r}") from error
 
     def write(self, state: TrainerState) -> None:
-        """Returns once the new state is on disk."""
+        """Returns once the new state is on disk. Raises `Fenced` when another trainer leads."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".writing")
+        # A file of each leader's own: one that was stopped while it wrote may write on.
+        temporary = self.path.with_suffix(f".writing-{self._fence.epoch}" if self._fence else ".writing")
         with temporary.open("w") as file:
             json.dump({"format_version": FORMAT_VERSION, **asdict(state)}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        with nullcontext() if self._fence is None else self._fence.held():
+            os.replace(temporary, self.path)
         directory = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

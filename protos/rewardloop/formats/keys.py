@@ -9,6 +9,8 @@ rewardloop:{feedback}:count:<window>:<hash>  integer: signals of one annotator i
 rewardloop:{feedback}:judged:<hash>       set: hashes of what one annotator said about one generation. Expires.
 rewardloop:{feedback}:dead                stream: entries that cannot be read. Fields: `event`, the bytes as they
                                           were, `reason`, and `source_id`, the entry's id in the first stream.
+rewardloop:{feedback}:suspect             string: id of an entry that the trainer reads alone, because it was read
+                                          several times and never archived. Found at a start, it ended the process.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.
 rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
@@ -34,6 +36,7 @@ FEEDBACK_SEEN: Final = "rewardloop:{feedback}:seen:"
 FEEDBACK_COUNT: Final = "rewardloop:{feedback}:count:"
 FEEDBACK_JUDGED: Final = "rewardloop:{feedback}:judged:"
 FEEDBACK_GROUP: Final = "trainer"
+SUSPECT: Final = "rewardloop:{feedback}:suspect"
 DEAD_LETTERS: Final = "rewardloop:{feedback}:dead"
 DEAD_EVENT_FIELD: Final = "event"
 DEAD_REASON_FIELD: Final = "reason"

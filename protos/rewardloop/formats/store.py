@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,14 +67,17 @@ class ModelStore:
 
     def versions(self, model: str) -> list[int]:
         """Version numbers, ascending; empty where the store has none."""
+        return [v for v in self._numbers(model) if self._fs.exists(self._of(model, v, MANIFEST))]
+
+    def _numbers(self, model: str) -> list[int]:
+        """Of all directories, those without a manifest included: their writer died, and their names are taken."""
         self._fs.invalidate_cache()
         try:
             entries = self._fs.ls(f"{self._root}/{model}", detail=False)
         except FileNotFoundError:
             return []
         names = [str(e).rstrip("/").rsplit("/", 1)[-1] for e in entries]
-        found = sorted(int(n) for n in names if n.isdecimal())
-        return [v for v in found if self._fs.exists(self._of(model, v, MANIFEST))]
+        return sorted(int(n) for n in names if n.isdecimal())
 
     def manifest(self, model: str, version: int | str) -> Manifest:
         """Raises `VersionNotFound` or `CorruptVersion`, of which `UntrustedVersion` is one."""
@@ -114,11 +118,17 @@ class ModelStore:
         _verify(directory, manifest)
         return directory
 
-    def publish(self, manifest: Manifest, write: Callable[[Path], None]) -> Manifest:
+    def publish(
+        self,
+        manifest: Manifest,
+        write: Callable[[Path], None],
+        held: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Manifest:
         """Store a new version: ``write`` fills a directory, ``manifest`` gives the fields that are not derived.
 
-        Returns the manifest with version, digest, files and created_at filled in. Whatever ``write`` raises goes
-        through, and nothing is left behind. Raises `UnsafeVersion` when it writes what no version may hold.
+        Returns the manifest with version, digest, files and created_at filled in. The version becomes visible within
+        ``held()``. Whatever that or ``write`` raises goes through, and nothing is left behind. Raises `UnsafeVersion`
+        when it writes what no version may hold.
         """
         staging_root = Path(self._root) / manifest.model if self._is_local else self._cache / "staging"
         staging_root.mkdir(parents=True, exist_ok=True)
@@ -133,14 +143,14 @@ class ModelStore:
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 digest=digest_of(manifest, files),
             )
-            return self._place(complete, staging)
+            return self._place(complete, staging, held)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _place(self, manifest: Manifest, staging: Path) -> Manifest:
+    def _place(self, manifest: Manifest, staging: Path, held: Callable[[], AbstractContextManager[None]]) -> Manifest:
         """Give the staged directory the next free version number; retries when another writer takes it first."""
         while True:
-            version = max(self.versions(manifest.model), default=0) + 1
+            version = max(self._numbers(manifest.model), default=0) + 1
             numbered = replace(manifest, version=str(version))
             (staging / MANIFEST).write_text(numbered.to_json())
             names = [*numbered.files, MANIFEST]
@@ -149,14 +159,17 @@ class ModelStore:
                 names.insert(-1, SIGNATURE)
             if not self._is_local:
                 target = self._of(manifest.model, version)
-                for name in names:
+                for name in names[:-1]:
                     self._fs.put_file(str(staging / name), f"{target}/{name}")
+                with held():  # without its manifest a version is none
+                    self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
                 return numbered
             for path in (*_files(staging), *_directories(staging)):
                 _fsync(path)
             staging.chmod(0o755)
             try:
-                staging.rename(self._of(manifest.model, version))
+                with held():
+                    staging.rename(self._of(manifest.model, version))
             except OSError:
                 if Path(self._of(manifest.model, version)).exists():
                     continue

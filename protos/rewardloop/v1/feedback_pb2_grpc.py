@@ -26,11 +26,12 @@ if _version_not_supported:
 
 
 class FeedbackServiceStub:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream.
+    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
+    spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
     generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
-    RetryInfo), RESOURCE_EXHAUSTED (Redis full, or more signals of one annotator than a minute or day
+    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
     may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
     event_id, or has sent as many signals about it as one may).
     """
@@ -54,11 +55,12 @@ class FeedbackServiceStub:
 
 
 class FeedbackServiceServicer:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream.
+    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
+    spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
     generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
-    RetryInfo), RESOURCE_EXHAUSTED (Redis full, or more signals of one annotator than a minute or day
+    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
     may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
     event_id, or has sent as many signals about it as one may).
     """
@@ -99,11 +101,12 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedbackService:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream.
+    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
+    spool and Redis is away, is on the server's disk and will be appended.
 
     Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
     generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
-    RetryInfo), RESOURCE_EXHAUSTED (Redis full, or more signals of one annotator than a minute or day
+    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
     may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
     event_id, or has sent as many signals about it as one may).
     """

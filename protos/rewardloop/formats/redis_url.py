@@ -1,0 +1,150 @@
+"""What a Redis URL says, for every process.
+
+    redis://[user[:password]@]host[:port][/db]              one server
+    unix:///path/to/socket[?db=N]                           one server
+    redis+sentinel://[user[:password]@]host[:port],host[:port]/service[/db]
+    redis+cluster://[user[:password]@]host[:port],host[:port]
+
+``rediss`` in place of ``redis`` means TLS. User and password are those of the data servers' ACL,
+percent-encoded. TLS files are query parameters: ssl_ca_certs, ssl_certfile, ssl_keyfile, and ssl_check_hostname=no for
+certificates without the host's name. The sentinels' own user is sentinel_username and sentinel_password.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import AfterValidator
+
+Kind: TypeAlias = Literal["server", "sentinel", "cluster"]
+
+_SCHEMES: dict[str, tuple[Kind, bool]] = {
+    "redis": ("server", False),
+    "rediss": ("server", True),
+    "unix": ("server", False),
+    "redis+sentinel": ("sentinel", False),
+    "rediss+sentinel": ("sentinel", True),
+    "redis+cluster": ("cluster", False),
+    "rediss+cluster": ("cluster", True),
+}
+_PARAMETERS = (
+    *("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"),
+    *("sentinel_username", "sentinel_password"),
+)
+_PORTS = {"server": 6379, "cluster": 6379, "sentinel": 26379}
+
+
+class InvalidRedisUrl(ValueError):
+    """The text says what is wrong, without the password."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """``hosts``: of the sentinels, of some of the cluster's nodes, or the one server's. ``path``: its Unix socket."""
+
+    kind: Kind
+    hosts: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    service: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    is_tls: bool = False
+    ca_certs: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    check_hostname: bool = True
+
+    def credentials(self) -> dict[str, Any]:
+        """Arguments of a connection to a data server, as redis-py names them."""
+        return {"username": self.username, "password": self.password, **self.tls()}
+
+    def sentinel_credentials(self) -> dict[str, Any]:
+        """The same for a sentinel."""
+        return {"username": self.sentinel_username, "password": self.sentinel_password, **self.tls()}
+
+    def tls(self) -> dict[str, Any]:
+        if not self.is_tls:
+            return {}
+        return {
+            "ssl": True,
+            "ssl_ca_certs": self.ca_certs,
+            "ssl_certfile": self.certfile,
+            "ssl_keyfile": self.keyfile,
+            "ssl_check_hostname": self.check_hostname,
+        }
+
+
+def parse_redis_url(url: str) -> RedisAddress:
+    """Raises InvalidRedisUrl."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise InvalidRedisUrl(f"{scheme!r} is none of {', '.join(_SCHEMES)}")
+    kind, is_tls = _SCHEMES[scheme]
+    parts = urlsplit(f"//{rest}" if scheme != "unix" else rest)  # a list of hosts is one network location
+    userinfo, _, location = parts.netloc.rpartition("@")
+    username, _, password = userinfo.partition(":")
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := sorted(set(given) - set(_PARAMETERS)):
+        raise InvalidRedisUrl(f"unknown parameter {unknown[0]!r}; known are {', '.join(_PARAMETERS)}")
+    path = [unquote(name) for name in parts.path.split("/") if name]
+    service = ""
+    if scheme == "unix":
+        return RedisAddress("server", path=parts.path, db=_number("db", given.get("db", "0")))
+    if kind == "sentinel":
+        if not path:
+            raise InvalidRedisUrl("after the sentinels comes /SERVICE, the name that they give to the master")
+        service = path.pop(0)
+    if len(path) > 1:
+        raise InvalidRedisUrl(f"what is {'/'.join(path)!r}? The path ends with the number of the database")
+    db = _number("the database", path[0] if path else given.get("db", "0"))
+    if kind == "cluster" and db:
+        raise InvalidRedisUrl("a cluster has database 0 only")
+    hosts = tuple(_host(item, _PORTS[kind]) for item in location.split(",") if item)
+    if not hosts or (kind == "server" and len(hosts) > 1):
+        raise InvalidRedisUrl(f"one host, not {len(hosts)}" if kind == "server" else "no host")
+    return RedisAddress(
+        kind,
+        hosts,
+        service=service,
+        db=db,
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        sentinel_username=given.get("sentinel_username"),
+        sentinel_password=given.get("sentinel_password"),
+        is_tls=is_tls,
+        ca_certs=given.get("ssl_ca_certs"),
+        certfile=given.get("ssl_certfile"),
+        keyfile=given.get("ssl_keyfile"),
+        check_hostname=given.get("ssl_check_hostname", "yes").lower() not in ("no", "false", "0"),
+    )
+
+
+def _host(item: str, default_port: int) -> tuple[str, int]:
+    if item.startswith("["):
+        name, _, port = item[1:].partition("]")
+        port = port.removeprefix(":")
+    else:
+        name, _, port = item.partition(":")
+    if not name:
+        raise InvalidRedisUrl(f"{item!r} is not host:port")
+    return name, _number("a port", port, 65_535) if port else default_port
+
+
+def _number(what: str, text: str, most: int = 2**31) -> int:
+    if not text.isdecimal() or int(text) > most:
+        raise InvalidRedisUrl(f"{text!r} is no number of {what}")
+    return int(text)
+
+
+def _checked(url: str) -> str:
+    parse_redis_url(url)
+    return url
+
+
+# The type of a setting; a wrong URL is named when the settings are read.
+RedisUrl = Annotated[str, AfterValidator(_checked)]

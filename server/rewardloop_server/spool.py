@@ -1,0 +1,195 @@
+"""The spool: signals that Redis does not take, in files of this machine until it does.
+
+DIR/lock              held by the one process that uses the directory
+DIR/<number>.spool    records one after another, in the order in which they came: length of the payload and its CRC32
+                      (4 bytes each, little-endian), payload. Deleted once all of it is in the stream.
+DIR/<number>.damaged  a file that could not be read to its end though later ones follow; what could be read was used
+
+Nothing says how much of a file is drained: after a crash its first part is drained again, and the stream knows those
+event ids. A tail that was torn by a crash was never acknowledged and is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger()
+
+_HEADER = struct.Struct("<II")
+_SEGMENT_BYTES = 8 * 2**20
+
+
+class SpoolInUse(Exception):
+    """Another process has the directory."""
+
+
+@dataclass(slots=True)
+class _Segment:
+    """``size``: bytes of whole records. ``events``: how many of them are not drained yet."""
+
+    path: Path
+    size: int = 0
+    events: int = 0
+    is_damaged: bool = False
+
+
+class Spool:
+    """Blocking, and for one thread at a time; `events`, `size_bytes` and `is_empty` may be read from any."""
+
+    def __init__(self, directory: Path, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._segments: list[_Segment] = []
+        self._offset = 0  # of the first record of the first segment that is not drained
+        self._next = 1
+        self._writing: int | None = None
+        self._lock: int | None = None
+
+    @property
+    def events(self) -> int:
+        """Records that wait."""
+        return sum(segment.events for segment in tuple(self._segments))
+
+    @property
+    def size_bytes(self) -> int:
+        """On the disk, those included that are drained of a file that is not."""
+        return sum(segment.size for segment in tuple(self._segments))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._segments
+
+    def open(self) -> None:
+        """Take the directory and find what an earlier process left. Raises SpoolInUse or OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SpoolInUse(f"another process spools to {self._directory}") from error
+        paths = sorted(self._directory.glob("*.spool"), key=lambda path: int(path.stem))
+        for path in paths:
+            self._next = int(path.stem) + 1
+            self._recover(path, is_last=path == paths[-1])
+        if self.events:
+            log.warning("signals of an earlier process wait in the spool", events=self.events, bytes=self.size_bytes)
+
+    def close(self) -> None:
+        for descriptor in (self._writing, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._writing = self._lock = None
+
+    def write(self, payloads: Sequence[bytes]) -> None:
+        """Append records; they are on the disk when it returns. Raises OSError: then none of them is in the spool."""
+        if self._writing is None or self._segments[-1].size >= self._segment_bytes:
+            self._begin_segment()
+        segment, descriptor = self._segments[-1], self._writing
+        assert descriptor is not None
+        data = b"".join(part for p in payloads for part in (_HEADER.pack(len(p), zlib.crc32(p)), p))
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, memoryview(data)[written:])
+            os.fsync(descriptor)
+        except OSError:
+            self._abandon(segment, descriptor)
+            raise
+        segment.size += len(data)
+        segment.events += len(payloads)
+
+    def read(self, most: int) -> list[bytes]:
+        """The oldest payloads, which stay until `drop`."""
+        if not self._segments:
+            return []
+        found: list[bytes] = []
+        with self._segments[0].path.open("rb") as file:
+            file.seek(self._offset)
+            while len(found) < min(most, self._segments[0].events):
+                payload = _read_record(file)
+                if payload is None:
+                    raise OSError(f"{file.name} cannot be read at {self._offset}")
+                found.append(payload)
+        return found
+
+    def drop(self, payloads: Sequence[bytes]) -> None:
+        """Be done with these, which `read` returned."""
+        segment = self._segments[0]
+        segment.events -= len(payloads)
+        self._offset += sum(_HEADER.size + len(payload) for payload in payloads)
+        if not segment.events:
+            self._finish_segment()
+
+    def _begin_segment(self) -> None:
+        path = self._directory / f"{self._next:08}.spool"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._next += 1
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        if self._writing is not None:
+            os.close(self._writing)
+        self._writing = descriptor
+        self._segments.append(_Segment(path))
+
+    def _abandon(self, segment: _Segment, descriptor: int) -> None:
+        """After a failed write: back to what was there before it, and the next write tries another file."""
+        os.close(descriptor)
+        self._writing = None
+        if not segment.events:
+            self._segments.remove(segment)
+            segment.path.unlink(missing_ok=True)
+            if not self._segments:
+                self._offset = 0
+        else:
+            os.truncate(segment.path, segment.size)
+
+    def _finish_segment(self) -> None:
+        segment = self._segments.pop(0)
+        self._offset = 0
+        if not self._segments and self._writing is not None:
+            os.close(self._writing)
+            self._writing = None
+        if segment.is_damaged:
+            segment.path.rename(segment.path.with_suffix(".damaged"))
+        else:
+            segment.path.unlink()
+
+    def _recover(self, path: Path, *, is_last: bool) -> None:
+        segment = _Segment(path)
+        with path.open("rb") as file:
+            while (payload := _read_record(file)) is not None:
+                segment.size += _HEADER.size + len(payload)
+                segment.events += 1
+        torn = path.stat().st_size - segment.size
+        if torn and is_last:
+            log.warning("cut a torn record off the spool", file=str(path), bytes=torn)
+            os.truncate(path, segment.size)
+        elif torn:
+            log.error("a file of the spool is damaged", file=str(path), readable_events=segment.events, bytes=torn)
+            segment.is_damaged = True
+        self._segments.append(segment)
+        if not segment.events:
+            self._segments.remove(segment)
+            path.rename(path.with_suffix(".damaged")) if segment.is_damaged else path.unlink()
+
+
+def _read_record(file: BufferedReader) -> bytes | None:
+    """None: no whole record follows. A length of 0 is what a disk may leave of a write that a power cut ended."""
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    length, checksum = _HEADER.unpack(header)
+    payload = file.read(length) if 0 < length < 2**30 else b""
+    return payload if payload and len(payload) == length and zlib.crc32(payload) == checksum else None

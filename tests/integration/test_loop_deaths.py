@@ -1,0 +1,170 @@
+"""Rounds that take their process with them, disks that are full, clocks that jump."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from signals import choice
+
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.ledger_columns import Recorded
+from rewardloop_trainer.loop import Interrupted, Learner, Loop, Outcome, RoundTrack
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.state import StateFile
+
+_DYING = """
+import os, pathlib, sys, threading
+from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.loop import Learner, Loop
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.state import StateFile
+
+directory = pathlib.Path(sys.argv[1])
+
+def run(track):
+    (directory / "rounds" / "reward-1").mkdir(parents=True, exist_ok=True)
+    os.kill(os.getpid(), 9)
+
+learner = Learner("reward", 10, 600.0, run)
+parts = [Ledger(directory / "ledger"), StateFile(directory), TrainerMetrics(), directory, threading.Event()]
+loop = Loop([learner], *parts, max_deaths=2)
+loop.run(max_rounds=1)
+"""
+
+
+class World:
+    """A ledger with signals, and a loop over it whose clock is set by hand."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ledger = Ledger(directory / "ledger")
+        self.ledger.append([Recorded(f"{1000 + i}-0", choice(i)) for i in range(12)])
+        self.metrics = TrainerMetrics()
+        self.stop = threading.Event()
+        self.file = StateFile(directory)
+        self.now = 1_000_000.0
+
+    def loop(self, run: object, max_deaths: int = 2) -> Loop:
+        learner = Learner("reward", 10, 600.0, run)  # type: ignore[arg-type]
+        return Loop(
+            [learner],
+            self.ledger,
+            self.file,
+            self.metrics,
+            self.directory,
+            self.stop,
+            poll_s=0.001,
+            max_deaths=max_deaths,
+            clock=lambda: self.now,
+        )
+
+    def ended(self, outcome: str) -> float:
+        labels = {"model": "reward", "outcome": outcome}
+        return self.metrics.registry.get_sample_value("rewardloop_trainer_rounds_total", labels) or 0.0
+
+
+def test_round_that_kills_its_process_is_given_up_and_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for _ in range(2):
+        died = subprocess.run([sys.executable, "-c", _DYING, str(tmp_path)], capture_output=True, timeout=120)
+        assert died.returncode == -9, died.stderr.decode()
+    assert world.file.read().of("reward").round is not None
+    done = subprocess.run([sys.executable, "-c", _DYING, str(tmp_path)], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    state = world.file.read().of("reward")
+    assert (state.round, state.rounds, state.learned_through) == (None, 1, "1011-0")
+    assert "died 2 times in phase 'training'" in (tmp_path / "failed" / "reward-1" / "error.txt").read_text()
+    assert (tmp_path / "failed" / "reward-1" / "round").is_dir()
+    assert world.ledger.row_count == 12
+
+
+def test_each_phase_has_deaths_of_its_own_and_a_clean_stop_is_none(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    starts: list[int] = []
+
+    def dies_later(track: RoundTrack) -> Outcome:
+        starts.append(track.now.starts)
+        track.reach(replace(track.now, phase="trained"))
+        starts.append(track.now.starts)
+        world.stop.set()
+        raise Interrupted
+
+    for _ in range(4):
+        world.loop(dies_later).run()
+        world.stop.clear()
+    assert starts == [1] * 8
+    assert world.ended("given_up") == 0
+
+    state = world.file.read()
+    present = state.of("reward").round
+    assert present is not None
+    dead = replace(state.of("reward"), round=replace(present, starts=2))
+    world.file.write(state.with_model("reward", dead))
+    world.loop(dies_later).run(max_rounds=1)
+    assert world.ended("given_up") == 1
+
+
+def test_full_disk_postpones_a_round_and_counts_no_failure(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    tries: list[float] = []
+
+    def run(track: RoundTrack) -> Outcome:
+        tries.append(world.now)
+        if len(tries) < 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return "promoted"
+
+    loop = world.loop(run)
+    while not loop.rounds_ended:
+        loop._run_due()
+        world.now += 1.0
+    assert (world.ended("promoted"), world.ended("failed")) == (1, 0)
+    assert len(tries) == 6
+
+
+def test_clock_set_back_holds_up_no_round(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    tries: list[float] = []
+
+    def run(track: RoundTrack) -> Outcome:
+        tries.append(world.now)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return "promoted"
+
+    loop = world.loop(run)
+    loop._run_due()
+    loop._run_due()
+    assert len(tries) == 1  # it pauses
+    world.now -= 86_400
+    loop._run_due()
+    assert len(tries) == 2
+    world.ledger.append([Recorded("2000-0", choice(100))])
+    world.now -= 86_400
+    loop._run_due()  # one new signal, and the last round ended in the future
+    assert len(tries) == 3
+
+
+def test_clock_set_forward_starts_a_round_early_and_no_more(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    rounds: list[int] = []
+
+    def run(track: RoundTrack) -> Outcome:
+        rounds.append(track.now.new_signals)
+        return "promoted"
+
+    loop = world.loop(run)
+    loop._run_due()
+    world.ledger.append([Recorded("2000-0", choice(100))])
+    loop._run_due()
+    assert rounds == [12]
+    world.now += 10 * 365 * 86_400
+    loop._run_due()
+    loop._run_due()
+    assert rounds == [12, 1]

@@ -1,0 +1,63 @@
+"""What Redis URLs say."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewardloop.formats.redis_url import InvalidRedisUrl, RedisAddress, parse_redis_url
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://127.0.0.1:7000/3", RedisAddress("server", (("127.0.0.1", 7000),), db=3)),
+        ("redis://cache", RedisAddress("server", (("cache", 6379),))),
+        ("redis://[::1]:7000", RedisAddress("server", (("::1", 7000),))),
+        ("unix:///run/redis.sock?db=2", RedisAddress("server", path="/run/redis.sock", db=2)),
+        ("redis://:pass@cache", RedisAddress("server", (("cache", 6379),), password="pass")),
+        (
+            "rediss://me:a%2Fb%40c@cache:6380?ssl_ca_certs=/ca.crt&ssl_check_hostname=no",
+            RedisAddress(
+                "server",
+                (("cache", 6380),),
+                username="me",
+                password="a/b@c",
+                is_tls=True,
+                ca_certs="/ca.crt",
+                check_hostname=False,
+            ),
+        ),
+        (
+            "redis+sentinel://a:1,b,[::1]:3/main/1?sentinel_password=x",
+            RedisAddress("sentinel", (("a", 1), ("b", 26379), ("::1", 3)), service="main", db=1, sentinel_password="x"),
+        ),
+        (
+            "rediss+cluster://me:x@a:1,b:2",
+            RedisAddress("cluster", (("a", 1), ("b", 2)), username="me", password="x", is_tls=True),
+        ),
+    ],
+)
+def test_url_is_read(url: str, address: RedisAddress) -> None:
+    assert parse_redis_url(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("localhost:6379", "is none of redis"),
+        ("http://a", "is none of redis"),
+        ("redis://a,b", "one host, not 2"),
+        ("redis://", "one host, not 0"),
+        ("redis://a:port", "no number"),
+        ("redis://a:99999", "no number"),
+        ("redis://a/main", "no number"),
+        ("redis://a/0/1", "what is"),
+        ("redis+sentinel://a:1", "/SERVICE"),
+        ("redis+cluster://a:1/2", "database 0 only"),
+        ("redis://a?ssl_ca=x", "unknown parameter 'ssl_ca'"),
+    ],
+)
+def test_wrong_url_is_refused_with_a_reason_and_without_its_password(url: str, says: str) -> None:
+    with pytest.raises(InvalidRedisUrl, match=says) as error:
+        parse_redis_url(url.replace("//", "//me:s3cret@", 1))
+    assert "s3cret" not in str(error.value)
