@@ -40,7 +40,7 @@ _ONLINE: dict[str, Any] = {
     "checkpoint_every_steps": 0,
 }
 _OWN: dict[str, dict[str, Any]] = {
-    "ppo": {"critic": {"learning_rate": 5e-3}},
+    "ppo": {"critic": {"learning_rate": 5e-3}, "beta": 0.1},
     "grpo": {},
     "rloo": {},
     "online-dpo": {"steps": 48, "prompts": 16, "minibatch": 32, "learning_rate": 6e-4, "human_share": 0.5},
