@@ -199,7 +199,7 @@ def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Pat
     flags += [str(tmp_path / "out"), "--heldout-share", "0", "--learning-rate", "2e-3", "--batch-pairs", "8"]
     assert policy_cli.main([*flags, "--epochs", "4", "--server", "127.0.0.1:1"]) == 0
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
-    assert figures["train_accuracy"] == 1.0
+    assert figures["train_accuracy"] > 0.85  # of all steps, the first included
     assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
 
 
@@ -212,7 +212,8 @@ def test_kto_learns_from_thumbs_without_a_server(store: ModelStore, tmp_path: Pa
     flags += ["--kto.batch-thumbs", "8", "--kto.epochs", "4", "--server", "127.0.0.1:1"]
     assert policy_cli.main(flags) == 0
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
-    assert (figures["train_thumbs"], figures["train_thumbs_merged"], figures["train_accuracy"]) == (16, 8, 1.0)
+    assert (figures["train_thumbs"], figures["train_thumbs_merged"]) == (16, 8)
+    assert figures["train_accuracy"] > 0.7  # of all steps, the first included
     assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
 
 

@@ -25,6 +25,7 @@ from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.kto_train import train_kto
+from rewardloop_trainer.offline_run import PolicyOutcome
 from rewardloop_trainer.online.algorithms import task_of
 from rewardloop_trainer.online.report import RunReport, last_means, read_steps
 from rewardloop_trainer.online.settings import AlgorithmName
@@ -138,7 +139,7 @@ class _Run:
             self._learning,
             self._settings.out / "checkpoints",
             lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
-            save=lambda outcome: self._save(model, server, outcome.figures),
+            save=lambda outcome: self._save(model, server, self._figures(outcome)),
         )
 
     def _learn_from_thumbs(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
@@ -152,7 +153,7 @@ class _Run:
             self._learning.kto,
             self._settings.out / "checkpoints",
             lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
-            save=lambda outcome: self._save(model, server, outcome.figures),
+            save=lambda outcome: self._save(model, server, self._figures(outcome)),
             seed=self._learning.seed,
         )
 
@@ -186,6 +187,10 @@ class _Run:
             on_step=on_step,
             save=save,
         )
+
+    def _figures(self, outcome: PolicyOutcome) -> Mapping[str, float]:
+        """Also the last steps', for without held-out prompts nothing is measured after them."""
+        return {**last_means(read_steps(self._report)), **outcome.figures}
 
     def _save(self, policy: Any, server: RewardloopClient, trained: Mapping[str, float]) -> None:
         """Judged against the start, where prompts were kept out."""

@@ -89,7 +89,7 @@ class PolicyRound(ModelRound):
             self._directory / "checkpoints",
             lambda done: on_step(_step_done(done.figures.shown(), done)),
             self._stop.is_set,
-            lambda outcome: self._save(model, outcome.figures),
+            lambda outcome: self._save(model, {**last_means(read_steps(self._reports)), **outcome.figures}),
         )
 
     def _learn_from_thumbs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
@@ -106,7 +106,7 @@ class PolicyRound(ModelRound):
             self._directory / "checkpoints",
             lambda done: on_step(_step_done(done.figures.named(), done)),
             self._stop.is_set,
-            lambda outcome: self._save(model, outcome.figures),
+            lambda outcome: self._save(model, {**last_means(read_steps(self._reports)), **outcome.figures}),
             seed=self._track.now.seed,
         )
 

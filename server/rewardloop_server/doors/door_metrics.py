@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
@@ -9,9 +11,10 @@ class DoorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.certificate_expiry = Gauge(
             "rewardloop_certificate_expiry_time_seconds",
-            "When the server's certificate in use expires, as Unix time.",
+            "When the server's certificate in use expires, as Unix time; NaN without TLS.",
             registry=registry,
         )
+        self.certificate_expiry.set(math.nan)
         self.reloads_total = Counter(
             "rewardloop_door_reloads_total",
             "Changed files that were read again (certificate, callers), by outcome (taken, refused).",
