@@ -151,6 +151,18 @@ def test_reader_in_the_middle_of_a_scan_survives_compaction(tmp_path: Path) -> N
     assert found == [f"e{i}" for i in range(40)]
 
 
+def test_reader_that_listed_segments_before_a_compaction_counts_the_same(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for i in range(40):
+        ledger.append(rows(i, i + 1))
+    stream_ids = [row.stream_id for row in ledger.scan()]
+    readers = [Ledger(tmp_path, writable=False) for _ in range(3)]
+    ledger.compact(segments=32)
+    assert readers[0].event_ids() == [f"e{i}" for i in range(40)]
+    assert readers[1].holds(stream_ids) == set(stream_ids)
+    assert readers[2].rows_after(stream_ids[9]) == 30
+
+
 def test_half_written_segment_is_not_read_and_is_removed_at_start(tmp_path: Path) -> None:
     Ledger(tmp_path).append(rows(0, 3))
     leftover = tmp_path / ".writing-2000-0_2001-0.parquet"

@@ -61,7 +61,8 @@ class People:
 
     def _judge(self, answer: Generation) -> bool:
         candidates = [i for i, c in enumerate(answer.candidates) if c.policy_version is not None]
-        if len(candidates) != 1 or answer.candidates[0].text == answer.candidates[1].text:
+        texts = [candidate.text for candidate in answer.candidates]
+        if len(candidates) != 1 or texts[0] == texts[1] or not all(texts):  # an empty answer is a dead letter
             return False
         (new,) = candidates
         better = new if self._chance.random() < self._likes_candidate else 1 - new

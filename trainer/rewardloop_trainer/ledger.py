@@ -12,11 +12,11 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 
 from rewardloop_trainer.fence import Fence
 from rewardloop_trainer.ledger_columns import Recorded, from_table, to_table, whole
+
+T = TypeVar("T")
 
 _REPLACES = b"rewardloop.replaces"
 _TEMPORARY = ".writing-"
@@ -124,6 +126,9 @@ class Ledger:
 
     def event_ids(self, newest: int | None = None) -> list[str]:
         """Event ids in stream order (each row's: a repeated one would show); with ``newest``, about that many."""
+        return self._though_compacted(lambda: self._event_ids(newest))
+
+    def _event_ids(self, newest: int | None) -> list[str]:
         chosen: list[Segment] = []
         rows = 0
         for segment in reversed(self.segments):
@@ -136,6 +141,9 @@ class Ledger:
     def holds(self, stream_ids: Iterable[str]) -> set[str]:
         """Which of these stream ids are archived."""
         wanted = set(stream_ids)
+        return self._though_compacted(lambda: self._held_of(wanted))
+
+    def _held_of(self, wanted: set[str]) -> set[str]:
         found: set[str] = set()
         for segment in self.segments:
             first, last = order(segment.first), order(segment.last)
@@ -147,7 +155,10 @@ class Ledger:
         """How many rows have a higher stream id."""
         if stream_id is None:
             return self.row_count
-        low, rows = order(stream_id), 0
+        return self._though_compacted(lambda: self._rows_after(order(stream_id)))
+
+    def _rows_after(self, low: tuple[int, int]) -> int:
+        rows = 0
         for segment in self.segments:
             if order(segment.first) > low:
                 rows += segment.rows
@@ -210,6 +221,14 @@ class Ledger:
                 return
             except FileNotFoundError:
                 self.refresh()  # a compaction replaced it: its rows are in the new segment
+
+    def _though_compacted(self, read: Callable[[], T]) -> T:
+        """What ``read`` makes of the segments; again where a compaction replaced one of them meanwhile."""
+        while True:
+            try:
+                return read()
+            except FileNotFoundError:
+                self.refresh()
 
     def _listed(self, known: Mapping[str, Segment]) -> dict[str, Segment]:
         missed: set[str] = set()
