@@ -144,7 +144,7 @@ def try_out(
     port, metrics_port = free_port(), free_port()
     argv = [command, "--redis-url", redis_url, "--metrics-port", str(metrics_port)]
     argv += [] if command == "train" else ["--listen", f"127.0.0.1:{port}"]
-    argv += ["--work-dir", "/work/trainer", "--archive", "/work/ledger"] if command == "train" else []
+    argv += ["--work-dir", "/state/trainer", "--archive", "/state/ledger"] if command == "train" else []
     (entry,), (stop,) = last_stage(dockerfile, "ENTRYPOINT"), last_stage(dockerfile, "STOPSIGNAL")
     inside = [_CHROOT, f"--userspec={_USER}:{_USER}", str(root)]
     environment = {**environment, "PATH": "/opt/rewardloop/bin:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}

@@ -28,7 +28,7 @@ FROM python:${PYTHON_TAG}
 COPY --from=packages /opt/rewardloop /opt/rewardloop
 RUN groupadd --gid 10001 rewardloop && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp rewardloop && \
-    install -d -o 10001 -g 10001 /store /work
+    install -d -o 10001 -g 10001 /store /state
 ENV PATH=/opt/rewardloop/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/tmp/huggingface \
@@ -42,4 +42,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
     CMD ["rewardloop", "health", "--metrics", "http://127.0.0.1:9465/metrics"]
 ENTRYPOINT ["rewardloop"]
-CMD ["train", "--metrics-host", "0.0.0.0", "--work-dir", "/work/trainer", "--archive", "/work/ledger"]
+CMD ["train", "--metrics-host", "0.0.0.0", "--work-dir", "/state/trainer", "--archive", "/state/ledger"]

@@ -152,9 +152,9 @@ def test_a_service_of_compose_runs_with_real_settings(name: str) -> None:
     assert "/store" in mounts
     assert mounts["/store"] is (argv[0] == "train")
     if argv[0] == "train":
-        assert str(settings.work_dir).startswith("/work/")
-        assert settings.archive.startswith("/work/")
-        assert mounts["/work"]
+        assert str(settings.work_dir).startswith("/state/")
+        assert settings.archive.startswith("/state/")
+        assert mounts["/state"]
     assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"])
 
 

@@ -119,7 +119,7 @@ def test_paths_are_mounted_and_only_the_trainer_writes(manifests: Manifests) -> 
         assert mounts["/store"].get("readOnly", False) is not is_trainer
         assert "/tmp" in mounts
         for path in (str(settings.work_dir), settings.archive) if is_trainer else ():
-            assert path.startswith("/work/")
+            assert path.startswith("/state/")
         for volume in pod["volumes"]:
             if claim := volume.get("persistentVolumeClaim"):
                 assert named(manifests, "PersistentVolumeClaim", claim["claimName"])

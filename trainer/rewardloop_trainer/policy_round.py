@@ -89,7 +89,7 @@ class PolicyRound(ModelRound):
             self._directory / "checkpoints",
             lambda done: on_step(_step_done(done.figures.shown(), done)),
             self._stop.is_set,
-            lambda outcome: self._save(model, {**last_means(read_steps(self._reports)), **outcome.figures}),
+            lambda outcome: self._save(model, outcome.figures),
         )
 
     def _learn_from_thumbs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
@@ -106,7 +106,7 @@ class PolicyRound(ModelRound):
             self._directory / "checkpoints",
             lambda done: on_step(_step_done(done.figures.named(), done)),
             self._stop.is_set,
-            lambda outcome: self._save(model, {**last_means(read_steps(self._reports)), **outcome.figures}),
+            lambda outcome: self._save(model, outcome.figures),
             seed=self._track.now.seed,
         )
 
@@ -121,10 +121,6 @@ class PolicyRound(ModelRound):
             with _waiting_for_rewards():
                 return score_groups(self._server, asked, said, on_batch=self._stop_if_asked)
 
-        def save(policy: Any) -> None:
-            means = last_means(read_steps(self._reports))
-            self._save(policy, {"train_prompts": float(len(task.prompts)), **means})
-
         train_online(
             model,
             encoder,
@@ -137,7 +133,7 @@ class PolicyRound(ModelRound):
             checkpoint_dir=self._directory / "checkpoints",
             on_step=on_step,
             should_stop=self._stop.is_set,
-            save=save,
+            save=lambda policy: self._save(policy, {"train_prompts": float(len(task.prompts))}),
         )
 
     def _on_step(self, report: RunReport, done: StepDone) -> None:
@@ -151,8 +147,10 @@ class PolicyRound(ModelRound):
         self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
 
     def _save(self, policy: Any, figures: Mapping[str, float]) -> None:
+        """With the last steps' means beside the figures, which count where both have one."""
+        figures = {**last_means(read_steps(self._reports)), **figures}
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._figures.write_text(json.dumps(dict(figures)))
+        self._figures.write_text(json.dumps(figures))
 
         def write(directory: Path) -> None:
             ignored = shutil.ignore_patterns(*_WEIGHTS)
