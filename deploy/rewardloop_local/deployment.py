@@ -88,7 +88,9 @@ class Deployment:
         has_policy = bool(ModelStore(plan.store).versions("policy"))
         shared = ["--store", str(plan.store), "--redis-url", redis_url]
         door = plan.security.door_args()
-        serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door, *plan.serve_args]
+        serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door]
+        # Beside a trainer and a policy worker that are as eager, scoring must not step back behind them.
+        serve += ["--engine-nice", "3", *plan.serve_args]
         if has_policy:
             worker = [*shared, "--listen", plan.policy_listen, "--metrics-port", str(plan.policy_metrics_port)]
             self._add("policy-worker", "rewardloop_policy.app", [*worker, *door, *plan.policy_args])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 
@@ -14,13 +13,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM. Returns the exit status: 0 after a drain."""
     settings = parse(PolicyWorkerSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-worker")
 
+    import uvloop
+
     from rewardloop.formats.log import configure_logging
     from rewardloop.formats.tracing import start_tracing
     from rewardloop_policy.serving import serve
 
     is_traced = start_tracing("rewardloop-policy", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
-    return asyncio.run(serve(settings, is_traced))
+    return uvloop.run(serve(settings, is_traced))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM. Returns the exit status: 0 after a drain."""
     settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, "rewardloop serve")
 
+    import uvloop
+
     from rewardloop.formats.log import configure_logging
     from rewardloop.formats.tracing import start_tracing
     from rewardloop_server.serving import serve
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     is_traced = start_tracing("rewardloop-server", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
-    return asyncio.run(serve(settings, is_traced))
+    return uvloop.run(serve(settings, is_traced))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """append: what waits together is written together.
 
-A write starts when none is under way and nobody else is about to come; no clock is waited for. What comes meanwhile
-goes with the next one, so that the busier it is, the fewer round trips and syncs a signal costs.
+A write starts when none is under way; what comes meanwhile goes with the next one. Where callers come together, the
+next one waits a moment for more of them, so that the busier it is, the fewer round trips and syncs a signal costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class Sized(Protocol):
     def size(self) -> int: ...
 
 
-_QUIET_TURNS, _MOST_TURNS = 4, 32
+# Where a few callers came within a moment while others waited, a write waits another such moment for enough entries: it
+# takes as long as a dozen signals do beside it, whatever its size. A caller who is alone never waits.
+_FEW, _MOMENT_S, _ENOUGH = 4, 0.005, 32
 
 E = TypeVar("E", bound=Sized)
 R = TypeVar("R")
@@ -50,6 +52,8 @@ class GroupCommit(Generic[E, R]):
         self._most_entries = most_entries
         self._most_bytes = most_bytes
         self._waiting: deque[_Submission[E, R]] = deque()
+        self._overlapped: deque[float] = deque(maxlen=_FEW)  # when callers last came while others waited, loop's clock
+        self._gathering: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
 
     async def add(self, entries: Sequence[E]) -> list[R]:
@@ -60,8 +64,13 @@ class GroupCommit(Generic[E, R]):
         """
         if not entries:
             return []
-        submission: _Submission[E, R] = _Submission(entries, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        submission: _Submission[E, R] = _Submission(entries, loop.create_future())
+        if self._writer is not None:
+            self._overlapped.append(loop.time())
         self._waiting.append(submission)
+        if self._gathering is not None and self._has_enough():
+            self._end_gathering()
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
         return await submission.done
@@ -69,8 +78,7 @@ class GroupCommit(Generic[E, R]):
     async def _write_all(self) -> None:
         concerned: list[_Submission[E, R]] = []
         try:
-            await self._let_others_come()
-            while parts := self._next_group():
+            while parts := await self._next_group():
                 concerned = [submission for submission, _ in parts]
                 group = [entry for _, entries in parts for entry in entries]
                 outcomes = await self._write(group)
@@ -80,7 +88,6 @@ class GroupCommit(Generic[E, R]):
                     start += len(entries)
                     if len(submission.outcomes) == len(submission.entries) and not submission.done.done():
                         submission.done.set_result(submission.outcomes)
-                await self._let_others_come()
         except BaseException as error:
             for submission in (*concerned, *self._waiting):
                 if submission.done.done():
@@ -95,22 +102,32 @@ class GroupCommit(Generic[E, R]):
         finally:
             self._writer = None
 
-    async def _let_others_come(self) -> None:
-        """Until the event loop has turned a few times without a new caller: who is about to come goes along.
+    async def _gather(self) -> None:
+        """Until enough entries wait, for a moment at most."""
+        loop = asyncio.get_running_loop()
+        self._gathering = loop.create_future()
+        timer = loop.call_later(_MOMENT_S, self._end_gathering)
+        try:
+            await self._gathering
+        finally:
+            timer.cancel()
+            self._gathering = None
 
-        An idle loop turns in microseconds; a busy one has requests that are soon here, and a write for each of them
-        costs half of what the request itself does.
-        """
-        quiet = 0
-        for _ in range(_MOST_TURNS):
-            before = len(self._waiting)
-            await asyncio.sleep(0)
-            quiet = quiet + 1 if len(self._waiting) == before else 0
-            if quiet == _QUIET_TURNS:
-                return
+    def _end_gathering(self) -> None:
+        if self._gathering is not None and not self._gathering.done():
+            self._gathering.set_result(None)
 
-    def _next_group(self) -> list[tuple[_Submission[E, R], Sequence[E]]]:
+    def _is_busy(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return len(self._overlapped) == _FEW and now - self._overlapped[0] < _MOMENT_S
+
+    def _has_enough(self) -> bool:
+        return sum(len(each.entries) - each.taken for each in self._waiting) >= _ENOUGH
+
+    async def _next_group(self) -> list[tuple[_Submission[E, R], Sequence[E]]]:
         """What to write next, by who wants it; empty when nobody waits."""
+        if self._is_busy() and not self._has_enough():
+            await self._gather()
         parts: list[tuple[_Submission[E, R], Sequence[E]]] = []
         count = size = 0
         while self._waiting:
@@ -126,6 +143,6 @@ class GroupCommit(Generic[E, R]):
                     parts.append((submission, submission.entries[start:end]))
                     submission.taken = end
                 if end < len(submission.entries):
-                    return parts
+                    break
             self._waiting.popleft()
         return parts

@@ -120,7 +120,10 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
             call = _Call(method.removeprefix(_V1), self._metrics)
             if self._door is not None:
                 await self._door.turn_away(method, refusal, context)
-            await call.fail(refusal, context)
+            try:
+                await call.fail(refusal, context)
+            finally:
+                del context
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
@@ -137,6 +140,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                 reply = await handler.unary_unary(request, context)
             except BaseException as error:
                 await call.fail(error, context)
+            finally:
+                del context  # see `_Call.fail`
             call.succeed()
             return reply
 
@@ -161,6 +166,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                     raise Draining("the server is shutting down")
             except BaseException as error:
                 await call.fail(error, context)
+            finally:
+                del context
             call.succeed()
 
         decode = _tolerant(handler.request_deserializer)
@@ -220,7 +227,13 @@ class _Call:
             )
         self._count(known.code.name)
         self._metrics.rejected_total.labels(reason=known.reason).inc()
-        await context.abort(known.code, known.message, trailing_metadata(known))
+        # gRPC keeps the exception that ends the call in the call's context. The frames that the exception names must
+        # not name the context: the garbage collector would have to find them, and its pauses are felt in a flood.
+        error.__traceback__ = None
+        try:
+            await context.abort(known.code, known.message, trailing_metadata(known))
+        finally:
+            del context, error, known
 
     def _count(self, code: str) -> None:
         self._metrics.requests_in_flight.labels(method=self._method).dec()

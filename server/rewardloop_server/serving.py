@@ -259,7 +259,7 @@ def spare_pauses() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(5_000, 20, 50)
 
 
 async def wait_for_signal() -> None:

@@ -42,7 +42,11 @@ class ServeSettings(DoorSettings):
         4, ge=1, description="most reward versions in memory: with the active one, those that share its graph stay warm"
     )
     engine_nice: int = Field(
-        3, ge=0, le=19, description="by how much threads that compute step back before the one that answers"
+        19,
+        ge=0,
+        le=19,
+        description="by how much threads that compute step back before the one that answers; less where other busy"
+        " processes share the cores and no container divides them",
     )
     spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
 

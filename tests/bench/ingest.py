@@ -1,6 +1,7 @@
 """Signals a second through the FeedbackService, beside bare redis-py on the same redis-server, in turns.
 
-Client, server and Redis share the machine. Every signal is acknowledged, and counted in the stream at the end.
+Client, server and Redis share the machine; with "bare socket" the caller is `wire.py`, which costs next to nothing.
+Every signal is acknowledged, and counted in the stream at the end.
 
     python tests/bench/ingest.py --seconds 10 [--fsync always]
 """
@@ -20,6 +21,7 @@ import arguments
 import psutil
 import redis
 import service
+from wire import Wire
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -32,6 +34,7 @@ from rewardloop_client import AsyncRewardloopClient, Feedback, RecordResult
 
 _BUILT_AHEAD = 2000  # events whose ids alone change from then on: making them is the caller's work
 _PIPELINED = 500
+_RECORD, _CHECK = "/rewardloop.v1.FeedbackService/Record", "/grpc.health.v1.Health/Check"
 _PIPELINE, _ONE_BY_ONE = "redis-py, XADD pipelined", "redis-py, XADD one by one"
 _PROMPT = "How do I take the back cover off without breaking the clips that hold it in place?"
 _RESPONSES = (
@@ -69,9 +72,15 @@ def measure(served: service.Service, options: argparse.Namespace) -> None:
         ),
         _ONE_BY_ONE: lambda: bare(served, options.seconds, 1),
         f"Record, {options.callers} at a time": lambda: calls(served, options.seconds, options.callers, 1),
+        f"Record, {options.callers} at a time, bare socket": lambda: over_wire(
+            served, options.seconds, options.callers, _RECORD, records()
+        ),
         "Record, one at a time": lambda: calls(served, options.seconds, 1, 1),
         f"an RPC that does nothing, {options.callers} at a time": lambda: calls(
             served, options.seconds, options.callers, 0
+        ),
+        f"an RPC that does nothing, {options.callers} at a time, bare socket": lambda: over_wire(
+            served, options.seconds, options.callers, _CHECK, itertools.repeat(b"")
         ),
     }
     if options.only:
@@ -173,6 +182,26 @@ async def _call(address: str, seconds: float, concurrent: int, events: int) -> i
 
     async with AsyncRewardloopClient(address, timeout_s=60) as client:
         return sum(await asyncio.gather(*(call(client) for _ in range(concurrent))))
+
+
+def over_wire(
+    served: service.Service, seconds: float, callers: int, method: str, messages: Iterator[bytes]
+) -> Iterator[int]:
+    """As `calls`, by a caller that costs next to nothing. Raises SystemExit when a call is refused."""
+    wire = Wire(served.address, method)
+    wire.closed_loop(messages, callers, seconds)
+    if wire.ended.refused_s:
+        raise SystemExit(f"{len(wire.ended.refused_s)} calls of {method} were refused")
+    yield len(wire.ended)
+
+
+def records() -> Iterator[bytes]:
+    """Requests of Record, for ever, each with a signal of its own."""
+    ready = built()
+    for number in itertools.count():
+        event = ready[number % _BUILT_AHEAD]
+        event.event_id = f"event-{number:08d}"
+        yield feedback_pb2.RecordRequest(event=event).SerializeToString()
 
 
 def built() -> list[feedback_pb2.FeedbackEvent]:

@@ -1,5 +1,6 @@
 """What the service adds to one request when it is idle: Score of one 64-token pair against tokenizing and a bare run,
-and how much of that an RPC that does nothing costs already (the health service's Check, on the same server).
+and how much of that an RPC that does nothing costs already (the health service's Check, on the same server). The caller
+is a bare socket (`wire.py`): what a client library adds is not the service's.
 
 Each runs in a process of its own with the same weights, threads and spinning; the two alternate in short turns over
 the same texts, and the one whose turn it isn't is stopped, for its spinning threads would take the other's cores.
@@ -20,10 +21,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import arguments
-import grpc
 import models
 import service
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from wire import Wire
 
 from rewardloop.formats.store import Manifest
 from rewardloop.v1 import common_pb2, reward_pb2
@@ -64,62 +64,56 @@ def measure(options: argparse.Namespace, served: service.Service, manifest: Mani
     score_s: list[float] = []
     outside_s: list[float] = []
     empty_s: list[float] = []
-    with grpc.insecure_channel(served.address) as channel:
-        score = channel.unary_unary("/rewardloop.v1.RewardService/Score", None, reward_pb2.ScoreResponse.FromString)
+    score = Wire(served.address, "/rewardloop.v1.RewardService/Score")
+    check = Wire(served.address, "/grpc.health.v1.Health/Check")
 
-        check = health_pb2_grpc.HealthStub(channel).Check
+    def ask_bare(pair: models.Pair) -> float:
+        pipe.send(pair)
+        logit, took = pipe.recv()
+        bare_s.append(took)
+        return float(logit)
 
-        def ask_bare(pair: models.Pair) -> float:
-            pipe.send(pair)
-            logit, took = pipe.recv()
-            bare_s.append(took)
-            return float(logit)
+    def ask_service(pair: models.Pair) -> float:
+        request = reward_pb2.ScoreRequest(prompt=common_pb2.Prompt(text=pair.prompt), responses=[pair.response])
+        data, took = score.one(request.SerializeToString())
+        score_s.append(took)
+        reply = reward_pb2.ScoreResponse.FromString(data)
+        timings = reply.timings
+        outside_s.append(took - (timings.queue_us + timings.tokenize_us + timings.run_us) / 1e6)
+        return float(reply.scores[0].logit)
 
-        def ask_service(pair: models.Pair) -> float:
-            request = reward_pb2.ScoreRequest(prompt=common_pb2.Prompt(text=pair.prompt), responses=[pair.response])
-            ready = request.SerializeToString()
-            started = time.perf_counter()
-            reply = score(ready, timeout=30)
-            took = time.perf_counter() - started
-            score_s.append(took)
-            timings = reply.timings
-            outside_s.append(took - (timings.queue_us + timings.tokenize_us + timings.run_us) / 1e6)
-            return float(reply.scores[0].logit)
+    def ask_nothing() -> None:
+        """After a run of the service, as Score is: with the caches that a run leaves."""
+        empty_s.append(check.one(b"")[1])
 
-        def ask_nothing() -> None:
-            """After a run of the service, as Score is: with the caches that a run leaves."""
-            started = time.perf_counter()
-            check(health_pb2.HealthCheckRequest(), timeout=30)
-            empty_s.append(time.perf_counter() - started)
-
-        until = time.monotonic() + options.seconds
-        position = 0
-        while time.monotonic() < until or position < 2 * TURN:
-            turn = [pairs[(position + i) % len(pairs)] for i in range(TURN)]
-            logits: list[list[float]] = []
-            for ask, running, stopped in ((ask_bare, bare.pid, served.pid), (ask_service, served.pid, bare.pid)):
-                with only(running, stopped):
-                    time.sleep(0.2)
-                    ask(pairs[0])  # the first after a stop finds cold caches
-                    seen = bare_s if ask is ask_bare else score_s
-                    seen.pop()
-                    logits.append([])
-                    for pair in turn:
+    until = time.monotonic() + options.seconds
+    position = 0
+    while time.monotonic() < until or position < 2 * TURN:
+        turn = [pairs[(position + i) % len(pairs)] for i in range(TURN)]
+        logits: list[list[float]] = []
+        for ask, running, stopped in ((ask_bare, bare.pid, served.pid), (ask_service, served.pid, bare.pid)):
+            with only(running, stopped):
+                time.sleep(0.2)
+                ask(pairs[0])  # the first after a stop finds cold caches
+                seen = bare_s if ask is ask_bare else score_s
+                seen.pop()
+                logits.append([])
+                for pair in turn:
+                    time.sleep(options.pause)
+                    logits[-1].append(ask(pair))
+                    if ask is ask_service:
                         time.sleep(options.pause)
-                        logits[-1].append(ask(pair))
-                        if ask is ask_service:
-                            time.sleep(options.pause)
-                            ask_nothing()
-            outside_s.pop(-TURN - 1)
-            worst = max(abs(a - b) for a, b in zip(*logits, strict=True))
-            if worst > 1e-3:
-                raise SystemExit(f"the service's logits differ from the bare session's by {worst}")
-            position += TURN
-            if position == TURN:  # the first turn warms both up
-                for each in (bare_s, score_s, outside_s, empty_s):
-                    each.clear()
-        pipe.send(None)
-        bare.join(10)
+                        ask_nothing()
+        outside_s.pop(-TURN - 1)
+        worst = max(abs(a - b) for a, b in zip(*logits, strict=True))
+        if worst > 1e-3:
+            raise SystemExit(f"the service's logits differ from the bare session's by {worst}")
+        position += TURN
+        if position == TURN:  # the first turn warms both up
+            for each in (bare_s, score_s, outside_s, empty_s):
+                each.clear()
+    pipe.send(None)
+    bare.join(10)
     report(options, bare_s, score_s, outside_s, empty_s)
 
 
