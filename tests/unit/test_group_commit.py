@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from rewardloop_server import group_commit
 from rewardloop_server.group_commit import GroupCommit
 
 
@@ -112,3 +113,46 @@ async def test_nothing_is_an_answer_of_nothing() -> None:
     disk = Disk()
     assert await commit(disk).add([]) == []
     assert disk.groups == []
+
+
+async def test_where_callers_come_together_a_write_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "_MOMENT_S", 60.0)
+    disk = Disk()
+    group = commit(disk)
+    calls = [call(group, "a")]
+    await started()
+    calls += [call(group, name) for name in "bcde"]
+    await started()
+    disk.may_end.set()
+    await started()
+    assert disk.groups == [["a"]]  # it waits
+    more = [str(i) for i in range(group_commit._ENOUGH - 4)]
+    calls.append(call(group, *more))
+    async with asyncio.timeout(10):
+        await asyncio.gather(*calls)
+    assert disk.groups == [["a"], [*"bcde", *more]]
+
+
+async def test_wait_for_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "_MOMENT_S", 0.05)
+    disk = Disk()
+    group = commit(disk)
+    calls = [call(group, "a")]
+    await started()
+    calls += [call(group, name) for name in "bcde"]
+    await started()
+    disk.may_end.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*calls)
+    assert disk.groups == [["a"], [*"bcde"]]
+
+
+async def test_caller_who_is_alone_never_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "_MOMENT_S", 60.0)
+    disk = Disk()
+    disk.may_end.set()
+    group = commit(disk)
+    async with asyncio.timeout(10):
+        for i in range(20):
+            await group.add([Item(str(i))])
+    assert disk.groups == [[str(i)] for i in range(20)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -155,6 +156,20 @@ async def test_error_goes_out_with_reason_and_pushback() -> None:
         assert server.counted("FeedbackService/Record", "RESOURCE_EXHAUSTED") == 1
         rejected = server.metrics.registry.get_sample_value("rewardloop_rejected_total", {"reason": "QUEUE_FULL"})
         assert rejected == 1
+
+
+async def test_refused_calls_leave_nothing_to_the_garbage_collector() -> None:
+    async with running() as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await server.record("full")
+            left = sum(type(each) is QueueFull for each in gc.get_objects())
+        finally:
+            gc.enable()
+    assert left <= 1  # the last call may not be over yet
 
 
 async def test_bug_is_internal_outside_and_whole_in_the_log() -> None:
