@@ -199,6 +199,7 @@ def models_canary(
     version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
     share: Annotated[float, typer.Option(help="Of the requests, above 0 and below 1.")] = 0.05,
     end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
+    model: Annotated[str, typer.Option(help="reward or policy.")] = "reward",
     reason: _Reason = "by hand",
     server: _Server = _DEFAULT_SERVER,
 ) -> None:
@@ -206,7 +207,7 @@ def models_canary(
     from rewardloop_cli import models as command
     from rewardloop_cli.failures import finish
 
-    finish(lambda: command.canary(server, command.holder(version, end), share, reason))
+    finish(lambda: command.canary(server, model, command.holder(version, end), share, reason))
 
 
 @models.command("shadow")

@@ -78,15 +78,15 @@ def holder(version: str, ends: bool) -> str | None:
     return version or None
 
 
-def canary(server: str, version: str | None, share: float, reason: str) -> int:
+def canary(server: str, model: str, version: str | None, share: float, reason: str) -> int:
     with connect(server) as client:
-        _print_role("canary", client.set_canary("reward", version, share=share, reason=reason), share)
+        _print_role(model, "canary", client.set_canary(model, version, share=share, reason=reason), share)
     return 0
 
 
 def shadow(server: str, version: str | None, share: float, reason: str) -> int:
     with connect(server) as client:
-        _print_role("shadow", client.set_shadow("reward", version, share=share, reason=reason), share)
+        _print_role("reward", "shadow", client.set_shadow("reward", version, share=share, reason=reason), share)
     return 0
 
 
@@ -120,8 +120,8 @@ def _print_change(model: str, change: Promotion) -> None:
     print(f"{model} version {change.version.version} is {change.version.state}{before}")
 
 
-def _print_role(role: str, info: VersionInfo | None, share: float) -> None:
+def _print_role(model: str, role: str, info: VersionInfo | None, share: float) -> None:
     if info is None:
-        print(f"reward has no {role} now")
+        print(f"{model} has no {role} now")
     else:
-        print(f"reward version {info.version} is the {role} for {share:.1%} of the requests")
+        print(f"{model} version {info.version} is the {role} for {share:.1%} of the requests")

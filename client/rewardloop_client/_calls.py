@@ -159,12 +159,13 @@ def get_version(model: str, version: str) -> Call[VersionInfo]:
     return _call(GET_VERSION, request, model_pb2.GetVersionResponse, read)
 
 
-def promote(model: str, version: str, reason: str) -> Call[Promotion]:
+def promote(model: str, version: str, reason: str, leader_epoch: int) -> Call[Promotion]:
     """Safe to repeat: promoting the active version changes nothing."""
     request = model_pb2.PromoteRequest(
         model=convert.text_field("model", model),
         version=convert.text_field("version", version),
         reason=convert.text_field("reason", reason),
+        leader_epoch=leader_epoch,
     )
     return _call(PROMOTE, request, model_pb2.PromoteResponse, convert.promotion)
 

@@ -24,6 +24,7 @@ RewardloopError
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
+│   ├── Overtaken           OVERTAKEN
 │   ├── UnsafeVersion       UNSAFE_VERSION
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
@@ -193,6 +194,10 @@ class CorruptVersion(FailedPrecondition):
 
 class NothingToRollBack(FailedPrecondition):
     reason = "NOTHING_TO_ROLL_BACK"
+
+
+class Overtaken(FailedPrecondition):
+    reason = "OVERTAKEN"
 
 
 class UnsafeVersion(FailedPrecondition):

@@ -227,9 +227,14 @@ class RewardloopClient:
         """One version with its manifest; "" is the active one."""
         return self._run(calls.get_version(model, version), timeout_s)
 
-    def promote(self, model: str, version: str, *, reason: str = "", timeout_s: float = 120.0) -> Promotion:
-        """Make a version active; returns once the server serves it."""
-        return self._run(calls.promote(model, version, reason), timeout_s)
+    def promote(
+        self, model: str, version: str, *, reason: str = "", leader_epoch: int = 0, timeout_s: float = 120.0
+    ) -> Promotion:
+        """Make a version active; returns once the server serves it.
+
+        ``leader_epoch``: of a trainer that asks as the leader; raises Overtaken when a later one's promotion was taken.
+        """
+        return self._run(calls.promote(model, version, reason, leader_epoch), timeout_s)
 
     def rollback(self, model: str, *, reason: str = "", timeout_s: float = 120.0) -> Promotion:
         """Go back to the version that was active before. Never retried."""

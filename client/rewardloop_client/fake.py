@@ -249,7 +249,7 @@ class FakeRewardloop(RewardloopClient):
 
     def _set_role(self, request: model_pb2.SetCanaryRequest, role: str, response_type: type[M]) -> M:
         """By the server's rules; `SetShadowRequest` has the same fields."""
-        if request.model != "reward":
+        if role == "shadow" and request.model != "reward":
             raise InvalidRequest(f"only reward takes a {role}", violations=[Violation("model", "is not reward")])
         if not request.version:
             self._beside.pop((request.model, role), None)

@@ -24,6 +24,7 @@ RewardloopError
 ├── UntrustedVersionError   FAILED_PRECONDITION   UNTRUSTED_VERSION
 ├── NotLoadable             FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
+├── Overtaken               FAILED_PRECONDITION   OVERTAKEN
 └── InternalError           INTERNAL              INTERNAL
 
 Messages go to the caller: they name fields, limits and versions, never what a prompt or response says.
@@ -272,6 +273,13 @@ class NothingToRollBack(RewardloopError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "NOTHING_TO_ROLL_BACK"
+
+
+class Overtaken(RewardloopError):
+    """A trainer that no longer leads asks."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "OVERTAKEN"
 
 
 class InternalError(RewardloopError):

@@ -90,7 +90,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         host = self._hosts[request.model]
         async with host.changing():
             manifest = await host.warm(request.version)
-            before = await self._pointer.move(request.model, request.version, request.reason)
+            before = await self._pointer.move(request.model, request.version, request.reason, request.leader_epoch)
             host.activate(request.version)
         log.info("promoted", model=request.model, version=request.version, previous=before, reason=request.reason)
         return model_pb2.PromoteResponse(version=_info(host, manifest), previous_version=before or "")

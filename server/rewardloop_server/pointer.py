@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
+from rewardloop_server.errors import Overtaken
 from rewardloop_server.redis_link import redis_errors
 
 Role: TypeAlias = Literal["canary", "shadow"]
@@ -20,9 +21,11 @@ _MAX_PREVIOUS = 20
 _MAX_REASON_CHARS = 1000
 
 # KEYS[1]  rewardloop:{models}:active   hash: model name to the JSON that `keys` describes
+# KEYS[2]  rewardloop:{models}:promoted_by
 # ARGV     model, version, reason, time of the change, most previous versions kept,
-#          and for a rollback the version that must be active, else ''
-# Returns  the version that was active before (nil: none), and 1 when the pointer is at `version` now
+#          for a rollback the version that must be active, else '', and the epoch of a leader who asks, else 0
+# Returns  the version that was active before (nil: none), and 1 when the pointer is at `version` now, -1 when a later
+#          leader's promotion was taken
 # A promotion puts the version before it on the list of previous ones; a rollback takes its target off, so that a
 # second rollback goes further back and not forward again. Both end a canary and a shadow, which are left unwritten;
 # so does promoting the active version, which changes nothing else.
@@ -32,6 +35,14 @@ local before, previous = false, {}
 if raw then
     local old = cjson.decode(raw)
     before, previous = old.version, old.previous
+end
+local epoch = tonumber(ARGV[7])
+if epoch > 0 then
+    if tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) > epoch then return {before, -1} end
+    redis.call('HSET', KEYS[2], ARGV[1], ARGV[7])
+end
+if raw then
+    local old = cjson.decode(raw)
     if ARGV[6] == '' and before == ARGV[2] and not old.canary and not old.shadow then return {before, 1} end
 end
 if ARGV[6] ~= '' then
@@ -118,9 +129,14 @@ class ActivePointer:
             shares = {role: _share(value.get(role)) for role in ROLES}
             return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
 
-    async def move(self, model: str, version: str, reason: str) -> str | None:
-        """Make ``version`` active and end canary and shadow; returns the version before."""
-        before, _ = await self._run(model, version, reason, must_be_active="")
+    async def move(self, model: str, version: str, reason: str, leader_epoch: int = 0) -> str | None:
+        """Make ``version`` active and end canary and shadow; returns the version before.
+
+        ``leader_epoch``: of a trainer that asks as the leader. Raises Overtaken when a later leader's move was taken.
+        """
+        before, outcome = await self._run(model, version, reason, must_be_active="", leader_epoch=leader_epoch)
+        if outcome < 0:
+            raise Overtaken(f"a trainer that led later than {leader_epoch} has promoted a version of {model}")
         return before
 
     async def move_back(self, model: str, version: str, target: str, reason: str) -> bool:
@@ -128,8 +144,8 @@ class ActivePointer:
 
         False when the pointer was moved meanwhile.
         """
-        _, is_moved = await self._run(model, target, reason, must_be_active=version)
-        return is_moved
+        _, outcome = await self._run(model, target, reason, must_be_active=version)
+        return bool(outcome)
 
     async def assign(self, model: str, role: Role, holder: Share, reason: str) -> bool:
         """Give the role to ``holder``; False when its version is the active one, or none is active."""
@@ -155,13 +171,16 @@ class ActivePointer:
         with redis_errors():
             return bool(await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value)))
 
-    async def _run(self, model: str, version: str, reason: str, must_be_active: str) -> tuple[str | None, bool]:
+    async def _run(
+        self, model: str, version: str, reason: str, must_be_active: str, leader_epoch: int = 0
+    ) -> tuple[str | None, int]:
+        reason = reason[:_MAX_REASON_CHARS]
         with redis_errors():
-            before, is_moved = await self._move(
-                keys=[keys.ACTIVE],
-                args=[model, version, reason[:_MAX_REASON_CHARS], _now(), _MAX_PREVIOUS, must_be_active],
+            before, outcome = await self._move(
+                keys=[keys.ACTIVE, keys.PROMOTED_BY],
+                args=[model, version, reason, _now(), _MAX_PREVIOUS, must_be_active, leader_epoch],
             )
-            return (None if before is None else before.decode()), bool(is_moved)
+            return (None if before is None else before.decode()), int(outcome)
 
     async def _set_role(self, model: str, role: Role, holder: Share | None, reason: str) -> bool:
         held = "" if holder is None else json.dumps({"version": holder.version, "share": holder.share})

@@ -11,8 +11,9 @@ from signals import choice
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import Manifest, ModelStore
-from rewardloop_client import RewardloopClient
+from rewardloop_client import Overtaken, RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
+from rewardloop_trainer.fence import Fenced
 from rewardloop_trainer.ledger import Ledger
 from rewardloop_trainer.ledger_columns import Recorded
 from rewardloop_trainer.publish import ServerAway, data_range, live_version, promote, publish_once
@@ -60,6 +61,17 @@ def test_live_version_is_the_pointers_else_the_newest(tmp_path: Path, fresh_redi
     client.hset(keys.ACTIVE, "reward", '{"version": "1", "previous": [], "changed_at": "", "reason": ""}')
     assert live_version(client, store, "reward") == "1"
     client.close()
+
+
+def test_overtaken_leader_is_told_from_a_refusal() -> None:
+    class Server:
+        def promote(self, *args: object, **options: object) -> None:
+            assert options["leader_epoch"] == 3
+            raise Overtaken("a later one leads", reason="OVERTAKEN")
+
+    server: Any = Server()
+    with pytest.raises(Fenced, match="a later one leads"):
+        promote(server, "reward", "1", "test", timeout_s=1.0, leader_epoch=3)
 
 
 def test_absent_server_is_told_from_a_refusal() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -73,6 +74,19 @@ async def test_rollback_goes_back_step_by_step_until_there_is_nothing(server: Ru
     error = await failure(server.roll_back())
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "NOTHING_TO_ROLL_BACK")
     assert server.active == "1"
+
+
+async def test_trainer_that_no_longer_leads_promotes_nothing(server: Running) -> None:
+    def by(leader_epoch: int) -> Any:
+        return server.stub.Promote(model_pb2.PromoteRequest(model="reward", version="3", leader_epoch=leader_epoch))
+
+    await by(5)
+    await server.roll_back()
+    error = await failure(by(4))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "OVERTAKEN")
+    assert server.active == "1"
+    await by(6)
+    assert server.active == "3"
 
 
 async def test_bad_versions_never_become_active(server: Running, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.errors import RedisUnavailable
+from rewardloop_server.errors import Overtaken, RedisUnavailable
 from rewardloop_server.pointer import Active, ActivePointer, Share
 from rewardloop_server.redis_link import connect
 
@@ -45,6 +45,22 @@ async def test_moving_to_the_active_version_changes_nothing(pointer: ActivePoint
     await pointer.move("reward", "2", "")
     assert await pointer.move("reward", "2", "again") == "2"
     assert await pointer.read("reward") == Active("2", ("1",))
+
+
+async def test_leader_that_was_overtaken_moves_nothing(pointer: ActivePointer) -> None:
+    await pointer.move("reward", "1", "first", leader_epoch=4)
+    await pointer.move("reward", "2", "by the next leader", leader_epoch=5)
+    for version in ("1", "2", "3"):
+        with pytest.raises(Overtaken):
+            await pointer.move("reward", version, "by the one before", leader_epoch=4)
+    assert await pointer.read("reward") == Active("2", ("1",))
+    await pointer.move("policy", "7", "each model has its own", leader_epoch=4)
+    await pointer.move("reward", "3", "again", leader_epoch=5)
+    await pointer.move("reward", "1", "by hand")  # an operator is not held to it
+    assert await pointer.move_back("reward", "1", "3", "by hand")
+    with pytest.raises(Overtaken):
+        await pointer.move("reward", "1", "by the one before", leader_epoch=4)
+    assert await pointer.read("reward") == Active("3", ("2", "1"))
 
 
 async def test_moving_back_goes_further_back_each_time(pointer: ActivePointer) -> None:

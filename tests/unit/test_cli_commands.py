@@ -189,7 +189,15 @@ def test_canary_and_shadow_are_set_and_ended(server: str, services: Services) ->
     assert "reward version 3 is the shadow for 100.0% of the requests" in done.output
     assert "reward has no canary now" in _run("models", "canary", "--end", "--server", server).output
     assert "reward has no shadow now" in _run("models", "shadow", "--end", "--server", server).output
-    assert [(r.version, r.share) for r in services.roles] == [("2", 0.05), ("3", 1.0), ("", 0.05), ("", 1.0)]
+    done = _run("models", "canary", "--end", "--model", "policy", "--server", server)
+    assert "policy has no canary now" in done.output
+    assert [(r.model, r.version, r.share) for r in services.roles] == [
+        ("reward", "2", 0.05),
+        ("reward", "3", 1.0),
+        ("reward", "", 0.05),
+        ("reward", "", 1.0),
+        ("policy", "", 0.05),
+    ]
 
 
 def test_models_failures_name_their_reason(server: str, services: Services) -> None:

@@ -56,6 +56,7 @@ def test_reasons_are_those_of_the_contract() -> None:
         "UNTRUSTED_VERSION": code.FAILED_PRECONDITION,
         "NOT_LOADABLE": code.FAILED_PRECONDITION,
         "NOTHING_TO_ROLL_BACK": code.FAILED_PRECONDITION,
+        "OVERTAKEN": code.FAILED_PRECONDITION,
         "INTERNAL": code.INTERNAL,
     }
 

@@ -119,7 +119,7 @@ def test_canary_and_shadow_follow_the_servers_rules() -> None:
     with pytest.raises(UnknownVersion):
         fake.set_shadow("reward", "9", share=0.5)
     with pytest.raises(InvalidRequest):
-        fake.set_canary("policy", "1", share=0.5)
+        fake.set_shadow("policy", "1", share=0.5)
     assert fake.set_shadow("reward", None) is None
     fake.promote("reward", "3")
     assert [v.state for v in fake.list_versions("reward")] == ["active", "stored", "stored"]

@@ -91,6 +91,11 @@ class Ledger:
         """The highest id archived; None when the ledger is empty."""
         return max((segment.last for segment in self.segments), key=order, default=None)
 
+    @property
+    def leader_epoch(self) -> int:
+        """Of the leader that this process was when it opened the ledger to write; 0: it has none."""
+        return 0 if self._fence is None else self._fence.epoch
+
     def held(self) -> AbstractContextManager[None]:
         """The block in which this trainer may make something visible to others. Raises `Fenced` before it."""
         return nullcontext() if self._fence is None else self._fence.held()

@@ -15,7 +15,15 @@ import structlog
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import CorruptVersion, DataRange, Manifest, ModelStore
-from rewardloop_client import FailedPrecondition, InvalidRequest, NotFound, RewardloopClient, RewardloopError
+from rewardloop_client import (
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    Overtaken,
+    RewardloopClient,
+    RewardloopError,
+)
+from rewardloop_trainer.fence import Fenced
 from rewardloop_trainer.ledger import Ledger
 
 log = structlog.get_logger()
@@ -100,13 +108,19 @@ def code_version() -> str:
         return "unknown"
 
 
-def promote(server: RewardloopClient, model: str, version: str, reason: str, timeout_s: float) -> None:
+def promote(
+    server: RewardloopClient, model: str, version: str, reason: str, timeout_s: float, leader_epoch: int = 0
+) -> None:
     """Make the version live; returns once the server reports that it serves it.
 
-    Raises `PromotionRefused` when it never will, `ServerAway` for everything that may pass.
+    Raises Fenced when a trainer that led later than ``leader_epoch`` has promoted a version (0: not asked),
+    `PromotionRefused` when the server never will, `ServerAway` for everything that may pass.
     """
     with _refusals_apart():
-        server.promote(model, version, reason=reason, timeout_s=timeout_s)
+        try:
+            server.promote(model, version, reason=reason, leader_epoch=leader_epoch, timeout_s=timeout_s)
+        except Overtaken as error:
+            raise Fenced(str(error)) from error
         server.wait_until_active(model, version, timeout_s=timeout_s)
 
 

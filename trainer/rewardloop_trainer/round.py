@@ -144,7 +144,8 @@ class ModelRound(ABC):
             reason = f"trainer round {now.number}: {now.new_signals} new signals"
             with self._ledger.held():  # the call itself is too long to hold up a new leader
                 pass
-            promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s)
+            epoch = self._ledger.leader_epoch
+            promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s, epoch)
         except PromotionRefused as error:
             raise Refused(Reason("not_promoted", f"the server refused version {now.version}: {error}")) from error
         self._reach("promoted")

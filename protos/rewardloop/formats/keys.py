@@ -17,6 +17,8 @@ rewardloop:{models}:active                hash: model name to JSON {"version": "
                                           first, "changed_at": ISO 8601 in UTC, "reason": text}, and while there
                                           are such, "canary" and "shadow": {"version": "8", "share": 0.05}, the
                                           share of the requests, above 0 and at most 1.
+rewardloop:{models}:promoted_by           hash: model name to the epoch of the latest leader whose promotion of it was
+                                          taken.
 rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
 rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
 rewardloop:{trainer}:epoch                integer: how many trainers have led; the leader's is the highest.
@@ -48,6 +50,7 @@ GENERATION: Final = "rewardloop:{generation}:"
 GENERATION_KEYS: Final = "rewardloop:{secrets}:generation"
 
 ACTIVE: Final = "rewardloop:{models}:active"
+PROMOTED_BY: Final = "rewardloop:{models}:promoted_by"
 # Prefix; a version's digest follows.
 FIRST_SERVED: Final = "rewardloop:{models}:first_served:"
 

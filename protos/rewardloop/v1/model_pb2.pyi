@@ -82,14 +82,16 @@ class GetVersionResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[VersionInfo, _Mapping]] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
-    __slots__ = ("model", "version", "reason")
+    __slots__ = ("model", "version", "reason", "leader_epoch")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LEADER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     reason: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    leader_epoch: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., reason: _Optional[str] = ..., leader_epoch: _Optional[int] = ...) -> None: ...
 
 class PromoteResponse(_message.Message):
     __slots__ = ("version", "previous_version")
