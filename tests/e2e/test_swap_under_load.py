@@ -84,7 +84,7 @@ def test_no_request_fails_and_every_reply_names_a_version_live_during_it(
             live.append((version, time.monotonic()))
             admin.promote("reward", version, reason="test")
             ends.append(time.monotonic())
-            while len(replies) < before + 20:
+            while len(replies) < before + 20 or all(reply[2] != version for reply in replies[before:]):
                 time.sleep(0.002)
         stop.set()
         for caller in callers:

@@ -23,8 +23,7 @@ INTEGERS = (0, 1, 2, 3, 4, 7, 63, 64, 65, 255, 2**31 - 1, -1, -(2**31))
 LONG_INTEGERS = (*INTEGERS, 2**32, 2**63 - 1, -(2**63), 253_402_300_800, -62_135_596_801, 1_700_000_000)
 BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF, 0x0A, 0x12, 0xC0, 0xED)
 
-_SHORT = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32}
-_LONG = {FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64}
+_UNSIGNED = {FieldDescriptor.CPPTYPE_UINT32: 2**32, FieldDescriptor.CPPTYPE_UINT64: 2**64}
 _REAL = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 
 
@@ -152,9 +151,11 @@ def _value(field: FieldDescriptor, chance: random.Random) -> Any:
         return chance.choice(FLOATS) if chance.random() < 0.7 else chance.gauss(0, 10)
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         return chance.choice((0, 1, 2, 3, 4, 99, -1))
-    if kind in _SHORT:
+    if kind in _UNSIGNED:
+        return chance.choice(INTEGERS) % _UNSIGNED[kind]
+    if kind == FieldDescriptor.CPPTYPE_INT32:
         return chance.choice(INTEGERS)
-    if kind in _LONG:
+    if kind == FieldDescriptor.CPPTYPE_INT64:
         return chance.choice(LONG_INTEGERS)
     raise AssertionError(field)
 
