@@ -31,20 +31,15 @@ _MAX_REASON_CHARS = 1000
 # so does promoting the active version, which changes nothing else.
 _MOVE = """
 local raw = redis.call('HGET', KEYS[1], ARGV[1])
+local old = raw and cjson.decode(raw)
 local before, previous = false, {}
-if raw then
-    local old = cjson.decode(raw)
-    before, previous = old.version, old.previous
-end
+if old then before, previous = old.version, old.previous end
 local epoch = tonumber(ARGV[7])
 if epoch > 0 then
     if tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) > epoch then return {before, -1} end
     redis.call('HSET', KEYS[2], ARGV[1], ARGV[7])
 end
-if raw then
-    local old = cjson.decode(raw)
-    if ARGV[6] == '' and before == ARGV[2] and not old.canary and not old.shadow then return {before, 1} end
-end
+if ARGV[6] == '' and old and before == ARGV[2] and not old.canary and not old.shadow then return {before, 1} end
 if ARGV[6] ~= '' then
     if before ~= ARGV[6] or previous[1] ~= ARGV[2] then return {before, 0} end
     table.remove(previous, 1)

@@ -190,6 +190,7 @@ def over_wire(
     """As `calls`, by a caller that costs next to nothing. Raises SystemExit when a call is refused."""
     wire = Wire(served.address, method)
     wire.closed_loop(messages, callers, seconds)
+    wire.close()
     if wire.ended.refused_s:
         raise SystemExit(f"{len(wire.ended.refused_s)} calls of {method} were refused")
     yield len(wire.ended)

@@ -61,11 +61,6 @@ class Service:
         page = urllib.request.urlopen(self.metrics_url, timeout=10).read().decode()
         return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
 
-    def ended_calls(self, method: str = "Score") -> dict[str, float]:
-        """Calls of a method that ended, by gRPC code."""
-        calls = [s for s in self.samples() if s.name == "rewardloop_requests_total" and s.value]
-        return {s.labels["code"]: s.value for s in calls if s.labels["method"].rpartition("/")[2] == method}
-
 
 @contextmanager
 def serving(store: Path, *args: str, fsync: Literal["always", "everysec"] = "always") -> Iterator[Service]:

@@ -115,14 +115,20 @@ async def test_nothing_is_an_answer_of_nothing() -> None:
     assert disk.groups == []
 
 
-async def test_where_callers_come_together_a_write_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_commit, "_MOMENT_S", 60.0)
-    disk = Disk()
-    group = commit(disk)
+async def come_together(group: GroupCommit[Item, str]) -> list[asyncio.Task[list[str]]]:
+    """One call that is being written, and four that came meanwhile."""
     calls = [call(group, "a")]
     await started()
     calls += [call(group, name) for name in "bcde"]
     await started()
+    return calls
+
+
+async def test_where_callers_come_together_a_write_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "_MOMENT_S", 60.0)
+    disk = Disk()
+    group = commit(disk)
+    calls = await come_together(group)
     disk.may_end.set()
     await started()
     assert disk.groups == [["a"]]  # it waits
@@ -137,10 +143,7 @@ async def test_wait_for_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "_MOMENT_S", 0.05)
     disk = Disk()
     group = commit(disk)
-    calls = [call(group, "a")]
-    await started()
-    calls += [call(group, name) for name in "bcde"]
-    await started()
+    calls = await come_together(group)
     disk.may_end.set()
     async with asyncio.timeout(10):
         await asyncio.gather(*calls)
