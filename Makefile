@@ -24,7 +24,7 @@ parity: install
 	$(PY) -m pip install -q -e '.[parity]' && $(PY) -m pytest -q tests/parity
 
 lint: install
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo
 
 types: install
 	$(VENV)/bin/mypy

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # The taste first: it refuses to be imported after the trainer, which other tests of this process load.
-from rewardloop_local import taste  # noqa: F401
+from rewardloop_demo import taste  # noqa: F401
 from rewardloop_local.redis_server import EmbeddedRedis
 
 # Before torch, onnxruntime or tokenizers are imported: tests run side by side on few cores.
@@ -54,4 +54,4 @@ def _empty_redis(request: pytest.FixtureRequest) -> Iterator[None]:
 def _no_logging_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command called in this process leaves its logging alone: loggers keep the stream they first wrote to, which a
     later test has closed."""
-    monkeypatch.setattr("rewardloop.formats.log.configure_logging", lambda *_: None)
+    monkeypatch.setattr("rewardloop.process.log.configure_logging", lambda *_: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewardloop_cli.given import GIVEN, Given
+from rewardloop_cli.access_options import GIVEN, Given
 from rewardloop_client import TLS, Access, RewardloopClient
 from rewardloop_client._access import Token
 from rewardloop_client._types import LaneName

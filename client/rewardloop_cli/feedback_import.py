@@ -11,18 +11,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from rewardloop.v1 import feedback_pb2
 from rewardloop_cli.connect import connect
 from rewardloop_cli.failures import UsageError
-from rewardloop_cli.rows import Labels, RowError, events_of
-from rewardloop_cli.side_files import Progress, Rejection, SideFiles, writable_folder
-from rewardloop_cli.source_file import Line, SourceFile, UnreadableFile
+from rewardloop_cli.import_report import Batch
 from rewardloop_client import InvalidRequest, MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
 from rewardloop_client._types import SourceName
+from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.side_files import Progress, Rejection, SideFiles, writable_folder
+from rewardloop_data.source_file import Line, SourceFile, UnreadableFile
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 2 * 1024 * 1024  # below the 4 MiB that a gRPC server takes unless told otherwise
@@ -33,18 +34,6 @@ _PATIENCE_PAUSE_S = 1.0
 
 class GaveUp(Exception):
     """The server stayed away longer than the caller's patience."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows on their way: their signals, and those that were no signals. ``last``: the last line in it."""
-
-    last: Line
-    rows: int = 0
-    bytes: int = 0
-    events: list[feedback_pb2.FeedbackEvent] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)  # of each event
-    rejections: list[Rejection] = field(default_factory=list)
 
 
 def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:

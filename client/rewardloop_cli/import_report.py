@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rewardloop_cli.feedback_import import Batch
-from rewardloop_cli.side_files import Progress as ImportProgress
-from rewardloop_cli.side_files import Rejection
-from rewardloop_cli.source_file import SourceFile
+from rewardloop.v1 import feedback_pb2
+from rewardloop_data.side_files import Progress as ImportProgress
+from rewardloop_data.side_files import Rejection
+from rewardloop_data.source_file import Line, SourceFile
 
 
 class Report:
@@ -66,3 +67,15 @@ class Report:
             f"{progress.duplicates} duplicates, {progress.rejected} rows rejected{kept}, {seconds:.1f} s",
             flush=True,
         )
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows on their way: their signals, and those that were no signals. ``last``: the last line in it."""
+
+    last: Line
+    rows: int = 0
+    bytes: int = 0
+    events: list[feedback_pb2.FeedbackEvent] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)  # of each event
+    rejections: list[Rejection] = field(default_factory=list)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rewardloop_cli.given import GIVEN, Given
+from rewardloop_cli.access_options import GIVEN, Given
 from rewardloop_cli.processes import add_process_commands
 
 _Server = Annotated[
@@ -132,7 +132,7 @@ def feedback_import(
     """
     from rewardloop_cli import feedback_import as command
     from rewardloop_cli.failures import finish
-    from rewardloop_cli.rows import Labels
+    from rewardloop_data.rows import Labels
 
     finish(
         lambda: command.run(
@@ -292,7 +292,7 @@ def bench(
     Without --rate or --sweep a closed loop: each caller waits for its answer. With them Poisson arrivals that do not
     wait, timed from when each was due. Ctrl-C prints what there is.
     """
-    from rewardloop_cli import bench as command
+    from rewardloop_cli.bench import command
     from rewardloop_cli.failures import finish
 
     finish(

@@ -22,16 +22,29 @@ class Process:
 
 PROCESSES = (
     Process("up", "rewardloop_local.up", "local", "Everything on this machine, with an embedded Redis."),
-    Process("demo", "rewardloop_local.demo", "local", "up with simulated users; ends with a table and plots."),
+    Process("demo", "rewardloop_demo.app", "local", "up with simulated users; ends with a table and plots."),
     Process("serve", "rewardloop_server.app", "server", "The scoring, feedback and model services."),
     Process("train", "rewardloop_trainer.app", "trainer", "The trainer daemon."),
     Process("policy-worker", "rewardloop_policy.app", "trainer", "The process that runs the policy."),
-    Process("sft", "rewardloop_trainer.sft_cli", "trainer", "A base that learns from a file of conversations."),
-    Process("policy-train", "rewardloop_trainer.policy_cli", "trainer", "A policy that learns once, by hand."),
-    Process("export", "rewardloop_trainer.export_cli", "trainer", "A Hugging Face model to a version in the store."),
+    Process("sft", "rewardloop_trainer.commands.sft", "trainer", "A base that learns from a file of conversations."),
+    Process(
+        "policy-train", "rewardloop_trainer.commands.policy_train", "trainer", "A policy that learns once, by hand."
+    ),
+    Process(
+        "export", "rewardloop_trainer.commands.export", "trainer", "A Hugging Face model to a version in the store."
+    ),
 )
 
-_OWN_PACKAGES = ("rewardloop", "rewardloop_local", "rewardloop_server", "rewardloop_trainer", "rewardloop_policy")
+_OWN_PACKAGES = (
+    "rewardloop",
+    "rewardloop_data",
+    "rewardloop_demo",
+    "rewardloop_local",
+    "rewardloop_policy",
+    "rewardloop_sampling",
+    "rewardloop_server",
+    "rewardloop_trainer",
+)
 
 
 class _PassThrough(TyperCommand):

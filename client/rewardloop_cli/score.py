@@ -14,10 +14,10 @@ from rich.table import Table
 
 from rewardloop_cli.connect import connect
 from rewardloop_cli.failures import UsageError
-from rewardloop_cli.rows import Json, RowError, text_of, turns_of
-from rewardloop_cli.source_file import Line, SourceFile, UnreadableFile
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
 from rewardloop_client._types import LaneName
+from rewardloop_data.rows import Json, RowError, text_of, turns_of
+from rewardloop_data.source_file import Line, SourceFile, UnreadableFile
 
 
 def run(

@@ -170,12 +170,12 @@ def intercepted(channel: grpc.Channel, interceptors: Sequence[Any]) -> grpc.Chan
 
 def tracing_interceptors() -> list[Any]:
     """OpenTelemetry's packages are not there unless tracing is on."""
-    from rewardloop.formats.grpc_tracing import ClientTracing
+    from rewardloop.process.grpc_tracing import ClientTracing
 
     return [ClientTracing()]
 
 
 def aio_tracing_interceptors() -> list[grpc.aio.ClientInterceptor]:
-    from rewardloop.formats.grpc_tracing import aio_interceptors
+    from rewardloop.process.grpc_tracing import aio_interceptors
 
     return aio_interceptors()

@@ -9,6 +9,7 @@ COPY protos protos
 COPY client client
 COPY server server
 COPY trainer trainer
+COPY deploy/rewardloop_demo deploy/rewardloop_demo
 COPY deploy/rewardloop_local deploy/rewardloop_local
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

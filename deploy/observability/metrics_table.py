@@ -13,9 +13,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from rewardloop.formats.process_metrics import GpuCollector
+from rewardloop.process.process_metrics import GpuCollector
 from rewardloop_server.doors.door_metrics import DoorMetrics
-from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
 
 README = Path(__file__).with_name("README.md")

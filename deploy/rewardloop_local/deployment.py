@@ -164,7 +164,7 @@ class Deployment:
                 if model == "reward":
                     args += plan.export_args
                     args += ("--anchors", str(plan.anchors)) if plan.anchors.exists() else ()
-                await self._run(f"export-{model}", "rewardloop_trainer.export_cli", args)
+                await self._run(f"export-{model}", "rewardloop_trainer.commands.export", args)
 
     def _write_anchors(self) -> None:
         """Fix the scale of scores for the starter and all that come after it, on answers of the corpus."""

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from rewardloop.formats.settings import ProcessSettings
+from rewardloop.process.settings import ProcessSettings
 from rewardloop_client import TLS, AsyncRewardloopClient
 
 _DOOR = ("tls_cert", "tls_key", "tls_client_ca", "callers", "audit_file")

@@ -31,12 +31,12 @@ from transformers import (
 
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
-from rewardloop_trainer.base_text import text_format_of
-from rewardloop_trainer.batches import plan_batches, rate_scale
-from rewardloop_trainer.completions import Completion, encode_completions
-from rewardloop_trainer.dialogues import Dialogue
-from rewardloop_trainer.sft import train_sft
-from rewardloop_trainer.sft_settings import SftSettings
+from rewardloop_trainer.data.base_text import text_format_of
+from rewardloop_trainer.data.batches import plan_batches, rate_scale
+from rewardloop_trainer.data.completions import Completion, encode_completions
+from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.policy.sft import train_sft
+from rewardloop_trainer.policy.sft_settings import SftSettings
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rewardloop.formats.settings import parse
+from rewardloop.process.settings import parse
 from rewardloop_local.security import Security, SecuritySettings
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after Ctrl-C or SIGTERM, 1 when it could not start."""
     settings = parse(UpSettings, sys.argv[1:] if argv is None else argv, "rewardloop up")
 
-    from rewardloop.formats.log import configure_logging
+    from rewardloop.process.log import configure_logging
 
     configure_logging("warning", settings.log_format)
     return asyncio.run(_run(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rewardloop.formats.settings import parse
+from rewardloop.process.settings import parse
 from rewardloop_policy.settings import PolicyWorkerSettings
 
 
@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import uvloop
 
-    from rewardloop.formats.log import configure_logging
-    from rewardloop.formats.tracing import start_tracing
+    from rewardloop.process.log import configure_logging
+    from rewardloop.process.tracing import start_tracing
     from rewardloop_policy.serving import serve
 
     is_traced = start_tracing("rewardloop-policy", settings.tracing_endpoint)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from rewardloop_policy.policy_model import Answer, PolicyModel
-from rewardloop_policy.sampling import SampleRequest
-from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
-from rewardloop_server.metrics import ServerMetrics
+from rewardloop_sampling.sampling import SampleRequest
+from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.observe.metrics import ServerMetrics
 
 log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoder, TextFormat, Turn
-from rewardloop_policy.sampling import Finish, Sampled, SampleRequest, end_ids, sample
-from rewardloop_server.errors import InvalidRequest, NotLoadable, Violation
+from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest, end_ids, sample
+from rewardloop_server.calls.errors import InvalidRequest, NotLoadable, Violation
 
 _WARM_UP_TOKENS = 2
 

@@ -23,18 +23,18 @@ from rewardloop_policy.batching import LANE, SampleBatcher
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.validate import Limits
 from rewardloop_server.doors.entrance import Entrance
-from rewardloop_server.freshness import Freshness
-from rewardloop_server.generation_keys import GenerationKeys
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.interceptor import RewardloopInterceptor
-from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_redis
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.models import ModelServicer
-from rewardloop_server.pointer import ActivePointer
-from rewardloop_server.redis_link import connect
-from rewardloop_server.swap import VersionHost
-from rewardloop_server.validate import Limits
+from rewardloop_server.doors.interceptor import RewardloopInterceptor
+from rewardloop_server.feedback.generation_keys import GenerationKeys
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_redis
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.versions.freshness import Freshness
+from rewardloop_server.versions.host import VersionHost
+from rewardloop_server.versions.pointer import ActivePointer
+from rewardloop_server.versions.servicer import ModelServicer
 
 log = structlog.get_logger()
 
@@ -121,7 +121,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
 def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic only in its stubs
     if not is_on:
         return []
-    from rewardloop.formats.grpc_tracing import ServerTracing
+    from rewardloop.process.grpc_tracing import ServerTracing
 
     return [ServerTracing()]
 

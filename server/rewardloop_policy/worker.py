@@ -19,12 +19,12 @@ from rewardloop.formats.text import turns
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 from rewardloop_policy.batching import SampleBatcher
 from rewardloop_policy.policy_model import Answer, PolicyModel
-from rewardloop_policy.sampling import SampleRequest
-from rewardloop_server.errors import InvalidRequest, Violation
-from rewardloop_server.freshness import Freshness
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.swap import VersionHost
-from rewardloop_server.validate import Limits, validate_prompt
+from rewardloop_sampling.sampling import SampleRequest
+from rewardloop_server.calls.errors import InvalidRequest, Violation
+from rewardloop_server.calls.validate import Limits, validate_prompt
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.versions.freshness import Freshness
+from rewardloop_server.versions.host import VersionHost
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rewardloop.formats.settings import parse
+from rewardloop.process.settings import parse
 from rewardloop_server.settings import ServeSettings
 
 
@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import uvloop
 
-    from rewardloop.formats.log import configure_logging
-    from rewardloop.formats.tracing import start_tracing
+    from rewardloop.process.log import configure_logging
+    from rewardloop.process.tracing import start_tracing
     from rewardloop_server.serving import serve
 
     # The tokenizer's own threads would take the cores from the engine: `tokenize_threads` says how many there are.

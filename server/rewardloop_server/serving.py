@@ -34,34 +34,35 @@ from rewardloop.v1 import (
     reward_pb2_grpc,
 )
 from rewardloop_client import TLS, Access
-from rewardloop_server.batch import LANES, Batcher, LaneLimits
-from rewardloop_server.best_of import BestOf
-from rewardloop_server.cache import ScoreCache
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.validate import Limits
 from rewardloop_server.doors.entrance import Entrance
-from rewardloop_server.engine import RewardModel, choose_device
-from rewardloop_server.feedback import FeedbackServicer, fill_in
-from rewardloop_server.feedback_caps import Caps
-from rewardloop_server.feedback_stream import FeedbackStream
-from rewardloop_server.freshness import Freshness
-from rewardloop_server.generation_keys import GenerationKeys
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.intake import Intake
-from rewardloop_server.interceptor import RewardloopInterceptor
-from rewardloop_server.measure import measure_loop_lag, measure_queues, measure_stream
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.models import ModelServicer
-from rewardloop_server.pointer import ActivePointer
-from rewardloop_server.policy_relay import PolicyRelay
-from rewardloop_server.priority import step_back
-from rewardloop_server.redis_link import connect
-from rewardloop_server.score import RewardServicer, TraceStages
-from rewardloop_server.sessions import SessionPool
+from rewardloop_server.doors.interceptor import RewardloopInterceptor
+from rewardloop_server.feedback.caps import Caps
+from rewardloop_server.feedback.generation_keys import GenerationKeys
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.intake import Intake
+from rewardloop_server.feedback.servicer import FeedbackServicer, fill_in
+from rewardloop_server.feedback.spool import Spool, SpoolInUse
+from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.generate.best_of import BestOf
+from rewardloop_server.generate.relay import PolicyRelay
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_stream
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.scoring.cache import ScoreCache
+from rewardloop_server.scoring.engine import RewardModel, choose_device
+from rewardloop_server.scoring.priority import step_back
+from rewardloop_server.scoring.servicer import RewardServicer, TraceStages
+from rewardloop_server.scoring.shadow import ShadowScorer
+from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.settings import ServeSettings
-from rewardloop_server.shadow import ShadowScorer
-from rewardloop_server.spool import Spool, SpoolInUse
-from rewardloop_server.swap import VersionHost
-from rewardloop_server.tokenize import TokenizePool
-from rewardloop_server.validate import Limits
+from rewardloop_server.versions.freshness import Freshness
+from rewardloop_server.versions.host import VersionHost
+from rewardloop_server.versions.pointer import ActivePointer
+from rewardloop_server.versions.servicer import ModelServicer
+from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
 
@@ -125,12 +126,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         Spool(Path(settings.spool)) if settings.spool else None,
         settings.spool_mib * 2**20,
     )
-    relay = PolicyRelay(
-        settings.policy_address,
-        BestOf(host, tokenizers, batcher, generations),
-        tracing.outward,
-        access_to_worker(settings),
-    )
+    worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
+    relay = PolicyRelay(worker, BestOf(host, tokenizers, batcher, generations))
     entrance = Entrance(settings, metrics.registry, "rewardloop serve")
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
@@ -155,7 +152,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         FeedbackServicer(intake, limits, metrics, max_events=settings.max_events),
         server,
     )
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, relay), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, worker), server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     services = [
@@ -177,7 +174,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         background = Background(stack)
         background.start(batcher.run())
         background.start(host.follow(pointer, settings.pointer_poll_s))
-        background.start(report_health(health, names, host, intake, relay))
+        background.start(report_health(health, names, host, intake, worker))
         background.start(measure_loop_lag(metrics))
         if settings.spool:
             background.start(intake.drain())
@@ -198,7 +195,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         await server.stop(settings.drain_grace_s)
     tokenizers.close()
     await intake.close()
-    await relay.close()
+    await worker.close()
     await redis.aclose()
     log.info("stopped")
     return 0
@@ -223,8 +220,8 @@ class Tracing:
 
     @classmethod
     def on(cls) -> Tracing:
-        from rewardloop.formats.grpc_tracing import ServerTracing, aio_interceptors, carried
-        from rewardloop_server.tracing import trace_stages
+        from rewardloop.process.grpc_tracing import ServerTracing, aio_interceptors, carried
+        from rewardloop_server.scoring.spans import trace_stages
 
         return cls([ServerTracing()], aio_interceptors(), trace_stages, carried)
 
@@ -271,7 +268,7 @@ async def wait_for_signal() -> None:
     await stop.wait()
 
 
-async def report_health(health: Any, names: Sequence[str], host: Any, stream: Any, relay: Any) -> None:
+async def report_health(health: Any, names: Sequence[str], host: Any, stream: Any, worker: Any) -> None:
     """Keep grpc.health.v1 true: each service by what it needs, "" (the whole) by the reward model."""
 
     def status(is_well: bool) -> Any:
@@ -285,7 +282,7 @@ async def report_health(health: Any, names: Sequence[str], host: Any, stream: An
             (reward, is_warm),
             (feedback, await stream.is_reachable()),
             (models, True),
-            (policy, await relay.is_serving()),
+            (policy, await worker.is_serving()),
         ):
             await health.set(name, status(is_well))
         await asyncio.sleep(0.25)

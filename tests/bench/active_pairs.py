@@ -3,7 +3,7 @@
 A prompt has `--candidates` candidates, each a vector; a person prefers one by a hidden linear taste, with Bradley-Terry
 noise. The reward model is `--heads` linear heads, each drawn from N(0, 1) and fitted to all labels so far with a pull
 back to where it was drawn (an anchored ensemble, Pearce et al. 2018), anew after every `--round` labels. Of each prompt
-one pair is labelled: chosen by `rewardloop_server.choose`, or uniformly. Printed: how often the mean head orders
+one pair is labelled: chosen by the server, or uniformly. Printed: how often the mean head orders
 uniformly drawn pairs of new prompts as the hidden taste does, mean and standard error over seeds.
 
 Prompts are of two kinds: in `plain` candidates are independent draws; in `alike` all but one in four repeat another
@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop_server.choose import choose_pair
+from rewardloop_server.generate.choose import choose_pair
 
 Vectors = npt.NDArray[np.float64]
 

@@ -17,13 +17,13 @@ import torch
 from transformers import AutoModel, BertConfig, LlamaConfig, PretrainedConfig
 
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.adapter_inputs import AdapterModules, linear_modules
-from rewardloop_trainer.export import Runs, open_session, run_session
-from rewardloop_trainer.export_adapter import write_adapter
-from rewardloop_trainer.export_graph import graph_of, write_graph
-from rewardloop_trainer.reward_lora import with_lora
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import LoraSettings
+from rewardloop_trainer.export.adapter import write_adapter
+from rewardloop_trainer.export.graph import graph_of, write_graph
+from rewardloop_trainer.export.parity import Runs, open_session, run_session
+from rewardloop_trainer.learning.linear_modules import AdapterModules, linear_modules
+from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.lora import with_lora
+from rewardloop_trainer.reward.model import RewardModel
 
 _CHOICES: tuple[AdapterModules, ...] = ("none", "query_value", "attention", "all")
 

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import grpc
 import psutil
-from certificates import Authority
-from doors import METHODS, CallersFile, opened
+from support.certificates import Authority
+from support.doors import METHODS, CallersFile, opened
 
 CALLS, ROUNDS, IN_FLIGHT = 2000, 8, 8
 KINDS = {"no callers' file": (), "tokens": ("callers",), "tokens and quotas": ("callers", "quotas"), "TLS": ("tls",)}

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardloop_local.taste import Interval, Taste
+from rewardloop_demo.taste import Interval, Taste
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,20 +11,21 @@ from typing import Any, Literal, TypeAlias
 from gold_watch import Watched
 from gold_world import MAX_NEW_TOKENS, World, answers_of, asked
 
-from rewardloop_trainer import hacking_watch as watch
-from rewardloop_trainer.completions import sequence_logprobs
-from rewardloop_trainer.online.experience import Algorithm
-from rewardloop_trainer.online.grpo import Grpo
-from rewardloop_trainer.online.online_dpo import OnlineDpo
-from rewardloop_trainer.online.ppo import Ppo
-from rewardloop_trainer.online.rloo import Rloo
-from rewardloop_trainer.online.settings import OnlineSettings
-from rewardloop_trainer.online.train import StepDone, train_online
-from rewardloop_trainer.policy_settings import DpoSettings
-from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
-from rewardloop_trainer.preferences import Prompt
-from rewardloop_trainer.rewards import Reward
-from rewardloop_trainer.rollouts import Rollout
+from rewardloop_trainer.data.completions import sequence_logprobs
+from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.evaluation import hacking_watch as watch
+from rewardloop_trainer.learning.run_rows import StepDone
+from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.online.experience import Algorithm
+from rewardloop_trainer.policy.online.grpo import Grpo
+from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
+from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.rloo import Rloo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.rollouts import Rollout
+from rewardloop_trainer.policy.settings import DpoSettings
 
 AlgorithmName: TypeAlias = Literal["ppo", "grpo", "rloo", "dpo", "online-dpo"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from gold_world import World, answers_of, asked
 
-from rewardloop_trainer.hacking_watch import Point, alarm
-from rewardloop_trainer.policy_gate import bootstrap_interval
+from rewardloop_trainer.evaluation.hacking_watch import Point, alarm
+from rewardloop_trainer.evaluation.policy_gate import bootstrap_interval
 
 _EVERY_STEPS = 2
 _ASKED = 400

@@ -18,14 +18,14 @@ from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
 from rewardloop_local.starter import encoder_of, write_starter
-from rewardloop_trainer.calibrate import Anchor, anchor_logits, fit_calibration
-from rewardloop_trainer.preferences import Pair, Prompt
-from rewardloop_trainer.reward_batches import logits_of
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import RewardTraining
-from rewardloop_trainer.reward_train import train_reward
-from rewardloop_trainer.rewards import Reward
-from rewardloop_trainer.rollouts import Rollout, roll_out
+from rewardloop_trainer.data.preferences import Pair, Prompt
+from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.rollouts import Rollout, roll_out
+from rewardloop_trainer.reward.batches import logits_of
+from rewardloop_trainer.reward.calibrate import Anchor, anchor_logits, fit_calibration
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import train_reward
 
 MAX_NEW_TOKENS = 64
 _ANCHORS = 256

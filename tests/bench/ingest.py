@@ -25,7 +25,7 @@ from wire import Wire
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reward_graphs import publish_sum_version
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore

@@ -27,7 +27,7 @@ from wire import Wire
 
 from rewardloop.formats.store import Manifest
 from rewardloop.v1 import common_pb2, reward_pb2
-from rewardloop_cli.bench_report import percentile
+from rewardloop_cli.bench.report import percentile
 
 TURN = 10
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import minilm
 
-from rewardloop_cli.bench_texts import LENGTHS, Lengths, built_in
+from rewardloop_cli.bench.texts import LENGTHS, Lengths, built_in
 from rewardloop_client import ScoreGroup
 
 SEED = 0

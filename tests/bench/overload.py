@@ -20,7 +20,7 @@ import service
 from wire import Ended, Wire
 
 from rewardloop.v1 import common_pb2, reward_pb2
-from rewardloop_cli.bench_report import percentile
+from rewardloop_cli.bench.report import percentile
 
 _METHOD = "/rewardloop.v1.RewardService/Score"
 _MOST_UNDER_WAY = 8192  # more than wait in the queue, so that the flood does not wait

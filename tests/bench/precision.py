@@ -31,15 +31,15 @@ from arguments import work_directory
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
-from rewardloop.formats.store import Manifest
+from rewardloop.formats.store import MODEL, Manifest
 from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
-from rewardloop_trainer.base_text import load_tokenizer, text_format_of
-from rewardloop_trainer.export import MODEL, export_reward, run_session
-from rewardloop_trainer.precision import agreement, convert
-from rewardloop_trainer.preferences import Pair
-from rewardloop_trainer.reward_batches import encode_records
-from rewardloop_trainer.reward_evaluate import correctness
-from rewardloop_trainer.reward_model import RewardModel
+from rewardloop_trainer.data.base_text import load_tokenizer, text_format_of
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.export.parity import export_reward, run_session
+from rewardloop_trainer.export.precision import agreement, convert
+from rewardloop_trainer.reward.batches import encode_records
+from rewardloop_trainer.reward.evaluate import correctness
+from rewardloop_trainer.reward.model import RewardModel
 
 Logits: TypeAlias = npt.NDArray[np.float64]
 SHAPES = ((8, 128), (16, 256), (1, 64))
@@ -175,7 +175,7 @@ def _speeds(
 
 
 def _torch_run(model: RewardModel, batch: list[Encoded], pad: int) -> Callable[[], object]:
-    from rewardloop_trainer.reward_batches import collate
+    from rewardloop_trainer.reward.batches import collate
 
     inputs = collate(batch, pad)
 

@@ -21,18 +21,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reward_graphs import WORDS, publish_sum_version
+from support.reward_graphs import WORDS, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2
-from rewardloop_server.batch import LANES, Batcher, LaneLimits
-from rewardloop_server.cache import ScoreCache
-from rewardloop_server.engine import Device, RewardModel
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.score import RewardServicer
-from rewardloop_server.sessions import SessionPool
-from rewardloop_server.tokenize import TokenizePool
-from rewardloop_server.validate import Limits
+from rewardloop_server.calls.validate import Limits
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.scoring.cache import ScoreCache
+from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.servicer import RewardServicer
+from rewardloop_server.scoring.tokenize import TokenizePool
 
 GROUPS, WORDS_A_TEXT = 1024, 30  # 64 tokens with the special ones
 

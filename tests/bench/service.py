@@ -145,7 +145,7 @@ def print_rows(rows: Sequence[Sequence[object]]) -> None:
 def print_machine() -> None:
     import onnxruntime
 
-    from rewardloop_cli.bench_report import machine
+    from rewardloop_cli.bench.report import machine
 
     here = machine()
     print(f"{here['cores']} cores, {here['cpu']}, Python {here['python']}, ONNX Runtime {onnxruntime.__version__}")

@@ -91,7 +91,7 @@ class Load:
                 self.minute.errors[f"promote {error.reason or error.code.name}"] += 1
 
     async def score(self) -> None:
-        from reward_graphs import expected_logit
+        from support.reward_graphs import expected_logit
 
         from rewardloop_client import RewardloopError
 
@@ -125,9 +125,9 @@ def figures(processes: dict[str, psutil.Process]) -> dict[str, tuple[float, int]
 
 
 async def soak(minutes: int, share: float, swap_s: float, records_s: float, directory: Path) -> int:
-    from processes import ServeProcess
-    from reward_graphs import publish_sum_version
-    from trainers import Archiver
+    from support.processes import ServeProcess
+    from support.reward_graphs import publish_sum_version
+    from support.trainers import Archiver
 
     from rewardloop.formats.store import ModelStore
     from rewardloop_client import AsyncRewardloopClient
@@ -210,7 +210,7 @@ def _count(trainer: object, redis_url: str, archive: Path, acknowledged: list[st
     import redis as redis_py
 
     from rewardloop.formats import keys
-    from rewardloop_trainer.ledger import Ledger
+    from rewardloop_trainer.archive.ledger import Ledger
 
     with redis_py.Redis.from_url(redis_url) as client:
         deadline = time.monotonic() + 60

@@ -24,7 +24,7 @@ import models
 import service
 
 from rewardloop.formats.store import ModelStore
-from rewardloop_cli.bench_report import percentile
+from rewardloop_cli.bench.report import percentile
 from rewardloop_client import AsyncRewardloopClient, RewardloopError, ScoreResult
 
 COLUMNS = ("phase", "swaps", "requests/s", "errors", "p50 ms", "p99 ms", "p99/steady", "activation p50 ms", "p99 ms")

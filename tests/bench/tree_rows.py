@@ -23,12 +23,12 @@ from transformers import AutoModel, LlamaConfig
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoded, TextFormat
-from rewardloop_server.engine import Device, RewardModel
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.plan import Run, plan_runs
-from rewardloop_server.sessions import SessionPool
-from rewardloop_trainer.export import export_reward
-from rewardloop_trainer.reward_model import RewardModel as TorchRewardModel
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.plan import Run, plan_runs
+from rewardloop_trainer.export.parity import export_reward
+from rewardloop_trainer.reward.model import RewardModel as TorchRewardModel
 
 VOCABULARY = 8192
 HEADLINE = (400, 8, 60)

@@ -40,19 +40,19 @@ from transformers import PreTrainedTokenizerFast
 from trl_world import END, FIRST, LONGEST, PAD, encoder_of, pairs_of, start_of
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.completions import sequence_logprobs
-from rewardloop_trainer.online.online_dpo import OnlineDpo
-from rewardloop_trainer.online.settings import OnlineSettings, RewardShaping
-from rewardloop_trainer.online.train import train_online
-from rewardloop_trainer.policy_settings import DpoSettings
-from rewardloop_trainer.policy_train import encode_pairs, train_policy
-from rewardloop_trainer.preferences import Pair, Prompt
-from rewardloop_trainer.reward_batches import encode_records, logits_of
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import RewardTraining
-from rewardloop_trainer.reward_train import train_reward
-from rewardloop_trainer.rewards import Reward
-from rewardloop_trainer.rollouts import roll_out
+from rewardloop_trainer.data.completions import sequence_logprobs
+from rewardloop_trainer.data.preferences import Pair, Prompt
+from rewardloop_trainer.policy.dpo_train import encode_pairs, train_policy
+from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings, RewardShaping
+from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.rollouts import roll_out
+from rewardloop_trainer.policy.settings import DpoSettings
+from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import train_reward
 
 
 @dataclass

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rewardloop.formats.text import Affix, Encoder, TextFormat, Turn
-from rewardloop_trainer.preferences import Pair
+from rewardloop_trainer.data.preferences import Pair
 
 PAD, END, LONGEST = "<pad>", "<end>", 384
 FIRST = 0x4E00  # a token is one character, so that both libraries cut a text alike

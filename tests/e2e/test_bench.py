@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ServeProcess, serving
-from reward_graphs import publish_sum_version
+from support.processes import ServeProcess, serving
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from delta_graphs import publish_sum_delta, publish_sum_trunk
-from processes import ServeProcess, serving
 from prometheus_client.parser import text_string_to_metric_families
-from reward_graphs import expected_logit, publish_sum_version
+from support.delta_graphs import publish_sum_delta, publish_sum_trunk
+from support.processes import ServeProcess, serving
+from support.reward_graphs import expected_logit, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient, ScoreResult, UnknownVersion

@@ -7,8 +7,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from processes import ServeProcess, serving
-from reward_graphs import publish_sum_version
+from support.processes import ServeProcess, serving
+from support.reward_graphs import publish_sum_version
 from typer.testing import CliRunner
 
 from rewardloop.formats.store import ModelStore

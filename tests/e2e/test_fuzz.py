@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from doors import METHODS as PATHS
 from fuzz import rpc
 from fuzz.messages import damaged, random_message
+from support.doors import METHODS as PATHS
 
 from rewardloop.v1 import reward_pb2
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import redis
-from npm_packages import install
-from processes import ServeProcess, serving
-from reward_graphs import expected_logit, publish_sum_version
+from support.npm_packages import install
+from support.processes import ServeProcess, serving
+from support.reward_graphs import expected_logit, publish_sum_version
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore

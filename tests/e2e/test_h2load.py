@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ServeProcess, serving
 from prometheus_client.parser import text_string_to_metric_families
-from reward_graphs import publish_sum_version
-from tools import tool
+from support.processes import ServeProcess, serving
+from support.reward_graphs import publish_sum_version
+from support.tools import tool
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 import redis
-from processes import serving
-from reward_graphs import publish_sum_version
+from support.processes import serving
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore

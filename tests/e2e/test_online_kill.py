@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from policy_versions import byte_encoder, small_llama
 from safetensors.torch import save_model
+from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.online.ppo import Ppo
-from rewardloop_trainer.online.settings import OnlineSettings
-from rewardloop_trainer.online.train import StepDone, train_online
-from rewardloop_trainer.preferences import Prompt
-from rewardloop_trainer.rewards import Reward
+from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.learning.run_rows import StepDone
+from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rewards import Reward
 
 STEPS = 8
 PROMPTS: list[Prompt] = [(Turn("user", text),) for text in ("up", "down", "left", "over there", "right")]
@@ -75,7 +76,9 @@ def learn(directory: Path) -> None:
 def processes() -> ForkServerContext:
     """Processes that start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rewardloop_trainer.online.train", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(
+        ["rewardloop_trainer.policy.online.train", "transformers.models.llama.modeling_llama"]
+    )
     return context
 
 

@@ -7,11 +7,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from policy_versions import byte_encoder, publish_policy, small_llama
-from policy_workers import Worker
-from processes import serving
-from redis_processes import until
-from reward_graphs import publish_sum_version
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.policy_workers import Worker
+from support.processes import serving
+from support.redis_processes import until
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient, RewardloopError

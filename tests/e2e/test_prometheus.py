@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import redis
 import yaml
-from policy_versions import byte_encoder, publish_policy, small_llama
-from processes import free_port
-from signals import choice, put
-from tiny_encoder import save_tiny_encoder
-from tools import tool
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.processes import free_port
+from support.signals import choice, put
+from support.tiny_encoder import save_tiny_encoder
+from support.tools import tool
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import redis
-from processes import ServeProcess
-from reward_graphs import expected_logit, publish_sum_version
+from support.processes import ServeProcess
+from support.reward_graphs import expected_logit, publish_sum_version
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from processes import ServeProcess, serving
-from reward_graphs import expected_logit, publish_sum_version
+from support.processes import ServeProcess, serving
+from support.reward_graphs import expected_logit, publish_sum_version
 
 from rewardloop.formats.store import Calibration, ModelStore
 from rewardloop_client import InvalidRequest, RewardloopClient, RewardloopError, UnknownVersion

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import Authority, Identity
-from doors import CallersFile
-from processes import ServeProcess
-from reward_graphs import publish_sum_version
+from support.certificates import Authority, Identity
+from support.doors import CallersFile
+from support.processes import ServeProcess
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.tokens import token_digest

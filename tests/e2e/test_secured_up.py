@@ -6,11 +6,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from certificates import Authority
-from doors import CallersFile, opened
-from policy_versions import byte_encoder, publish_policy, small_llama
-from processes import free_port
-from reward_graphs import publish_sum_version
+from support.certificates import Authority
+from support.doors import CallersFile, opened
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.processes import free_port
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import TLS, AsyncRewardloopClient, NoCredentials, RewardloopClient, Unreachable

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rewardloop.formats.text import Turn
 from rewardloop_local import corpus
 from rewardloop_local.starter import encoder_of
-from rewardloop_trainer.reward_model import RewardModel
+from rewardloop_trainer.reward.model import RewardModel
 
 
 def _train(out: Path, seed: int) -> dict[str, float]:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from delta_graphs import publish_sum_delta, publish_sum_trunk
-from processes import serving
-from reward_graphs import expected_logit, publish_sum_version
+from support.delta_graphs import publish_sum_delta, publish_sum_trunk
+from support.processes import serving
+from support.reward_graphs import expected_logit, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import CorruptVersion, NothingToRollBack, RewardloopClient, RewardloopError, UnknownVersion

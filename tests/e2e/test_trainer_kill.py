@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import redis
-from signals import choice, put
-from trainers import Archiver
+from support.signals import choice, put
+from support.trainers import Archiver
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.archive.ledger import Ledger
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import signal
 from pathlib import Path
 
 import redis
-from redis_processes import until
-from signals import choice, put
-from trainers import Archiver
+from support.redis_processes import until
+from support.signals import choice, put
+from support.trainers import Archiver
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.archive.ledger import Ledger
 
 
 def test_woken_leader_writes_nothing_and_ends(tmp_path: Path) -> None:

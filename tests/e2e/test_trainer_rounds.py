@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 import redis
 import torch
-from processes import ServeProcess, serving
-from signals import choice, put
-from tiny_encoder import save_tiny_encoder
+from support.processes import ServeProcess, serving
+from support.signals import choice, put
+from support.tiny_encoder import save_tiny_encoder
 
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Turn
 from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.export_cli import main as export
-from rewardloop_trainer.reward_batches import collate
-from rewardloop_trainer.reward_start import start_from
-from rewardloop_trainer.settings import RewardHyperparameters
+from rewardloop_trainer.commands.export import main as export
+from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.reward.start import start_from
 
 DELTA = ("--reward.method", "lora", "--reward.delta", "--reward.learning-rate", "0.01", "--reward.lora.rank", "4")
 DELTA_FILES = {ADAPTER, "tokenizer.json", "torch/heads.safetensors", "torch/lora.safetensors"}

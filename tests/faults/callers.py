@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from reward_graphs import expected_logit
+from support.reward_graphs import expected_logit
 
 from rewardloop_client import Feedback, RewardloopClient, RewardloopError
 

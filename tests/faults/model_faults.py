@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from faults.table import AWAY, fault
 from faults.world import World
-from reward_graphs import publish_sum_version, write_sum_graph
-from small_disk import fill, small_disk
+from support.reward_graphs import publish_sum_version, write_sum_graph
+from support.small_disk import fill, small_disk
 
 from rewardloop.formats.store import MANIFEST, ModelStore
 from rewardloop_client import CorruptVersion, NotFound, NotLoadable, RewardloopError

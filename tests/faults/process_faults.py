@@ -8,10 +8,10 @@ import time
 
 from faults.table import AWAY, GONE, fault
 from faults.world import World
-from processes import ServeProcess
-from reward_graphs import expected_logit
-from tcp_proxy import Toxic
-from tools import tool
+from support.processes import ServeProcess
+from support.reward_graphs import expected_logit
+from support.tcp_proxy import Toxic
+from support.tools import tool
 
 from rewardloop_client import Feedback, RewardloopClient
 

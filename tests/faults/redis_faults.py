@@ -9,7 +9,7 @@ import time
 
 from faults.table import AWAY, fault
 from faults.world import World, until
-from tcp_proxy import Toxic
+from support.tcp_proxy import Toxic
 
 _HOLD_S = 1.0
 _FULL = AWAY | {"STORE_FULL"}

@@ -11,7 +11,7 @@ from faults.table import Fault, observe
 from faults.world import World, until, world
 
 from rewardloop.formats import keys
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.archive.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

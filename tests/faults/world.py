@@ -10,17 +10,17 @@ from pathlib import Path
 
 import redis
 from faults.callers import Callers
-from processes import ServeProcess
-from reward_graphs import publish_sum_version
-from small_disk import small_disk
-from tcp_proxy import TcpProxy
-from trainers import Archiver
+from support.processes import ServeProcess
+from support.reward_graphs import publish_sum_version
+from support.small_disk import small_disk
+from support.tcp_proxy import TcpProxy
+from support.trainers import Archiver
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.archive.ledger import Ledger
 
 
 class World:

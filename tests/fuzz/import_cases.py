@@ -18,12 +18,12 @@ import pyarrow.parquet
 
 from rewardloop.v1 import feedback_pb2
 from rewardloop_cli.feedback_import import import_file
-from rewardloop_cli.rows import Labels
-from rewardloop_cli.side_files import Progress, SideFiles
-from rewardloop_cli.source_file import SourceFile, UnreadableFile
 from rewardloop_client import InvalidRequest, RecordResult, RewardloopError
-from rewardloop_server import errors
-from rewardloop_server.validate import Limits, validate_event
+from rewardloop_data.rows import Labels
+from rewardloop_data.side_files import Progress, SideFiles
+from rewardloop_data.source_file import SourceFile, UnreadableFile
+from rewardloop_server.calls import errors
+from rewardloop_server.calls.validate import Limits, validate_event
 
 _TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is it?"}]
 ROWS: tuple[mutate.Json, ...] = (

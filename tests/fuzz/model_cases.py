@@ -21,16 +21,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import onnx
-from adapter_graphs import WIDTH, lora, write_adapter, write_decoder
 from onnx import TensorProto, helper, numpy_helper
-from reward_graphs import word_tokenizer
+from support.adapter_graphs import WIDTH, lora, write_adapter, write_decoder
+from support.reward_graphs import word_tokenizer
 
 from rewardloop.formats.store import ADAPTER, MANIFEST, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoded, TextFormat
-from rewardloop_server.engine import Device, RewardModel
-from rewardloop_server.errors import RewardloopError
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.sessions import SessionPool
+from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Device, RewardModel
 
 _MAX_LENGTH = 48
 _ROW = Encoded([1, 4, 5, 2, 6, 2], None, False, 2, 4)

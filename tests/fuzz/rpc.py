@@ -199,11 +199,11 @@ def _errors_inside(method: str, replies: Sequence[bytes]) -> list[status_pb2.Sta
 @asynccontextmanager
 async def deployment(directory: Path) -> AsyncIterator[tuple[Any, Any, str]]:
     """A serving process and a policy worker, both behind a callers' file, and a token that may do everything."""
-    from doors import CallersFile
-    from policy_versions import byte_encoder, publish_policy, small_llama
-    from policy_workers import Worker
-    from processes import ServeProcess
-    from reward_graphs import publish_sum_version
+    from support.doors import CallersFile
+    from support.policy_versions import byte_encoder, publish_policy, small_llama
+    from support.policy_workers import Worker
+    from support.processes import ServeProcess
+    from support.reward_graphs import publish_sum_version
 
     from rewardloop.formats.store import ModelStore
     from rewardloop_local.redis_server import EmbeddedRedis

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from grpc_servers import Serve, serving
 from redis.asyncio import Redis
+from support.grpc_servers import Serve, serving
 
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.redis_link import connect
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.observe.metrics import ServerMetrics
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from adapter_graphs import WIDTH, lora, publish_decoder, publish_delta, write_decoder
+from support.adapter_graphs import WIDTH, lora, publish_decoder, publish_delta, write_decoder
 
 from rewardloop.formats.store import ADAPTER, ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.engine import Device
-from rewardloop_server.errors import NotLoadable
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.sessions import SessionPool
+from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Device
 
 ROW = Encoded([1, 4, 5, 2, 6, 7, 2], None, False, 3, 4)
 INPUTS = {

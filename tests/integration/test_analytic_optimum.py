@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 import torch
-from enumerable_policies import (
+from support.enumerable_policies import (
     LONGEST,
     PAD,
     PROMPTS,
@@ -26,17 +26,17 @@ from enumerable_policies import (
 )
 from torch import Tensor
 
-from rewardloop_trainer.completions import encode_completions, sequence_logprobs
-from rewardloop_trainer.online.experience import Algorithm
-from rewardloop_trainer.online.grpo import Grpo
-from rewardloop_trainer.online.ppo import Ppo
-from rewardloop_trainer.online.rloo import Rloo
-from rewardloop_trainer.online.settings import OnlineSettings
-from rewardloop_trainer.online.train import train_online
-from rewardloop_trainer.policy_settings import DpoSettings
-from rewardloop_trainer.policy_train import train_policy
-from rewardloop_trainer.preferences import Pair, Prompt
-from rewardloop_trainer.rewards import Reward
+from rewardloop_trainer.data.completions import encode_completions, sequence_logprobs
+from rewardloop_trainer.data.preferences import Pair, Prompt
+from rewardloop_trainer.policy.dpo_train import train_policy
+from rewardloop_trainer.policy.online.experience import Algorithm
+from rewardloop_trainer.policy.online.grpo import Grpo
+from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.rloo import Rloo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.settings import DpoSettings
 
 torch.set_num_threads(1)
 ENCODER = word_encoder()

@@ -11,11 +11,11 @@ from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.backlog import Backlog, read_backlog
-from rewardloop_server.errors import RedisUnavailable
-from rewardloop_server.measure import measure_stream
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.redis_link import connect
+from rewardloop_server.calls.errors import RedisUnavailable
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.observe.backlog import Backlog, read_backlog
+from rewardloop_server.observe.measure import measure_stream
+from rewardloop_server.observe.metrics import ServerMetrics
 
 
 async def _add(redis: Redis, seconds_ago: float) -> bytes:

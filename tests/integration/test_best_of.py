@@ -10,23 +10,24 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_servers import Serve, serving
 from redis.asyncio import Redis
-from reward_graphs import expected_logit, publish_sum_version
-from statuses import failure, fields_of, reason_of
+from support.grpc_servers import Serve, serving
+from support.reward_graphs import expected_logit, publish_sum_version
+from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.formats.store import Calibration, ModelStore
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
-from rewardloop_server.batch import Batcher, LaneLimits
-from rewardloop_server.best_of import BestOf
-from rewardloop_server.engine import Device, RewardModel
-from rewardloop_server.errors import QueueFull
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.policy_relay import PolicyRelay
-from rewardloop_server.sessions import SessionPool
-from rewardloop_server.swap import VersionHost
-from rewardloop_server.tokenize import TokenizePool
+from rewardloop_server.calls.errors import QueueFull
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.generate.best_of import BestOf
+from rewardloop_server.generate.relay import PolicyRelay
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
+from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.tokenize import TokenizePool
+from rewardloop_server.versions.host import VersionHost
+from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 SAID = ["beta", "theta", "alpha", "zeta", "gamma", ""]
 CALIBRATION = Calibration(scale=-0.5, offset=3.0)  # the best score is the lowest logit
@@ -93,14 +94,15 @@ async def front(serve: Serve, redis: Redis, tmp_path: Path) -> AsyncIterator[Fro
     engine = asyncio.create_task(batcher.run())
     tokenizers, log = TokenizePool(1), GenerationLog(redis, ttl_s=60)
     worker, address = Worker(log), f"unix:{tmp_path}/worker.sock"
-    relay = PolicyRelay(address, BestOf(host, tokenizers, batcher, log))
+    link = PolicyWorkerLink(address)
+    relay = PolicyRelay(link, BestOf(host, tokenizers, batcher, log))
     behind = (policy_pb2_grpc.add_PolicyServiceServicer_to_server, worker)
     async with (
         serving(ServerMetrics(), behind, address=address),
         serve((policy_pb2_grpc.add_PolicyServiceServicer_to_server, relay)) as channel,
     ):
         yield Front(channel, worker, log, host)
-    await relay.close()
+    await link.close()
     engine.cancel()
     await asyncio.gather(engine, return_exceptions=True)
     tokenizers.close()

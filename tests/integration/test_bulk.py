@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
-from processes import ServeProcess, serving
-from reward_graphs import WORDS, expected_logit, publish_sum_version
+from support.processes import ServeProcess, serving
+from support.reward_graphs import WORDS, expected_logit, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from processes import ServeProcess, serving
-from reward_graphs import publish_sum_version
+from support.processes import ServeProcess, serving
+from support.reward_graphs import publish_sum_version
 from typer.testing import CliRunner
 
 from rewardloop.formats import keys

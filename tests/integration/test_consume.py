@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import redis
-from signals import choice, put
+from support.signals import choice, put
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.consume import Consumer
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.ledger_columns import Recorded
+from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
+from rewardloop_trainer.archive.trim import trim_archived
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.trim import trim_archived
 
 
 @pytest.fixture

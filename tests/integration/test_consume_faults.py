@@ -14,22 +14,22 @@ from typing import Any
 
 import pytest
 import redis
-from signals import choice, put
-from small_disk import fill, small_disk
-from tcp_proxy import TcpProxy, Toxic
+from support.signals import choice, put
+from support.small_disk import fill, small_disk
+from support.tcp_proxy import TcpProxy, Toxic
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer import redis_link
-from rewardloop_trainer.consume import Consumer
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.archive import redis_link
+from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 
 # Dies on the signal with this id, as a bug in a decoder written in C would.
 _MORTAL = """
 import os, sys, threading
-from rewardloop_trainer import consume, redis_link
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_trainer.archive import consume, redis_link
+from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 
 decode = consume.decode

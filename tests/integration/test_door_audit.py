@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import structlog
-from doors import CallersFile, call, connected
+from support.doors import CallersFile, call, connected
 
 from rewardloop.formats.tokens import new_token
 from rewardloop.v1 import model_pb2
+from rewardloop_server.calls.errors import UnknownVersion
 from rewardloop_server.doors.roles import ADMIN
-from rewardloop_server.errors import UnknownVersion
 
 PROMOTE = "/rewardloop.v1.ModelService/Promote"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from doors import METHODS, CallersFile, call, connected, opened
+from support.doors import METHODS, CallersFile, call, connected, opened
 
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_client import AsyncRewardloopClient, QuotaSpent

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doors import METHODS, CallersFile, call, connected
 from grpc_health.v1 import health_pb2
+from support.doors import METHODS, CallersFile, call, connected
 
 from rewardloop.formats.tokens import new_token
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, ROLES

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 import structlog
-from doors import CallersFile, call, connected, opened
+from support.doors import CallersFile, call, connected, opened
 
 from rewardloop_client import AsyncRewardloopClient, RewardloopClient, ScoreGroup, WrongCredentials
 

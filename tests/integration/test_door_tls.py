@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 import structlog
-from certificates import Authority, Identity
-from doors import METHODS, CallersFile, call, opened
+from support.certificates import Authority, Identity
+from support.doors import METHODS, CallersFile, call, opened
 
 from rewardloop_client import TLS, InvalidAccess, NoCredentials, NotAllowed, RewardloopClient, Unreachable
 from rewardloop_server.doors.certificates import CertificateFiles

@@ -11,18 +11,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from reward_bases import exported, mixed_sequences, trained_delta
+from support.reward_bases import exported, mixed_sequences, trained_delta
 from transformers import AutoModel, DistilBertConfig
 
 from rewardloop.formats.store import ADAPTER
-from rewardloop_trainer.adapter_inputs import adapted_modules, linear_modules
-from rewardloop_trainer.export import PARITY_TOLERANCE, export_reward, open_session, parity, run_session
-from rewardloop_trainer.export_adapter import export_delta, write_adapter
-from rewardloop_trainer.export_feeds import decoder_feeds, encoder_feeds
-from rewardloop_trainer.reward_batches import collate
-from rewardloop_trainer.reward_lora import load_delta, with_lora
-from rewardloop_trainer.reward_model import RewardModel, UnusableBase
-from rewardloop_trainer.reward_settings import LoraSettings
+from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_trainer.export.adapter import export_delta, write_adapter
+from rewardloop_trainer.export.adapter_inputs import adapted_modules
+from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
+from rewardloop_trainer.export.parity import PARITY_TOLERANCE, export_reward, open_session, parity, run_session
+from rewardloop_trainer.learning.linear_modules import linear_modules
+from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.lora import load_delta, with_lora
+from rewardloop_trainer.reward.model import RewardModel
 
 KINDS = ["bert", "llama", "qwen2", "gpt2"]
 Modules = Literal["query_value", "attention", "all"]

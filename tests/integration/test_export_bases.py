@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reward_bases import config, save_base
+from support.reward_bases import config, save_base
 from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
@@ -19,8 +19,8 @@ from transformers import (
     T5Model,
 )
 
-from rewardloop_trainer.base_text import load_tokenizer, longest_input
-from rewardloop_trainer.reward_model import RewardModel, UnusableBase
+from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input
+from rewardloop_trainer.reward.model import RewardModel
 
 IDS = torch.tensor([[5, 9, 7, 8, 30, 31], [6, 7, 40, 0, 0, 0]])
 MASK = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])

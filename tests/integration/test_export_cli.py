@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reward_bases import config, save_base, save_tokenizer
+from support.reward_bases import config, save_base, save_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder, TextFormat, Turn
-from rewardloop_trainer import export_cli
-from rewardloop_trainer.calibrate import Anchor, anchor_logits, read_anchors, write_anchors
-from rewardloop_trainer.reward_model import RewardModel
+from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.reward.calibrate import Anchor, anchor_logits, read_anchors, write_anchors
+from rewardloop_trainer.reward.model import RewardModel
 
 
 @pytest.fixture(scope="module")

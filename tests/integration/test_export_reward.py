@@ -11,22 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from reward_bases import config, exported, mixed_sequences, save_base
+from support.reward_bases import config, exported, mixed_sequences, save_base
 
+from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.export import (
-    MODEL,
-    PARITY_TOLERANCE,
-    check_parity,
-    export_reward,
-    parity,
-    run_session,
-)
-from rewardloop_trainer.export_errors import ParityError
-from rewardloop_trainer.export_graph import fill, load_graph
-from rewardloop_trainer.reward_lora import with_lora
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import LoraSettings
+from rewardloop_trainer.export.errors import ParityError
+from rewardloop_trainer.export.graph import fill, load_graph
+from rewardloop_trainer.export.parity import PARITY_TOLERANCE, check_parity, export_reward, parity, run_session
+from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.lora import with_lora
+from rewardloop_trainer.reward.model import RewardModel
 
 KINDS = ["bert", "llama", "qwen2", "gpt2"]
 

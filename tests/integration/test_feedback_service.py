@@ -11,21 +11,21 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_servers import Serve
-from intakes import intake_of
 from redis.asyncio import Redis
-from signals import choice
-from statuses import failure, fields_of, reason_of
+from support.grpc_servers import Serve
+from support.intakes import intake_of
+from support.signals import choice
+from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.formats import keys
 from rewardloop.v1 import common_pb2, feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.feedback import FeedbackServicer
-from rewardloop_server.feedback_stream import FeedbackStream
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.redis_link import connect
-from rewardloop_server.validate import Limits
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.validate import Limits
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.servicer import FeedbackServicer
+from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.observe.metrics import ServerMetrics
 
 Event = feedback_pb2.FeedbackEvent
 

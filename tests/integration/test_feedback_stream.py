@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from signals import choice
+from support.signals import choice
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.errors import RedisUnavailable, StoreFull
-from rewardloop_server.feedback_stream import FeedbackStream
-from rewardloop_server.redis_link import connect
+from rewardloop_server.calls.errors import RedisUnavailable, StoreFull
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.feedback.stream import FeedbackStream
 
 
 @pytest.fixture

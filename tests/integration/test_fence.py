@@ -9,17 +9,17 @@ from typing import Any
 import fsspec
 import pytest
 import redis as redis_py
-from signals import choice
+from support.signals import choice
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.fence import Fence, Fenced
-from rewardloop_trainer.leader import LeaderLock
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.ledger_columns import Recorded
-from rewardloop_trainer.publish import publish_once
-from rewardloop_trainer.state import StateFile, TrainerState
+from rewardloop_trainer.archive.fence import Fence, Fenced
+from rewardloop_trainer.archive.leader import LeaderLock
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
+from rewardloop_trainer.rounds.publish import publish_once
+from rewardloop_trainer.rounds.round_state import StateFile, TrainerState
 
 
 def leading(archive: Path | str, epoch: int) -> Fence:

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from signals import choice
-from tcp_proxy import TcpProxy, Toxic
+from support.signals import choice
+from support.tcp_proxy import TcpProxy, Toxic
 
 from rewardloop.formats import keys
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.errors import RedisUnavailable, StoreFull
-from rewardloop_server.feedback import fill_in
-from rewardloop_server.feedback_stream import FeedbackStream
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.intake import Intake
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.redis_link import connect
-from rewardloop_server.spool import Spool
-from rewardloop_server.validate import Limits
+from rewardloop_server.calls.errors import RedisUnavailable, StoreFull
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.validate import Limits
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.intake import Intake
+from rewardloop_server.feedback.servicer import fill_in
+from rewardloop_server.feedback.spool import Spool
+from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.observe.metrics import ServerMetrics
 
 Event = feedback_pb2.FeedbackEvent
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from policy_rounds import Setting, thumb_rows
-from policy_versions import byte_encoder, small_llama
+from support.policy_rounds import Setting, thumb_rows
+from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.kto_train import KtoProgress, encode_thumbs, train_kto
-from rewardloop_trainer.policy_settings import KtoSettings
-from rewardloop_trainer.preferences import Labelled, thumbs_of
+from rewardloop_trainer.data.preferences import Labelled, thumbs_of
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.policy.kto_train import KtoProgress, encode_thumbs, train_kto
+from rewardloop_trainer.policy.settings import KtoSettings
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from signals import choice
+from support.signals import choice
 
 from rewardloop.v1 import common_pb2, feedback_pb2
-from rewardloop_trainer.ledger import CorruptSegment, Ledger
-from rewardloop_trainer.ledger_columns import Recorded
+from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
 
 
 def rows(first: int, last: int) -> list[Recorded]:

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 import redis
-from policy_rounds import Setting
-from policy_versions import byte_encoder, publish_policy, small_llama
-from policy_workers import Worker
-from processes import ServeProcess
+from support.policy_rounds import Setting
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.policy_workers import Worker
+from support.processes import ServeProcess
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import Feedback, Generation, RewardloopClient
-from rewardloop_trainer.consume import Consumer
-from rewardloop_trainer.loop import Outcome, Waiting
+from rewardloop_trainer.archive.consume import Consumer
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.state import Round
+from rewardloop_trainer.rounds.round_state import Round
+from rewardloop_trainer.rounds.track import Outcome, Waiting
 
 MOST_COMPARISONS = 60
 

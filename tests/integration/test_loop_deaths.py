@@ -10,20 +10,21 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from signals import choice
+from support.signals import choice
 
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.ledger_columns import Recorded
-from rewardloop_trainer.loop import Interrupted, Learner, Loop, Outcome, RoundTrack
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.state import StateFile
+from rewardloop_trainer.rounds.loop import Learner, Loop
+from rewardloop_trainer.rounds.round_state import StateFile
+from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
 
 _DYING = """
 import os, pathlib, sys, threading
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.loop import Learner, Loop
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.rounds.loop import Learner, Loop
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.state import StateFile
+from rewardloop_trainer.rounds.round_state import StateFile
 
 directory = pathlib.Path(sys.argv[1])
 

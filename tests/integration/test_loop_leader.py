@@ -12,7 +12,7 @@ import redis as redis_py
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.leader import LeaderLock
+from rewardloop_trainer.archive.leader import LeaderLock
 
 
 @pytest.fixture

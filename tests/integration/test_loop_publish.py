@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import redis as redis_py
-from signals import choice
+from support.signals import choice
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import Overtaken, RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.fence import Fenced
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.ledger_columns import Recorded
-from rewardloop_trainer.publish import ServerAway, data_range, live_version, promote, publish_once
+from rewardloop_trainer.archive.fence import Fenced
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
+from rewardloop_trainer.rounds.publish import data_range, live_version, promote, publish_once
+from rewardloop_trainer.rounds.track import ServerAway
 
 
 def write(directory: Path) -> None:

@@ -9,14 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from signals import choice
+from support.signals import choice
 
-from rewardloop_trainer.ledger import Ledger
-from rewardloop_trainer.ledger_columns import Recorded
-from rewardloop_trainer.loop import Interrupted, Learner, Loop, Outcome, RoundTrack, Waiting
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.publish import ServerAway
-from rewardloop_trainer.state import Round, StateFile
+from rewardloop_trainer.rounds.loop import Learner, Loop
+from rewardloop_trainer.rounds.round_state import Round, StateFile
+from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack, ServerAway, Waiting
 
 
 class Bench:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from file_models import Running, Weights, load, running
-from grpc_servers import Serve
-from statuses import failure, fields_of, reason_of
+from support.file_models import Running, Weights, load, running
+from support.grpc_servers import Serve
+from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.errors import UnknownVersion
-from rewardloop_server.pointer import Active, ActivePointer, Share
-from rewardloop_server.redis_link import connect
-from rewardloop_server.swap import VersionHost
+from rewardloop_server.calls.errors import UnknownVersion
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.versions.host import VersionHost
+from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 
 
 @pytest.fixture

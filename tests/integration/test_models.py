@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
-from file_models import Running, publish, running
-from grpc_servers import Serve
-from statuses import failure, fields_of, reason_of
+from support.file_models import Running, publish, running
+from support.grpc_servers import Serve
+from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.pointer import Active
+from rewardloop_server.versions.pointer import Active
 
 
 @pytest.fixture

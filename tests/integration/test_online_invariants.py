@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from policy_versions import byte_encoder, small_llama
+from support.policy_versions import byte_encoder, small_llama
 from torch import Tensor
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.batches import rate_scale
-from rewardloop_trainer.online.learner import Learner
-from rewardloop_trainer.online.ppo import Ppo
-from rewardloop_trainer.online.settings import OnlineSettings
-from rewardloop_trainer.online.train import train_online
-from rewardloop_trainer.preferences import Prompt
-from rewardloop_trainer.rewards import Reward
-from rewardloop_trainer.rollouts import roll_out
+from rewardloop_trainer.data.batches import rate_scale
+from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.policy.online.learner import Learner
+from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.rollouts import roll_out
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)

@@ -10,9 +10,9 @@ from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.errors import Overtaken, RedisUnavailable
-from rewardloop_server.pointer import Active, ActivePointer, Share
-from rewardloop_server.redis_link import connect
+from rewardloop_server.calls.errors import Overtaken, RedisUnavailable
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from policy_versions import byte_encoder, publish_policy, small_llama
+from support.policy_versions import byte_encoder, publish_policy, small_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
-from rewardloop_trainer import policy_cli
-from rewardloop_trainer.online.report import read_steps
+from rewardloop_trainer.commands import policy_train as policy_cli
+from rewardloop_trainer.learning.run_rows import read_steps
 
 torch.set_num_threads(1)
 ONLINE = {
@@ -181,7 +181,7 @@ def test_a_run_that_lost_its_server_goes_on_to_the_weights_of_an_uninterrupted_o
 def test_two_processes_write_one_policy(command: list[str], tmp_path: Path) -> None:
     flags = [*command, "--heldout-share", "0", "--online.steps", "2", "--torch-threads", "1"]
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    argv += ["-m", "rewardloop_trainer.policy_cli", *flags, "--out", str(tmp_path / "two")]
+    argv += ["-m", "rewardloop_trainer.commands.policy_train", *flags, "--out", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr

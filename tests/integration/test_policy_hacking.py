@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from policy_rounds import Setting, fake_server
+from support.policy_rounds import Setting, fake_server
 
 from rewardloop.formats import keys
 from rewardloop.v1 import reward_pb2

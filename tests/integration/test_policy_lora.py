@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from policy_versions import byte_encoder, small_llama
-from torchrun_training import PROMPTS
+from support.policy_versions import byte_encoder, small_llama
+from support.torchrun_training import PROMPTS
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from rewardloop_trainer.completions import Completion
-from rewardloop_trainer.online.learner import Learner
-from rewardloop_trainer.online.ppo import Ppo
-from rewardloop_trainer.online.settings import OnlineSettings
-from rewardloop_trainer.online.train import train_online
-from rewardloop_trainer.preferences import Prompt
-from rewardloop_trainer.rewards import Reward
+from rewardloop_trainer.data.completions import Completion
+from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.policy.online.learner import Learner
+from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rewards import Reward
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)

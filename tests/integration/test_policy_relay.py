@@ -11,18 +11,19 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_servers import Serve, serving
-from statuses import failure, fields_of, reason_of
+from support.grpc_servers import Serve, serving
+from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
-from rewardloop_server.errors import InvalidRequest, QueueFull, UnknownVersion
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.models import ModelServicer
-from rewardloop_server.pointer import ActivePointer
-from rewardloop_server.policy_relay import PolicyRelay
-from rewardloop_server.redis_link import connect
-from rewardloop_server.validate import Limits, validate_prompt
+from rewardloop_server.calls.errors import InvalidRequest, QueueFull, UnknownVersion
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.validate import Limits, validate_prompt
+from rewardloop_server.generate.relay import PolicyRelay
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.versions.pointer import ActivePointer
+from rewardloop_server.versions.servicer import ModelServicer
+from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 POLICY_HEALTH = "rewardloop.v1.PolicyService"
 
@@ -104,27 +105,27 @@ async def worker(address: str) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture
-async def relay(address: str) -> AsyncIterator[PolicyRelay]:
-    relay = PolicyRelay(address)
-    yield relay
-    await relay.close()
+async def link(address: str) -> AsyncIterator[PolicyWorkerLink]:
+    link = PolicyWorkerLink(address)
+    yield link
+    await link.close()
 
 
 @pytest.fixture
-async def front(relay: PolicyRelay, serve: Serve, tmp_path: Path) -> AsyncIterator[Front]:
-    models = ModelServicer({}, ModelStore(tmp_path), ActivePointer(connect("redis://127.0.0.1:1/0")), relay)
+async def front(link: PolicyWorkerLink, serve: Serve, tmp_path: Path) -> AsyncIterator[Front]:
+    models = ModelServicer({}, ModelStore(tmp_path), ActivePointer(connect("redis://127.0.0.1:1/0")), link)
     async with serve(
-        (policy_pb2_grpc.add_PolicyServiceServicer_to_server, relay),
+        (policy_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyRelay(link)),
         (model_pb2_grpc.add_ModelServiceServicer_to_server, models),
     ) as channel:
         yield Front(channel)
 
 
-async def test_answer_comes_back_as_the_worker_gave_it(front: Front, worker: Worker, relay: PolicyRelay) -> None:
+async def test_answer_comes_back_as_the_worker_gave_it(front: Front, worker: Worker, link: PolicyWorkerLink) -> None:
     reply = await front.generate("hi", candidates=3)
     assert [candidate.text for candidate in reply.candidates] == ["hi"] * 3
     assert (reply.generation_id, reply.policy_version.version) == ("g1", "4")
-    assert await relay.is_serving()
+    assert await link.is_serving()
 
 
 async def test_error_comes_back_with_its_details(front: Front, worker: Worker, metrics: ServerMetrics) -> None:
@@ -164,11 +165,13 @@ async def test_watch_is_passed_on_and_ends_at_the_worker_too(front: Front, worke
     await asyncio.wait_for(worker.cancelled.wait(), 5)
 
 
-async def test_unreachable_worker_is_unavailable_until_it_comes(front: Front, relay: PolicyRelay, address: str) -> None:
+async def test_unreachable_worker_is_unavailable_until_it_comes(
+    front: Front, link: PolicyWorkerLink, address: str
+) -> None:
     for call in (front.generate("hi"), front.models.GetVersion(model_pb2.GetVersionRequest(model="policy"))):
         error = await failure(call)
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "POLICY_UNAVAILABLE")
-    assert not await relay.is_serving()
+    assert not await link.is_serving()
     async with serving(
         ServerMetrics(), (policy_pb2_grpc.add_PolicyServiceServicer_to_server, Worker()), address=address
     ):
@@ -182,8 +185,8 @@ async def test_unreachable_worker_is_unavailable_until_it_comes(front: Front, re
 
 
 async def test_deployment_without_a_worker_says_so(serve: Serve) -> None:
-    relay = PolicyRelay("")
-    async with serve((policy_pb2_grpc.add_PolicyServiceServicer_to_server, relay)) as channel:
+    link = PolicyWorkerLink("")
+    async with serve((policy_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyRelay(link))) as channel:
         error = await failure(Front(channel).generate("hi"))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "POLICY_UNAVAILABLE")
-    assert not await relay.is_serving()
+    assert not await link.is_serving()

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from policy_rounds import Setting, fake_server, thumb_rows
-from policy_versions import byte_encoder, publish_policy, small_llama
-from processes import free_port, serving
-from reward_graphs import publish_sum_version
+from support.policy_rounds import Setting, fake_server, thumb_rows
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.processes import free_port, serving
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import Calibration, ModelStore
 from rewardloop_client import RewardloopClient, Unreachable
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.online.report import read_steps
-from rewardloop_trainer.publish import ServerAway
+from rewardloop_trainer.learning.run_rows import read_steps
+from rewardloop_trainer.rounds.track import ServerAway
 
 torch.set_num_threads(1)
 

@@ -11,21 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from policy_rounds import Setting, fake_server
-from policy_versions import byte_encoder, small_llama
+from support.policy_rounds import Setting, fake_server
+from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
 from rewardloop_client import Unreachable
-from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
-from rewardloop_trainer.dialogues import Dialogue
-from rewardloop_trainer.loop import Interrupted
-from rewardloop_trainer.policy_settings import DpoSettings
-from rewardloop_trainer.policy_train import PolicyProgress, encode_pairs, train_policy
-from rewardloop_trainer.preferences import Pair, split_of
-from rewardloop_trainer.publish import ServerAway
-from rewardloop_trainer.sft import train_sft
-from rewardloop_trainer.sft_settings import SftSettings
+from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
+from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.preferences import Pair, split_of
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.settings import DpoSettings
+from rewardloop_trainer.policy.sft import train_sft
+from rewardloop_trainer.policy.sft_settings import SftSettings
+from rewardloop_trainer.rounds.track import Interrupted, ServerAway
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
@@ -164,7 +163,7 @@ def test_sft_learns_completions_and_weighs_tokens_not_rows() -> None:
 
 def test_the_trainer_never_imports_the_server() -> None:
     code = (
-        "import sys, rewardloop_trainer.daemon, rewardloop_trainer.policy_round, rewardloop_trainer.sft\n"
+        "import sys, rewardloop_trainer.daemon, rewardloop_trainer.rounds.policy_round, rewardloop_trainer.policy.sft\n"
         "sys.exit(any(name.split('.')[0] == 'rewardloop_server' for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from policy_versions import byte_encoder, publish_policy, small_llama
-from policy_workers import Worker
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.policy_workers import Worker
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from reward_bases import save_base
+from support.reward_bases import save_base
 
-from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.store import MODEL, Manifest, ModelStore
 from rewardloop.formats.text import Turn
-from rewardloop_trainer import export_cli
-from rewardloop_trainer.export import MODEL
-from rewardloop_trainer.gate_pairs import CorruptPairs, read_pairs
+from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.data.gate_pairs import CorruptPairs, read_pairs
 
 
 @pytest.fixture(scope="module")

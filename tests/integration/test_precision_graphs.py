@@ -11,18 +11,24 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from reward_bases import Export, exported, mixed_sequences, trained_delta
-from reward_graphs import write_sum_graph
+from support.reward_bases import Export, exported, mixed_sequences, trained_delta
+from support.reward_graphs import write_sum_graph
 
-from rewardloop.formats.store import ADAPTER
+from rewardloop.formats.store import ADAPTER, MODEL
 from rewardloop.formats.text import Encoded, Turn
-from rewardloop_trainer.export import MODEL, open_session, run_session, run_trees
-from rewardloop_trainer.export_adapter import write_adapter
-from rewardloop_trainer.precision import LEAST_PAIRS, UnconvertibleGraph, choose_precision, convert, graph_margins
-from rewardloop_trainer.preferences import Pair
-from rewardloop_trainer.reward_batches import collate
-from rewardloop_trainer.reward_evaluate import pair_margins
-from rewardloop_trainer.reward_model import RewardModel
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.export.adapter import write_adapter
+from rewardloop_trainer.export.parity import open_session, run_session, run_trees
+from rewardloop_trainer.export.precision import (
+    LEAST_PAIRS,
+    UnconvertibleGraph,
+    choose_precision,
+    convert,
+    graph_margins,
+)
+from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.evaluate import pair_margins
+from rewardloop_trainer.reward.model import RewardModel
 
 Logits: TypeAlias = npt.NDArray[np.float32]
 KINDS = ("bert", "llama", "gpt2")

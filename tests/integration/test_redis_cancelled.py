@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from rewardloop_server.redis_link import connect, redis_errors
+from rewardloop_server.calls.redis_link import connect, redis_errors
 
 
 async def test_cancellation_ends_a_task_that_asks_redis(redis_url: str) -> None:

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis_processes import cluster, sentinels, tls_with_acl, until
-from signals import choice
+from support.redis_processes import cluster, sentinels, tls_with_acl, until
+from support.signals import choice
 
 from rewardloop.formats import keys
 from rewardloop.v1 import policy_pb2
-from rewardloop_server.errors import RedisUnavailable
-from rewardloop_server.feedback_stream import FeedbackStream
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.pointer import Active, ActivePointer, Share
-from rewardloop_server.redis_link import connect
-from rewardloop_trainer import redis_link
-from rewardloop_trainer.consume import Consumer
-from rewardloop_trainer.leader import LeaderLock
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_server.calls.errors import RedisUnavailable
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.versions.pointer import Active, ActivePointer, Share
+from rewardloop_trainer.archive import redis_link
+from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.leader import LeaderLock
+from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from reward_bases import encoder_for, save_base
+from support.reward_bases import encoder_for, save_base
 
 from rewardloop.formats.text import Encoder, Turn
-from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.preferences import Pair
-from rewardloop_trainer.reward_average import shares, train_averaged
-from rewardloop_trainer.reward_lora import with_lora
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
-from rewardloop_trainer.reward_train import train_reward
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.average import shares, train_averaged
+from rewardloop_trainer.reward.lora import with_lora
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import train_reward
 
 SETTINGS = RewardTraining(
     learning_rate=3e-3, head_learning_rate=1e-2, sequences_per_step=8, averaged_runs=2, checkpoint_every_steps=1

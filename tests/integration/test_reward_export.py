@@ -6,18 +6,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reward_bases import WORDS, Export, exported, mixed_sequences, trained_delta
+from support.reward_bases import WORDS, Export, exported, mixed_sequences, trained_delta
 
-from rewardloop.formats.store import ADAPTER, Manifest
+from rewardloop.formats.store import ADAPTER, MODEL, Manifest
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.export import MODEL, PARITY_TOLERANCE
-from rewardloop_trainer.precision import LEAST_PAIRS, convert, graph_margins
-from rewardloop_trainer.preferences import Pair
-from rewardloop_trainer.reward_evaluate import pair_margins
-from rewardloop_trainer.reward_export import Exported, Trial, export_candidate, is_delta
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_start import Start, TrunkFiles
-from rewardloop_trainer.settings import RewardHyperparameters
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
+from rewardloop_trainer.export.parity import PARITY_TOLERANCE
+from rewardloop_trainer.export.precision import LEAST_PAIRS, convert, graph_margins
+from rewardloop_trainer.reward.evaluate import pair_margins
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.reward.start import Start, TrunkFiles
 
 PAIRS = [
     Pair((Turn("user", f"{WORDS[i % 13]} {i}"),), f"{WORDS[i % 7]} {i}", f"{WORDS[i % 5]} {WORDS[i % 11]}")

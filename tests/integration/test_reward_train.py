@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reward_bases import encoder_for, save_base
+from support.reward_bases import encoder_for, save_base
 
 from rewardloop.formats.text import Encoder, Turn
-from rewardloop_trainer import checkpoint
-from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.preferences import Labelled, Pair, RankedList, Record, TiedPair
-from rewardloop_trainer.reward_evaluate import head_margins
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import RewardTraining
-from rewardloop_trainer.reward_train import Progress, train_reward
+from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Record, TiedPair
+from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.reward.evaluate import head_margins
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import Progress, train_reward
 
 FAST = RewardTraining(
     learning_rate=3e-3, head_learning_rate=1e-2, epochs=3, sequences_per_step=16, checkpoint_every_steps=0

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from adapter_graphs import HEADS, WIDTH, lora, publish_decoder, publish_delta, write_decoder
-from reward_graphs import publish_sum_version, word_tokenizer
+from support.adapter_graphs import HEADS, WIDTH, lora, publish_decoder, publish_delta, write_decoder
+from support.reward_graphs import publish_sum_version, word_tokenizer
 
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoded
-from rewardloop_server.engine import Device, Floats, RewardModel
-from rewardloop_server.errors import NotLoadable
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.sessions import SessionPool
+from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Device, Floats, RewardModel
 
 ROWS = [Encoded([1, 4, 5, 2, 6, 7, 2], None, False, 3, 4), Encoded([1, 4, 5, 2, 8, 2], None, False, 2, 4)]
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from policy_versions import byte_encoder, small_llama
 from safetensors.torch import load_file
+from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Turn
-from rewardloop_trainer import export_cli, sft_cli
-from rewardloop_trainer.checkpoint import TrainingStopped
-from rewardloop_trainer.dialogues import Dialogue
-from rewardloop_trainer.sft import SftProgress, train_sft
-from rewardloop_trainer.sft_settings import SftSettings
+from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.commands import sft as sft_cli
+from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.policy.sft import SftProgress, train_sft
+from rewardloop_trainer.policy.sft_settings import SftSettings
 
 ENCODER = byte_encoder(64)
 ANSWERS = ("no", "yes, of course", "ask me another day")
@@ -103,7 +104,7 @@ def test_a_killed_command_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_pat
     more = ("--epochs", "12", "--heldout-share", "0", "--checkpoint-every-steps", "5")
     assert sft_cli.main(command(base, data, tmp_path / "whole", *more)) == 0
     out = tmp_path / "killed"
-    argv = [sys.executable, "-m", "rewardloop_trainer.sft_cli", *command(base, data, out, *more)]
+    argv = [sys.executable, "-m", "rewardloop_trainer.commands.sft", *command(base, data, out, *more)]
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / ".killed.checkpoints"
     deadline = time.monotonic() + 100

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchrun_training
 from safetensors.torch import load_file
+from support import torchrun_training
 
 ALGORITHMS = ("ppo", "grpo", "online-dpo", "dpo", "kto")
 PATIENCE_S = 200.0
@@ -22,7 +22,7 @@ PATIENCE_S = 200.0
 def torchrun(directory: Path, *algorithms: str) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     argv += [str(Path(torchrun_training.__file__)), str(directory), *algorithms]
-    environment = {**os.environ, "PYTHONPATH": str(Path(torchrun_training.__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(torchrun_training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

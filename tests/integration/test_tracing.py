@@ -16,28 +16,28 @@ from typing import Any
 import grpc
 import pytest
 import redis
-from intakes import intake_of
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from processes import serving
-from reward_graphs import publish_sum_version
+from support.intakes import intake_of
+from support.processes import serving
+from support.reward_graphs import publish_sum_version
 
-from rewardloop.formats.grpc_tracing import ServerTracing, carried
 from rewardloop.formats.store import ModelStore
+from rewardloop.process.grpc_tracing import ServerTracing, carried
 from rewardloop.v1 import feedback_pb2_grpc
 from rewardloop_client import AsyncRewardloopClient, Feedback, InvalidRequest, RewardloopClient
-from rewardloop_server.feedback import FeedbackServicer
-from rewardloop_server.feedback_stream import FeedbackStream
-from rewardloop_server.generations import GenerationLog
-from rewardloop_server.interceptor import RewardloopInterceptor
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.redis_link import connect
-from rewardloop_server.validate import Limits
-from rewardloop_trainer.consume import Consumer
-from rewardloop_trainer.ledger import Ledger
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.validate import Limits
+from rewardloop_server.doors.interceptor import RewardloopInterceptor
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.servicer import FeedbackServicer
+from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.tracing import TrainerTracing
 
@@ -171,7 +171,7 @@ def test_without_opentelemetry_everything_runs_and_only_tracing_is_refused() -> 
     code = (
         "import sys; sys.modules['opentelemetry'] = None  # as if it were not installed\n"
         "import rewardloop_client, rewardloop_server.serving, rewardloop_trainer.daemon\n"
-        "from rewardloop.formats.tracing import start_tracing\n"
+        "from rewardloop.process.tracing import start_tracing\n"
         "assert start_tracing('rewardloop', '') is False\n"
         "start_tracing('rewardloop', 'http://127.0.0.1:4318')"
     )

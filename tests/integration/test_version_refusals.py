@@ -15,23 +15,23 @@ from typing import Any
 import grpc
 import onnx
 import pytest
-from grpc_servers import Serve
 from onnx import TensorProto, helper
-from reward_graphs import publish_sum_version, word_tokenizer, write_sum_graph
-from signing_keys import key_pair
-from statuses import failure, reason_of
+from support.grpc_servers import Serve
+from support.reward_graphs import publish_sum_version, word_tokenizer, write_sum_graph
+from support.signing_keys import key_pair
+from support.statuses import failure, reason_of
 
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import TextFormat
 from rewardloop.v1 import model_pb2, model_pb2_grpc
-from rewardloop_server.engine import Device, RewardModel
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.models import ModelServicer
-from rewardloop_server.pointer import ActivePointer
-from rewardloop_server.redis_link import connect
-from rewardloop_server.sessions import SessionPool
-from rewardloop_server.swap import VersionHost
+from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.versions.host import VersionHost
+from rewardloop_server.versions.pointer import ActivePointer
+from rewardloop_server.versions.servicer import ModelServicer
 
 
 @dataclass

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from policy_versions import byte_encoder, small_llama
-from vllm_server import VllmServer, vllm_server
+from support.policy_versions import byte_encoder, small_llama
+from support.vllm_server import VllmServer, vllm_server
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.completions import token_logprobs
-from rewardloop_trainer.online.sampler import LocalSampler, Said, SampleCall
-from rewardloop_trainer.online.vllm_sampler import (
+from rewardloop_trainer.data.completions import token_logprobs
+from rewardloop_trainer.policy.online.sampler import LocalSampler, Said, SampleCall
+from rewardloop_trainer.policy.online.vllm_sampler import (
     VllmError,
     VllmGarbage,
     VllmRefused,
@@ -24,7 +24,7 @@ from rewardloop_trainer.online.vllm_sampler import (
     VllmUnreachable,
     step_of,
 )
-from rewardloop_trainer.rollouts import Rollout
+from rewardloop_trainer.policy.rollouts import Rollout
 
 ENCODER = byte_encoder(64)
 PROMPTS = [(Turn("user", text),) for text in ("hi", "how are you?", "bye")]

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tools import missing
+from support.tools import missing
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())

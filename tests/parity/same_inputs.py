@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from policy_versions import END, PAD, byte_encoder, byte_tokenizer, small_llama
+from support.policy_versions import END, PAD, byte_encoder, byte_tokenizer, small_llama
 from torch import Tensor
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.completions import Completion, encode_completions
-from rewardloop_trainer.preferences import Prompt
+from rewardloop_trainer.data.completions import Completion, encode_completions
+from rewardloop_trainer.data.preferences import Prompt
 
 PAD_ID = 0
 ENCODER = byte_encoder(64)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from same_inputs import BETTER, PAD_ID, WORSE, arguments, assert_same, dataset, model_inputs, policies, rows, tokenizer
 
-from rewardloop_trainer import dpo
-from rewardloop_trainer.completions import token_logprobs
+from rewardloop_trainer.data.completions import token_logprobs
+from rewardloop_trainer.policy.losses import dpo
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
 torch.set_num_threads(1)

@@ -23,12 +23,12 @@ from same_inputs import (
 )
 from torch import Tensor
 
-from rewardloop_trainer.completions import from_start, token_logprobs
-from rewardloop_trainer.online.experience import Algorithm, Experience, Now, Samples
-from rewardloop_trainer.online.grpo import Grpo
-from rewardloop_trainer.online.rloo import Rloo
-from rewardloop_trainer.online.settings import OnlineSettings
-from rewardloop_trainer.policy_gradient import kl_estimate, token_mean
+from rewardloop_trainer.data.completions import from_start, token_logprobs
+from rewardloop_trainer.policy.losses.policy_gradient import kl_estimate, token_mean
+from rewardloop_trainer.policy.online.experience import Algorithm, Experience, Now, Samples
+from rewardloop_trainer.policy.online.grpo import Grpo
+from rewardloop_trainer.policy.online.rloo import Rloo
+from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
 torch.set_num_threads(1)

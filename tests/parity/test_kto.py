@@ -8,8 +8,8 @@ import pytest
 import torch
 from same_inputs import BETTER, PAD_ID, arguments, assert_same, dataset, model_inputs, policies, rows, tokenizer
 
-from rewardloop_trainer import kto
-from rewardloop_trainer.completions import token_logprobs
+from rewardloop_trainer.data.completions import token_logprobs
+from rewardloop_trainer.policy.losses import kto
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
 torch.set_num_threads(1)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from policy_versions import small_llama
 from same_inputs import BETTER, ENCODER, NEAR, PROMPTS, WORSE, arguments, dataset, model_inputs, rows, tokenizer
+from support.policy_versions import small_llama
 
-from rewardloop_trainer import reward_losses
-from rewardloop_trainer.preferences import Pair
-from rewardloop_trainer.reward_batches import encode_records, logits_of
-from rewardloop_trainer.reward_model import RewardModel
-from rewardloop_trainer.reward_settings import RewardTraining
-from rewardloop_trainer.reward_step import step_loss
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.reward import losses as reward_losses
+from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.step import step_loss
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
 torch.set_num_threads(1)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reward_graphs import publish_sum_version
+from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.batch import LANES, Batcher, LaneLimits, Offer, Slot
-from rewardloop_server.engine import Device, RewardModel
-from rewardloop_server.errors import DeadlinePassed, NotLoadable, QueueFull
-from rewardloop_server.lane import Lane
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.sessions import SessionPool
+from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits, Offer, Slot
+from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.lane import Lane
 
 
 def load(store: ModelStore, factor: float, cost: int = 0) -> RewardModel:

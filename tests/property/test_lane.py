@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardloop.formats.text import Encoded
-from rewardloop_server.lane import Group, Lane
-from rewardloop_server.metrics import ServerMetrics
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.lane import Group, Lane
 
 
 class _Version:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardloop.formats.text import Encoded
-from rewardloop_server.cost import CostModel
-from rewardloop_server.plan import Limit, Run, plan_runs
+from rewardloop_server.scoring.cost import CostModel
+from rewardloop_server.scoring.plan import Limit, Run, plan_runs
 
 costs = st.builds(CostModel, st.floats(1e-4, 1e-1), st.floats(1e-7, 1e-3), st.floats(0, 1e-6))
 limits = st.one_of(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rewardloop_policy.sampling import SampleRequest, sample
+from rewardloop_sampling.sampling import SampleRequest, sample
 
 VOCABULARY = 19
 PAD, END = 0, 1

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from adapter_graphs import lora, publish_decoder, publish_delta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reward_bases import exported
+from support.adapter_graphs import lora, publish_decoder, publish_delta
+from support.reward_bases import exported
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.cost import CostModel
-from rewardloop_server.engine import Device, Floats, RewardModel
-from rewardloop_server.metrics import ServerMetrics
-from rewardloop_server.plan import Run, plan_runs
-from rewardloop_server.sessions import SessionPool
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.cost import CostModel
+from rewardloop_server.scoring.engine import Device, Floats, RewardModel
+from rewardloop_server.scoring.plan import Run, plan_runs
 
 # Which plan comes out of these: trees of all that shares a prompt; short trees; buckets; each row alone.
 COSTS = [CostModel(1.0, 1e-3, 0.0), CostModel(1e-4, 1e-5, 1e-6), CostModel(1e-2, 0.0, 1e-4), CostModel(1e-4, 1e-4, 0)]

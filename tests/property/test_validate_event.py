@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardloop.v1 import common_pb2, feedback_pb2
-from rewardloop_server.errors import InvalidRequest
-from rewardloop_server.validate import Limits, validate_event
+from rewardloop_server.calls.errors import InvalidRequest
+from rewardloop_server.calls.validate import Limits, validate_event
 
 LIMITS = Limits(max_text_bytes=40)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rewardloop.formats.settings import parse
+from rewardloop.process.settings import parse
 from rewardloop_trainer.settings import TrainSettings
 
 
@@ -13,8 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Learn until SIGTERM. Returns the exit status: 0 after a clean stop, 1 when another trainer took over."""
     settings = parse(TrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop train")
 
-    from rewardloop.formats.log import configure_logging
-    from rewardloop.formats.tracing import start_tracing
+    from rewardloop.process.log import configure_logging
+    from rewardloop.process.tracing import start_tracing
     from rewardloop_trainer.daemon import run
 
     is_traced = start_tracing("rewardloop-trainer", settings.tracing_endpoint)

@@ -14,16 +14,17 @@ from prometheus_client import start_http_server
 from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
-from rewardloop_trainer.consume import Consumer
-from rewardloop_trainer.fence import Fence, Fenced
-from rewardloop_trainer.leader import LeaderLock
-from rewardloop_trainer.ledger import CorruptSegment, Ledger
-from rewardloop_trainer.loop import Learner, Loop, Outcome, RoundTrack
+from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.fence import Fence, Fenced
+from rewardloop_trainer.archive.leader import LeaderLock
+from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
+from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_until
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.redis_link import REDIS_FAILURES, connect_until
+from rewardloop_trainer.rounds.loop import Learner, Loop
+from rewardloop_trainer.rounds.round_state import CorruptState, StateFile
+from rewardloop_trainer.rounds.track import Outcome, RoundTrack
 from rewardloop_trainer.server_access import connect
 from rewardloop_trainer.settings import TrainSettings
-from rewardloop_trainer.state import CorruptState, StateFile
 
 if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
     from rewardloop_trainer.tracing import TrainerTracing
@@ -148,12 +149,12 @@ def _learners(
         raise SystemExit(f"rewardloop train: {error}") from error
 
     def reward(track: RoundTrack) -> Outcome:
-        from rewardloop_trainer.reward_round import RewardRound
+        from rewardloop_trainer.rounds.reward_round import RewardRound
 
         return RewardRound(settings, store, ledger, client, server, metrics, stop, track).run()
 
     def policy(track: RoundTrack) -> Outcome:
-        from rewardloop_trainer.policy_round import PolicyRound
+        from rewardloop_trainer.rounds.policy_round import PolicyRound
 
         return PolicyRound(settings, store, ledger, client, server, metrics, stop, track).run()
 
@@ -168,9 +169,9 @@ def _learners(
 def _import_rounds(settings: TrainSettings) -> None:
     """Import torch and what comes with it, seconds of work, while signals are archived and before a round waits."""
     if settings.reward_rounds:
-        import rewardloop_trainer.reward_round
+        import rewardloop_trainer.rounds.reward_round
     if settings.policy_rounds:
-        import rewardloop_trainer.policy_round  # noqa: F401
+        import rewardloop_trainer.rounds.policy_round  # noqa: F401
 
 
 def _start(

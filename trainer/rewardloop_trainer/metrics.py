@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from rewardloop.formats.process_metrics import report_process
+from rewardloop.process.process_metrics import report_process
 from rewardloop.v1 import feedback_pb2
-from rewardloop_trainer.reasons import RULES, rule_of
-from rewardloop_trainer.state import PHASES
+from rewardloop_trainer.vocabulary import PHASES, RULES, rule_of
 
 _MODELS = ("reward", "policy")
 _KINDS = ("choice", "ranking", "thumb", "rating", "edit", "tie")

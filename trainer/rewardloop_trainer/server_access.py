@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewardloop.formats.settings import ServerAccess
+from rewardloop.process.settings import ServerAccess
 from rewardloop_client import TLS, RewardloopClient
 from rewardloop_client._types import LaneName
 

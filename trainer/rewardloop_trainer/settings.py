@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
-from rewardloop.formats.settings import ServerAccess
-from rewardloop_trainer.policy_settings import PolicySettings
-from rewardloop_trainer.reward_settings import LoraSettings, RewardTraining
-
-
-class RewardHyperparameters(RewardTraining):
-    """How a reward model is made and learns. A later version keeps its parent's heads, pooling and length."""
-
-    base: str = Field("", description="Hugging Face directory or hub id of the first model, for an empty store")
-    heads: int = Field(4, ge=1, description="score heads of a first model; their spread is the uncertainty")
-    pooling: Literal["auto", "mean", "cls"] = Field("auto", description="of an encoder, in a first model")
-    max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, in a first model")
-    method: Literal["full", "lora"] = Field("full", description="which weights learn")
-    lora: LoraSettings = LoraSettings.model_validate({})
-    delta: bool = Field(
-        False, description="publish adapters and heads over an unchanged graph where there is one; for method lora"
-    )
-    precision: Literal["float32", "int8", "float16"] = Field(
-        "float32", description="of the published graph, where it orders held-out pairs as float32 does"
-    )
-    length_control: float = Field(
-        0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration takes back"
-    )
-    gate_tolerance: float = Field(0.02, ge=0, lt=1, description="held-out accuracy that noise may hide a loss of")
-
-    @model_validator(mode="after")
-    def _fits_its_method(self) -> Self:
-        if self.delta and self.method != "lora":
-            raise ValueError("delta needs method lora: other weights cannot be published over an unchanged graph")
-        if self.averaged_runs > 1 and self.method == "lora":
-            raise ValueError("averaged_runs above 1 needs method full: adapters of several runs have no average")
-        return self
+from rewardloop.process.settings import ServerAccess
+from rewardloop_trainer.policy.settings import PolicySettings
+from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 
 class TrainSettings(ServerAccess):

@@ -14,7 +14,7 @@ from threading import Lock
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
 from rewardloop.formats import keys
-from rewardloop.formats.grpc_tracing import context_of, tracer
+from rewardloop.process.grpc_tracing import context_of, tracer
 
 # The SDK keeps no more of one span's links.
 _MOST_LINKS = 128

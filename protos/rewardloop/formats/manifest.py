@@ -169,3 +169,12 @@ def _is_count(value: object, most: int) -> bool:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) <= _LARGEST
+
+
+def reads_alike(one: Manifest, other: Manifest) -> bool:
+    """Both versions turn the same text into the same token ids."""
+    return (
+        one.files.get("tokenizer.json") == other.files.get("tokenizer.json")
+        and one.text_format == other.text_format
+        and one.max_length == other.max_length
+    )

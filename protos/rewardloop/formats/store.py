@@ -36,6 +36,9 @@ from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
 MODELS = ("reward", "policy")
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
+MODEL = "model.onnx"
+TOKENIZER = "tokenizer.json"
+TORCH = "torch"  # a directory with the weights that training goes on from
 # Formats that are or may hold pickles, and code. Nothing here reads them; that they are there is reason for suspicion.
 _UNSAFE_SUFFIX = re.compile(
     r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE

@@ -20,9 +20,9 @@ import structlog
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from rewardloop_server.calls.errors import AuditUnavailable
 from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.quotas import Bucket
-from rewardloop_server.errors import AuditUnavailable
 
 log = structlog.get_logger()
 

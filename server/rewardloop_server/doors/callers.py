@@ -35,10 +35,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewardloop.formats.tokens import token_digest
+from rewardloop_server.calls.errors import ExpiredCredentials, NoCredentials, RewardloopError, WrongCredentials
 from rewardloop_server.doors.quotas import Allowance, Quota
 from rewardloop_server.doors.reload import BadFile
 from rewardloop_server.doors.roles import Role
-from rewardloop_server.errors import ExpiredCredentials, NoCredentials, RewardloopError, WrongCredentials
 
 _EVERYBODY_ELSE = "*"
 _NO_QUOTA = Quota()

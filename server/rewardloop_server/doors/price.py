@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from rewardloop.v1 import policy_pb2, reward_pb2
-from rewardloop_server.tokenize import estimated_tokens
+from rewardloop_server.calls.estimate import estimated_tokens
 
 _BYTES_PER_TOKEN = 4
 _NEW_TOKENS = 64  # the policy worker's default, which a request without max_new_tokens gets

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rewardloop_server.errors import QuotaSpent
+from rewardloop_server.calls.errors import QuotaSpent
 
 _IN_FLIGHT_RETRY_MS = 100
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from rewardloop.formats.settings import ProcessSettings
+from rewardloop.process.settings import ProcessSettings
 
 
 class DoorSettings(ProcessSettings):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from rewardloop_cli.bench_report import percentile
+from rewardloop_cli.bench.report import percentile
 
 # One request sent, its answer's bytes taken. Raises CallFailed.
 Call = Callable[[bytes], Awaitable[bytes]]

@@ -1,0 +1,1 @@
+"""`rewardloop bench`: how a server answers under a load of one's choice."""

@@ -1,0 +1,179 @@
+"""What bench prints: one row a run, the failures, and the same for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from rewardloop_cli.bench.plan import ServerPlan
+from rewardloop_cli.bench.seen import Seen
+from rewardloop_cli.failures import UsageError
+
+# From this share of one core on, one Python process may be what limits the figures.
+_BUSY_GENERATOR = 0.8
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` of all values do not exceed; NaN of none. ``values`` sorted."""
+    return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measured window. ``rate``: offered requests a second; None in a closed loop of ``callers``."""
+
+    rpc: str
+    callers: int | None
+    rate: float | None
+    seen: Seen
+
+    @property
+    def seconds(self) -> float:
+        return max(self.seen.end - self.seen.start, 1e-9)
+
+    @property
+    def requests_per_s(self) -> float:
+        return self.seen.requests / self.seconds
+
+    @property
+    def cpu_share(self) -> float:
+        """Of one core, taken by the generator."""
+        return self.seen.cpu_s / self.seconds
+
+    def milliseconds(self, share: float) -> float:
+        return 1000 * percentile(sorted(self.seen.latencies_s), share)
+
+    def stage_shares(self) -> dict[str, float]:
+        """Mean share of a request's time by stage; "other" is the connection, both gRPC stacks and the generator."""
+        seen = self.seen
+        if not seen.groups or not seen.latencies_s:
+            return {}
+        mean_us = 1e6 * sum(seen.latencies_s) / len(seen.latencies_s)
+        sums = {"queue": seen.queue_us, "tokenize": seen.tokenize_us, "run": seen.run_us}
+        shares = {stage: total / seen.groups / mean_us for stage, total in sums.items()}
+        return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
+
+    def to_json(self) -> dict[str, object]:
+        """Times in milliseconds; a figure of nothing is null."""
+        seen, shares = self.seen, (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
+
+        def percentiles(values: array[float]) -> dict[str, float | None]:
+            ordered = sorted(values)
+            return {name: _finite(1000 * percentile(ordered, share)) for name, share in shares}
+
+        groups = max(1, seen.groups)
+        return {
+            "rpc": self.rpc,
+            "loop": "closed" if self.rate is None else "open",
+            "callers": self.callers,
+            "offered_per_s": self.rate,
+            "seconds": self.seconds,
+            "answered": len(seen.latencies_s),
+            "requests_per_s": self.requests_per_s,
+            "responses_per_s": seen.responses / self.seconds,
+            "tokens_per_s": seen.tokens / self.seconds,
+            "latency_ms": percentiles(seen.latencies_s),
+            "refused_ms": percentiles(seen.refused_s),
+            "sent_late_ms": percentiles(seen.late_s),
+            "stage_shares": self.stage_shares(),
+            "run_rows": seen.run_rows / groups,
+            "run_tokens": seen.run_tokens / groups,
+            "failures": dict(seen.failures),
+            "versions": dict(seen.versions),
+            "generator_cpu_share": self.cpu_share,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def machine() -> dict[str, object]:
+    """The machine of the generator; the server's too when both share it."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass  # not Linux: the platform's name stays
+    return {"cores": os.cpu_count(), "cpu": model, "python": platform.python_version()}
+
+
+def open_console() -> Console:
+    """Standard output; wide enough for the table where no terminal says how wide it is."""
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=max(console.width, 120))
+
+
+def print_runs(console: Console, runs: Sequence[Run]) -> None:
+    """The table, then what it does not hold."""
+    table = Table(box=SIMPLE)
+    for name in ("load", "answered", "failed", "req/s", "resp/s", "tokens/s", "p50", "p90", "p99", "max"):
+        table.add_column(name, justify="left" if name == "load" else "right", no_wrap=True)
+    for run in runs:
+        seen = run.seen
+        table.add_row(
+            f"{run.callers} callers" if run.rate is None else f"{run.rate:.1f}/s",
+            str(len(seen.latencies_s)),
+            str(seen.failures.total()),
+            f"{run.requests_per_s:.1f}",
+            f"{seen.responses / run.seconds:.1f}",
+            f"{seen.tokens / run.seconds:.0f}",
+            *(f"{run.milliseconds(share):.2f}" for share in (0.5, 0.9, 0.99, 1.0)),
+        )
+    console.print(table)
+    loops = {run.rate is None for run in runs}
+    closed = "closed loop (from sending; a slow server is asked less often)"
+    opened = "open loop (Poisson; from when each request was due)"
+    console.print(
+        "latencies in milliseconds, " + "; ".join(([closed] if True in loops else []) + [opened] * (False in loops))
+    )
+    for run in runs:
+        _print_details(console, run, named=len(runs) > 1)
+    here = machine()
+    console.print(f"{here['cores']} cores, {here['cpu']}, Python {here['python']}", highlight=False)
+
+
+def _print_details(console: Console, run: Run, *, named: bool) -> None:
+    seen, groups = run.seen, max(1, run.seen.groups)
+    parts = [f"{stage} {100 * share:.0f}%" for stage, share in run.stage_shares().items()]
+    if seen.run_rows:
+        parts.append(f"a run holds {seen.run_rows / groups:.1f} rows, {seen.run_tokens / groups:.0f} tokens")
+    if seen.late_s:
+        parts.append(f"sent late by p99 {1000 * percentile(sorted(seen.late_s), 0.99):.1f} ms")
+    busy = " (the generator may be the limit)" if run.cpu_share >= _BUSY_GENERATOR else ""
+    parts.append(f"generator {100 * run.cpu_share:.0f}% of a core{busy}")
+    load = f"{run.callers} callers: " if run.rate is None else f"{run.rate:.1f}/s: "
+    console.print((load if named else "") + "; ".join(parts), highlight=False)
+    for title, counts in (("reward versions", seen.versions), ("failures", seen.failures)):
+        if counts:
+            console.print(f"{title}: " + ", ".join(f"{name} x{n}" for name, n in counts.most_common()), highlight=False)
+
+
+def print_plan(console: Console, rate: float, saturation: float, plan: ServerPlan) -> None:
+    """Servers like the measured one for a rate."""
+    away = f"{plan.load_without_one:.0%}" if math.isfinite(plan.load_without_one) else "nobody answers"
+    console.print(
+        f"{rate:g} requests/s at {saturation:.1f}/s a server: {plan.servers} servers, each at {plan.load:.0%}"
+        f" (one away: {away}); mean wait about {plan.mean_wait:.1f} times a request's run (M/G/1)",
+        highlight=False,
+    )
+
+
+def write_json(path: Path, runs: Sequence[Run], server: str) -> None:
+    """Raises UsageError when the file cannot be written."""
+    content = {"server": server, "machine": machine(), "runs": [run.to_json() for run in runs]}
+    try:
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error

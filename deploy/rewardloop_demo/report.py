@@ -1,0 +1,109 @@
+"""The demo's outcome, as a table for the terminal, a figure, and results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rewardloop_demo.record import GOAL, DemoRecord, RoundRecord, algorithm_name, series
+
+FIGURE = "report.png"
+RESULTS = "results.json"
+FORMAT_VERSION = 1
+
+
+def table(demo: DemoRecord) -> RenderableType:
+    """The rounds as a table with a summary below it."""
+    grid = Table(
+        title=f"What the loop learned, the policy by {algorithm_name(demo)}",
+        title_justify="left",
+        header_style="bold",
+        pad_edge=False,
+    )
+    grid.add_column("round", justify="right")
+    grid.add_column("time", justify="right")
+    grid.add_column("signals", justify="right")
+    grid.add_column("RM", justify="right")
+    grid.add_column("RM accuracy", justify="right")
+    grid.add_column("policy", justify="right")
+    grid.add_column("win rate vs. starter (95%)", justify="right")
+    grid.add_column("swaps RM/policy", justify="right")
+    grid.add_column("signal to live p50/max", justify="right")
+    for done in demo.rounds:
+        grid.add_row(
+            str(done.round),
+            f"{done.seconds:.0f} s",
+            f"{done.signals:,}",
+            f"v{done.reward_version}",
+            _number(done.reward_accuracy),
+            f"v{done.policy_version}",
+            "-" if math.isnan(done.win_rate) else f"{done.win_rate:.2f} ({done.win_low:.2f}-{done.win_high:.2f})",
+            f"{done.reward_swaps}/{done.policy_swaps}",
+            "-" if math.isnan(done.freshness_p50_s) else f"{done.freshness_p50_s:.0f} s / {done.freshness_max_s:.0f} s",
+        )
+    return Group(grid, Text(summary(demo)))
+
+
+def summary(demo: DemoRecord) -> str:
+    """A few plain lines: accuracy beside its bounds, win rate beside its goal, what it took."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(demo.signal_kinds.items(), key=lambda k: -k[1]))
+    lines = [
+        f"Held-out choices ({demo.held_out_pairs:,}): starter RM {_number(demo.starter_accuracy)}, "
+        f"last RM {_number(_last(demo.rounds, 'reward_accuracy'))}, "
+        f"ceiling under label noise {_number(demo.accuracy_ceiling)}.",
+        f"Signals: {kinds or 'none'}.",
+        f"Seed {demo.seed}: {demo.seconds:.0f} s, {demo.failed_requests} failed requests"
+        + ("." if math.isnan(demo.peak_memory_gib) else f", {demo.peak_memory_gib:.1f} GiB at the peak."),
+    ]
+    measured = [r for r in demo.rounds if not math.isnan(r.win_rate)]
+    if measured:
+        last = measured[-1]
+        verdict = "above" if last.win_low > GOAL else "not wholly above"
+        lines.insert(
+            1,
+            f"Policy v{last.policy_version} beats the starter on {last.win_rate:.0%} of {demo.held_out_prompts:,} "
+            f"held-out prompts ({last.win_low:.2f}-{last.win_high:.2f}, {verdict} {GOAL:.2f}).",
+        )
+    return "\n".join(lines)
+
+
+def write(demo: DemoRecord, directory: Path) -> tuple[Path, Path]:
+    """Write the figure and results.json into ``directory``, made if missing; their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    results = directory / RESULTS
+    content = {"format_version": FORMAT_VERSION, **_finite(asdict(demo))}
+    results.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    from rewardloop_demo.figure import draw  # matplotlib takes a second to load
+
+    return draw(demo, directory / FIGURE), results
+
+
+def _last(rounds: Sequence[RoundRecord], name: str) -> float:
+    values = series(rounds, name)[1]
+    return values[-1] if values else math.nan
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _finite(value: object) -> dict[str, object]:
+    """JSON has no NaN: what was not measured becomes null."""
+
+    def clean(item: object) -> object:
+        if isinstance(item, dict):
+            return {key: clean(entry) for key, entry in item.items()}
+        if isinstance(item, list | tuple):
+            return [clean(entry) for entry in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    cleaned = clean(value)
+    assert isinstance(cleaned, dict)
+    return cleaned

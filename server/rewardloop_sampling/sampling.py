@@ -1,0 +1,191 @@
+"""Sampling from a causal language model, many prompts at once. Pure torch: no server, no tokenizer.
+
+Each candidate draws its own uniform numbers from its own seed and maps them to tokens by the inverse of its
+distribution's CDF, so what it says does not depend on what it is batched with. The candidates of one prompt share
+one prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from rewardloop_sampling.decoding import Decoding
+
+Finish: TypeAlias = Literal["stop", "length"]
+
+# Rows that have ended are cut out of the batch once they are this share of it: a cut copies the cache.
+_COMPACT_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One prompt and how to answer it.
+
+    ``prompt``: ids, at least one. ``temperature`` divides the logits; 0 is greedy. ``top_p``: nucleus mass in (0, 1].
+    ``seed`` and a candidate's index fix its random numbers: candidate 2 is the same whether 3 or 5 are asked for.
+    """
+
+    prompt: Sequence[int]
+    candidates: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One candidate: sampled ids with the end token, if it came, and each one's log-probability in nats.
+
+    The probabilities are those of the distribution sampled from: after temperature and top_p, so all 1 when greedy.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    finish: Finish
+
+    @property
+    def logprob(self) -> float:
+        """Sum over the tokens."""
+        return sum(self.logprobs)
+
+
+@torch.inference_mode()
+def sample(
+    model: Any, requests: Sequence[SampleRequest], *, end_ids: Collection[int], pad_id: int
+) -> list[list[Sampled]]:
+    """The candidates of each request, in order.
+
+    ``model``: a Hugging Face causal LM in eval mode whose layers attend to everything before them. Prompt and new
+    tokens together must fit its positions. Sampling stops after any of ``end_ids``.
+    Raises ValueError for an empty prompt, no candidate or no new token, and FloatingPointError for logits that are NaN.
+    """
+    if not requests:
+        return []
+    for request in requests:
+        if not request.prompt or request.candidates < 1 or request.max_new_tokens < 1:
+            raise ValueError("a request needs a prompt, a candidate and room for a token")
+    rows = _Rows(requests, frozenset(end_ids), model.device)
+    forward = Decoding(model, [request.prompt for request in requests], pad_id)
+    logits = forward.prefill(rows.request_of, max(request.max_new_tokens for request in requests))
+    while True:
+        ids = rows.take(logits)
+        if not rows.is_running.any():
+            return rows.results()
+        if (~rows.is_running).float().mean() >= _COMPACT_SHARE:
+            kept = rows.compact()
+            forward.keep(kept)
+            ids = ids[kept]
+        logits = forward.step(ids)
+
+
+def end_ids(model: Any, response_suffix: Sequence[int]) -> frozenset[int]:
+    """What ends an answer: the last id of the layout's own ending, and every end token that the model names."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    others = [named] if isinstance(named, int) else list(named or ())
+    return frozenset([*response_suffix[-1:], *others])
+
+
+def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row by inverse CDF over the vocabulary's order.
+
+    logits: (rows, vocabulary); temperature, top_p: (rows,); uniform: (rows,) float64 in [0, 1).
+    Returns ids (rows,) and their log-probabilities (rows,) float64 under the distribution sampled from.
+    The nucleus is the smallest set of most probable tokens whose mass reaches top_p (Holtzman et al. 2020).
+    Raises FloatingPointError for logits that are NaN.
+    """
+    is_greedy = temperature <= 0
+    scaled = logits.float() / torch.where(is_greedy, 1.0, temperature).unsqueeze(-1)
+    logprobs = log_softmax(scaled, dim=-1)
+    if bool(((top_p < 1) & ~is_greedy).any()):
+        logprobs = torch.where((top_p < 1).unsqueeze(-1), _nucleus(logprobs, top_p), logprobs)
+    cdf = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+    total = cdf[:, -1]
+    if bool(total.isnan().any()):
+        raise FloatingPointError("the model's logits are not numbers")
+    # Strictly below the total, whatever rounding does: the token found always has mass.
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    ids = torch.searchsorted(cdf, target.unsqueeze(-1), right=True).squeeze(-1)
+    ids = torch.where(is_greedy, logits.argmax(dim=-1), ids)
+    taken = logprobs.gather(1, ids.unsqueeze(-1)).squeeze(-1).double()
+    return ids, torch.where(is_greedy, 0.0, taken)
+
+
+def _nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
+    """Log-probabilities renormalised over each row's nucleus, -inf outside it; the most probable token is in it."""
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    mass = ordered.exp()
+    before = mass.cumsum(dim=-1, dtype=torch.float64) - mass
+    is_outside = before >= top_p.unsqueeze(-1)
+    is_outside[:, 0] = False
+    kept = torch.full_like(logprobs, float("-inf")).scatter(1, order, ordered.masked_fill(is_outside, float("-inf")))
+    return log_softmax(kept, dim=-1)
+
+
+class _Rows:
+    """The candidates that are in the batch, their random numbers, and what each has said."""
+
+    def __init__(self, requests: Sequence[SampleRequest], end_ids: frozenset[int], device: torch.device) -> None:
+        pairs = [(i, c) for i, request in enumerate(requests) for c in range(request.candidates)]
+        self._requests = requests
+        self._places = pairs
+        self._end_ids = end_ids
+        self._ids: list[list[int]] = [[] for _ in pairs]
+        self._logprobs: list[list[float]] = [[] for _ in pairs]
+        self._finish: list[Finish] = ["length" for _ in pairs]
+        self._alive = list(range(len(pairs)))
+        self.request_of = torch.tensor([i for i, _ in pairs], device=device)
+        self.is_running = torch.ones(len(pairs), dtype=torch.bool)
+        self._temperature = torch.tensor([requests[i].temperature for i, _ in pairs], device=device)
+        self._top_p = torch.tensor([requests[i].top_p for i, _ in pairs], device=device)
+        width = max(request.max_new_tokens for request in requests)
+        self._uniform = torch.stack([_draws(requests[i].seed, c, width) for i, c in pairs]).to(device)
+        self._step = 0
+
+    def take(self, logits: Tensor) -> Tensor:
+        """Choose each row's next token. Returns ids (rows,); rows that had ended get one that nobody reads."""
+        ids, logprobs = next_tokens(logits, self._temperature, self._top_p, self._uniform[:, self._step])
+        self._step += 1
+        running = self.is_running.tolist()
+        for place, (row, token, logprob) in enumerate(zip(self._alive, ids.tolist(), logprobs.tolist(), strict=True)):
+            if not running[place]:
+                continue
+            said = self._ids[row]
+            said.append(token)
+            self._logprobs[row].append(logprob)
+            if token in self._end_ids:
+                self._finish[row] = "stop"
+                self.is_running[place] = False
+            elif len(said) == self._requests[self._places[row][0]].max_new_tokens:
+                self.is_running[place] = False
+        return ids
+
+    def compact(self) -> Tensor:
+        """Drop the rows that have ended. Returns the places kept, ascending."""
+        kept = self.is_running.nonzero().squeeze(-1)
+        self._alive = [self._alive[place] for place in kept.tolist()]
+        self.is_running = self.is_running[kept]
+        on_device = kept.to(self._uniform.device)
+        self._temperature, self._top_p = self._temperature[on_device], self._top_p[on_device]
+        self._uniform = self._uniform[on_device]
+        return on_device
+
+    def results(self) -> list[list[Sampled]]:
+        grouped: list[list[Sampled]] = [[] for _ in self._requests]
+        for (request, _), ids, logprobs, finish in zip(
+            self._places, self._ids, self._logprobs, self._finish, strict=True
+        ):
+            grouped[request].append(Sampled(ids, logprobs, finish))
+        return grouped
+
+
+def _draws(seed: int, candidate: int, count: int) -> Tensor:
+    """(count,) float64 in [0, 1): a stream of its own for each seed and candidate."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + (candidate + 1) * 0xD1B54A32D192ED03) % 2**63
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(mixed))

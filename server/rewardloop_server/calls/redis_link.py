@@ -1,0 +1,148 @@
+"""The connection to Redis: timeouts tight enough that no RPC hangs on it, and its errors as callers see them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterError,
+    ConnectionError,
+    InvalidResponse,
+    MaxConnectionsError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from rewardloop.formats.redis_url import parse_redis_url
+from rewardloop_server.calls.errors import RedisUnavailable, RewardloopError, StoreFull
+
+_CONNECT_TIMEOUT_S = 2.0
+_OPERATION_TIMEOUT_S = 2.0
+_MAX_CONNECTIONS = 64
+
+# What a client may raise when there is no Redis at the other end, or one that speaks nonsense.
+REDIS_FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeError, LookupError, AttributeError)
+
+# Within a script an error's own code comes late in the text.
+_NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "BUSY Redis")
+
+
+def connect(url: str) -> Redis:
+    """A client that connects when first used; see `redis_errors` for what its calls may raise.
+
+    Raises InvalidRedisUrl.
+    """
+    address = parse_redis_url(url)
+    common: dict[str, Any] = {
+        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "socket_timeout": _OPERATION_TIMEOUT_S,
+        # One more try: after a restart of Redis each pooled connection is dead. A timeout is not tried again.
+        "retry": Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+    }
+    if address.kind == "cluster":
+        cluster = RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+            max_connections=_MAX_CONNECTIONS,
+            require_full_coverage=False,  # feedback goes on while the slot of another key has no server
+            **common,
+            **address.credentials(),
+        )
+        return cast(Redis, cluster)  # the commands used here are the same
+    if address.kind == "sentinel":
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            address.hosts,
+            sentinel_kwargs={
+                "socket_connect_timeout": _CONNECT_TIMEOUT_S / 2,
+                "socket_timeout": _OPERATION_TIMEOUT_S / 2,
+                **address.sentinel_credentials(),
+            },
+            **common,
+            **address.credentials(),
+        )
+        return cast(Redis, sentinel.master_for(address.service, db=address.db, max_connections=8 * _MAX_CONNECTIONS))
+    where: dict[str, Any] = {"path": address.path, "connection_class": UnixDomainSocketConnection}
+    if not address.path:
+        host, port = address.hosts[0]
+        where = {"host": host, "port": port}
+    credentials = address.credentials()
+    if credentials.pop("ssl", False):
+        where["connection_class"] = SSLConnection
+    pool = BlockingConnectionPool(
+        max_connections=_MAX_CONNECTIONS,
+        timeout=_OPERATION_TIMEOUT_S,
+        db=address.db,
+        **common,
+        **where,
+        **credentials,
+    )
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Translate what Redis calls in the block raise: RedisUnavailable, StoreFull, or the RedisError of a bug.
+
+    What reads a reply belongs into the block, too: a reply of another form than asked for is not Redis's.
+    """
+    try:
+        yield
+    except REDIS_FAILURES as error:
+        known = translated(error)
+        if known is None:
+            raise
+        raise known from error
+    finally:
+        # redis-py writes within asyncio.wait_for, which loses a cancellation now and then on Python 3.11; a task that
+        # is to end must not ask Redis for ever.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+
+
+def translated(error: Exception) -> RewardloopError | None:
+    """The caller's error for one of Redis; None: this is a bug of ours."""
+    if isinstance(error, MaxConnectionsError):
+        return RedisUnavailable("every connection to Redis is in use")
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return RedisUnavailable("Redis refuses this server's user")
+    # AskError is the base of MovedError, too: a slot that moves on and on.
+    if isinstance(
+        error,
+        ConnectionError
+        | TimeoutError
+        | ReadOnlyError
+        | ClusterError
+        | RedisClusterException
+        | TryAgainError
+        | AskError
+        | OSError,
+    ):
+        return RedisUnavailable("Redis does not answer")
+    if isinstance(error, InvalidResponse | ValueError | TypeError | LookupError | AttributeError):
+        return RedisUnavailable("Redis does not answer as Redis does")
+    if isinstance(error, ResponseError):
+        text = str(error)
+        if "OOM command not allowed" in text:
+            return StoreFull("Redis is at its memory limit")
+        if "MISCONF" in text:
+            return StoreFull("Redis cannot write to its disk")
+        if any(code in text for code in _NOT_READY):
+            return RedisUnavailable("Redis is not ready yet")
+        if "NOPERM" in text or "NOAUTH" in text:
+            return RedisUnavailable("Redis refuses this server's user")
+    return None

@@ -1,0 +1,230 @@
+"""validate: what a request must be before anything is done with it. Pure functions that find every violation.
+
+Descriptions name limits and counts, never the caller's text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
+from rewardloop_server.calls.errors import InvalidRequest, Violation
+
+_ROLES = ("system", "user", "assistant")
+_SOURCES = frozenset(feedback_pb2.Source.values())
+_MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of requests. Texts in UTF-8 bytes, ids and tags in characters."""
+
+    max_text_bytes: int = 262_144
+    max_responses: int = 256
+    max_feedback_responses: int = 64
+    max_messages: int = 256
+    max_id_chars: int = 128
+    max_tags: int = 16
+    max_tag_chars: int = 64
+
+
+def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, violations: list[Violation]) -> None:
+    """Append what is wrong with ``prompt``, which is at the path ``field``, to ``violations``."""
+    kind = prompt.WhichOneof("content")
+    if kind is None:
+        violations.append(Violation(field, "neither text nor a conversation is set"))
+    elif kind == "text":
+        _check_text(prompt.text, f"{field}.text", limits, violations)
+    else:
+        _check_conversation(prompt.conversation.messages, f"{field}.conversation.messages", limits, violations)
+
+
+def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
+    """Raises InvalidRequest with every violation of a group to score."""
+    violations: list[Violation] = []
+    validate_prompt(request.prompt, "prompt", limits, violations)
+    _check_responses(request.responses, limits.max_responses, limits, violations)
+    if request.lane not in common_pb2.Lane.values():
+        violations.append(Violation("lane", "not a known lane"))
+    if request.truncation not in reward_pb2.Truncation.values():
+        violations.append(Violation("truncation", "not a known choice"))
+    if request.HasField("pin_version") and not 1 <= len(request.pin_version) <= limits.max_id_chars:
+        violations.append(Violation("pin_version", f"1 to {limits.max_id_chars} characters when set"))
+    if violations:
+        raise InvalidRequest(violations)
+
+
+def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
+    """Raises InvalidRequest with every violation of a signal as its caller sent it.
+
+    With a generation_id the responses are unknown here: what depends on them is checked by `validate_signal` once
+    they are filled in.
+    """
+    violations: list[Violation] = []
+    event_id, generation_id = event.event_id, event.generation_id
+    if not event_id:
+        violations.append(Violation("event_id", "missing"))
+    for field, text in (
+        ("event_id", event_id),
+        ("generation_id", generation_id),
+        ("annotator_id", event.annotator_id),
+    ):
+        if len(text) > limits.max_id_chars:
+            violations.append(Violation(field, f"more than {limits.max_id_chars} characters"))
+    if event.source not in _SOURCES:
+        violations.append(Violation("source", "not a known source"))
+    if event.tags:
+        _check_tags(event, limits, violations)
+    if event.HasField("event_time") and not _is_timestamp(event.event_time.seconds, event.event_time.nanos):
+        violations.append(Violation("event_time", "not between the years 1 and 9999"))
+    for field in ("arrival_time", "policy_version"):
+        if event.HasField(field):
+            violations.append(Violation(field, "set by the server"))
+    if event.response_versions:
+        violations.append(Violation("response_versions", "set by the server"))
+
+    if generation_id:
+        if event.HasField("prompt"):
+            violations.append(Violation("prompt", "left out with a generation_id: the server has it"))
+        if event.responses:
+            violations.append(Violation("responses", "left out with a generation_id: the server has them"))
+        _check_signal(event, None, limits, violations)
+    else:
+        validate_prompt(event.prompt, "prompt", limits, violations)
+        _check_responses(event.responses, limits.max_feedback_responses, limits, violations)
+        _check_signal(event, event.responses, limits, violations)
+    if violations:
+        raise InvalidRequest(violations)
+
+
+def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
+    """Raises InvalidRequest when the signal does not fit the event's responses, filled in from a generation."""
+    violations: list[Violation] = []
+    _check_signal(event, event.responses, limits, violations)
+    if violations:
+        raise InvalidRequest(violations)
+
+
+def within(error: InvalidRequest, prefix: str) -> InvalidRequest:
+    """The same violations, seen from the request that holds the checked message at ``prefix``."""
+    return InvalidRequest([Violation(f"{prefix}.{v.field}", v.description) for v in error.violations])
+
+
+def _check_text(text: str, field: str, limits: Limits, violations: list[Violation]) -> None:
+    if not text or text.isspace():
+        violations.append(Violation(field, "empty"))
+    elif len(text) > limits.max_text_bytes or (
+        len(text) * 4 > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes
+    ):
+        violations.append(Violation(field, f"more than {limits.max_text_bytes} bytes"))
+
+
+def _check_conversation(
+    messages: Sequence[common_pb2.Message], field: str, limits: Limits, violations: list[Violation]
+) -> None:
+    if not messages:
+        violations.append(Violation(field, "no message"))
+        return
+    if len(messages) > limits.max_messages:
+        violations.append(Violation(field, f"more than {limits.max_messages} messages"))
+        return
+    for i, message in enumerate(messages):
+        if message.role not in _ROLES:
+            violations.append(Violation(f"{field}[{i}].role", f"not one of {', '.join(_ROLES)}"))
+        _check_text(message.content, f"{field}[{i}].content", limits, violations)
+    if messages[-1].role == "assistant":
+        violations.append(Violation(f"{field}[{len(messages) - 1}].role", "the last message is the assistant's"))
+
+
+def _check_responses(responses: Sequence[str], most: int, limits: Limits, violations: list[Violation]) -> None:
+    if not 1 <= len(responses) <= most:
+        violations.append(Violation("responses", f"1 to {most} responses, not {len(responses)}"))
+        return
+    for i, response in enumerate(responses):
+        _check_text(response, f"responses[{i}]", limits, violations)
+
+
+def _check_tags(event: feedback_pb2.FeedbackEvent, limits: Limits, violations: list[Violation]) -> None:
+    if len(event.tags) > limits.max_tags:
+        violations.append(Violation("tags", f"more than {limits.max_tags} tags"))
+    if any(not 1 <= len(key) <= limits.max_tag_chars for key in event.tags):
+        violations.append(Violation("tags", f"a key is not 1 to {limits.max_tag_chars} characters long"))
+    if any(len(value) > limits.max_tag_chars for value in event.tags.values()):
+        violations.append(Violation("tags", f"a value is longer than {limits.max_tag_chars} characters"))
+
+
+def _is_timestamp(seconds: int, nanos: int) -> bool:
+    return -62_135_596_800 <= seconds <= _MAX_EPOCH_SECONDS and 0 <= nanos < 1_000_000_000
+
+
+def _check_signal(
+    event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None, limits: Limits, violations: list[Violation]
+) -> None:
+    """``responses`` None: not known yet."""
+    kind = event.WhichOneof("signal")
+    if kind is None:
+        violations.append(Violation("signal", "none of choice, ranking, thumb, rating, edit and tie is set"))
+        return
+    count = None if responses is None else len(responses)
+    _SIGNAL_CHECKS[kind](getattr(event, kind), count, violations)
+    if kind == "edit":
+        _check_text(event.edit.edited_text, "edit.edited_text", limits, violations)
+        index = event.edit.response
+        if responses is not None and 0 <= index < len(responses) and event.edit.edited_text == responses[index]:
+            violations.append(Violation("edit.edited_text", "the same as the response"))
+
+
+def _check_index(index: int, field: str, count: int | None, violations: list[Violation]) -> None:
+    if index < 0 or (count is not None and index >= count):
+        known = "" if count is None else f" of {count} responses"
+        violations.append(Violation(field, f"{index} is not an index{known}"))
+
+
+def _check_two(field: str, first: str, second: str) -> Callable[[Any, int | None, list[Violation]], None]:
+    def check(signal: Any, count: int | None, violations: list[Violation]) -> None:
+        for name in (first, second):
+            _check_index(getattr(signal, name), f"{field}.{name}", count, violations)
+        if getattr(signal, first) == getattr(signal, second):
+            violations.append(Violation(f"{field}.{second}", f"the same as {first}"))
+
+    return check
+
+
+def _check_ranking(ranking: feedback_pb2.Ranking, count: int | None, violations: list[Violation]) -> None:
+    order = list(ranking.order)
+    if len(order) < 2:
+        violations.append(Violation("ranking.order", "fewer than 2 responses"))
+    elif sorted(order) != list(range(len(order) if count is None else count)):
+        violations.append(Violation("ranking.order", "not a permutation of the indices of all responses"))
+
+
+def _check_one(field: str) -> Callable[[Any, int | None, list[Violation]], None]:
+    def check(signal: Any, count: int | None, violations: list[Violation]) -> None:
+        _check_index(signal.response, f"{field}.response", count, violations)
+
+    return check
+
+
+def _check_rating(rating: feedback_pb2.Rating, count: int | None, violations: list[Violation]) -> None:
+    _check_index(rating.response, "rating.response", count, violations)
+    infinite = [name for name in ("value", "minimum", "maximum") if not math.isfinite(getattr(rating, name))]
+    violations.extend(Violation(f"rating.{name}", "not a finite number") for name in infinite)
+    if infinite:
+        return
+    if rating.minimum >= rating.maximum:
+        violations.append(Violation("rating.maximum", "not greater than minimum"))
+    elif not rating.minimum <= rating.value <= rating.maximum:
+        violations.append(Violation("rating.value", "not between minimum and maximum"))
+
+
+_SIGNAL_CHECKS: dict[str, Callable[[Any, int | None, list[Violation]], None]] = {
+    "choice": _check_two("choice", "chosen", "rejected"),
+    "ranking": _check_ranking,
+    "thumb": _check_one("thumb"),
+    "rating": _check_rating,
+    "edit": _check_one("edit"),
+    "tie": _check_two("tie", "first", "second"),
+}

@@ -1,0 +1,289 @@
+"""What surrounds every RPC of this project: error translation, counting, one log event, refusal while draining.
+
+Health and reflection pass untouched: they must answer while the process drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from rewardloop_server.calls.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    RewardloopError,
+    Violation,
+    status_name,
+)
+from rewardloop_server.observe.metrics import ServerMetrics
+
+if TYPE_CHECKING:
+    from rewardloop_server.doors.door import Door
+
+log = structlog.get_logger()
+
+_OURS = "/rewardloop."
+_V1 = "/rewardloop.v1."
+_QUIET = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecodable:
+    """Stands in for a request whose bytes protobuf refused."""
+
+    description: str
+
+
+class _Stoppable:
+    """An async iterator that `stop` ends, even while its next item is awaited.
+
+    ``was_cut_off``: True when it ended by `stop` and not by itself.
+    """
+
+    def __init__(self, items: AsyncIterator[Any]) -> None:
+        self._items = items
+        self._next: asyncio.Future[Any] | None = None
+        self._is_stopped = False
+        self.was_cut_off = False
+
+    def __aiter__(self) -> _Stoppable:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._is_stopped:
+            self._next = asyncio.ensure_future(anext(self._items))
+            try:
+                return await self._next
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._is_stopped or (task is not None and task.cancelling()):
+                    raise
+        self.was_cut_off = True
+        raise StopAsyncIteration
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        if self._next is not None:
+            self._next.cancel()
+
+
+class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in its stubs
+    """Wraps unary-unary, unary-stream and stream-stream methods.
+
+    A RewardloopError ends the RPC with its rich status, an undecodable request with INVALID_ARGUMENT, any other
+    exception with INTERNAL and a generic text. Cancellation passes through.
+    """
+
+    def __init__(self, metrics: ServerMetrics, door: Door | None = None) -> None:
+        self._metrics = metrics
+        self._door = door
+        self._is_draining = False
+        self._open: set[_Stoppable] = set()
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    def drain(self) -> None:
+        """Refuse new RPCs with DRAINING.
+
+        Server streams end so at once, two-way streams once they have answered what they had read.
+        """
+        self._is_draining = True
+        for stream in tuple(self._open):
+            stream.stop()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if self._door is not None:
+            refusal = self._door.knock(method, handler_call_details.invocation_metadata)
+            if refusal is not None:
+                return self._refusing(method if handler is not None else _OURS + "unknown", refusal)
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(handler, method))
+        return known[1]
+
+    def _refusing(self, method: str, refusal: RewardloopError) -> Handler:
+        """Ends a call whose message was not read, and is not: a two-way stream's handler runs without one."""
+
+        async def refuse(_: Any, context: Context) -> None:
+            call = _Call(method.removeprefix(_V1), self._metrics)
+            if self._door is not None:
+                await self._door.turn_away(method, refusal, context)
+            try:
+                await call.fail(refusal, context)
+            finally:
+                del context
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _wrap(self, handler: Any, method: str) -> Handler:
+        """The same method with everything of this module around it."""
+        if self._door is not None:
+            handler = self._door.guard(handler, method)
+        short = method.removeprefix(_V1)
+
+        async def unary(request: Any, context: Context) -> Any:
+            call = _Call(short, self._metrics)
+            try:
+                self._admit(request)
+                reply = await handler.unary_unary(request, context)
+            except BaseException as error:
+                await call.fail(error, context)
+            finally:
+                del context  # see `_Call.fail`
+            call.succeed()
+            return reply
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = _Call(short, self._metrics)
+            try:
+                self._admit(request)
+                if handler.request_streaming:
+                    stoppable = _Stoppable(_decodable(request))
+                    replies = handler.stream_stream(stoppable, context)
+                else:
+                    replies = handler.unary_stream(request, context)
+                    stoppable = _Stoppable(replies)
+                async with aclosing(replies):
+                    self._open.add(stoppable)
+                    try:
+                        async for reply in replies if handler.request_streaming else stoppable:
+                            yield reply
+                    finally:
+                        self._open.discard(stoppable)
+                if stoppable.was_cut_off:
+                    raise Draining("the server is shutting down")
+            except BaseException as error:
+                await call.fail(error, context)
+            finally:
+                del context
+            call.succeed()
+
+        decode = _tolerant(handler.request_deserializer)
+        encode = handler.response_serializer
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream, decode, encode)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, decode, encode)
+        return grpc.unary_unary_rpc_method_handler(unary, decode, encode)
+
+    def _admit(self, request: Any) -> None:
+        if self._is_draining:
+            raise Draining("the server is shutting down")
+        if isinstance(request, _Undecodable):
+            raise InvalidRequest([Violation("", request.description)])
+
+
+class _Call:
+    """One RPC's end: counted once, logged once."""
+
+    def __init__(self, method: str, metrics: ServerMetrics) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._started = time.monotonic()
+        metrics.requests_in_flight.labels(method=method).inc()
+
+    def succeed(self) -> None:
+        self._count("OK")
+        log.debug("rpc", method=self._method, code="OK", seconds=self._seconds())
+
+    async def fail(self, error: BaseException, context: Context) -> NoReturn:
+        """End the RPC with the error's status."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._count("CANCELLED")
+            log.info("rpc", method=self._method, code="CANCELLED", seconds=self._seconds())
+            raise error
+        if isinstance(error, grpc.aio.AbortError):  # the method chose its own status, as the policy relay does
+            code = status_name(context.code())
+            self._count(code)
+            log.info("rpc", method=self._method, code=code, seconds=self._seconds())
+            raise error
+        known = _as_known(error)
+        if known is None:
+            known = InternalError()
+            log.error("rpc", method=self._method, code=known.code.name, seconds=self._seconds(), exc_info=error)
+        else:
+            # These are many, under overload or attack, and must be cheap; the metrics count them.
+            write = log.debug if known.code in _QUIET else log.info
+            write(
+                "rpc",
+                method=self._method,
+                code=known.code.name,
+                reason=known.reason,
+                error=known.message,
+                cause=str(known.__cause__) if known.__cause__ else None,
+                seconds=self._seconds(),
+            )
+        self._count(known.code.name)
+        self._metrics.rejected_total.labels(reason=known.reason).inc()
+        # gRPC keeps the exception that ends the call in the call's context. The frames that the exception names must
+        # not name the context: the garbage collector would have to find them, and its pauses are felt in a flood.
+        error.__traceback__ = None
+        try:
+            await context.abort(known.code, known.message, trailing_metadata(known))
+        finally:
+            del context, error, known
+
+    def _count(self, code: str) -> None:
+        self._metrics.requests_in_flight.labels(method=self._method).dec()
+        self._metrics.requests_total.labels(method=self._method, code=code).inc()
+        self._metrics.request_seconds.labels(method=self._method).observe(time.monotonic() - self._started)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 6)
+
+
+def trailing_metadata(error: RewardloopError) -> tuple[tuple[str, str | bytes], ...]:
+    """What carries the rich status, and the pushback that gRPC's own retries obey."""
+    status: tuple[str, str | bytes] = ("grpc-status-details-bin", error.to_status().SerializeToString())
+    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_ms is not None:
+        return (status, ("grpc-retry-pushback-ms", str(error.retry_after_ms)))
+    return (status,)
+
+
+def _as_known(error: BaseException) -> RewardloopError | None:
+    """The RewardloopError that ``error`` is, or that a task group raised among others of its kind."""
+    if isinstance(error, RewardloopError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        known, others = error.split(RewardloopError)
+        if known is not None and others is None:
+            return _as_known(known.exceptions[0])
+    return None
+
+
+def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A deserializer that hands on what protobuf refuses: gRPC itself would answer INTERNAL."""
+
+    def decode_or_mark(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _Undecodable("not a message of this method, or a text in it is not UTF-8")
+
+    return decode_or_mark
+
+
+async def _decodable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, _Undecodable):
+            raise InvalidRequest([Violation("", request.description)])
+        yield request

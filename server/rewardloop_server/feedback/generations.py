@@ -1,0 +1,63 @@
+"""The log of generated answers, by which feedback names what it is about."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+
+from redis.asyncio import Redis
+
+from rewardloop.formats import keys
+from rewardloop.v1 import policy_pb2
+from rewardloop_server.calls.redis_link import redis_errors
+from rewardloop_server.feedback.generation_keys import GenerationKeys
+
+
+class GenerationLog:
+    """Generations by id, each kept for ``ttl_s`` seconds.
+
+    ``signing``: ids are signed, and one that is not is unknown without being looked for; None: ids are random only.
+    ``on_forged`` is told of each such id.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        ttl_s: int,
+        signing: GenerationKeys | None = None,
+        on_forged: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._redis = redis
+        self._ttl_s = ttl_s
+        self._signing = signing
+        self._on_forged = on_forged
+
+    async def new_id(self) -> str:
+        """For a generation to `put`. Raises RedisUnavailable."""
+        return uuid.uuid4().hex if self._signing is None else await self._signing.new_id()
+
+    async def put(self, generation: policy_pb2.Generation) -> None:
+        """Raises RedisUnavailable or StoreFull."""
+        with redis_errors():
+            await self._redis.set(
+                keys.GENERATION + generation.generation_id, generation.SerializeToString(), ex=self._ttl_s
+            )
+
+    async def get(self, generation_ids: Iterable[str]) -> dict[str, policy_pb2.Generation]:
+        """Those that are known, in one round trip. Raises RedisUnavailable."""
+        wanted = [each for each in sorted(set(generation_ids)) if await self._is_ours(each)]
+        if not wanted:
+            return {}
+        with redis_errors():
+            found = await self._redis.mget([keys.GENERATION + each for each in wanted])
+            return {
+                each: policy_pb2.Generation.FromString(data)
+                for each, data in zip(wanted, found, strict=True)
+                if isinstance(data, bytes)
+            }
+
+    async def _is_ours(self, generation_id: str) -> bool:
+        if self._signing is None or await self._signing.is_ours(generation_id):
+            return True
+        self._on_forged()
+        return False

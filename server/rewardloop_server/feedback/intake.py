@@ -1,0 +1,221 @@
+"""Where signals go in: the stream while Redis takes them, else the spool, if there is one.
+
+Once a signal is in the spool, all that come later go there, too, until it is drained: so they reach the stream in the
+order in which they were acknowledged. Where Redis is away without saying so (a connection that opens and never
+answers), the first call finds that out at its timeout, and the others are refused or spooled at once until it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from rewardloop.v1 import feedback_pb2, policy_pb2
+from rewardloop_server.calls.errors import RedisUnavailable, RewardloopError, StoreFull
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.spool import Spool
+from rewardloop_server.feedback.stream import Appended, Entry, FeedbackStream
+from rewardloop_server.observe.metrics import ServerMetrics
+
+log = structlog.get_logger()
+
+_DRAINED_AT_ONCE = 100
+_FIRST_PAUSE_S = 0.1
+_MAX_PAUSE_S = 2.0
+# A refusal that takes longer is one that others should not wait for, too.
+_SLOW_S = 0.2
+_SPOOLED = Appended(stream_id="", is_duplicate=False)
+
+Event = feedback_pb2.FeedbackEvent
+# Fills an event in from its generation; returns what is wrong with it then.
+FillIn = Callable[[Event, policy_pb2.Generation | None], RewardloopError | None]
+
+
+class Intake:
+    """Appends as `FeedbackStream` does. With a ``spool`` it must run `drain` beside, and `open` first.
+
+    ``max_bytes``: bound of the spool on the disk.
+    """
+
+    def __init__(
+        self,
+        stream: FeedbackStream,
+        generations: GenerationLog,
+        fill_in: FillIn,
+        metrics: ServerMetrics,
+        spool: Spool | None = None,
+        max_bytes: int = 0,
+    ) -> None:
+        self._stream = stream
+        self._generations = generations
+        self._fill_in = fill_in
+        self._metrics = metrics
+        self._spool = spool
+        self._max_bytes = max_bytes
+        self._is_away = False
+        self._oldest_at: float | None = None
+        self._waiting: list[tuple[list[bytes], asyncio.Future[None]]] = []
+        self._waiting_bytes = 0
+        self._committing: asyncio.Task[None] | None = None
+        self._spooled = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "spool")  # one: the spool's calls come one after another
+
+    async def append(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
+        """Append in order; for each event its place, or why it is refused.
+
+        What waits in the spool has no stream id, and is not held to the caps.
+
+        Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
+        appends the rest.
+        """
+        if not self._is_away and (self._spool is None or self._spool.is_empty):
+            started = time.monotonic()
+            try:
+                return await self._stream.append(events)
+            except (RedisUnavailable, StoreFull) as error:
+                self._is_away = self._is_away or time.monotonic() - started > _SLOW_S
+                if self._spool is None:
+                    raise
+                log.warning("Redis does not take signals: they are spooled", error=str(error))
+        if self._spool is None:
+            raise RedisUnavailable("Redis does not answer")
+        await self._write([event.SerializeToString() for event in events])
+        return [_SPOOLED] * len(events)
+
+    async def generations(self, named: Iterable[str]) -> Mapping[str, policy_pb2.Generation] | None:
+        """The generations that events name; None: events are to be appended without, and filled in when drained.
+
+        Raises RedisUnavailable.
+        """
+        wanted = set(named)
+        if wanted and not self._is_away:
+            started = time.monotonic()
+            try:
+                return await self._generations.get(wanted)
+            except RedisUnavailable:
+                self._is_away = time.monotonic() - started > _SLOW_S
+                if self._spool is None:
+                    raise
+        if wanted and self._spool is None:
+            raise RedisUnavailable("Redis does not answer")
+        return None if wanted else {}
+
+    async def is_reachable(self) -> bool:
+        """Whether signals are taken right now. To be asked again and again: it is what notices that Redis is back."""
+        started = time.monotonic()
+        is_there = await self._stream.is_reachable()
+        self._is_away = not is_there and time.monotonic() - started > _SLOW_S
+        return is_there or (self._spool is not None and self._spool.size_bytes < self._max_bytes)
+
+    async def open(self) -> None:
+        """Find what an earlier process left in the spool. Raises SpoolInUse or OSError."""
+        if self._spool is None:
+            return
+        await self._in_thread(self._spool.open)
+        await self._look()
+        self._metrics.spool_oldest_seconds.set_function(self._age_s)
+
+    async def drain(self) -> None:
+        """Move what is spooled to the stream whenever Redis takes it, until cancelled."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            await self._spooled.wait()
+            try:
+                await self._drain_some()
+                pause = _FIRST_PAUSE_S
+            except (RewardloopError, RedisError, OSError) as error:
+                log.info("the spool waits", error=str(error), retry_s=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def close(self) -> None:
+        """What is spooled stays for the next process."""
+        if self._committing is not None:
+            await self._committing
+        if self._spool is not None:
+            await self._in_thread(self._spool.close)
+        self._thread.shutdown()
+
+    async def _drain_some(self) -> None:
+        assert self._spool is not None
+        payloads: list[bytes] = await self._in_thread(self._spool.read, _DRAINED_AT_ONCE)
+        events = [Event.FromString(payload) for payload in payloads]
+        bare = {event.generation_id for event in events if event.generation_id and not event.responses}
+        known = await self._generations.get(bare)
+        good = []
+        for event in events:
+            if event.generation_id in bare and (problem := self._fill_in(event, known.get(event.generation_id))):
+                await self._stream.bury(event, problem.message)
+                log.warning("a spooled signal became a dead letter", event_id=event.event_id, reason=problem.message)
+            else:
+                good.append(event)
+        if good:
+            await self._stream.append_entries([Entry(each.event_id, each.SerializeToString()) for each in good])
+        await self._in_thread(self._spool.drop, payloads)
+        await self._look()
+        if self._spool.is_empty:
+            log.info("the spool is drained")
+
+    async def _write(self, payloads: list[bytes]) -> None:
+        """Join the next write of the spool: calls that come during one share the next one's sync."""
+        assert self._spool is not None
+        size = sum(map(len, payloads))
+        if self._spool.size_bytes + self._waiting_bytes + size > self._max_bytes:
+            raise StoreFull("Redis does not take signals and the spool is full")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((payloads, done))
+        self._waiting_bytes += size
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit())
+        await done
+
+    async def _commit(self) -> None:
+        assert self._spool is not None
+        try:
+            while self._waiting:
+                batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
+                try:
+                    await self._in_thread(self._spool.write, [p for payloads, _ in batch for p in payloads])
+                except OSError as error:
+                    log.error("the spool cannot be written", error=str(error))
+                    for _, done in batch:
+                        if not done.done():
+                            done.set_exception(StoreFull(f"the spool cannot be written: {error.strerror}"))
+                    continue
+                for _, done in batch:
+                    if not done.done():  # its caller went away
+                        done.set_result(None)
+                self._oldest_at = self._oldest_at or time.time()
+                self._report()
+        finally:
+            self._committing = None
+
+    async def _look(self) -> None:
+        """At the oldest signal that waits."""
+        assert self._spool is not None
+        oldest = await self._in_thread(self._spool.read, 1)
+        self._oldest_at = Event.FromString(oldest[0]).arrival_time.ToNanoseconds() / 1e9 if oldest else None
+        self._report()
+
+    def _report(self) -> None:
+        """Metrics, and whether there is something to drain."""
+        assert self._spool is not None
+        self._metrics.spool_events.set(self._spool.events)
+        self._metrics.spool_bytes.set(self._spool.size_bytes)
+        if self._spool.is_empty:
+            self._spooled.clear()
+        else:
+            self._spooled.set()
+
+    def _age_s(self) -> float:
+        return 0.0 if self._oldest_at is None else max(0.0, time.time() - self._oldest_at)
+
+    async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, functools.partial(work, *args))

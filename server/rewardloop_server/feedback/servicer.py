@@ -1,0 +1,149 @@
+"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream or spool."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import grpc
+import prometheus_client
+from google.protobuf import timestamp_pb2
+
+from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
+from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
+from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
+from rewardloop_server.feedback.intake import Intake
+from rewardloop_server.feedback.stream import Appended
+from rewardloop_server.observe.metrics import ServerMetrics
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Event: TypeAlias = feedback_pb2.FeedbackEvent
+
+# Of a batch, between which other requests have their turn.
+_CHECKED_AT_ONCE = 100
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
+    """Takes signals, fills in what the server knows about them, appends them."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        limits: Limits,
+        metrics: ServerMetrics,
+        *,
+        max_events: int,
+    ) -> None:
+        self._intake = intake
+        self._limits = limits
+        self._metrics = metrics
+        self._max_events = max_events
+        self._counters: dict[tuple[str, str], prometheus_client.Counter] = {}
+
+    async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
+        if not request.HasField("event"):
+            raise InvalidRequest([Violation("event", "missing")])
+        (outcome,) = await self._record([request.event])
+        if isinstance(outcome, InvalidRequest):
+            raise within(outcome, "event")
+        if isinstance(outcome, RewardloopError):
+            raise outcome
+        return _reply(outcome)
+
+    async def RecordBatch(
+        self, request: feedback_pb2.RecordBatchRequest, context: Context
+    ) -> feedback_pb2.RecordBatchResponse:
+        if not 1 <= len(request.events) <= self._max_events:
+            raise InvalidRequest([Violation("events", f"1 to {self._max_events} events, not {len(request.events)}")])
+        items = []
+        for i, outcome in enumerate(await self._record(request.events)):
+            if isinstance(outcome, Appended):
+                items.append(feedback_pb2.RecordBatchItem(result=_reply(outcome)))
+                continue
+            error = within(outcome, f"events[{i}]") if isinstance(outcome, InvalidRequest) else outcome
+            self._metrics.rejected_total.labels(reason=error.reason).inc()
+            items.append(feedback_pb2.RecordBatchItem(error=error.to_status()))
+        return feedback_pb2.RecordBatchResponse(items=items)
+
+    async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
+        """An outcome for each event: what it breaks, or where it is. Raises when Redis does not take them."""
+        try:
+            errors = await self._prepare(events)
+            appended = iter(
+                await self._intake.append([e for e, error in zip(events, errors, strict=True) if error is None])
+            )
+        except RewardloopError:
+            self._count(events, ["failed"] * len(events))
+            raise
+        outcomes = [next(appended) if error is None else error for error in errors]
+        self._count(events, [_word(outcome) for outcome in outcomes])
+        return outcomes
+
+    async def _prepare(self, events: Sequence[Event]) -> list[RewardloopError | None]:
+        """What each event breaks; those that break nothing are complete then. Raises RedisUnavailable."""
+        errors: list[RewardloopError | None] = []
+        for event in events:
+            errors.append(_error_of(event, self._limits))
+            if len(errors) % _CHECKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if named := {e.generation_id for e, error in zip(events, errors, strict=True) if not error} - {""}:
+            generations = await self._intake.generations(named)
+            for i, event in enumerate(events):
+                if errors[i] is None and event.generation_id and generations is not None:
+                    errors[i] = fill_in(event, generations.get(event.generation_id), self._limits)
+        seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+        arrival = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
+        for event, error in zip(events, errors, strict=True):
+            if error is None:
+                event.arrival_time.CopyFrom(arrival)
+        return errors
+
+    def _count(self, events: Sequence[Event], outcomes: Sequence[str]) -> None:
+        kinds = (event.WhichOneof("signal") or "none" for event in events)
+        for (kind, outcome), count in Counter(zip(kinds, outcomes, strict=True)).items():
+            if (counter := self._counters.get((kind, outcome))) is None:
+                counter = self._metrics.feedback_events_total.labels(kind=kind, outcome=outcome)
+                self._counters[kind, outcome] = counter
+            counter.inc(count)
+
+
+def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
+    try:
+        validate_event(event, limits)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
+    """Put the generation's prompt, responses and versions into ``event``; returns what is wrong with it then."""
+    if generation is None:
+        return UnknownGeneration(f"no generation is logged as {event.generation_id}, or it has expired")
+    event.prompt.CopyFrom(generation.prompt)
+    event.responses.extend(candidate.text for candidate in generation.candidates)
+    event.policy_version.CopyFrom(generation.policy_version)
+    if any(candidate.HasField("policy_version") for candidate in generation.candidates):
+        event.response_versions.extend(
+            (candidate.policy_version if candidate.HasField("policy_version") else generation.policy_version).version
+            for candidate in generation.candidates
+        )
+    try:
+        validate_signal(event, limits)
+    except InvalidRequest as error:
+        return error
+    return None
+
+
+def _word(outcome: Appended | RewardloopError) -> str:
+    if isinstance(outcome, RewardloopError):
+        return "rejected"
+    return "duplicate" if outcome.is_duplicate else "recorded" if outcome.stream_id else "spooled"
+
+
+def _reply(place: Appended) -> feedback_pb2.RecordResponse:
+    if place.is_duplicate:
+        return feedback_pb2.RecordResponse(duplicate=True)
+    return feedback_pb2.RecordResponse(stream_id=place.stream_id)

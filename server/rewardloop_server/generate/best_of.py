@@ -1,0 +1,154 @@
+"""best of n: more candidates are sampled than are shown, and the live reward model helps to choose which."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from rewardloop.v1 import common_pb2, policy_pb2, reward_pb2
+from rewardloop_server.calls.errors import InvalidRequest, RedisUnavailable, Violation
+from rewardloop_server.calls.estimate import estimated_tokens
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.generate.choose import Choice, choose_best, choose_pair, choose_uniform
+from rewardloop_server.scoring.batch import Batcher
+from rewardloop_server.scoring.engine import Floats, RewardModel
+from rewardloop_server.scoring.servicer import reply_of
+from rewardloop_server.scoring.tokenize import TokenizePool
+from rewardloop_server.versions.host import VersionHost
+
+MAX_SAMPLED = 64
+DEFAULT_RANDOM_SHARE = 0.1
+
+_LANE = "production"
+
+Sample = Callable[[policy_pb2.GenerateRequest], Awaitable[policy_pb2.GenerateResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateScores:
+    """By one reward version. ``logits``: (candidates, heads), raw; ``reply``: what Score would say of them."""
+
+    logits: Floats
+    reply: reward_pb2.ScoreResponse
+
+
+class BestOf:
+    """Answers requests that have ``best_of``. The log has what is shown, and how it was chosen, before the caller."""
+
+    def __init__(
+        self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, generations: GenerationLog
+    ) -> None:
+        self._host = host
+        self._tokenizers = tokenizers
+        self._batcher = batcher
+        self._generations = generations
+
+    async def answer(
+        self, request: policy_pb2.GenerateRequest, sample: Sample, deadline: float | None, caller: str
+    ) -> policy_pb2.GenerateResponse:
+        """``sample`` asks the policy, which logs what it says. ``deadline``: on the monotonic clock.
+
+        Raises what ``sample`` does, InvalidRequest, NoModel, QueueFull, DeadlinePassed, RedisUnavailable or StoreFull.
+        """
+        check(request)
+        asked = policy_pb2.GenerateRequest()
+        asked.CopyFrom(request)
+        for field in ("best_of", "selection", "random_share"):
+            asked.ClearField(field)
+        asked.candidates = request.best_of
+        if not asked.HasField("seed"):
+            asked.seed = secrets.randbits(63)
+        reply = await sample(asked)
+        scored = await self._score(request.prompt, [c.text for c in reply.candidates], deadline, caller)
+        for candidate, found in zip(reply.candidates, scored.reply.scores, strict=True):
+            candidate.score, candidate.uncertainty = found.score, found.uncertainty
+        # A stream of its own: the seed alone also drives what the policy samples.
+        choice = choose(request, scored, Random(f"choose {asked.seed}"))
+        shown = [reply.candidates[i] for i in choice.shown]
+        chosen = policy_pb2.Chosen(
+            selection=request.selection or policy_pb2.SELECTION_BEST,
+            sampled=len(reply.candidates),
+            random_share=random_share(request),
+            is_random=choice.is_random,
+            set_probability=choice.set_probability,
+            expected_information=choice.information,
+            reward_version=scored.reply.model_version,
+        )
+        await self._log(reply.generation_id, shown, choice, chosen)
+        return policy_pb2.GenerateResponse(
+            generation_id=reply.generation_id,
+            candidates=shown,
+            policy_version=reply.policy_version,
+            chosen=chosen,
+        )
+
+    async def _score(
+        self, prompt: common_pb2.Prompt, texts: Sequence[str], deadline: float | None, caller: str
+    ) -> CandidateScores:
+        group = reward_pb2.ScoreRequest(prompt=prompt, responses=texts)
+        with self._host.lease(key=prompt.SerializeToString(deterministic=True)) as model:
+            tokens = estimated_tokens(group, model.manifest.max_length)
+            with self._batcher.reserved(_LANE, tokens, deadline, caller):
+                rows = await self._tokenizers.encode(model.encoder, group)
+            scored = await self._batcher.score(model, rows, _LANE, deadline, caller)
+            return CandidateScores(scored.logits, reply_of(model, rows, scored))
+
+    async def _log(
+        self, generation_id: str, shown: Sequence[policy_pb2.Candidate], choice: Choice, chosen: policy_pb2.Chosen
+    ) -> None:
+        """Feedback names a response by its place among the shown: the log must have these alone."""
+        generation = (await self._generations.get([generation_id])).get(generation_id)
+        if generation is None:
+            raise RedisUnavailable("the policy's answer is not in the log: the worker may use another Redis")
+        del generation.candidates[:], generation.show_probabilities[:]
+        generation.candidates.extend(shown)
+        generation.show_probabilities.extend(choice.show_probabilities)
+        generation.chosen.CopyFrom(chosen)
+        await self._generations.put(generation)
+
+
+def choose(request: policy_pb2.GenerateRequest, scored: CandidateScores, chance: Random) -> Choice:
+    """As the checked request says."""
+    match request.selection:
+        case policy_pb2.SELECTION_INFORMATIVE:
+            # Raw logits: heads were fitted as Bradley-Terry strengths before any calibration.
+            return choose_pair(scored.logits, random_share(request), chance)
+        case policy_pb2.SELECTION_UNIFORM:
+            return choose_uniform(scored.logits, max(1, request.candidates), chance)
+        case _:
+            return choose_best([each.score for each in scored.reply.scores], max(1, request.candidates))
+
+
+def random_share(request: policy_pb2.GenerateRequest) -> float:
+    """Of the sets that are shown."""
+    match request.selection:
+        case policy_pb2.SELECTION_INFORMATIVE:
+            return request.random_share if request.HasField("random_share") else DEFAULT_RANDOM_SHARE
+        case policy_pb2.SELECTION_UNIFORM:
+            return 1.0
+        case _:
+            return 0.0
+
+
+def check(request: policy_pb2.GenerateRequest) -> None:
+    """Raises InvalidRequest with every violation of what is said about choosing; the rest is the policy's to check."""
+    violations: list[Violation] = []
+    shown = request.candidates or 1
+    if not max(1, shown) <= request.best_of <= MAX_SAMPLED:
+        violations.append(Violation("best_of", f"candidates to {MAX_SAMPLED}, not {request.best_of}"))
+    if request.selection not in policy_pb2.Selection.values():
+        violations.append(Violation("selection", "not a known choice"))
+    is_informative = request.selection == policy_pb2.SELECTION_INFORMATIVE
+    if is_informative and shown != 2:
+        violations.append(Violation("candidates", f"2 with SELECTION_INFORMATIVE, not {shown}"))
+    if request.HasField("random_share"):
+        share = request.random_share
+        if not is_informative:
+            violations.append(Violation("random_share", "only with SELECTION_INFORMATIVE"))
+        elif not (math.isfinite(share) and 0 <= share <= 1):
+            violations.append(Violation("random_share", "not between 0 and 1"))
+    if violations:
+        raise InvalidRequest(violations)

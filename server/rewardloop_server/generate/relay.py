@@ -1,0 +1,37 @@
+"""PolicyService as callers see it: calls go to the worker, and those with ``best_of`` choose among its answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypeAlias
+
+import grpc
+
+from rewardloop.v1 import policy_pb2, policy_pb2_grpc
+from rewardloop_server.generate.best_of import BestOf
+from rewardloop_server.versions.worker_link import PolicyWorkerLink
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
+    """Forwards Generate to the worker behind ``link``.
+
+    ``best_of`` answers requests that have best_of; if it is None, they go to the worker, which refuses them.
+    """
+
+    def __init__(self, link: PolicyWorkerLink, best_of: BestOf | None = None) -> None:
+        self._link = link
+        self._best_of = best_of
+
+    async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
+        stub: Any = policy_pb2_grpc.PolicyServiceStub(self._link.channel())
+        if not request.best_of or self._best_of is None:
+            return await self._link.forward(stub.Generate, request, context)
+
+        async def sample(asked: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
+            return await self._link.forward(stub.Generate, asked, context)
+
+        remaining_s = context.time_remaining()
+        deadline = None if remaining_s is None else time.monotonic() + remaining_s
+        return await self._best_of.answer(request, sample, deadline, context.peer())

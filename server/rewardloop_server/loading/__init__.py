@@ -1,0 +1,1 @@
+"""A stored version made ready to run: checked, opened, warmed."""

@@ -1,0 +1,188 @@
+"""What a graph may ask for, read from its bytes before ONNX Runtime sees it: files of its own version, known operators.
+
+ONNX Runtime opens whatever external file a graph names, anywhere on the machine, and takes a location of its own kind
+as an address in memory. The file is walked as protobuf fields, tensors' bytes skipped, so a large graph costs little
+and the server needs no onnx package. Field numbers: onnx.proto.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from rewardloop_server.calls.errors import UnsafeVersionError
+
+# Whose operators ONNX Runtime itself brings; the rest would come from a library of somebody's.
+DOMAINS: Final = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
+# Nodes that hold compiled code of a device, or name a file that does.
+_REFUSED_OPERATORS: Final = frozenset(("EPContext",))
+
+_DEEPEST = 32
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_GRAPH, _FUNCTIONS = 7, 25  # of a model
+_NODES, _INITIALIZERS, _SPARSE_INITIALIZERS = 1, 5, 15  # of a graph
+_FUNCTION_NAME, _FUNCTION_NODES, _FUNCTION_DOMAIN = 1, 7, 10
+_OPERATOR, _ATTRIBUTES, _DOMAIN = 4, 5, 7  # of a node
+_TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 23  # of an attribute
+_VALUES, _INDICES = 1, 2  # of a sparse tensor
+_EXTERNAL_DATA = 13  # of a tensor
+_KEY, _VALUE = 1, 2  # of an entry of that
+
+
+class NotAGraph(ValueError):
+    """The bytes are no protobuf message."""
+
+
+def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
+    """Raises UnsafeVersionError when the graph asks for files that are not in ``files`` (paths from its folder), or for
+    operators that ONNX Runtime does not bring; NotAGraph when it cannot be read."""
+    if path.stat().st_size == 0:
+        raise NotAGraph("the file is empty")
+    asked = _Asked()
+    with path.open("rb") as file:
+        # Closed with its last slice: one is still held where an error is raised.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _read_model(memoryview(mapped), asked)
+    unknown = sorted(
+        f"{domain}::{name}"
+        for domain, name in asked.operators
+        if (domain not in DOMAINS or name in _REFUSED_OPERATORS) and (domain, name) not in asked.functions
+    )
+    if unknown:
+        raise UnsafeVersionError(f"{where}: operators that are not allowed: {_shown(unknown)}")
+    strangers = sorted(location for location in asked.locations if not _is_own(location, files))
+    if strangers:
+        raise UnsafeVersionError(f"{where}: tensors in files that are not the version's own: {_shown(strangers)}")
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a model's nodes and tensors name: operators by domain and name, those it defines itself, external files."""
+
+    operators: set[tuple[str, str]] = field(default_factory=set)
+    functions: set[tuple[str, str]] = field(default_factory=set)
+    locations: set[str] = field(default_factory=set)
+
+
+def _is_own(location: str, files: Mapping[str, str]) -> bool:
+    path = PurePosixPath(location)
+    return not path.is_absolute() and ".." not in path.parts and str(path) in files
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(ascii(name)[:60] for name in names[:5])
+
+
+def _read_model(data: memoryview, asked: _Asked) -> None:
+    for number, value in _fields(data):
+        if number == _GRAPH:
+            _read_graph(_message(value), asked, 0)
+        elif number == _FUNCTIONS:
+            domain = name = ""
+            for inner, part in _fields(_message(value)):
+                if inner == _FUNCTION_DOMAIN:
+                    domain = _text(part)
+                elif inner == _FUNCTION_NAME:
+                    name = _text(part)
+                elif inner == _FUNCTION_NODES:
+                    _read_node(_message(part), asked, 0)
+            asked.functions.add((domain, name))
+
+
+def _read_graph(data: memoryview, asked: _Asked, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise NotAGraph("graphs are nested too deeply")
+    for number, value in _fields(data):
+        if number == _NODES:
+            _read_node(_message(value), asked, depth)
+        elif number == _INITIALIZERS:
+            _read_tensor(_message(value), asked)
+        elif number == _SPARSE_INITIALIZERS:
+            _read_sparse(_message(value), asked)
+
+
+def _read_node(data: memoryview, asked: _Asked, depth: int) -> None:
+    domain = operator = ""
+    for number, value in _fields(data):
+        if number == _OPERATOR:
+            operator = _text(value)
+        elif number == _DOMAIN:
+            domain = _text(value)
+        elif number == _ATTRIBUTES:
+            for inner, part in _fields(_message(value)):
+                if inner in (_TENSOR, _TENSORS):
+                    _read_tensor(_message(part), asked)
+                elif inner in (_SUBGRAPH, _SUBGRAPHS):
+                    _read_graph(_message(part), asked, depth + 1)
+                elif inner in (_SPARSE, _SPARSES):
+                    _read_sparse(_message(part), asked)
+    asked.operators.add((domain, operator))
+
+
+def _read_sparse(data: memoryview, asked: _Asked) -> None:
+    for number, value in _fields(data):
+        if number in (_VALUES, _INDICES):
+            _read_tensor(_message(value), asked)
+
+
+def _read_tensor(data: memoryview, asked: _Asked) -> None:
+    for number, value in _fields(data):
+        if number != _EXTERNAL_DATA:
+            continue
+        key = location = ""
+        for inner, part in _fields(_message(value)):
+            if inner == _KEY:
+                key = _text(part)
+            elif inner == _VALUE:
+                location = _text(part)
+        if key == "location":
+            asked.locations.add(location)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
+    """Number and bytes of each field; None instead of a number's bytes."""
+    at, size = 0, len(data)
+    while at < size:
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == _BYTES:
+            length, at = _varint(data, at)
+            if length > size - at:
+                raise NotAGraph("a field is longer than the file")
+            yield tag >> 3, data[at : at + length]
+            at += length
+            continue
+        if kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        else:
+            raise NotAGraph("a field is of a kind that onnx.proto does not have")
+        if at > size or tag >> 3 == 0:
+            raise NotAGraph("a field is cut off, or has no number")
+        yield tag >> 3, None
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise NotAGraph("a number is cut off or too long")
+
+
+def _message(value: memoryview | None) -> memoryview:
+    if value is None:
+        raise NotAGraph("a number stands for a message")
+    return value
+
+
+def _text(value: memoryview | None) -> str:
+    return bytes(_message(value)).decode("utf-8", "surrogateescape")

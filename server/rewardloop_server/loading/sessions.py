@@ -1,0 +1,216 @@
+"""load: a stored reward version made ready to run; versions over one graph share its ONNX Runtime session.
+
+A *delta* version is an adapter over the graph of another version, its trunk. It runs on the trunk's session, so that
+loading it costs a read of a small file, whether or not the trunk itself serves. A session lives as long as the last
+version over it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from rewardloop.formats.manifest import reads_alike
+from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
+from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.loading.graph_check import NotAGraph, check_graph
+from rewardloop_server.loading.warm import check, check_text, warm_up
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.cost import CostModel
+from rewardloop_server.scoring.engine import Device, RewardModel, Sessions
+from rewardloop_server.scoring.layout import Signature
+
+_TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_token2_s"}
+
+
+@dataclass(slots=True)
+class _Shared:
+    """One graph's sessions, the version that they were opened for and its text encoder, what the graph takes, what its
+    runs cost, and how many versions run on it."""
+
+    manifest: Manifest
+    encoder: Encoder
+    sessions: Sessions
+    signature: Signature
+    cost: CostModel
+    versions: int
+
+
+class SessionPool:
+    """Loads versions of the model "reward". Safe to use from several threads; loads happen one at a time."""
+
+    def __init__(self, store: ModelStore, device: Device, metrics: ServerMetrics) -> None:
+        self._store = store
+        self._device = device
+        self._metrics = metrics
+        self._shared: dict[str, _Shared] = {}
+        self._counting = threading.Lock()
+        self._loading = threading.Lock()
+
+    @property
+    def sessions(self) -> int:
+        """Of how many graphs."""
+        return len(self._shared)
+
+    def load(self, manifest: Manifest, directory: Path) -> RewardModel:
+        """The version in its verified ``directory``, warm.
+
+        Raises NotLoadable with what is wrong, UnsafeVersionError for a graph that asks for what it may not have, and
+        CorruptVersion when a trunk that must be read is altered.
+        """
+        with self._loading:
+            digest = manifest.trunk.digest if manifest.trunk else manifest.digest
+            is_open = self._take(digest)
+            if not is_open:
+                # A trunk is read and warmed under its own manifest: its cost is that of the graph's default weights.
+                graph, where = (manifest, directory) if manifest.trunk is None else self._trunk(manifest)
+                self._open(graph, where)
+            with self._giving_back_on_failure(digest):
+                return self._model(manifest, directory, self._shared[digest], digest)
+
+    def _trunk(self, manifest: Manifest) -> tuple[Manifest, Path]:
+        assert manifest.trunk is not None
+        named = manifest.trunk
+        where = f"reward {manifest.version} runs over version {named.version}"
+        try:
+            trunk = self._store.manifest("reward", named.version)
+            directory = self._store.fetch("reward", named.version)
+        except VersionNotFound as error:
+            raise NotLoadable(f"{where}, which the store does not have") from error
+        if trunk.digest != named.digest:
+            raise NotLoadable(f"{where} of digest {named.digest[:12]}, but that has digest {trunk.digest[:12]}")
+        if trunk.trunk is not None:
+            raise NotLoadable(f"{where}, which is a delta itself")
+        return trunk, directory
+
+    def _open(self, manifest: Manifest, directory: Path) -> None:
+        """Open and warm the session of a version that is no delta; it counts one version."""
+        where = f"reward {manifest.version}"
+        try:
+            check_graph(directory / "model.onnx", manifest.files, where)
+        except (NotAGraph, OSError) as error:
+            raise NotLoadable(f"{where} does not load: {error}") from error
+        try:
+            sessions = self._sessions(directory / "model.onnx")
+        except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a file
+            raise NotLoadable(f"{where} does not load: {error}") from error
+        try:
+            signature = Signature.of(sessions.alone)
+        except ValueError as error:
+            raise NotLoadable(f"{where}: {error}") from error
+        encoder = _encoder(manifest, directory)
+        cost = warm_up(RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0)))
+        with self._counting:
+            self._shared[manifest.digest] = _Shared(manifest, encoder, sessions, signature, cost, 1)
+
+    def _sessions(self, graph: Path) -> Sessions:
+        device = self._device
+
+        def opened(threads: int) -> Any:
+            return ort.InferenceSession(graph, _options(device, threads), providers=list(device.providers))
+
+        alone = opened(device.threads)
+        return Sessions(alone, opened(device.threads // device.streams) if device.streams > 1 else alone)
+
+    def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:
+        adapter = None
+        if manifest.trunk is not None:
+            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"reward {manifest.version}")
+        # Reading a tokenizer holds the interpreter's lock for as long as everything else about a delta takes together.
+        encoder = shared.encoder if reads_alike(manifest, shared.manifest) else _encoder(manifest, directory)
+        model = RewardModel(
+            manifest,
+            encoder,
+            shared.sessions,
+            shared.signature,
+            shared.cost,
+            adapter,
+            functools.partial(self._close, manifest, digest),
+        )
+        if adapter is not None or manifest.heads != shared.manifest.heads:
+            check(model, 1, min(16, manifest.max_length))
+        if encoder is not shared.encoder or shared.versions == 1:
+            check_text(model)
+        for term, name in _TERMS.items():
+            self._metrics.cost_model.labels(version=manifest.version, term=term).set(getattr(shared.cost, name))
+        return model
+
+    def _take(self, digest: str) -> bool:
+        with self._counting:
+            if (shared := self._shared.get(digest)) is None:
+                return False
+            shared.versions += 1
+            return True
+
+    def _give_back(self, digest: str) -> None:
+        with self._counting:
+            shared = self._shared[digest]
+            shared.versions -= 1
+            if shared.versions == 0:
+                del self._shared[digest]
+
+    def _close(self, manifest: Manifest, digest: str) -> None:
+        self._give_back(digest)
+        for term in _TERMS:
+            self._metrics.cost_model.remove(manifest.version, term)
+
+    @contextmanager
+    def _giving_back_on_failure(self, digest: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._give_back(digest)
+            raise
+
+
+def _options(device: Device, threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.spin else "0")
+    # Arenas grow to the largest shapes ever run and would hold two versions' worth after a swap.
+    options.enable_cpu_mem_arena = device.kind != "cpu"
+    options.log_severity_level = 3  # each adapter parameter would be warned of: it is no constant, on purpose
+    return options
+
+
+def _encoder(manifest: Manifest, directory: Path) -> Encoder:
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
+    except Exception as error:  # tokenizers raises bare Exceptions for whatever is wrong with a file
+        raise NotLoadable(f"reward {manifest.version} does not load: {error}") from error
+
+
+def _adapter(path: Path, session: Any, where: str) -> Any:
+    """The adapter, its parameters checked against what the session's graph lets an adapter set."""
+    try:
+        parameters = {
+            name: (value.data_type(), value.shape())
+            for name, value in ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()
+        }
+        adapter = ort.LoraAdapter()
+        adapter.Load(str(path))
+    except Exception as error:  # as with a graph
+        raise NotLoadable(f"{where}: the adapter does not load: {error}") from error
+    settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}
+    if not parameters:
+        raise NotLoadable(f"{where}: the adapter is empty")
+    for name, (kind, shape) in parameters.items():
+        if name not in settable:
+            raise NotLoadable(f"{where}: the graph has no input {name!r} for the adapter to set")
+        wanted_kind, wanted = settable[name]
+        fits = len(shape) == len(wanted) and all(
+            isinstance(want, str) or want is None or size == want for size, want in zip(shape, wanted, strict=True)
+        )
+        if kind != wanted_kind or not fits:
+            raise NotLoadable(f"{where}: {name} is {kind} {shape}, the graph takes {wanted_kind} {wanted}")
+    return adapter

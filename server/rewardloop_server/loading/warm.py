@@ -1,0 +1,101 @@
+"""warm: the runs that a version makes before it serves, and what they tell about its cost."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import structlog
+
+from rewardloop.formats.text import Encoded, Turn
+from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.scoring.cost import CostModel, Timing, fit, worst_error
+from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.plan import Run
+
+log = structlog.get_logger()
+
+# Rows and tokens of the timed runs, beside one row of the model's greatest length.
+_SHAPES = ((1, 16), (8, 16), (1, 128), (4, 32), (1, 256), (8, 64), (2, 256))
+_ALWAYS = 3  # of these, and the longest: run whatever they cost
+_REPEATS = 3
+_BUDGET_S = 0.5
+
+
+def warm_up(model: RewardModel) -> CostModel:
+    """Run shapes up to the model's greatest length, and fit the cost model to their least times.
+
+    A run that would end after `_BUDGET_S` is left out, so a large model is fitted to a few. Raises NotLoadable when
+    the graph does not give finite logits of the stated shape.
+    """
+    longest = model.manifest.max_length
+    shapes = [*((count, length) for count, length in _SHAPES if length < longest), (1, longest)]
+    needed = {*shapes[:_ALWAYS], shapes[-1]}
+    check(model, *shapes[0], alone=False)
+    token_s = check(model, *shapes[0]) / math.prod(shapes[0])  # a session's first run is slow: not a timing
+    started = time.monotonic()
+    least: dict[tuple[int, int], float] = {}
+    for shape in shapes * _REPEATS:
+        expected_s = least.get(shape, token_s * math.prod(shape))
+        is_needed = shape in needed and shape not in least
+        if is_needed or time.monotonic() - started + expected_s < _BUDGET_S:
+            least[shape] = min(least.get(shape, math.inf), check(model, *shape))
+            token_s = least[shape] / math.prod(shape)
+    timings = [Timing(count, length, seconds) for (count, length), seconds in least.items()]
+    cost = fit(timings)
+    log.info(
+        "cost model fitted",
+        version=model.manifest.version,
+        fixed_ms=round(cost.fixed_s * 1e3, 3),
+        per_token_us=round(cost.per_token_s * 1e6, 3),
+        per_token2_ns=round(cost.per_token2_s * 1e9, 3),
+        timings=len(timings),
+        worst_error=round(worst_error(cost, timings), 3),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    return cost
+
+
+def check(model: RewardModel, count: int, length: int, *, alone: bool = True) -> float:
+    """Run ``count`` rows of the graph's input, ``length`` tokens each; a decoder's hold two responses to one prompt.
+
+    Returns the run's seconds. Raises NotLoadable when the graph does not run or gives other than finite logits.
+    """
+    rows, run = _example(model, count, length)
+    where = f"reward {model.manifest.version}"
+    try:
+        feeds = model.lay_out(rows, run)
+        started = time.perf_counter()
+        logits = model.execute(feeds, alone=alone)
+    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph; numpy its own
+        raise NotLoadable(f"{where} does not run: {error}") from error
+    seconds = time.perf_counter() - started
+    if logits.shape != (len(rows), model.manifest.heads):
+        raise NotLoadable(f"{where} gives logits of shape {logits.shape}, not {(len(rows), model.manifest.heads)}")
+    if not np.isfinite(logits).all():
+        raise NotLoadable(f"{where} gives logits that are not finite")
+    return seconds
+
+
+def check_text(model: RewardModel) -> None:
+    """Score a text. Raises NotLoadable when tokenizer and text format do not give what the graph takes."""
+    where = f"reward {model.manifest.version}"
+    try:
+        ((row,),) = model.encoder.groups([((Turn("user", "Hello"),), ("Hello",))])
+        logits, _ = model.run([row])
+    except Exception as error:  # as above; and tokenizers raise theirs
+        raise NotLoadable(f"{where} does not score a text: {type(error).__name__}: {error}") from error
+    if not np.isfinite(logits).all():
+        raise NotLoadable(f"{where} gives a text a score that is not finite")
+
+
+def _example(model: RewardModel, count: int, length: int) -> tuple[list[Encoded], Run]:
+    pad = model.encoder.format.pad
+    if not model.signature.is_decoder or length < 4:
+        rows = [Encoded([pad] * length, None, truncated=False)] * count
+        return rows, Run(tuple((i,) for i in range(count)), length, 0.0)
+    prompt = length // 2
+    first, second = (length - prompt) // 2, length - prompt - (length - prompt) // 2
+    pair = [Encoded([pad] * (prompt + n), None, truncated=False, prompt_tokens=prompt) for n in (first, second)]
+    return pair * count, Run(tuple((2 * i, 2 * i + 1) for i in range(count)), length, 0.0)

@@ -1,0 +1,1 @@
+"""What the serving process measures of itself."""

@@ -1,0 +1,1 @@
+"""A scored group's way: tokenize, queue, batch, run, reply."""

@@ -1,0 +1,257 @@
+"""lane: the groups that wait in one lane, and in what order they are urgent."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rewardloop.formats.text import Encoded
+from rewardloop_server.calls.errors import QueueFull
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Floats, RewardModel
+
+# A request without a deadline is ordered as if it had this one, so that it cannot starve behind those with one.
+_IMPLIED_DEADLINE_S = 60.0
+
+# Weight of the newest run in the running mean of what a token costs: a handful of runs forget a burst of odd ones.
+_NEWEST = 0.2
+
+# Most rows of a window: planning 256 takes 1 to 4 ms (2 cores, without and with tree rows), on the event loop.
+_MOST_ROWS = 256
+
+_RETRY_MS = (20, 10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One group's outcome. ``logits``: (responses, heads). Times in seconds; ``run_rows`` and ``run_tokens`` are those
+    of the last engine run that scored part of it, 0 where none did."""
+
+    logits: Floats
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    run_rows: int = 0
+    run_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Rows to be run by one model version, and who waits for them. ``deadline``: on the monotonic clock."""
+
+    model: RewardModel
+    rows: Sequence[Encoded]
+    caller: str
+    deadline: float | None
+    outcome: asyncio.Future[Scored]
+    enqueued: float = field(default_factory=time.monotonic)
+    order: int = 0
+    waiting: dict[int, None] = field(init=False)  # indices of the rows that no run has taken, in order
+    tokens: int = field(init=False)  # of those rows
+    logits: Floats = field(init=False)
+    unscored: int = field(init=False)
+    started: float = 0.0
+    run_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.waiting = dict.fromkeys(range(len(self.rows)))
+        self.tokens = sum(len(row.ids) for row in self.rows)
+        self.logits = np.empty((len(self.rows), self.model.manifest.heads), dtype=np.float32)
+        self.unscored = len(self.rows)
+
+    @property
+    def due(self) -> float:
+        return self.enqueued + _IMPLIED_DEADLINE_S if self.deadline is None else self.deadline
+
+
+Row = tuple[Group, int]
+
+
+@dataclass(slots=True)
+class _Caller:
+    """What one caller waits for, earliest deadline first, and how many tokens it has been given since it began to."""
+
+    served: int
+    queue: list[tuple[float, int, Group]] = field(default_factory=list)
+
+
+class Lane:
+    """A bounded queue of groups, fair between callers by tokens.
+
+    What always holds:
+
+    - the caller that was given the fewest tokens is the most urgent; a tie goes to the earlier deadline (start-time
+      fair queueing, Goyal et al. 1996, by row). A caller that begins to wait starts level with the most urgent one:
+      it neither makes up for the past nor waits behind the backlog of others. So callers that keep waiting differ by
+      no more than the tokens of one run, and one that arrives is in the next run that is chosen, or the one after;
+    - within a caller the earliest deadline is the most urgent, then the first to come;
+    - `tokens` is the sum over the rows that wait. It passes the bound by no more than what is admitted to an empty lane
+      and what the estimates of tokens in `reserve` were short of.
+    """
+
+    def __init__(self, name: str, *, max_tokens: int, max_s: float, metrics: ServerMetrics) -> None:
+        self.name = name
+        self.tokens = 0
+        self.pushes = 0
+        self.last_taken = -float("inf")
+        self._reserved = 0
+        self._max_tokens = max_tokens
+        self._max_s = max_s
+        self._s_per_token = 0.0
+        self._order = itertools.count()
+        self._callers: dict[str, _Caller] = {}
+        self._gauge = metrics.queue_tokens.labels(lane=name)
+        self._saturation = metrics.queue_saturation_ratio.labels(lane=name)
+        self._oldest_wait = metrics.queue_oldest_wait_seconds.labels(lane=name)
+        self._work = metrics.queue_work_seconds.labels(lane=name)
+
+    @property
+    def backlog_s(self) -> float:
+        """How long the engine will work on what waits here, at the pace of the latest runs."""
+        return (self.tokens + self._reserved) * self._s_per_token
+
+    def tokens_in(self, seconds: float) -> float:
+        """How many tokens the engine runs in that time, at the pace of the latest runs; infinite before the first."""
+        return seconds / self._s_per_token if self._s_per_token else math.inf
+
+    @property
+    def has_bulk_room(self) -> bool:
+        """Below half of the bound. Bulk calls fill no more than that, so that single requests are not refused."""
+        return self._share() < 0.5
+
+    def reserve(self, tokens: int, *, is_bounded: bool = True) -> None:
+        """Keep room for a group of about ``tokens`` until `release`.
+
+        Raises QueueFull when ``is_bounded`` and the lane holds something beside which the group does not fit.
+        """
+        if is_bounded and self.tokens + self._reserved and self._share(tokens) > 1:
+            # Not all that wait fit in at once: half the backlog from now there is room for as many as wait now.
+            retry_ms = min(max(int(self.backlog_s * 500), _RETRY_MS[0]), _RETRY_MS[1])
+            raise QueueFull(
+                f"the {self.name} queue holds {self.tokens + self._reserved} of {self._max_tokens} tokens,"
+                f" {self.backlog_s:.1f} of {self._max_s:.1f} s of work",
+                retry_after_ms=retry_ms,
+            )
+        self._reserved += tokens
+
+    def release(self, tokens: int) -> None:
+        self._reserved -= tokens
+
+    def push(self, group: Group) -> None:
+        group.order = next(self._order)
+        caller = self._callers.get(group.caller)
+        if caller is None:
+            level = min((c.served for c in self._callers.values()), default=0)
+            caller = self._callers[group.caller] = _Caller(level)
+        bisect.insort(caller.queue, (group.due, group.order, group))
+        self.pushes += 1
+        self._count(group.tokens)
+
+    def wait_s(self, caller: str, deadline: float | None) -> float:
+        """The least that a group which came now would wait for this lane's other work.
+
+        Its caller's earlier work goes first, and as much of each other caller's.
+        """
+        if deadline is None or caller not in self._callers:
+            return 0.0
+        queue = self._callers[caller].queue
+        ahead = sum(group.tokens for _, _, group in queue[: bisect.bisect(queue, (deadline,))])
+        return min(self.tokens, ahead * len(self._callers)) * self._s_per_token
+
+    def window(self, max_tokens: float) -> list[Row]:
+        """The most urgent rows, most urgent first, of one version: at least one, up to ``max_tokens``."""
+        heap = [(c.served, *c.queue[0][:2], c, 0) for c in self._callers.values()]
+        heapq.heapify(heap)
+        rows: list[Row] = []
+        model: RewardModel | None = None
+        left = max_tokens
+        while heap and left > 0:
+            served, _, _, caller, at = heapq.heappop(heap)
+            group = caller.queue[at][2]
+            if model is None or group.model is model:
+                model = group.model
+                for index in group.waiting:
+                    size = len(group.rows[index].ids)
+                    if rows and (size > left or len(rows) == _MOST_ROWS):
+                        return rows
+                    rows.append((group, index))
+                    left -= size
+                served += group.tokens
+            if at + 1 < len(caller.queue):
+                heapq.heappush(heap, (served, *caller.queue[at + 1][:2], caller, at + 1))
+        return rows
+
+    def take(self, rows: Iterable[Row], now: float) -> None:
+        """These rows run now. Rows whose group was dropped meanwhile are passed over."""
+        self.last_taken = now
+        taken = 0
+        for group, index in rows:
+            if index not in group.waiting:
+                continue
+            size = len(group.rows[index].ids)
+            del group.waiting[index]
+            group.started = group.started or now
+            group.tokens -= size
+            taken += size
+            self._callers[group.caller].served += size
+            if not group.waiting:
+                self._remove(group)
+        self._count(-taken)
+
+    def drop(self, group: Group) -> None:
+        """What still waits of the group is not run."""
+        if group.waiting:
+            group.waiting.clear()
+            self._remove(group)
+            self._count(-group.tokens)
+            group.tokens = 0
+
+    def expired(self, now: float) -> list[Group]:
+        """Groups whose deadline has passed."""
+        return [group for c in self._callers.values() for group in _expired(c, now)]
+
+    def oldest_wait_s(self, now: float) -> float:
+        """How long the most urgent group, or if shorter the lane as a whole, has been waiting for a run."""
+        heads = [c.queue[0][2].enqueued for c in self._callers.values()]
+        return now - max(min(heads), self.last_taken) if heads else 0.0
+
+    def measure(self) -> None:
+        """Set the gauges that change with time alone."""
+        heads = [caller.queue[0][2].enqueued for caller in self._callers.values()]
+        self._saturation.set(self._share())
+        self._oldest_wait.set(time.monotonic() - min(heads) if heads else 0.0)
+        self._work.set(self.backlog_s)
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        """A run of ``tokens`` of this lane took ``seconds``."""
+        pace = seconds / max(1, tokens)
+        self._s_per_token += (_NEWEST if self._s_per_token else 1.0) * (pace - self._s_per_token)
+
+    def _share(self, more: int = 0) -> float:
+        tokens = self.tokens + self._reserved + more
+        return max(tokens / self._max_tokens, tokens * self._s_per_token / self._max_s)
+
+    def _remove(self, group: Group) -> None:
+        caller = self._callers[group.caller]
+        del caller.queue[bisect.bisect_left(caller.queue, (group.due, group.order))]
+        if not caller.queue:
+            del self._callers[group.caller]
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self._gauge.set(self.tokens)
+
+
+def _expired(caller: _Caller, now: float) -> Iterator[Group]:
+    for due, _, group in caller.queue:
+        if due > now:
+            return
+        if group.deadline is not None:
+            yield group

@@ -1,0 +1,190 @@
+"""plan: how the rows that wait together are cut into runs.
+
+Three ways to run them, mixed freely: padded together, in buckets of like length, and, where the graph is a decoder's
+and rows share their prompt, as *tree rows* ``[prompt, response 1, .., response k]`` that pay for the prompt once. The
+cost model decides.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rewardloop.formats.text import Encoded
+from rewardloop_server.scoring.cost import CostModel
+
+# A tree row may cost as much as this many of its rows alone, whatever a run may cost: who comes behind it waits that
+# much longer, and its rows one by one would cost more in all.
+_TREE_ROWS = 4
+
+# Attention holds heads * tokens**2 scores of a row at once: 12 heads of 4096 tokens are 800 MB.
+_MOST_TREE_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of the graph. ``items``: for each row of its input the indices of the batch's rows that it holds, more
+    than one in a tree row. ``length``: tokens of the longest item. ``cost_s``: seconds, by the cost model."""
+
+    items: tuple[tuple[int, ...], ...]
+    length: int
+    cost_s: float
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Indices of the rows, in the order in which the run gives their logits."""
+        return tuple(i for item in self.items for i in item)
+
+    @property
+    def kind(self) -> Literal["rows", "tree"]:
+        return "tree" if any(len(item) > 1 for item in self.items) else "rows"
+
+    @property
+    def tokens(self) -> int:
+        """Padding included."""
+        return len(self.items) * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a run may cost and how many tokens it may have, padding included; a single row may always run.
+
+    A single tree row may cost four times what its longest row does, where that is more.
+    """
+
+    seconds: float = math.inf
+    tokens: float = math.inf
+
+
+NO_LIMIT = Limit()
+
+
+def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: Limit = NO_LIMIT) -> list[Run]:
+    """Every row in exactly one run, at the least cost found: never above that of one padded run, of each row alone, of
+    the best buckets, or of all shared prompts in tree rows, so far as these keep the limit.
+
+    ``trees``: the graph takes tree rows. Runs come in the order of their first row, so the first holds row 0.
+    """
+    if len(rows) == 1:  # every run of an idle service: nothing to search
+        length = len(rows[0].ids)
+        return [Run(((0,),), length, cost.run_s(1, length))]
+    groups = _by_prompt(rows) if trees and len(rows) > 1 else [(0, [i]) for i in range(len(rows))]
+    longest = [_longest_tree(rows, members, cost, limit) for _, members in groups]
+    choices = {tuple(len(members) for _, members in groups)}
+    if len(groups) < len(rows):
+        # A tree row's share of a run's fixed cost depends on what it will share the run with: nothing, or all of it.
+        for charge_s in (0.0, cost.fixed_s, math.inf):
+            counts = (
+                _tree_rows(rows, *group, cost, charge_s, most) for group, most in zip(groups, longest, strict=True)
+            )
+            choices.add(tuple(counts))
+    plans = (_partition(_items(rows, groups, counts, longest), cost, limit) for counts in choices)
+    best = min(plans, key=lambda runs: sum(run.cost_s for run in runs))
+    return sorted(best, key=lambda run: min(run.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    rows: tuple[int, ...]
+    length: int
+
+
+def _by_prompt(rows: Sequence[Encoded]) -> list[tuple[int, list[int]]]:
+    """Rows that share their prompt: its length in tokens and their indices. Nothing is shared with an empty prompt."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    alone = []
+    for index, row in enumerate(rows):
+        if row.prompt_tokens:
+            groups.setdefault(tuple(row.ids[: row.prompt_tokens]), []).append(index)
+        else:
+            alone.append((0, [index]))
+    return [(len(prompt), members) for prompt, members in groups.items()] + alone
+
+
+def _longest_tree(rows: Sequence[Encoded], members: list[int], cost: CostModel, limit: Limit) -> float:
+    """The most tokens of a tree row of these rows."""
+    alone_s = cost.run_s(1, max(len(rows[i].ids) for i in members))
+    return min(cost.longest(max(limit.seconds, _TREE_ROWS * alone_s)), limit.tokens, _MOST_TREE_TOKENS)
+
+
+def _tree_rows(
+    rows: Sequence[Encoded], prompt: int, members: list[int], cost: CostModel, charge_s: float, longest: float
+) -> int:
+    """Into how many tree rows, of like length, a group is best cut when each costs ``charge_s`` beside its tokens.
+
+    ``n`` of them cost ``n * (charge + row_s(prompt)) + per_token2 * responses**2 / n`` and what does not depend on n.
+    """
+    count = len(members)
+    responses = sum(len(rows[i].ids) - prompt for i in members)
+    least = math.ceil(responses / (longest - prompt)) if longest > prompt else count
+    each, shared = charge_s + cost.row_s(prompt), cost.per_token2_s * responses**2
+    if each == 0:
+        return count
+    best = math.sqrt(shared / each)
+    n = min((max(1, math.floor(best)), math.ceil(best)), key=lambda n: n * each + shared / n if n else math.inf)
+    return min(count, max(least, n))
+
+
+def _items(
+    rows: Sequence[Encoded], groups: Iterable[tuple[int, list[int]]], counts: Iterable[int], longest: Iterable[float]
+) -> list[_Item]:
+    items = []
+    for (prompt, members), count, most in zip(groups, counts, longest, strict=True):
+        while True:
+            parts = _deal(rows, prompt, members, count)
+            if count == len(members) or all(part.length <= most for part in parts if len(part.rows) > 1):
+                break
+            count += 1
+        items += parts
+    return items
+
+
+def _deal(rows: Sequence[Encoded], prompt: int, members: list[int], count: int) -> list[_Item]:
+    """Longest response first, each to the tree row that is shortest so far."""
+    if count == len(members):
+        return [_Item((i,), len(rows[i].ids)) for i in members]
+    heap: list[tuple[int, int]] = [(prompt, n) for n in range(count)]
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(members, key=lambda i: -len(rows[i].ids)):
+        length, n = heap[0]
+        heapq.heapreplace(heap, (length + len(rows[index].ids) - prompt, n))
+        parts[n].append(index)
+    lengths = {n: length for length, n in heap}
+    return [_Item(tuple(sorted(part)), lengths[n]) for n, part in enumerate(parts) if part]
+
+
+def _partition(items: list[_Item], cost: CostModel, limit: Limit) -> list[Run]:
+    """The cheapest runs of the items within the limit.
+
+    With the items sorted by length, some cheapest partition has contiguous runs: exchanging items between two runs so
+    that the longer ones are together pads no run more. So the best partition of the items from ``i`` on is the best
+    first run ``i:j`` plus the best partition from ``j`` on.
+    """
+    items = sorted(items, key=lambda item: -item.length)
+    n = len(items)
+    lengths = np.array([item.length for item in items], dtype=np.float64)
+    each = lengths * (cost.per_token_s + cost.per_token2_s * lengths)
+    with np.errstate(divide="ignore"):
+        most = np.minimum((limit.seconds - cost.fixed_s) / each, limit.tokens / lengths)
+    stops = np.minimum(np.arange(n) + np.clip(np.nan_to_num(most, posinf=n), 1, n), n).astype(np.int64).tolist()
+    counts = np.arange(1.0, n + 1)
+    best = np.zeros(n + 1)
+    cut = [n] * n
+    for i in range(n - 1, -1, -1):
+        totals = counts[: stops[i] - i] * each[i]
+        totals += best[i + 1 : stops[i] + 1]
+        j = int(totals.argmin())
+        best[i] = cost.fixed_s + totals[j]
+        cut[i] = i + 1 + j
+    runs, i = [], 0
+    while i < n:
+        part = items[i : cut[i]]
+        length = part[0].length
+        runs.append(Run(tuple(item.rows for item in part), length, cost.run_s(len(part), length)))
+        i = cut[i]
+    return runs

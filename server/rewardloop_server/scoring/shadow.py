@@ -1,0 +1,116 @@
+"""compare: a share of the answered groups is scored again by the shadow version, and only the metrics see it.
+
+Nothing here delays or fails a request: it begins after the reply is made, runs behind all other work, and what it
+cannot keep up with is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import combinations
+
+import structlog
+
+from rewardloop.formats.manifest import reads_alike
+from rewardloop.formats.store import Manifest
+from rewardloop.formats.text import Encoded
+from rewardloop.v1 import reward_pb2
+from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import Batcher
+from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.tokenize import TokenizePool
+from rewardloop_server.versions.host import VersionHost
+
+log = structlog.get_logger()
+
+# Groups whose comparison has begun and not ended; each holds its request and its rows.
+_MAX_PENDING = 256
+
+
+class ShadowScorer:
+    """Compares the shadow's scores with those that were given out. Used from the event loop."""
+
+    def __init__(
+        self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, metrics: ServerMetrics
+    ) -> None:
+        self._host = host
+        self._tokenizers = tokenizers
+        self._batcher = batcher
+        self._metrics = metrics
+        self._pending: set[asyncio.Task[None]] = set()
+
+    def answered(
+        self,
+        request: reward_pb2.ScoreRequest,
+        key: bytes,
+        live: Manifest,
+        rows: Sequence[Encoded],
+        scores: Sequence[float],
+    ) -> None:
+        """``request`` was given ``scores`` by the version ``live`` from ``rows``. Compares in its own time, if at all.
+
+        ``key``: the prompt's bytes, by which the share is drawn.
+        """
+        if not self._host.takes_shadow(key):
+            return
+        if len(self._pending) >= _MAX_PENDING:
+            self._metrics.shadow_dropped_total.inc()
+            return
+        task = asyncio.create_task(self._compare(request, key, live, rows, scores))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _compare(
+        self,
+        request: reward_pb2.ScoreRequest,
+        key: bytes,
+        live: Manifest,
+        rows: Sequence[Encoded],
+        scores: Sequence[float],
+    ) -> None:
+        with self._host.lease_shadow(key) as model:
+            if model is None or model.manifest.digest == live.digest:
+                return
+            try:
+                if not reads_alike(live, model.manifest):
+                    rows = await self._tokenizers.encode(model.encoder, request, is_bulk=True)
+                scored = await self._batcher.score_shadow(model, rows)
+            except RewardloopError as error:
+                log.warning("shadow not scored", version=model.manifest.version, reason=error.reason)
+                self._metrics.shadow_dropped_total.inc()
+                return
+            if scored is None:
+                return
+            means = scored.logits.astype(float).mean(axis=1).tolist()
+            shadows = [
+                model.calibration.score(mean, row.response_tokens) for mean, row in zip(means, rows, strict=True)
+            ]
+        self._observe(scores, shadows)
+
+    def _observe(self, live: Sequence[float], shadow: Sequence[float]) -> None:
+        for before, after in zip(live, shadow, strict=True):
+            self._metrics.shadow_score_difference.observe(after - before)
+        if len(live) < 2:
+            return
+        count = self._metrics.shadow_order_agreement_total
+        first = "agree" if best(live) == best(shadow) else "disagree"
+        count.labels(order="best", outcome=first).inc()
+        for outcome, pairs in pair_agreement(live, shadow).items():
+            count.labels(order="pair", outcome=outcome).inc(pairs)
+
+
+def best(scores: Sequence[float]) -> int:
+    """Index of the highest score; the first of equals."""
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[str, int]:
+    """How many pairs of responses both order the same way; a pair that either holds equal is no order, not counted."""
+    counts = {"agree": 0, "disagree": 0}
+    for i, j in combinations(range(len(live)), 2):
+        product = (live[i] - live[j]) * (shadow[i] - shadow[j])
+        if product:
+            counts["agree" if product > 0 else "disagree"] += 1
+    return counts

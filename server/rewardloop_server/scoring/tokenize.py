@@ -1,0 +1,94 @@
+"""tokenize: prompts and responses to ids, in threads of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rewardloop.formats.text import Encoded, Encoder, turns
+from rewardloop.v1 import reward_pb2
+
+# Single requests up to this many bytes are tokenized where they arrive when no other waits: 360 bytes, 64 tokens, took
+# 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).
+_INLINE_BYTES = 512
+
+# Most bytes of text that go to a thread at once, so that the threads share a flood and nothing waits long for its turn.
+_JOB_BYTES = 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    encoder: Encoder
+    request: reward_pb2.ScoreRequest
+    outcome: asyncio.Future[list[Encoded]]
+
+
+class TokenizePool:
+    """``threads`` threads that tokenize; the tokenizer releases the interpreter lock while it works.
+
+    Work-conserving: what comes while all threads are busy goes to the next free one together, in one hop.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+        self._idle = threads
+        self._pending: deque[_Pending] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no thread has taken yet."""
+        return len(self._pending)
+
+    async def encode(
+        self, encoder: Encoder, request: reward_pb2.ScoreRequest, *, is_bulk: bool = False
+    ) -> list[Encoded]:
+        """One sequence for each response, in order. ``is_bulk``: one of many, which go to the threads together."""
+        if not is_bulk and not self._pending and request.ByteSize() <= _INLINE_BYTES:
+            return _encode(encoder, [request])[0]
+        loop = asyncio.get_running_loop()
+        pending = _Pending(encoder, request, loop.create_future())
+        if not self._pending and self._idle:
+            loop.call_soon(self._start)
+        self._pending.append(pending)
+        return await pending.outcome
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> None:
+        """Give the idle threads what waits."""
+        while self._idle and self._pending:
+            job = [self._pending.popleft()]
+            size = job[0].request.ByteSize()
+            while self._pending and self._pending[0].encoder is job[0].encoder:
+                size += self._pending[0].request.ByteSize()
+                if size > _JOB_BYTES:
+                    break
+                job.append(self._pending.popleft())
+            wanted = [pending for pending in job if not pending.outcome.done()]
+            if wanted:
+                self._idle -= 1
+                task = asyncio.get_running_loop().run_in_executor(
+                    self._threads, _encode, wanted[0].encoder, [pending.request for pending in wanted]
+                )
+                task.add_done_callback(functools.partial(self._finish, wanted))
+
+    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[list[Encoded]]]) -> None:
+        self._idle += 1
+        self._start()
+        error = done.exception()
+        for i, pending in enumerate(wanted):
+            if pending.outcome.done():
+                continue
+            if error is not None:
+                pending.outcome.set_exception(error)
+            else:
+                pending.outcome.set_result(done.result()[i])
+
+
+def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[list[Encoded]]:
+    return encoder.groups([(turns(request.prompt), request.responses) for request in requests])

@@ -1,0 +1,270 @@
+"""swap: one model's versions in this process - load beside, warm, switch, drain, free.
+
+A version is leased for as long as a request needs it. A switch is one assignment on the event loop: requests
+admitted before it finish on the old version, requests after it get the new one, and a version that is not to stay
+is freed when its last lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Generic
+
+import structlog
+
+from rewardloop.formats.store import (
+    CorruptVersion,
+    Manifest,
+    ModelStore,
+    UnsafeVersion,
+    UntrustedVersion,
+    VersionNotFound,
+)
+from rewardloop.v1 import model_pb2
+from rewardloop_server.calls.errors import (
+    CorruptVersionError,
+    NotLoadable,
+    RewardloopError,
+    UnknownVersion,
+    UnsafeVersionError,
+    UntrustedVersionError,
+)
+from rewardloop_server.versions.pointer import ROLES, Active, ActivePointer, Role, Share
+from rewardloop_server.versions.residents import L, Residents
+
+log = structlog.get_logger()
+
+_MAX_RETRY_S = 10.0
+_MAX_REDIS_PAUSE_S = 2.0
+
+
+class VersionHost(Generic[L]):
+    """Serves one model ("reward" or "policy") and follows its pointer.
+
+    ``load(manifest, directory)`` runs in one of ``load_threads``, returns a warm version or raises NotLoadable.
+    ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
+    ``on_residents(model, versions by state)`` is told what is in memory after each change.
+    ``on_refused(model, reason)`` is told of each version that was not taken.
+    ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        store: ModelStore,
+        load: Callable[[Manifest, Path], L],
+        on_switch: Callable[[Manifest | None, Manifest, float], None],
+        on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
+        resident_versions: int = 4,
+        load_threads: Executor | None = None,
+        on_refused: Callable[[str, str], None] = lambda model, reason: None,
+    ) -> None:
+        self.model = model
+        self._store = store
+        self._load = load
+        self._load_threads = load_threads
+        self._on_switch = on_switch
+        self._on_residents = on_residents
+        self._on_refused = on_refused
+        self._residents: Residents[L] = Residents(model, resident_versions)
+        self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
+        self._warming: str | None = None
+        self._followed: Active | None = None  # the pointer as it was last read
+        self._one_at_a_time = asyncio.Lock()
+        self._switched = asyncio.Event()
+
+    @property
+    def active(self) -> Manifest | None:
+        return self._residents.active
+
+    def state(self, version: str) -> model_pb2.VersionState:
+        """State of a version in this process."""
+        if (state := self._residents.state(version)) is not None:
+            return state
+        return model_pb2.VERSION_STATE_WARMING if self._warming == version else model_pb2.VERSION_STATE_STORED
+
+    @contextmanager
+    def lease(self, pin: str | None = None, min_version: int | None = None, key: bytes = b"") -> Iterator[L]:
+        """The version that scores a request, kept alive until the block ends.
+
+        ``pin``: exactly this version, by number or digest; any that is resident. Otherwise the canary when ``key``
+        (the prompt's bytes) falls into its share, else the active version; the other of the two where only that is
+        ``min_version`` or later. Raises NoModel when none is active, UnknownVersion when none is as asked.
+        """
+        with self._residents.lease(pin, min_version, key) as loaded:
+            yield loaded
+
+    @contextmanager
+    def lease_shadow(self, key: bytes) -> Iterator[L | None]:
+        """The shadow, kept alive until the block ends; None: there is none, or ``key`` is not in its share."""
+        with self._residents.lease_shadow(key) as loaded:
+            yield loaded
+
+    def takes_shadow(self, key: bytes) -> bool:
+        """Whether `lease_shadow` would give a version."""
+        return self._residents.takes_shadow(key)
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """The block in which alone `warm`, `activate`, `assign` and `end` are called; one at a time.
+
+        A change is made in the order warm, pointer, switch: a failure before the pointer moved changes nothing, one
+        after it is mended by `follow`, which waits for the block's end. What got no role in the block is freed.
+        """
+        async with self._one_at_a_time:
+            try:
+                yield
+            finally:
+                self._residents.settle()
+                states = self._residents.states()
+                self._load_s = {version: seconds for version, seconds in self._load_s.items() if version in states}
+                self._on_residents(self.model, Counter(states.values()))
+
+    async def warm(self, version: str) -> Manifest:
+        """Load, verify and warm ``version`` beside what serves. No-op when it is resident.
+
+        Raises UnknownVersion, CorruptVersionError, UnsafeVersionError, UntrustedVersionError or NotLoadable; nothing
+        changes then.
+        """
+        if (resident := self._residents.manifest(version)) is not None:
+            return resident
+        started = time.monotonic()
+        self._warming = version
+        try:
+            loop = asyncio.get_running_loop()
+            loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
+        except VersionNotFound as error:
+            raise UnknownVersion(str(error)) from error
+        except RewardloopError as error:
+            self._on_refused(self.model, error.reason)
+            log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
+            raise
+        finally:
+            self._warming = None
+        self._load_s[version] = time.monotonic() - started
+        self._residents.add(loaded)
+        return loaded.manifest
+
+    def activate(self, version: str) -> None:
+        """Serve a warm version from now on, and end canary and shadow."""
+        previous = self.active
+        self._residents.activate(version)
+        manifest = self.active
+        if manifest is None or manifest is previous:
+            return
+        seconds = self._load_s.pop(version, 0.0)
+        self._on_switch(previous, manifest, seconds)
+        log.info(
+            "version switched",
+            model=self.model,
+            version=version,
+            previous=previous.version if previous else None,
+            seconds=round(seconds, 3),
+        )
+        self._switched.set()
+        self._switched = asyncio.Event()
+
+    def assign(self, role: Role, holder: Share) -> None:
+        """Give the role to a warm version."""
+        self._residents.assign(role, holder)
+        log.info("role given", model=self.model, role=role, version=holder.version, share=holder.share)
+
+    def end(self, role: Role) -> None:
+        """Take the role from whoever has it."""
+        self._residents.end(role)
+        log.info("role ended", model=self.model, role=role)
+
+    async def changes(self) -> AsyncIterator[Manifest]:
+        """The active manifest (once there is one), then each one after a switch; skips what a slow reader missed."""
+        seen: Manifest | None = None
+        while True:
+            while (current := self.active) is None or current is seen:
+                await self._switched.wait()
+            seen = current
+            yield current
+
+    async def follow(self, pointer: ActivePointer, poll_s: float) -> None:
+        """Converge on the pointer until cancelled; a store's newest version becomes active where none is.
+
+        A pointer that Redis lost is put back as this process last read it: what serves goes on serving, and what was
+        rolled back stays so.
+        Redis away or a version that does not load: logged, retried ever more slowly, what serves goes on. A pointer
+        that moves on from such a version is followed at once.
+        """
+        pause, retry_at, given_up = poll_s, 0.0, None
+        while True:
+            wanted: Active | None = None
+            try:
+                async with self.changing():
+                    wanted = await self._wanted(pointer)
+                    if wanted is not None and (wanted != given_up or time.monotonic() >= retry_at):
+                        await self._converge(wanted)
+                        pause, given_up = poll_s, None
+            except RewardloopError as error:
+                pause = min(pause * 2, _MAX_RETRY_S)
+                retry_at, given_up = time.monotonic() + pause, wanted
+                log.warning("cannot follow the pointer", model=self.model, error=str(error), retry_s=pause)
+            await asyncio.sleep(min(pause, _MAX_REDIS_PAUSE_S) if wanted is None else poll_s)
+
+    async def _wanted(self, pointer: ActivePointer) -> Active | None:
+        if (active := await pointer.read(self.model)) is not None:
+            self._followed = active
+            return active
+        if (lost := self._followed) is not None:
+            if self.active is not None and self.active.version != lost.version:  # promoted here since it was read
+                lost = Active(self.active.version, (lost.version, *lost.previous))
+            if await pointer.restore(self.model, lost):
+                log.error("Redis lost the pointer: put back", model=self.model, version=lost.version)
+            return await pointer.read(self.model)
+        stored = await asyncio.to_thread(self._store.versions, self.model)
+        if not stored:
+            return None
+        await pointer.initialise(self.model, str(stored[-1]))
+        return await pointer.read(self.model)
+
+    async def _converge(self, wanted: Active) -> None:
+        """A canary or shadow that does not load keeps neither the other nor the active version from its place."""
+        if self.active is None or self.active.version != wanted.version:
+            await self.warm(wanted.version)
+            self.activate(wanted.version)
+        failures: list[RewardloopError] = []
+        for role in ROLES:
+            holder = wanted.beside(role)
+            if holder == self._residents.beside(role):
+                continue
+            if holder is None:
+                self.end(role)
+                continue
+            try:
+                await self.warm(holder.version)
+                self.assign(role, holder)
+            except RewardloopError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _fetch_and_load(self, version: str) -> L:
+        """Raises VersionNotFound, and a RewardloopError for whatever else is the matter."""
+        try:
+            return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
+        except CorruptVersion as error:
+            raise refusal(error) from error
+        except (VersionNotFound, RewardloopError):
+            raise
+        except Exception as error:  # whatever a file makes a loader do is that version's failure, not this process's
+            log.exception("loading failed", model=self.model, version=version)
+            reason = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"
+            raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
+
+
+def refusal(error: CorruptVersion) -> RewardloopError:
+    """What a caller is told of a version that the store does not give out."""
+    if isinstance(error, UntrustedVersion):
+        return UntrustedVersionError(str(error))
+    return UnsafeVersionError(str(error)) if isinstance(error, UnsafeVersion) else CorruptVersionError(str(error))

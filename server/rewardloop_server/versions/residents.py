@@ -1,0 +1,198 @@
+"""Which versions of one model are in memory, and which of them scores a request.
+
+Everything here happens on the event loop and waits for nothing, so a request sees one state of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+from rewardloop.formats.store import Manifest
+from rewardloop.v1 import model_pb2
+from rewardloop_server.calls.errors import NoModel, UnknownVersion
+from rewardloop_server.versions.pointer import ROLES, Role, Share
+
+_STATES = {
+    "active": model_pb2.VERSION_STATE_ACTIVE,
+    "canary": model_pb2.VERSION_STATE_CANARY,
+    "shadow": model_pb2.VERSION_STATE_SHADOW,
+    "warm": model_pb2.VERSION_STATE_WARM,
+    "draining": model_pb2.VERSION_STATE_DRAINING,
+}
+
+
+class Loaded(Protocol):
+    """A version in memory, warm."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def close(self) -> None:
+        """Free its memory; called once, after its last lease."""
+
+
+L = TypeVar("L", bound=Loaded)
+
+
+class _Slot(Generic[L]):
+    """A loaded version and how many leases it has; one is ours while it is to stay."""
+
+    __slots__ = ("leases", "loaded")
+
+    def __init__(self, loaded: L) -> None:
+        self.loaded = loaded
+        self.leases = 1
+
+    @property
+    def version(self) -> str:
+        return self.loaded.manifest.version
+
+
+class Residents(Generic[L]):
+    """The versions in memory: the active one, canary and shadow, and those kept warm.
+
+    Versions that had a role lately and share their graph with one that has a role (a trunk and its deltas) stay
+    warm, at most ``keep`` versions with those that have a role. `settle` frees the others, each after its last lease.
+    """
+
+    def __init__(self, model: str, keep: int) -> None:
+        self._model = model
+        self._keep = keep
+        self._slots: dict[str, _Slot[L]] = {}
+        self._draining: dict[str, _Slot[L]] = {}
+        self._active: _Slot[L] | None = None
+        self._beside: dict[Role, Share] = {}
+        self._recent: list[str] = []  # newest role first
+
+    @property
+    def active(self) -> Manifest | None:
+        return self._active.loaded.manifest if self._active else None
+
+    def beside(self, role: Role) -> Share | None:
+        return self._beside.get(role)
+
+    def manifest(self, version: str) -> Manifest | None:
+        """Of a resident version. One that is draining becomes resident again: it need not be loaded anew."""
+        if (slot := self._draining.pop(version, None)) is not None:
+            slot.leases += 1
+            self._slots[version] = slot
+        found = self._slots.get(version)
+        return found.loaded.manifest if found else None
+
+    def add(self, loaded: L) -> None:
+        """Takes it over; it has no role yet, and the next `settle` frees it unless it gets one."""
+        self._slots[loaded.manifest.version] = _Slot(loaded)
+
+    def activate(self, version: str) -> None:
+        """Serve a resident version from now on; canary and shadow end."""
+        self._active = self._slots[version]
+        self._beside.clear()
+
+    def assign(self, role: Role, holder: Share) -> None:
+        """Give the role to a resident version."""
+        if holder.version not in self._slots:
+            raise KeyError(holder.version)
+        self._beside[role] = holder
+
+    def end(self, role: Role) -> None:
+        self._beside.pop(role, None)
+
+    def settle(self) -> None:
+        """Free every version that has no reason to stay."""
+        held = list(self._with_roles().values())
+        graphs = {_graph(self._slots[version]) for version in held}
+        warm = [v for v in self._recent if v not in held and _graph(self._slots[v]) in graphs]
+        self._recent = [*dict.fromkeys(held), *warm][: max(self._keep, len(set(held)))]
+        for version in self._slots.keys() - set(self._recent):
+            slot = self._slots.pop(version)
+            self._draining[version] = slot
+            self._release(slot)
+
+    def states(self) -> dict[str, str]:
+        """What each resident version is, by version and in this order: active, canary, shadow, warm, draining."""
+        states: dict[str, str] = {}
+        for role, version in self._with_roles().items():
+            states.setdefault(version, role)
+        for version in self._slots:
+            states.setdefault(version, "warm")
+        for version in self._draining:
+            states.setdefault(version, "draining")
+        return states
+
+    def state(self, version: str) -> model_pb2.VersionState | None:
+        """None: not in memory."""
+        return _STATES.get(self.states().get(version, ""))
+
+    @contextmanager
+    def lease(self, pin: str | None, min_version: int | None, key: bytes) -> Iterator[L]:
+        """The version that scores a request, kept alive until the block ends; see `VersionHost.lease`."""
+        with self._leased(self._pick(pin, min_version, key)) as loaded:
+            yield loaded
+
+    @contextmanager
+    def lease_shadow(self, key: bytes) -> Iterator[L | None]:
+        """The shadow, kept alive until the block ends; None: the request is not in its share."""
+        if not self.takes_shadow(key):
+            yield None
+            return
+        with self._leased(self._slots[self._beside["shadow"].version]) as loaded:
+            yield loaded
+
+    def takes_shadow(self, key: bytes) -> bool:
+        shadow = self._beside.get("shadow")
+        return shadow is not None and position(key, "shadow") < shadow.share
+
+    @contextmanager
+    def _leased(self, slot: _Slot[L]) -> Iterator[L]:
+        slot.leases += 1
+        try:
+            yield slot.loaded
+        finally:
+            self._release(slot)
+
+    def _release(self, slot: _Slot[L]) -> None:
+        slot.leases -= 1
+        if slot.leases == 0:
+            self._draining.pop(slot.version, None)
+            slot.loaded.close()
+
+    def _pick(self, pin: str | None, min_version: int | None, key: bytes) -> _Slot[L]:
+        if self._active is None:
+            raise NoModel(f"no warm {self._model} model", retry_after_ms=500)
+        if pin is not None:
+            choice: Sequence[_Slot[L]] = [
+                s for s in self._slots.values() if pin in (s.version, s.loaded.manifest.digest)
+            ]
+        elif (canary := self._beside.get("canary")) is None:
+            choice = (self._active,)
+        else:
+            choice = (self._active, self._slots[canary.version])
+            if position(key, "canary") < canary.share:
+                choice = choice[::-1]
+        for slot in choice:
+            if min_version is None or int(slot.version) >= min_version:
+                return slot
+        wanted = f"version {pin!r}" if pin is not None else f"version {min_version} or later"
+        warm = ", ".join(f"{version} ({state})" for version, state in self.states().items() if state != "draining")
+        raise UnknownVersion(f"{wanted} is not warm here; warm: {warm}")
+
+    def _with_roles(self) -> dict[str, str]:
+        """Versions by role, the most telling role first."""
+        roles = {"active": self._active.version} if self._active else {}
+        roles.update({role: self._beside[role].version for role in ROLES if role in self._beside})
+        return roles
+
+
+def position(key: bytes, purpose: str) -> float:
+    """Where a request stands in [0, 1): the same for the same key on every server, independent between purposes."""
+    digest = hashlib.blake2b(key, digest_size=8, person=purpose.encode()).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53
+
+
+def _graph(slot: _Slot[L]) -> str:
+    """Versions over one graph share their session."""
+    manifest = slot.loaded.manifest
+    return manifest.trunk.digest if manifest.trunk else manifest.digest

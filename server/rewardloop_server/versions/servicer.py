@@ -1,0 +1,219 @@
+"""Shows the versions and says which of them serve: the ModelService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import structlog
+
+from rewardloop.formats.store import MODELS, CorruptVersion, Manifest, ModelStore, VersionNotFound
+from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc
+from rewardloop_server.calls.errors import (
+    InvalidRequest,
+    NoModel,
+    NothingToRollBack,
+    UnknownVersion,
+    Violation,
+)
+from rewardloop_server.versions.host import refusal
+from rewardloop_server.versions.pointer import ActivePointer, Role, Share
+from rewardloop_server.versions.worker_link import PolicyWorkerLink
+
+log = structlog.get_logger()
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class ModelHost(Protocol):
+    """Serves one model in this process; `VersionHost` of any kind of model."""
+
+    @property
+    def active(self) -> Manifest | None: ...
+
+    def changing(self) -> AbstractAsyncContextManager[None]: ...
+
+    async def warm(self, version: str) -> Manifest: ...
+
+    def activate(self, version: str) -> None: ...
+
+    def assign(self, role: Role, holder: Share) -> None: ...
+
+    def end(self, role: Role) -> None: ...
+
+    def state(self, version: str) -> model_pb2.VersionState: ...
+
+    def changes(self) -> AsyncIterator[Manifest]: ...
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Answers for the models that this process hosts; those of the policy worker go through ``worker``."""
+
+    def __init__(
+        self, hosts: Mapping[str, ModelHost], store: ModelStore, pointer: ActivePointer, worker: PolicyWorkerLink | None
+    ) -> None:
+        self._hosts = hosts
+        self._store = store
+        self._pointer = pointer
+        self._worker = worker
+
+    async def ListVersions(
+        self, request: model_pb2.ListVersionsRequest, context: Context
+    ) -> model_pb2.ListVersionsResponse:
+        if (worker := self._worker_of(request.model)) is not None:
+            return await worker.list_versions(request, context)
+        host = self._hosts[request.model]
+        manifests = await asyncio.to_thread(_readable_manifests, self._store, request.model)
+        return model_pb2.ListVersionsResponse(versions=[_info(host, manifest) for manifest in manifests])
+
+    async def GetVersion(self, request: model_pb2.GetVersionRequest, context: Context) -> model_pb2.GetVersionResponse:
+        if (worker := self._worker_of(request.model)) is not None:
+            return await worker.get_version(request, context)
+        host = self._hosts[request.model]
+        if request.version:
+            manifest = await self._manifest(request.model, request.version)
+        else:
+            manifest = _active(host, request.model)
+        info = _info(host, manifest)
+        info.manifest_json = manifest.to_json()
+        return model_pb2.GetVersionResponse(version=info)
+
+    async def Promote(self, request: model_pb2.PromoteRequest, context: Context) -> model_pb2.PromoteResponse:
+        if (worker := self._worker_of(request.model)) is not None:
+            return await worker.promote(request, context)
+        if not request.version:
+            raise InvalidRequest([Violation("version", "missing")])
+        host = self._hosts[request.model]
+        async with host.changing():
+            manifest = await host.warm(request.version)
+            before = await self._pointer.move(request.model, request.version, request.reason, request.leader_epoch)
+            host.activate(request.version)
+        log.info("promoted", model=request.model, version=request.version, previous=before, reason=request.reason)
+        return model_pb2.PromoteResponse(version=_info(host, manifest), previous_version=before or "")
+
+    async def Rollback(self, request: model_pb2.RollbackRequest, context: Context) -> model_pb2.RollbackResponse:
+        if (worker := self._worker_of(request.model)) is not None:
+            return await worker.roll_back(request, context)
+        host = self._hosts[request.model]
+        while True:
+            active = await self._pointer.read(request.model)
+            if active is None or active.rollback_target is None:
+                raise NothingToRollBack(f"no version of {request.model} was active before the present one")
+            async with host.changing():
+                manifest = await host.warm(active.rollback_target)
+                is_moved = await self._pointer.move_back(
+                    request.model, active.version, active.rollback_target, request.reason
+                )
+                if is_moved:
+                    host.activate(manifest.version)
+            if is_moved:
+                log.info(
+                    "rolled back",
+                    model=request.model,
+                    version=manifest.version,
+                    previous=active.version,
+                    reason=request.reason,
+                )
+                return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
+            # Another caller moved the pointer meanwhile: start over from where it is now.
+
+    async def SetCanary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
+        if (worker := self._worker_of(request.model)) is not None:
+            return await worker.set_canary(request, context)
+        return model_pb2.SetCanaryResponse(version=await self._set_role("canary", request))
+
+    async def SetShadow(self, request: model_pb2.SetShadowRequest, context: Context) -> model_pb2.SetShadowResponse:
+        return model_pb2.SetShadowResponse(version=await self._set_role("shadow", request))
+
+    async def WatchVersions(
+        self, request: model_pb2.WatchVersionsRequest, context: Context
+    ) -> AsyncIterator[model_pb2.WatchVersionsResponse]:
+        if (worker := self._worker_of(request.model)) is not None:
+            async for reply in worker.watch_versions(request, context):
+                yield reply
+            return
+        host = self._hosts[request.model]
+        async for manifest in host.changes():
+            yield model_pb2.WatchVersionsResponse(active=_info(host, manifest))
+
+    async def _set_role(
+        self, role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest
+    ) -> model_pb2.VersionInfo | None:
+        """The version that has the role now; None: it was ended."""
+        _check_role(role, request)
+        host = self._hosts[request.model]
+        if not request.version:
+            async with host.changing():
+                await self._pointer.end(request.model, role, request.reason)
+                host.end(role)
+            log.info(f"{role} ended", model=request.model, reason=request.reason)
+            return None
+        holder = Share(request.version, request.share)
+        async with host.changing():
+            active = _active(host, request.model)
+            manifest = active if active.version == holder.version else await host.warm(holder.version)
+            if not await self._pointer.assign(request.model, role, holder, request.reason):
+                raise InvalidRequest([Violation("version", f"{holder.version} is the active version")])
+            host.assign(role, holder)
+        log.info(f"{role} set", model=request.model, version=holder.version, share=holder.share, reason=request.reason)
+        return _info(host, manifest)
+
+    def _worker_of(self, model: str) -> PolicyWorkerLink | None:
+        """The link when the model lives in the worker, None when it is hosted here. Raises InvalidRequest."""
+        if model in self._hosts:
+            return None
+        if model in MODELS and self._worker is not None:
+            return self._worker
+        raise InvalidRequest([Violation("model", f"not one of {', '.join(MODELS)}")])
+
+    async def _manifest(self, model: str, version: str) -> Manifest:
+        try:
+            return await asyncio.to_thread(self._store.manifest, model, version)
+        except VersionNotFound as error:
+            raise UnknownVersion(str(error)) from error
+        except CorruptVersion as error:
+            raise refusal(error) from error
+
+
+def _check_role(role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
+    """Raises InvalidRequest. The policy has no shadow: an answer that was not shown compares with nothing."""
+    if role == "shadow" and request.model != "reward":
+        raise InvalidRequest([Violation("model", "only reward takes a shadow")])
+    is_valid = 0 < request.share < 1 or (role == "shadow" and request.share == 1)  # false for NaN
+    if request.version and not is_valid:
+        bounds = "above 0 and below 1" if role == "canary" else "above 0 and at most 1"
+        raise InvalidRequest([Violation("share", f"not {bounds}")])
+
+
+def _active(host: ModelHost, model: str) -> Manifest:
+    if host.active is None:
+        raise NoModel(f"no version of {model} is active here yet")
+    return host.active
+
+
+def _readable_manifests(store: ModelStore, model: str) -> list[Manifest]:
+    """Newest first. A version whose manifest is broken is left out and logged: it must not hide the others."""
+    manifests = []
+    for version in reversed(store.versions(model)):
+        try:
+            manifests.append(store.manifest(model, version))
+        except (VersionNotFound, CorruptVersion) as error:
+            log.warning("version left out of the list", model=model, version=version, error=str(error))
+    return manifests
+
+
+def _info(host: ModelHost, manifest: Manifest) -> model_pb2.VersionInfo:
+    info = model_pb2.VersionInfo(
+        model=manifest.model,
+        version=common_pb2.ModelVersion(version=manifest.version, digest=manifest.digest),
+        state=host.state(manifest.version),
+        parent_version=manifest.parent or "",
+        metrics=manifest.metrics,
+    )
+    if manifest.created_at:
+        info.create_time.FromDatetime(datetime.fromisoformat(manifest.created_at))
+    return info

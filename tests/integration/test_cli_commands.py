@@ -1,0 +1,327 @@
+"""The commands: what they print, how they end, what they import."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from support.client_servers import Services, serving, status
+from typer.testing import CliRunner
+
+from rewardloop_cli import processes
+from rewardloop_cli.bench.report import percentile
+from rewardloop_cli.main import app
+from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
+
+
+@pytest.fixture
+def services() -> Services:
+    return Services()
+
+
+@pytest.fixture
+def server(services: Services) -> Iterator[str]:
+    with serving(services) as address:
+        yield address
+
+
+def _run(*arguments: str, stdin: str | None = None):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, input=stdin, catch_exceptions=False)
+
+
+def _loaded_by(*arguments: str) -> set[str]:
+    code = (
+        "import sys\nfrom rewardloop_cli.main import app\n"
+        f"try:\n    app({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    return set(done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["feedback", "import", "--help"], ["score", "-h"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    heavy = {"grpc", "google.protobuf", "rich.console", "torch", "numpy", "rewardloop_client", "asyncio"}
+    assert not heavy & _loaded_by(*arguments)
+
+
+def test_help_names_every_command() -> None:
+    names = [
+        "up",
+        "demo",
+        "serve",
+        "train",
+        "policy-worker",
+        "policy-train",
+        "score",
+        "feedback",
+        "models",
+        "status",
+        "export",
+        "sft",
+        "bench",
+    ]
+    text = _run("--help").output
+    assert [name for name in names if f"  {name} " not in text] == []
+
+
+def test_a_process_gets_its_arguments_as_they_are(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "stand_in_process.py").write_text(
+        "def main(argv):\n    print('got', argv)\n    return 7 if '--fail' in argv else None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    process = processes.Process("stand-in", "stand_in_process", "server", "help")
+    monkeypatch.setattr(processes, "PROCESSES", (process,))
+    import typer
+
+    fresh = typer.Typer()
+    processes.add_process_commands(fresh)
+    fresh.command("other")(lambda: None)
+    arguments = ["--help", "-x", "pos", "--a=b", "--", "--c", "-abc"]
+    done = CliRunner().invoke(fresh, ["stand-in", *arguments])
+    assert done.output == f"got {arguments}\n"
+    assert done.exit_code == 0
+    assert CliRunner().invoke(fresh, ["stand-in", "--fail"]).exit_code == 7
+
+
+def test_a_missing_extra_is_named_with_its_install_command(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "needs_more.py").write_text("import surely_not_installed.inside\n")
+    (tmp_path / "broken.py").write_text("import rewardloop_server.no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert processes.run_process(processes.Process("serve", "needs_more", "server", ""), []) == 2
+    assert "rewardloop serve needs more packages: pip install 'rewardloop[server]'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        processes.run_process(processes.Process("serve", "broken", "server", ""), [])
+
+
+def test_score_prints_the_best_response_first(server: str) -> None:
+    done = _run("score", "--server", server, "--prompt", "q", "short", "the longest", "middling")
+    lines = [line for line in done.output.splitlines() if "+" in line]
+    assert [word for line in lines for word in ("short", "longest", "middling") if word in line] == [
+        "longest",
+        "middling",
+        "short",
+    ]
+    assert "reward version 1" in done.output
+    as_json = json.loads(_run("score", "--server", server, "--json", "--prompt", "q", "ab").output)
+    assert (as_json["scores"], as_json["model_version"]) == ([2.0], "1")
+
+
+def test_score_reads_and_writes_jsonl_in_order(server: str, tmp_path: Path) -> None:
+    rows = [
+        '{"prompt": "q", "responses": ["a", "abc"]}',
+        "{oops",
+        '{"prompt": [{"role": "user", "content": "q"}], "chosen": "ab", "rejected": "a"}',
+        "",
+        '{"prompt": "q", "responses": ["a", ""]}',
+        '{"prompt": "q", "response": "abcd"}',
+    ]
+    target = tmp_path / "out.jsonl"
+    arguments = ["score", "--server", server, "--input", "-", "--output", str(target)]
+    done = _run(*arguments, stdin="\n".join(rows))
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [r["line"] for r in written] == [1, 2, 3, 5, 6]
+    assert [r.get("scores") for r in written] == [[1, 3], None, [2, 1], None, [4]]
+    assert "not JSON" in written[1]["error"]
+    assert done.exit_code == 1
+    assert "2 of 5 lines failed" in done.output
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress("\n".join(rows).encode()))
+    assert _run("score", "--server", server, "--input", str(packed), "--output", str(target)).exit_code == 1
+    assert [json.loads(line) for line in target.read_text().splitlines()] == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["score"], "give --prompt"),
+        (["score", "--prompt", "q"], "give --prompt"),
+        (["score", "--prompt", "q", "a", "--lane", "fast"], "production or trainer"),
+        (["score", "--input", "/no/such/file"], "no such file"),
+        (["score", "--prompt", "q", "a", "--server", "127.0.0.1:1"], "Unreachable"),
+        (["score", "--prompt", "q", "a", "--server", "nowhere"], "not host:port"),
+        (["models", "list", "--server", "127.0.0.1:1"], "Unreachable"),
+        (["models", "canary"], "either VERSION or --end"),
+        (["models", "shadow", "3", "--end"], "either VERSION or --end"),
+        (["feedback", "import", "x", "--tag", "novalue"], "key=value"),
+        (["feedback", "import", "x", "--source", "robot"], "human, llm_judge or implicit"),
+        (["bench", "--lane", "fast"], "production or trainer"),
+        (["bench", "--rpc", "carrier-pigeon"], "score, batch or stream"),
+        (["bench", "--rate", "0%"], "neither requests a second"),
+        (["bench", "--rate", "fast"], "neither requests a second"),
+        (["bench", "--rate", "5", "--sweep", "10%"], "not both"),
+        (["bench", "--lengths", "tall"], "short or real"),
+        (["bench", "--texts", "/no/such/file"], "no such file"),
+        (["bench", "--plot", "/no/such/directory/p.png"], "no directory"),
+        (["bench", "--server", "127.0.0.1:1"], "Unreachable"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_status_2(arguments: list[str], complaint: str) -> None:
+    done = _run(*arguments)
+    assert done.exit_code == 2
+    assert complaint in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_models_are_listed_shown_and_moved(server: str) -> None:
+    listed = _run("models", "list", "reward", "--server", server).output
+    assert [line.split()[3] for line in listed.splitlines() if "reward" in line] == ["3", "2", "1"]
+    assert "version 1, active" in _run("models", "show", "reward", "--server", server).output
+    assert "version 2 is active (before: 1)" in _run("models", "promote", "reward", "2", "--server", server).output
+    assert "version 1 is active (before: 2)" in _run("models", "rollback", "policy", "--server", server).output
+
+
+def test_canary_and_shadow_are_set_and_ended(server: str, services: Services) -> None:
+    done = _run("models", "canary", "2", "--share", "0.05", "--reason", "try it", "--server", server)
+    assert "reward version 2 is the canary for 5.0% of the requests" in done.output
+    done = _run("models", "shadow", "3", "--server", server)
+    assert "reward version 3 is the shadow for 100.0% of the requests" in done.output
+    assert "reward has no canary now" in _run("models", "canary", "--end", "--server", server).output
+    assert "reward has no shadow now" in _run("models", "shadow", "--end", "--server", server).output
+    done = _run("models", "canary", "--end", "--model", "policy", "--server", server)
+    assert "policy has no canary now" in done.output
+    assert [(r.model, r.version, r.share) for r in services.roles] == [
+        ("reward", "2", 0.05),
+        ("reward", "3", 1.0),
+        ("reward", "", 0.05),
+        ("reward", "", 1.0),
+        ("policy", "", 0.05),
+    ]
+
+
+def test_models_failures_name_their_reason(server: str, services: Services) -> None:
+    services.failures = [status("NOTHING_TO_ROLL_BACK")]
+    done = _run("models", "rollback", "reward", "--server", server)
+    assert (done.exit_code, "NOTHING_TO_ROLL_BACK" in done.output) == (2, True)
+
+
+def _bench(server: str, target: Path, *options: str) -> dict[str, Any]:
+    quick = ["--seconds", "0.5", "--warm-up", "0", "--callers", "3", "--responses", "2", "--distinct", "10"]
+    done = _run("bench", "--server", server, *quick, "--json", str(target), *options)
+    failed = any(run["failures"] for run in json.loads(target.read_text())["runs"])
+    assert done.exit_code == int(failed), done.output
+    return json.loads(target.read_text())
+
+
+@pytest.mark.parametrize("rpc", ["score", "batch"])
+def test_bench_counts_what_it_saw(server: str, services: Services, tmp_path: Path, rpc: str) -> None:
+    (run,) = _bench(server, tmp_path / "b.json", "--rpc", rpc, "--batch", "4", "--callers", "4")["runs"]
+    groups = {"score": 1, "batch": 4}[rpc]
+    assert run["failures"] == {}
+    assert run["versions"] == {"1": run["answered"] * groups}
+    assert run["responses_per_s"] == pytest.approx(run["requests_per_s"] * groups * 2)
+    assert 10 < run["answered"] <= len(services.calls) - 1
+
+
+def test_bench_counts_failures_by_reason(server: str, services: Services, tmp_path: Path) -> None:
+    services.failures = [lambda context: None, status("QUEUE_FULL", retry_after_s=0.01)]
+    (run,) = _bench(server, tmp_path / "b.json", "--rpc", "score")["runs"]
+    assert run["failures"] == {"QUEUE_FULL": 1}
+
+
+def test_bench_measures_a_server_that_is_full_at_first(server: str, services: Services, tmp_path: Path) -> None:
+    services.failures = [status("QUEUE_FULL", retry_after_s=0.01)]
+    (run,) = _bench(server, tmp_path / "b.json")["runs"]
+    assert run["failures"] == {}
+    assert run["answered"] > 0
+
+
+def test_bench_times_an_open_loop_from_when_requests_were_due(server: str, services: Services, tmp_path: Path) -> None:
+    stall_s = 0.4
+    services.failures = [lambda context: None, lambda context: time.sleep(stall_s)] + [lambda context: None] * 3
+    runs = _bench(server, tmp_path / "b.json", "--rate", "60", "--seconds", "1")["runs"]
+    assert [run["loop"] for run in runs] == ["open"]
+    assert runs[0]["latency_ms"]["max"] >= 1000 * stall_s
+    assert runs[0]["answered"] > 20, "arrivals do not wait for a stalled request"
+
+
+def test_bench_takes_rates_as_shares_of_a_saturation_that_it_measures(server: str, tmp_path: Path) -> None:
+    plot = tmp_path / "latency.png"
+    runs = _bench(server, tmp_path / "b.json", "--sweep", "10%,20%", "--plot", str(plot))["runs"]
+    saturation, *swept = runs
+    assert saturation["loop"] == "closed"
+    assert [run["offered_per_s"] / saturation["requests_per_s"] for run in swept] == pytest.approx([0.1, 0.2])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_asks_the_texts_of_a_file(server: str, services: Services, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"prompt": "q", "responses": ["a", "b", "c"]}\n{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    (run,) = _bench(server, tmp_path / "b.json", "--texts", str(texts))["runs"]
+    assert run["responses_per_s"] / run["requests_per_s"] == pytest.approx(2.5, rel=0.1)
+    texts.write_text('{"prompt": "q"}\n')
+    done = _run("bench", "--server", server, "--texts", str(texts))
+    assert (done.exit_code, "line 1 has no responses" in done.output) == (2, True)
+
+
+def test_percentiles_are_observed_values() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert [percentile(values, share) for share in (0.5, 0.9, 0.99, 1.0)] == [50, 90, 99, 100]
+    assert percentile([3.0], 0.5) == 3.0
+
+
+@pytest.fixture
+def metrics_url() -> Iterator[str]:
+    registry = CollectorRegistry()
+    requests = Counter("rewardloop_requests_total", "x", ["method", "code"], registry=registry)
+    requests.labels(method="Score", code="OK").inc(1234)
+    seconds = Histogram("rewardloop_stage_seconds", "x", ["stage", "lane"], buckets=(0.01, 0.1, 1), registry=registry)
+    for value in [0.005] * 50 + [0.05] * 50:
+        seconds.labels(stage="total", lane="production").observe(value)
+    Gauge("rewardloop_trainer_phase", "x", ["phase"], registry=registry).labels(phase="train").set(1)
+    page = generate_latest(registry)
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}/metrics"
+    http.shutdown()
+    http.server_close()
+
+
+def test_quantiles_come_from_the_buckets(metrics_url: str) -> None:
+    page = MetricsPage.fetch(metrics_url)
+    assert page.quantile("rewardloop_stage_seconds", 0.25, stage="total") == pytest.approx(0.005)
+    assert page.quantile("rewardloop_stage_seconds", 0.75) == pytest.approx(0.055)
+    assert page.quantile("rewardloop_stage_seconds", 0.75, stage="run") is None
+    assert page.total("rewardloop_requests_total", method="Score") == 1234
+    assert page.total("rewardloop_other") is None
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "nonsense"])
+def test_a_page_that_is_not_there_says_why(url: str) -> None:
+    with pytest.raises(PageUnreachable):
+        MetricsPage.fetch(url)
+
+
+def test_status_shows_what_is_up_and_what_is_down(server: str, metrics_url: str) -> None:
+    done = _run(
+        "status", "--server", server, "--server-metrics", metrics_url, "--trainer-metrics", "http://127.0.0.1:1"
+    )
+    assert done.exit_code == 1
+    assert "Score OK" in done.output
+    assert "1,234" in done.output
+    assert "active version" in done.output
+    assert "down: Connection refused" in done.output
+    everything_down = _run("status", "--server", "127.0.0.1:1", "--trainer-metrics", metrics_url)
+    assert everything_down.output.count("unreachable") == 4
+    assert "train" in everything_down.output

@@ -1,0 +1,248 @@
+"""Kubernetes manifests agree with the processes that they run, and with each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.deploy_files import (
+    BASE,
+    DEPLOY,
+    OVERLAYS,
+    container,
+    documents,
+    is_ours,
+    named,
+    of_kind,
+    rendered,
+    setting_names,
+    settings_of,
+    workloads,
+)
+
+from rewardloop_policy.settings import PolicyWorkerSettings
+from rewardloop_server.doors.listen import refusal
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.serving import SERVICES
+
+Manifests = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=[BASE, *OVERLAYS], ids=lambda path: path.name)
+def manifests(request: pytest.FixtureRequest) -> Manifests:
+    """The base as it is written, each overlay as kustomize renders it."""
+    directory: Path = request.param
+    return documents(directory) if directory == BASE else rendered(directory)
+
+
+def _settings(workload: dict[str, Any]) -> Any:
+    return settings_of(container(workload)["args"])
+
+
+def _ports(workload: dict[str, Any]) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container(workload)["ports"]}
+
+
+def _ours(manifests: Manifests) -> list[dict[str, Any]]:
+    found = [each for each in workloads(manifests) if is_ours(each)]
+    assert len(found) == 3
+    return found
+
+
+def _cores(text: str) -> float:
+    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+
+
+def _selects(selector: dict[str, str], workload: dict[str, Any]) -> bool:
+    return selector.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_processes_run_with_real_settings_on_the_ports_that_they_declare(manifests: Manifests) -> None:
+    for workload in _ours(manifests):
+        command, settings, ports = container(workload)["args"][0], _settings(workload), _ports(workload)
+        assert settings.metrics_host == "0.0.0.0"
+        assert settings.metrics_port == ports["metrics"]
+        annotations = workload["spec"]["template"]["metadata"]["annotations"]
+        assert annotations["prometheus.io/port"] == str(settings.metrics_port)
+        if command != "train":
+            assert settings.listen == f"0.0.0.0:{ports['grpc']}"
+        names = {env["name"] for env in container(workload)["env"]}
+        assert names <= setting_names(command)
+        assert "REWARDLOOP_REDIS_URL" in names
+
+
+def test_threads_fit_the_cpu_limit(manifests: Manifests) -> None:
+    for workload in _ours(manifests):
+        settings, limit = _settings(workload), _cores(container(workload)["resources"]["limits"]["cpu"])
+        threads = settings.intra_op_threads if hasattr(settings, "intra_op_threads") else settings.torch_threads
+        assert 1 <= threads <= limit
+
+
+def test_probes_ask_for_services_that_exist(manifests: Manifests) -> None:
+    known = {"serve": set(SERVICES), "policy-worker": {"PolicyService", "ModelService"}}
+    for workload in _ours(manifests):
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            probe = container(workload).get(kind)
+            if probe is None:
+                assert (container(workload)["args"][0], kind) == ("train", "readinessProbe")
+            elif "grpc" in probe:
+                assert probe["grpc"]["port"] == _ports(workload)["grpc"]
+                service = probe["grpc"]["service"].removeprefix("rewardloop.v1.")
+                assert service in known[container(workload)["args"][0]]
+            else:
+                assert (probe["httpGet"]["path"], probe["httpGet"]["port"]) == ("/metrics", "metrics")
+
+
+def test_a_pod_is_given_the_time_to_drain(manifests: Manifests) -> None:
+    for workload in _ours(manifests):
+        settings, pod = _settings(workload), workload["spec"]["template"]["spec"]
+        if hasattr(settings, "drain_grace_s"):
+            _, slept = container(workload)["lifecycle"]["preStop"]["exec"]["command"]
+            assert pod["terminationGracePeriodSeconds"] >= float(slept) + settings.drain_grace_s + 5
+            assert settings.max_connection_age_s > 0
+            assert refusal(settings.listen, settings) is None
+        else:
+            assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+def test_paths_are_mounted_and_only_the_trainer_writes(manifests: Manifests) -> None:
+    for workload in _ours(manifests):
+        settings, pod = _settings(workload), workload["spec"]["template"]["spec"]
+        mounts = {each["mountPath"]: each for each in container(workload)["volumeMounts"]}
+        volumes = {each["name"] for each in pod["volumes"]}
+        volumes |= {each["metadata"]["name"] for each in workload["spec"].get("volumeClaimTemplates", ())}
+        assert {each["name"] for each in mounts.values()} == volumes
+        is_trainer = workload["kind"] == "StatefulSet"
+        assert mounts["/store"].get("readOnly", False) is not is_trainer
+        assert "/tmp" in mounts
+        for path in (str(settings.work_dir), settings.archive) if is_trainer else ():
+            assert path.startswith("/state/")
+        for volume in pod["volumes"]:
+            if claim := volume.get("persistentVolumeClaim"):
+                assert named(manifests, "PersistentVolumeClaim", claim["claimName"])
+
+
+def test_pods_meet_the_restricted_standard(manifests: Manifests) -> None:
+    account = named(manifests, "ServiceAccount", "rewardloop")
+    assert account["automountServiceAccountToken"] is False
+    for workload in workloads(manifests):
+        pod, inside = workload["spec"]["template"]["spec"], container(workload)
+        assert pod["serviceAccountName"] == "rewardloop"
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        context = inside["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert {"cpu", "memory"} <= set(inside["resources"]["requests"])
+        assert "memory" in inside["resources"]["limits"]
+
+
+def test_selectors_select_and_services_lead_to_ports(manifests: Manifests) -> None:
+    every = workloads(manifests)
+    for workload in every:
+        assert _selects(workload["spec"]["selector"]["matchLabels"], workload)
+        for spread in workload["spec"]["template"]["spec"].get("topologySpreadConstraints", ()):
+            assert _selects(spread["labelSelector"]["matchLabels"], workload)
+        if workload["kind"] == "StatefulSet":
+            assert named(manifests, "Service", workload["spec"]["serviceName"])
+    for service in of_kind(manifests, "Service"):
+        (target,) = [each for each in every if _selects(service["spec"]["selector"], each)]
+        for port in service["spec"]["ports"]:
+            assert _ports(target)[port["targetPort"]] == port["port"]
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        assert len([each for each in every if _selects(budget["spec"]["selector"]["matchLabels"], each)]) == 1
+
+
+def test_processes_name_services_that_exist(manifests: Manifests) -> None:
+    by_command = {container(each)["args"][0]: _settings(each) for each in _ours(manifests)}
+    for address in (by_command["serve"].policy_address, by_command["train"].server):
+        found = re.fullmatch(r"dns:///([a-z-]+):(\d+)", address)
+        assert found is not None, address
+        service = named(manifests, "Service", found.group(1))
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["ports"][0]["port"] == int(found.group(2))
+
+
+def test_network_policies_deny_by_default_and_allow_what_is_called(manifests: Manifests) -> None:
+    policies = list(of_kind(manifests, "NetworkPolicy"))
+    deny = named(manifests, "NetworkPolicy", "default-deny")["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    by_name = {each["metadata"]["name"]: each for each in workloads(manifests)}
+
+    def allows(direction: str, at: dict[str, Any], other: dict[str, Any], port: str) -> bool:
+        side = "from" if direction == "ingress" else "to"
+        target = at if direction == "ingress" else other
+        for policy in policies:
+            if not _selects(policy["spec"]["podSelector"].get("matchLabels", {}), at):
+                continue
+            for rule in policy["spec"].get(direction, ()):
+                peers = rule.get(side, [{"podSelector": {}}])
+                reaches = any(
+                    _selects(p["podSelector"].get("matchLabels", {}), other) for p in peers if "podSelector" in p
+                )
+                ports = {each["port"] for each in rule["ports"]}
+                if reaches and ports & {port, _ports(target)[port]}:
+                    return True
+        return False
+
+    server, worker, trainer = (by_name[f"rewardloop-{name}"] for name in ("server", "policy-worker", "trainer"))
+    flows = [(server, worker, "grpc"), (trainer, server, "grpc")]
+    if redis := by_name.get("rewardloop-redis"):
+        flows += [(each, redis, "redis") for each in (server, worker, trainer)]
+    for source, target, port in flows:
+        assert allows("egress", source, target, port)
+        assert allows("ingress", target, source, port)
+    assert not allows("ingress", trainer, server, "metrics")
+    assert not allows("ingress", worker, trainer, "grpc")
+    for policy in policies:
+        for rule in policy["spec"].get("ingress", ()):
+            for port in rule["ports"]:
+                selected = [e for e in by_name.values() if _selects(policy["spec"]["podSelector"]["matchLabels"], e)]
+                assert selected
+                assert all(port["port"] in _ports(each) for each in selected)
+
+
+def test_the_autoscaler_reads_a_metric_that_the_adapter_makes_of_a_real_one(manifests: Manifests) -> None:
+    adapter = yaml.safe_load((DEPLOY / "kubernetes/prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    scaler = named(manifests, "HorizontalPodAutoscaler", "rewardloop-server")["spec"]
+    pods = next(each["pods"] for each in scaler["metrics"] if each["type"] == "Pods")
+    assert pods["metric"]["name"] == rule["name"]["as"]
+    metric = ServerMetrics().queue_tokens
+    assert rule["seriesQuery"].startswith(f"{metric._name}{{lane=")
+    assert metric._labelnames == ("lane",)
+    target = scaler["scaleTargetRef"]
+    assert "replicas" not in named(manifests, target["kind"], target["name"])["spec"]
+    assert 2 <= scaler["minReplicas"] <= scaler["maxReplicas"]
+
+
+def test_prometheus_gives_each_pod_the_job_name_that_compose_gives_it(manifests: Manifests) -> None:
+    (job,) = yaml.safe_load((DEPLOY / "kubernetes/prometheus-scrape.yaml").read_text())
+    assert job["kubernetes_sd_configs"][0]["namespaces"]["names"] == ["rewardloop"]
+    rule = next(each for each in job["relabel_configs"] if each.get("target_label") == "job")
+    compose = yaml.safe_load((DEPLOY / "compose/prometheus.yml").read_text())
+    named_there = {each["job_name"] for each in compose["scrape_configs"]}
+    found = set()
+    for workload in _ours(manifests):
+        template = workload["spec"]["template"]["metadata"]
+        assert template["annotations"]["prometheus.io/scrape"] == "true"
+        matched = re.fullmatch(rule["regex"], template["labels"]["app.kubernetes.io/name"])
+        assert matched is not None
+        found.add(matched.group(1))
+    assert found == named_there
+
+
+def test_the_gpu_overlay_gives_each_process_one() -> None:
+    manifests = rendered(DEPLOY / "kubernetes/overlays/gpu")
+    for workload in _ours(manifests):
+        assert container(workload)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert "cuda" in container(workload)["image"]
+        settings = _settings(workload)
+        if isinstance(settings, PolicyWorkerSettings) or hasattr(settings, "device"):
+            assert settings.device == "cuda"

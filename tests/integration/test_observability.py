@@ -1,0 +1,139 @@
+"""Dashboard, alerts, runbook and table of metrics agree with each other and with what the processes measure."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from support.tools import tool
+
+from rewardloop.process.process_metrics import GpuCollector
+from rewardloop_policy.settings import PolicyWorkerSettings
+from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import LANES
+from rewardloop_server.settings import ServeSettings
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.settings import TrainSettings
+
+HERE = Path(__file__).parents[2] / "deploy" / "observability"
+
+
+def _server() -> CollectorRegistry:
+    metrics = ServerMetrics()
+    metrics.announce("reward", ["RewardService/Score"], LANES)
+    metrics.announce_scoring()
+    DoorMetrics(metrics.registry)
+    return metrics.registry
+
+
+REGISTRIES = {"serving": _server, "trainer": lambda: TrainerMetrics().registry}
+
+
+def _alerts() -> dict[str, dict[str, Any]]:
+    groups = yaml.safe_load((HERE / "alerts.yml").read_text())["groups"]
+    return {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def _promtool(*arguments: str, text: str | None = None) -> str:
+    command = [tool("promtool", "prometheus"), *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=240, cwd=HERE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_configuration_and_rules_are_sound() -> None:
+    assert "FAILED" not in _promtool("check", "config", "prometheus.yml")
+    _promtool("check", "rules", "alerts.yml")
+
+
+def test_alerts_fire_where_they_should_and_not_otherwise() -> None:
+    _promtool("test", "rules", "alerts_test.yml")
+
+
+def test_each_alert_is_seen_to_fire() -> None:
+    tested = (HERE / "alerts_test.yml").read_text()
+    fired = set(re.findall(r'labels: \'\{alertname="(\w+)"', tested)) | {"RewardloopTargetDown"}
+    assert fired == set(_alerts())
+
+
+def test_each_alert_says_what_is_wrong_how_bad_it_is_and_where_to_read_on() -> None:
+    headings = re.findall(r"^## (\w+)$", (HERE / "RUNBOOK.md").read_text(), re.MULTILINE)
+    alerts = _alerts()
+    assert sorted(headings) == sorted(alerts)
+    for name, rule in alerts.items():
+        assert rule["labels"]["severity"] in ("page", "ticket"), name
+        assert rule["annotations"]["summary"], name
+        assert rule["annotations"]["description"], name
+        assert rule["annotations"]["runbook_url"] == f"deploy/observability/RUNBOOK.md#{name.lower()}"
+
+
+def test_each_entry_of_the_runbook_says_what_it_means_where_to_look_and_what_to_do() -> None:
+    entries = (HERE / "RUNBOOK.md").read_text().split("\n## ")[1:]
+    for entry in entries:
+        assert "- **Means**" in entry, entry
+        assert "ook**" in entry, entry
+        assert "o**:" in entry, entry
+
+
+def test_the_flags_that_the_runbook_names_exist() -> None:
+    named = set(re.findall(r"--([a-z][a-z.-]+)", (HERE / "RUNBOOK.md").read_text()))
+    known = {"end", "model", "base", "previous"}  # of commands of other kinds, and of kubectl
+    for settings in (ServeSettings, TrainSettings, PolicyWorkerSettings):
+        known |= {name.replace("_", "-") for name in settings.model_fields}
+    known |= {f"reward.{name.replace('_', '-')}" for name in RewardHyperparameters.model_fields}
+    assert named <= known, named - known
+
+
+@pytest.mark.parametrize("script", ["dashboard.py", "metrics_table.py"])
+def test_what_is_made_from_the_code_is_kept_as_it_would_be_made(script: str) -> None:
+    done = subprocess.run([sys.executable, str(HERE / script), "--check"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", ["dashboard.json", "alerts.yml", "RUNBOOK.md", "alerts_test.yml"])
+def test_only_metrics_that_exist_are_asked_for(file: str) -> None:
+    known = {sample.name for make in REGISTRIES.values() for family in make().collect() for sample in family.samples}
+    known |= {family.name for make in REGISTRIES.values() for family in make().collect()}
+    known |= {family.name for family in GpuCollector().describe()}
+    for histogram in [name for name in known if name.endswith("_sum")]:
+        known |= {histogram.removesuffix("_sum") + "_bucket", histogram.removesuffix("_sum") + "_count"}
+    recorded = {
+        rule["record"]
+        for group in yaml.safe_load((HERE / "alerts.yml").read_text())["groups"]
+        for rule in group["rules"]
+        if "record" in rule
+    }
+    # Labelled metrics without a label value yet have no samples.
+    families = {family.name for make in REGISTRIES.values() for family in make().collect()}
+    asked = set(re.findall(r"\brewardloop_[a-z0-9_]+", (HERE / file).read_text()))
+    asked = {name for name in asked if not name.startswith(("rewardloop_cli", "rewardloop_client", "rewardloop_local"))}
+    unknown = {
+        name
+        for name in asked
+        if name not in known | recorded and re.sub("_(bucket|sum|count|total|info)$", "", name) not in families
+    }
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("process", REGISTRIES)
+def test_pages_pass_promtools_lint(process: str) -> None:
+    assert _promtool("check", "metrics", text=generate_latest(REGISTRIES[process]()).decode()) == ""
+
+
+@pytest.mark.parametrize("process", REGISTRIES)
+def test_each_metric_has_a_help_text_and_a_unit_where_it_has_one(process: str) -> None:
+    for family in REGISTRIES[process]().collect():
+        assert family.documentation, family.name
+        if family.name.startswith("rewardloop_"):
+            assert family.documentation.endswith("."), family.name
+            assert not re.search("_(ms|millis|milliseconds|percent|kib|mib|minutes|hours|time)$", family.name)
+            if re.search("_(time|age|lag|wait|work)(_|$)", family.name):
+                assert family.name.endswith("_seconds"), family.name

@@ -1,0 +1,1 @@
+"""What several tests share: servers, models, graphs and files that they make for themselves."""

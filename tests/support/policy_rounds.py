@@ -1,0 +1,116 @@
+"""A trainer's surroundings with a policy round under way: a store with one policy, a ledger of choices, a server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import redis
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client import RewardloopClient
+from rewardloop_client.fake import FakeRewardloop
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.policy_round import PolicyRound
+from rewardloop_trainer.rounds.round_state import Round, StateFile
+from rewardloop_trainer.rounds.track import RoundTrack
+from rewardloop_trainer.settings import TrainSettings
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+
+# What no tiny policy breaks, but for the win rate.
+GATE = {
+    "max_new_tokens": 8,
+    "responses": 2,
+    "max_kl": 1e6,
+    "least_length_ratio": 0.0,
+    "max_length_ratio": 100.0,
+    "least_distinct_ratio": 0.0,
+    "max_empty_share": 1.0,
+    "max_more_truncated": 1.0,
+    "max_more_repeated": 1.0,
+    "max_perplexity_ratio": 1e6,
+}
+
+
+def fake_server(kind: type[FakeRewardloop] = FakeRewardloop) -> FakeRewardloop:
+    """It likes "a" and short answers."""
+    server = kind(
+        score=lambda prompt, response: float(response.count("a") - len(response)),
+        versions={"reward": ["1"], "policy": ["1", "2"]},
+    )
+    server.promote("policy", "1")
+    return server
+
+
+def thumb_rows(count: int, wanted: str, unwanted: str) -> list[Recorded]:
+    """Thumbs up and down in turn, after the choices of a `Setting`."""
+    rows = []
+    for i in range(count):
+        up = i % 2 == 0
+        event = feedback_pb2.FeedbackEvent(event_id=f"t{i}", responses=[wanted if up else unwanted])
+        event.prompt.text = f"p{i}"
+        event.thumb.response, event.thumb.up = 0, up
+        event.arrival_time.FromSeconds(1_700_001_000 + i)
+        rows.append(Recorded(f"{1_700_001_000_000 + i}-0", event))
+    return rows
+
+
+class Setting:
+    """``more``: signals after the choices; ``policy``: settings of the policy's learning. Without a server and a store
+    it has a fake one, and one policy."""
+
+    def __init__(
+        self,
+        directory: Path,
+        redis_url: str,
+        *,
+        server: RewardloopClient | None = None,
+        store: ModelStore | None = None,
+        more: Sequence[Recorded] = (),
+        **policy: object,
+    ) -> None:
+        if store is None:
+            store = ModelStore(directory / "models")
+            publish_policy(store, small_llama(), byte_encoder(64))
+        self.store = store
+        self.ledger = Ledger(directory / "ledger")
+        self.ledger.append([*(self._choice(i) for i in range(60)), *more])
+        self.settings = TrainSettings(
+            store=store.url,
+            work_dir=directory / "work",
+            heldout_share=0.3,
+            torch_threads=1,
+            policy={"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": GATE, **policy},  # type: ignore[arg-type]
+        )
+        self.redis = redis.Redis.from_url(redis_url)
+        self.server = server or fake_server()
+        self.stop = threading.Event()
+        self.metrics = TrainerMetrics()
+        self.track = RoundTrack("policy", StateFile(self.settings.work_dir), self.metrics)
+        last = self.ledger.last_stream_id
+        assert last is not None
+        self.track.reach(Round(1, "training", "", last, 60 + len(more), 60 + len(more), seed=7, parent="1"))
+
+    def round(self) -> PolicyRound:
+        return PolicyRound(
+            self.settings,
+            self.store,
+            self.ledger,
+            self.redis,
+            self.server,
+            self.metrics,
+            self.stop,
+            self.track,
+        )
+
+    @staticmethod
+    def _choice(i: int) -> Recorded:
+        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["aaa", "is a long answer"])
+        event.prompt.text = f"q{i}"
+        event.choice.chosen, event.choice.rejected = 0, 1
+        event.arrival_time.FromSeconds(1_700_000_000 + i)
+        return Recorded(f"{1_700_000_000_000 + i}-0", event)

@@ -1,0 +1,123 @@
+"""Trains small policies, alone or as one of torchrun's processes: ``torchrun_training.py DIRECTORY ALGORITHM..``.
+
+The reward is computed here, from the text. Writes ``<algorithm>/figures.json`` (of each step that this call ran) and
+``<algorithm>/model.safetensors``. After the third step ``<algorithm>/pid.<rank>`` is there, and where ``wait`` is
+beside it the process goes no further: who started it may kill one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+
+from rewardloop.formats.text import Turn
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt
+from rewardloop_trainer.learning.run_rows import StepDone
+from rewardloop_trainer.learning.world import World, joined
+from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
+from rewardloop_trainer.policy.online.experience import Algorithm
+from rewardloop_trainer.policy.online.grpo import Grpo
+from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
+from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.settings import DpoSettings, KtoSettings
+from support.policy_versions import byte_encoder, small_llama
+
+PROMPTS: list[Prompt] = [(Turn("user", word),) for word in ("up", "down", "left", "over there", "right")]
+PAIRS = [Pair(prompt, "aye " * (1 + i), "no", event_id=str(i)) for i, prompt in enumerate(PROMPTS)]
+THUMBS = [
+    Labelled(pair.prompt, text, label) for pair in PAIRS for text, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
+]
+SETTINGS = OnlineSettings.model_validate(
+    {
+        "steps": 6,
+        "prompts": 3,  # over two processes: two and one
+        "responses": 3,
+        "max_new_tokens": 6,
+        "epochs": 2,
+        "minibatch": 4,
+        "learning_rate": 3e-3,
+        "beta": 0.05,
+        "max_update_kl": 100.0,
+        "micro_batch_tokens": 64,
+        "checkpoint_every_steps": 2,
+        "rewards": {"normalise": True},
+        "critic": {"warmup_steps": 1},
+    }
+)
+
+
+def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Reward | None]]:
+    return [[Reward(sum(c in "aeiou" for c in t) - 0.1 * len(t)) if t.strip() else None for t in g] for g in texts]
+
+
+def main(directory: Path, name: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    world, model, encoder = World(), small_llama(), byte_encoder(64)
+    history: list[tuple[int, dict[str, float]]] = []
+
+    def keep(step: int, figures: dict[str, float]) -> None:
+        history.append((step, figures))
+        if step == 3:
+            (directory / f"pid.{world.rank}").write_text(str(os.getpid()))
+            while (directory / "wait").exists():
+                time.sleep(0.02)
+
+    def save(policy: Any) -> None:
+        save_model(policy, str(directory / "model.safetensors"))
+        (directory / "figures.json").write_text(json.dumps(history))
+
+    def on_step(done: StepDone) -> None:
+        keep(done.step, dict(done.figures))
+
+    def on_progress(done: PolicyProgress) -> None:
+        # Not the accuracy: before the first update rounding decides which of two equal rewards is higher.
+        keep(done.step, {name: getattr(done.figures, name) for name in ("loss", "margin", "kl", "chosen_log_ratio")})
+
+    def on_thumbs(done: KtoProgress) -> None:
+        keep(done.step, {name: value for name, value in done.figures.named().items() if name != "accuracy"})
+
+    checkpoints = directory / "checkpoints"
+    if name == "dpo":
+        dpo = DpoSettings.model_validate({"batch_pairs": 3, "epochs": 3, "learning_rate": 3e-3})
+        train_policy(model, encoder, PAIRS, PAIRS[:1], dpo, checkpoints, on_progress, save=lambda outcome: save(model))
+        return
+    if name == "kto":
+        kto = KtoSettings.model_validate({"batch_thumbs": 5, "epochs": 3, "learning_rate": 3e-3})
+        train_kto(model, encoder, THUMBS, THUMBS[:2], kto, checkpoints, on_thumbs, save=lambda outcome: save(model))
+        return
+    algorithms: dict[str, Algorithm] = {
+        "ppo": Ppo(SETTINGS),
+        "grpo": Grpo(SETTINGS),
+        "online-dpo": OnlineDpo(DpoSettings.model_validate({})),
+    }
+    train_online(
+        model,
+        encoder,
+        PROMPTS,
+        vowels,
+        algorithms[name],
+        SETTINGS,
+        human_pairs=encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else (),
+        checkpoint_dir=checkpoints,
+        on_step=on_step,
+        save=save,
+    )
+
+
+if __name__ == "__main__":
+    with joined():
+        for algorithm in sys.argv[2:]:
+            main(Path(sys.argv[1]) / algorithm, algorithm)

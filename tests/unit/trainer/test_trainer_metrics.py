@@ -1,0 +1,92 @@
+"""What the trainer counts, and that callers cannot make it count without bound."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.signals import choice
+
+from rewardloop_trainer.evaluation.policy_gate import Answered, gate
+from rewardloop_trainer.learning.gradients import NonFiniteGradients, clip
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.policy.settings import PolicyGateLimits
+from rewardloop_trainer.vocabulary import RULES, Reason, rule_of
+
+
+@pytest.fixture
+def metrics() -> TrainerMetrics:
+    return TrainerMetrics()
+
+
+def value(metrics: TrainerMetrics, name: str, **labels: str) -> float:
+    found = metrics.registry.get_sample_value(f"rewardloop_trainer_{name}", labels)
+    assert found is not None, name
+    return found
+
+
+def signal(number: int, annotator: str = "", **tags: str) -> Any:
+    event = choice(number)
+    event.annotator_id = annotator
+    event.tags.update(tags)
+    return event
+
+
+def test_slices_beyond_the_bound_are_counted_together(metrics: TrainerMetrics) -> None:
+    metrics.archived(signal(i, tenant=f"t{i}") for i in range(500))
+    metrics.archived([signal(0, tenant="t0"), signal(1, tenant="x" * 10_000)])
+    samples = [s for f in metrics.registry.collect() for s in f.samples if s.name.endswith("slice_signals_total")]
+    assert len(samples) == 51
+    assert sum(sample.value for sample in samples) == 502
+    assert value(metrics, "slice_signals_total", slice="tenant=t0") == 2
+    assert value(metrics, "slice_signals_total", slice="other") == 451
+    assert value(metrics, "signals_total", kind="choice") == 502
+
+
+def test_annotators_are_counted_and_never_named(metrics: TrainerMetrics) -> None:
+    metrics.archived([signal(0, "ann"), signal(1, "ann"), signal(2, "ann"), signal(3, "bob"), signal(4)])
+    assert value(metrics, "annotators") == 2
+    assert value(metrics, "busiest_annotator_ratio") == 0.75
+    labels = {label for f in metrics.registry.collect() for s in f.samples for label in s.labels.values()}
+    assert not labels & {"ann", "bob"}
+
+
+def test_a_refusal_counts_each_broken_rule_once(metrics: TrainerMetrics) -> None:
+    metrics.refused("policy", [Reason("kl", "KL 9"), Reason("win_rate", "0.4"), Reason("win_rate", "0.3"), "unnamed"])
+    counts = {rule: value(metrics, "refusals_total", model="policy", rule=rule) for rule in RULES}
+    assert {rule: count for rule, count in counts.items() if count} == {"kl": 1, "win_rate": 1, "other": 1}
+
+
+def test_the_policy_gates_reasons_name_their_rules() -> None:
+    said = Answered("a a a a a a a a", 80, True, -1.0, log_ratio=100.0)
+    before = Answered("one two three four", 4, False, 1.0)
+    verdict = gate([[said]] * 4, [[before]] * 4, PolicyGateLimits.model_validate({}))
+    assert {rule_of(reason) for reason in verdict.reasons} >= {
+        "win_rate",
+        "kl",
+        "length",
+        "endless_answers",
+        "distinct",
+    }
+    assert all(isinstance(reason, str) and reason for reason in verdict.reasons)
+
+
+def test_a_step_that_is_not_measured_leaves_no_mark(metrics: TrainerMetrics) -> None:
+    metrics.stepped("reward", 0.5, math.nan, math.nan)
+    assert value(metrics, "steps_total", model="reward") == 1
+    assert value(metrics, "step_seconds_count", model="reward") == 0
+    metrics.stepped("reward", 0.4, 2.0, 0.1)
+    assert value(metrics, "gradient_norm", model="reward") == 2.0
+    assert value(metrics, "step_seconds_count", model="reward") == 1
+
+
+def test_gradients_are_clipped_by_their_norm_and_refused_when_they_are_no_numbers() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clip([weight], 1.0) == pytest.approx(5.0)
+    assert weight.grad.norm().item() == pytest.approx(1.0, abs=1e-4)
+    weight.grad = torch.tensor([math.nan, 0.0])
+    with pytest.raises(NonFiniteGradients, match="not finite"):
+        clip([weight], 1.0)

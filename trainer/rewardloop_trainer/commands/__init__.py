@@ -1,0 +1,1 @@
+"""The one-off commands: `policy-train`, `sft` and `export`."""

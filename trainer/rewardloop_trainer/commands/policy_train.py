@@ -1,0 +1,51 @@
+"""``rewardloop policy-train``: a policy learns once, by hand, and is written as a Hugging Face directory.
+
+Several processes of one machine or many train it together under torchrun:
+``torchrun --nproc-per-node 2 -m rewardloop_trainer.commands.policy_train --base ... --prompts ... --out ...``
+Exit status: 0 all good, 1 the policy was written but its gate refuses to have it published, 2 nothing was written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rewardloop.process.settings import parse
+from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what the flags name. Returns the exit status."""
+    settings = parse(PolicyTrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-train")
+    # Imported here: the settings above answer --help without torch.
+    from rewardloop.formats.store import StoreError
+    from rewardloop.process.log import configure_logging
+    from rewardloop_client import InvalidAddress, RewardloopError
+    from rewardloop_data.source_file import SourceFile, UnreadableFile
+    from rewardloop_trainer.commands.policy_run import train_by_hand
+    from rewardloop_trainer.data.policy_rows import UnusableRows, read_policy_data
+    from rewardloop_trainer.learning.world import joined
+
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        data = read_policy_data(SourceFile.of(settings.prompts))
+        with joined():
+            return train_by_hand(settings, data)
+    except RewardloopError as error:
+        _say(f"no scores from {settings.server}: {error.reason or type(error).__name__}: {error}")
+        _say("start a server with `rewardloop serve`, or name one with --server; the same command goes on from here")
+    except (UnreadableFile, UnusableRows, InvalidAddress, StoreError, ValueError, ArithmeticError, OSError) as error:
+        _say(str(error))
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from the last checkpoint")
+        return 130
+    return 2
+
+
+def _say(message: str) -> None:
+    for line in message.splitlines():
+        print(f"rewardloop policy-train: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

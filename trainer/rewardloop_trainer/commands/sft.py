@@ -1,0 +1,209 @@
+"""``rewardloop sft``: a base learns from a file of conversations, and is written as a Hugging Face directory.
+
+Exit status: 0 all good, 1 some rows were rejected, 2 nothing was written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewardloop.process.settings import parse
+from rewardloop_trainer.policy.sft_settings import SftRunSettings
+
+if TYPE_CHECKING:
+    from rewardloop.formats.text import Encoder
+    from rewardloop_data.side_files import Rejection
+    from rewardloop_trainer.data.dialogues import Dialogue
+    from rewardloop_trainer.policy.sft import SftOutcome, SftProgress
+
+_SHOWN_REJECTIONS = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what the flags name and print one line."""
+    settings = parse(SftRunSettings, sys.argv[1:] if argv is None else argv, "rewardloop sft")
+    # Imported here: the settings above answer --help without torch.
+    from rewardloop.process.log import configure_logging
+    from rewardloop_data.source_file import UnreadableFile
+    from rewardloop_trainer.data.base_text import UnusableBase
+    from rewardloop_trainer.learning.checkpoint import TrainingStopped
+
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        return run(settings)
+    except TrainingStopped as stopped:
+        _say(f"{stopped}; the same command goes on from there")
+    except (UnreadableFile, UnusableBase, ValueError, ArithmeticError, RuntimeError, OSError) as error:
+        _say(" ".join(str(error).split()))
+    return 2
+
+
+def run(settings: SftRunSettings) -> int:
+    """Read, train, write. Returns 0, or 1 when rows were rejected. Raises what `main` reports."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from rewardloop_data.source_file import SourceFile
+    from rewardloop_trainer.data.preferences import split_of
+    from rewardloop_trainer.data.sft_rows import read_dialogues
+    from rewardloop_trainer.learning import checkpoint
+    from rewardloop_trainer.policy.sft import train_sft
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    started = time.monotonic()
+    out = settings.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: is there already")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
+    kept = _keep_aside(out, settings.data, rejections)
+    sides: dict[str, list[Dialogue]] = {"train": [], "heldout": []}
+    for dialogue in dialogues:
+        sides[split_of(dialogue.opening, settings.heldout_share)].append(dialogue)
+    if not sides["train"]:
+        raise ValueError(f"{settings.data}: has no row to train on")
+    model, tokenizer, encoder, stored = _load(settings)
+    checkpoints = out.with_name(f".{out.name}.checkpoints")
+    with _bar(settings.data.name) as on_progress, _stop_signals() as should_stop:
+        outcome = train_sft(
+            model,
+            encoder,
+            sides["train"],
+            settings,
+            on_progress,
+            heldout=sides["heldout"],
+            checkpoint_dir=checkpoints,
+            should_stop=should_stop,
+        )
+    write(out, model.to(stored), tokenizer)
+    checkpoint.clear(checkpoints)
+    print(_summary(out, outcome, len(rejections), kept, time.monotonic() - started), flush=True)
+    return int(bool(rejections))
+
+
+def write(out: Path, model: Any, tokenizer: Any) -> None:
+    """The Hugging Face directory ``out``, there whole or not at all. Raises OSError."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
+    try:
+        model.save_pretrained(staging, max_shard_size="1TB")
+        tokenizer.save_pretrained(staging)
+        for path in (*staging.iterdir(), staging):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        staging.chmod(0o755)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
+    """Model in float32, tokenizer, encoder, and the type that the base is stored in. Raises UnusableBase."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rewardloop.formats.text import Encoder
+    from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise ValueError("device cuda was asked for, but torch sees no GPU")
+    tokenizer = load_tokenizer(settings.base)
+    try:
+        stored = AutoConfig.from_pretrained(settings.base, trust_remote_code=False).dtype or torch.float32
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.base, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{settings.base}: {error}") from error
+    model.to("cuda" if has_cuda and settings.device != "cpu" else "cpu")
+    longest = longest_input(model.config, tokenizer)
+    length = min(settings.max_length or longest, longest)
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format_of(tokenizer, is_decoder=True), length)
+    return model, tokenizer, encoder, stored
+
+
+def _keep_aside(out: Path, data: Path, rejections: Sequence[Rejection]) -> Path:
+    """Write the rejected rows beside the output, and name the first."""
+    from rewardloop_data.side_files import keep_aside
+
+    path = out.with_name(f"{out.name}.rejected.jsonl")
+    path.unlink(missing_ok=True)
+    if rejections:
+        keep_aside(path, rejections)
+    for rejection in rejections[:_SHOWN_REJECTIONS]:
+        _say(f"{data.name}:{rejection.line}: {rejection.reason}")
+    if len(rejections) > _SHOWN_REJECTIONS:
+        _say(f"{len(rejections)} rows were rejected: {path} has all of them")
+    return path
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
+    """A progress bar over the steps, on standard error where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None, loss=float("nan"))
+        yield lambda done: bar.update(task, completed=done.step, total=done.steps, loss=done.loss)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; a second one ends the process as usual."""
+    stopped = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(out: Path, outcome: SftOutcome, rejected: int, kept: Path, seconds: float) -> str:
+    aside = f" (kept in {kept})" if rejected else ""
+    measured = (
+        f"held-out perplexity {outcome.perplexity_before:.3g} -> {outcome.perplexity_after:.3g}"
+        f" ({outcome.heldout} examples)"
+        if outcome.heldout
+        else "nothing held out"
+    )
+    return (
+        f"{out}: {outcome.examples} examples, {outcome.dropped} too long, {rejected} rows rejected{aside},"
+        f" {outcome.steps} steps, loss {outcome.last_loss:.3f} nats a token, {measured}, {seconds:.1f} s"
+    )
+
+
+def _say(message: str) -> None:
+    print(f"rewardloop sft: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

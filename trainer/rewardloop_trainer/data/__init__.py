@@ -1,0 +1,1 @@
+"""Signals and files as typed training records, and records as token sequences."""

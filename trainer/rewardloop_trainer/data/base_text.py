@@ -1,0 +1,79 @@
+"""The tokenizer and the text layout that come with a Hugging Face base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import structlog
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from rewardloop.formats.text import Messages, TextFormat, UnusableChatTemplate
+
+log = structlog.get_logger()
+_UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
+
+
+def load_tokenizer(base: str | Path) -> Any:
+    """The base's Hugging Face tokenizer; it must have a fast one. Raises `UnusableBase`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{base}: no usable tokenizer: {error}") from error
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise UnusableBase(f"{base}: its tokenizer has no fast form (tokenizer.json)")
+    return tokenizer
+
+
+def text_format_of(tokenizer: Any, *, is_decoder: bool, segment_ids: bool = False) -> TextFormat:
+    """The layout to use with a base: an encoder's; a decoder's own chat template; or the plain one.
+
+    A template that is no concatenation of turns is logged and replaced by the plain layout.
+    Raises `UnusableBase` for a tokenizer without the tokens that the layout needs.
+    """
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    if not is_decoder:
+        try:
+            return TextFormat.for_encoder(backend, segment_ids=segment_ids)
+        except ValueError as error:
+            raise UnusableBase(str(error)) from error
+    if tokenizer.eos_token_id is None:
+        raise UnusableBase("the tokenizer has no end-of-sequence token")
+    eos_id = int(tokenizer.eos_token_id)
+    pad_id = eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    if tokenizer.chat_template:
+
+        def render(messages: Messages, add_generation_prompt: bool) -> str:
+            return str(
+                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+            )
+
+        try:
+            return TextFormat.from_chat_template(backend, render, eos_id=eos_id, pad_id=pad_id)
+        except UnusableChatTemplate as error:
+            log.warning("the chat template is replaced by the plain layout", reason=str(error))
+    return TextFormat.for_decoder(backend, eos_id=eos_id, bos_id=tokenizer.bos_token_id, pad_id=pad_id)
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Tokens that the model can read, by its positions, attention window and tokenizer; 512 where none tells."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # position ids start after the padding id
+    known = [int(positions)]
+    if (window := attention_window(config)) is not None:
+        known.append(window)
+    if tokenizer.model_max_length < _UNBOUNDED:
+        known.append(int(tokenizer.model_max_length))
+    return min(known)
+
+
+class UnusableBase(ValueError):
+    """The directory or hub id is no model that a reward model can be made from."""
+
+
+def attention_window(config: Any) -> int | None:
+    """Tokens up to which sliding-window attention is plainly causal attention; None where there is no window."""
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window and getattr(config, "use_sliding_window", True) else None

@@ -1,0 +1,124 @@
+"""Rows of a data file as prompts to answer, and as pairs or thumbs where people judged.
+
+| row | gives |
+| --- | --- |
+| ``{prompt}``, text or a list of ``{role, content}`` | a prompt |
+| ``{messages: [{role, content}, ...]}`` | a prompt: what was said before the assistant's last turn |
+| ``{prompt, chosen, rejected}`` and the other comparisons of ``rewardloop feedback import`` | a prompt and pairs |
+| ``{prompt, completion, label}``, ``{prompt, response, up, down}`` | a prompt and thumbs |
+
+Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewardloop.formats.text import Turn
+from rewardloop_data.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, turns_of
+from rewardloop_data.source_file import SourceFile
+from rewardloop_trainer.data.preferences import (
+    Labelled,
+    Pair,
+    Prompt,
+    Record,
+    Split,
+    from_event,
+    pairs_of,
+    split_of,
+    thumbs_of,
+)
+
+_SHOWN = 10
+_COMPARED = ("chosen", "rejected", "ranking", "annotations")
+_THUMBS = (("completion", "label"), ("response", "up"), ("response", "down"))
+
+
+class UnusableRows(Exception):
+    """Rows of the file are no prompts; a line of the message for each of the first ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyData:
+    """``prompts``: distinct, in the file's order. ``sha256``: of the file's rows."""
+
+    prompts: tuple[Prompt, ...]
+    pairs: tuple[Pair, ...]
+    thumbs: tuple[Labelled, ...]
+    sha256: str
+
+    def split(self, heldout_share: float) -> tuple[PolicyData, PolicyData]:
+        """To learn from, and to judge by; no prompt is in both."""
+
+        def of(side: Split) -> PolicyData:
+            prompts = tuple(prompt for prompt in self.prompts if split_of(prompt, heldout_share) == side)
+            pairs = tuple(pair for pair in self.pairs if split_of(pair.prompt, heldout_share) == side)
+            thumbs = tuple(thumb for thumb in self.thumbs if split_of(thumb.prompt, heldout_share) == side)
+            return PolicyData(prompts, pairs, thumbs, self.sha256)
+
+        return of("train"), of("heldout")
+
+    def records(self) -> Sequence[Record]:
+        """What people judged, and the other prompts with an answer that nobody approved."""
+        judged: list[Record] = [*self.pairs, *self.thumbs]
+        seen = {record.prompt for record in judged}
+        return [*judged, *(Labelled(prompt, "", 0.0) for prompt in self.prompts if prompt not in seen)]
+
+
+def read_policy_data(source: SourceFile) -> PolicyData:
+    """All rows, or none: raises `UnusableRows` when one is no prompt, and UnreadableFile."""
+    prompts: dict[Prompt, None] = {}
+    records: list[Record] = []
+    digest = hashlib.sha256()
+    problems: list[str] = []
+    for line in source.lines():
+        try:
+            prompt, judged = _row(line.value())
+        except RowError as error:
+            problems.append(f"{source.path}:{line.number}: {error}")
+            continue
+        digest.update(repr((prompt, [(p.chosen, p.rejected) for p in pairs_of(judged)])).encode())
+        digest.update("".join(f"{t.label} {t.response!r}" for t in thumbs_of(judged)).encode())
+        prompts[prompt] = None
+        records += judged
+    if problems:
+        more = [f"{len(problems)} rows are unusable"] if len(problems) > _SHOWN else []
+        raise UnusableRows("\n".join([*problems[:_SHOWN], *more]))
+    if not prompts:
+        raise UnusableRows(f"{source.path}: has no row")
+    return PolicyData(tuple(prompts), tuple(pairs_of(records)), tuple(thumbs_of(records)), digest.hexdigest())
+
+
+def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
+    """Raises RowError."""
+    if not isinstance(row, dict):
+        raise RowError(f"is {kind_of(row)}, not an object")
+    row = {key: value for key, value in row.items() if value is not None}
+    compares = any(key in row for key in _COMPARED)
+    if compares or any(all(key in row for key in keys) for keys in _THUMBS):
+        records = [record for event in events_of(row, Labels()) for record in from_event(event)]
+        if compares and not pairs_of(records):
+            raise RowError("prefers no response")
+        return records[0].prompt, records
+    if "prompt" in row:
+        return _prompt(turns_of("prompt", row["prompt"])), []
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        raise RowError("has neither prompt nor messages")
+    turns = messages_of("messages", messages)
+    said = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+    turns = turns[: said[-1]] if said else turns
+    if not turns:
+        raise RowError("messages: begins with the assistant's only turn")
+    return _prompt(turns), []
+
+
+def _prompt(turns: Turns) -> Prompt:
+    try:
+        for _, content in turns:
+            content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError("holds text that is not valid Unicode (a lone surrogate)") from error
+    return tuple(Turn(role, content) for role, content in turns)

@@ -1,0 +1,75 @@
+"""The data set of a round: the ledger's signals as records, split by prompt, old ones replayed beside the new."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.data.preferences import Prompt, Record, Split, from_event, split_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Records of training and held-out prompts, each in stream order; no prompt is on both sides.
+
+    ``counts``: signals read by kind (choice, ranking, ...), before any sampling. ``identical``: signals without
+    records, because they compare equal texts. ``left_out``: records that sampling left out.
+    """
+
+    train: tuple[Record, ...]
+    heldout: tuple[Record, ...]
+    counts: Mapping[str, int]
+    identical: int
+    left_out: int
+
+
+def load_replay(
+    ledger: Ledger,
+    until_stream_id: str,
+    *,
+    heldout_share: float = 0.1,
+    newest: int | None = None,
+    replayed: int = 0,
+    max_heldout: int | None = None,
+    seed: int = 0,
+) -> Replay:
+    """Everything up to ``until_stream_id``; the same arguments give the same data set.
+
+    ``newest``: so many of the latest training records are kept, None for all. ``replayed``: of the older ones, so
+    many are drawn uniformly. ``max_heldout``: most held-out records, drawn uniformly.
+    """
+    sides: dict[Split, list[Record]] = {"train": [], "heldout": []}
+    side_of: dict[Prompt, Split] = {}
+    counts: Counter[str] = Counter()
+    identical = 0
+    for row in ledger.scan(until_stream_id=until_stream_id):
+        counts[str(row.event.WhichOneof("signal"))] += 1
+        records = from_event(row.event)
+        identical += not records
+        for record in records:
+            if (side := side_of.get(record.prompt)) is None:
+                side = side_of[record.prompt] = split_of(record.prompt, heldout_share)
+            sides[side].append(record)
+
+    chance = random.Random(seed)
+    train, heldout = sides["train"], sides["heldout"]
+    total = len(train) + len(heldout)
+    if newest is not None and len(train) > newest:
+        split_at = len(train) - newest
+        train = [*_sample(train[:split_at], replayed, chance), *train[split_at:]]
+    if max_heldout is not None:
+        heldout = _sample(heldout, max_heldout, chance)
+    return Replay(tuple(train), tuple(heldout), dict(counts), identical, total - len(train) - len(heldout))
+
+
+def _sample(items: Sequence[T], size: int, chance: random.Random) -> list[T]:
+    """A uniform sample without replacement, in the items' order."""
+    if len(items) <= size:
+        return list(items)
+    return [items[i] for i in sorted(chance.sample(range(len(items)), size))]

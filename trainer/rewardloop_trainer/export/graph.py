@@ -1,0 +1,220 @@
+"""The ONNX graph of a reward model's architecture, and its filling with weights.
+
+Tracing an architecture takes seconds, and a training round changes weights only. So a graph is traced with stand-in
+weights, every parameter distinct, which tells which initialiser holds which parameter whatever the exporter renamed
+or transposed; the graph notes that in its metadata, and each version's weights are then written into it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
+from rewardloop_trainer.export.errors import ExportFailed, NoAdapterInputs
+from rewardloop_trainer.reward.model import RewardModel
+
+OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
+_SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
+_INTERFACE = 2  # of graphs: raise it when inputs or outputs change, so that no parent's older graph is filled
+PARAMETERS = "rewardloop.parameters"
+_ARCHITECTURE = "rewardloop.architecture"
+
+
+def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> onnx.ModelProto:
+    """The model's graph with its weights. ``adapters``: the trunk's linear layers that get adapter inputs, if any.
+
+    Raises `NoAdapterInputs`, `ExportFailed`, and what torch's exporter raises.
+    """
+    stand_in = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in stand_in.parameters():
+            parameter.normal_(generator=generator)
+    graph = _trace(stand_in, segment_ids)
+    places = _places(graph, stand_in)
+    if places is None:
+        if adapters:
+            raise NoAdapterInputs("the exporter merged weights: this architecture takes no adapters")
+        return _trace(model, segment_ids)  # this architecture is traced every time
+    places = add_adapter_inputs(graph, places, adapters)
+    _note(graph, PARAMETERS, json.dumps(places))
+    _note(graph, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
+    if not fill(graph, model, segment_ids, adapters):
+        raise ExportFailed("a graph does not take the weights of its own model")
+    return graph
+
+
+def load_graph(path: Path) -> onnx.ModelProto | None:
+    """The graph of a version's model.onnx; None where there is no such file."""
+    return onnx.load_model(str(path)) if path.exists() else None
+
+
+def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
+    """Write the model's weights into a graph in place; False, nothing changed, if it is of another architecture or
+    holds its weights in another precision."""
+    notes = {p.key: p.value for p in graph.metadata_props}
+    if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids, adapters):
+        return False
+    places: Places = json.loads(notes[PARAMETERS])
+    initialisers = {i.name: i for i in graph.graph.initializer}
+    held = [initialisers.get(name) for found in places.values() for name, _ in found]
+    if any(i is None or i.data_type != onnx.TensorProto.FLOAT for i in held):
+        return False
+    for name, parameter in _scored(model).items():
+        value = parameter.detach().cpu().numpy()
+        for initialiser, is_transposed in places[name]:
+            stored = np.ascontiguousarray(value.T if is_transposed else value)
+            initialisers[initialiser].CopyFrom(numpy_helper.from_array(stored, initialiser))
+    return True
+
+
+def write_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """One file, or external data beside it where the weights outgrow protobuf."""
+    if sum(i.ByteSize() for i in graph.graph.initializer) > _SINGLE_FILE_BYTES:
+        onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    else:
+        onnx.save_model(graph, str(path))
+
+
+class _DecoderGraph(nn.Module):
+    def __init__(self, model: RewardModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
+        return self.model.at_ends(input_ids, position_ids, mask, ends)
+
+
+def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
+    # Two rows of unequal length: sizes of 1 would be taken for constants.
+    ids = torch.ones((2, 7), dtype=torch.long)
+    row_axes = {0: torch.export.Dim("batch"), 1: (length := torch.export.Dim("sequence"))}
+    if model.is_decoder:
+        causal = torch.ones((7, 7), dtype=torch.bool).tril().expand(2, 1, 7, 7).clone()
+        inputs = {
+            "input_ids": (ids, row_axes),
+            "position_ids": (torch.arange(7).expand(2, 7).clone(), row_axes),
+            "mask": (causal, {0: row_axes[0], 2: length, 3: length}),
+            "ends": (torch.tensor([3, 9, 13]), {0: torch.export.Dim("responses")}),
+        }
+        graph = _exported(_DecoderGraph(model), inputs)
+        _let_one_mask_stand_for_all_rows(graph)
+        return graph
+    real = ids.clone()
+    real[0, 4:] = 0
+    inputs = {"input_ids": (ids, row_axes), "attention_mask": (real, row_axes)}
+    if segment_ids:
+        inputs["token_type_ids"] = (torch.zeros_like(ids), row_axes)
+    return _exported(model, inputs)
+
+
+def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
+    """``inputs``: an example of each, and its axes of any size."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)  # it warns of vision operators
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(example for example, _ in inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes=tuple(dict(axes) for _, axes in inputs.values()),
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    if program is None:
+        raise ExportFailed("torch gave no ONNX program")
+    graph = program.model_proto
+    for given in graph.graph.input:
+        # Torch falls back to fixed sizes, without an error, where a model's code asks for a size.
+        sizes = given.type.tensor_type.shape.dim
+        if not all(sizes[axis].dim_param for axis in inputs[given.name][1]):
+            raise ExportFailed(f"the exporter fixed the shape of {given.name}")
+    return graph
+
+
+def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
+    """Attention broadcasts a mask of one row; the exporter may have read the batch's sizes off the mask, though."""
+    for node in graph.graph.node:
+        if "mask" not in node.input or node.op_type == "Attention":
+            continue
+        span = {a.name: a.i for a in node.attribute}
+        start, end = span.get("start", 0), span.get("end", 4)
+        if node.op_type != "Shape" or (start, end) not in ((0, 1), (2, 3), (3, 4)):
+            raise ExportFailed(f"the decoder's mask is read by {node.op_type}, not by attention alone")
+        column = min(start, 1)
+        node.input[0] = "input_ids"
+        del node.attribute[:]
+        node.attribute.extend(
+            [onnx.helper.make_attribute("start", column), onnx.helper.make_attribute("end", column + 1)]
+        )
+    (mask,) = (i for i in graph.graph.input if i.name == "mask")
+    mask.type.tensor_type.shape.dim[0].dim_param = "masks"
+
+
+def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> Places | None:
+    """For each parameter the initialisers that hold it and whether transposed; None if one is nowhere."""
+    by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
+    for initialiser in graph.graph.initializer:
+        array = numpy_helper.to_array(initialiser)
+        by_shape.setdefault(array.shape, []).append((initialiser.name, array))
+    places: Places = {}
+    for name, parameter in _scored(stand_in).items():
+        value = parameter.detach().numpy()
+        forms = [(value, False)] if value.ndim < 2 else [(value, False), (value.T, True)]
+        places[name] = [
+            (initialiser, is_transposed)
+            for form, is_transposed in forms
+            for initialiser, array in by_shape.get(form.shape, ())
+            if np.array_equal(array, form)
+        ]
+        if not places[name]:
+            return None
+    return places
+
+
+def _scored(model: RewardModel) -> dict[str, nn.Parameter]:
+    """The parameters that a score depends on."""
+    return {name: p for name, p in model.named_parameters() if name != "threshold"}
+
+
+def _architecture(model: RewardModel, segment_ids: bool, adapters: Sequence[str]) -> str:
+    """A hash of all that shapes the graph but the weights."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "architectures")}
+    parts = {
+        "config": config,
+        "pooling": model.pooling,
+        "neck": None if model.neck is None else repr(model.neck),
+        "shapes": {name: list(p.shape) for name, p in _scored(model).items()},
+        "segment_ids": segment_ids,
+        "adapters": sorted(adapters),
+        "interface": _INTERFACE,
+        "opset": OPSET,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _note(graph: onnx.ModelProto, key: str, value: str) -> None:
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = key, value

@@ -1,0 +1,134 @@
+"""A reward model as ONNX, and the proof that it gives the torch model's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import structlog
+import torch
+from tokenizers import Tokenizer
+
+from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
+from rewardloop.formats.text import Encoded, TextFormat
+from rewardloop_trainer.export.adapter import AdaptedSession
+from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
+from rewardloop_trainer.export.feeds import Feeds, by_prompt, decoder_feeds, encoder_feeds, tree_feeds
+from rewardloop_trainer.export.graph import fill, graph_of, load_graph, write_graph
+from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.model import RewardModel
+
+log = structlog.get_logger()
+
+PARITY_TOLERANCE = 1e-4
+_ORT_ERROR = 3
+_TREES = 4  # tree rows that are tried together
+
+
+class Runs(Protocol):
+    """What parity needs of an ONNX Runtime session."""
+
+    def run(self, output_names: None, inputs: Feeds) -> Sequence[Any]: ...
+
+    def get_inputs(self) -> Sequence[Any]: ...
+
+
+def export_reward(
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    text_format: TextFormat,
+    out_dir: Path,
+    parent: Path | None = None,
+    adapters: Sequence[str] = (),
+) -> None:
+    """Write model.onnx, tokenizer.json and torch/ into ``out_dir``, as a reward version holds them.
+
+    ``parent``: the directory of a version, normally the one trained from; its graph is reused when it is of the same
+    architecture. ``adapters``: the trunk's linear layers that get adapter inputs; a graph that cannot have them is
+    written without. Raises ValueError on adapters that are not merged, and whatever torch's exporter raises.
+    """
+    model.eval()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    torch_dir = out_dir / TORCH
+    torch_dir.mkdir(exist_ok=True)
+    model.save(torch_dir)
+    tokenizer.save(str(out_dir / TOKENIZER))
+    graph = load_graph(parent / MODEL) if parent is not None else None
+    if graph is None or not fill(graph, model, text_format.segment_ids, adapters):
+        try:
+            graph = graph_of(model, text_format.segment_ids, adapters)
+        except NoAdapterInputs as error:
+            log.warning("the exported graph takes no adapters", reason=str(error))
+            graph = graph_of(model, text_format.segment_ids)
+    write_graph(graph, out_dir / MODEL)
+
+
+def parity(
+    onnx_path: Path,
+    model: RewardModel,
+    sequences: Sequence[Encoded],
+    pad: int,
+    batch_rows: int = 16,
+    adapter: Path | None = None,
+) -> float:
+    """Largest absolute difference of a logit between ONNX, in batches of mixed length, and torch, one by one.
+
+    Torch reads each sequence alone and unpadded, so the figure also shows that padding and neighbours change nothing.
+    A decoder is tried a second time with sequences of one prompt in one tree row. Infinite where ONNX gives a logit
+    that is not finite. ``adapter``: a delta's, which ONNX runs with; ``model`` is then the trunk with its adapters on.
+    """
+    session = open_session(onnx_path, adapter)
+    model.eval()
+    with torch.inference_mode():
+        expected = torch.cat([model(*collate([s], pad)) for s in sequences]).numpy()
+    worst = 0.0
+    for start in range(0, len(sequences), batch_rows):
+        found = run_session(session, sequences[start : start + batch_rows], pad)
+        worst = max(worst, _difference(found, expected[start : start + batch_rows]))
+    if model.is_decoder:
+        groups = by_prompt(sequences)
+        trees = [group[start : start + batch_rows] for group in groups for start in range(0, len(group), batch_rows)]
+        for start in range(0, len(trees), _TREES):
+            batch = trees[start : start + _TREES]
+            found = run_trees(session, [[sequences[i] for i in tree] for tree in batch], pad)
+            worst = max(worst, _difference(found, expected[[i for tree in batch for i in tree]]))
+    return worst
+
+
+def check_parity(onnx_path: Path, model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
+    """`parity`. Raises `ParityError` above the tolerance."""
+    difference = parity(onnx_path, model, sequences, pad)
+    if not difference <= PARITY_TOLERANCE:
+        raise ParityError(f"ONNX logits differ from torch by {difference:.3g}, above {PARITY_TOLERANCE:g}")
+    return difference
+
+
+def run_session(session: Runs, sequences: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:
+    """Logits (n, k) of one padded batch."""
+    is_decoder = any(i.name == "ends" for i in session.get_inputs())
+    feeds = decoder_feeds(sequences, pad) if is_decoder else encoder_feeds(sequences, pad)
+    logits: npt.NDArray[np.float32] = session.run(None, feeds)[0]
+    return logits
+
+
+def run_trees(session: Runs, groups: Sequence[Sequence[Encoded]], pad: int) -> npt.NDArray[np.float32]:
+    """A decoder's logits (n, k) of the groups' sequences in their order, each group, of one prompt, in a tree row."""
+    logits: npt.NDArray[np.float32] = session.run(None, tree_feeds(groups, pad))[0]
+    return logits
+
+
+def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf")
+
+
+def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
+    """On the CPU, with torch's number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = _ORT_ERROR  # it warns of each adapter input
+    session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+    return session if adapter is None else AdaptedSession(session, adapter)

@@ -1,0 +1,213 @@
+"""The number format of a reward version's graph, and the proof that it orders answers as float32 does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnx
+import structlog
+
+from rewardloop.formats.store import MODEL
+from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.export.feeds import Feeds, decoder_feeds, encoder_feeds
+from rewardloop_trainer.export.graph import write_graph
+from rewardloop_trainer.export.parity import Runs, open_session, run_session
+from rewardloop_trainer.export.quantize import quantize
+from rewardloop_trainer.reward.batches import encode_records
+from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness, without_length
+
+log = structlog.get_logger()
+
+Precision: TypeAlias = Literal["float32", "int8", "float16"]
+LEAST_AGREEMENT = 0.995
+LEAST_PAIRS = 200  # one pair of fewer would be more than the share that may differ
+CALIBRATION_TOKENS = 6_000
+
+_BATCH_TOKENS = 2048
+
+
+class UnconvertibleGraph(ValueError):
+    """The graph has nothing that the precision is for, or ONNX's converter cannot take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionChoice:
+    """``reasons``: why it is not the wanted one; empty when it is. ``figures``: for the manifest."""
+
+    precision: Precision
+    figures: Mapping[str, float]
+    reasons: tuple[str, ...]
+
+    def notes(self, wanted: Precision) -> dict[str, str]:
+        """For the manifest; empty when the wanted precision was taken."""
+        return {"precision": f"{wanted} was refused: {'; '.join(self.reasons)}"} if self.reasons else {}
+
+
+def convert(model_path: Path, precision: Precision, calibration: Sequence[Encoded] = (), pad: int = 0) -> None:
+    """Rewrite a float32 graph in place; the file is the old one or the new one at any moment.
+
+    int8: for the CPU; ``calibration``: sequences such as it will score (see `quantize`). float16: for CUDA; ids in and
+    logits out keep their types, and so do heads and adapters. Raises `UnconvertibleGraph`.
+    """
+    if precision == "float32":
+        return
+    graph = onnx.load_model(str(model_path))
+    if precision == "int8":
+        if not quantize(graph, _calibration_feeds(graph, calibration, pad)):
+            raise UnconvertibleGraph(f"{model_path}: no linear layer with constant weights")
+    else:
+        from rewardloop_trainer.export.half_precision import to_float16  # slow to import
+
+        graph = to_float16(graph)
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=model_path.parent) as directory:
+        written = Path(directory) / model_path.name
+        write_graph(graph, written)
+        _replace(written, model_path)
+
+
+def agreement(reference: Floats, converted: Floats) -> float:
+    """Share of pairs, of 1, that both margins (pairs,) order alike; a margin of 0 agrees only with 0."""
+    if len(reference) != len(converted):
+        raise ValueError("margins differ in number")
+    return float((np.sign(reference) == np.sign(converted)).mean()) if len(reference) else float("nan")
+
+
+def graph_margins(
+    model_path: Path,
+    pairs: Sequence[Pair],
+    encoder: Encoder,
+    *,
+    length_slope: float = 0.0,
+    adapter: Path | None = None,
+) -> Floats:
+    """What `pair_margins` gives of the torch model, of a graph on the CPU: (pairs,)."""
+    sequences = [s for e in encode_records(encoder, pairs).examples for s in e.sequences]
+    session = open_session(model_path, adapter)
+    logits = _logits(session, sequences, encoder.format.pad).mean(1)
+    margins: Floats = logits[0::2] - logits[1::2]
+    return without_length(margins, encoder, pairs, length_slope)
+
+
+def judge(
+    pairs: Sequence[Pair], float32_margins: Floats, converted: Floats, *, tolerance: float = 0.02, seed: int = 0
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Figures, and a reason for each broken rule: at least `LEAST_PAIRS` pairs, finite margins, agreement of at least
+    `LEAST_AGREEMENT`, and accuracy that falls by no more than ``tolerance`` beyond noise (as the gate's rule 3).
+    """
+    if len(pairs) < LEAST_PAIRS:
+        return {}, (f"{len(pairs)} held-out pairs: agreement is measured on at least {LEAST_PAIRS}",)
+    if not np.isfinite(converted).all():
+        return {}, (f"{int((~np.isfinite(converted)).sum())} of {len(pairs)} margins are not finite",)
+    agrees = agreement(float32_margins, converted)
+    difference = accuracy_difference(pairs, converted, float32_margins, seed=seed)
+    figures = {
+        "precision_agreement": agrees,
+        "precision_pairs": float(len(pairs)),
+        "precision_accuracy": float(correctness(converted).mean()),
+        "precision_accuracy_difference": difference.estimate,
+        "precision_accuracy_difference_lower": difference.lower,
+        "precision_margin_difference": float(np.sqrt(np.mean((converted - float32_margins) ** 2))),
+    }
+    reasons = []
+    if agrees < LEAST_AGREEMENT:
+        reasons.append(f"it orders {agrees:.4f} of {len(pairs)} pairs as float32 does, below {LEAST_AGREEMENT}")
+    if difference.estimate < 0 and difference.lower < -tolerance:
+        reasons.append(
+            f"the 95% interval of its accuracy less float32's, [{difference.lower:+.3f}, {difference.upper:+.3f}], "
+            f"allows a loss of more than {tolerance:g}"
+        )
+    return figures, tuple(reasons)
+
+
+def choose_precision(
+    version_dir: Path,
+    wanted: Precision,
+    pairs: Sequence[Pair],
+    encoder: Encoder,
+    float32_margins: Floats,
+    calibration: Sequence[Encoded] = (),
+    *,
+    length_slope: float = 0.0,
+    tolerance: float = 0.02,
+    seed: int = 0,
+) -> PrecisionChoice:
+    """Convert the version's model.onnx if the conversion passes `judge`; else leave it in float32 and say why.
+
+    Deterministic, so a round that was killed repeats it. ``float32_margins``: of the same pairs, with the length slope
+    taken off (`pair_margins`). ``calibration``: training sequences, none of the pairs'.
+    """
+    if wanted == "float32":
+        return PrecisionChoice("float32", {}, ())
+    if len(pairs) < LEAST_PAIRS:
+        return _refused(wanted, *judge(pairs, float32_margins, float32_margins))
+    path = version_dir / MODEL
+    with tempfile.TemporaryDirectory(prefix=".candidate-", dir=version_dir) as directory:
+        candidate = Path(directory) / MODEL
+        for part in (path, _outside(path)):
+            if part.exists():
+                shutil.copyfile(part, candidate.with_name(part.name))
+        try:
+            convert(candidate, wanted, calibration, encoder.format.pad)
+        except UnconvertibleGraph as error:
+            return _refused(wanted, {}, (str(error),))
+        converted = graph_margins(candidate, pairs, encoder, length_slope=length_slope)
+        figures, reasons = judge(pairs, float32_margins, converted, tolerance=tolerance, seed=seed)
+        if reasons:
+            return _refused(wanted, figures, reasons)
+        _replace(candidate, path)
+    log.info("precision taken", precision=wanted, **{name: round(value, 4) for name, value in figures.items()})
+    return PrecisionChoice(wanted, figures, ())
+
+
+def _refused(wanted: Precision, figures: Mapping[str, float], reasons: tuple[str, ...]) -> PrecisionChoice:
+    log.warning("precision refused", wanted=wanted, reasons=reasons)
+    return PrecisionChoice("float32", figures, reasons)
+
+
+def _replace(written: Path, path: Path) -> None:
+    """Put a graph in the place of another."""
+    if _outside(written).exists():
+        os.replace(_outside(written), _outside(path))
+        os.replace(written, path)
+    else:
+        os.replace(written, path)
+        _outside(path).unlink(missing_ok=True)
+
+
+def _outside(path: Path) -> Path:
+    """Where the weights of a large graph are."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[Feeds]:
+    """One sequence a run, hence no padding, up to `CALIBRATION_TOKENS`."""
+    feeds_of = decoder_feeds if any(i.name == "ends" for i in graph.graph.input) else encoder_feeds
+    feeds, tokens = [], 0
+    for sequence in sequences:
+        if tokens >= CALIBRATION_TOKENS:
+            break
+        tokens += len(sequence.ids)
+        feeds.append(feeds_of([sequence], pad))
+    return feeds
+
+
+def _logits(session: Runs, sequences: Sequence[Encoded], pad: int) -> Floats:
+    """(n, k), in batches of like length."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    batches: list[list[int]] = []
+    for index in order:
+        if not batches or (len(batches[-1]) + 1) * len(sequences[index].ids) > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    found = np.concatenate([run_session(session, [sequences[i] for i in batch], pad) for batch in batches])
+    logits = np.empty(found.shape, dtype=np.float64)
+    logits[order] = found
+    return logits

@@ -1,0 +1,223 @@
+"""A graph whose linear layers multiply 8-bit integers, for the CPU.
+
+Each token has its own scale (its largest magnitude is 127), so a score depends on no neighbour and no padding. ONNX
+Runtime's own dynamic quantization takes one scale for the whole batch: there a logit moved by 0.3 with its neighbours.
+
+Few channels hold the large activations and would cost all others their precision. So the inputs are divided by a
+factor a channel, which the weights are multiplied by (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
+Attention, norms, embeddings, the heads and adapters' products stay in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from rewardloop_trainer.export.feeds import Feeds
+from rewardloop_trainer.export.graph import PARAMETERS
+from rewardloop_trainer.export.weight_rounding import Floats, round_weights
+
+MICROSOFT = "com.microsoft"
+_SMALLEST = 32  # a narrower layer costs nothing
+_GRAM_WIDTH = 4096  # of the widest layer whose inputs' correlations are kept in memory
+_SMOOTHING = 0.8
+_GELU_FLOOR = 0.18  # Gelu is nowhere below minus this
+_ORT_ERROR = 3
+
+
+@dataclass(slots=True)
+class InputStatistics:
+    """Of a layer's inputs: largest magnitude of each channel (k,), and X'X (k, k) unless the layer is too wide."""
+
+    largest: Floats
+    gram: npt.NDArray[np.float64] | None
+
+
+def quantize(graph: onnx.ModelProto, calibration: Sequence[Feeds]) -> int:
+    """Rewrite the graph in place; the number of products that are now of integers.
+
+    ``calibration``: inputs of the graph, some 5,000 tokens of the kind it will see; without any, channels are not
+    balanced and every weight goes to its nearest integer, which costs accuracy.
+    """
+    weights = {i.name: i for i in graph.graph.initializer}
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in _products(graph):
+        consumers.setdefault(node.input[0], []).append(node)
+    statistics = _statistics(graph, tuple(consumers), calibration) if calibration else {}
+    producers = {name: node for node in graph.graph.node for name in node.output}
+    layers = {
+        name: _Layer(name, nodes, producers.get(name), [_matrix(n, weights) for n in nodes], statistics.get(name))
+        for name, nodes in consumers.items()
+    }
+    nodes: list[onnx.NodeProto] = []
+    begun = set()
+    for node in graph.graph.node:
+        layer = layers.get(node.input[0]) if node.input else None
+        if layer is None or not any(node is n for n in layer.nodes):
+            nodes.append(node)
+            continue
+        if layer.name not in begun:
+            begun.add(layer.name)
+            nodes += layer.quantized_input()
+        nodes += layer.product(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input} | {i.name for i in graph.graph.input}
+    kept = [i for i in graph.graph.initializer if i.name in used]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend([*kept, *(i for layer in layers.values() for i in layer.initializers)])
+    if layers and MICROSOFT not in {o.domain for o in graph.opset_import}:
+        graph.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return sum(len(layer.nodes) for layer in layers.values())
+
+
+class _Layer:
+    """The products that share one input."""
+
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[onnx.NodeProto],
+        producer: onnx.NodeProto | None,
+        matrices: Sequence[Floats],
+        statistics: InputStatistics | None,
+    ) -> None:
+        self.name = name
+        self.nodes = nodes
+        self.initializers: list[onnx.TensorProto] = []
+        self._matrices = matrices
+        self._statistics = statistics
+        # A Gelu's output, raised above 0, needs no sign: 7 bits serve it as 8 would, and the weights get all of theirs.
+        self._is_raised = producer is not None and producer.op_type == "Gelu"
+        self._factors = None if statistics is None else _channel_factors(statistics.largest, matrices)
+
+    def quantized_input(self) -> list[onnx.NodeProto]:
+        name, nodes, current = self.name, list[onnx.NodeProto](), self.name
+
+        def step(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
+            nodes.append(helper.make_node(operator, inputs, [f"{name}.{to}"], **attributes))
+            return f"{name}.{to}"
+
+        if self._is_raised:
+            floor = self._constant("floor", np.array(_GELU_FLOOR, dtype=np.float32))
+            current = step("Add", current, floor, to="raised")
+        if self._factors is not None:
+            current = step("Mul", current, self._constant("balance", 1 / self._factors), to="balanced")
+        last = self._constant("last_axis", np.array([-1], dtype=np.int64))
+        largest = current if self._is_raised else step("Abs", current, to="magnitude")
+        largest = step("ReduceMax", largest, last, to="range" if self._is_raised else "largest", keepdims=1)
+        if not self._is_raised:
+            largest = step("Max", largest, self._constant("least", np.array(1e-12, dtype=np.float32)), to="range")
+        unit = step("Div", current, largest, to="unit")
+        unit_step = self._constant("step", np.array(1 / 127, dtype=np.float32))
+        zero = self._constant("zero", np.array(0 if self._is_raised else 128, dtype=np.uint8))
+        step("QuantizeLinear", unit, unit_step, zero, to="integers")
+        return nodes
+
+    def product(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        name, output = self.name, node.output[0]
+        matrix = self._matrices[next(i for i, n in enumerate(self.nodes) if n is node)]
+        gram = None if self._statistics is None else self._statistics.gram
+        factors = self._factors
+        if factors is not None:
+            matrix = matrix * factors[:, None]
+            gram = None if gram is None else gram / np.outer(factors, factors)
+        integers, steps = round_weights(matrix, gram, is_pair_limited=not self._is_raised)
+        part = f"{output}.weight"
+        inputs = [f"{name}.integers", self._constant(part, integers, whole=True), f"{name}.step"]
+        inputs += [self._constant(f"{part}_steps", steps, whole=True), f"{name}.zero"]
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
+        sums = [*([f"{output}.floor"] if self._is_raised else []), *([bias] if bias else [])]
+        stages = [f"{output}.unit", *(f"{output}.sum_{i}" for i in range(len(sums))), output]
+        made = [
+            helper.make_node("MatMulIntegerToFloat", inputs, [stages[0]], domain=MICROSOFT),
+            helper.make_node("Mul", [stages[0], f"{name}.range"], [stages[1]]),
+        ]
+        if self._is_raised:
+            floor = np.full(len(matrix), _GELU_FLOOR) if factors is None else _GELU_FLOOR / factors
+            self._constant(f"{output}.floor", -(floor @ (integers * steps)).astype(np.float32), whole=True)
+        made += [helper.make_node("Add", [stages[i + 1], s], [stages[i + 2]]) for i, s in enumerate(sums)]
+        return made
+
+    def _constant(self, name: str, value: npt.NDArray[Any], *, whole: bool = False) -> str:
+        """``whole``: the name is complete."""
+        name = name if whole else f"{self.name}.{name}"
+        self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+
+def _products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The trunk's products with constant matrices that are worth it."""
+    weights = {i.name: i for i in graph.graph.initializer}
+    kept = {i.name for i in graph.graph.input} | outside_trunk(graph)
+    found = []
+    for node in graph.graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or node.input[1] in kept:
+            continue
+        weight = weights.get(node.input[1])
+        if weight is None or len(weight.dims) != 2 or weight.data_type != TensorProto.FLOAT:
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        is_plain = attributes.get("alpha", 1) == attributes.get("beta", 1) == 1 and not attributes.get("transA", 0)
+        if min(weight.dims) >= _SMALLEST and is_plain:
+            found.append(node)
+    return found
+
+
+def outside_trunk(graph: onnx.ModelProto) -> set[str]:
+    """Initialisers of the heads and what else scores the pooled vector, where the graph names its parameters."""
+    noted = {p.key: p.value for p in graph.metadata_props}.get(PARAMETERS, "{}")
+    places: Mapping[str, Sequence[tuple[str, bool]]] = json.loads(noted)
+    return {name for parameter, found in places.items() if not parameter.startswith("trunk.") for name, _ in found}
+
+
+def _matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> Floats:
+    """(k, n)"""
+    matrix: Floats = numpy_helper.to_array(weights[node.input[1]])
+    return matrix.T if any(a.name == "transB" and a.i for a in node.attribute) else matrix
+
+
+def _channel_factors(largest: Floats, matrices: Sequence[Floats]) -> Floats:
+    """What each channel is divided by; around 1."""
+    widest = np.maximum(np.abs(np.concatenate(matrices, axis=1)).max(1), 1e-5)
+    factors = np.maximum(largest, 1e-5) ** _SMOOTHING / widest ** (1 - _SMOOTHING)
+    scaled: Floats = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    return scaled
+
+
+def _statistics(
+    graph: onnx.ModelProto, names: Sequence[str], calibration: Sequence[Feeds]
+) -> dict[str, InputStatistics]:
+    """Of these tensors over all tokens of the feeds, which must hold no padding."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(graph)
+    outputs = {o.name for o in probed.graph.output}
+    probed.graph.output.extend(
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names if n not in outputs
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = _ORT_ERROR
+    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: dict[str, InputStatistics] = {}
+    for feeds in calibration:
+        for name, value in zip(names, session.run(list(names), feeds), strict=True):
+            rows = value.reshape(-1, value.shape[-1])
+            largest = np.abs(rows).max(0)
+            gram = (rows.T @ rows).astype(np.float64) if rows.shape[1] <= _GRAM_WIDTH else None
+            known = found.get(name)
+            if known is None:
+                found[name] = InputStatistics(largest, gram)
+                continue
+            known.largest = np.maximum(known.largest, largest)
+            if gram is not None and known.gram is not None:
+                known.gram += gram
+    return found

@@ -1,0 +1,1 @@
+"""The mechanics that every training run shares: checkpoints, gradients, processes, reports."""

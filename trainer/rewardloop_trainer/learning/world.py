@@ -1,0 +1,140 @@
+"""The processes that train one policy together: each samples and learns from its share, all take the same steps.
+
+One process alone is a world of its own. Several are started by torchrun, which says in the environment who they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, latest
+
+Part = TypeVar("Part")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within the block, the processes that torchrun started are one world; a process started alone stays alone.
+
+    They talk over gloo, and with GPUs over NCCL too; each has the GPU of its local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class World:
+    """This process among its equals; everything but `mine` and `rows` waits for all of them."""
+
+    def __init__(self) -> None:
+        is_shared = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if is_shared else 0
+        self.size = dist.get_world_size() if is_shared else 1
+
+    @property
+    def is_first(self) -> bool:
+        """The first process writes; the others only learn."""
+        return self.rank == 0
+
+    def mine(self, items: Sequence[Part]) -> Sequence[Part]:
+        """Every ``size``-th item, from ``rank`` on; empty where there are fewer items than processes."""
+        return items[self.rank :: self.size]
+
+    def gather(self, mine: Sequence[Part]) -> list[Part]:
+        """All processes' parts, in the order that `mine` took them from."""
+        if self.size == 1:
+            return list(mine)
+        parts: list[Sequence[Part] | None] = [None] * self.size
+        dist.all_gather_object(parts, mine)
+        whole = [cast(Part, None)] * sum(len(part or ()) for part in parts)
+        for rank, part in enumerate(parts):
+            whole[rank :: self.size] = part or ()
+        return whole
+
+    def gather_rows(self, mine: Tensor, rows: int) -> Tensor:
+        """As `gather`, of tensors: (my rows, ...) -> (``rows``, ...)."""
+        if self.size == 1:
+            return mine
+        most = -(-rows // self.size)
+        padded = mine.new_zeros(most, *mine.shape[1:])
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, 1).flatten(0, 1)[:rows]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Summed over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, value: float) -> float:
+        """Of all processes' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.item()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Each parameter's gradient becomes the sum of all processes'; None where no process has one."""
+        if self.size == 1:
+            return
+        learning = list(parameters)
+        has_gradient = torch.tensor([float(p.grad is not None) for p in learning], device=learning[0].device)
+        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]
+        flat = torch.cat([*gradients, has_gradient])
+        dist.all_reduce(flat)
+        *summed, somewhere = torch.split(flat, [*(p.numel() for p in learning), len(learning)])
+        for parameter, gradient, count in zip(learning, summed, somewhere.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter) if count else None
+
+    def check_alike(self, fingerprint: str) -> None:
+        """Raises ValueError when the processes were not all given the same."""
+        if len(found := set(self.gather([fingerprint]))) > 1:
+            raise ValueError(f"{len(found)} of {self.size} processes differ in weights, data or settings")
+
+    def newest_checkpoint(self, directory: Path) -> Checkpoint | None:
+        """The first process's; what the others have in ``directory`` does not count. Raises `CorruptCheckpoint`."""
+        if self.size == 1:
+            return latest(directory)
+        found, about = None, list[Any]([None])
+        if self.is_first:
+            try:
+                found = latest(directory)
+            except CorruptCheckpoint as error:
+                about = [str(error)]
+        if found is not None:
+            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in found.tensors.items()}
+            about = [(found.step, shapes, found.numbers, found.texts)]
+        dist.broadcast_object_list(about)
+        if about[0] is None:
+            return None
+        if isinstance(about[0], str):
+            raise CorruptCheckpoint(about[0])
+        step, shapes, numbers, texts = about[0]
+        tensors = {}
+        for name, (shape, dtype) in shapes.items():
+            tensors[name] = found.tensors[name] if found is not None else torch.empty(shape, dtype=dtype)
+            dist.broadcast(tensors[name], 0)
+        return Checkpoint(step, tensors, numbers, texts)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()

@@ -1,0 +1,1 @@
+"""How a policy learns: supervised, from people's preferences, or from its own scored answers."""

@@ -1,0 +1,1 @@
+"""The policy's losses, as pure functions of tensors."""

@@ -1,0 +1,33 @@
+"""PPO's value function: what return may still be expected before each token of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from rewardloop_trainer.data.completions import Completion, padded
+
+
+class Critic(nn.Module):
+    """A linear head, 0 at first, on the policy's last hidden states or on those of a trunk of its own."""
+
+    def __init__(self, width: int, trunk: Any | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(rows, columns, width) -> (rows, columns)."""
+        values: Tensor = self.head(states).squeeze(-1)
+        return values
+
+    def states(self, rows: Sequence[Completion], pad_id: int) -> Tensor:
+        """Those of its own trunk, aligned as `completions.forward` has the policy's."""
+        assert self.trunk is not None
+        ids, first, _ = padded(rows, pad_id, self.head.weight.device)
+        states: Tensor = self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, first:-1]
+        return states

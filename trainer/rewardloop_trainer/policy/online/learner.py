@@ -1,0 +1,117 @@
+"""What learns in a run: the policy's weights or adapters on them, the critic, and their optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewardloop_trainer.data.batches import by_length
+from rewardloop_trainer.data.completions import Completion, forward, from_start
+from rewardloop_trainer.learning.linear_modules import linear_modules
+from rewardloop_trainer.policy.online.critic import Critic
+from rewardloop_trainer.policy.online.experience import Now
+from rewardloop_trainer.policy.online_settings import OnlineSettings
+
+
+class Learner:
+    """A causal LM in float32 that learns; as it comes, it is the reference that it is held to."""
+
+    def __init__(self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool) -> None:
+        model.eval()  # no dropout, in copies of it neither: the ratio of an update that has not begun is 1
+        self._pad = pad_id
+        self._budget = settings.micro_batch_tokens
+        self._adapted: Any = None
+        self._reference: Any = None
+        separate = has_critic and settings.critic.trunk == "separate"
+        trunk = copy.deepcopy(model.base_model) if separate else None
+        if settings.weights == "lora":
+            self._adapted = _with_lora(model, settings)
+            self.policy = self._adapted.base_model.model
+        else:
+            self.policy = model
+            self._reference = copy.deepcopy(model).requires_grad_(False)
+        self.critic = Critic(model.config.get_text_config().hidden_size, trunk).to(model.device) if has_critic else None
+        modules: dict[str, nn.Module] = {"policy": self.policy}
+        if self.critic is not None:
+            modules["critic"] = self.critic
+        self.modules = nn.ModuleDict(modules)
+        groups = [self._group(self.policy, settings.learning_rate, settings.weight_decay)]
+        if self.critic is not None:
+            groups.append(self._group(self.critic.head, settings.critic.learning_rate, 0.0))
+            if trunk is not None:
+                groups.append(self._group(trunk, settings.learning_rate, settings.weight_decay))
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+        self.parameters = [p for group in groups for p in group["params"]]
+
+    @staticmethod
+    def _group(module: Any, rate: float, decay: float) -> dict[str, Any]:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        return {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+
+    def set_rates(self, scale: float, *, critic_alone: bool) -> None:
+        """``scale`` of each learning rate; the policy's is 0 while the critic learns alone."""
+        for i, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = 0.0 if critic_alone and i == 0 else group["base_lr"] * scale
+
+    def now(self, rows: Sequence[Completion], columns: int, temperature: float) -> Now:
+        """With gradient: one micro-batch, its answers moved to column 0."""
+        shares = self.critic is not None and self.critic.trunk is None
+        logprobs, is_token, states = forward(self.policy, rows, self._pad, temperature, with_states=shares)
+        values = None
+        if self.critic is not None:
+            if states is None:
+                states = self.critic.states(rows, self._pad)
+            values = from_start(self.critic(states), is_token, columns)
+        return Now(from_start(logprobs, is_token, columns), values)
+
+    @torch.no_grad()
+    def measured(self, rows: Sequence[Completion], columns: int, temperature: float) -> Now:
+        """As `now` for any number of rows, without gradient."""
+        logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
+        values = torch.zeros_like(logprobs) if self.critic is not None else None
+        for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
+            part = self.now([rows[i] for i in places], columns, temperature)
+            logprobs[places] = part.logprobs
+            if values is not None and part.values is not None:
+                values[places] = part.values
+        return Now(logprobs, values)
+
+    @torch.no_grad()
+    def reference_logprobs(self, rows: Sequence[Completion], columns: int, temperature: float) -> Tensor:
+        """(rows, columns), of the policy as it came."""
+        logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
+        with self._as_it_came() as model:
+            for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
+                found, is_token, _ = forward(model, [rows[i] for i in places], self._pad, temperature)
+                logprobs[places] = from_start(found, is_token, columns)
+        return logprobs
+
+    @contextmanager
+    def _as_it_came(self) -> Iterator[Any]:
+        if self._adapted is None:
+            yield self._reference
+        else:
+            with self._adapted.disable_adapter():
+                yield self.policy
+
+    def merged(self) -> Any:
+        """The policy alone, with adapters merged into its weights: a causal LM to save."""
+        return self.policy if self._adapted is None else self._adapted.merge_and_unload()
+
+
+def _with_lora(model: Any, settings: OnlineSettings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = settings.lora
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=[f"{model.base_model_prefix}.{name}" for name in linear_modules(model.base_model, lora.modules)],
+    )
+    return get_peft_model(model, config)

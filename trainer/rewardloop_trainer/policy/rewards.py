@@ -1,0 +1,64 @@
+"""Rewards of answers, asked from the scoring service through the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
+from rewardloop_trainer.data.preferences import Prompt
+
+_GROUPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The calibrated score of a response, the spread of the score heads on its scale, and the version that scored."""
+
+    score: float
+    uncertainty: float = 0.0
+    version: str = ""
+
+    def pessimistic(self, caution: float) -> float:
+        """score - caution * uncertainty: what the heads disagree about is not worth chasing (Coste et al. 2023)."""
+        return self.score - caution * self.uncertainty
+
+
+def score_groups(
+    server: RewardloopClient,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    *,
+    version: str | None = None,
+    timeout_s: float = 60.0,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[list[Reward | None]]:
+    """The reward of each response, in the trainer's lane; None for an empty response, which has none.
+
+    The responses to one prompt are one group, so one reward model version scored them all: ``version``, which must be
+    warm on the server, or what serves. ``on_batch`` is called before each request, and may raise to stop. Raises
+    RewardloopError when a group was not scored.
+    """
+    scores: list[list[Reward | None]] = [[None] * len(group) for group in responses]
+    asked = [
+        (i, [j for j, text in enumerate(group) if text and not text.isspace()]) for i, group in enumerate(responses)
+    ]
+    asked = [(i, kept) for i, kept in asked if kept]
+    for start in range(0, len(asked), _GROUPS):
+        on_batch()
+        batch = asked[start : start + _GROUPS]
+        groups = [
+            ScoreGroup(
+                [{"role": turn.role, "content": turn.content} for turn in prompts[i]],
+                [responses[i][j] for j in kept],
+                pin_version=version,
+            )
+            for i, kept in batch
+        ]
+        outcomes = server.score_batch(groups, lane="trainer", timeout_s=timeout_s)
+        for (i, kept), outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, RewardloopError):
+                raise outcome
+            for j, scored in zip(kept, outcome.scores, strict=True):
+                scores[i][j] = Reward(scored.score, scored.uncertainty, outcome.model_version.version)
+    return scores

@@ -1,0 +1,179 @@
+"""Supervised training of a language model on the assistant's turns alone; a killed run goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.batches import by_length, plan_batches, rate_scale
+from rewardloop_trainer.data.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
+from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.policy.sft_settings import SftSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SftProgress:
+    """After a step: its loss in nats a learned token."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class SftOutcome:
+    """``last_loss``: mean over the last tenth of the steps, nats a token. ``dropped``: over-length examples.
+
+    ``perplexity_before``, ``perplexity_after``: exp of the mean loss of a held-out token; NaN without held-out ones.
+    """
+
+    steps: int
+    last_loss: float
+    examples: int
+    dropped: int
+    heldout: int
+    perplexity_before: float
+    perplexity_after: float
+
+
+def train_sft(
+    model: Any,
+    encoder: Encoder,
+    train: Sequence[Dialogue],
+    settings: SftSettings,
+    on_progress: Callable[[SftProgress], None] = lambda _: None,
+    *,
+    heldout: Sequence[Dialogue] = (),
+    checkpoint_dir: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> SftOutcome:
+    """Train ``model`` (a Hugging Face causal LM) in place; it is in evaluation mode afterwards.
+
+    The loss of a step is the mean over all its learned tokens, however it is split into forward passes or packed into
+    rows: a long answer weighs by its tokens. Dropout is off. With the same arguments and a checkpoint in
+    ``checkpoint_dir``, goes on from it to the weights of an uninterrupted run, bit for bit on one kind of CPU and
+    number of threads; the directory is emptied at the end. Raises ValueError when no example fits the maximum length,
+    or when packed examples would see each other in this model; `TrainingStopped` when asked to stop.
+    """
+    examples, dropped = encode_dialogues(encoder, train)
+    judged, _ = encode_dialogues(encoder, heldout)
+    if not examples:
+        raise ValueError("there is nothing to train on")
+    model.eval()
+    if settings.packing and not keeps_apart(model, examples, encoder.format.pad):
+        raise ValueError("packed examples would see each other in this model: train without packing")
+    run = _Run(model, encoder, examples, judged, settings, checkpoint_dir)
+    return run.to_the_end(dropped, on_progress, should_stop)
+
+
+class _Run:
+    """One training run: its model, optimizer and position."""
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        examples: Sequence[Example],
+        heldout: Sequence[Example],
+        settings: SftSettings,
+        checkpoint_dir: Path | None,
+    ) -> None:
+        self.model, self.settings, self.checkpoint_dir = model, settings, checkpoint_dir
+        self.examples, self.heldout = examples, heldout
+        self.pad, self.row_tokens = encoder.format.pad, encoder.max_length
+        self.fingerprint = self._fingerprint() if checkpoint_dir is not None else ""
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        lengths = [len(example.ids) for example in examples]
+        self.plan = [
+            step
+            for epoch in range(settings.epochs)
+            for step in plan_batches(lengths, settings.batch_examples, settings.seed, epoch)
+        ]
+        self.step = 0
+        self.losses: list[float] = []
+
+    def to_the_end(
+        self, dropped: int, on_progress: Callable[[SftProgress], None], should_stop: Callable[[], bool]
+    ) -> SftOutcome:
+        before = self._perplexity()
+        self._resume()
+        while self.step < len(self.plan):
+            if should_stop():
+                self._checkpoint()
+                raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
+            self.losses.append(self._learn([self.examples[i] for i in self.plan[self.step]]))
+            self.step += 1
+            every = self.settings.checkpoint_every_steps
+            if every and self.step % every == 0:
+                self._checkpoint()
+            on_progress(SftProgress(self.step, len(self.plan), self.losses[-1]))
+        last = self.losses[-max(1, len(self.plan) // 10) :]
+        after = self._perplexity()
+        return SftOutcome(
+            len(self.plan), sum(last) / len(last), len(self.examples), dropped, len(self.heldout), before, after
+        )
+
+    def _learn(self, batch: Sequence[Example]) -> float:
+        """One optimizer step. Returns its loss, from before it."""
+        for group in self.optimizer.param_groups:
+            scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
+            group["lr"] = self.settings.learning_rate * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(example.tokens for example in batch)
+        loss = 0.0
+        for rows in self._forwards(batch):
+            part = token_losses(self.model, rows, self.pad).sum() / total
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+        clip(self.parameters, self.settings.clip_norm)
+        self.optimizer.step()
+        return loss
+
+    def _forwards(self, batch: Sequence[Example]) -> list[list[list[Example]]]:
+        """The rows of each forward pass."""
+        lengths = [len(example.ids) for example in batch]
+        places = pack(lengths, self.row_tokens) if self.settings.packing else [[i] for i in range(len(batch))]
+        rows = [[batch[i] for i in row] for row in places]
+        longest = [sum(len(example.ids) for example in row) for row in rows]
+        return [[rows[r] for r in group] for group in by_length(longest, self.settings.micro_batch_tokens)]
+
+    @torch.no_grad()
+    def _perplexity(self) -> float:
+        total = sum(example.tokens for example in self.heldout)
+        if not total:
+            return math.nan
+        loss = sum(token_losses(self.model, rows, self.pad).sum().item() for rows in self._forwards(self.heldout))
+        return math.exp(min(loss / total, 700.0))  # a model that knows nothing must not end the run by overflow
+
+    def _checkpoint(self) -> None:
+        if self.checkpoint_dir is None:
+            return
+        tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        losses = {f"{i:08d}": loss for i, loss in enumerate(self.losses)}
+        found = checkpoint.Checkpoint(self.step, tensors, losses, {"fingerprint": self.fingerprint})
+        checkpoint.save(self.checkpoint_dir, found)
+
+    def _resume(self) -> None:
+        found = checkpoint.resume(
+            self.checkpoint_dir, self.fingerprint, self.model, self.optimizer, steps=len(self.plan)
+        )
+        if found is not None:
+            self.step = found.step
+            self.losses = [found.numbers[name] for name in sorted(found.numbers)]
+
+    def _fingerprint(self) -> str:
+        """Names the run: settings, examples in their order, and the weights it starts from."""
+        names = set(SftSettings.model_fields) - {"checkpoint_every_steps"}
+        settings = self.settings.model_dump_json(include=names)
+        return checkpoint.fingerprint_of(self.model, (settings, *self.examples, *self.heldout))

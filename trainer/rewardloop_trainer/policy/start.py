@@ -1,0 +1,71 @@
+"""Where a policy's training starts: a Hugging Face base, or a version of the store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rewardloop.formats.store import MANIFEST, ModelStore
+from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """``source``: a directory or hub id with the weights. ``version``: of the store, where it is from there.
+
+    ``digest``: the version's, or the hub's commit. ``write_rest`` puts into a directory what a policy needs beside its
+    weights.
+    """
+
+    source: str
+    base: str
+    version: str | None
+    digest: str
+    encoder: Encoder
+    write_rest: Callable[[Path], None]
+
+    def load(self) -> Any:
+        """A causal LM in evaluation mode, in float32: small steps are lost in half precision. Raises `UnusableBase`."""
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                self.source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UnusableBase(f"{self.source}: {error}") from error
+        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start_from_base(base: str, max_length: int) -> Start:
+    """``max_length``: at most, in tokens; 0: all that it reads. Raises `UnusableBase`."""
+    tokenizer = load_tokenizer(base)
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{base}: {error}") from error
+    longest = longest_input(config, tokenizer)
+    text_format = text_format_of(tokenizer, is_decoder=True)
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format, min(max_length or longest, longest))
+    return Start(base, base, None, getattr(config, "_commit_hash", None) or "", encoder, tokenizer.save_pretrained)
+
+
+def start_from_store(store: ModelStore, version: str, max_length: int) -> Start:
+    """``max_length``: at most, in tokens; 0: the version's. Raises the store's errors."""
+    manifest, directory = store.manifest("policy", version), store.fetch("policy", version)
+    longest = min(max_length or manifest.max_length, manifest.max_length)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), longest)
+
+    def write_rest(target: Path) -> None:
+        shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*_WEIGHTS, "run.json"), dirs_exist_ok=True)
+
+    return Start(str(directory), manifest.base, version, manifest.digest, encoder, write_rest)

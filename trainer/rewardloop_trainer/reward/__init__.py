@@ -1,0 +1,1 @@
+"""The reward model: its network, its likelihoods, its training and its calibration."""

@@ -1,0 +1,131 @@
+"""Reward training in several runs from one start, each on its share of the signals, whose weights are then averaged.
+
+Wortsman et al. 2022 ("model soups") and Ramé et al. 2024 (WARM): runs that start from the same weights end in one
+basin, and the mean of their weights generalises better than one long run, at the same cost as one pass over all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+import torch
+from torch import Tensor
+
+from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.reward.evaluate import head_margins, measure
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import Progress, TrainOutcome, train_reward
+
+log = structlog.get_logger()
+
+
+def train_averaged(
+    model: RewardModel,
+    encoder: Encoder,
+    train: Sequence[Record],
+    heldout: Sequence[Record],
+    settings: RewardTraining,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainOutcome:
+    """As `train_reward`, with ``settings.averaged_runs`` runs; one run is just that.
+
+    A killed call goes on in the run that it was in: finished ones are kept under ``checkpoint_dir``.
+    Raises as `train_reward` does; ValueError when a run's share holds no training example, or for adapters: the mean
+    of two low-rank products is not the product of their factors' means.
+    """
+    runs = settings.averaged_runs
+    if runs == 1:
+        return train_reward(model, encoder, train, heldout, settings, checkpoint_dir, on_progress, should_stop)
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("averaged runs train whole weights: set averaged_runs to 1 for adapters")
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    start = _weights(model, names)
+    sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
+    figures: list[Mapping[str, float]] = []
+    for run, share in enumerate(shares(train, runs, settings.seed)):
+        _set(model, start)
+        own = settings.model_copy(update={"seed": settings.seed + 1_000_003 * run})
+        place = None if checkpoint_dir is None else checkpoint_dir / f"run-{run}"
+        finished = None if checkpoint_dir is None else checkpoint_dir / f"finished-{run}"
+        about = _fingerprint(own, share)
+        if (done := _finished(finished, model, about)) is None:
+
+            def report(progress: Progress, before: int = run) -> None:
+                step = before * progress.steps + progress.step
+                on_progress(replace(progress, step=step, steps=runs * progress.steps))
+
+            done = train_reward(model, encoder, share, heldout, own, place, report, should_stop).figures
+            if finished is not None:
+                kept = checkpoint.Checkpoint(int(done["train_steps"]), _weights(model, names), done, about)
+                checkpoint.save(finished, kept)
+        figures.append(done)
+        for name, tensor in _weights(model, names).items():
+            sums[name] += tensor.double()
+    _set(model, {name: total / runs for name, total in sums.items()})
+    model.eval()
+    pairs = pairs_of(heldout)
+    measured = measure(pairs, head_margins(model, encoder, pairs, 2 * settings.micro_batch_tokens))
+    if checkpoint_dir is not None:
+        checkpoint.clear(checkpoint_dir)
+    totals = _totals(figures)
+    steps, best = int(totals["train_steps"]), int(totals["train_best_step"])
+    return TrainOutcome(steps, best, measured, {**totals, **measured.figures("heldout"), "train_averaged": float(runs)})
+
+
+def shares(train: Sequence[Record], runs: int, seed: int) -> list[list[Record]]:
+    """Every record in exactly one share, at random and in the records' order; sizes differ by 1 at most."""
+    order = list(range(len(train)))
+    random.Random(seed).shuffle(order)
+    return [[train[i] for i in sorted(order[run::runs])] for run in range(runs)]
+
+
+def _totals(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Counts and seconds of all runs together; the last loss is their mean."""
+    names = [name for name in figures[0] if name.startswith("train_")]
+    totals = {name: sum(each[name] for each in figures) for name in names}
+    totals["train_last_loss"] /= len(figures)
+    return totals
+
+
+def _weights(model: RewardModel, names: Sequence[str]) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().clone() for name in names}
+
+
+def _set(model: RewardModel, weights: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)
+
+
+def _fingerprint(settings: RewardTraining, share: Sequence[Record]) -> dict[str, str]:
+    digest = hashlib.sha256(settings.model_dump_json().encode())
+    for record in share:
+        digest.update(repr(record).encode())
+    return {"fingerprint": digest.hexdigest()}
+
+
+def _finished(kept: Path | None, model: RewardModel, about: Mapping[str, str]) -> Mapping[str, float] | None:
+    """The figures of a run that was finished before, its weights put into the model; None where there is none."""
+    if kept is None:
+        return None
+    try:
+        found = checkpoint.latest(kept)
+    except checkpoint.CorruptCheckpoint as error:
+        log.warning("a finished run that cannot be read is trained again", reason=str(error))
+        return None
+    if found is None or found.texts != about:
+        return None
+    _set(model, found.tensors)
+    return found.numbers

@@ -1,0 +1,152 @@
+"""How well a reward model orders held-out pairs, beside what length alone would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.reward.model import RewardModel
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Figures on held-out pairs; NaN where there are no pairs of the kind. Shares are of 1.
+
+    ``accuracy``: the preferred response has the higher logit, equal ones count half. ``accuracy_shorter_won``: the
+    same on pairs whose preferred response has fewer characters. ``length_baseline``: the accuracy of preferring the
+    longer response. ``loss``: mean Bradley-Terry loss of the head-mean logits, nats. ``head_spread``: mean standard
+    deviation over the heads of a pair's margin.
+    """
+
+    pairs: int
+    accuracy: float
+    accuracy_shorter_won: float
+    shorter_won: int
+    length_baseline: float
+    loss: float
+    head_spread: float
+
+    def figures(self, prefix: str) -> dict[str, float]:
+        """For a manifest's metrics, which hold only finite numbers."""
+        named = {
+            "pairs": float(self.pairs),
+            "accuracy": self.accuracy,
+            "accuracy_shorter_won": self.accuracy_shorter_won,
+            "length_baseline": self.length_baseline,
+            "loss": self.loss,
+            "head_spread": self.head_spread,
+        }
+        return {f"{prefix}_{name}": value for name, value in named.items() if np.isfinite(value)}
+
+
+def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 4096) -> Floats:
+    """Logit of chosen less that of rejected, (pairs, k). Sequences are shortened where they must be."""
+    if not pairs:
+        return np.zeros((0, model.heads.out_features))
+    examples = encode_records(encoder, pairs).examples
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        sequences = [s for e in examples for s in e.sequences]
+        logits = logits_of(model, sequences, encoder.format.pad, token_budget).double().numpy()
+    model.train(was_training)
+    margins: Floats = logits[0::2] - logits[1::2]
+    return margins
+
+
+def pair_margins(
+    model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], length_slope: float = 0.0, token_budget: int = 4096
+) -> Floats:
+    """Head-mean logit of chosen less that of rejected, less their lengths' share, (pairs,): what the gate compares."""
+    margins: Floats = head_margins(model, encoder, pairs, token_budget).mean(1)
+    return without_length(margins, encoder, pairs, length_slope)
+
+
+def without_length(margins: Floats, encoder: Encoder, pairs: Sequence[Pair], length_slope: float) -> Floats:
+    """Margins (pairs,) less ``length_slope`` for each unit of the pair's log length ratio."""
+    return margins - length_slope * log_length_ratios(encoder, pairs) if length_slope else margins
+
+
+def log_length_ratios(encoder: Encoder, pairs: Sequence[Pair]) -> Floats:
+    """Log of chosen's over rejected's response tokens, (pairs,)."""
+    chosen = encoder.response_ids_batch([p.chosen for p in pairs])
+    rejected = encoder.response_ids_batch([p.rejected for p in pairs])
+    return np.array([np.log(max(1, len(c)) / max(1, len(r))) for c, r in zip(chosen, rejected, strict=True)])
+
+
+def measure(pairs: Sequence[Pair], margins: Floats) -> HeldOut:
+    """The figures of margins (pairs, k) from `head_margins` on the same pairs."""
+    mean = margins.mean(1)
+    shorter = np.array([len(p.chosen) < len(p.rejected) for p in pairs], dtype=bool)
+    longer = np.array([len(p.chosen) > len(p.rejected) for p in pairs], dtype=bool)
+    correct = correctness(mean)
+    length_right = longer + 0.5 * ~(longer | shorter)
+    return HeldOut(
+        pairs=len(pairs),
+        accuracy=_mean(correct),
+        accuracy_shorter_won=_mean(correct[shorter]),
+        shorter_won=int(shorter.sum()),
+        length_baseline=_mean(length_right),
+        loss=_mean(np.logaddexp(0.0, -mean)),
+        head_spread=_mean(margins.std(1)),
+    )
+
+
+def correctness(margins: Floats) -> Floats:
+    """1 where the margin is positive, 1/2 where it is 0, else 0."""
+    right: Floats = (margins > 0) + 0.5 * (margins == 0)
+    return right
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its two-sided 95% bootstrap bounds."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+def accuracy_difference(
+    pairs: Sequence[Pair], candidate: Floats, live: Floats, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Accuracy of candidate less that of live on the same pairs (at least one), resampled by prompt."""
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(p.prompt for p in pairs))}
+    prompt_of = np.array([places[p.prompt] for p in pairs])
+    gains = correctness(candidate) - correctness(live)
+    gained = np.bincount(prompt_of, weights=gains, minlength=len(places)).astype(np.float64)
+    sizes = np.bincount(prompt_of, minlength=len(places)).astype(np.float64)
+    estimate = float(gained.sum() / sizes.sum())
+    resampled = _resampled_ratios(gained, sizes, resamples, np.random.default_rng(seed))
+    lower, upper = np.quantile(resampled, (0.025, 0.975))
+    return Interval(estimate, float(lower), float(upper))
+
+
+def _resampled_ratios(
+    totals: Floats, sizes: Floats, resamples: int, generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """sum(totals) / sum(sizes) over clusters drawn with replacement, (resamples,)."""
+    clusters = len(totals)
+    shares = np.full(clusters, 1 / clusters)
+    ratios = []
+    rows = max(1, _CHUNK // clusters)
+    for start in range(0, resamples, rows):
+        drawn = generator.multinomial(clusters, shares, size=min(rows, resamples - start))
+        ratios.append((drawn @ totals) / (drawn @ sizes))
+    return np.concatenate(ratios)
+
+
+_CHUNK = 4_000_000  # counts of one block of resamples

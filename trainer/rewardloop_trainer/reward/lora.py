@@ -1,0 +1,102 @@
+"""Low-rank adapters on a reward model's trunk: put on, kept on disk as a delta, put on again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_trainer.learning.linear_modules import linear_modules
+from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.model import RewardModel
+
+LORA = "lora.safetensors"
+_NAME = "default"  # peft's, of the one adapter
+
+
+def with_lora(model: RewardModel, settings: LoraSettings) -> RewardModel:
+    """Freeze the trunk and put adapters on its linear layers; neck and heads stay trainable. Changes and returns it."""
+    modules = linear_modules(model.trunk, settings.modules)
+    return _put_on(model, modules, settings.rank, settings.alpha, settings.dropout)
+
+
+def as_delta(model: RewardModel, settings: LoraSettings) -> RewardModel:
+    """Let only what a delta holds be trained: adapters and heads. Adapters that the model has are kept as they are."""
+    if not has_lora(model):
+        with_lora(model, settings)
+    if model.neck is not None:
+        model.neck.requires_grad_(False)
+    return model
+
+
+def has_lora(model: RewardModel) -> bool:
+    """Whether adapters are on the trunk, not merged."""
+    return hasattr(model.trunk, "merge_and_unload")
+
+
+def lora_layers(model: RewardModel) -> Mapping[str, Any]:
+    """Peft's layers by their path in the trunk; empty without adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    if not has_lora(model):
+        return {}
+    inner = cast(Any, model.trunk).base_model.model
+    return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
+
+
+def lora_matrices(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A (rank, d_in), B (d_out, rank) and the factor of ``B @ A`` that is added to the layer's weight."""
+    return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight, float(layer.scaling[_NAME])
+
+
+def save_delta(model: RewardModel, directory: Path) -> None:
+    """Write the adapters and heads.safetensors: what `load_delta` puts on the same trunk. Raises ValueError without."""
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError("the model has no adapters: save it whole")
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in layers.items():
+        a, b, _ = lora_matrices(layer)
+        tensors |= {f"{name}.A": a.detach().contiguous(), f"{name}.B": b.detach().contiguous()}
+    lora = cast(Any, model.trunk).peft_config[_NAME]
+    save_file(tensors, directory / LORA, {"rank": str(lora.r), "alpha": str(lora.lora_alpha)})
+    model.save_heads(directory)
+
+
+def load_delta(model: RewardModel, directory: Path, dropout: float = 0.0) -> RewardModel:
+    """Put on a model without adapters what `save_delta` wrote. Changes and returns it. Raises `UnusableBase`."""
+    try:
+        with safe_open(directory / LORA, framework="pt") as file:
+            about = file.metadata()
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, ValueError) as error:
+        raise UnusableBase(f"{directory / LORA}: {error}") from error
+    modules = tuple(name.removesuffix(".A") for name in stored if name.endswith(".A"))
+    _put_on(model, modules, int(about["rank"]), int(about["alpha"]), dropout)
+    with torch.no_grad():
+        for name, layer in lora_layers(model).items():
+            a, b, _ = lora_matrices(layer)
+            a.copy_(stored[f"{name}.A"])
+            b.copy_(stored[f"{name}.B"])
+    model.load_heads(directory)
+    return model.eval()
+
+
+def _put_on(model: RewardModel, modules: Sequence[str], rank: int, alpha: int, dropout: float) -> RewardModel:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(modules),
+        fan_in_fan_out=any(isinstance(model.trunk.get_submodule(m), Conv1D) for m in modules),
+    )
+    model.trunk = get_peft_model(cast(Any, model.trunk), lora)
+    return model

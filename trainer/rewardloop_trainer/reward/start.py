@@ -1,0 +1,80 @@
+"""What a reward round trains from: the live version, or a new model on a base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
+from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop_trainer.data.base_text import attention_window, load_tokenizer, longest_input, text_format_of
+from rewardloop_trainer.reward.lora import load_delta
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+
+
+class NothingToStartFrom(Exception):
+    """The store has no reward model and the settings name no base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """``model`` in evaluation mode, with a live delta's adapters on it, not merged. ``directory``: the live version's
+    files; ``trunk``: the version whose graph it runs on, itself or a delta's trunk. None for a new model.
+    """
+
+    model: RewardModel
+    encoder: Encoder
+    base: str
+    directory: Path | None
+    trunk: TrunkFiles | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkFiles:
+    """A whole version: its manifest and its files."""
+
+    manifest: Manifest
+    directory: Path
+
+    def model(self) -> RewardModel:
+        """In evaluation mode. Raises `UnusableBase`."""
+        return RewardModel.load(self.directory / TORCH)
+
+    @property
+    def graph(self) -> Path:
+        return self.directory / MODEL
+
+
+def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> Start:
+    """Raises `NothingToStartFrom`, the store's errors, or `UnusableBase`."""
+    if version is not None:
+        directory = store.fetch("reward", version)
+        manifest = store.manifest("reward", version)
+        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+        trunk = TrunkFiles(manifest, directory)
+        if manifest.trunk is not None:
+            trunk = _trunk_of(store, manifest.trunk)
+        model = trunk.model()
+        if manifest.trunk is not None:
+            load_delta(model, directory / TORCH, settings.lora.dropout)
+        max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
+        encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), max_length)
+        return Start(model, encoder, manifest.base, directory, trunk)
+    if not settings.base:
+        raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
+    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
+    of_base = load_tokenizer(settings.base)
+    segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
+    text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
+    max_length = min(settings.max_length, longest_input(model.config, of_base))
+    return Start(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
+
+
+def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:
+    manifest = store.manifest("reward", named.version)
+    if manifest.digest != named.digest or manifest.trunk is not None:
+        raise CorruptVersion(f"reward {named.version} is not the trunk that a delta names")
+    return TrunkFiles(manifest, store.fetch("reward", named.version))

@@ -1,0 +1,250 @@
+"""Trains a reward model on preference records; a killed run goes on from its checkpoint to the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.batches import rate_scale
+from rewardloop_trainer.data.length_balance import balance_length
+from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.reward.batches import Example, Examples, encode_records, logits_of, plan_steps
+from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
+from rewardloop_trainer.reward.model import RewardModel, freeze_layers
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """After a step: its loss (nats), its share of comparisons in the right order, real tokens per second so far.
+
+    ``heldout``: the figures of an evaluation that followed this step. ``gradient_norm``: before clipping.
+    ``seconds``: that the step took.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    tokens_per_second: float
+    heldout: HeldOut | None = None
+    gradient_norm: float = math.nan
+    seconds: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """The model passed in now holds the weights with the least held-out loss (the last ones without held-out pairs).
+
+    ``steps``: optimizer steps done; ``best_step``: the one that the weights are from. ``figures`` are for the manifest.
+    """
+
+    steps: int
+    best_step: int
+    heldout: HeldOut
+    figures: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class _Position:
+    """What a checkpoint keeps beside the weights. ``best_loss`` is infinite before the first evaluation."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    misses: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    last_loss: float = 0.0
+
+
+def train_reward(
+    model: RewardModel,
+    encoder: Encoder,
+    train: Sequence[Record],
+    heldout: Sequence[Record],
+    settings: RewardTraining,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainOutcome:
+    """Train ``model`` in place, from its present weights.
+
+    With the same arguments and a checkpoint in ``checkpoint_dir``, goes on from it; the weights are then those of an
+    uninterrupted run, bit for bit on one kind of CPU and number of threads. A checkpoint of other data, settings or
+    heads, or one that cannot be read, is logged and ignored. The directory is emptied at the end.
+    Raises ValueError without training examples, `TrainingStopped` when asked to stop.
+    """
+    if settings.length_balance:
+        train = balance_length(train)
+    encoded = encode_records(encoder, train, settings.over_length)
+    if not encoded.examples:
+        raise ValueError("there is nothing to train on")
+    run = _Run(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
+    return run.to_the_end()
+
+
+class _Run:
+    """One training run: its model, optimizer and position, which checkpoints keep."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        encoder: Encoder,
+        encoded: Examples,
+        heldout: Sequence[Record],
+        settings: RewardTraining,
+        checkpoint_dir: Path | None,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.model, self.encoder, self.settings = model, encoder, settings
+        self.encoded, self.examples = encoded, encoded.examples
+        self.heldout_pairs = pairs_of(heldout)
+        self.checkpoint_dir, self.on_progress, self.should_stop = checkpoint_dir, on_progress, should_stop
+        freeze_layers(model, settings.frozen_layers)
+        self.optimizer = optimizer_of(model, settings)
+        self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.best: dict[str, Tensor] = {}
+        self.at = _Position()
+        self.plan = [
+            [self.examples[i] for i in indices]
+            for epoch in range(settings.epochs)
+            for indices in plan_steps(
+                self.examples, settings.sequences_per_step, settings.megabatch_steps, settings.seed, epoch
+            )
+        ]
+        self.steps_per_epoch = len(self.plan) // settings.epochs
+
+    def to_the_end(self) -> TrainOutcome:
+        self._resume()
+        # In evaluation mode nothing differs but dropout, in the attention kernels too.
+        self.model.train(self.settings.dropout)
+        last: HeldOut | None = None
+        while self.at.step < len(self.plan) and self.at.misses < self.settings.patience:
+            if self.should_stop():
+                self._checkpoint()
+                raise TrainingStopped(f"stopped after step {self.at.step} of {len(self.plan)}")
+            progress = self._step(self.plan[self.at.step])
+            last = None
+            if self._evaluation_is_due():
+                last = self._evaluate()
+                progress = replace(progress, heldout=last)
+            every = self.settings.checkpoint_every_steps
+            if every and self.at.step % every == 0:
+                self._checkpoint()
+            self.on_progress(progress)
+        if self.best and self.at.best_step != self.at.step:
+            with torch.no_grad():
+                for name, parameter in self.trainable.items():
+                    parameter.copy_(self.best[name])
+            last = None
+        self.model.eval()
+        measured = last or self._measure()
+        if self.checkpoint_dir is not None:
+            checkpoint.clear(self.checkpoint_dir)
+        return TrainOutcome(self.at.step, self.at.best_step or self.at.step, measured, self._figures(measured))
+
+    def _step(self, examples: Sequence[Example]) -> Progress:
+        started = time.perf_counter()
+        scale = rate_scale(self.at.step, len(self.plan), self.settings.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        sequences = [s for e in examples for s in e.sequences]
+        logits = logits_of(self.model, sequences, self.encoder.format.pad, self.settings.micro_batch_tokens)
+        loss = step_loss(logits, self.model.threshold, examples, self.settings)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient_norm = clip(self.trainable.values(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.at.step += 1
+        self.at.tokens += sum(len(s.ids) for s in sequences)
+        seconds = time.perf_counter() - started
+        self.at.seconds += seconds
+        self.at.last_loss = loss.item()
+        speed = self.at.tokens / self.at.seconds
+        return Progress(
+            self.at.step,
+            len(self.plan),
+            self.at.last_loss,
+            step_accuracy(logits, examples),
+            speed,
+            gradient_norm=gradient_norm,
+            seconds=seconds,
+        )
+
+    def _evaluation_is_due(self) -> bool:
+        if not self.heldout_pairs:
+            return False
+        every = self.settings.evaluate_every_steps
+        return self.at.step % self.steps_per_epoch == 0 or bool(every and self.at.step % every == 0)
+
+    def _evaluate(self) -> HeldOut:
+        measured = self._measure()
+        if measured.loss < self.at.best_loss:
+            self.at.best_loss, self.at.best_step, self.at.misses = measured.loss, self.at.step, 0
+            if self.at.step < len(self.plan):
+                self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
+        else:
+            self.at.misses += 1
+        return measured
+
+    def _measure(self) -> HeldOut:
+        budget = 2 * self.settings.micro_batch_tokens
+        return measure(self.heldout_pairs, head_margins(self.model, self.encoder, self.heldout_pairs, budget))
+
+    def _figures(self, measured: HeldOut) -> dict[str, float]:
+        return {
+            **measured.figures("heldout"),
+            "train_steps": float(self.at.step),
+            "train_best_step": float(self.at.best_step or self.at.step),
+            "train_examples": float(len(self.examples)),
+            "train_truncated": float(self.encoded.truncated),
+            "train_dropped_over_length": float(self.encoded.dropped),
+            "train_tokens": float(self.at.tokens),
+            "train_seconds": self.at.seconds,
+            "train_last_loss": self.at.last_loss,
+        }
+
+    def _checkpoint(self) -> None:
+        if self.checkpoint_dir is None:
+            return
+        tensors = checkpoint.training_tensors(self.model, self.optimizer)
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        numbers = {name: float(getattr(self.at, name)) for name in _Position.__slots__}
+        state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint()})
+        checkpoint.save(self.checkpoint_dir, state)
+
+    def _resume(self) -> None:
+        fingerprint = self._fingerprint() if self.checkpoint_dir else ""
+        found = checkpoint.resume(self.checkpoint_dir, fingerprint, self.model, self.optimizer, steps=len(self.plan))
+        if found is None:
+            return
+        self.best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
+        kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
+        self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
+
+    def _fingerprint(self) -> str:
+        """Names the run: settings, data in their order, and the shapes that are trained."""
+        digest = hashlib.sha256(self.settings.model_dump_json().encode())
+        for example in self.examples:
+            digest.update(example.key.encode())
+            for sequence in example.sequences:
+                digest.update(repr(sequence.ids).encode())
+        for pair in self.heldout_pairs:
+            digest.update(repr((pair.prompt, pair.chosen, pair.rejected)).encode())
+        for name, parameter in self.trainable.items():
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""What every model's round shares: its phases, its data, publishing and promoting, and what becomes of a refusal.
+
+Each phase of the state file is repeatable: a round that was killed goes on in the phase that it had reached, with the
+same data, seed and parent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import redis
+import structlog
+import torch
+from transformers.utils import logging as transformers_logging
+
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop_client import RewardloopClient
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.data.replay import Replay, load_replay
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.publish import (
+    PromotionRefused,
+    code_version,
+    data_range,
+    live_version,
+    promote,
+    publish_once,
+)
+from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
+from rewardloop_trainer.settings import TrainSettings
+from rewardloop_trainer.vocabulary import Phase, Reason
+
+log = structlog.get_logger()
+
+_LOG_EVERY_S = 10.0
+_KEPT_REFUSED = 5
+
+
+class Refused(Exception):
+    """The candidate is not to be served; the arguments are the reasons."""
+
+
+class ModelRound(ABC):
+    """Runs one round of ``model`` from the phase that its track is in."""
+
+    model: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        store: ModelStore,
+        ledger: Ledger,
+        client: redis.Redis,
+        server: RewardloopClient,
+        metrics: TrainerMetrics,
+        stop: threading.Event,
+        track: RoundTrack,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._ledger = ledger
+        self._redis = client
+        self._server = server
+        self._metrics = metrics
+        self._stop = stop
+        self._track = track
+        self._directory = settings.work_dir / "rounds" / f"{self.model}-{track.now.number}"
+        self._refused = settings.work_dir / "refused" / self._directory.name
+        self._version = self._directory / "version"
+        self._logged_at = 0.0
+
+    def run(self) -> Outcome:
+        """Raises `Interrupted` when asked to stop, `ServerAway` where the server is what the round waits for."""
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        if self._settings.torch_threads:
+            torch.set_num_threads(self._settings.torch_threads)
+        if (self._refused / "reasons.json").exists():  # killed between the refusal and its note in the state
+            return "refused"
+        phases = {**self._phases(), "gated": self._publish, "published": self._promote}
+        try:
+            while (phase := self._track.now.phase) != "promoted":
+                self._stop_if_asked()
+                phases[phase]()
+        except Refused as refusal:
+            self._keep_refused(refusal.args)
+            return "refused"
+        shutil.rmtree(self._directory, ignore_errors=True)
+        return "promoted"
+
+    @abstractmethod
+    def _phases(self) -> Mapping[Phase, Callable[[], None]]:
+        """What is done in each phase before "gated". What is to be published is then in ``self._version``."""
+
+    @abstractmethod
+    def _manifest(self) -> Manifest:
+        """Of what is to be published."""
+
+    def _begin(self) -> str | None:
+        """Fix the live version as the round's parent, and return it."""
+        now = self._track.now
+        parent = now.parent or live_version(self._redis, self._store, self.model)
+        self._track.reach(replace(now, parent=parent))
+        return parent
+
+    def _manifest_of_round(self, notes: Mapping[str, str]) -> Manifest:
+        """What a manifest says of the round alone."""
+        now = self._track.now
+        return Manifest(
+            model=self.model,
+            parent=now.parent,
+            data=data_range(self._ledger, now.after_stream_id, now.until_stream_id, now.seed),
+            metrics=now.metrics,
+            seed=now.seed,
+            code_version=code_version(),
+            notes={"new_signals": str(now.new_signals), **notes},
+        )
+
+    def _publish(self) -> None:
+        manifest = self._manifest()
+
+        def write(directory: Path) -> None:
+            shutil.copytree(self._version, directory, dirs_exist_ok=True)
+
+        published = publish_once(self._store, manifest, write, self._track.key, self._ledger.held)
+        self._track.reach(replace(self._track.now, phase="published", version=published.version))
+        log.info("published", model=self.model, version=published.version, parent=manifest.parent)
+
+    def _promote(self) -> None:
+        now = self._track.now
+        if now.version is None:
+            raise ValueError("a published round has a version")
+        try:
+            reason = f"trainer round {now.number}: {now.new_signals} new signals"
+            with self._ledger.held():  # the call itself is too long to hold up a new leader
+                pass
+            epoch = self._ledger.leader_epoch
+            promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s, epoch)
+        except PromotionRefused as error:
+            raise Refused(Reason("not_promoted", f"the server refused version {now.version}: {error}")) from error
+        self._reach("promoted")
+
+    @cached_property
+    def _replay(self) -> Replay:
+        settings, now = self._settings, self._track.now
+        return load_replay(
+            self._ledger,
+            now.until_stream_id,
+            heldout_share=settings.heldout_share,
+            newest=settings.newest,
+            replayed=settings.replayed,
+            max_heldout=settings.max_heldout,
+            seed=now.seed,
+        )
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+
+    def _reach(self, phase: Phase, figures: Mapping[str, float] | None = None) -> None:
+        now = self._track.now
+        self._track.reach(replace(now, phase=phase, metrics={**now.metrics, **(figures or {})}))
+
+    def _report(
+        self,
+        step: int,
+        steps: int,
+        loss: float,
+        *,
+        gradient_norm: float = math.nan,
+        seconds: float = math.nan,
+        **figures: float,
+    ) -> None:
+        """A training step: to the metrics, and every few seconds to the log."""
+        self._metrics.stepped(self.model, loss, gradient_norm, seconds)
+        if time.monotonic() - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            rounded = {name: round(value, 3) for name, value in figures.items()}
+            log.info("training", model=self.model, step=f"{step}/{steps}", loss=round(loss, 4), **rounded)
+
+    def _keep_refused(self, reasons: Sequence[object]) -> None:
+        """Move the candidate aside with the reasons; the oldest ones kept make room."""
+        self._metrics.refused(self.model, reasons)
+        log.warning("candidate refused", model=self.model, round=self._track.now.number, reasons=reasons)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._track.now.metrics)}
+        (self._directory / "reasons.json").write_text(json.dumps(about, indent=2))
+        self._refused.parent.mkdir(parents=True, exist_ok=True)
+        self._directory.rename(self._refused)
+        kept = sorted(self._refused.parent.glob(f"{self.model}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        for old in kept[:-_KEPT_REFUSED]:
+            shutil.rmtree(old)

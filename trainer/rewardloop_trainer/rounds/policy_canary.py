@@ -1,0 +1,106 @@
+"""A published policy's share of the traffic, while people's preferences decide whether it replaces the live one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import redis
+import structlog
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_client import RewardloopClient
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
+from rewardloop_trainer.rounds.publish import PromotionRefused, canary_version, live_version, set_canary
+from rewardloop_trainer.rounds.round_state import Round
+from rewardloop_trainer.settings import TrainSettings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What people have said so far. ``figures``: as `LiveTest.figures`."""
+
+    decision: Decision
+    figures: Mapping[str, float]
+
+    @property
+    def is_won(self) -> bool:
+        return self.decision == "promote"
+
+    def __str__(self) -> str:
+        rate, lower, upper, count = (
+            self.figures[f"live_{name}"] for name in ("win_rate", "win_rate_lower", "win_rate_upper", "preferences")
+        )
+        return f"live win rate {rate:.3f} [{lower:.3f}, {upper:.3f}] over {count:.0f} preferences: {self.decision}"
+
+
+class PolicyCanary:
+    """The version that a policy round published, beside the one that it learned from.
+
+    Everything is read anew from ledger and pointer, so a test goes on wherever its process was killed.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        store: ModelStore,
+        ledger: Ledger,
+        client: redis.Redis,
+        server: RewardloopClient,
+        now: Round,
+    ) -> None:
+        if now.version is None or now.parent is None:
+            raise ValueError("a published round has a version and a parent")
+        self._settings = settings
+        self._store = store
+        self._ledger = ledger
+        self._redis = client
+        self._server = server
+        self._now = now
+        self._version = now.version
+        self._parent = now.parent
+
+    def look(self) -> Look:
+        """What the signals since the round began say; "undecided" also when they had long enough.
+
+        Gives the version its share while the test runs. Raises `PromotionRefused` where another hand ended the test or
+        the server refuses the version, `ServerAway` and redis.RedisError for what may pass.
+        """
+        limits = self._settings.policy.live_test
+        test = LiveTest(self._version, self._parent, limits)
+        for row in self._ledger.scan(after_stream_id=self._now.until_stream_id):
+            if test.add(row.event) != "running":
+                break
+        decision = test.decision
+        if decision == "running":
+            published = datetime.fromisoformat(self._store.manifest("policy", self._version).created_at)
+            if (datetime.now(UTC) - published).total_seconds() < limits.max_hours * 3600:
+                self._keep(limits.share)
+            else:
+                decision = "undecided"
+        if decision == "undecided" and limits.undecided == "promote":
+            decision = "promote"
+        look = Look(decision, test.figures)
+        if decision != "running":
+            log.info(
+                "live test decided", version=self._version, against=self._parent, decision=decision, **look.figures
+            )
+        return look
+
+    def end(self, reason: str) -> None:
+        """Take the share back. Raises as `look`."""
+        if canary_version(self._redis, "policy") == self._version:
+            set_canary(self._server, "policy", None, 0.0, reason, self._settings.promote_timeout_s)
+
+    def _keep(self, share: float) -> None:
+        if canary_version(self._redis, "policy") == self._version:
+            return
+        # Figures of an earlier look: the test had begun.
+        if "live_preferences" in self._now.metrics or live_version(self._redis, self._store, "policy") != self._parent:
+            raise PromotionRefused("another hand ended its live test, or moved the live version")
+        reason = f"live test of trainer round {self._now.number}"
+        set_canary(self._server, "policy", self._version, share, reason, self._settings.promote_timeout_s)

@@ -1,0 +1,191 @@
+"""One reward round: the ledger's range -> train -> export -> gate -> calibrate -> publish -> promote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from rewardloop.formats.store import Manifest, Trunk
+from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.preferences import Pair, pairs_of
+from rewardloop_trainer.evaluation.reward_gate import gate
+from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
+from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.write_whole import write_whole
+from rewardloop_trainer.reward.average import train_averaged
+from rewardloop_trainer.reward.batches import encode_records
+from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
+from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.start import Start, start_from
+from rewardloop_trainer.reward.train import Progress
+from rewardloop_trainer.rounds.model_round import ModelRound, Refused
+from rewardloop_trainer.rounds.track import Interrupted
+from rewardloop_trainer.vocabulary import Phase, Reason
+
+log = structlog.get_logger()
+
+_PARITY_RECORDS = 32
+_CALIBRATION_RECORDS = 200
+_EXPORTED = "exported.json"
+_SLOPE_PAIRS = 200
+
+
+class RewardRound(ModelRound):
+    """Whole weights, adapters merged into them, or a delta over the live graph."""
+
+    model = "reward"
+
+    def _phases(self) -> Mapping[Phase, Callable[[], None]]:
+        return {"training": self._train, "trained": self._export, "exported": self._judge}
+
+    def _train(self) -> None:
+        self._begin()
+        if not self._replay.train:
+            raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
+        trained = self._directory / "trained"
+        if not trained.exists():
+            start = self._start()
+            settings = self._settings.reward.model_copy(update={"seed": self._track.now.seed})
+            if makes_delta := is_delta(start, settings):
+                as_delta(start.model, settings.lora)
+            else:
+                if settings.delta:
+                    log.info("the live graph takes no such adapters: this round publishes a whole version that does")
+                start.model.merge_lora()
+                if settings.method == "lora":
+                    with_lora(start.model, settings.lora)
+            try:
+                outcome = train_averaged(
+                    start.model,
+                    start.encoder,
+                    self._replay.train,
+                    self._replay.heldout,
+                    settings,
+                    self._directory / "checkpoints",
+                    self._on_progress,
+                    self._stop.is_set,
+                )
+            except TrainingStopped as error:
+                raise Interrupted from error
+
+            def write(directory: Path) -> None:
+                if makes_delta:
+                    save_delta(start.model, directory)
+                else:
+                    start.model.merge_lora()
+                    start.model.save(directory)
+                (directory / "figures.json").write_text(json.dumps(dict(outcome.figures)))
+
+            write_whole(trained, write)
+        figures = json.loads((trained / "figures.json").read_text())
+        self._reach("trained", figures)
+
+    def _export(self) -> None:
+        start, model = self._start(), self._trained()
+        found: list[Exported] = []
+
+        def write(directory: Path) -> None:
+            trial = self._trial(model, start.encoder)
+            found.append(export_candidate(model, start, self._settings.reward, trial, directory))
+
+        write_whole(self._version, write)
+        (self._directory / _EXPORTED).write_text(found[0].to_json())
+        self._reach("exported", found[0].figures)
+
+    def _trial(self, model: RewardModel, encoder: Encoder) -> Trial:
+        heldout, train = self._replay.heldout, self._replay.train
+        tried = encode_records(encoder, (*heldout, *train)[:_PARITY_RECORDS]).examples
+        calibration = encode_records(encoder, train[:_CALIBRATION_RECORDS]).examples
+        pairs = pairs_of(heldout)
+        slope = self._length_slope(model, encoder, pairs)
+        return Trial(
+            encoder,
+            [s for example in tried for s in example.sequences],
+            pairs,
+            lambda: pair_margins(model, encoder, pairs, slope),
+            [s for example in calibration for s in example.sequences],
+            slope,
+            self._track.now.seed,
+        )
+
+    def _judge(self) -> None:
+        """Gate and calibration; the manifest of what passes is kept beside its files."""
+        start, model, now = self._start(), self._trained(), self._track.now
+        encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
+        slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
+        exported = Exported.from_json((self._directory / _EXPORTED).read_text())
+        trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
+        verdict = gate(
+            pairs,
+            pair_margins(model, encoder, pairs, slope),
+            pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
+            exported.parity,
+            tolerance=self._settings.reward.gate_tolerance,
+            seed=now.seed,
+        )
+        for side in ("candidate", "live"):
+            if (accuracy := verdict.figures.get(f"gate_{side}_accuracy")) is not None:
+                self._metrics.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
+        self._metrics.show_reward_gate(verdict.figures)
+        self._reach("exported", verdict.figures)
+        if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
+            raise Refused(*reasons)
+        anchors = fixed_anchors(self._settings.work_dir, self._replay.train)
+        manifest = replace(
+            self._manifest_of_round(exported.notes),
+            calibration=fit_calibration(anchor_logits(model, encoder, anchors, slope), slope),
+            text_format=encoder.format.to_json(),
+            max_length=encoder.max_length,
+            heads=model.heads.out_features,
+            base=start.base,
+            precision=exported.precision,
+            trunk=Trunk(trunk.version, trunk.digest) if trunk else None,
+        )
+        (self._directory / "manifest.json").write_text(manifest.to_json())
+        self._reach("gated")
+
+    def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
+        """What the candidate's scores give back of its preference for length."""
+        control = self._settings.reward.length_control
+        if control == 0:
+            return 0.0
+        pairs = heldout if len(heldout) >= _SLOPE_PAIRS else pairs_of(self._replay.train)[:_SLOPE_PAIRS]
+        return fit_length_slope(pair_margins(model, encoder, pairs), log_length_ratios(encoder, pairs), control)
+
+    def _live_length_slope(self, version: str | None) -> float:
+        calibration = self._store.manifest("reward", version).calibration if version else None
+        return calibration.length_slope if calibration else 0.0
+
+    def _manifest(self) -> Manifest:
+        return Manifest.from_json((self._directory / "manifest.json").read_text())
+
+    def _start(self) -> Start:
+        now = self._track.now
+        return start_from(self._store, now.parent, self._settings.reward, now.seed)
+
+    def _trained(self) -> RewardModel:
+        """The candidate; one that becomes a delta has its adapters on the trunk, not merged."""
+        trained = self._directory / "trained"
+        if not (trained / LORA).exists():
+            return RewardModel.load(trained)
+        trunk = self._start().trunk
+        if trunk is None:
+            raise ValueError("adapters are trained on a live version's trunk")
+        return load_delta(trunk.model(), trained)
+
+    def _on_progress(self, progress: Progress) -> None:
+        self._report(
+            progress.step,
+            progress.steps,
+            progress.loss,
+            gradient_norm=progress.gradient_norm,
+            seconds=progress.seconds,
+            accuracy=progress.accuracy,
+            tokens_per_second=progress.tokens_per_second,
+        )
