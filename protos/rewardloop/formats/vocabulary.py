@@ -1,0 +1,32 @@
+"""The words that several processes share: settings, metrics, alerts and documents take them from here.
+
+Words that the protocol buffers define are read from them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+from google.protobuf.descriptor import EnumDescriptor
+
+from rewardloop.v1 import common_pb2, feedback_pb2
+
+
+def _values(enum: EnumDescriptor, prefix: str) -> tuple[str, ...]:
+    """The enum's values as lower-case words, without the prefix and the unspecified value."""
+    words = (value.name.removeprefix(prefix).lower() for value in enum.values)
+    return tuple(word for word in words if word != "unspecified")
+
+
+SIGNAL_KINDS: tuple[str, ...] = tuple(
+    field.name for field in feedback_pb2.FeedbackEvent.DESCRIPTOR.oneofs_by_name["signal"].fields
+)
+SOURCES = _values(feedback_pb2.Source.DESCRIPTOR, "SOURCE_")
+LANES = _values(common_pb2.Lane.DESCRIPTOR, "LANE_")
+
+OfflineAlgorithm: TypeAlias = Literal["dpo", "kto"]
+OnlineAlgorithm: TypeAlias = Literal["ppo", "grpo", "rloo", "online-dpo"]
+Algorithm: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo", "online-dpo"]
+OFFLINE_ALGORITHMS: tuple[OfflineAlgorithm, ...] = get_args(OfflineAlgorithm)
+ONLINE_ALGORITHMS: tuple[OnlineAlgorithm, ...] = get_args(OnlineAlgorithm)
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
