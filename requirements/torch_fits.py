@@ -1,0 +1,22 @@
+"""Exit with 0 if this environment holds a torch that rewardloop[trainer] accepts, else with 1."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+
+def main() -> int:
+    needs = [Requirement(text) for text in metadata.requires("rewardloop") or ()]
+    (wanted,) = (need.specifier for need in needs if need.name == "torch")
+    try:
+        installed = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return 1
+    # A vendor's own build may count as a pre-release: 2.12.0a0+nv26.5.
+    return 0 if wanted.contains(installed, prereleases=True) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
