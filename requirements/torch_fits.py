@@ -1,14 +1,17 @@
-"""Exit with 0 if this environment holds a torch that rewardloop[trainer] accepts, else with 1."""
+"""Exit with 0 if this environment holds a torch within the range of pyproject.toml, else with 1."""
 
 from __future__ import annotations
 
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
 
 def main() -> int:
-    needs = [Requirement(text) for text in metadata.requires("rewardloop") or ()]
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    needs = map(Requirement, project["optional-dependencies"]["trainer"])
     (wanted,) = (need.specifier for need in needs if need.name == "torch")
     try:
         installed = metadata.version("torch")
