@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def test_an_image_holds_every_package_of_the_wheel(dockerfile: Path) -> None:
     for path in needed:
         assert any(path == each or path.startswith(f"{each}/") for each in copied), path
         assert not _is_ignored(path), path
-    assert not _is_ignored("deploy/docker/constraints.txt")
+    assert not _is_ignored(f"requirements/{dockerfile.stem}.txt")
     for path in ("tests", ".git", ".venv", "deploy/kubernetes", "client/examples/javascript/node_modules"):
         assert _is_ignored(path), path
 
@@ -97,43 +96,6 @@ def test_an_images_command_health_check_and_environment_are_real(dockerfile: Pat
     runs = ("train", "policy-worker") if "trainer" in dockerfile.name else ("serve",)
     for name in names - NOT_SETTINGS:
         assert all(name in setting_names(process) for process in runs), name
-
-
-def _closure(*extras: str) -> dict[str, str]:
-    """What pip would install for the extras on this machine, by what is installed here."""
-    waiting = [Requirement(each) for each in PROJECT["project"]["dependencies"]]
-    waiting += [Requirement(f"rewardloop[{extra}]") for extra in extras]
-    found: dict[str, str] = {}
-    seen: set[str] = set()
-    while waiting:
-        need = waiting.pop()
-        if str(need) in seen:
-            continue
-        seen.add(str(need))
-        name = canonicalize_name(need.name)
-        if name == "rewardloop":
-            groups = PROJECT["project"]["optional-dependencies"]
-            waiting += [Requirement(each) for extra in need.extras for each in groups[extra]]
-            continue
-        for text in metadata.distribution(name).requires or []:
-            more = Requirement(text)
-            if more.marker is None or any(more.marker.evaluate({"extra": e}) for e in ("", *need.extras)):
-                waiting.append(more)
-        found[name] = metadata.version(name)
-    return found
-
-
-def test_constraints_name_all_that_the_images_install() -> None:
-    lines = [line for line in (DEPLOY / "docker/constraints.txt").read_text().splitlines() if line[0] != "#"]
-    pinned = dict(line.split("==") for line in lines)
-    server, trainer = _closure("server"), _closure("trainer")
-    assert set(server) | set(trainer) <= set(pinned)
-    assert "torch" not in server
-    for extra in ("server", "trainer", "gpu"):
-        for text in (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"][extra]):
-            need = Requirement(text)
-            if need.name != "rewardloop":
-                assert need.specifier.contains(pinned[canonicalize_name(need.name)]), text
 
 
 @pytest.mark.parametrize("name", RUNNING)
