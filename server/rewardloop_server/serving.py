@@ -54,7 +54,8 @@ from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import RewardModel, choose_device
 from rewardloop_server.scoring.priority import step_back
-from rewardloop_server.scoring.servicer import RewardServicer, TraceStages
+from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
+from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
 from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.settings import ServeSettings
@@ -127,27 +128,14 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         settings.spool_mib * 2**20,
     )
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
-    relay = PolicyRelay(worker, BestOf(host, tokenizers, batcher, generations))
+    shadow = ShadowScorer(host, tokenizers, batcher, metrics)
+    scorer = GroupScorer(host, tokenizers, batcher, cache, Freshness(redis, metrics), shadow, metrics, tracing.stages)
+    bulk = BulkLimits(settings.max_groups, settings.max_in_flight_per_stream, settings.bulk_window_tokens)
+    relay = PolicyRelay(worker, BestOf(scorer, generations))
     entrance = Entrance(settings, metrics.registry, "rewardloop serve")
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(
-        RewardServicer(
-            host,
-            tokenizers,
-            batcher,
-            cache,
-            limits,
-            metrics,
-            Freshness(redis, metrics),
-            ShadowScorer(host, tokenizers, batcher, metrics),
-            max_groups=settings.max_groups,
-            max_in_flight_per_stream=settings.max_in_flight_per_stream,
-            bulk_window_tokens=settings.bulk_window_tokens,
-            trace_stages=tracing.stages,
-        ),
-        server,
-    )
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer, batcher, limits, bulk, metrics), server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
         FeedbackServicer(intake, limits, metrics, max_events=settings.max_events),
         server,

@@ -20,6 +20,7 @@ from rewardloop_server.calls.errors import RewardloopError
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
 from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.reply import scores_of
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.versions.host import VersionHost
 
@@ -46,7 +47,7 @@ class ShadowScorer:
         request: reward_pb2.ScoreRequest,
         key: bytes,
         live: Manifest,
-        rows: Sequence[Encoded],
+        rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
         """``request`` was given ``scores`` by the version ``live`` from ``rows``. Compares in its own time, if at all.
@@ -67,7 +68,7 @@ class ShadowScorer:
         request: reward_pb2.ScoreRequest,
         key: bytes,
         live: Manifest,
-        rows: Sequence[Encoded],
+        rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
         with self._host.lease_shadow(key) as model:
@@ -77,16 +78,13 @@ class ShadowScorer:
                 if not reads_alike(live, model.manifest):
                     rows = await self._tokenizers.encode(model.encoder, request, is_bulk=True)
                 scored = await self._batcher.score_shadow(model, rows)
+                if scored is None:
+                    return
+                shadows = scores_of(model, rows, scored.logits)
             except RewardloopError as error:
                 log.warning("shadow not scored", version=model.manifest.version, reason=error.reason)
                 self._metrics.shadow_dropped_total.inc()
                 return
-            if scored is None:
-                return
-            means = scored.logits.astype(float).mean(axis=1).tolist()
-            shadows = [
-                model.calibration.score(mean, row.response_tokens) for mean, row in zip(means, rows, strict=True)
-            ]
         self._observe(scores, shadows)
 
     def _observe(self, live: Sequence[float], shadow: Sequence[float]) -> None:
