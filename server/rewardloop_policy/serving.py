@@ -18,13 +18,14 @@ from prometheus_client import start_http_server
 
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
-from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
-from rewardloop_policy.batching import LANE, SampleBatcher
+from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
+from rewardloop_policy.batching import SampleBatcher
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
 from rewardloop_server.calls.redis_link import connect
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import MODEL_SERVICE, POLICY_SERVICE, SAMPLING_LANE, methods_of
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
@@ -37,9 +38,6 @@ from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.servicer import ModelServicer
 
 log = structlog.get_logger()
-
-POLICY_SERVICE = "rewardloop.v1.PolicyService"
-MODEL_SERVICE = "rewardloop.v1.ModelService"
 
 
 async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
@@ -80,12 +78,11 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     )
     models = ModelServicer({"policy": host}, store, pointer, None)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-    offered = ((policy_pb2, "PolicyService"), (model_pb2, "ModelService"))
-    services = [module.DESCRIPTOR.services_by_name[name] for module, name in offered]
-    metrics.announce("policy", [f"{s.name}/{method.name}" for s in services for method in s.methods], [LANE])
+    metrics.announce("policy", methods_of(POLICY_SERVICE, MODEL_SERVICE), [SAMPLING_LANE])
+    metrics.announce_sampling()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
-        [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
+        [POLICY_SERVICE.full_name, MODEL_SERVICE.full_name, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
     )
     entrance.open(server, settings.listen)
 
@@ -128,10 +125,10 @@ def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[t
 
 async def _report_health(health: HealthServicer, host: VersionHost[Any]) -> None:
     """SERVING once a policy is warm; the shutdown's NOT_SERVING stays."""
-    await health.set(MODEL_SERVICE, HealthCheckResponse.SERVING)
+    await health.set(MODEL_SERVICE.full_name, HealthCheckResponse.SERVING)
     while True:
         status = HealthCheckResponse.SERVING if host.active else HealthCheckResponse.NOT_SERVING
-        for name in ("", POLICY_SERVICE):
+        for name in ("", POLICY_SERVICE.full_name):
             await health.set(name, status)
         await asyncio.sleep(0.1)
 

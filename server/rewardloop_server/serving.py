@@ -23,19 +23,18 @@ from prometheus_client import start_http_server
 
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
-from rewardloop.v1 import (
-    feedback_pb2,
-    feedback_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    policy_pb2,
-    policy_pb2_grpc,
-    reward_pb2,
-    reward_pb2_grpc,
-)
+from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
 from rewardloop_client import TLS, Access
 from rewardloop_server.calls.redis_link import connect
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import (
+    FEEDBACK_SERVICE,
+    MODEL_SERVICE,
+    POLICY_SERVICE,
+    QUEUE_LANES,
+    REWARD_SERVICE,
+    methods_of,
+)
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
@@ -50,7 +49,7 @@ from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_stream
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import RewardModel, choose_device
 from rewardloop_server.scoring.priority import step_back
@@ -67,7 +66,7 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
 
-SERVICES = ("RewardService", "FeedbackService", "ModelService", "PolicyService")
+SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
 
 
 async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
@@ -143,12 +142,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, worker), server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    services = [
-        module.DESCRIPTOR.services_by_name[name]
-        for module, name in zip((reward_pb2, feedback_pb2, model_pb2, policy_pb2), SERVICES, strict=True)
-    ]
-    names = [service.full_name for service in services]
-    metrics.announce("reward", [f"{s.name}/{method.name}" for s in services for method in s.methods], LANES)
+    names = [service.full_name for service in SERVICES]
+    metrics.announce("reward", methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring()
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.scoring.devices import WantedDevice
 
 
 class ServeSettings(DoorSettings):
@@ -29,7 +30,7 @@ class ServeSettings(DoorSettings):
     policy_server_name: str = Field("", description="name in the worker's certificate, where its address is another")
     policy_token_file: Path | None = Field(None, description="file with the token to show to the worker")
 
-    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
+    device: WantedDevice = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
     streams: int = Field(
         0,

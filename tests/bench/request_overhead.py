@@ -26,9 +26,10 @@ from support.reward_graphs import WORDS, publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import Device, RewardModel
 from rewardloop_server.scoring.score_group import GroupScorer
@@ -78,7 +79,7 @@ async def main() -> None:
     host = Host(pool.load(manifest, store.fetch("reward", manifest.version)))
     batcher = Batcher(
         token_budget=8192,
-        lanes={lane: LaneLimits(262_144, 5.0, 0.05) for lane in LANES},
+        lanes={lane: LaneLimits(262_144, 5.0, 0.05) for lane in QUEUE_LANES},
         trainer_max_wait_s=0.5,
         metrics=metrics,
     )

@@ -24,6 +24,7 @@ from rewardloop_server.calls.errors import (
     Violation,
     status_name,
 )
+from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
 from rewardloop_server.observe.metrics import ServerMetrics
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         if self._door is not None:
             refusal = self._door.knock(method, handler_call_details.invocation_metadata)
             if refusal is not None:
-                return self._refusing(method if handler is not None else _OURS + "unknown", refusal)
+                return self._refusing(method if handler is not None else UNKNOWN_METHOD, refusal)
         if handler is None or not method.startswith(_OURS):
             return handler
         known = self._wrapped.get(method)

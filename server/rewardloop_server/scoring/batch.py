@@ -17,6 +17,7 @@ import structlog
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
 from rewardloop_server.scoring.lane import Group, Lane, Row, Scored
@@ -25,8 +26,6 @@ from rewardloop_server.scoring.plan import Run
 from rewardloop_server.scoring.priority import step_back
 
 log = structlog.get_logger()
-
-LANES = ("production", "trainer", "shadow")
 
 # However short runs should be, they may take this many times the fixed cost of a run: a tenth is lost at most.
 _LEAST_FIXED_COSTS = 10
@@ -133,7 +132,7 @@ class Batcher:
         self._limits = lanes
         self._lanes = {
             name: Lane(name, max_tokens=lanes[name].max_tokens, max_s=lanes[name].max_s, metrics=metrics)
-            for name in LANES
+            for name in QUEUE_LANES
         }
         self._trainer_max_wait_s = trainer_max_wait_s
         self._metrics = metrics
@@ -268,7 +267,7 @@ class Batcher:
                 return
 
     def _order(self, now: float) -> list[Lane]:
-        production, trainer, shadow = (self._lanes[name] for name in LANES)
+        production, trainer, shadow = (self._lanes[name] for name in QUEUE_LANES)
         if trainer.tokens and production.tokens and trainer.oldest_wait_s(now) > self._trainer_max_wait_s:
             return [trainer, production, shadow]
         return [production, trainer, shadow]

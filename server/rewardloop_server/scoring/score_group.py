@@ -14,9 +14,11 @@ import numpy as np
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
+from rewardloop.formats.vocabulary import LANES
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 from rewardloop_server.calls.estimate import estimated_tokens
+from rewardloop_server.calls.vocabulary import STAGES
 from rewardloop_server.doors.call import Call
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
@@ -32,8 +34,6 @@ from rewardloop_server.versions.host import VersionHost
 # Called with the manifest, the lane, the number of rows, the seconds of tokenizing and of everything, and the outcome
 # of the batch.
 TraceStages: TypeAlias = Callable[[Manifest, str, int, float, float, Scored], None]
-
-_STAGES = ("tokenize", "queue", "run", "total")
 
 
 class ScoredGroup(NamedTuple):
@@ -71,8 +71,7 @@ class GroupScorer:
         self._trace_stages = trace_stages
         # Looking a label set up costs as much as observing, so it is done here and not once a group.
         self._stage_seconds = {
-            lane: tuple(metrics.stage_seconds.labels(stage=stage, lane=lane) for stage in _STAGES)
-            for lane in ("production", "trainer")
+            lane: tuple(metrics.stage_seconds.labels(stage=stage, lane=lane) for stage in STAGES) for lane in LANES
         }
 
     async def score(

@@ -17,6 +17,7 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
 from rewardloop.v1 import reward_pb2
 from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.calls.vocabulary import AGREEMENTS, Agreement
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
 from rewardloop_server.scoring.engine import RewardModel
@@ -92,11 +93,10 @@ class ShadowScorer:
             self._metrics.shadow_score_difference.observe(after - before)
         if len(live) < 2:
             return
-        count = self._metrics.shadow_order_agreement_total
-        first = "agree" if best(live) == best(shadow) else "disagree"
-        count.labels(order="best", outcome=first).inc()
+        first: Agreement = "agree" if best(live) == best(shadow) else "disagree"
+        self._metrics.compared("best", first, 1)
         for outcome, pairs in pair_agreement(live, shadow).items():
-            count.labels(order="pair", outcome=outcome).inc(pairs)
+            self._metrics.compared("pair", outcome, pairs)
 
 
 def best(scores: Sequence[float]) -> int:
@@ -104,9 +104,9 @@ def best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
-def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[str, int]:
+def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[Agreement, int]:
     """How many pairs of responses both order the same way; a pair that either holds equal is no order, not counted."""
-    counts = {"agree": 0, "disagree": 0}
+    counts: dict[Agreement, int] = dict.fromkeys(AGREEMENTS, 0)
     for i, j in combinations(range(len(live)), 2):
         product = (live[i] - live[j]) * (shadow[i] - shadow[j])
         if product:

@@ -34,8 +34,10 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     UnsafeVersionError,
     UntrustedVersionError,
+    VersionRefused,
 )
-from rewardloop_server.versions.pointer import ROLES, Active, ActivePointer, Role, Share
+from rewardloop_server.calls.vocabulary import ROLES, Role
+from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 from rewardloop_server.versions.residents import L, Residents
 
 log = structlog.get_logger()
@@ -141,7 +143,7 @@ class VersionHost(Generic[L]):
             loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
-        except RewardloopError as error:
+        except VersionRefused as error:
             self._on_refused(self.model, error.reason)
             log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
             raise
@@ -263,7 +265,7 @@ class VersionHost(Generic[L]):
             raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
 
 
-def refusal(error: CorruptVersion) -> RewardloopError:
+def refusal(error: CorruptVersion) -> VersionRefused:
     """What a caller is told of a version that the store does not give out."""
     if isinstance(error, UntrustedVersion):
         return UntrustedVersionError(str(error))

@@ -6,16 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import Overtaken
 from rewardloop_server.calls.redis_link import redis_errors
-
-Role: TypeAlias = Literal["canary", "shadow"]
-ROLES: tuple[Role, ...] = ("canary", "shadow")
+from rewardloop_server.calls.vocabulary import ROLES, Role
 
 _MAX_PREVIOUS = 20
 _MAX_REASON_CHARS = 1000

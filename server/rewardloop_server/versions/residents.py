@@ -13,14 +13,11 @@ from typing import Generic, Protocol, TypeVar
 from rewardloop.formats.store import Manifest
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls.errors import NoModel, UnknownVersion
-from rewardloop_server.versions.pointer import ROLES, Role, Share
+from rewardloop_server.calls.vocabulary import RESIDENT_ROLES, ROLES, Role
+from rewardloop_server.versions.pointer import Share
 
-_STATES = {
-    "active": model_pb2.VERSION_STATE_ACTIVE,
-    "canary": model_pb2.VERSION_STATE_CANARY,
-    "shadow": model_pb2.VERSION_STATE_SHADOW,
-    "warm": model_pb2.VERSION_STATE_WARM,
-    "draining": model_pb2.VERSION_STATE_DRAINING,
+_STATES: dict[str, model_pb2.VersionState] = {
+    role: getattr(model_pb2, f"VERSION_STATE_{role.upper()}") for role in RESIDENT_ROLES
 }
 
 

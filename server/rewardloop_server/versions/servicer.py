@@ -20,8 +20,9 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     Violation,
 )
+from rewardloop_server.calls.vocabulary import Role
 from rewardloop_server.versions.host import refusal
-from rewardloop_server.versions.pointer import ActivePointer, Role, Share
+from rewardloop_server.versions.pointer import ActivePointer, Share
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
