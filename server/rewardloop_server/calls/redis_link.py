@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from typing import Any, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
@@ -91,6 +92,11 @@ def connect(url: str) -> Redis:
         **credentials,
     )
     return Redis.from_pool(pool)
+
+
+def script_text(package: str, name: str) -> str:
+    """Return the Lua script ``name`` that lies in the folder of ``package``."""
+    return resources.files(package).joinpath(name).read_text("utf-8")
 
 
 @contextmanager
