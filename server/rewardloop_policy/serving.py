@@ -19,19 +19,19 @@ from prometheus_client import start_http_server
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
-from rewardloop_policy.batching import SampleBatcher
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
+from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import MODEL_SERVICE, POLICY_SERVICE, SAMPLING_LANE, methods_of
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
-from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_redis
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer
@@ -46,7 +46,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         torch.set_num_threads(settings.torch_threads)
     device = choose_device(settings.device)
     metrics = ServerMetrics()
-    redis = connect(settings.redis_url)
+    redis = connect_redis(settings.redis_url)
     try:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
     except UnusableKey as error:
@@ -92,9 +92,9 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
             group.create_task(batcher.run()),
             group.create_task(host.follow(pointer, settings.pointer_poll_s)),
             group.create_task(_report_health(health, host)),
-            group.create_task(measure_loop_lag(metrics)),
-            group.create_task(measure_queues(batcher)),
-            group.create_task(measure_redis(metrics, redis)),
+            group.create_task(poll_loop_lag(metrics)),
+            group.create_task(poll_queues(batcher)),
+            group.create_task(poll_redis(metrics, redis)),
             *(group.create_task(work) for work in entrance.upkeep()),
         ]
         if settings.metrics_port:

@@ -25,7 +25,7 @@ from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
 from rewardloop_client import TLS, Access
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import (
     FEEDBACK_SERVICE,
@@ -47,8 +47,8 @@ from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.loading.sessions import SessionPool
-from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_stream
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import RewardModel, choose_device
@@ -72,7 +72,7 @@ SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
 async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain."""
     metrics = ServerMetrics()
-    redis = connect(settings.redis_url)
+    redis = connect_redis(settings.redis_url)
     try:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
     except UnusableKey as error:
@@ -158,11 +158,11 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         background.start(batcher.run())
         background.start(host.follow(pointer, settings.pointer_poll_s))
         background.start(report_health(health, names, host, intake, worker))
-        background.start(measure_loop_lag(metrics))
+        background.start(poll_loop_lag(metrics))
         if settings.spool:
             background.start(intake.drain())
-        background.start(measure_queues(batcher))
-        background.start(measure_stream(metrics, redis))
+        background.start(poll_queues(batcher))
+        background.start(poll_stream(metrics, redis))
         for work in entrance.upkeep():
             background.start(work)
         if settings.metrics_port:

@@ -18,9 +18,10 @@ from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFul
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import Batcher, LaneLimits, Offer, Slot
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.engine import Device, RewardModel
 from rewardloop_server.scoring.lane import Lane
+from rewardloop_server.scoring.offer import Offer, Slot
 
 
 def load(store: ModelStore, factor: float, cost: int = 0) -> RewardModel:

@@ -43,7 +43,7 @@ REDIS_FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeEr
 _NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "BUSY Redis")
 
 
-def connect(url: str) -> Redis:
+def connect_redis(url: str) -> Redis:
     """A client that connects when first used; see `redis_errors` for what its calls may raise.
 
     Raises InvalidRedisUrl.

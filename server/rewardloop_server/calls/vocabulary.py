@@ -57,9 +57,9 @@ CostTerm: TypeAlias = Literal["fixed", "per_token", "per_token2"]
 COST_TERMS: tuple[CostTerm, ...] = get_args(CostTerm)
 
 # The roles of versions that serve beside the active one, and all the roles of versions in memory.
-Role: TypeAlias = Literal["canary", "shadow"]
-ROLES: tuple[Role, ...] = get_args(Role)
-RESIDENT_ROLES = ("active", *ROLES, "warm", "draining")
+VersionRole: TypeAlias = Literal["canary", "shadow"]
+VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
+RESIDENT_ROLES = ("active", *VERSION_ROLES, "warm", "draining")
 
 # "none" is a signal of no kind, which is rejected.
 COUNTED_KINDS = (*SIGNAL_KINDS, "none")

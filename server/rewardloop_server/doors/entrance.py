@@ -15,7 +15,7 @@ from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import Callers
 from rewardloop_server.doors.door import Door
 from rewardloop_server.doors.listen import channel_options, is_local, refusal
-from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, follow
+from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.observe.door_metrics import DoorMetrics
 
@@ -91,4 +91,6 @@ class Entrance:
         self._follow("certificate", files.paths, certificate.take_files, seen)
 
     def _follow(self, what: ReloadedFile, paths: Sequence[Path], take: Callable[[], None], seen: Fingerprint) -> None:
-        self._upkeep.append(lambda: follow(what, paths, take, self._metrics, self._settings.reload_s, seen))
+        self._upkeep.append(
+            lambda: reload_when_changed(what, paths, take, self._metrics, self._settings.reload_s, seen)
+        )

@@ -125,11 +125,11 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         """Ends a call whose message was not read, and is not: a two-way stream's handler runs without one."""
 
         async def refuse(_: Any, context: Context) -> None:
-            call = _Call(method.removeprefix(_V1), self._metrics)
+            rpc = _Rpc(method.removeprefix(_V1), self._metrics)
             if self._door is not None:
                 await self._door.turn_away(method, refusal, context)
             try:
-                await call.fail(refusal, context)
+                await rpc.fail(refusal, context)
             finally:
                 del context
 
@@ -142,19 +142,19 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         short = method.removeprefix(_V1)
 
         async def unary(request: Any, context: Context) -> Any:
-            call = _Call(short, self._metrics)
+            rpc = _Rpc(short, self._metrics)
             try:
                 self._admit(request)
                 reply = await handler.unary_unary(request, context)
             except BaseException as error:
-                await call.fail(error, context)
+                await rpc.fail(error, context)
             finally:
-                del context  # see `_Call.fail`
-            call.succeed()
+                del context  # see `_Rpc.fail`
+            rpc.succeed()
             return reply
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            call = _Call(short, self._metrics)
+            rpc = _Rpc(short, self._metrics)
             try:
                 self._admit(request)
                 if handler.request_streaming:
@@ -173,10 +173,10 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                 if stoppable.was_cut_off:
                     raise Draining("the server is shutting down")
             except BaseException as error:
-                await call.fail(error, context)
+                await rpc.fail(error, context)
             finally:
                 del context
-            call.succeed()
+            rpc.succeed()
 
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
@@ -193,7 +193,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
             raise InvalidRequest([Violation("", request.description)])
 
 
-class _Call:
+class _Rpc:
     """One RPC's end: counted once, logged once."""
 
     def __init__(self, method: str, metrics: ServerMetrics) -> None:

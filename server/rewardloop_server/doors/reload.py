@@ -27,7 +27,7 @@ def fingerprint(paths: Sequence[Path]) -> Fingerprint:
     return tuple(_of_one(path) for path in paths)
 
 
-async def follow(
+async def reload_when_changed(
     what: ReloadedFile,
     paths: Sequence[Path],
     take: Callable[[], None],

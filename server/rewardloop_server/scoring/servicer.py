@@ -16,7 +16,7 @@ from rewardloop_server.calls.validate import Limits, validate_score
 from rewardloop_server.doors.call import Call, Context, call_of
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
-from rewardloop_server.scoring.bulk import Window
+from rewardloop_server.scoring.bulk_window import BulkWindow
 from rewardloop_server.scoring.score_group import GroupScorer, lane_of
 
 
@@ -63,7 +63,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         first = request.groups[0]
         with self._batcher.reserved(lane_of(first), estimated_tokens(first), call.deadline, call.caller):
             pass
-        window = Window(max_tokens=self._bulk.window_tokens, max_groups=max_groups)
+        window = BulkWindow(max_tokens=self._bulk.window_tokens, max_groups=max_groups)
         items = [reward_pb2.ScoreBatchItem() for _ in request.groups]
 
         async def answer(group: reward_pb2.ScoreRequest, item: reward_pb2.ScoreBatchItem, tokens: int) -> None:
@@ -86,7 +86,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     ) -> AsyncIterator[reward_pb2.ScoreStreamResponse]:
         # A request stays in the window until the transport has taken its reply. So the server stops reading from a
         # caller that does not read its replies, and holds no more for it than the window.
-        window = Window(max_tokens=self._bulk.window_tokens, max_groups=self._bulk.max_in_flight_per_stream)
+        window = BulkWindow(max_tokens=self._bulk.window_tokens, max_groups=self._bulk.max_in_flight_per_stream)
         replies: asyncio.Queue[tuple[reward_pb2.ScoreStreamResponse, int] | None] = asyncio.Queue()
         reader = asyncio.create_task(self._read_stream(request_iterator, window, replies, self._bulk_call(context)))
         try:
@@ -100,7 +100,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     async def _read_stream(
         self,
         requests: AsyncIterable[reward_pb2.ScoreStreamRequest],
-        window: Window,
+        window: BulkWindow,
         replies: asyncio.Queue[tuple[reward_pb2.ScoreStreamResponse, int] | None],
         call: Call,
     ) -> None:
@@ -124,7 +124,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         finally:
             replies.put_nowait(None)
 
-    async def _enter(self, window: Window, request: reward_pb2.ScoreRequest, tokens: int) -> bool:
+    async def _enter(self, window: BulkWindow, request: reward_pb2.ScoreRequest, tokens: int) -> bool:
         lane = lane_of(request)
         return await window.enter(tokens, lambda: self._batcher.has_bulk_room(lane))
 

@@ -36,7 +36,7 @@ from rewardloop_server.calls.errors import (
     UntrustedVersionError,
     VersionRefused,
 )
-from rewardloop_server.calls.vocabulary import ROLES, Role
+from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
 from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 from rewardloop_server.versions.residents import L, Residents
 
@@ -172,12 +172,12 @@ class VersionHost(Generic[L]):
         self._switched.set()
         self._switched = asyncio.Event()
 
-    def assign(self, role: Role, holder: Share) -> None:
+    def assign(self, role: VersionRole, holder: Share) -> None:
         """Give the role to a warm version."""
         self._residents.assign(role, holder)
         log.info("role given", model=self.model, role=role, version=holder.version, share=holder.share)
 
-    def end(self, role: Role) -> None:
+    def end(self, role: VersionRole) -> None:
         """Take the role from whoever has it."""
         self._residents.end(role)
         log.info("role ended", model=self.model, role=role)
@@ -236,7 +236,7 @@ class VersionHost(Generic[L]):
             await self.warm(wanted.version)
             self.activate(wanted.version)
         failures: list[RewardloopError] = []
-        for role in ROLES:
+        for role in VERSION_ROLES:
             holder = wanted.beside(role)
             if holder == self._residents.beside(role):
                 continue

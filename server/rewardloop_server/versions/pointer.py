@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import Overtaken
 from rewardloop_server.calls.redis_link import redis_errors, script_text
-from rewardloop_server.calls.vocabulary import ROLES, Role
+from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
 
 _MAX_PREVIOUS = 20
 _MAX_REASON_CHARS = 1000
@@ -44,7 +44,7 @@ class Active:
         """The version that was active before this one."""
         return self.previous[0] if self.previous else None
 
-    def beside(self, role: Role) -> Share | None:
+    def beside(self, role: VersionRole) -> Share | None:
         return self.canary if role == "canary" else self.shadow
 
 
@@ -63,7 +63,7 @@ class ActivePointer:
             if raw is None:
                 return None
             value = json.loads(raw)
-            shares = {role: _share(value.get(role)) for role in ROLES}
+            shares = {role: _share(value.get(role)) for role in VERSION_ROLES}
             return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
 
     async def move(self, model: str, version: str, reason: str, leader_epoch: int = 0) -> str | None:
@@ -84,11 +84,11 @@ class ActivePointer:
         _, outcome = await self._run(model, target, reason, must_be_active=version)
         return bool(outcome)
 
-    async def assign(self, model: str, role: Role, holder: Share, reason: str) -> bool:
+    async def assign(self, model: str, role: VersionRole, holder: Share, reason: str) -> bool:
         """Give the role to ``holder``; False when its version is the active one, or none is active."""
         return await self._set_role(model, role, holder, reason)
 
-    async def end(self, model: str, role: Role, reason: str) -> None:
+    async def end(self, model: str, role: VersionRole, reason: str) -> None:
         """Take the role from whoever has it."""
         await self._set_role(model, role, None, reason)
 
@@ -102,7 +102,7 @@ class ActivePointer:
         """Put back a pointer that Redis lost; False when it has one."""
         value: dict[str, Any] = {"version": active.version, "previous": list(active.previous), "changed_at": _now()}
         value["reason"] = "put back after Redis lost it"
-        for role in ROLES:
+        for role in VERSION_ROLES:
             if (holder := active.beside(role)) is not None:
                 value[role] = {"version": holder.version, "share": holder.share}
         with redis_errors():
@@ -119,7 +119,7 @@ class ActivePointer:
             )
             return (None if before is None else before.decode()), int(outcome)
 
-    async def _set_role(self, model: str, role: Role, holder: Share | None, reason: str) -> bool:
+    async def _set_role(self, model: str, role: VersionRole, holder: Share | None, reason: str) -> bool:
         held = "" if holder is None else json.dumps({"version": holder.version, "share": holder.share})
         version = "" if holder is None else holder.version
         with redis_errors():

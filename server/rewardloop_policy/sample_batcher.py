@@ -60,7 +60,7 @@ class SampleBatcher:
         self._arrived.set()
         return await job.outcome
 
-    def measure(self) -> None:
+    def set_gauges(self) -> None:
         """Set the queue's gauges."""
         waited = time.monotonic() - self._queue[0].enqueued if self._queue else 0.0
         self._metrics.queue_rows.labels(lane=SAMPLING_LANE).set(self._queued_rows)
