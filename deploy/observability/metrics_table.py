@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from rewardloop.process.process_metrics import GpuCollector
-from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
 

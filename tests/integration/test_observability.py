@@ -15,9 +15,9 @@ from support.tools import tool
 
 from rewardloop.process.process_metrics import GpuCollector
 from rewardloop_policy.settings import PolicyWorkerSettings
-from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES
 from rewardloop_server.settings import ServeSettings
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -28,7 +28,7 @@ HERE = Path(__file__).parents[2] / "deploy" / "observability"
 
 def _server() -> CollectorRegistry:
     metrics = ServerMetrics()
-    metrics.announce("reward", ["RewardService/Score"], LANES)
+    metrics.announce("reward", ["RewardService/Score"], QUEUE_LANES)
     metrics.announce_scoring()
     DoorMetrics(metrics.registry)
     return metrics.registry

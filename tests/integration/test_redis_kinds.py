@@ -18,7 +18,7 @@ from support.signals import choice
 from rewardloop.formats import keys
 from rewardloop.v1 import policy_pb2
 from rewardloop_server.calls.errors import RedisUnavailable
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.versions.pointer import Active, ActivePointer, Share
@@ -31,7 +31,7 @@ from rewardloop_trainer.metrics import TrainerMetrics
 
 async def use_everything(url: str) -> None:
     """Each command that the serving processes send."""
-    redis = connect(url)
+    redis = connect_redis(url)
     stream, pointer, log = FeedbackStream(redis, 60), ActivePointer(redis), GenerationLog(redis, 60)
     deadline = time.monotonic() + 30
     while not await stream.is_reachable():
@@ -105,7 +105,7 @@ def test_user_without_rights_is_told_apart_from_a_bug(tmp_path: Path) -> None:
     with tls_with_acl(tmp_path / "redis") as url:
 
         async def call(wrong: str) -> None:
-            redis = connect(wrong)
+            redis = connect_redis(wrong)
             with pytest.raises(RedisUnavailable):
                 await ActivePointer(redis).read("reward")
             await redis.aclose()
@@ -119,7 +119,7 @@ def test_signals_and_pointer_outlive_a_failover(tmp_path: Path) -> None:
     with sentinels(tmp_path / "redis") as group:
 
         async def record_through_a_failover() -> tuple[list[int], float]:
-            redis = connect(group.url)
+            redis = connect_redis(group.url)
             stream, pointer = FeedbackStream(redis, 60), ActivePointer(redis)
             await pointer.move("reward", "4", "before")
             acknowledged, refused_at, gap = [], 0.0, 0.0

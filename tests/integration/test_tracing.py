@@ -29,7 +29,7 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.process.grpc_tracing import ServerTracing, carried
 from rewardloop.v1 import feedback_pb2_grpc
 from rewardloop_client import AsyncRewardloopClient, Feedback, InvalidRequest, RewardloopClient
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generations import GenerationLog
@@ -64,7 +64,7 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[Callable[[], list[Readable
 @asynccontextmanager
 async def feedback(redis_url: str, *, is_traced: bool = True) -> AsyncIterator[str]:
     """The address of a FeedbackService."""
-    client = connect(redis_url)
+    client = connect_redis(redis_url)
     around = [ServerTracing()] if is_traced else []
     server = grpc.aio.server(interceptors=[*around, RewardloopInterceptor(ServerMetrics())])
     stream = FeedbackStream(client, ttl_s=60, carried=carried) if is_traced else FeedbackStream(client, ttl_s=60)
