@@ -123,4 +123,4 @@ def test_a_round_without_thumbs_says_so(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, algorithm="kto")
     assert setting.round().run() == "refused"
     reasons = (tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text()
-    assert "no signal of a training prompt is a thumb" in reasons
+    assert "kto learns from thumbs" in reasons
