@@ -23,7 +23,8 @@ from rewardloop_client import Feedback, Generation, RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.round_state import Round
-from rewardloop_trainer.rounds.track import Outcome, Waiting
+from rewardloop_trainer.rounds.track import Waiting
+from rewardloop_trainer.vocabulary import Outcome
 
 MOST_COMPARISONS = 60
 

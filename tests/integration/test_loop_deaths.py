@@ -17,7 +17,8 @@ from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.loop import Learner, Loop
 from rewardloop_trainer.rounds.round_state import StateFile
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
+from rewardloop_trainer.rounds.track import Interrupted, RoundTrack
+from rewardloop_trainer.vocabulary import Outcome
 
 _DYING = """
 import os, pathlib, sys, threading

@@ -16,7 +16,8 @@ from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.loop import Learner, Loop
 from rewardloop_trainer.rounds.round_state import Round, StateFile
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack, ServerAway, Waiting
+from rewardloop_trainer.rounds.track import Interrupted, RoundTrack, ServerAway, Waiting
+from rewardloop_trainer.vocabulary import Outcome
 
 
 class Bench:

@@ -22,9 +22,10 @@ from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_until
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.loop import Learner, Loop
 from rewardloop_trainer.rounds.round_state import CorruptState, StateFile
-from rewardloop_trainer.rounds.track import Outcome, RoundTrack
+from rewardloop_trainer.rounds.track import RoundTrack
 from rewardloop_trainer.server_access import connect
 from rewardloop_trainer.settings import TrainSettings
+from rewardloop_trainer.vocabulary import Outcome
 
 if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
     from rewardloop_trainer.tracing import TrainerTracing

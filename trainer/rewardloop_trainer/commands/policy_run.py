@@ -25,7 +25,7 @@ from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
-from rewardloop_trainer.evaluation.answers import verdict
+from rewardloop_trainer.evaluation.answers import compare_policies
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.learning.world import World
@@ -126,9 +126,8 @@ class PolicyRun:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
         figures, reasons = {**last_means(read_steps(self._report)), **trained}, list[str]()
         if self._heldout.prompts:
-            live, seed = self._start.load(), self._learning.seed
-            found = verdict(
-                policy, live, self._start.encoder, self._heldout.records(), server, self._learning, seed=seed
+            found = compare_policies(
+                policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
             )
             figures |= found.figures
             reasons += found.reasons

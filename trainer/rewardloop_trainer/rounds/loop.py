@@ -19,7 +19,8 @@ from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.learning.gradients import NonFiniteGradients
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.round_state import ModelState, Round, StateFile
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack, ServerAway, Waiting
+from rewardloop_trainer.rounds.track import Interrupted, RoundTrack, ServerAway, Waiting
+from rewardloop_trainer.vocabulary import ModelName, Outcome, RoundEnd
 
 if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
     from rewardloop_trainer.tracing import TrainerTracing
@@ -44,7 +45,7 @@ class Learner:
     (the round waits to be promoted), `Waiting`, or anything else for a failure.
     """
 
-    model: str
+    model: ModelName
     min_signals: int
     max_interval_s: float
     run: Callable[[RoundTrack], Outcome]
@@ -136,7 +137,7 @@ class Loop:
             for learner in self._learners
         )
 
-    def _open(self, model: str, state: ModelState) -> None:
+    def _open(self, model: ModelName, state: ModelState) -> None:
         until = self._ledger.last_stream_id
         if until is None:
             raise ValueError("a round needs signals")
@@ -164,7 +165,7 @@ class Loop:
         started = time.monotonic()
         try:
             with self._tracing.in_round(learner.model, track.now.number) if self._tracing else nullcontext():
-                outcome: str = self._came_back(learner, track)
+                outcome: RoundEnd = self._came_back(learner, track)
         except Interrupted:
             log.info("round interrupted: it goes on at the next start", model=learner.model, round=track.now.number)
             return
@@ -182,7 +183,7 @@ class Loop:
                 self._metrics.disk_errors.inc()
                 self._later(learner.model, "the disk is full, trying again", str(error))
                 return
-            self._metrics.rounds.labels(model=learner.model, outcome="failed").inc()
+            self._metrics.count_round(learner.model, "failed")
             if isinstance(error, NonFiniteGradients):
                 self._metrics.nonfinite.labels(model=learner.model).inc()
             failed = replace(track.now, failures=track.now.failures + 1)
@@ -197,7 +198,7 @@ class Loop:
             self._metrics.train_seconds.labels(model=learner.model).observe(time.monotonic() - started)
         self._close(learner.model, track.now, outcome)
 
-    def _later(self, model: str, event: str, reason: str) -> None:
+    def _later(self, model: ModelName, event: str, reason: str) -> None:
         self._waits[model] = self._waits.get(model, 0) + 1
         delay = min(self._retry_first_s * 2 ** min(self._waits[model] - 1, 20), 300.0)
         self._pause(model, delay)
@@ -215,7 +216,7 @@ class Loop:
         track.reach(replace(track.now, starts=0))
         return outcome
 
-    def _give_up(self, model: str, now: Round) -> None:
+    def _give_up(self, model: ModelName, now: Round) -> None:
         """A round that ended the process again and again in one phase would do so for ever."""
         reason = f"the process died {now.starts} times in phase {now.phase!r}"
         log.error("round given up", model=model, round=now.number, reason=reason)
@@ -225,24 +226,24 @@ class Loop:
             rounds.rename(self._work_dir / "failed" / f"{model}-{now.number}" / "round")
         self._close(model, now, "given_up")
 
-    def _pause(self, model: str, seconds: float) -> None:
+    def _pause(self, model: ModelName, seconds: float) -> None:
         now = self._clock()
         self._pauses[model] = (now, now + seconds)
 
-    def _is_paused(self, model: str) -> bool:
+    def _is_paused(self, model: ModelName) -> bool:
         since, until = self._pauses.get(model, (0.0, 0.0))
         return since <= self._clock() < until  # before `since` the clock was set back
 
-    def _keep_failed(self, model: str, failed: Round, error: Exception) -> None:
+    def _keep_failed(self, model: ModelName, failed: Round, error: Exception) -> None:
         kept = self._work_dir / "failed" / f"{model}-{failed.number}"
         kept.mkdir(parents=True, exist_ok=True)
         (kept / "error.txt").write_text(f"{type(error).__name__}: {error}\n{failed}\n")
 
-    def _close(self, model: str, ended: Round, outcome: str) -> None:
+    def _close(self, model: ModelName, ended: Round, outcome: RoundEnd) -> None:
         state = self._file.read()
         self._file.write(state.with_model(model, state.of(model).finished(self._clock())))
         self._metrics.in_phase(model, "idle")
-        self._metrics.rounds.labels(model=model, outcome=outcome).inc()
+        self._metrics.count_round(model, outcome)
         self._metrics.last_round.labels(model=model).set(self._clock())
         self._waits.pop(model, None)
         self._awaits_people.discard(model)

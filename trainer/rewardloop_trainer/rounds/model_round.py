@@ -36,9 +36,9 @@ from rewardloop_trainer.rounds.publish import (
     promote,
     publish_once,
 )
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
+from rewardloop_trainer.rounds.track import Interrupted, RoundTrack
 from rewardloop_trainer.settings import TrainSettings
-from rewardloop_trainer.vocabulary import Phase, Reason
+from rewardloop_trainer.vocabulary import ModelName, Outcome, Phase, Reason
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class Refused(Exception):
 class ModelRound(ABC):
     """Runs one round of ``model`` from the phase that its track is in."""
 
-    model: ClassVar[str]
+    model: ClassVar[ModelName]
 
     def __init__(
         self,

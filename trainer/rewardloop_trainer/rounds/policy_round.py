@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rewardloop.formats.store import Manifest
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.answers import verdict
+from rewardloop_trainer.evaluation.answers import compare_policies
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_report import RunReport
@@ -23,12 +23,13 @@ from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_step
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
 from rewardloop_trainer.policy.rewards import Reward, score_groups
+from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import Start, load_causal_lm, start_from_store
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
 from rewardloop_trainer.rounds.track import Interrupted, ServerAway, Waiting
-from rewardloop_trainer.vocabulary import Phase, Reason
+from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # Of a step's figures, those that a line of the log has.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped")
@@ -56,7 +57,7 @@ class PolicyRound(ModelRound):
                     self._start.encoder,
                     Examples.of(self._replay.train),
                     Examples.of(self._replay.heldout),
-                    self._settings.policy.model_copy(update={"seed": self._track.now.seed}),
+                    self._policy_settings,
                     self._score,
                     self._directory / "checkpoints",
                     Hooks(partial(self._on_step, report), self._save, self._stop.is_set),
@@ -100,18 +101,17 @@ class PolicyRound(ModelRound):
 
     def _judge(self) -> None:
         with _waiting_for_rewards():
-            found = verdict(
+            found = compare_policies(
                 load_causal_lm(str(self._version)),
                 self._start.load(),
                 self._start.encoder,
                 self._replay.heldout,
                 self._server,
-                self._settings.policy,
-                seed=self._track.now.seed,
-                on_batch=self._stop_if_asked,
+                self._policy_settings,
+                self._stop_if_asked,
             )
         self._reach("trained", found.figures)
-        self._show(found.figures)
+        self._metrics.show_policy_gate(found.figures)
         RunReport(self._reports).add(found.figures)
         self._drop_old_reports()
         if self._settings.policy.gate.judge_version and "gate_win_rate" in found.figures:
@@ -132,7 +132,7 @@ class PolicyRound(ModelRound):
         canary = PolicyCanary(self._settings, self._store, self._ledger, self._redis, self._server, self._track.now)
         try:
             look = canary.look()
-            self._show(look.figures)
+            self._metrics.show_policy_gate(look.figures)
             self._reach("published", look.figures)
             if look.decision == "running":
                 raise Waiting(self._settings.policy.live_test.poll_s)
@@ -145,7 +145,7 @@ class PolicyRound(ModelRound):
         self._testify("live", look.figures["live_win_rate"], look.figures["live_win_rate_upper"], [reason])
         raise Refused(reason)
 
-    def _testify(self, witness: Literal["judge", "live"], rate: float, upper: float, reasons: Sequence[str]) -> None:
+    def _testify(self, witness: Witness, rate: float, upper: float, reasons: Sequence[str]) -> None:
         """Tell the watch what the witness thinks of the candidate. Raises Refused, ``reasons`` first, on an alarm.
 
         A version that was published past the gate has no scores to compare.
@@ -161,10 +161,6 @@ class PolicyRound(ModelRound):
         self._metrics.reward_hacking.set(alarm is not None)
         if alarm is not None:
             raise Refused(*reasons, Reason("reward_hacking", alarm))
-
-    def _show(self, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._metrics.policy_gate.labels(figure=name).set(value)
 
     def _manifest(self) -> Manifest:
         policy = self._settings.policy
@@ -198,6 +194,11 @@ class PolicyRound(ModelRound):
     @property
     def _reward_version(self) -> str:
         return live_version(self._redis, self._store, "reward") or ""
+
+    @property
+    def _policy_settings(self) -> PolicySettings:
+        """The settings with the round's own seed."""
+        return self._settings.policy.model_copy(update={"seed": self._track.now.seed})
 
     @cached_property
     def _start(self) -> Start:

@@ -12,7 +12,7 @@ import structlog
 from rewardloop.formats.store import Manifest, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair, pairs_of
-from rewardloop_trainer.evaluation.reward_gate import gate
+from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
@@ -121,7 +121,7 @@ class RewardRound(ModelRound):
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
-        verdict = gate(
+        verdict = judge_reward(
             pairs,
             pair_margins(model, encoder, pairs, slope),
             pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
@@ -129,9 +129,6 @@ class RewardRound(ModelRound):
             tolerance=self._settings.reward.gate_tolerance,
             seed=now.seed,
         )
-        for side in ("candidate", "live"):
-            if (accuracy := verdict.figures.get(f"gate_{side}_accuracy")) is not None:
-                self._metrics.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
         self._metrics.show_reward_gate(verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.round_state import Round, StateFile
+from rewardloop_trainer.vocabulary import ModelName
 
 
 class ServerAway(Exception):
     """The server did not promote the version now; the same call may succeed later."""
-
-
-Outcome = Literal["promoted", "refused"]
 
 
 class Interrupted(Exception):
@@ -31,7 +28,7 @@ class Waiting(Exception):
 class RoundTrack:
     """A round's hold on its own place in the state file; each `reach` is on disk when it returns."""
 
-    def __init__(self, model: str, file: StateFile, metrics: TrainerMetrics) -> None:
+    def __init__(self, model: ModelName, file: StateFile, metrics: TrainerMetrics) -> None:
         self.model = model
         self._file = file
         self._metrics = metrics
