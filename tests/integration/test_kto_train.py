@@ -111,7 +111,7 @@ def test_without_thumbs_there_is_nothing_to_train_on() -> None:
 def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str) -> None:
     learning = {"algorithm": "kto", "kto": {"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 3}}
     setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "aaa", "is a long answer"), **learning)
-    assert setting.round().run() == "promoted", setting.track.now
+    assert setting.round().run() == "promoted", setting.current.state
     manifest = setting.store.manifest("policy", 2)
     assert manifest.notes["method"] == "kto"
     assert manifest.metrics["gate_win_rate"] > 0.5

@@ -23,6 +23,7 @@ from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
+from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
 from rewardloop_trainer.evaluation.answers import compare_policies
@@ -35,7 +36,7 @@ from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import Start, start_from_base, start_from_store
 from rewardloop_trainer.rounds.publish import code_version, publish_once
-from rewardloop_trainer.server_access import connect
+from rewardloop_trainer.server_access import open_client
 
 RUN = "run.json"
 _HEALTH_S = 10.0
@@ -63,13 +64,14 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     if settings.base:
+        check_base_path(settings.base)
         start = start_from_base(settings.base, settings.max_length)
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
     run = PolicyRun(settings, data, start)
     if not run.is_done():
-        with connect(settings, settings.server) as server:
+        with open_client(settings, settings.server) as server:
             run.train(server)
     return run.conclude()
 

@@ -26,9 +26,9 @@ from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import Start, load_causal_lm, start_from_store
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
-from rewardloop_trainer.rounds.track import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # Of a step's figures, those that a line of the log has.
@@ -121,7 +121,7 @@ class PolicyRound(ModelRound):
         self._reach("gated")
 
     def _promote(self) -> None:
-        is_live = live_version(self._redis, self._store, "policy") == self._track.now.version
+        is_live = live_version(self._redis, self._store, "policy") == self._current.state.version
         if self._settings.policy.live_test.share and not is_live:
             self._test_live()
         super()._promote()
@@ -129,7 +129,7 @@ class PolicyRound(ModelRound):
     def _test_live(self) -> None:
         """Returns once people prefer the published version. Raises `Waiting` while they have not decided, and Refused
         when they prefer the live one, or do not decide."""
-        canary = PolicyCanary(self._settings, self._store, self._ledger, self._redis, self._server, self._track.now)
+        canary = PolicyCanary(self._settings, self._store, self._ledger, self._redis, self._server, self._current.state)
         try:
             look = canary.look()
             self._metrics.show_policy_gate(look.figures)
@@ -150,7 +150,7 @@ class PolicyRound(ModelRound):
 
         A version that was published past the gate has no scores to compare.
         """
-        now = self._track.now
+        now = self._current.state
         if "gate_candidate_reward" not in now.metrics:
             return
         score, lower = now.metrics["gate_candidate_reward"], now.metrics["gate_score_win_rate_lower"]
@@ -165,7 +165,7 @@ class PolicyRound(ModelRound):
     def _manifest(self) -> Manifest:
         policy = self._settings.policy
         method = f"dpo-{policy.loss}" if policy.algorithm == "dpo" else policy.algorithm
-        parent = self._store.manifest("policy", str(self._track.now.parent))
+        parent = self._store.manifest("policy", str(self._current.state.parent))
         return replace(
             self._manifest_of_round({"method": method}),
             text_format=parent.text_format,
@@ -198,11 +198,11 @@ class PolicyRound(ModelRound):
     @property
     def _policy_settings(self) -> PolicySettings:
         """The settings with the round's own seed."""
-        return self._settings.policy.model_copy(update={"seed": self._track.now.seed})
+        return self._settings.policy.model_copy(update={"seed": self._current.state.seed})
 
     @cached_property
     def _start(self) -> Start:
-        return start_from_store(self._store, str(self._track.now.parent), max_length=0)
+        return start_from_store(self._store, str(self._current.state.parent), max_length=0)
 
 
 @contextmanager

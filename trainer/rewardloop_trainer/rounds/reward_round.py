@@ -25,7 +25,7 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import Start, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
-from rewardloop_trainer.rounds.track import Interrupted
+from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class RewardRound(ModelRound):
         trained = self._directory / "trained"
         if not trained.exists():
             start = self._start()
-            settings = self._settings.reward.model_copy(update={"seed": self._track.now.seed})
+            settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             if makes_delta := is_delta(start, settings):
                 as_delta(start.model, settings.lora)
             else:
@@ -111,12 +111,12 @@ class RewardRound(ModelRound):
             lambda: pair_margins(model, encoder, pairs, slope),
             [s for example in calibration for s in example.sequences],
             slope,
-            self._track.now.seed,
+            self._current.state.seed,
         )
 
     def _judge(self) -> None:
         """Gate and calibration; the manifest of what passes is kept beside its files."""
-        start, model, now = self._start(), self._trained(), self._track.now
+        start, model, now = self._start(), self._trained(), self._current.state
         encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
@@ -163,7 +163,7 @@ class RewardRound(ModelRound):
         return Manifest.from_json((self._directory / "manifest.json").read_text())
 
     def _start(self) -> Start:
-        now = self._track.now
+        now = self._current.state
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 
     def _trained(self) -> RewardModel:
