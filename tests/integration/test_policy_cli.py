@@ -247,7 +247,7 @@ def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all: there is no such directory"),
         (["--version", "77"], "the store has no version 77 of policy"),
         (["--server", "127.0.0.1:1"], "no scores from 127.0.0.1:1"),
         (["--algorithm", "dpo", "--heldout-share", "0"], "dpo learns from pairs"),

@@ -36,7 +36,7 @@ from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.servicer import FeedbackServicer
 from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.tracing import TrainerTracing
@@ -90,7 +90,9 @@ def consume_all(redis_url: str, directory: Path, tracing: TrainerTracing) -> lis
     """Archive what the stream holds; returns the event ids in the ledger."""
     ledger = Ledger(directory / "ledger")
     with redis.Redis.from_url(redis_url) as client:
-        consumer = Consumer(client, ledger, TrainerMetrics(), flush_age_s=0.05, block_ms=20, tracing=tracing)
+        consumer = Consumer(
+            client, ledger, TrainerMetrics(), ConsumerSettings(flush_age_s=0.05, block_ms=20), tracing=tracing
+        )
         stop = threading.Event()
         thread = threading.Thread(target=consumer.run, args=(stop,))
         thread.start()

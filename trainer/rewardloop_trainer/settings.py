@@ -49,7 +49,9 @@ class TrainSettings(ServerAccess):
 
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
-    once: bool = Field(False, description="end when the stream is drained and no round is due")
+    once: bool = Field(
+        False, description="end when the stream is drained and no round is due; exit status 3: a round failed"
+    )
     max_rounds: int = Field(0, ge=0, description="end after so many rounds; 0: no bound")
     tracing_endpoint: str = Field(
         "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"

@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
+    from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
     try:
+        check_base_path(options.base)
         manifest = export(options)
     except (
         UnusableBase,
