@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from rewardloop_cli.access_options import GIVEN, Given
-from rewardloop_cli.processes import add_process_commands
+from rewardloop_cli.processes import PassThrough, add_process_commands
 
 _Server = Annotated[
     str, typer.Option("--server", envvar="REWARDLOOP_SERVER", help="Address of the server; several with commas.")
@@ -32,8 +32,10 @@ app = typer.Typer(
 feedback = typer.Typer(help="Bring preference data in.", rich_markup_mode=None, no_args_is_help=True)
 token = typer.Typer(help="Let callers in.", rich_markup_mode=None, no_args_is_help=True)
 models = typer.Typer(help="See and move model versions.", rich_markup_mode=None, no_args_is_help=True)
+config = typer.Typer(help="See the settings of the processes.", rich_markup_mode=None, no_args_is_help=True)
 
 add_process_commands(app)
+app.add_typer(config, name="config")
 app.add_typer(feedback, name="feedback")
 app.add_typer(models, name="models")
 app.add_typer(token, name="token")
@@ -63,6 +65,14 @@ def access(
 ) -> None:
     """Score, listen, learn, swap: a language model that learns from its users while it runs."""
     GIVEN.set(Given(ca, client_cert, client_key, server_name, token_file, token))
+
+
+@config.command("show", cls=PassThrough, add_help_option=False)
+def config_show(ctx: typer.Context) -> None:
+    """Print the effective settings of a process, and where each value came from."""
+    from rewardloop_cli.config_show import run
+
+    raise typer.Exit(run(ctx.args))
 
 
 @token.command("create")

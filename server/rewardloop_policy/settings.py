@@ -13,6 +13,16 @@ from rewardloop_server.doors.settings import DoorSettings
 class PolicyWorkerSettings(DoorSettings):
     """Answers prompts with the live policy, over gRPC."""
 
+    basic_settings = (
+        *("store", "redis_url", "listen", "metrics_port", "device", "torch_threads", "max_new_tokens"),
+        *("tls_cert", "tls_key", "callers", "log_format"),
+    )
+    setting_groups = (
+        ("store", "Stores and addresses"),
+        ("device", "Running the policy"),
+        ("generation_ttl_s", "Generations and the process"),
+    )
+
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"

@@ -14,6 +14,19 @@ from rewardloop_server.doors.settings import DoorSettings
 class ServeSettings(DoorSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
 
+    basic_settings = (
+        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
+        *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
+    )
+    setting_groups = (
+        ("store", "Stores and addresses"),
+        ("device", "Running the reward model"),
+        ("token_budget", "Batches, queues and the cache"),
+        ("max_responses", "Bounds of one request"),
+        ("spool", "Feedback and generations"),
+        ("pointer_poll_s", "The process"),
+    )
+
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
