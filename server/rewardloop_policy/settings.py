@@ -13,6 +13,12 @@ from rewardloop_server.settings import ServingSettings
 class PolicyWorkerSettings(ServingSettings):
     """Answers prompts with the live policy, over gRPC."""
 
+    basic_settings = (
+        *("store", "redis_url", "listen", "metrics_port", "device", "torch_threads", "max_new_tokens"),
+        *("tls_cert", "tls_key", "callers", "log_format"),
+    )
+    setting_groups = (("device", "Running the policy"),)
+
     listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
     metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page; 0: none")
 

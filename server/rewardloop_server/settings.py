@@ -15,6 +15,13 @@ from rewardloop_server.scoring.devices import WantedDevice
 class ServingSettings(DoorSettings):
     """The settings that `rewardloop serve` and `rewardloop policy-worker` share."""
 
+    setting_groups = (
+        ("store", "Stores and addresses"),
+        ("max_text_bytes", "Bounds of texts and messages"),
+        ("generation_ttl_s", "Generations"),
+        ("pointer_poll_s", "The process"),
+    )
+
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
@@ -43,6 +50,18 @@ class ServingSettings(DoorSettings):
 
 class ServeSettings(ServingSettings):
     """Scores, takes feedback, and shows and moves model versions, over gRPC."""
+
+    basic_settings = (
+        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
+        *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
+    )
+    setting_groups = (
+        ("policy_address", "The policy worker"),
+        ("device", "Running the reward model"),
+        ("token_budget", "Batches, queues and the cache"),
+        ("max_responses", "Bounds of one request"),
+        ("spool", "Feedback"),
+    )
 
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
     policy_ca: Path | None = Field(None, description="PEM authorities of the worker's certificate; TLS to it then")

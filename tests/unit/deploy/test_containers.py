@@ -121,13 +121,14 @@ def test_a_service_of_compose_runs_with_real_settings(name: str) -> None:
 
 
 def test_the_setup_services_of_compose_are_exports() -> None:
-    from rewardloop_trainer.commands.export import _parser
+    from rewardloop.process.settings import parse
+    from rewardloop_trainer.commands.export_settings import ExportSettings
 
     setup = [each for each in OURS.values() if "profiles" in each]
     for service in setup:
         program, command, *flags = service["entrypoint"]
         assert (program, command) == ("rewardloop", "export")
-        assert _parser().parse_args([*flags, "--base", "some/base"]).store == "/store"
+        assert parse(ExportSettings, [*flags, "--base", "some/base"], "rewardloop export").store == "/store"
     assert len(setup) == 2
 
 
