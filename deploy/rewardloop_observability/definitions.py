@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 from rewardloop.process.process_metrics import GpuCollector
+from rewardloop_client.metrics import PrometheusCalls
 from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -41,12 +42,23 @@ def serving_metrics() -> Mapping[str, Definition]:
     """The metrics of the server and of the policy worker by name. Both have the same registry."""
     registry = ServerMetrics().registry
     DoorMetrics(registry)
-    return {each.name: each for each in _definitions(registry)}
+    return _by_name(*_definitions(registry), *_gpu_definitions())
 
 
 def trainer_metrics() -> Mapping[str, Definition]:
     """The trainer's metrics by name."""
-    return {each.name: each for each in _definitions(TrainerMetrics().registry)}
+    return _by_name(*_definitions(TrainerMetrics().registry), *_gpu_definitions())
+
+
+def client_metrics() -> Mapping[str, Definition]:
+    """The metrics by name that the client library counts in an application that gives it a `PrometheusCalls`."""
+    registry = CollectorRegistry()
+    PrometheusCalls(registry)
+    return _by_name(*_definitions(registry))
+
+
+def _by_name(*definitions: Definition) -> Mapping[str, Definition]:
+    return {each.name: each for each in definitions}
 
 
 def _definitions(registry: CollectorRegistry) -> Iterator[Definition]:
@@ -61,5 +73,9 @@ def _definitions(registry: CollectorRegistry) -> Iterator[Definition]:
             bounds = tuple(map(floatToGoString, getattr(collector, "_upper_bounds", ())))
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
             yield Definition(name, family.type, labels, family.documentation, bounds)
+
+
+def _gpu_definitions() -> Iterator[Definition]:
+    """A machine without a GPU reports no such series, so its registry does not show them."""
     for gpu in GpuCollector().describe():
         yield Definition(gpu.name, gpu.type, ("gpu", "name"), gpu.documentation)

@@ -15,7 +15,7 @@ from rewardloop_trainer.vocabulary import PHASES, RULES, rule_of
 _MODELS = ("reward", "policy")
 _KINDS = ("choice", "ranking", "thumb", "rating", "edit", "tie")
 _SOURCES = ("human", "llm_judge", "implicit")
-_OUTCOMES = ("promoted", "refused", "failed", "skipped")
+_OUTCOMES = ("promoted", "refused", "failed", "skipped", "given_up")
 _TRAIN_SECONDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 

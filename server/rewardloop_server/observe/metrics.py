@@ -19,8 +19,8 @@ NOT_KNOWN = float("nan")
 
 _ROLES = ("active", "canary", "shadow", "warm", "draining")
 _SIGNALS = ("choice", "ranking", "thumb", "rating", "edit", "tie", "none")
-_OUTCOMES = ("recorded", "duplicate", "rejected", "failed")
-_LOAD_FAILURES = ("UNKNOWN_VERSION", "CORRUPT_VERSION", "NOT_LOADABLE")
+_OUTCOMES = ("recorded", "spooled", "duplicate", "rejected", "failed")
+_LOAD_FAILURES = ("CORRUPT_VERSION", "UNSAFE_VERSION", "UNTRUSTED_VERSION", "NOT_LOADABLE")
 
 # Those of gRPC's OpenTelemetry server metrics: 10 microseconds to 100 s.
 SECONDS_BUCKETS = (
