@@ -43,10 +43,10 @@ protos-check: install
 
 # The dashboard and the table of metrics, from their sources.
 observability: install
-	$(PY) deploy/observability/dashboard.py && $(PY) deploy/observability/metrics_table.py
+	$(PY) -m rewardloop_observability
 
 observability-check: install
-	$(PY) deploy/observability/dashboard.py --check && $(PY) deploy/observability/metrics_table.py --check
+	$(PY) -m rewardloop_observability --check
 
 # Against a running server: make bench BENCH='--lengths real --rate 70%'. Comparisons: tests/bench/README.md.
 bench: install

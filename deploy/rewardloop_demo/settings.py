@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from rewardloop.formats.vocabulary import Algorithm
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_demo.learning import Algorithm
 
 
 class DemoSettings(ProcessSettings):

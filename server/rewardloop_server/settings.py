@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from rewardloop_server.scoring.devices import WantedDevice
 class ServingSettings(DoorSettings):
     """The settings that `rewardloop serve` and `rewardloop policy-worker` share."""
 
-    setting_groups = (
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
         ("store", "Stores and addresses"),
         ("max_text_bytes", "Bounds of texts and messages"),
         ("generation_ttl_s", "Generations"),

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from support.deploy_files import (
     DEPLOY,
     DOCKERFILES,
