@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 EXTRAS ?= local,test
 
-.PHONY: install demo test parity lint types protos protos-check observability observability-check bench clean
+.PHONY: install demo test parity lint types protos protos-check observability observability-check docs docs-serve bench clean
 
 $(VENV)/installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -16,7 +16,7 @@ install: $(VENV)/installed
 demo: install
 	$(VENV)/bin/rewardloop demo
 
-test: install lint types protos-check observability-check
+test: install lint types protos-check observability-check docs
 	$(PY) -m pytest -q -n auto --dist loadfile
 
 # Losses and gradients against TRL on the same tensors.
@@ -41,6 +41,13 @@ observability: install
 
 observability-check: install
 	$(PY) deploy/observability/dashboard.py --check && $(PY) deploy/observability/metrics_table.py --check
+
+# The documentation: pages made from code, links checked, nothing fetched. Into build/site.
+docs: install
+	$(PY) docs/generate.py && $(VENV)/bin/zensical build --strict
+
+docs-serve: install
+	$(PY) docs/generate.py && $(VENV)/bin/zensical serve
 
 # Against a running server: make bench BENCH='--lengths real --rate 70%'. Comparisons: tests/bench/README.md.
 bench: install

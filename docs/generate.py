@@ -1,8 +1,8 @@
 """Writes the pages of the site into build/docs, from which ``zensical build`` makes build/site.
 
-Three kinds of pages: those of this folder, files of the repository that are shown as they are, and pages made from code.
-A link to a file of the repository that is no page works where the page is read in the repository; in the site it is
-shown as the file's path.
+There are three kinds of pages: those of this folder, files of the repository that are shown as they are, and pages
+made from code. A link to a file of the repository that is no page works where the page is read in the repository; the
+site shows it as the file's path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class BrokenLink(Exception):
 
 def main() -> int:
     """Write every page anew. Returns the exit status."""
-    pages = written_pages() | included_pages() | {path: make() for path, make in GENERATED.items()}
+    made = {path: make() for path, make in GENERATED.items()}
+    pages = {**written_pages(), **included_pages(), **made}
     shutil.rmtree(STAGED, ignore_errors=True)
     for path, text in pages.items():
         target = STAGED / path

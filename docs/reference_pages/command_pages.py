@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import typer
+
+from reference_pages.markdown import block, cell, code, table
 from rewardloop_cli.main import app
 from rewardloop_cli.processes import PROCESSES
-
-from reference_pages.markdown import cell, code, table
 
 _INTRODUCTION = """# Commands
 
@@ -28,7 +29,7 @@ def commands() -> str:
     for path, command in _leaves(root, ("rewardloop",)):
         if path[-1] not in names:
             sections.append(f"## {' '.join(path)}\n\n{_help(command)}\n\n{_parameters(command)}")
-    sections.append(f"## rewardloop export\n\n{_parser_table('rewardloop_trainer.commands.export')}")
+    sections.append(f"## rewardloop export\n\n{_help_text('export')}")
     return "\n".join(sections)
 
 
@@ -69,15 +70,10 @@ def _parameters(command: Any) -> str:
     return table(("option", "variable", "default", "what it does"), rows) if rows else ""
 
 
-def _parser_table(module: str) -> str:
-    make: Callable[[], argparse.ArgumentParser] = importlib.import_module(module)._parser
-    parser = make()
-    rows = []
-    for action in parser._actions:
-        if isinstance(action, argparse._HelpAction):
-            continue
-        choices = ", ".join(map(str, action.choices)) if action.choices else ""
-        text = cell(f"{action.help or ''}{f' ({choices})' if choices else ''}")
-        default = "" if action.default in (None, "", False) else code(str(action.default))
-        rows.append((", ".join(map(code, action.option_strings)), default, text))
-    return f"{cell(parser.description or '')}\n\n{table(('option', 'default', 'what it does'), rows)}"
+def _help_text(name: str) -> str:
+    """What a process prints for ``--help``, as a block."""
+    module = next(process.module for process in PROCESSES if process.name == name)
+    out = io.StringIO()
+    with redirect_stdout(out), suppress(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    return block(out.getvalue())

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 from pathlib import Path
-from types import ModuleType
 
 import rewardloop_client
+from reference_pages.markdown import block, cell, code, table
 from rewardloop.formats import keys, manifest, store
 from rewardloop_server.calls.errors import all_errors
-
-from reference_pages.markdown import block, cell, code, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +31,7 @@ def errors() -> str:
     tree = (inspect.getdoc(inspect.getmodule(rewardloop_client.RewardloopError)) or "").split("\n\n")[1]
     return (
         "# Errors\n\n"
-        'Every error carries `google.rpc.ErrorInfo` with the reason and the domain `rewardloop`. An invalid request'
+        "Every error carries `google.rpc.ErrorInfo` with the reason and the domain `rewardloop`. An invalid request"
         " carries `BadRequest` with every violation; an error that may pass carries `RetryInfo`.\n\n"
         f"{table(head, rows)}\n## Exceptions of the Python client\n\n"
         "Catch a class of the middle column to handle all below it.\n\n"
@@ -43,12 +40,15 @@ def errors() -> str:
 
 
 def metrics() -> str:
-    """The table of all metrics, from the registries of the processes."""
-    made = _module(ROOT / "deploy" / "observability" / "metrics_table.py").table()
+    """The table of all metrics, which `make observability` makes from the registries of the processes."""
+    kept = (ROOT / "deploy" / "observability" / "README.md").read_text(encoding="utf-8")
+    made = kept.partition("<!-- metrics: make observability -->")[2].partition("<!-- end of metrics -->")[0].strip()
+    if not made:
+        raise ValueError("the README of deploy/observability has no table of metrics")
     return (
         "# Metrics\n\n"
         "`serving` is the server (port 9464) and the policy worker (port 9466); `trainer` is the trainer (port 9465)."
-        f" [Watch it](../how-to/watch.md) says how they are scraped.\n\n{made}"
+        f" [Watch it](../how-to/watch.md) says how they are scraped.\n\n{made}\n"
     )
 
 
@@ -88,16 +88,3 @@ def _default(field: dataclasses.Field[object]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return "" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
-
-
-def _module(path: Path) -> ModuleType:
-    """A script as a module: it is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no module")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[path.stem] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module

@@ -26,9 +26,9 @@ def rpcs() -> str:
     """The page: one section a service, then every message and enum, file by file."""
     files = descriptors()
     out = [
-        "# RPCs\n\ngRPC, package `rewardloop.v1`, port 50051, with reflection and `grpc.health.v1`. The comments are those"
-        " of the `.proto` files under `protos/rewardloop/v1`. A field that is not set has the zero value of its type"
-        " unless it is marked optional.\n"
+        "# RPCs\n\ngRPC, package `rewardloop.v1`, port 50051, with reflection and `grpc.health.v1`. The texts are the"
+        " comments of the `.proto` files under `protos/rewardloop/v1`. A field that is not set has the zero value of"
+        " its type unless it is marked optional.\n"
     ]
     for file in files:
         comments = comments_of(file)
