@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import rewardloop_client
 from reference_pages.markdown import block, cell, code, table
 from rewardloop.formats import keys, manifest, store
-from rewardloop_server.calls.errors import all_errors
+from rewardloop_server.calls.errors import RewardloopError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+E = TypeVar("E")
 
 
 def errors() -> str:
     """What a caller can be told: code, reason, the client's exception, and when to try again."""
-    classes = vars(rewardloop_client).values()
-    raised = {
-        kind.reason: kind.__name__
-        for kind in classes
-        if isinstance(kind, type) and issubclass(kind, rewardloop_client.RewardloopError) and "reason" in vars(kind)
-    }
+    raised = {kind.reason: kind.__name__ for kind in _with_reason(rewardloop_client.RewardloopError)}
     rows = []
-    for error in all_errors():
+    for error in _with_reason(RewardloopError):
         again = f"{error.default_retry_ms} ms" if error.default_retry_ms is not None else ""
         name = raised.get(error.reason, "")
         rows.append((code(error.reason), code(error.code.name), code(name), again, cell(inspect.getdoc(error) or "")))
@@ -68,6 +67,14 @@ def model_store() -> str:
         text = f"### {kind.__name__}\n\n{_paragraphs(inspect.getdoc(kind) or '')}\n\n"
         sections.append(text + table(("field", "type", "default"), rows))
     return "\n\n".join(sections)
+
+
+def _with_reason(base: type[E]) -> Iterator[type[E]]:
+    """The classes below ``base`` that have a reason of their own."""
+    for kind in base.__subclasses__():
+        if "reason" in vars(kind):
+            yield kind
+        yield from _with_reason(kind)
 
 
 _LAYOUT = """A version directory holds `manifest.json`, which is written last. The other files depend on the model:
