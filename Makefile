@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 
-.PHONY: install lock demo test parity lint types protos protos-check observability observability-check bench clean
+.PHONY: install lock demo test parity lint types protos protos-check observability observability-check docs docs-serve bench clean
 
 # The extras local and test as locked in requirements/; a torch that is there already stays if it is within our range.
 $(VENV)/installed: pyproject.toml requirements/dev.txt requirements/torch.txt
@@ -22,7 +22,7 @@ lock:
 demo: install
 	$(VENV)/bin/rewardloop demo
 
-test: install lint types protos-check observability-check
+test: install lint types protos-check observability-check docs
 	$(PY) -m pytest -q -n auto --dist loadfile
 
 # Losses and gradients against TRL on the same tensors.
@@ -47,6 +47,13 @@ observability: install
 
 observability-check: install
 	$(PY) -m rewardloop_observability --check
+
+# The documentation: pages made from code, links checked, nothing fetched. Into build/site.
+docs: install
+	$(PY) docs/generate.py && $(VENV)/bin/zensical build --strict
+
+docs-serve: install
+	$(PY) docs/generate.py && $(VENV)/bin/zensical serve
 
 # Against a running server: make bench BENCH='--lengths real --rate 70%'. Comparisons: tests/bench/README.md.
 bench: install
