@@ -50,9 +50,10 @@ def _announced() -> dict[str, dict[str, frozenset[str]]]:
 
 def _defined(module: object) -> dict[str, dict[str, frozenset[str]]]:
     """The values that a module of metrics defines, by the full name of the metric."""
-    definitions: Mapping[str, Mapping[str, Collection[str]]] = getattr(module, "LABEL_VALUES", {})
+    definitions: Mapping[str, Mapping[str, Collection[str] | None]] = getattr(module, "LABEL_VALUES", {})
     return {
-        metric: {label: frozenset(values) for label, values in labels.items()} for metric, labels in definitions.items()
+        metric: {label: frozenset(values) for label, values in labels.items() if values is not None}
+        for metric, labels in definitions.items()
     }
 
 
