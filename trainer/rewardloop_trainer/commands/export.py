@@ -1,4 +1,7 @@
-"""``rewardloop export``: any Hugging Face base becomes a version in the store."""
+"""``rewardloop export``: makes a version in the store of any Hugging Face base.
+
+Exit status: 0 if the version was published, 1 if it was not, 2 if the flags are not valid.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ _CALIBRATION_PAIRS = 16
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export what the flags name and print the new version. Returns the exit status."""
+    """Export the base that the flags name and print the new version. Returns the exit status."""
     options = _parser().parse_args(list(argv))
-    # Imported here: the parser above answers --help without torch.
+    # Imported here, so that --help does not load torch.
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop.formats.signatures import UnusableKey
@@ -58,8 +61,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
-    """Sequences of random tokens, 2 tokens to the maximum length long, two for each prompt: what parity is tried on
-    without texts."""
+    """Return sequences of random tokens, on which parity is tried without texts.
+
+    They have 2 tokens to the maximum length (at most 512). Each prompt has two responses.
+    """
     from rewardloop.formats.text import Encoded
 
     chance = random.Random(seed)
@@ -185,9 +190,12 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
 def _in_precision(
     wanted: Precision, candidate: Path, model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] | None
 ) -> tuple[PrecisionChoice, dict[str, str]]:
-    """Convert the candidate's graph where the pairs allow it; what came of it, for the manifest and the terminal.
+    """Convert the candidate's graph if its order of the held-out pairs allows it.
 
-    The first pairs tell how large activations are, and are not judged.
+    The first pairs calibrate the ranges of activations and are not judged.
+
+    Returns:
+        The precision that was chosen with its figures, and the manifest's notes about it, which are printed too.
     """
     from rewardloop.formats.store import MODEL
     from rewardloop_trainer.export.precision import PrecisionChoice, choose_precision, convert
