@@ -147,6 +147,7 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
     from rewardloop_trainer.learning.linear_modules import linear_modules
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.reward.model import RewardModel
+    from rewardloop_trainer.rounds.publish import code_version
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
@@ -176,7 +177,7 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
             heads=options.heads,
             base=options.base,
             seed=options.seed,
-            code_version=_code_version(),
+            code_version=code_version(),
             notes=notes,
             precision=choice.precision,
         )
@@ -225,6 +226,7 @@ def _export_policy(options: argparse.Namespace) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(options.base)
     try:
@@ -240,7 +242,7 @@ def _export_policy(options: argparse.Namespace) -> Manifest:
         text_format=text_format.to_json(),
         max_length=min(options.max_length or longest, longest),
         base=options.base,
-        code_version=_code_version(),
+        code_version=code_version(),
     )
 
     def write(target: Path) -> None:
@@ -249,15 +251,6 @@ def _export_policy(options: argparse.Namespace) -> Manifest:
         model.generation_config.save_pretrained(target)
 
     return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
-
-
-def _code_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("rewardloop")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":
