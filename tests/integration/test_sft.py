@@ -89,8 +89,9 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_written(
     for arguments, reason in (
         (command(base, tmp_path / "absent.jsonl", out), "no such file"),
         (command(base, empty, out), "has no row to train on"),
-        (command(tmp_path / "no-base", data, out), "no usable tokenizer"),
-        (command(base, data, taken), "is there already"),
+        (command(tmp_path / "no-base", data, out), "there is no such directory"),
+        (command(taken, data, out), "no usable tokenizer"),
+        (command(base, data, taken), "exists already"),
         (command(base, data, out, "--max-length", "8"), "there is nothing to train on"),
     ):
         assert sft_cli.main(arguments) == 2
