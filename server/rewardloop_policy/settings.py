@@ -15,7 +15,7 @@ class PolicyWorkerSettings(ServingSettings):
 
     listen: str = Field(
         "127.0.0.1:50052",
-        description="gRPC address (host:port or unix:PATH); keep it on loopback unless others must reach it",
+        description="gRPC address (host:port or unix:PATH); on loopback unless others must reach it",
     )
     metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page; 0: none")
 

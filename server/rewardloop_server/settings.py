@@ -25,11 +25,11 @@ class ServingSettings(DoorSettings):
     )
     listen: str = Field(
         "127.0.0.1:50051",
-        description="gRPC address (host:port or unix:PATH); keep it on loopback unless others must reach it",
+        description="gRPC address (host:port or unix:PATH); on loopback unless others must reach it",
     )
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page; 0: none")
     metrics_host: str = Field(
-        "127.0.0.1", description="address of that page; keep it on loopback unless others must reach it"
+        "127.0.0.1", description="address of that page; on loopback unless others must reach it"
     )
 
     max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
