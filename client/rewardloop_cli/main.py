@@ -41,6 +41,17 @@ app.add_typer(models, name="models")
 app.add_typer(token, name="token")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"rewardloop {version('rewardloop')}")
+        except PackageNotFoundError:
+            print("rewardloop, of an unknown version: it is not installed as a package")
+        raise typer.Exit
+
+
 @app.callback()
 def access(
     ca: Annotated[
@@ -62,6 +73,9 @@ def access(
         str,
         typer.Option(envvar="REWARDLOOP_TOKEN", help="The token; arguments are seen by all users: use the variable."),
     ] = "",
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Score, listen, learn, swap: a language model that learns from its users while it runs."""
     ACCESS_OPTIONS.set(AccessOptions(ca, client_cert, client_key, server_name, token_file, token))
@@ -172,13 +186,14 @@ def models_list(
 def models_show(
     model: _Model,
     version: Annotated[str, typer.Argument(help="Default: the active one.", metavar="[VERSION]")] = "",
+    show_all: Annotated[bool, typer.Option("--all", help="Print the whole manifest as JSON, too.")] = False,
     server: _Server = _DEFAULT_SERVER,
 ) -> None:
-    """One version with its manifest."""
+    """One version: where it came from and how it measured."""
     from rewardloop_cli import models as command
     from rewardloop_cli.failures import finish
 
-    finish(lambda: command.show(server, model, version))
+    finish(lambda: command.show(server, model, version, show_all=show_all))
 
 
 @models.command("promote")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from rewardloop_client._access import is_loopback
 
 
 class PageUnreachable(Exception):
@@ -39,12 +42,19 @@ class MetricsPage:
     def fetch(cls, url: str, timeout_s: float = 2.0) -> MetricsPage:
         """Raises PageUnreachable."""
         try:
-            with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+            host = urllib.parse.urlsplit(url).hostname or ""
+            # A proxy cannot reach what listens on this machine's loopback.
+            proxies = [urllib.request.ProxyHandler({})] if is_loopback(host) else []
+            with urllib.request.build_opener(*proxies).open(url, timeout=timeout_s) as answer:
                 return cls(answer.read().decode("utf-8"))
+        except TimeoutError as error:
+            raise PageUnreachable(f"did not answer within {timeout_s:g} s") from error
         except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise PageUnreachable(f"did not answer within {timeout_s:g} s") from error
             raise PageUnreachable(str(getattr(error.reason, "strerror", None) or error.reason)) from error
         except (OSError, ValueError) as error:  # a broken connection, no URL, or no metrics
-            raise PageUnreachable(str(error)) from error
+            raise PageUnreachable(str(error) or type(error).__name__) from error
 
     def samples(self, name: str, **labels: str) -> Iterator[Sample]:
         """Those of ``name`` that have ``labels``."""

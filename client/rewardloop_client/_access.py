@@ -76,12 +76,13 @@ class Access:
         if self._token is None or self._tls is not None or self._insecure_token:
             return
         for target in targets:
-            if not _is_local(target):
+            if not is_local(target):
                 raise InvalidAccess(f"a token is sent to {target} only over TLS: give its certificate authority")
 
     def open(self, target: str, options: Options) -> grpc.Channel:
         """Raises InvalidAccess."""
         self.check([target])
+        options = [*options, *_route(target)]
         if self._tls is None:
             return grpc.insecure_channel(target, options)
         return grpc.secure_channel(target, self._tls.credentials(), [*options, *self._names()])
@@ -89,6 +90,7 @@ class Access:
     def open_aio(self, target: str, options: Options, interceptors: Sequence[Any] = ()) -> grpc.aio.Channel:
         """Raises InvalidAccess."""
         self.check([target])
+        options = [*options, *_route(target)]
         if self._tls is None:
             return grpc.aio.insecure_channel(target, options, interceptors=list(interceptors))
         return grpc.aio.secure_channel(
@@ -134,16 +136,23 @@ def _content(path: str | Path) -> bytes:
         raise InvalidAccess(f"{path}: {error.strerror}") from error
 
 
-def _is_local(target: str) -> bool:
+def _route(target: str) -> list[tuple[str, int]]:
+    """Keep calls to this machine away from the proxy that ``http_proxy`` names: it cannot know what listens here."""
+    return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
+
+
+def is_local(target: str) -> bool:
+    """Whether every address of a gRPC target is loopback or a Unix socket of this machine."""
     if target.startswith(_LOCAL_SCHEMES):
         return True
     rest = target
     for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
         rest = rest.removeprefix(scheme)
-    return all(_is_loopback(each.rpartition(":")[0].strip("[]")) for each in rest.split(","))
+    return all(is_loopback(each.rpartition(":")[0].strip("[]")) for each in rest.split(","))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, by name or IP address, is this machine's loopback."""
     if host == "localhost":
         return True
     try:

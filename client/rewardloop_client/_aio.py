@@ -158,6 +158,7 @@ class AsyncRewardloopClient:
             yield outcome
         if failure:
             raise failure[0]
+        ids.check_all_answered()
 
     async def record(self, event: feedback_pb2.FeedbackEvent, *, timeout_s: float | None = None) -> RecordResult:
         """Record one signal; returns once it is durable. Make events with `Feedback`."""

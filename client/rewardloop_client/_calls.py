@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _convert as convert
-from rewardloop_client._errors import InvalidRequest, NotFound, RewardloopError
+from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
 from rewardloop_client._types import (
     Generation,
@@ -56,12 +56,22 @@ GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
 def _call(
     path: str, request: Message, response_type: type[M], read: Callable[[M], T], *, may_hedge: bool = False
 ) -> Call[T]:
-    return Call(path, request, response_type, cast(Callable[[Message], T], read), path in REPEATABLE, may_hedge)
+    def read_or_refuse(response: Message) -> T:
+        try:
+            return read(cast(M, response))
+        except (ValueError, OverflowError) as error:  # such as a time that no calendar has
+            raise InvalidReply(f"the reply of {path} cannot be read: {error}") from error
+
+    return Call(path, request, response_type, read_or_refuse, path in REPEATABLE, may_hedge)
 
 
 def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
     """Hedged where the client hedges: a second engine run is cheap beside a user who waits."""
-    return _call(SCORE, request, reward_pb2.ScoreResponse, convert.score_result, may_hedge=True)
+
+    def read(response: reward_pb2.ScoreResponse) -> ScoreResult:
+        return convert.score_result(response, len(request.responses))
+
+    return _call(SCORE, request, reward_pb2.ScoreResponse, read, may_hedge=True)
 
 
 def score_batch(
@@ -77,12 +87,12 @@ def score_batch(
         except InvalidRequest as error:
             outcomes.append(error)
     if requests:
-        call = _call(
-            SCORE_BATCH,
-            reward_pb2.ScoreBatchRequest(groups=requests),
-            reward_pb2.ScoreBatchResponse,
-            convert.score_outcomes,
-        )
+
+        def read(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
+            return convert.score_outcomes(response, [len(request.responses) for request in requests])
+
+        batch = reward_pb2.ScoreBatchRequest(groups=requests)
+        call = _call(SCORE_BATCH, batch, reward_pb2.ScoreBatchResponse, read)
         answers = iter((yield from steps_of(call, policy, timeout_s)))
         outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
     return cast("list[ScoreResult | RewardloopError]", outcomes)
@@ -112,6 +122,7 @@ def record_batch(
         try:
             response = yield Send(RECORD_BATCH, request, feedback_pb2.RecordBatchResponse, attempts.remaining_s())
             items = cast(feedback_pb2.RecordBatchResponse, response).items
+            convert.check_items(len(items), len(pending))
             answered = True
             for index, item in zip(pending, items, strict=True):
                 outcomes[index] = convert.record_outcome(item)
@@ -138,7 +149,11 @@ def _may_pass(outcome: object) -> bool:
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
     """Safe to repeat: at worst a generation nobody reads is logged."""
-    return _call(GENERATE, request, policy_pb2.GenerateResponse, convert.generation)
+
+    def read(response: policy_pb2.GenerateResponse) -> Generation:
+        return convert.generation(response, request.candidates)
+
+    return _call(GENERATE, request, policy_pb2.GenerateResponse, read)
 
 
 def list_versions(model: str) -> Call[list[VersionInfo]]:
@@ -216,7 +231,7 @@ def health(service: str) -> Call[bool]:
     return _call(HEALTH_CHECK, request, health_pb2.HealthCheckResponse, read)
 
 
-def wait_until_active(model: str, version: str, timeout_s: float) -> Steps[VersionInfo]:
+def wait_until_active(model: str, version: str, timeout_s: float | None) -> Steps[VersionInfo]:
     """Asks until the server serves ``version``; failures that may pass are waited out. Raises DeadlineExceeded."""
     attempts = Attempts(RetryPolicy(max_attempts=2**31), timeout_s)
     call = get_version(model, "")
@@ -243,6 +258,7 @@ class StreamIds:
     def __init__(self, lane: LaneName) -> None:
         self._lane = lane
         self._numbers = itertools.count()
+        self._responses: dict[str, int] = {}  # by the id of each request that has no reply yet
         self._waiting: dict[int, ScoreResult | RewardloopError] = {}
         self._next = 0
 
@@ -254,10 +270,20 @@ class StreamIds:
         except InvalidRequest as error:
             self._waiting[number] = error
             return None
+        self._responses[str(number)] = len(request.responses)
         return reward_pb2.ScoreStreamRequest(request_id=str(number), request=request)
 
     def take(self, reply: reward_pb2.ScoreStreamResponse) -> None:
-        self._waiting[int(reply.request_id)] = convert.score_outcome(reply)
+        """Keep a reply until its turn comes. Raises InvalidReply if no request waits for it."""
+        responses = self._responses.pop(reply.request_id, None)
+        if responses is None:
+            raise InvalidReply(f"request_id {reply.request_id!r} is that of no request without a reply")
+        self._waiting[int(reply.request_id)] = convert.score_outcome(reply, responses)
+
+    def check_all_answered(self) -> None:
+        """Raise InvalidReply if the stream ended before each request had its reply."""
+        if self._responses:
+            raise InvalidReply(f"the stream ended without a reply to {len(self._responses)} group(s)")
 
     def due(self) -> Iterator[ScoreResult | RewardloopError]:
         """Every outcome whose turn has come, oldest first."""

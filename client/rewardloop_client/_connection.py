@@ -62,6 +62,9 @@ class Connection:
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise ValueError("channels is at least 1")
+        for name in ("keepalive_s", "keepalive_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is above 0 and finite")
 
 
 def targets(addresses: str | Sequence[str], *, apart: bool = False) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ The clients bound every call by it. Asyncio tasks inherit it from where they are
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# gRPC counts nanoseconds in 64 bits: a deadline some 290 years away has passed already.
+_FOR_EVER_S = 1e9
 
 _expiry: ContextVar[float | None] = ContextVar("rewardloop_deadline", default=None)
 
@@ -26,8 +30,10 @@ def deadline(seconds: float | None) -> Iterator[None]:
     Of nested deadlines the nearest holds. None sets none: `deadline(context.time_remaining())` in a gRPC servicer
     passes on the caller's, if it has one.
     """
+    if seconds is not None and math.isnan(seconds):
+        raise ValueError("seconds: is not a number")
     outer = _expiry.get()
-    own = None if seconds is None else time.monotonic() + seconds
+    own = None if seconds is None or seconds >= _FOR_EVER_S else time.monotonic() + seconds
     nearest = min((expiry for expiry in (outer, own) if expiry is not None), default=None)
     token = _expiry.set(nearest)
     try:
@@ -57,7 +63,20 @@ def keep_deadline(work: Callable[P, T]) -> Callable[P, T]:
     return kept
 
 
+def checked(timeout_s: float) -> float:
+    """Return ``timeout_s``. Raises ValueError if it is negative or NaN."""
+    if not timeout_s >= 0:
+        raise ValueError(f"timeout_s: is {timeout_s}, not a number of seconds from 0 on")
+    return timeout_s
+
+
 def bounded(timeout_s: float | None) -> float | None:
-    """The smaller of a call's own time and what is left of the deadline."""
+    """Return the smaller of a call's own seconds and what is left of the deadline; None if neither has an end.
+
+    Raises:
+        ValueError: ``timeout_s`` is negative or NaN.
+    """
+    if timeout_s is not None and checked(timeout_s) >= _FOR_EVER_S:
+        timeout_s = None
     left = time_left()
     return timeout_s if left is None else left if timeout_s is None else min(timeout_s, left)

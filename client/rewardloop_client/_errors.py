@@ -37,6 +37,7 @@ RewardloopError
 ├── Cancelled               CANCELLED             ended by the server, or by closing the client
 ├── Unimplemented           UNIMPLEMENTED         the server does not have this method
 └── InternalError           INTERNAL and everything else
+    └── InvalidReply        the server's reply breaks the contract, such as a score that is no number
 """
 
 from __future__ import annotations
@@ -252,6 +253,12 @@ class InternalError(RewardloopError):
     reason = "INTERNAL"
 
 
+class InvalidReply(InternalError):
+    """Raised by the client itself, so no server sends a reason for it."""
+
+    reason = ""
+
+
 def _tree(root: type[RewardloopError]) -> Iterator[type[RewardloopError]]:
     for child in root.__subclasses__():
         yield child
@@ -332,7 +339,7 @@ def _from_parts(
     if kind is None:
         kind = _kind_without_reason(code, message)
     return kind(
-        message,
+        message or f"the call failed with {code.name} and no text",
         code=code,
         reason=info.reason if info.domain == DOMAIN else "",
         retry_after_s=retry_after_s,

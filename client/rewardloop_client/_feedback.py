@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -91,6 +92,7 @@ class Feedback:
 
 
 def _event(context: Context) -> feedback_pb2.FeedbackEvent:
+    _check_names(context)
     prompt, event_time = context.get("prompt"), context.get("event_time")
     if event_time is not None and event_time.tzinfo is None:
         raise ValueError("event_time has no time zone")
@@ -110,3 +112,14 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         stamp.FromDatetime(event_time)
         event.event_time.CopyFrom(stamp)
     return event
+
+
+def _check_names(context: Context) -> None:
+    """Raise TypeError for fields that no signal has: a TypedDict checks nothing when the program runs."""
+    known = Context.__annotations__
+    wrong = [name for name in context if name not in known]
+    if not wrong:
+        return
+    guesses = {name: difflib.get_close_matches(name, known, n=1) for name in wrong}
+    named = (f"{name} (did you mean {guess[0]}?)" if guess else name for name, guess in guesses.items())
+    raise TypeError(f"feedback has no field {', '.join(named)}; its fields are {', '.join(known)}")

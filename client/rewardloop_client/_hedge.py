@@ -31,8 +31,8 @@ class Hedging:
     def __post_init__(self) -> None:
         if not 0 < self.max_extra <= 1:
             raise ValueError("max_extra is above 0 and at most 1")
-        if self.after_s is not None and self.after_s <= 0:
-            raise ValueError("after_s is above 0")
+        if self.after_s is not None and not 0 < self.after_s < math.inf:
+            raise ValueError("after_s is above 0 and finite")
 
 
 class Hedger:

@@ -171,6 +171,7 @@ class RewardloopClient:
             yield from ids.due()
             if failure:
                 raise failure[0]
+            ids.check_all_answered()
         finally:
             closed.set()
             room.release()
