@@ -1,4 +1,4 @@
-"""What holds for every call of one client, blocking or asyncio."""
+"""The time limit, lane, retries and observer that apply to every call of one client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewardloop_client._types import LaneName
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """``timeout_s`` and ``lane`` hold where a call names none of its own."""
+    """``timeout_s`` and ``lane`` apply to calls that name none of their own."""
 
     timeout_s: float
     lane: LaneName

@@ -1,4 +1,4 @@
-"""Every method of the services as a `Call` or as steps: built once, carried out by either client."""
+"""Every method of the services as a `Call` or as steps, which both clients carry out in their own way."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SET_SHADOW = "/rewardloop.v1.ModelService/SetShadow"
 WATCH_VERSIONS = "/rewardloop.v1.ModelService/WatchVersions"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
-# What changes nothing when it is done twice. Rollback goes back one version further; a watch begins anew.
+# Methods that change nothing when they are called twice. A second Rollback goes back one version further.
 REPEATABLE = (
     *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
@@ -66,7 +66,7 @@ def _call(
 
 
 def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
-    """Hedged where the client hedges: a second engine run is cheap beside a user who waits."""
+    """May be hedged: a second run of the engine costs less than a user who waits."""
 
     def read(response: reward_pb2.ScoreResponse) -> ScoreResult:
         return convert.score_result(response, len(request.responses))
@@ -77,7 +77,7 @@ def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
 def score_batch(
     groups: Iterable[GroupLike], lane: LaneName, policy: RetryPolicy, timeout_s: float | None
 ) -> Steps[list[ScoreResult | RewardloopError]]:
-    """One outcome a group, in order. A group that no message can hold fails alone, unsent."""
+    """Return one outcome for each group, in order. A group that no message can hold fails alone and is not sent."""
     outcomes: list[ScoreResult | RewardloopError | None] = []
     requests = []
     for group in groups:
@@ -99,7 +99,7 @@ def score_batch(
 
 
 def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
-    """Safe to repeat: the server knows an event_id again."""
+    """Safe to repeat: the server recognises an event_id that it has recorded."""
     request = feedback_pb2.RecordRequest(event=event)
     return _call(RECORD, request, feedback_pb2.RecordResponse, convert.record_result)
 
@@ -107,9 +107,13 @@ def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
 def record_batch(
     events: Iterable[feedback_pb2.FeedbackEvent], policy: RetryPolicy, timeout_s: float | None
 ) -> Steps[list[RecordResult | RewardloopError]]:
-    """Sends all events, then only those again whose own failure may pass. One outcome an event, in order.
+    """Send all events, then send those again that failed for a passing reason.
 
-    Raises only when the first attempts fail as a whole; after one answer, what cannot be sent is an outcome.
+    Returns:
+        One outcome for each event, in order.
+
+    Raises:
+        RewardloopError: No attempt was answered. After the first answer a failure is the outcome of its events.
     """
     sent = list(events)
     outcomes: list[RecordResult | RewardloopError | None] = [None] * len(sent)
@@ -148,7 +152,7 @@ def _may_pass(outcome: object) -> bool:
 
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
-    """Safe to repeat: at worst a generation nobody reads is logged."""
+    """Safe to repeat: at worst the server logs a generation that nobody reads."""
 
     def read(response: policy_pb2.GenerateResponse) -> Generation:
         return convert.generation(response, request.candidates)
@@ -232,7 +236,7 @@ def health(service: str) -> Call[bool]:
 
 
 def wait_until_active(model: str, version: str, timeout_s: float | None) -> Steps[VersionInfo]:
-    """Asks until the server serves ``version``; failures that may pass are waited out. Raises DeadlineExceeded."""
+    """Ask again until the server serves ``version`` or the time is over, through failures that may pass."""
     attempts = Attempts(RetryPolicy(max_attempts=2**31), timeout_s)
     call = get_version(model, "")
     while True:
@@ -250,9 +254,9 @@ def wait_until_active(model: str, version: str, timeout_s: float | None) -> Step
 
 
 class StreamIds:
-    """Gives each request of a score stream its id, and puts the replies back into the requests' order.
+    """Gives each request of a score stream its id, and returns the outcomes in the order of the requests.
 
-    `requests` and `in_order` may run in different threads.
+    `request` may run in another thread than the other methods.
     """
 
     def __init__(self, lane: LaneName) -> None:
@@ -263,7 +267,7 @@ class StreamIds:
         self._next = 0
 
     def request(self, group: GroupLike) -> reward_pb2.ScoreStreamRequest | None:
-        """What to send for the next group; None when no message can hold it: its outcome is that error."""
+        """Return the message for the next group. If none can hold the group, keep the error as its outcome: None."""
         number = next(self._numbers)
         try:
             request = convert.group_request(group, self._lane)
@@ -286,7 +290,7 @@ class StreamIds:
             raise InvalidReply(f"the stream ended without a reply to {len(self._responses)} group(s)")
 
     def due(self) -> Iterator[ScoreResult | RewardloopError]:
-        """Every outcome whose turn has come, oldest first."""
+        """Yield the outcomes that are next in the order of the requests."""
         while self._next in self._waiting:
             self._next += 1
             yield self._waiting.pop(self._next - 1)

@@ -1,6 +1,7 @@
-"""Python values to messages and back. Pure; the sync client, the asyncio client and the fake share it.
+"""Turns Python values into messages and back, without I/O. Both clients and the fake share it.
 
-Only what no message can hold is refused here, as InvalidRequest; the rules of content are the server's.
+A value that a message cannot hold is refused here as InvalidRequest. The server enforces the rules of content. A reply
+that breaks the contract is refused as InvalidReply.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ _SOURCES = {
 
 
 def invalid(field: str, description: str) -> InvalidRequest:
-    """The error for one field that cannot be sent."""
+    """Return the error for one field that cannot be sent."""
     return InvalidRequest(f"{field}: {description}", violations=[Violation(field, description)])
 
 
 @contextmanager
 def building(field: str) -> Iterator[None]:
-    """Turns protobuf's complaints about a value into InvalidRequest for ``field``."""
+    """Turn protobuf's exceptions about a value into InvalidRequest for ``field``."""
     try:
         yield
     except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
@@ -64,7 +65,7 @@ def building(field: str) -> Iterator[None]:
 
 
 def text_field(field: str, value: str) -> str:
-    """``value`` itself. Raises InvalidRequest when it is not text that UTF-8 can hold."""
+    """Return ``value``. Raises InvalidRequest if it is not text, or cannot be encoded as UTF-8."""
     if not isinstance(value, str):
         raise invalid(field, f"is {type(value).__name__}, not text")
     try:
@@ -75,7 +76,7 @@ def text_field(field: str, value: str) -> str:
 
 
 def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
-    """Text, a list of ``{"role", "content"}``, or a ready message."""
+    """Return the message for a text, for a list of ``{"role", "content"}``, or the message that was given."""
     if isinstance(prompt, common_pb2.Prompt):
         return prompt
     if isinstance(prompt, str):
@@ -92,7 +93,7 @@ def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
 
 
 def responses_list(responses: Sequence[str]) -> list[str]:
-    """The texts, checked. A bare string is refused: it would be read as one response a character."""
+    """Return the texts as a list. A single string is refused, because it would be read as one response a character."""
     if isinstance(responses, str) or not isinstance(responses, Iterable):
         raise invalid("responses", f"is {type(responses).__name__}, not a list of texts")
     return [text_field(f"responses[{i}]", text) for i, text in enumerate(responses)]
@@ -132,7 +133,7 @@ def score_request(
 
 
 def group_request(group: ScoreGroup | tuple[PromptLike, Sequence[str]], lane: LaneName) -> reward_pb2.ScoreRequest:
-    """``lane`` holds for groups that name none."""
+    """Return the request for one group. ``lane`` applies if the group names none."""
     if not isinstance(group, ScoreGroup):
         group = ScoreGroup(*group)
     return score_request(

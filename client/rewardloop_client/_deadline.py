@@ -1,7 +1,7 @@
-"""One deadline for everything that is done for one request.
+"""One deadline for all calls that an application makes for one request of its own.
 
-The clients bound every call by it. Asyncio tasks inherit it from where they are made, and so does
-`asyncio.to_thread`; other threads by `keep_deadline`.
+The clients bound every call by it. An asyncio task inherits the deadline of the place where it is created, and so does
+`asyncio.to_thread`. Work for other threads is wrapped in `keep_deadline`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ _expiry: ContextVar[float | None] = ContextVar("rewardloop_deadline", default=No
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Calls inside, all together, may take ``seconds``; what is left goes along with each as its gRPC deadline.
+    """Bound the time that all calls inside the block may take together.
 
-    Of nested deadlines the nearest holds. None sets none: `deadline(context.time_remaining())` in a gRPC servicer
-    passes on the caller's, if it has one.
+    What is left of it becomes the gRPC deadline of each call. The nearest of nested deadlines applies. In a gRPC
+    servicer, `deadline(context.time_remaining())` passes on the caller's deadline if there is one.
+
+    Args:
+        seconds: Time for all calls. None or infinity sets no deadline; a negative time has passed already.
+
+    Raises:
+        ValueError: ``seconds`` is NaN.
     """
     if seconds is not None and math.isnan(seconds):
         raise ValueError("seconds: is not a number")
@@ -43,13 +49,13 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 
 def time_left() -> float | None:
-    """Seconds until the deadline, 0 when it has passed; None: there is none."""
+    """Return the seconds until the deadline, 0 after it has passed, and None if there is none."""
     expiry = _expiry.get()
     return None if expiry is None else max(0.0, expiry - time.monotonic())
 
 
 def keep_deadline(work: Callable[P, T]) -> Callable[P, T]:
-    """``work`` for another thread, under the deadline of here and now: ``pool.map(keep_deadline(ask), prompts)``."""
+    """Return ``work`` bound to the present deadline, for another thread: ``pool.map(keep_deadline(ask), prompts)``."""
     expiry = _expiry.get()
 
     @functools.wraps(work)
