@@ -1,4 +1,4 @@
-"""models: versions in the store, and which one is active."""
+"""The commands `models`: show the versions in the store, and change which one is active."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ _HEADLINES = {"reward": "gate_candidate_accuracy", "policy": "gate_win_rate"}
 
 
 def list_versions(server: str, models: Sequence[str]) -> int:
-    """0; 2 when the versions of one of several models cannot be had: those of the others are still shown.
+    """Print the versions of each model.
 
-    Raises RewardloopError when it was the only model.
+    Returns:
+        0, or 2 if the versions of one of several models are not available; those of the others are shown.
+
+    Raises:
+        RewardloopError: The versions of the only model are not available.
     """
     table = Table("model", "version", "state", "parent", "age", "digest", "gate")
     failed = False
@@ -101,9 +105,9 @@ def rollback(server: str, model: str, reason: str) -> int:
 
 
 def holder(version: str, ends: bool) -> str | None:
-    """Who is to have a role; None: nobody. Raises UsageError unless exactly one of the two is given."""
+    """Return the version that gets a role, or None to end the role. Raises UsageError unless one of both is given."""
     if ends == bool(version):
-        raise UsageError("either VERSION or --end")
+        raise UsageError("give either VERSION or --end")
     return version or None
 
 
@@ -120,7 +124,7 @@ def shadow(server: str, version: str | None, share: float, reason: str) -> int:
 
 
 def active(client: RewardloopClient, model: str) -> VersionInfo | None:
-    """The active version; None when there is none."""
+    """Return the active version, or None if there is none."""
     try:
         return client.get_version(model, timeout_s=3.0)
     except NotFound:
@@ -128,7 +132,7 @@ def active(client: RewardloopClient, model: str) -> VersionInfo | None:
 
 
 def age(moment: datetime | None) -> str:
-    """How long ago, in the largest whole unit: "42 s", "3 min", "5 h", "2 d"."""
+    """Return how long ago a moment was, in the largest whole unit: "42 s", "3 min", "5 h" or "2 d"."""
     if moment is None:
         return "?"
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))

@@ -1,4 +1,4 @@
-"""status: one look at everything, also when parts are down."""
+"""The command `status`: health, versions, traffic and training at a glance, also while parts are down."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Figures: TypeAlias = Iterable[tuple[str, str]]
 
 
 def run(server: str, server_metrics: str, trainer_metrics: str) -> int:
-    """0; 1 when a service or a metrics page is down."""
+    """Print the status. Returns 1 if a service or a metrics page is down, else 0."""
     console = Console(highlight=False)
     with open_client(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
         health = {service: _health(client, service) for service in _SERVICES}
