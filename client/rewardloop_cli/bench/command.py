@@ -109,7 +109,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What to measure: an open loop at each of ``rates``, or a closed loop of ``callers`` if there are none."""
+    """The runs to measure: an open loop at each of ``rates``, or a closed loop of ``callers`` if there are none."""
 
     server: str
     rpc: str

@@ -103,7 +103,7 @@ class Load:
                 task.add_done_callback(in_flight.discard)
 
             def clock() -> None:
-                # This runs in a thread of its own, because the timers of the event loop are exact only to a millisecond.
+                # It runs in a thread of its own, because the timers of the event loop are exact only to a millisecond.
                 chance, due = random.Random(seed), time.perf_counter()
                 while (due := due + chance.expovariate(rate)) < seen.end and not self._stop.is_set():
                     time.sleep(max(0.0, due - time.perf_counter()))

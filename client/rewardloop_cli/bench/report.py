@@ -1,4 +1,4 @@
-"""What bench prints: one row a run, the failures, and the same for machines."""
+"""Prints the figures of bench as a table, and writes them as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BUSY_GENERATOR = 0.8
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest of the sorted ``values`` that at least ``share`` of them do not exceed; NaN without values."""
+    """Return the smallest of the sorted ``values`` that at least ``share`` of them do not exceed; NaN if empty."""
     return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 

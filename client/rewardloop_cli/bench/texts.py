@@ -29,7 +29,7 @@ _WORDS = _PROSE.split()
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Median numbers of words in a prompt and in a response. Numbers are log-normal; a ``sigma`` of 0 makes all equal."""
+    """Median numbers of words in a prompt and a response. Numbers are log-normal; a ``sigma`` of 0 makes all equal."""
 
     prompt: int
     response: int

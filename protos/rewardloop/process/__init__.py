@@ -1,1 +1,1 @@
-"""What every process shares: settings, logging, tracing, process metrics, and the style of plots."""
+"""The modules that every process shares: settings, logging, tracing, process metrics, and the style of plots."""
