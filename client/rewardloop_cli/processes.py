@@ -22,6 +22,7 @@ class Process:
 
 PROCESSES = (
     Process("up", "rewardloop_local.up", "local", "Everything on this machine, with an embedded Redis."),
+    Process("down", "rewardloop_local.down", "local", "Ends what up runs, or has left running."),
     Process("demo", "rewardloop_demo.app", "local", "up with simulated users; ends with a table and plots."),
     Process("serve", "rewardloop_server.app", "server", "The scoring, feedback and model services."),
     Process("train", "rewardloop_trainer.app", "trainer", "The trainer daemon."),

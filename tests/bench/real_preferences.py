@@ -27,7 +27,7 @@ import minilm
 import numpy as np
 
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 
 RESAMPLES = 2_000
 
