@@ -2,26 +2,32 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3.11
-EXTRAS ?= local,test
 
-.PHONY: install demo test parity lint types protos protos-check observability observability-check bench clean
+.PHONY: install lock demo test parity lint types protos protos-check observability observability-check docs docs-serve bench clean
 
-$(VENV)/installed: pyproject.toml
+# The extras local and test as locked in requirements/; a torch that is there already stays if it is within our range.
+$(VENV)/installed: pyproject.toml requirements/dev.txt requirements/torch.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PY) -m pip install -q -e '.[$(EXTRAS)]'
+	$(PY) -m pip install -q --no-deps --require-hashes -r requirements/dev.txt
+	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	$(PY) requirements/torch_fits.py || $(PY) -m pip install -q -r requirements/torch.txt
 	touch $@
 
 install: $(VENV)/installed
 
+# Every lock anew, each package at its newest; then run the tests and commit what has changed.
+lock:
+	PYTHON=$(PYTHON) requirements/renew.sh
+
 demo: install
 	$(VENV)/bin/rewardloop demo
 
-test: install lint types protos-check observability-check
+test: install lint types protos-check observability-check docs
 	$(PY) -m pytest -q -n auto --dist loadfile
 
 # Losses and gradients against TRL on the same tensors.
 parity: install
-	$(PY) -m pip install -q -e '.[parity]' && $(PY) -m pytest -q tests/parity
+	$(PY) -m pip install -q --no-deps --require-hashes -r requirements/parity.txt && $(PY) -m pytest -q tests/parity
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo
@@ -41,6 +47,13 @@ observability: install
 
 observability-check: install
 	$(PY) -m rewardloop_observability --check
+
+# The documentation: pages made from code, links checked, nothing fetched. Into build/site.
+docs: install
+	$(PY) docs/generate.py && $(VENV)/bin/zensical build --strict
+
+docs-serve: install
+	$(PY) docs/generate.py && $(VENV)/bin/zensical serve
 
 # Against a running server: make bench BENCH='--lengths real --rate 70%'. Comparisons: tests/bench/README.md.
 bench: install

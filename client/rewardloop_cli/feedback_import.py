@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.import_report import Batch
 from rewardloop_client import InvalidRequest, MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
@@ -224,7 +224,7 @@ def run(
     from rewardloop_cli.import_report import Report
 
     code = 0
-    with connect(server, timeout_s=30.0) as client:
+    with open_client(server, timeout_s=30.0) as client:
         for path in files:
             started = time.monotonic()
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
 from rewardloop_client import RewardloopError
 
@@ -17,7 +17,7 @@ def run(server: str, service: str, metrics: str | None) -> int:
 
 
 def _service(server: str, service: str) -> str:
-    with connect(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
+    with open_client(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
         try:
             return "SERVING" if client.health(service) else "NOT SERVING"
         except RewardloopError as error:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from rewardloop_cli.access_options import GIVEN, Given
-from rewardloop_cli.processes import add_process_commands
+from rewardloop_cli.access_options import ACCESS_OPTIONS, AccessOptions
+from rewardloop_cli.processes import PassThrough, add_process_commands
 
 _Server = Annotated[
     str, typer.Option("--server", envvar="REWARDLOOP_SERVER", help="Address of the server; several with commas.")
@@ -32,8 +32,10 @@ app = typer.Typer(
 feedback = typer.Typer(help="Bring preference data in.", rich_markup_mode=None, no_args_is_help=True)
 token = typer.Typer(help="Let callers in.", rich_markup_mode=None, no_args_is_help=True)
 models = typer.Typer(help="See and move model versions.", rich_markup_mode=None, no_args_is_help=True)
+config = typer.Typer(help="See the settings of the processes.", rich_markup_mode=None, no_args_is_help=True)
 
 add_process_commands(app)
+app.add_typer(config, name="config")
 app.add_typer(feedback, name="feedback")
 app.add_typer(models, name="models")
 app.add_typer(token, name="token")
@@ -62,7 +64,15 @@ def access(
     ] = "",
 ) -> None:
     """Score, listen, learn, swap: a language model that learns from its users while it runs."""
-    GIVEN.set(Given(ca, client_cert, client_key, server_name, token_file, token))
+    ACCESS_OPTIONS.set(AccessOptions(ca, client_cert, client_key, server_name, token_file, token))
+
+
+@config.command("show", cls=PassThrough, add_help_option=False)
+def config_show(ctx: typer.Context) -> None:
+    """Print the effective settings of a process, and where each value came from."""
+    from rewardloop_cli.config_show import run
+
+    raise typer.Exit(run(ctx.args))
 
 
 @token.command("create")
@@ -256,6 +266,7 @@ def health(
     finish(lambda: command.run(server, service, metrics))
 
 
+# Every parameter of a command's function is one of its arguments or options: that is how typer reads them.
 @app.command()
 def bench(
     rpc: Annotated[str, typer.Option(help="score, batch (ScoreBatch) or stream (one ScoreStream)")] = "score",
@@ -295,28 +306,27 @@ def bench(
     from rewardloop_cli.bench import command
     from rewardloop_cli.failures import finish
 
-    finish(
-        lambda: command.run(
-            server=server,
-            rpc=rpc,
-            callers=callers,
-            rate=rate,
-            sweep=sweep,
-            seconds=seconds,
-            warm_up=warm_up,
-            timeout=timeout,
-            responses=responses,
-            words=words,
-            lengths=lengths,
-            texts=texts,
-            distinct=distinct,
-            batch=batch,
-            lane=lane,
-            plot=plot,
-            json_file=json_file,
-            servers_for=servers_for,
-        )
+    options = command.BenchOptions(
+        server=server,
+        rpc=rpc,
+        callers=callers,
+        rate=rate,
+        sweep=sweep,
+        seconds=seconds,
+        warm_up_s=warm_up,
+        timeout_s=timeout,
+        responses=responses,
+        words=words,
+        lengths=lengths,
+        texts=texts,
+        distinct=distinct,
+        batch=batch,
+        lane=lane,
+        plot=plot,
+        json_file=json_file,
+        servers_for=servers_for,
     )
+    finish(lambda: command.run(options))
 
 
 if __name__ == "__main__":

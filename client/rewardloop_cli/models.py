@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
 
@@ -24,7 +24,7 @@ def list_versions(server: str, models: Sequence[str]) -> int:
     """
     table = Table("model", "version", "state", "parent", "age", "digest", "metrics")
     failed = False
-    with connect(server) as client:
+    with open_client(server) as client:
         for model in models:
             try:
                 versions = client.list_versions(model)
@@ -49,7 +49,7 @@ def list_versions(server: str, models: Sequence[str]) -> int:
 
 
 def show(server: str, model: str, version: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         info = client.get_version(model, version)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
@@ -60,13 +60,13 @@ def show(server: str, model: str, version: str) -> int:
 
 
 def promote(server: str, model: str, version: str, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_change(model, client.promote(model, version, reason=reason))
     return 0
 
 
 def rollback(server: str, model: str, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_change(model, client.rollback(model, reason=reason))
     return 0
 
@@ -79,13 +79,13 @@ def holder(version: str, ends: bool) -> str | None:
 
 
 def canary(server: str, model: str, version: str | None, share: float, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_role(model, "canary", client.set_canary(model, version, share=share, reason=reason), share)
     return 0
 
 
 def shadow(server: str, version: str | None, share: float, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_role("reward", "shadow", client.set_shadow("reward", version, share=share, reason=reason), share)
     return 0
 

@@ -12,7 +12,7 @@ from typing import IO, cast
 from rich.console import Console
 from rich.table import Table
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
 from rewardloop_client._types import LaneName
@@ -34,7 +34,7 @@ def run(
     """0; 1 when some lines of the input failed. Raises UsageError and RewardloopError."""
     if lane not in ("production", "trainer"):
         raise UsageError(f"--lane {lane}: is not production or trainer")
-    with connect(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
+    with open_client(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
         if input_file is not None:
             if prompt is not None or responses:
                 raise UsageError("give either --input or --prompt with responses")

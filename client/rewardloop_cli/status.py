@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
 from rewardloop_cli.models import active, age, figures
 from rewardloop_client import DeadlineExceeded, NotFound, RewardloopClient, RewardloopError, Unreachable
@@ -24,7 +24,7 @@ Figures: TypeAlias = Iterable[tuple[str, str]]
 def run(server: str, server_metrics: str, trainer_metrics: str) -> int:
     """0; 1 when a service or a metrics page is down."""
     console = Console(highlight=False)
-    with connect(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
+    with open_client(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
         health = {service: _health(client, service) for service in _SERVICES}
         console.print(_services(server, health))
         if set(health.values()) != {"unreachable"}:

@@ -28,7 +28,7 @@ M = TypeVar("M", bound=Message)
 _SHUNNED_S = 1.0
 
 
-class _Plan:
+class _Routing:
     """What both transports do alike: which channel is next, and which calls are hedged.
 
     Channels of different targets alternate, so that the next one after a call's own leads elsewhere; one whose server
@@ -109,38 +109,38 @@ class ChannelTransport:
         hedging: Hedging | None,
         interceptors: Sequence[Any],
     ) -> None:
-        self._plan = _Plan(addresses, access, connection, rules, hedging, interceptors)
+        self._routing = _Routing(addresses, access, connection, rules, hedging, interceptors)
         self._lock = threading.Lock()
         self._channels: list[grpc.Channel] = []
 
     def unary(self, send: Send) -> Message:
         """Raises RewardloopError."""
-        index, delay_s = self._plan.next(), self._plan.hedge_delay_s(send)
+        index, delay_s = self._routing.next(), self._routing.hedge_delay_s(send)
         started = time.monotonic()
         try:
             if delay_s is not None:
                 return self._hedged(send, index, delay_s)
             method = self._method(send, index)
-            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._plan.access.metadata()))
+            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._routing.access.metadata()))
         except grpc.RpcError as failure:
-            raise self._plan.error_of(cast(FailedCall, failure), index) from failure
+            raise self._routing.error_of(cast(FailedCall, failure), index) from failure
         except grpc.FutureCancelledError as closed:
             raise Cancelled("the client was closed", refuses_retry=True) from closed
         finally:
-            self._plan.took(send, time.monotonic() - started)
+            self._routing.took(send, time.monotonic() - started)
 
     def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
         """The first answer of at most two calls; what the first one failed with when both fail."""
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        metadata = self._plan.access.metadata()
+        metadata = self._routing.access.metadata()
         calls = [self._method(send, index).future(send.request, timeout=send.timeout_s, metadata=metadata)]
         calls[0].add_done_callback(ended.put)
         try:
             try:
                 ended.get(timeout=delay_s)
             except queue.Empty:
-                if self._plan.may_send_again(send):
-                    method = self._method(send, self._plan.after(index))
+                if self._routing.may_send_again(send):
+                    method = self._method(send, self._routing.after(index))
                     calls.append(method.future(send.request, timeout=_left(send, delay_s), metadata=metadata))
                     calls[1].add_done_callback(ended.put)
                 for _ in calls:
@@ -156,9 +156,9 @@ class ChannelTransport:
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
     ) -> Generator[M, None, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
-        method = self._channel(self._plan.next()).stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s, metadata=self._plan.access.metadata())
-        with observing(path, self._plan.observer):
+        method = self._channel(self._routing.next()).stream_stream(path, _to_bytes, response_type.FromString)
+        call = method(requests, timeout=timeout_s, metadata=self._routing.access.metadata())
+        with observing(path, self._routing.observer):
             try:
                 yield from call
             except grpc.RpcError as failure:
@@ -179,11 +179,11 @@ class ChannelTransport:
         return self._channel(index).unary_unary(send.path, _to_bytes, send.response_type.FromString)
 
     def _channel(self, index: int) -> grpc.Channel:
-        plan = self._plan
+        routing = self._routing
         with self._lock:
             if not self._channels:
-                channels = [plan.access.open(target, plan.options) for target in plan.targets]
-                self._channels = [intercepted(channel, plan.interceptors) for channel in channels]
+                channels = [routing.access.open(target, routing.options) for target in routing.targets]
+                self._channels = [intercepted(channel, routing.interceptors) for channel in channels]
             return self._channels[index % len(self._channels)]
 
 
@@ -199,21 +199,21 @@ class AioChannelTransport:
         hedging: Hedging | None,
         interceptors: Sequence[Any],
     ) -> None:
-        self._plan = _Plan(addresses, access, connection, rules, hedging, interceptors)
+        self._routing = _Routing(addresses, access, connection, rules, hedging, interceptors)
         self._channels: list[grpc.aio.Channel] = []
 
     async def unary(self, send: Send) -> Message:
         """Raises RewardloopError."""
-        index, delay_s = self._plan.next(), self._plan.hedge_delay_s(send)
+        index, delay_s = self._routing.next(), self._routing.hedge_delay_s(send)
         started = time.monotonic()
         try:
             if delay_s is not None:
                 return await self._hedged(send, index, delay_s)
             return await self._call(send, index, send.timeout_s)
         except grpc.aio.AioRpcError as failure:
-            raise self._plan.error_of(cast(FailedCall, failure), index) from failure
+            raise self._routing.error_of(cast(FailedCall, failure), index) from failure
         finally:
-            self._plan.took(send, time.monotonic() - started)
+            self._routing.took(send, time.monotonic() - started)
 
     async def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
         """The first answer of at most two calls; what the first one failed with when both fail."""
@@ -221,8 +221,8 @@ class AioChannelTransport:
         try:
             await asyncio.wait(calls, timeout=delay_s)
             if not calls[0].done():
-                if self._plan.may_send_again(send):
-                    again = self._call(send, self._plan.after(index), _left(send, delay_s))
+                if self._routing.may_send_again(send):
+                    again = self._call(send, self._routing.after(index), _left(send, delay_s))
                     calls.append(asyncio.create_task(again))
                 waiting = set(calls)
                 while waiting:
@@ -238,15 +238,15 @@ class AioChannelTransport:
 
     async def _call(self, send: Send, index: int, timeout_s: float | None) -> Message:
         method = self._channel(index).unary_unary(send.path, _to_bytes, send.response_type.FromString)
-        return cast(Message, await method(send.request, timeout=timeout_s, metadata=self._plan.access.metadata()))
+        return cast(Message, await method(send.request, timeout=timeout_s, metadata=self._routing.access.metadata()))
 
     async def stream(
         self, path: str, requests: AsyncIterator[Message], response_type: type[M], timeout_s: float | None
     ) -> AsyncGenerator[M, None]:
         """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
-        method = self._channel(self._plan.next()).stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s, metadata=self._plan.access.metadata())
-        with observing(path, self._plan.observer):
+        method = self._channel(self._routing.next()).stream_stream(path, _to_bytes, response_type.FromString)
+        call = method(requests, timeout=timeout_s, metadata=self._routing.access.metadata())
+        with observing(path, self._routing.observer):
             try:
                 async for reply in call:
                     yield reply
@@ -264,9 +264,11 @@ class AioChannelTransport:
             await channel.close(None)
 
     def _channel(self, index: int) -> grpc.aio.Channel:
-        plan = self._plan
+        routing = self._routing
         if not self._channels:
-            self._channels = [plan.access.open_aio(target, plan.options, plan.interceptors) for target in plan.targets]
+            self._channels = [
+                routing.access.open_aio(target, routing.options, routing.interceptors) for target in routing.targets
+            ]
         return self._channels[index % len(self._channels)]
 
 

@@ -47,7 +47,7 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _PreferenceRow:
     """A row's content without nulls, and the sha256 of it."""
 
     content: dict[str, Json]
@@ -107,7 +107,7 @@ def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
     for keys, read in _FORMS:
         if all(key in content for key in keys):
             try:
-                made = list(read(_Row(content, labels, digest)))
+                made = list(read(_PreferenceRow(content, labels, digest)))
             except InvalidRequest as error:
                 raise RowError(str(error)) from error
             if not made:
@@ -116,7 +116,7 @@ def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
     raise RowError(f"has no known form: its keys are {', '.join(sorted(content)[:8]) or 'none'}")
 
 
-def _annotations(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _annotations(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, responses = _prompt(row), _responses(row)
     annotations = row.content["annotations"]
     if len(responses) != 2 or not isinstance(annotations, list):
@@ -134,7 +134,7 @@ def _annotations(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
             raise RowError(f"annotations[{i}].choice: is {_short(choice)}, not 0, 1 or 'tie'")
 
 
-def _ranking(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _ranking(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     responses, order = _responses(row), row.content["ranking"]
     if not isinstance(order, list):
         raise RowError("ranking: is not a list of indices")
@@ -145,7 +145,7 @@ def _ranking(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     yield Feedback.ranking(order=indices, **context)
 
 
-def _chosen_index(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _chosen_index(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, responses, chosen = _prompt(row), _responses(row), row.content["chosen"]
     if not _is_int(chosen) or not 0 <= chosen < len(responses):
         raise RowError(f"chosen: is {_short(chosen)}, not an index of {len(responses)} responses")
@@ -155,7 +155,7 @@ def _chosen_index(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
         yield Feedback.choice(chosen=chosen, rejected=rejected, **context)
 
 
-def _pair(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _pair(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     chosen, rejected = row.content["chosen"], row.content["rejected"]
     if "prompt" in row.content:
         prompt = _prompt(row)
@@ -170,7 +170,7 @@ def _pair(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     yield Feedback.choice(chosen=0, rejected=1, **context)
 
 
-def _labelled(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _labelled(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, label = _prompt(row), row.content["label"]
     if label not in (True, False):  # 1 and 0 are equal to these
         raise RowError(f"label: is {_short(label)}, not true or false")
@@ -179,7 +179,7 @@ def _labelled(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     yield Feedback.thumb(up=bool(label), response=0, **context)
 
 
-def _votes(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _votes(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt = _prompt(row)
     text = completion_of("response", row.content["response"], prompt)
     counts = []
@@ -193,7 +193,7 @@ def _votes(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
         yield Feedback.thumb(up=up, response=0, **context)
 
 
-_FORMS: tuple[tuple[tuple[str, ...], Callable[[_Row], Iterator[feedback_pb2.FeedbackEvent]]], ...] = (
+_FORMS: tuple[tuple[tuple[str, ...], Callable[[_PreferenceRow], Iterator[feedback_pb2.FeedbackEvent]]], ...] = (
     (("responses", "annotations"), _annotations),
     (("responses", "ranking"), _ranking),
     (("responses", "chosen"), _chosen_index),
@@ -223,13 +223,13 @@ def text_of(field: str, value: Json) -> str:
     return value
 
 
-def _prompt(row: _Row) -> Turns:
+def _prompt(row: _PreferenceRow) -> Turns:
     if "prompt" not in row.content:
         raise RowError("prompt: is absent")
     return turns_of("prompt", row.content["prompt"])
 
 
-def _responses(row: _Row) -> list[str]:
+def _responses(row: _PreferenceRow) -> list[str]:
     responses = row.content["responses"]
     if not isinstance(responses, list) or not responses:
         raise RowError("responses: is not a list of texts")

@@ -22,10 +22,11 @@ RUN apt-get update && \
 
 FROM base AS packages
 ARG EXTRAS=gpu
-COPY deploy/docker/constraints.txt /constraints.txt
+COPY requirements/server-cuda.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python3 -m venv /opt/rewardloop && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+    /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/server-cuda.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM base
 COPY --from=packages /opt/rewardloop /opt/rewardloop

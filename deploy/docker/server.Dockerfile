@@ -15,10 +15,11 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON_TAG} AS packages
 ARG EXTRAS=server
-COPY deploy/docker/constraints.txt /constraints.txt
+COPY requirements/server.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/rewardloop && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+    /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/server.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM python:${PYTHON_TAG}
 COPY --from=packages /opt/rewardloop /opt/rewardloop

@@ -18,12 +18,13 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM python:${PYTHON_TAG} AS packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=trainer
-COPY deploy/docker/constraints.txt /constraints.txt
+COPY requirements/trainer.txt requirements/torch.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/rewardloop && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt --index-url "${TORCH_INDEX}" \
-        --extra-index-url https://pypi.org/simple torch==2.13.0 && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+    /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/trainer.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" \
+        --extra-index-url https://pypi.org/simple -r /requirements/torch.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM python:${PYTHON_TAG}
 COPY --from=packages /opt/rewardloop /opt/rewardloop

@@ -16,6 +16,11 @@ class DemoSettings(ProcessSettings):
     Ends by itself: with status 0 when enough versions were swapped in and both models got better, else 1.
     """
 
+    basic_settings = (
+        *("out", "algorithm", "seed", "reward_rounds", "policy_rounds"),
+        *("signals_per_round", "rate", "minutes", "eval_prompts"),
+    )
+
     out: Path = Field(Path("demo-results"), description="where the data, logs, table and plots of this run go")
     algorithm: Algorithm = Field("dpo", description="by which the policy learns")
     seed: int = Field(0, ge=0, description="of the starter models, the users, and their hidden taste")

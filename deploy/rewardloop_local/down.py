@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 class DownSettings(ProcessSettings):
     """Ends the processes that 'rewardloop up' started on a data directory, in the reverse order of their start.
 
-    They are known by their pid, their start time and their program: another process is never ended.
+    It recognises them by their pid, their start time and their program, so that it never ends another process.
     """
+
+    basic_settings = ("data", "grace_s")
 
     data: Path = Field(Path("rewardloop-data"), description="the data directory that was given to 'rewardloop up'")
     grace_s: float = Field(20.0, gt=0, description="seconds that each process has to end before it is killed")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_client import TLS, AsyncRewardloopClient
+
+if TYPE_CHECKING:
+    from rewardloop_client import AsyncRewardloopClient
 
 _DOOR = ("tls_cert", "tls_key", "tls_client_ca", "callers", "audit_file")
 _ACCESS = ("ca", "client_cert", "client_key", "server_name", "token_file")
@@ -17,6 +19,11 @@ _ACCESS = ("ca", "client_cert", "client_key", "server_name", "token_file")
 
 class SecuritySettings(ProcessSettings):
     """The TLS and the callers of the services, and the credentials with which their processes call one another."""
+
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("tls_cert", "TLS and callers of the services"),
+        ("ca", "How the processes call one another"),
+    )
 
     tls_cert: Path | None = Field(None, description="PEM certificate chain of the services, whose ports then speak TLS")
     tls_key: Path | None = Field(None, description="PEM private key of the certificate")
@@ -70,6 +77,9 @@ class Security:
 
     def client(self, address: str, timeout_s: float) -> AsyncRewardloopClient:
         """A client with the processes' credentials."""
+        # Imported here: `--help` and `config show` need no gRPC.
+        from rewardloop_client import TLS, AsyncRewardloopClient
+
         tls = TLS.of(self.ca, self.client_cert, self.client_key, self.server_name)
         return AsyncRewardloopClient(address, timeout_s=timeout_s, tls=tls or False, token=self.token_file)
 

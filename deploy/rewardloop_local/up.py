@@ -21,6 +21,12 @@ class UpSettings(SecuritySettings):
     On an empty data directory it first trains starter models (about a minute), or exports the bases that you name.
     """
 
+    basic_settings = (
+        *("data", "listen", "metrics_port", "redis_url", "reward_base", "policy_base"),
+        *("serve_args", "policy_args", "train_args", "log_format"),
+    )
+    setting_groups = (("data", "Data, addresses and bases"), ("export_args", "Flags of the processes that it starts"))
+
     data: Path = Field(Path("rewardloop-data"), description="directory of models, signals, logs and checkpoints")
     listen: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     policy_listen: str = Field("127.0.0.1:50052", description="gRPC address of the policy worker")

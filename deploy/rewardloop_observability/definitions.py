@@ -11,7 +11,7 @@ from prometheus_client.utils import floatToGoString
 
 from rewardloop.process.process_metrics import GpuCollector
 from rewardloop_client.metrics import PrometheusCalls
-from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
 

@@ -18,28 +18,26 @@ from prometheus_client import start_http_server
 
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
-from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
-from rewardloop_policy.batching import LANE, SampleBatcher
+from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
+from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import MODEL_SERVICE, POLICY_SERVICE, SAMPLING_LANE, methods_of
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
-from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_redis
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.servicer import ModelServicer
 
 log = structlog.get_logger()
-
-POLICY_SERVICE = "rewardloop.v1.PolicyService"
-MODEL_SERVICE = "rewardloop.v1.ModelService"
 
 
 async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
@@ -48,7 +46,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         torch.set_num_threads(settings.torch_threads)
     device = choose_device(settings.device)
     metrics = ServerMetrics()
-    redis = connect(settings.redis_url)
+    redis = connect_redis(settings.redis_url)
     try:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
     except UnusableKey as error:
@@ -80,12 +78,11 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     )
     models = ModelServicer({"policy": host}, store, pointer, None)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-    offered = ((policy_pb2, "PolicyService"), (model_pb2, "ModelService"))
-    services = [module.DESCRIPTOR.services_by_name[name] for module, name in offered]
-    metrics.announce("policy", [f"{s.name}/{method.name}" for s in services for method in s.methods], [LANE])
+    metrics.announce("policy", methods_of(POLICY_SERVICE, MODEL_SERVICE), [SAMPLING_LANE])
+    metrics.announce_sampling()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
-        [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
+        [POLICY_SERVICE.full_name, MODEL_SERVICE.full_name, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
     )
     entrance.open(server, settings.listen)
 
@@ -95,9 +92,9 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
             group.create_task(batcher.run()),
             group.create_task(host.follow(pointer, settings.pointer_poll_s)),
             group.create_task(_report_health(health, host)),
-            group.create_task(measure_loop_lag(metrics)),
-            group.create_task(measure_queues(batcher)),
-            group.create_task(measure_redis(metrics, redis)),
+            group.create_task(poll_loop_lag(metrics)),
+            group.create_task(poll_queues(batcher)),
+            group.create_task(poll_redis(metrics, redis)),
             *(group.create_task(work) for work in entrance.upkeep()),
         ]
         if settings.metrics_port:
@@ -128,10 +125,10 @@ def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[t
 
 async def _report_health(health: HealthServicer, host: VersionHost[Any]) -> None:
     """SERVING once a policy is warm; the shutdown's NOT_SERVING stays."""
-    await health.set(MODEL_SERVICE, HealthCheckResponse.SERVING)
+    await health.set(MODEL_SERVICE.full_name, HealthCheckResponse.SERVING)
     while True:
         status = HealthCheckResponse.SERVING if host.active else HealthCheckResponse.NOT_SERVING
-        for name in ("", POLICY_SERVICE):
+        for name in ("", POLICY_SERVICE.full_name):
             await health.set(name, status)
         await asyncio.sleep(0.1)
 

@@ -17,8 +17,8 @@ import grpc
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import turns
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
-from rewardloop_policy.batching import SampleBatcher
 from rewardloop_policy.policy_model import Answer, PolicyModel
+from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 from rewardloop_server.calls.validate import Limits, validate_prompt

@@ -23,19 +23,18 @@ from prometheus_client import start_http_server
 
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
-from rewardloop.v1 import (
-    feedback_pb2,
-    feedback_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    policy_pb2,
-    policy_pb2_grpc,
-    reward_pb2,
-    reward_pb2_grpc,
-)
+from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
 from rewardloop_client import TLS, Access
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import (
+    FEEDBACK_SERVICE,
+    MODEL_SERVICE,
+    POLICY_SERVICE,
+    QUEUE_LANES,
+    REWARD_SERVICE,
+    methods_of,
+)
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
@@ -48,13 +47,14 @@ from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.loading.sessions import SessionPool
-from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_stream
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import RewardModel, choose_device
 from rewardloop_server.scoring.priority import step_back
-from rewardloop_server.scoring.servicer import RewardServicer, TraceStages
+from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
+from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
 from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.settings import ServeSettings
@@ -66,13 +66,13 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
 
-SERVICES = ("RewardService", "FeedbackService", "ModelService", "PolicyService")
+SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
 
 
 async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain."""
     metrics = ServerMetrics()
-    redis = connect(settings.redis_url)
+    redis = connect_redis(settings.redis_url)
     try:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
     except UnusableKey as error:
@@ -127,27 +127,14 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         settings.spool_mib * 2**20,
     )
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
-    relay = PolicyRelay(worker, BestOf(host, tokenizers, batcher, generations))
+    shadow = ShadowScorer(host, tokenizers, batcher, metrics)
+    scorer = GroupScorer(host, tokenizers, batcher, cache, Freshness(redis, metrics), shadow, metrics, tracing.stages)
+    bulk = BulkLimits(settings.max_groups, settings.max_in_flight_per_stream, settings.bulk_window_tokens)
+    relay = PolicyRelay(worker, BestOf(scorer, generations))
     entrance = Entrance(settings, metrics.registry, "rewardloop serve")
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(
-        RewardServicer(
-            host,
-            tokenizers,
-            batcher,
-            cache,
-            limits,
-            metrics,
-            Freshness(redis, metrics),
-            ShadowScorer(host, tokenizers, batcher, metrics),
-            max_groups=settings.max_groups,
-            max_in_flight_per_stream=settings.max_in_flight_per_stream,
-            bulk_window_tokens=settings.bulk_window_tokens,
-            trace_stages=tracing.stages,
-        ),
-        server,
-    )
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer, batcher, limits, bulk, metrics), server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
         FeedbackServicer(intake, limits, metrics, max_events=settings.max_events),
         server,
@@ -155,12 +142,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer({"reward": host}, store, pointer, worker), server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    services = [
-        module.DESCRIPTOR.services_by_name[name]
-        for module, name in zip((reward_pb2, feedback_pb2, model_pb2, policy_pb2), SERVICES, strict=True)
-    ]
-    names = [service.full_name for service in services]
-    metrics.announce("reward", [f"{s.name}/{method.name}" for s in services for method in s.methods], LANES)
+    names = [service.full_name for service in SERVICES]
+    metrics.announce("reward", methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring()
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)
@@ -175,11 +158,11 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         background.start(batcher.run())
         background.start(host.follow(pointer, settings.pointer_poll_s))
         background.start(report_health(health, names, host, intake, worker))
-        background.start(measure_loop_lag(metrics))
+        background.start(poll_loop_lag(metrics))
         if settings.spool:
             background.start(intake.drain())
-        background.start(measure_queues(batcher))
-        background.start(measure_stream(metrics, redis))
+        background.start(poll_queues(batcher))
+        background.start(poll_stream(metrics, redis))
         for work in entrance.upkeep():
             background.start(work)
         if settings.metrics_port:

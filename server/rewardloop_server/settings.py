@@ -1,27 +1,68 @@
-"""Settings of the serving process."""
+"""Settings of the serving processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.scoring.devices import WantedDevice
 
 
-class ServeSettings(DoorSettings):
-    """Scores, takes feedback, and shows and moves model versions, over gRPC."""
+class ServingSettings(DoorSettings):
+    """The settings that `rewardloop serve` and `rewardloop policy-worker` share."""
+
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("store", "Stores and addresses"),
+        ("max_text_bytes", "Bounds of texts and messages"),
+        ("generation_ttl_s", "Generations"),
+        ("pointer_poll_s", "The process"),
+    )
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     trusted_keys: str = Field(
         "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
     )
-    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
+    redis_url: RedisUrl = Field(
+        "redis://127.0.0.1:6379/0", description="Redis with the feedback stream, generations and pointers"
+    )
     listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page; 0: none")
     metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
+
+    max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
+    max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
+    generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    generation_key_file: str = Field(
+        "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
+    )
+    pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
+    drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    tracing_endpoint: str = Field(
+        "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
+    )
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ServeSettings(ServingSettings):
+    """Scores, takes feedback, and shows and moves model versions, over gRPC."""
+
+    basic_settings = (
+        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
+        *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
+    )
+    setting_groups = (
+        ("policy_address", "The policy worker"),
+        ("device", "Running the reward model"),
+        ("token_budget", "Batches, queues and the cache"),
+        ("max_responses", "Bounds of one request"),
+        ("spool", "Feedback"),
+    )
+
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
     policy_ca: Path | None = Field(None, description="PEM authorities of the worker's certificate; TLS to it then")
     policy_client_cert: Path | None = Field(None, description="PEM certificate to show to the worker")
@@ -29,7 +70,7 @@ class ServeSettings(DoorSettings):
     policy_server_name: str = Field("", description="name in the worker's certificate, where its address is another")
     policy_token_file: Path | None = Field(None, description="file with the token to show to the worker")
 
-    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
+    device: WantedDevice = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
     streams: int = Field(
         0,
@@ -77,26 +118,13 @@ class ServeSettings(DoorSettings):
     max_responses: int = Field(256, ge=1, description="most responses in one group")
     max_groups: int = Field(1024, ge=1, description="most groups in one ScoreBatch")
     max_events: int = Field(1000, ge=1, description="most events in one RecordBatch")
-    max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
-    max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
     max_in_flight_per_stream: int = Field(256, ge=1, description="requests of one ScoreStream worked on at once")
 
     spool: str = Field("", description="directory that keeps signals while Redis is away; empty: they are refused then")
     spool_mib: int = Field(256, ge=1, description="most that the spool takes of its disk, in MiB")
     seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
-    generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
-    generation_key_file: str = Field(
-        "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
-    )
     annotator_signals_per_minute: int = Field(0, ge=0, description="most signals of one annotator; 0: no bound")
     annotator_signals_per_day: int = Field(0, ge=0, description="the same, in a day of UTC")
     annotator_signals_per_generation: int = Field(
         64, ge=0, description="most signals of one annotator about one generation, none twice; 0: not looked at"
     )
-    pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
-    drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
-    tracing_endpoint: str = Field(
-        "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
-    )
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -18,7 +18,7 @@ from rewardloop_local.deployment import Deployment
 from rewardloop_local.plan import DeploymentPlan
 from rewardloop_local.security import Security
 from rewardloop_local.up import UpSettings
-from rewardloop_trainer.server_access import connect
+from rewardloop_trainer.server_access import open_client
 from rewardloop_trainer.settings import TrainSettings
 
 
@@ -83,7 +83,7 @@ async def test_trainer_shows_its_token(tmp_path: Path) -> None:
                 client.score("p", ["a"])
                 client.promote("reward", "1")
 
-        await asyncio.to_thread(ask, connect(settings, settings.server, lane="trainer"))
+        await asyncio.to_thread(ask, open_client(settings, settings.server, lane="trainer"))
         assert door.behind.calls == ["Score", "Promote"]
 
 

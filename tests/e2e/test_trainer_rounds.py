@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -223,8 +224,21 @@ def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300, 600)))
     ruined = ("--reward.learning-rate", "30", "--reward.head-learning-rate", "300", "--reward.warmup-share", "0")
     assert world.trainer("--once", "--reward.gate-tolerance", "0", *ruined).wait(120) == 0, world.log
+    assert "rounds_refused=1" in last_line(world.log)
     assert world.store.versions("reward") == [1, 2]
     assert world.client.get_version("reward").version == "2"
     kept = json.loads((world.directory / "work" / "refused" / "reward-2" / "reasons.json").read_text())
     assert kept["reasons"]
     assert world.state["round"] is None
+
+
+def test_once_tells_by_its_exit_status_that_a_round_was_skipped(world: World) -> None:
+    put(world.redis, *(choice(i) for i in range(300)))
+    shutil.rmtree(world.directory / "models" / "reward" / "1" / "torch")  # the server has loaded its graph
+    assert world.trainer("--once").wait(120) == 3, world.log
+    assert "rounds_skipped=1" in last_line(world.log)
+    assert world.store.versions("reward") == [1]
+
+
+def last_line(log: str) -> str:
+    return re.sub("\x1b\\[[0-9;]*m", "", log.rstrip().rsplit("\n", 1)[-1])

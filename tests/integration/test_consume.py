@@ -15,7 +15,7 @@ from support.signals import choice, put
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.archive.trim import trim_archived
@@ -44,7 +44,7 @@ def archive(tmp_path: Path) -> Path:
 
 def make_consumer(client: Any, archive: Path, metrics: TrainerMetrics | None = None, **settings: Any) -> Consumer:
     defaults = {"flush_age_s": 0.05, "block_ms": 20, "maintain_every_s": 0.1}
-    return Consumer(client, Ledger(archive), metrics or TrainerMetrics(), **{**defaults, **settings})
+    return Consumer(client, Ledger(archive), metrics or TrainerMetrics(), ConsumerSettings(**{**defaults, **settings}))
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def test_without_thumbs_there_is_nothing_to_train_on() -> None:
 def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str) -> None:
     learning = {"algorithm": "kto", "kto": {"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 3}}
     setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "aaa", "is a long answer"), **learning)
-    assert setting.round().run() == "promoted", setting.track.now
+    assert setting.round().run() == "promoted", setting.current.state
     manifest = setting.store.manifest("policy", 2)
     assert manifest.notes["method"] == "kto"
     assert manifest.metrics["gate_win_rate"] > 0.5
@@ -123,4 +123,4 @@ def test_a_round_without_thumbs_says_so(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, algorithm="kto")
     assert setting.round().run() == "refused"
     reasons = (tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text()
-    assert "no signal of a training prompt is a thumb" in reasons
+    assert "kto learns from thumbs" in reasons

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from support.tools import tool
 
 from rewardloop_policy.settings import PolicyWorkerSettings
-from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES
 from rewardloop_server.settings import ServeSettings
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -27,7 +27,7 @@ HERE = Path(__file__).parents[2] / "deploy" / "observability"
 
 def _server() -> CollectorRegistry:
     metrics = ServerMetrics()
-    metrics.announce("reward", ["RewardService/Score"], LANES)
+    metrics.announce("reward", ["RewardService/Score"], QUEUE_LANES)
     metrics.announce_scoring()
     DoorMetrics(metrics.registry)
     return metrics.registry

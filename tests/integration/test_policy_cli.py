@@ -247,7 +247,7 @@ def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all: there is no such directory"),
         (["--version", "77"], "the store has no version 77 of policy"),
         (["--server", "127.0.0.1:1"], "no scores from 127.0.0.1:1"),
         (["--algorithm", "dpo", "--heldout-share", "0"], "dpo learns from pairs"),
@@ -287,8 +287,8 @@ def test_flags_that_do_not_go_together_are_refused(
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys; from rewardloop_trainer import policy_cli\n"
-        "try: policy_cli.main(['--help'])\n"
+        "import sys; from rewardloop_trainer.commands import policy_train\n"
+        "try: policy_train.main(['--help'])\n"
         "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -29,7 +29,7 @@ def reasons(directory: Path, number: int) -> str:
 
 def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, server=fake_server(OfTwoMinds))
-    first = setting.track.now
+    first = setting.current.state
 
     def alarm() -> float | None:
         return setting.metrics.registry.get_sample_value("rewardloop_reward_hacking")
@@ -38,7 +38,7 @@ def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_
         policy = setting.settings.policy
         gate = policy.gate.model_copy(update={"judge_version": judge_version})
         setting.settings = setting.settings.model_copy(update={"policy": policy.model_copy(update={"gate": gate})})
-        setting.track.reach(replace(first, number=number))
+        setting.current.reach(replace(first, number=number))
         return setting.round().run()
 
     setting.redis.hset(keys.ACTIVE, "reward", json.dumps({"version": "1", "previous": []}))

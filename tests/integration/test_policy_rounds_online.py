@@ -21,7 +21,7 @@ from rewardloop_client import RewardloopClient, Unreachable
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.learning.run_rows import read_steps
-from rewardloop_trainer.rounds.track import ServerAway
+from rewardloop_trainer.rounds.pauses import ServerAway
 
 torch.set_num_threads(1)
 
@@ -82,7 +82,7 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
 ) -> None:
     learning = {"algorithm": algorithm, "online": ONLINE, "beta": 1.0, "sft_weight": 0.0}
     setting = Setting(tmp_path, services.redis_url, server=services.client, store=services.store, **learning)
-    assert setting.round().run() == "promoted", setting.track.now
+    assert setting.round().run() == "promoted", setting.current.state
     live = services.client.get_version("policy").version
     manifest = services.store.manifest("policy", live)
     assert (manifest.parent, manifest.notes["method"]) == ("1", algorithm)
@@ -92,7 +92,7 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
     assert figures["train_steps"] == ONLINE["steps"]
     assert {"train_score", "train_kl", "train_entropy", "train_update_kl"} <= set(figures)
     assert ("train_explained_variance" in figures) == (algorithm == "ppo")
-    report = setting.settings.work_dir / "reports" / f"policy-{setting.track.now.number}"
+    report = setting.settings.work_dir / "reports" / f"policy-{setting.current.state.number}"
     steps = read_steps(report)
     assert [row.step for row in steps] == list(range(1, ONLINE["steps"] + 1))
     assert steps[-1].figures["gate_win_rate"] == figures["gate_win_rate"]
@@ -106,7 +106,7 @@ def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: 
     setting = Setting(
         tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, **learning
     )
-    assert setting.round().run() == "promoted", setting.track.now
+    assert setting.round().run() == "promoted", setting.current.state
     manifest = services.store.manifest("policy", services.client.get_version("policy").version)
     assert (manifest.parent, manifest.notes["method"]) == ("1", "kto")
     assert manifest.metrics["gate_win_rate"] > 0.55, manifest.metrics
@@ -130,7 +130,7 @@ def test_a_round_waits_for_a_server_that_goes_away_and_loses_no_step(tmp_path: P
     assert whole.round().run() == "promoted"
     with pytest.raises(ServerAway):
         gap.round().run()
-    assert gap.track.now.phase == "training"
+    assert gap.current.state.phase == "training"
     assert gap.round().run() == "promoted"
     # Three steps, four attempts in vain, the three steps that were left, and the gate.
     assert server.attempts.count("score_batch") == 3 + 4 + 3 + 1

@@ -24,7 +24,7 @@ from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, tr
 from rewardloop_trainer.policy.settings import DpoSettings
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
-from rewardloop_trainer.rounds.track import Interrupted, ServerAway
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
@@ -172,7 +172,7 @@ def test_the_trainer_never_imports_the_server() -> None:
 def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url)
     assert setting.round().run() == "promoted"
-    assert setting.track.now.phase == "promoted"
+    assert setting.current.state.phase == "promoted"
     assert setting.server.get_version("policy").version == "2"
     manifest = setting.store.manifest("policy", 2)
     assert manifest.parent == "1"
@@ -207,6 +207,6 @@ def test_a_stopped_round_goes_on_and_a_missing_server_is_waited_for(tmp_path: Pa
     server.fail("score_batch", Unreachable("gone"), times=4)
     with pytest.raises(ServerAway):
         setting.round().run()
-    assert setting.track.now.phase == "trained"
+    assert setting.current.state.phase == "trained"
     assert setting.round().run() == "promoted"
     assert setting.store.versions("policy") == [1, 2]

@@ -15,9 +15,9 @@ from rewardloop_client.fake import FakeRewardloop
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.policy_round import PolicyRound
-from rewardloop_trainer.rounds.round_state import Round, StateFile
-from rewardloop_trainer.rounds.track import RoundTrack
+from rewardloop_trainer.rounds.trainer_state import RoundState, StateFile
 from rewardloop_trainer.settings import TrainSettings
 from support.policy_versions import byte_encoder, publish_policy, small_llama
 
@@ -90,10 +90,10 @@ class Setting:
         self.server = server or fake_server()
         self.stop = threading.Event()
         self.metrics = TrainerMetrics()
-        self.track = RoundTrack("policy", StateFile(self.settings.work_dir), self.metrics)
+        self.current = CurrentRound("policy", StateFile(self.settings.work_dir), self.metrics)
         last = self.ledger.last_stream_id
         assert last is not None
-        self.track.reach(Round(1, "training", "", last, 60 + len(more), 60 + len(more), seed=7, parent="1"))
+        self.current.reach(RoundState(1, "training", "", last, 60 + len(more), 60 + len(more), seed=7, parent="1"))
 
     def round(self) -> PolicyRound:
         return PolicyRound(
@@ -104,7 +104,7 @@ class Setting:
             self.server,
             self.metrics,
             self.stop,
-            self.track,
+            self.current,
         )
 
     @staticmethod

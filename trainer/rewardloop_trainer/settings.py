@@ -16,6 +16,18 @@ from rewardloop_trainer.reward.settings import RewardHyperparameters
 class TrainSettings(ServerAccess):
     """Archives preference signals, retrains the reward model and the policy, and swaps in what passes its gates."""
 
+    basic_settings = (
+        *("store", "redis_url", "server", "work_dir", "archive", "metrics_port", "reward_min_signals"),
+        *("policy_min_signals", "policy.algorithm", "reward.base", "torch_threads", "log_format"),
+    )
+    setting_groups = (
+        ("store", "Stores and addresses"),
+        ("reward_min_signals", "When a round starts"),
+        ("heldout_share", "What a round learns from"),
+        ("flush_rows", "The archive, the leader's lock and failed rounds"),
+        ("seed", "The process"),
+    )
+
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs what is published")
     trusted_keys: str = Field(
@@ -49,7 +61,9 @@ class TrainSettings(ServerAccess):
 
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
-    once: bool = Field(False, description="end when the stream is drained and no round is due")
+    once: bool = Field(
+        False, description="end when the stream is drained and no round is due; exit status 3: a round failed"
+    )
     max_rounds: int = Field(0, ge=0, description="end after so many rounds; 0: no bound")
     tracing_endpoint: str = Field(
         "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"

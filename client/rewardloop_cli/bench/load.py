@@ -17,7 +17,7 @@ from rewardloop.v1 import reward_pb2
 from rewardloop_cli.bench.calls import Stream, Unary
 from rewardloop_cli.bench.seen import Seen
 from rewardloop_cli.bench.texts import Payloads
-from rewardloop_cli.connect import access
+from rewardloop_cli.connect import channel_access
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import Overloaded
 from rewardloop_client import _calls as calls
@@ -49,8 +49,9 @@ class Load:
         self._watch = watch
 
     async def __aenter__(self) -> Load:
-        self._channel = access().open_aio(self._target, OPTIONS)
-        token = access().metadata()
+        access = channel_access()
+        self._channel = access.open_aio(self._target, OPTIONS)
+        token = access.metadata()
         score = self._channel.unary_unary(calls.SCORE, None, reward_pb2.ScoreResponse.FromString)
         batch = self._channel.unary_unary(calls.SCORE_BATCH, None, reward_pb2.ScoreBatchResponse.FromString)
         stream = self._channel.stream_stream(calls.SCORE_STREAM, None, reward_pb2.ScoreStreamResponse.FromString)

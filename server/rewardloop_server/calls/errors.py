@@ -19,10 +19,11 @@ RewardloopError
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
 ├── ReplayedSignal          ALREADY_EXISTS        REPLAYED_SIGNAL
-├── CorruptVersionError     FAILED_PRECONDITION   CORRUPT_VERSION
-├── UnsafeVersionError      FAILED_PRECONDITION   UNSAFE_VERSION
-├── UntrustedVersionError   FAILED_PRECONDITION   UNTRUSTED_VERSION
-├── NotLoadable             FAILED_PRECONDITION   NOT_LOADABLE
+├── VersionRefused          base of
+│   ├── CorruptVersionError   FAILED_PRECONDITION   CORRUPT_VERSION
+│   ├── UnsafeVersionError    FAILED_PRECONDITION   UNSAFE_VERSION
+│   ├── UntrustedVersionError FAILED_PRECONDITION   UNTRUSTED_VERSION
+│   └── NotLoadable           FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
 ├── Overtaken               FAILED_PRECONDITION   OVERTAKEN
 └── InternalError           INTERNAL              INTERNAL
@@ -240,31 +241,33 @@ class ReplayedSignal(RewardloopError):
     reason = "REPLAYED_SIGNAL"
 
 
-class CorruptVersionError(RewardloopError):
-    """A file of the version is missing or altered, or its manifest cannot be read."""
+class VersionRefused(RewardloopError):
+    """Base of the errors with which a stored version is refused when it is loaded."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class CorruptVersionError(VersionRefused):
+    """A file of the version is missing or altered, or its manifest cannot be read."""
+
     reason = "CORRUPT_VERSION"
 
 
-class UnsafeVersionError(RewardloopError):
-    """The version holds what none may hold, or its graph asks for other files or unknown operators."""
+class UnsafeVersionError(VersionRefused):
+    """The version holds a kind of file that no version may hold, or its graph asks for other files or operators."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UNSAFE_VERSION"
 
 
-class UntrustedVersionError(RewardloopError):
+class UntrustedVersionError(VersionRefused):
     """The version's manifest is not signed with a key that this process trusts."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UNTRUSTED_VERSION"
 
 
-class NotLoadable(RewardloopError):
+class NotLoadable(VersionRefused):
     """The version's files are as published, but do not load or run."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "NOT_LOADABLE"
 
 
@@ -292,9 +295,10 @@ class InternalError(RewardloopError):
         super().__init__("internal error; the server's log has the details")
 
 
-def all_errors() -> Sequence[type[RewardloopError]]:
-    """Every class of the tree above that a caller may see."""
-    return RewardloopError.__subclasses__()
+def errors_of(base: type[RewardloopError] = RewardloopError) -> Sequence[type[RewardloopError]]:
+    """Return the classes of the tree under ``base`` that a caller may see: those that are no base themselves."""
+    children = base.__subclasses__()
+    return [error for child in children for error in errors_of(child)] if children else [base]
 
 
 def _cut(text: str, max_chars: int) -> str:

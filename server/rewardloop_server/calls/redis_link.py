@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from typing import Any, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
@@ -42,7 +43,7 @@ REDIS_FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeEr
 _NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "BUSY Redis")
 
 
-def connect(url: str) -> Redis:
+def connect_redis(url: str) -> Redis:
     """A client that connects when first used; see `redis_errors` for what its calls may raise.
 
     Raises InvalidRedisUrl.
@@ -91,6 +92,11 @@ def connect(url: str) -> Redis:
         **credentials,
     )
     return Redis.from_pool(pool)
+
+
+def script_text(package: str, name: str) -> str:
+    """Return the Lua script ``name`` that lies in the folder of ``package``."""
+    return resources.files(package).joinpath(name).read_text("utf-8")
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewardloop.formats.text import ROLES
+from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 
-_ROLES = ("system", "user", "assistant")
 _SOURCES = frozenset(feedback_pb2.Source.values())
 _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp
 
@@ -132,8 +133,8 @@ def _check_conversation(
         violations.append(Violation(field, f"more than {limits.max_messages} messages"))
         return
     for i, message in enumerate(messages):
-        if message.role not in _ROLES:
-            violations.append(Violation(f"{field}[{i}].role", f"not one of {', '.join(_ROLES)}"))
+        if message.role not in ROLES:
+            violations.append(Violation(f"{field}[{i}].role", f"not one of {', '.join(ROLES)}"))
         _check_text(message.content, f"{field}[{i}].content", limits, violations)
     if messages[-1].role == "assistant":
         violations.append(Violation(f"{field}[{len(messages) - 1}].role", "the last message is the assistant's"))
@@ -166,7 +167,7 @@ def _check_signal(
     """``responses`` None: not known yet."""
     kind = event.WhichOneof("signal")
     if kind is None:
-        violations.append(Violation("signal", "none of choice, ranking, thumb, rating, edit and tie is set"))
+        violations.append(Violation("signal", f"none of {', '.join(SIGNAL_KINDS[:-1])} and {SIGNAL_KINDS[-1]} is set"))
         return
     count = None if responses is None else len(responses)
     _SIGNAL_CHECKS[kind](getattr(event, kind), count, violations)

@@ -21,8 +21,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from rewardloop_server.calls.errors import AuditUnavailable
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.quotas import Bucket
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
 

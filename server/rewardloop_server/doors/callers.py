@@ -74,12 +74,12 @@ class Callers:
     def __init__(self, path: Path) -> None:
         """Raises BadFile."""
         self.path = path
-        self.table = read(path)
+        self.table = read_table(path)
         self._allowances: dict[str, Allowance] = {}
 
     def take_file(self) -> None:
         """Put the file's present content in force. Raises BadFile, and leaves the old one."""
-        self.table = read(self.path)
+        self.table = read_table(self.path)
 
     def by_token(self, token: str) -> Credential | RewardloopError:
         digest = token_digest(token)
@@ -165,7 +165,7 @@ class _File(_Entry):
     quota: dict[str, _Quota] = {}
 
 
-def read(path: Path) -> Table:
+def read_table(path: Path) -> Table:
     """Raises BadFile; its text names fields, never their values."""
     try:
         parsed = _File.model_validate(tomllib.loads(path.read_text("utf-8")))

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.reload import BadFile
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 
 @dataclass(frozen=True, slots=True)

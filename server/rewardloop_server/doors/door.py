@@ -17,9 +17,9 @@ import grpc
 from rewardloop_server.calls.errors import NoCredentials, NotAllowed, RewardloopError, WrongCredentials, status_name
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.price import tokens_of
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

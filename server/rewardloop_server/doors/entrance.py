@@ -10,13 +10,14 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry
 
+from rewardloop_server.calls.vocabulary import ReloadedFile
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import Callers
 from rewardloop_server.doors.door import Door
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.listen import channel_options, is_local, refusal
-from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, follow
+from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
 
@@ -89,5 +90,7 @@ class Entrance:
         self._credentials = certificate.credentials()
         self._follow("certificate", files.paths, certificate.take_files, seen)
 
-    def _follow(self, what: str, paths: Sequence[Path], take: Callable[[], None], seen: Fingerprint) -> None:
-        self._upkeep.append(lambda: follow(what, paths, take, self._metrics, self._settings.reload_s, seen))
+    def _follow(self, what: ReloadedFile, paths: Sequence[Path], take: Callable[[], None], seen: Fingerprint) -> None:
+        self._upkeep.append(
+            lambda: reload_when_changed(what, paths, take, self._metrics, self._settings.reload_s, seen)
+        )

@@ -24,6 +24,7 @@ from rewardloop_server.calls.errors import (
     Violation,
     status_name,
 )
+from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
 from rewardloop_server.observe.metrics import ServerMetrics
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         if self._door is not None:
             refusal = self._door.knock(method, handler_call_details.invocation_metadata)
             if refusal is not None:
-                return self._refusing(method if handler is not None else _OURS + "unknown", refusal)
+                return self._refusing(method if handler is not None else UNKNOWN_METHOD, refusal)
         if handler is None or not method.startswith(_OURS):
             return handler
         known = self._wrapped.get(method)
@@ -124,11 +125,11 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         """Ends a call whose message was not read, and is not: a two-way stream's handler runs without one."""
 
         async def refuse(_: Any, context: Context) -> None:
-            call = _Call(method.removeprefix(_V1), self._metrics)
+            rpc = _Rpc(method.removeprefix(_V1), self._metrics)
             if self._door is not None:
                 await self._door.turn_away(method, refusal, context)
             try:
-                await call.fail(refusal, context)
+                await rpc.fail(refusal, context)
             finally:
                 del context
 
@@ -141,19 +142,19 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         short = method.removeprefix(_V1)
 
         async def unary(request: Any, context: Context) -> Any:
-            call = _Call(short, self._metrics)
+            rpc = _Rpc(short, self._metrics)
             try:
                 self._admit(request)
                 reply = await handler.unary_unary(request, context)
             except BaseException as error:
-                await call.fail(error, context)
+                await rpc.fail(error, context)
             finally:
-                del context  # see `_Call.fail`
-            call.succeed()
+                del context  # see `_Rpc.fail`
+            rpc.succeed()
             return reply
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            call = _Call(short, self._metrics)
+            rpc = _Rpc(short, self._metrics)
             try:
                 self._admit(request)
                 if handler.request_streaming:
@@ -172,10 +173,10 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                 if stoppable.was_cut_off:
                     raise Draining("the server is shutting down")
             except BaseException as error:
-                await call.fail(error, context)
+                await rpc.fail(error, context)
             finally:
                 del context
-            call.succeed()
+            rpc.succeed()
 
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
@@ -192,7 +193,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
             raise InvalidRequest([Violation("", request.description)])
 
 
-class _Call:
+class _Rpc:
     """One RPC's end: counted once, logged once."""
 
     def __init__(self, method: str, metrics: ServerMetrics) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewardloop_server.calls.errors import QuotaSpent
+from rewardloop_server.calls.vocabulary import QuotaName
 
 _IN_FLIGHT_RETRY_MS = 100
 
@@ -55,10 +56,14 @@ class Allowance:
         self._clock = clock
         self._in_flight = 0
         now = clock()
-        rates = {"requests": quota.requests_per_s, "tokens": quota.tokens_per_s, "bytes": quota.bytes_per_s}
+        rates: dict[QuotaName, float | None] = {
+            "requests": quota.requests_per_s,
+            "tokens": quota.tokens_per_s,
+            "bytes": quota.bytes_per_s,
+        }
         self._buckets = {name: Bucket(rate, quota.burst_s, now) for name, rate in rates.items() if rate is not None}
 
-    def enter(self) -> tuple[str, QuotaSpent] | None:
+    def enter(self) -> tuple[QuotaName, QuotaSpent] | None:
         """Let one request in, which `leave` ends; or which quota refuses it."""
         if self.quota.concurrent is not None and self._in_flight >= self.quota.concurrent:
             message = f"{self._caller} has {self._in_flight} requests in flight, which is its quota"
@@ -93,9 +98,10 @@ class Allowance:
 
     def take(self, tokens: int, size: int) -> None:
         """What a request that was let in has cost."""
-        for name, cost in (("tokens", tokens), ("bytes", size)):
-            if (bucket := self._buckets.get(name)) is not None:
-                bucket.take(cost)
+        if (bucket := self._buckets.get("tokens")) is not None:
+            bucket.take(tokens)
+        if (bucket := self._buckets.get("bytes")) is not None:
+            bucket.take(size)
 
     def pause_s(self) -> float:
         """How long a stream must not be read from, so that it keeps to the caller's rates."""

@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 import structlog
 
-from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.calls.vocabulary import ReloadedFile
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
 
@@ -26,8 +27,13 @@ def fingerprint(paths: Sequence[Path]) -> Fingerprint:
     return tuple(_of_one(path) for path in paths)
 
 
-async def follow(
-    what: str, paths: Sequence[Path], take: Callable[[], None], metrics: DoorMetrics, every_s: float, seen: Fingerprint
+async def reload_when_changed(
+    what: ReloadedFile,
+    paths: Sequence[Path],
+    take: Callable[[], None],
+    metrics: DoorMetrics,
+    every_s: float,
+    seen: Fingerprint,
 ) -> None:
     """Call ``take`` in a thread whenever ``paths`` differ from ``seen``, which is what was taken first.
 

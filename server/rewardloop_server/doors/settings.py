@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,11 @@ from rewardloop.process.settings import ProcessSettings
 
 class DoorSettings(ProcessSettings):
     """Transport security, callers, and bounds on what connections may hold."""
+
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("tls_cert", "TLS and callers"),
+        ("max_connections", "Connections"),
+    )
 
     tls_cert: Path | None = Field(None, description="PEM certificate chain; the gRPC port is TLS then")
     tls_key: Path | None = Field(None, description="PEM private key of the certificate")

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import RedisUnavailable
-from rewardloop_server.calls.redis_link import redis_errors
+from rewardloop_server.calls.redis_link import redis_errors, script_text
 
 # The key in use and the one before it: a rotation leaves the ids of a week's generations good.
 _KEPT = 2
@@ -23,13 +23,7 @@ _TAG_BYTES = 16
 _FRESH_S = 10.0
 _RETRY_S = 1.0  # at most so often does an unknown signature make a process look for a new key
 
-# KEYS[1]  rewardloop:{secrets}:generation   list of keys in hex, newest first
-# ARGV     a new random key, number of keys wanted
-# Returns  the keys: where there was none, the new one
-_KEYS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('LPUSH', KEYS[1], ARGV[1]) end
-return redis.call('LRANGE', KEYS[1], 0, ARGV[2] - 1)
-"""
+_KEYS = script_text(__package__, "generation_keys.lua")
 
 
 class GenerationKeys:

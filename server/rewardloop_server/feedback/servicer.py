@@ -15,6 +15,7 @@ from google.protobuf import timestamp_pb2
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
+from rewardloop_server.calls.vocabulary import FeedbackOutcome
 from rewardloop_server.feedback.intake import Intake
 from rewardloop_server.feedback.stream import Appended
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -101,7 +102,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
                 event.arrival_time.CopyFrom(arrival)
         return errors
 
-    def _count(self, events: Sequence[Event], outcomes: Sequence[str]) -> None:
+    def _count(self, events: Sequence[Event], outcomes: Sequence[FeedbackOutcome]) -> None:
         kinds = (event.WhichOneof("signal") or "none" for event in events)
         for (kind, outcome), count in Counter(zip(kinds, outcomes, strict=True)).items():
             if (counter := self._counters.get((kind, outcome))) is None:
@@ -137,7 +138,7 @@ def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limi
     return None
 
 
-def _word(outcome: Appended | RewardloopError) -> str:
+def _word(outcome: Appended | RewardloopError) -> FeedbackOutcome:
     if isinstance(outcome, RewardloopError):
         return "rejected"
     return "duplicate" if outcome.is_duplicate else "recorded" if outcome.stream_id else "spooled"

@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.calls.errors import RewardloopError
-from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors
+from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors, script_text
 from rewardloop_server.feedback.caps import Caps, Check
 from rewardloop_server.feedback.group_commit import GroupCommit
 
@@ -21,52 +21,10 @@ from rewardloop_server.feedback.group_commit import GroupCommit
 _EVENTS_A_CALL = 128
 _BYTES_A_CALL = 4 * 2**20
 
-# KEYS[1]     rewardloop:{feedback}:events            stream that the signals are appended to
-# then for each event:
-# KEYS        rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
-# KEYS        rewardloop:{feedback}:count:...         counters, and
-#             rewardloop:{feedback}:judged:...        sets of what was said, one key for each of the event's checks
-# ARGV[1]     seconds that an event_id is remembered
-# then for each event:
-# ARGV        serialized FeedbackEvent, the traceparent that it was sent in or '', number of checks, and for each of
-#             these: name, limit, seconds, member or ''
-# Returns     one text, an answer an event with a blank between: <stream id> appended now; =<stream id> of its first
-#             append, an earlier one; !<name> of the check that does not hold, or !replay: not appended
-_APPEND = f"""
-local answers, prefix = {{}}, #'{keys.FEEDBACK_SEEN}' + 1
-local k, a = 2, 2
-while a < #ARGV do
-    local seen, event, trace, checks = KEYS[k], ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2])
-    local first = redis.call('GET', seen)
-    local answer = first and '=' .. first
-    for c = 1, checks do
-        if answer then break end
-        local key, at = KEYS[k + c], a + 4 * c - 1
-        local name, limit, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 3]
-        if member == '' then
-            if tonumber(redis.call('GET', key) or 0) >= limit then answer = '!' .. name end
-        elseif redis.call('SISMEMBER', key, member) == 1 then
-            answer = '!replay'
-        elseif redis.call('SCARD', key) >= limit then
-            answer = '!' .. name
-        end
-    end
-    if not answer then
-        local fields = {{'{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', seen:sub(prefix)}}
-        if trace ~= '' then fields[5], fields[6] = '{keys.TRACE_FIELD}', trace end
-        answer = redis.call('XADD', KEYS[1], '*', unpack(fields))
-        redis.call('SET', seen, answer, 'EX', ARGV[1])
-        for c = 1, checks do
-            local key, at = KEYS[k + c], a + 4 * c - 1
-            if ARGV[at + 3] == '' then redis.call('INCR', key) else redis.call('SADD', key, ARGV[at + 3]) end
-            redis.call('EXPIRE', key, ARGV[at + 2])
-        end
-    end
-    answers[#answers + 1] = answer
-    k, a = k + 1 + checks, a + 3 + 4 * checks
-end
-return table.concat(answers, ' ')
-"""
+# The script's names of what it stores, from their one definition.
+_STORED_NAMES = (keys.FEEDBACK_SEEN, keys.EVENT_FIELD, keys.ID_FIELD, keys.TRACE_FIELD)
+
+_APPEND = script_text(__package__, "append.lua")
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -155,7 +113,7 @@ class FeedbackStream:
 
     async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         names: list[str] = [keys.FEEDBACK_STREAM]
-        args: list[bytes | str | int] = [self._ttl_s]
+        args: list[bytes | str | int] = [self._ttl_s, *_STORED_NAMES]
         for entry in entries:
             names.append(keys.FEEDBACK_SEEN + entry.event_id)
             args += (entry.data, entry.trace, len(entry.checks))

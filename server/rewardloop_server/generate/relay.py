@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Any
 
 from rewardloop.v1 import policy_pb2, policy_pb2_grpc
+from rewardloop_server.doors.call import Context, call_of
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
@@ -32,6 +28,4 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         async def sample(asked: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
             return await self._link.forward(stub.Generate, asked, context)
 
-        remaining_s = context.time_remaining()
-        deadline = None if remaining_s is None else time.monotonic() + remaining_s
-        return await self._best_of.answer(request, sample, deadline, context.peer())
+        return await self._best_of.answer(request, sample, call_of(context))

@@ -22,14 +22,13 @@ from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.loading.graph_check import NotAGraph, check_graph
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import Device, RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
-
-_TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_token2_s"}
 
 
 @dataclass(slots=True)
@@ -140,8 +139,8 @@ class SessionPool:
             check(model, 1, min(16, manifest.max_length))
         if encoder is not shared.encoder or shared.versions == 1:
             check_text(model)
-        for term, name in _TERMS.items():
-            self._metrics.cost_model.labels(version=manifest.version, term=term).set(getattr(shared.cost, name))
+        for term, seconds in shared.cost.terms().items():
+            self._metrics.cost_model.labels(version=manifest.version, term=term).set(seconds)
         return model
 
     def _take(self, digest: str) -> bool:
@@ -160,7 +159,7 @@ class SessionPool:
 
     def _close(self, manifest: Manifest, digest: str) -> None:
         self._give_back(digest)
-        for term in _TERMS:
+        for term in COST_TERMS:
             self._metrics.cost_model.remove(manifest.version, term)
 
     @contextmanager

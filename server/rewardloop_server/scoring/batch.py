@@ -17,16 +17,14 @@ import structlog
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
 from rewardloop_server.scoring.lane import Group, Lane, Row, Scored
-from rewardloop_server.scoring.layout import Feeds
-from rewardloop_server.scoring.plan import Run
+from rewardloop_server.scoring.offer import Offer, Slot
 from rewardloop_server.scoring.priority import step_back
 
 log = structlog.get_logger()
-
-LANES = ("production", "trainer", "shadow")
 
 # However short runs should be, they may take this many times the fixed cost of a run: a tenth is lost at most.
 _LEAST_FIXED_COSTS = 10
@@ -43,68 +41,6 @@ class LaneLimits:
     max_tokens: int
     max_s: float = math.inf
     run_s: float = math.inf
-
-
-@dataclass(slots=True, eq=False)
-class Offer:
-    """A run, laid out: its rows still wait in the lane until the engine takes it.
-
-    ``may_grow``: it has all that waited and is short of its limit, so it is better chosen again when more comes.
-    ``pushes``: the lane's count when it was chosen. ``alone``: nothing else waits and, once it is taken, nothing else
-    runs, so it may have the whole device.
-    """
-
-    lane: Lane
-    model: RewardModel
-    rows: list[Row]
-    run: Run
-    feeds: Feeds
-    may_grow: bool
-    pushes: int
-    alone: bool
-
-
-class Slot:
-    """Where the event loop leaves the next run for the engine's threads; the first that is free takes it at once."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._offer: Offer | None = None
-        self._running = 0
-        self._is_closed = False
-
-    def put(self, offer: Offer) -> None:
-        with self._changed:
-            self._offer = offer
-            self._changed.notify()
-
-    def withdraw(self) -> bool:
-        """Take the run back. False: the engine has it."""
-        with self._changed:
-            was_here, self._offer = self._offer is not None, None
-            return was_here
-
-    def take(self) -> Offer | None:
-        """Waits for a run. None: closed."""
-        with self._changed:
-            while self._offer is None and not self._is_closed:
-                self._changed.wait()
-            offer, self._offer = self._offer, None
-            if offer is None or self._is_closed:
-                return None
-            offer.alone = offer.alone and not self._running
-            self._running += 1
-            return offer
-
-    def done(self) -> None:
-        """A run that was taken has ended."""
-        with self._changed:
-            self._running -= 1
-
-    def close(self) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
 
 
 class Batcher:
@@ -133,7 +69,7 @@ class Batcher:
         self._limits = lanes
         self._lanes = {
             name: Lane(name, max_tokens=lanes[name].max_tokens, max_s=lanes[name].max_s, metrics=metrics)
-            for name in LANES
+            for name in QUEUE_LANES
         }
         self._trainer_max_wait_s = trainer_max_wait_s
         self._metrics = metrics
@@ -169,10 +105,10 @@ class Batcher:
         """Whether a bulk call that has work in flight may add to it."""
         return self._lanes[lane].has_bulk_room
 
-    def measure(self) -> None:
+    def set_gauges(self) -> None:
         """Set the lanes' gauges."""
         for lane in self._lanes.values():
-            lane.measure()
+            lane.set_gauges()
 
     async def score(
         self, model: RewardModel, rows: Sequence[Encoded], lane: str, deadline: float | None, caller: str = ""
@@ -268,7 +204,7 @@ class Batcher:
                 return
 
     def _order(self, now: float) -> list[Lane]:
-        production, trainer, shadow = (self._lanes[name] for name in LANES)
+        production, trainer, shadow = (self._lanes[name] for name in QUEUE_LANES)
         if trainer.tokens and production.tokens and trainer.oldest_wait_s(now) > self._trainer_max_wait_s:
             return [trainer, production, shadow]
         return [production, trainer, shadow]

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from weakref import WeakKeyDictionary
 
 from rewardloop.formats.text import Encoded
+from rewardloop_server.calls.vocabulary import CACHE_OUTCOMES
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
 
@@ -26,7 +27,7 @@ class ScoreCache:
         self._max_entries = max_mib * 2**20 // _ENTRY_BYTES
         self._versions: WeakKeyDictionary[RewardModel, OrderedDict[bytes, Floats]] = WeakKeyDictionary()
         self._counts = {
-            lane: tuple(metrics.cache_lookups_total.labels(lane=lane, outcome=o) for o in ("hit", "miss"))
+            lane: tuple(metrics.cache_lookups_total.labels(lane=lane, outcome=o) for o in CACHE_OUTCOMES)
             for lane in (lanes if self._max_entries else ())
         }
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rewardloop_server.calls.vocabulary import CostTerm
+
 # Handing a run to the engine and taking its logits costs this much on any machine. A fit on a noisy one must not give
 # less: runs that are free would be cut down to single rows.
 _LEAST_FIXED_S = 1e-4
@@ -25,6 +27,10 @@ class CostModel:
     fixed_s: float
     per_token_s: float
     per_token2_s: float
+
+    def terms(self) -> dict[CostTerm, float]:
+        """Return the constants by the names under which metrics show them."""
+        return {"fixed": self.fixed_s, "per_token": self.per_token_s, "per_token2": self.per_token2_s}
 
     def run_s(self, rows: int, length: int) -> float:
         return self.fixed_s + rows * self.row_s(length)

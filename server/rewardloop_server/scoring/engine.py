@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,31 +16,28 @@ import structlog
 from rewardloop.formats.store import Calibration, Manifest
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_server.scoring.cost import CostModel
+from rewardloop_server.scoring.devices import PROVIDERS, DeviceKind, WantedDevice
 from rewardloop_server.scoring.layout import Feeds, Signature, lay_out
 from rewardloop_server.scoring.plan import Limit, Run, plan_runs
 
 log = structlog.get_logger()
 
 Floats = npt.NDArray[np.float32]
-Kind = Literal["cpu", "cuda", "tensorrt"]
-
-_CPU, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
-_PROVIDERS: Mapping[Kind, Sequence[str]] = {"cpu": (_CPU,), "cuda": (_CUDA, _CPU), "tensorrt": (_TENSORRT, _CUDA, _CPU)}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """Where sessions run. ``threads``: of a run that has the device to itself. ``streams``: most runs at once."""
 
-    kind: Kind
+    kind: DeviceKind
     threads: int
     spin: bool
     streams: int = 1
 
     @property
     def providers(self) -> Sequence[str]:
-        """ONNX Runtime's, the first that can run an operator runs it."""
-        return _PROVIDERS[self.kind]
+        """The execution providers of ONNX Runtime, most wanted first."""
+        return PROVIDERS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +49,7 @@ class Sessions:
     beside: Any
 
 
-def choose_device(
-    wanted: Literal["auto", "cpu", "cuda", "tensorrt"], *, threads: int, spin: bool, streams: int = 1
-) -> Device:
+def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
     """CUDA where ONNX Runtime has it, unless the setting says otherwise; says in the log what it chose.
 
     ``threads`` 0: one a core. ``streams`` 0: two on a CPU with two threads or more, else one.
@@ -62,8 +57,8 @@ def choose_device(
     Raises RuntimeError when a device is demanded that this ONNX Runtime lacks.
     """
     available = ort.get_available_providers()
-    kind: Kind = wanted if wanted != "auto" else "cuda" if _CUDA in available else "cpu"
-    if _PROVIDERS[kind][0] not in available:
+    kind: DeviceKind = wanted if wanted != "auto" else "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
+    if PROVIDERS[kind][0] not in available:
         raise RuntimeError(
             f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
         )

@@ -222,7 +222,7 @@ class Lane:
         heads = [c.queue[0][2].enqueued for c in self._callers.values()]
         return now - max(min(heads), self.last_taken) if heads else 0.0
 
-    def measure(self) -> None:
+    def set_gauges(self) -> None:
         """Set the gauges that change with time alone."""
         heads = [caller.queue[0][2].enqueued for caller in self._callers.values()]
         self._saturation.set(self._share())

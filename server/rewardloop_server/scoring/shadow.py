@@ -17,9 +17,11 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
 from rewardloop.v1 import reward_pb2
 from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.calls.vocabulary import AGREEMENTS, Agreement
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
 from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.reply import scores_of
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.versions.host import VersionHost
 
@@ -46,7 +48,7 @@ class ShadowScorer:
         request: reward_pb2.ScoreRequest,
         key: bytes,
         live: Manifest,
-        rows: Sequence[Encoded],
+        rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
         """``request`` was given ``scores`` by the version ``live`` from ``rows``. Compares in its own time, if at all.
@@ -67,7 +69,7 @@ class ShadowScorer:
         request: reward_pb2.ScoreRequest,
         key: bytes,
         live: Manifest,
-        rows: Sequence[Encoded],
+        rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
         with self._host.lease_shadow(key) as model:
@@ -77,16 +79,13 @@ class ShadowScorer:
                 if not reads_alike(live, model.manifest):
                     rows = await self._tokenizers.encode(model.encoder, request, is_bulk=True)
                 scored = await self._batcher.score_shadow(model, rows)
+                if scored is None:
+                    return
+                shadows = scores_of(model, rows, scored.logits)
             except RewardloopError as error:
                 log.warning("shadow not scored", version=model.manifest.version, reason=error.reason)
                 self._metrics.shadow_dropped_total.inc()
                 return
-            if scored is None:
-                return
-            means = scored.logits.astype(float).mean(axis=1).tolist()
-            shadows = [
-                model.calibration.score(mean, row.response_tokens) for mean, row in zip(means, rows, strict=True)
-            ]
         self._observe(scores, shadows)
 
     def _observe(self, live: Sequence[float], shadow: Sequence[float]) -> None:
@@ -94,11 +93,10 @@ class ShadowScorer:
             self._metrics.shadow_score_difference.observe(after - before)
         if len(live) < 2:
             return
-        count = self._metrics.shadow_order_agreement_total
-        first = "agree" if best(live) == best(shadow) else "disagree"
-        count.labels(order="best", outcome=first).inc()
+        first: Agreement = "agree" if best(live) == best(shadow) else "disagree"
+        self._metrics.compared("best", first, 1)
         for outcome, pairs in pair_agreement(live, shadow).items():
-            count.labels(order="pair", outcome=outcome).inc(pairs)
+            self._metrics.compared("pair", outcome, pairs)
 
 
 def best(scores: Sequence[float]) -> int:
@@ -106,9 +104,9 @@ def best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
-def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[str, int]:
+def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[Agreement, int]:
     """How many pairs of responses both order the same way; a pair that either holds equal is no order, not counted."""
-    counts = {"agree": 0, "disagree": 0}
+    counts: dict[Agreement, int] = dict.fromkeys(AGREEMENTS, 0)
     for i, j in combinations(range(len(live)), 2):
         product = (live[i] - live[j]) * (shadow[i] - shadow[j])
         if product:

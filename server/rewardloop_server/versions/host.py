@@ -34,8 +34,10 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     UnsafeVersionError,
     UntrustedVersionError,
+    VersionRefused,
 )
-from rewardloop_server.versions.pointer import ROLES, Active, ActivePointer, Role, Share
+from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
+from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 from rewardloop_server.versions.residents import L, Residents
 
 log = structlog.get_logger()
@@ -141,7 +143,7 @@ class VersionHost(Generic[L]):
             loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
-        except RewardloopError as error:
+        except VersionRefused as error:
             self._on_refused(self.model, error.reason)
             log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
             raise
@@ -170,12 +172,12 @@ class VersionHost(Generic[L]):
         self._switched.set()
         self._switched = asyncio.Event()
 
-    def assign(self, role: Role, holder: Share) -> None:
+    def assign(self, role: VersionRole, holder: Share) -> None:
         """Give the role to a warm version."""
         self._residents.assign(role, holder)
         log.info("role given", model=self.model, role=role, version=holder.version, share=holder.share)
 
-    def end(self, role: Role) -> None:
+    def end(self, role: VersionRole) -> None:
         """Take the role from whoever has it."""
         self._residents.end(role)
         log.info("role ended", model=self.model, role=role)
@@ -234,7 +236,7 @@ class VersionHost(Generic[L]):
             await self.warm(wanted.version)
             self.activate(wanted.version)
         failures: list[RewardloopError] = []
-        for role in ROLES:
+        for role in VERSION_ROLES:
             holder = wanted.beside(role)
             if holder == self._residents.beside(role):
                 continue
@@ -263,7 +265,7 @@ class VersionHost(Generic[L]):
             raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
 
 
-def refusal(error: CorruptVersion) -> RewardloopError:
+def refusal(error: CorruptVersion) -> VersionRefused:
     """What a caller is told of a version that the store does not give out."""
     if isinstance(error, UntrustedVersion):
         return UntrustedVersionError(str(error))

@@ -6,78 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import Overtaken
-from rewardloop_server.calls.redis_link import redis_errors
-
-Role: TypeAlias = Literal["canary", "shadow"]
-ROLES: tuple[Role, ...] = ("canary", "shadow")
+from rewardloop_server.calls.redis_link import redis_errors, script_text
+from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
 
 _MAX_PREVIOUS = 20
 _MAX_REASON_CHARS = 1000
 
-# KEYS[1]  rewardloop:{models}:active   hash: model name to the JSON that `keys` describes
-# KEYS[2]  rewardloop:{models}:promoted_by
-# ARGV     model, version, reason, time of the change, most previous versions kept,
-#          for a rollback the version that must be active, else '', and the epoch of a leader who asks, else 0
-# Returns  the version that was active before (nil: none), and 1 when the pointer is at `version` now, -1 when a later
-#          leader's promotion was taken
-# A promotion puts the version before it on the list of previous ones; a rollback takes its target off, so that a
-# second rollback goes further back and not forward again. Both end a canary and a shadow, which are left unwritten;
-# so does promoting the active version, which changes nothing else.
-_MOVE = """
-local raw = redis.call('HGET', KEYS[1], ARGV[1])
-local old = raw and cjson.decode(raw)
-local before, previous = false, {}
-if old then before, previous = old.version, old.previous end
-local epoch = tonumber(ARGV[7])
-if epoch > 0 then
-    if tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) > epoch then return {before, -1} end
-    redis.call('HSET', KEYS[2], ARGV[1], ARGV[7])
-end
-if ARGV[6] == '' and old and before == ARGV[2] and not old.canary and not old.shadow then return {before, 1} end
-if ARGV[6] ~= '' then
-    if before ~= ARGV[6] or previous[1] ~= ARGV[2] then return {before, 0} end
-    table.remove(previous, 1)
-elseif before and before ~= ARGV[2] then
-    table.insert(previous, 1, before)
-    while #previous > tonumber(ARGV[5]) do table.remove(previous) end
-end
-local list = #previous > 0 and cjson.encode(previous) or '[]'
-redis.call('HSET', KEYS[1], ARGV[1],
-    '{"version":' .. cjson.encode(ARGV[2]) .. ',"previous":' .. list ..
-    ',"changed_at":' .. cjson.encode(ARGV[4]) .. ',"reason":' .. cjson.encode(ARGV[3]) .. '}')
-return {before, 1}
-"""
-
-# KEYS[1]  as above
-# ARGV     model, role, the role's JSON (empty: end it), version (empty: end it), reason, time of the change
-# Returns  1 when the role is as asked, 0 when the version is the active one or the model has none
-# The rest of the value is kept as it is: cjson would turn an empty list into an object.
-_ASSIGN = """
-local raw = redis.call('HGET', KEYS[1], ARGV[1])
-if not raw then return 0 end
-local old = cjson.decode(raw)
-if old.version == ARGV[4] then return 0 end
-local list = #old.previous > 0 and cjson.encode(old.previous) or '[]'
-local value = '{"version":' .. cjson.encode(old.version) .. ',"previous":' .. list ..
-    ',"changed_at":' .. cjson.encode(ARGV[6]) .. ',"reason":' .. cjson.encode(ARGV[5])
-for _, role in ipairs({'canary', 'shadow'}) do
-    local held = ''
-    if role == ARGV[2] then
-        held = ARGV[3]
-    elseif old[role] then
-        held = string.format('{"version":%s,"share":%.17g}', cjson.encode(old[role].version), old[role].share)
-    end
-    if held ~= '' then value = value .. ',"' .. role .. '":' .. held end
-end
-redis.call('HSET', KEYS[1], ARGV[1], value .. '}')
-return 1
-"""
+_MOVE = script_text(__package__, "move.lua")
+_ASSIGN = script_text(__package__, "assign.lua")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +44,7 @@ class Active:
         """The version that was active before this one."""
         return self.previous[0] if self.previous else None
 
-    def beside(self, role: Role) -> Share | None:
+    def beside(self, role: VersionRole) -> Share | None:
         return self.canary if role == "canary" else self.shadow
 
 
@@ -121,7 +63,7 @@ class ActivePointer:
             if raw is None:
                 return None
             value = json.loads(raw)
-            shares = {role: _share(value.get(role)) for role in ROLES}
+            shares = {role: _share(value.get(role)) for role in VERSION_ROLES}
             return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
 
     async def move(self, model: str, version: str, reason: str, leader_epoch: int = 0) -> str | None:
@@ -142,11 +84,11 @@ class ActivePointer:
         _, outcome = await self._run(model, target, reason, must_be_active=version)
         return bool(outcome)
 
-    async def assign(self, model: str, role: Role, holder: Share, reason: str) -> bool:
+    async def assign(self, model: str, role: VersionRole, holder: Share, reason: str) -> bool:
         """Give the role to ``holder``; False when its version is the active one, or none is active."""
         return await self._set_role(model, role, holder, reason)
 
-    async def end(self, model: str, role: Role, reason: str) -> None:
+    async def end(self, model: str, role: VersionRole, reason: str) -> None:
         """Take the role from whoever has it."""
         await self._set_role(model, role, None, reason)
 
@@ -160,7 +102,7 @@ class ActivePointer:
         """Put back a pointer that Redis lost; False when it has one."""
         value: dict[str, Any] = {"version": active.version, "previous": list(active.previous), "changed_at": _now()}
         value["reason"] = "put back after Redis lost it"
-        for role in ROLES:
+        for role in VERSION_ROLES:
             if (holder := active.beside(role)) is not None:
                 value[role] = {"version": holder.version, "share": holder.share}
         with redis_errors():
@@ -177,7 +119,7 @@ class ActivePointer:
             )
             return (None if before is None else before.decode()), int(outcome)
 
-    async def _set_role(self, model: str, role: Role, holder: Share | None, reason: str) -> bool:
+    async def _set_role(self, model: str, role: VersionRole, holder: Share | None, reason: str) -> bool:
         held = "" if holder is None else json.dumps({"version": holder.version, "share": holder.share})
         version = "" if holder is None else holder.version
         with redis_errors():

@@ -13,14 +13,11 @@ from typing import Generic, Protocol, TypeVar
 from rewardloop.formats.store import Manifest
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls.errors import NoModel, UnknownVersion
-from rewardloop_server.versions.pointer import ROLES, Role, Share
+from rewardloop_server.calls.vocabulary import RESIDENT_ROLES, VERSION_ROLES, VersionRole
+from rewardloop_server.versions.pointer import Share
 
-_STATES = {
-    "active": model_pb2.VERSION_STATE_ACTIVE,
-    "canary": model_pb2.VERSION_STATE_CANARY,
-    "shadow": model_pb2.VERSION_STATE_SHADOW,
-    "warm": model_pb2.VERSION_STATE_WARM,
-    "draining": model_pb2.VERSION_STATE_DRAINING,
+_STATES: dict[str, model_pb2.VersionState] = {
+    role: getattr(model_pb2, f"VERSION_STATE_{role.upper()}") for role in RESIDENT_ROLES
 }
 
 
@@ -64,14 +61,14 @@ class Residents(Generic[L]):
         self._slots: dict[str, _Slot[L]] = {}
         self._draining: dict[str, _Slot[L]] = {}
         self._active: _Slot[L] | None = None
-        self._beside: dict[Role, Share] = {}
+        self._beside: dict[VersionRole, Share] = {}
         self._recent: list[str] = []  # newest role first
 
     @property
     def active(self) -> Manifest | None:
         return self._active.loaded.manifest if self._active else None
 
-    def beside(self, role: Role) -> Share | None:
+    def beside(self, role: VersionRole) -> Share | None:
         return self._beside.get(role)
 
     def manifest(self, version: str) -> Manifest | None:
@@ -91,13 +88,13 @@ class Residents(Generic[L]):
         self._active = self._slots[version]
         self._beside.clear()
 
-    def assign(self, role: Role, holder: Share) -> None:
+    def assign(self, role: VersionRole, holder: Share) -> None:
         """Give the role to a resident version."""
         if holder.version not in self._slots:
             raise KeyError(holder.version)
         self._beside[role] = holder
 
-    def end(self, role: Role) -> None:
+    def end(self, role: VersionRole) -> None:
         self._beside.pop(role, None)
 
     def settle(self) -> None:
@@ -182,7 +179,7 @@ class Residents(Generic[L]):
     def _with_roles(self) -> dict[str, str]:
         """Versions by role, the most telling role first."""
         roles = {"active": self._active.version} if self._active else {}
-        roles.update({role: self._beside[role].version for role in ROLES if role in self._beside})
+        roles.update({role: self._beside[role].version for role in VERSION_ROLES if role in self._beside})
         return roles
 
 

@@ -20,8 +20,9 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     Violation,
 )
+from rewardloop_server.calls.vocabulary import VersionRole
 from rewardloop_server.versions.host import refusal
-from rewardloop_server.versions.pointer import ActivePointer, Role, Share
+from rewardloop_server.versions.pointer import ActivePointer, Share
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
@@ -41,9 +42,9 @@ class ModelHost(Protocol):
 
     def activate(self, version: str) -> None: ...
 
-    def assign(self, role: Role, holder: Share) -> None: ...
+    def assign(self, role: VersionRole, holder: Share) -> None: ...
 
-    def end(self, role: Role) -> None: ...
+    def end(self, role: VersionRole) -> None: ...
 
     def state(self, version: str) -> model_pb2.VersionState: ...
 
@@ -141,7 +142,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             yield model_pb2.WatchVersionsResponse(active=_info(host, manifest))
 
     async def _set_role(
-        self, role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest
+        self, role: VersionRole, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest
     ) -> model_pb2.VersionInfo | None:
         """The version that has the role now; None: it was ended."""
         _check_role(role, request)
@@ -179,7 +180,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             raise refusal(error) from error
 
 
-def _check_role(role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
+def _check_role(role: VersionRole, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
     """Raises InvalidRequest. The policy has no shadow: an answer that was not shown compares with nothing."""
     if role == "shadow" and request.model != "reward":
         raise InvalidRequest([Violation("model", "only reward takes a shadow")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import sys
@@ -10,6 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rewardloop.process.settings import parse
+from rewardloop_trainer.commands.export_settings import ExportSettings
 
 if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
@@ -24,12 +26,13 @@ _CALIBRATION_PAIRS = 16
 
 def main(argv: Sequence[str]) -> int:
     """Export what the flags name and print the new version. Returns the exit status."""
-    options = _parser().parse_args(list(argv))
-    # Imported here: the parser above answers --help without torch.
+    options = parse(ExportSettings, argv, "rewardloop export")
+    # Imported here: the settings above answer --help without torch.
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
+    from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
@@ -38,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
     try:
+        check_base_path(options.base)
         manifest = export(options)
     except (
         UnusableBase,
@@ -77,60 +81,7 @@ def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rewardloop export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--base", required=True, metavar="DIR_OR_HUB_ID", help="a Hugging Face model, safetensors only")
-    parser.add_argument("--store", required=True, metavar="URL", help="the model store: a directory or fsspec URL")
-    parser.add_argument("--signing-key", default="", metavar="FILE", help="private ed25519 key (PEM) that signs it")
-    parser.add_argument("--model", choices=("reward", "policy"), default="reward")
-    parser.add_argument("--max-length", type=_at_least(8), metavar="TOKENS", help="of prompt and response together")
-    parser.add_argument("--seed", type=int, default=0, help="draws new score heads")
-    reward = parser.add_argument_group("reward models")
-    reward.add_argument("--heads", type=_at_least(1), default=4, help="score heads; their spread is the uncertainty")
-    reward.add_argument("--pooling", choices=("auto", "mean", "cls"), default="auto", help="of encoders")
-    reward.add_argument(
-        "--segment-ids",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="mark the response with token type 1 (default: for sequence classifiers with segments)",
-    )
-    reward.add_argument(
-        "--adapters",
-        choices=("none", "query_value", "attention", "all"),
-        default="query_value",
-        help="linear layers whose changes later versions can publish as adapters over this graph",
-    )
-    reward.add_argument(
-        "--anchors", type=Path, metavar="FILE", help="JSONL rows {prompt, response} that fix the scale of scores"
-    )
-    reward.add_argument(
-        "--precision",
-        choices=("float32", "int8", "float16"),
-        default="float32",
-        help="of the graph: int8 for CPUs, float16 for CUDA",
-    )
-    reward.add_argument(
-        "--gate-pairs",
-        type=Path,
-        metavar="FILE",
-        help="JSONL rows {prompt, chosen, rejected}: the precision is taken only if it orders these as float32 does",
-    )
-    return parser
-
-
-def _at_least(minimum: int) -> type[int]:
-    class Bounded(int):
-        def __new__(cls, text: str) -> Bounded:
-            value = super().__new__(cls, text)
-            if value < minimum:
-                raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
-            return value
-
-    Bounded.__name__ = "integer"
-    return Bounded
-
-
-def _export_reward(options: argparse.Namespace) -> Manifest:
+def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
@@ -209,7 +160,7 @@ def _in_precision(
     return choice, notes
 
 
-def _export_policy(options: argparse.Namespace) -> Manifest:
+def _export_policy(options: ExportSettings) -> Manifest:
     from transformers import AutoModelForCausalLM
 
     from rewardloop.formats.signatures import signer

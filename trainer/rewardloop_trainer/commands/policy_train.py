@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.process.log import configure_logging
     from rewardloop_client import InvalidAddress, RewardloopError
     from rewardloop_data.source_file import SourceFile, UnreadableFile
-    from rewardloop_trainer.commands.policy_run import train_by_hand
+    from rewardloop_trainer.commands.policy_run import run_policy_training
     from rewardloop_trainer.data.policy_rows import UnusableRows, read_policy_data
     from rewardloop_trainer.learning.world import joined
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         data = read_policy_data(SourceFile.of(settings.prompts))
         with joined():
-            return train_by_hand(settings, data)
+            return run_policy_training(settings, data)
     except RewardloopError as error:
         _say(f"no scores from {settings.server}: {error.reason or type(error).__name__}: {error}")
         _say("start a server with `rewardloop serve`, or name one with --server; the same command goes on from here")

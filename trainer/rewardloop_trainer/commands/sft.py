@@ -52,6 +52,7 @@ def run(settings: SftRunSettings) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop_data.source_file import SourceFile
+    from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.preferences import split_of
     from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
@@ -59,6 +60,7 @@ def run(settings: SftRunSettings) -> int:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     started = time.monotonic()
+    check_base_path(settings.base)
     out = settings.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: is there already")

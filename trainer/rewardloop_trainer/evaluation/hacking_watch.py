@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+
+from rewardloop_trainer.vocabulary import Witness
 
 _LEAST = 5
 
@@ -22,7 +23,7 @@ class Point:
     """
 
     round: int
-    witness: Literal["judge", "live"]
+    witness: Witness
     score: float
     score_lower: float
     win_rate: float

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.settings import PolicyGateLimits
 from rewardloop_trainer.vocabulary import Reason, Rule
 
@@ -47,16 +48,7 @@ class Fluency:
         return float(np.exp(self.candidate - self.live))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``reasons``: one line for each rule that was broken; empty when it passed. ``figures``: for the manifest."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-    figures: Mapping[str, float]
-
-
-def gate(
+def judge_policy(
     candidate: Sequence[Sequence[Answered]],
     live: Sequence[Sequence[Answered]],
     limits: PolicyGateLimits,

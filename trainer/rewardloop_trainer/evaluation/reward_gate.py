@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
 from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness
 from rewardloop_trainer.vocabulary import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class GateOutcome:
-    """``reasons``: one line for each rule that was broken; empty when it passed. ``figures``: for the manifest."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-    figures: Mapping[str, float]
-
-
-def gate(
+def judge_reward(
     pairs: Sequence[Pair],
     candidate: Floats,
     live: Floats | None,
@@ -31,7 +22,7 @@ def gate(
     tolerance: float = 0.02,
     resamples: int = 10_000,
     seed: int = 0,
-) -> GateOutcome:
+) -> Verdict:
     """Judge a candidate on held-out pairs; it passes when all of these hold:
 
     1. parity, the largest difference of its ONNX logits from torch's, is at most 1e-4;
@@ -74,4 +65,4 @@ def gate(
                     f"[{difference.lower:+.3f}, {difference.upper:+.3f}] allows more than {tolerance:g}"
                 )
                 reasons.append(Reason("accuracy", text))
-    return GateOutcome(not reasons, tuple(reasons), figures)
+    return Verdict(not reasons, tuple(reasons), figures)

@@ -31,6 +31,11 @@ class SftRunSettings(ProcessSettings, SftSettings):
     """Supervised training of a base on {prompt, completion} or {messages} rows: a Hugging Face directory in and out."""
 
     model_config = ProcessSettings.model_config
+    basic_settings = (
+        *("base", "data", "out", "epochs", "learning_rate", "batch_examples", "max_length"),
+        *("learn", "heldout_share", "device"),
+    )
+    setting_groups = (("epochs", "Training"), ("base", "Files and the process"))
 
     base: str = Field(description="Hugging Face directory or hub id of a causal LM, safetensors only")
     data: Path = Field(description="JSONL, plain or gzipped, or Parquet")

@@ -35,14 +35,22 @@ class Start:
     write_rest: Callable[[Path], None]
 
     def load(self) -> Any:
-        """A causal LM in evaluation mode, in float32: small steps are lost in half precision. Raises `UnusableBase`."""
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                self.source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UnusableBase(f"{self.source}: {error}") from error
-        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        """Load the weights as `load_causal_lm` does. Raises `UnusableBase`."""
+        return load_causal_lm(self.source)
+
+
+def load_causal_lm(source: str) -> Any:
+    """Load a causal LM in evaluation mode and in float32: small steps are lost in half precision.
+
+    It is put on the first GPU if there is one. Raises `UnusableBase`.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{source}: {error}") from error
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def start_from_base(base: str, max_length: int) -> Start:

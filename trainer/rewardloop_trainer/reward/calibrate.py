@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ import torch
 
 from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoder, Turn
+from rewardloop_data.rows import RowError
+from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.reward.batches import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
@@ -70,16 +73,19 @@ def choose_anchors(records: Iterable[Record], limit: int = MAX_ANCHORS) -> tuple
 
 
 def read_anchors(path: Path) -> tuple[Anchor, ...]:
-    """Rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
+    """Read rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
     anchors = []
+    number = 0
     try:
-        # Not splitlines: JSON leaves U+2028 and its like in texts as they are.
-        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
-            row = json.loads(line)
+        for line in SourceFile.of(path).lines():
+            number = line.number
+            row: Any = line.value()
             prompt = tuple(Turn(str(t["role"]), str(t["content"])) for t in row["prompt"])
             anchors.append(Anchor(prompt, str(row["response"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptAnchors(f"{path}, row {len(anchors) + 1}: {error}") from error
+    except UnreadableFile as error:
+        raise CorruptAnchors(str(error)) from error
+    except (RowError, KeyError, TypeError) as error:
+        raise CorruptAnchors(f"{path}, row {number}: {error}") from error
     return tuple(anchors)
 
 

@@ -28,6 +28,8 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
@@ -36,9 +38,8 @@ from rewardloop_trainer.rounds.publish import (
     promote,
     publish_once,
 )
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
 from rewardloop_trainer.settings import TrainSettings
-from rewardloop_trainer.vocabulary import Phase, Reason
+from rewardloop_trainer.vocabulary import ModelName, Outcome, Phase, Reason
 
 log = structlog.get_logger()
 
@@ -51,9 +52,9 @@ class Refused(Exception):
 
 
 class ModelRound(ABC):
-    """Runs one round of ``model`` from the phase that its track is in."""
+    """Runs one round of ``model`` from the phase that its current is in."""
 
-    model: ClassVar[str]
+    model: ClassVar[ModelName]
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class ModelRound(ABC):
         server: RewardloopClient,
         metrics: TrainerMetrics,
         stop: threading.Event,
-        track: RoundTrack,
+        current: CurrentRound,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -73,8 +74,8 @@ class ModelRound(ABC):
         self._server = server
         self._metrics = metrics
         self._stop = stop
-        self._track = track
-        self._directory = settings.work_dir / "rounds" / f"{self.model}-{track.now.number}"
+        self._current = current
+        self._directory = settings.work_dir / "rounds" / f"{self.model}-{current.state.number}"
         self._refused = settings.work_dir / "refused" / self._directory.name
         self._version = self._directory / "version"
         self._logged_at = 0.0
@@ -88,7 +89,7 @@ class ModelRound(ABC):
             return "refused"
         phases = {**self._phases(), "gated": self._publish, "published": self._promote}
         try:
-            while (phase := self._track.now.phase) != "promoted":
+            while (phase := self._current.state.phase) != "promoted":
                 self._stop_if_asked()
                 phases[phase]()
         except Refused as refusal:
@@ -107,14 +108,14 @@ class ModelRound(ABC):
 
     def _begin(self) -> str | None:
         """Fix the live version as the round's parent, and return it."""
-        now = self._track.now
+        now = self._current.state
         parent = now.parent or live_version(self._redis, self._store, self.model)
-        self._track.reach(replace(now, parent=parent))
+        self._current.reach(replace(now, parent=parent))
         return parent
 
     def _manifest_of_round(self, notes: Mapping[str, str]) -> Manifest:
         """What a manifest says of the round alone."""
-        now = self._track.now
+        now = self._current.state
         return Manifest(
             model=self.model,
             parent=now.parent,
@@ -131,12 +132,12 @@ class ModelRound(ABC):
         def write(directory: Path) -> None:
             shutil.copytree(self._version, directory, dirs_exist_ok=True)
 
-        published = publish_once(self._store, manifest, write, self._track.key, self._ledger.held)
-        self._track.reach(replace(self._track.now, phase="published", version=published.version))
+        published = publish_once(self._store, manifest, write, self._current.key, self._ledger.held)
+        self._current.reach(replace(self._current.state, phase="published", version=published.version))
         log.info("published", model=self.model, version=published.version, parent=manifest.parent)
 
     def _promote(self) -> None:
-        now = self._track.now
+        now = self._current.state
         if now.version is None:
             raise ValueError("a published round has a version")
         try:
@@ -151,7 +152,7 @@ class ModelRound(ABC):
 
     @cached_property
     def _replay(self) -> Replay:
-        settings, now = self._settings, self._track.now
+        settings, now = self._settings, self._current.state
         return load_replay(
             self._ledger,
             now.until_stream_id,
@@ -167,8 +168,8 @@ class ModelRound(ABC):
             raise Interrupted
 
     def _reach(self, phase: Phase, figures: Mapping[str, float] | None = None) -> None:
-        now = self._track.now
-        self._track.reach(replace(now, phase=phase, metrics={**now.metrics, **(figures or {})}))
+        now = self._current.state
+        self._current.reach(replace(now, phase=phase, metrics={**now.metrics, **(figures or {})}))
 
     def _report(
         self,
@@ -190,9 +191,9 @@ class ModelRound(ABC):
     def _keep_refused(self, reasons: Sequence[object]) -> None:
         """Move the candidate aside with the reasons; the oldest ones kept make room."""
         self._metrics.refused(self.model, reasons)
-        log.warning("candidate refused", model=self.model, round=self._track.now.number, reasons=reasons)
+        log.warning("candidate refused", model=self.model, round=self._current.state.number, reasons=reasons)
         self._directory.mkdir(parents=True, exist_ok=True)
-        about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._track.now.metrics)}
+        about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._current.state.metrics)}
         (self._directory / "reasons.json").write_text(json.dumps(about, indent=2))
         self._refused.parent.mkdir(parents=True, exist_ok=True)
         self._directory.rename(self._refused)

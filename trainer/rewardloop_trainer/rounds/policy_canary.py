@@ -14,7 +14,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
 from rewardloop_trainer.rounds.publish import PromotionRefused, canary_version, live_version, set_canary
-from rewardloop_trainer.rounds.round_state import Round
+from rewardloop_trainer.rounds.trainer_state import RoundState
 from rewardloop_trainer.settings import TrainSettings
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class PolicyCanary:
         ledger: Ledger,
         client: redis.Redis,
         server: RewardloopClient,
-        now: Round,
+        now: RoundState,
     ) -> None:
         if now.version is None or now.parent is None:
             raise ValueError("a published round has a version and a parent")

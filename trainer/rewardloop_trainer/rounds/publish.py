@@ -25,7 +25,7 @@ from rewardloop_client import (
 )
 from rewardloop_trainer.archive.fence import Fenced
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.rounds.track import ServerAway
+from rewardloop_trainer.rounds.pauses import ServerAway
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ import structlog
 from rewardloop.formats.store import Manifest, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair, pairs_of
-from rewardloop_trainer.evaluation.reward_gate import gate
+from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
@@ -25,7 +25,7 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import Start, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
-from rewardloop_trainer.rounds.track import Interrupted
+from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class RewardRound(ModelRound):
         trained = self._directory / "trained"
         if not trained.exists():
             start = self._start()
-            settings = self._settings.reward.model_copy(update={"seed": self._track.now.seed})
+            settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             if makes_delta := is_delta(start, settings):
                 as_delta(start.model, settings.lora)
             else:
@@ -111,17 +111,17 @@ class RewardRound(ModelRound):
             lambda: pair_margins(model, encoder, pairs, slope),
             [s for example in calibration for s in example.sequences],
             slope,
-            self._track.now.seed,
+            self._current.state.seed,
         )
 
     def _judge(self) -> None:
         """Gate and calibration; the manifest of what passes is kept beside its files."""
-        start, model, now = self._start(), self._trained(), self._track.now
+        start, model, now = self._start(), self._trained(), self._current.state
         encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
-        verdict = gate(
+        verdict = judge_reward(
             pairs,
             pair_margins(model, encoder, pairs, slope),
             pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
@@ -129,9 +129,6 @@ class RewardRound(ModelRound):
             tolerance=self._settings.reward.gate_tolerance,
             seed=now.seed,
         )
-        for side in ("candidate", "live"):
-            if (accuracy := verdict.figures.get(f"gate_{side}_accuracy")) is not None:
-                self._metrics.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
         self._metrics.show_reward_gate(verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
@@ -166,7 +163,7 @@ class RewardRound(ModelRound):
         return Manifest.from_json((self._directory / "manifest.json").read_text())
 
     def _start(self) -> Start:
-        now = self._track.now
+        now = self._current.state
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 
     def _trained(self) -> RewardModel:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-class Window:
+class BulkWindow:
     """The groups of one call that have entered and not left: at most ``max_groups``, of about ``max_tokens`` tokens.
 
     Enough to keep the engine full, so little that a call of any size holds neither the queue nor memory. One group may

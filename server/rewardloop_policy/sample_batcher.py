@@ -14,11 +14,10 @@ import structlog
 from rewardloop_policy.policy_model import Answer, PolicyModel
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.calls.vocabulary import SAMPLING_LANE, Stage
 from rewardloop_server.observe.metrics import ServerMetrics
 
 log = structlog.get_logger()
-
-LANE = "production"
 
 
 @dataclass(slots=True, eq=False)
@@ -61,12 +60,12 @@ class SampleBatcher:
         self._arrived.set()
         return await job.outcome
 
-    def measure(self) -> None:
+    def set_gauges(self) -> None:
         """Set the queue's gauges."""
         waited = time.monotonic() - self._queue[0].enqueued if self._queue else 0.0
-        self._metrics.queue_rows.labels(lane=LANE).set(self._queued_rows)
-        self._metrics.queue_saturation_ratio.labels(lane=LANE).set(self._queued_rows / self._max_queue_rows)
-        self._metrics.queue_oldest_wait_seconds.labels(lane=LANE).set(waited)
+        self._metrics.queue_rows.labels(lane=SAMPLING_LANE).set(self._queued_rows)
+        self._metrics.queue_saturation_ratio.labels(lane=SAMPLING_LANE).set(self._queued_rows / self._max_queue_rows)
+        self._metrics.queue_oldest_wait_seconds.labels(lane=SAMPLING_LANE).set(waited)
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -132,5 +131,5 @@ class SampleBatcher:
         if not job.outcome.done():
             job.outcome.set_exception(NotLoadable(f"policy {version} failed on this request"))
 
-    def _observe(self, stage: str, seconds: float) -> None:
-        self._metrics.stage_seconds.labels(stage=stage, lane=LANE).observe(seconds)
+    def _observe(self, stage: Stage, seconds: float) -> None:
+        self._metrics.stage_seconds.labels(stage=stage, lane=SAMPLING_LANE).observe(seconds)

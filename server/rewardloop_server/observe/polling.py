@@ -14,12 +14,12 @@ from rewardloop_server.observe.backlog import read_backlog
 from rewardloop_server.observe.metrics import NOT_KNOWN, ServerMetrics
 
 
-class Measured(Protocol):
-    def measure(self) -> None:
+class HasGauges(Protocol):
+    def set_gauges(self) -> None:
         """Set the gauges to what is now."""
 
 
-async def measure_loop_lag(metrics: ServerMetrics, every_s: float = 0.1) -> None:
+async def poll_loop_lag(metrics: ServerMetrics, every_s: float = 0.1) -> None:
     """How late the event loop wakes a sleeper: anything that blocks it shows here."""
     while True:
         due = time.monotonic() + every_s
@@ -27,15 +27,15 @@ async def measure_loop_lag(metrics: ServerMetrics, every_s: float = 0.1) -> None
         metrics.event_loop_lag_seconds.observe(max(0.0, time.monotonic() - due))
 
 
-async def measure_queues(*queues: Measured, every_s: float = 0.5) -> None:
+async def poll_queues(*queues: HasGauges, every_s: float = 0.5) -> None:
     """How full they are, and how long they make wait."""
     while True:
         for queue in queues:
-            queue.measure()
+            queue.set_gauges()
         await asyncio.sleep(every_s)
 
 
-async def measure_stream(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
+async def poll_stream(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
     """The feedback stream, while Redis answers."""
     gauges = (metrics.stream_length, metrics.stream_pending, metrics.stream_lag_seconds, metrics.dead_letters)
     while True:
@@ -53,8 +53,8 @@ async def measure_stream(metrics: ServerMetrics, redis: Redis, every_s: float = 
         await asyncio.sleep(every_s)
 
 
-async def measure_redis(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
-    """Whether Redis answers; `measure_stream` says so too."""
+async def poll_redis(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
+    """Whether Redis answers; `poll_stream` says so too."""
     while True:
         try:
             with redis_errors():

@@ -26,7 +26,7 @@ class CorruptState(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class RoundState:
     """One attempt to make a better version.
 
     ``after_stream_id``: the last id that its parent's data reached ("" for none): later rows are new to it.
@@ -61,7 +61,7 @@ class ModelState:
     learned_through: str = ""
     rounds: int = 0
     ended_at: float = 0.0
-    round: Round | None = None
+    round: RoundState | None = None
 
     def finished(self, ended_at: float) -> ModelState:
         """After the present round, however it ended."""
@@ -129,4 +129,4 @@ def _model(raw: Mapping[str, Any]) -> ModelState:
     now = raw["round"]
     if now is not None and now["phase"] not in PHASES:
         raise CorruptState(f"unknown phase {now['phase']!r}")
-    return ModelState(**{**raw, "round": None if now is None else Round(**now)})
+    return ModelState(**{**raw, "round": None if now is None else RoundState(**now)})

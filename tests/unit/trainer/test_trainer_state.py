@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rewardloop_trainer.rounds.round_state import CorruptState, ModelState, Round, StateFile, TrainerState
+from rewardloop_trainer.rounds.trainer_state import CorruptState, ModelState, RoundState, StateFile, TrainerState
 
-ROUND = Round(
+ROUND = RoundState(
     number=3,
     phase="exported",
     after_stream_id="5-0",
