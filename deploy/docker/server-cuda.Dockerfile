@@ -1,4 +1,5 @@
-# rewardloop serve on an NVIDIA GPU: ONNX Runtime's CUDA provider, CUDA 13 and cuDNN 9 from the base image. No torch.
+# Runs rewardloop serve on an NVIDIA GPU, without torch: ONNX Runtime has its CUDA provider, and the base image brings
+# CUDA 13 and cuDNN 9.
 #   docker build -f deploy/docker/server-cuda.Dockerfile -t rewardloop-server-cuda .
 ARG CUDA_TAG=13.0.1-cudnn-runtime-ubuntu24.04
 ARG PYTHON_TAG=3.11.14-slim-bookworm

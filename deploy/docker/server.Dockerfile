@@ -1,4 +1,4 @@
-# rewardloop serve on a CPU: gRPC on 50051, metrics on 9464. No torch.
+# Runs rewardloop serve on a CPU, without torch: gRPC on port 50051, metrics on port 9464.
 #   docker build -f deploy/docker/server.Dockerfile -t rewardloop-server .
 ARG PYTHON_TAG=3.11.14-slim-bookworm
 

@@ -12,7 +12,7 @@ from rewardloop_demo.settings import DemoSettings
 
 
 class Display:
-    """Shows the demo while `live` is entered; without a terminal it prints the phases as lines."""
+    """Shows the demo while `live` is entered, and takes it away afterwards. Without a terminal it prints the phases."""
 
     def __init__(self, settings: DemoSettings) -> None:
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.fields[state]}"))
@@ -20,7 +20,7 @@ class Display:
         self._phase = self._progress.add_task("now", total=None, state="starting")
         self._reward = self._progress.add_task("reward versions", total=settings.reward_rounds, state="")
         self._policy = self._progress.add_task("policy versions", total=settings.policy_rounds, state="")
-        self.live = Live(self._progress, console=console(), refresh_per_second=4)
+        self.live = Live(self._progress, console=console(), refresh_per_second=4, transient=True)
 
     def say(self, phase: str) -> None:
         """Show what the demo does from now on."""

@@ -58,7 +58,12 @@ async def watch_rounds(
             if measured is None:
                 continue
             measured = replace(measured, seconds=time.monotonic() - started, signals=users.total)
-            demo = replace(demo, rounds=(*demo.rounds, measured), signal_kinds=dict(users.recorded))
+            demo = replace(
+                demo,
+                rounds=(*demo.rounds, measured),
+                signal_kinds=dict(users.recorded),
+                seconds=measured.seconds,
+            )
             display.show(demo)
             is_enough = measured.policy_swaps >= settings.policy_rounds
             if is_enough and measured.reward_swaps >= settings.reward_rounds:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import time
 from dataclasses import replace
 
@@ -20,21 +19,26 @@ from rewardloop_demo.record import DemoRecord
 from rewardloop_demo.rounds import watch_rounds
 from rewardloop_demo.settings import DemoSettings
 from rewardloop_demo.verdict import not_shown
-from rewardloop_local.deployment import Deployment, DeploymentError, Plan, free_port
+from rewardloop_local.deployment import Deployment
+from rewardloop_local.plan import DeploymentError, DeploymentPlan
+from rewardloop_local.ports import free_port
+from rewardloop_local.process_file import ProcessFile
+from rewardloop_local.signals import stop_on_signals
 
 
 async def run(settings: DemoSettings) -> int:
     """Returns the exit status: 0 if the demo has shown that both models learned, else 1."""
     started = time.monotonic()
-    display, memory = Display(settings), Memory()
     plan = _plan(settings)
-    if plan.data.exists():
-        shutil.rmtree(plan.data)
+    if ProcessFile(plan.data).running():
+        print(f"rewardloop demo: an earlier one runs on {plan.data}: 'rewardloop down --data {plan.data}' ends it")
+        return 1
+    shutil.rmtree(plan.data, ignore_errors=True)
+    display, memory = Display(settings), Memory()
     deployment = Deployment(plan, on_phase=display.say)
     watching = asyncio.create_task(memory.watch())
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_on_signals(stop)
     with display.live:
         try:
             await deployment.start()
@@ -50,9 +54,9 @@ async def run(settings: DemoSettings) -> int:
     return _report(demo, settings)
 
 
-def _plan(settings: DemoSettings) -> Plan:
+def _plan(settings: DemoSettings) -> DeploymentPlan:
     """A deployment on free ports, whose processes share few cores."""
-    return Plan(
+    return DeploymentPlan(
         data=settings.out / "data",
         listen=f"127.0.0.1:{free_port()}",
         policy_listen=f"127.0.0.1:{free_port()}",

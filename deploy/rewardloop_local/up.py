@@ -1,11 +1,11 @@
-"""``rewardloop up``: everything on this machine, until it is told to stop."""
+"""``rewardloop up``: runs everything on this machine until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from rewardloop_local.security import Security, SecuritySettings
 class UpSettings(SecuritySettings):
     """Runs Redis, the serving process, the policy worker and the trainer on this machine, and keeps them running.
 
-    On an empty data directory it first trains starter models (about a minute), or exports the bases you name.
+    On an empty data directory it first trains starter models (about a minute), or exports the bases that you name.
     """
 
     basic_settings = (
@@ -27,7 +27,7 @@ class UpSettings(SecuritySettings):
     )
     setting_groups = (("data", "Data, addresses and bases"), ("export_args", "Flags of the processes that it starts"))
 
-    data: Path = Field(Path("rewardloop-data"), description="where models, signals, logs and checkpoints live")
+    data: Path = Field(Path("rewardloop-data"), description="directory of models, signals, logs and checkpoints")
     listen: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     policy_listen: str = Field("127.0.0.1:50052", description="gRPC address of the policy worker")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page of the server; 0: none")
@@ -41,16 +41,18 @@ class UpSettings(SecuritySettings):
     serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string")
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string")
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string")
-    log_format: Literal["console", "json"] = Field("console", description="of this process and those that it starts")
+    log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 after Ctrl-C or SIGTERM, 1 when it could not start."""
+    """Returns the exit status: 0 after Ctrl-C, SIGTERM or a closed terminal, 1 if it could not start."""
     settings = parse(UpSettings, sys.argv[1:] if argv is None else argv, "rewardloop up")
 
     from rewardloop.process.log import configure_logging
+    from rewardloop_local.proxies import exempt_loopback
 
     configure_logging("warning", settings.log_format)
+    exempt_loopback()
     return asyncio.run(_run(settings))
 
 
@@ -59,33 +61,40 @@ async def _run(settings: UpSettings) -> int:
 
     from rich.console import Console
 
-    from rewardloop_local.deployment import Deployment, DeploymentError, Plan
+    from rewardloop_local.deployment import Deployment
+    from rewardloop_local.plan import DeploymentError, DeploymentPlan
+    from rewardloop_local.signals import stop_on_signals
 
     console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        with suppress(OSError):  # a terminal that was closed must not keep the processes from being stopped
+            console.print(text, soft_wrap=True)
+
     fields = settings.model_dump(exclude={"log_format", *SecuritySettings.model_fields})
     for name in ("export_args", "serve_args", "policy_args", "train_args"):
         fields[name] = tuple(shlex.split(fields[name]))
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
-    plan = Plan(**fields, security=Security.of(settings))
-    deployment = Deployment(plan, on_phase=lambda phase: console.print(f"[dim]{phase}[/dim]"))
+    plan = DeploymentPlan(**fields, security=Security.of(settings))
+    deployment = Deployment(plan, on_phase=lambda phase: say(f"[dim]{phase}[/dim]"))
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_on_signals(stop)
     starting = asyncio.create_task(deployment.start())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await starting
-            console.print(
+            say(
                 f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on :{plan.metrics_port} and "
-                f":{plan.trainer_metrics_port}; logs in {plan.logs}. 'rewardloop status' shows what goes on; "
+                f":{plan.trainer_metrics_port}; logs in {plan.logs}. 'rewardloop status' shows what it does; "
                 "Ctrl-C stops it."
             )
             await stopping
     except (DeploymentError, TimeoutError, OSError) as error:
-        console.print(f"[red]rewardloop up: {error or 'the services did not get ready in time'}[/red]")
+        for line in str(error or "the services did not get ready in time").splitlines():
+            say(f"[red]rewardloop up: {line}[/red]")
         return 1
     finally:
         starting.cancel()

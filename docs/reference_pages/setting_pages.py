@@ -16,6 +16,7 @@ from reference_pages.markdown import cell, code, table
 # Command -> module and class of its settings. `rewardloop export` has flags alone: see the commands.
 PROCESSES: Sequence[tuple[str, str, str]] = (
     ("up", "rewardloop_local.up", "UpSettings"),
+    ("down", "rewardloop_local.down", "DownSettings"),
     ("demo", "rewardloop_demo.settings", "DemoSettings"),
     ("serve", "rewardloop_server.settings", "ServeSettings"),
     ("train", "rewardloop_trainer.settings", "TrainSettings"),

@@ -27,7 +27,7 @@ import numpy as np
 
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
 from rewardloop_data.source_file import SourceFile
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 
 RESAMPLES = 2_000
 

@@ -62,6 +62,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_help_names_every_command() -> None:
     names = [
         "up",
+        "down",
         "demo",
         "serve",
         "train",

@@ -215,6 +215,6 @@ class CallersFile:
 
 
 def _free_port() -> int:
-    from rewardloop_local.deployment import free_port
+    from rewardloop_local.ports import free_port
 
     return free_port()

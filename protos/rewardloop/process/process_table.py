@@ -47,6 +47,13 @@ PROCESSES = (
         "rewardloop_local.up:UpSettings",
     ),
     Process(
+        "down",
+        "rewardloop_local.down",
+        "local",
+        "End what `up` runs, or has left running.",
+        "rewardloop_local.down:DownSettings",
+    ),
+    Process(
         "demo",
         "rewardloop_demo.app",
         "local",

@@ -1,0 +1,85 @@
+"""``rewardloop down``: ends what ``rewardloop up`` runs, or has left running, on a data directory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rewardloop.process.settings import ProcessSettings, parse
+
+if TYPE_CHECKING:
+    from rewardloop_local.process_file import RecordedProcess
+
+
+class DownSettings(ProcessSettings):
+    """Ends the processes that 'rewardloop up' started on a data directory, in the reverse order of their start.
+
+    It recognises them by their pid, their start time and their program, so that it never ends another process.
+    """
+
+    basic_settings = ("data", "grace_s")
+
+    data: Path = Field(Path("rewardloop-data"), description="the data directory that was given to 'rewardloop up'")
+    grace_s: float = Field(20.0, gt=0, description="seconds that each process has to end before it is killed")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 if nothing runs any more."""
+    settings = parse(DownSettings, sys.argv[1:] if argv is None else argv, "rewardloop down")
+
+    from rewardloop_local.process_file import SUPERVISOR, ProcessFile
+
+    file = ProcessFile(settings.data)
+    running = file.running()
+    if not running:
+        print(f"no rewardloop runs on {settings.data}")
+        return 0
+    # A supervisor that still runs ends its processes itself, and would restart them otherwise.
+    supervisors = [each for each in running if each.name == SUPERVISOR]
+    for each in supervisors:
+        _end(each, settings.grace_s * len(running))
+    for each in reversed(file.running()):
+        _end(each, settings.grace_s)
+    if left := file.running():
+        print(f"rewardloop down: {', '.join(f'{each.name} (pid {each.pid})' for each in left)} cannot be ended")
+        return 1
+    file.clear()
+    return 0
+
+
+def _end(recorded: RecordedProcess, grace_s: float) -> None:
+    """End a process, and kill it if it has not ended after the grace time."""
+    import psutil
+
+    process = recorded.find()
+    if process is None:
+        return
+    try:
+        process.terminate()
+        if _has_ended(recorded, grace_s):
+            print(f"ended {recorded.name} (pid {recorded.pid})")
+            return
+        process.kill()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return  # the caller looks again at what still runs
+    if _has_ended(recorded, grace_s):
+        print(f"killed {recorded.name} (pid {recorded.pid}), which had not ended after {grace_s:.0f} s")
+
+
+def _has_ended(recorded: RecordedProcess, patience_s: float) -> bool:
+    """Wait for a process's end. Its parent need not have collected its exit status, as psutil's wait demands."""
+    deadline = time.monotonic() + patience_s
+    while recorded.find() is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
