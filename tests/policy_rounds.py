@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import redis
+from learning_runs import THREADS, learning_seed
 from policy_versions import byte_encoder, publish_policy, small_llama
 
 from rewardloop.formats.store import ModelStore
@@ -75,7 +76,7 @@ class Setting:
     ) -> None:
         if store is None:
             store = ModelStore(directory / "models")
-            publish_policy(store, small_llama(), byte_encoder(64))
+            publish_policy(store, small_llama(learning_seed()), byte_encoder(64))
         self.store = store
         self.ledger = Ledger(directory / "ledger")
         self.ledger.append([*(self._choice(i) for i in range(60)), *more])
@@ -83,7 +84,7 @@ class Setting:
             store=store.url,
             work_dir=directory / "work",
             heldout_share=0.3,
-            torch_threads=1,
+            torch_threads=THREADS,
             policy={"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": GATE, **policy},  # type: ignore[arg-type]
         )
         self.redis = redis.Redis.from_url(redis_url)
@@ -93,7 +94,8 @@ class Setting:
         self.track = RoundTrack("policy", StateFile(self.settings.work_dir), self.metrics)
         last = self.ledger.last_stream_id
         assert last is not None
-        self.track.reach(Round(1, "training", "", last, 60 + len(more), 60 + len(more), seed=7, parent="1"))
+        signals = 60 + len(more)
+        self.track.reach(Round(1, "training", "", last, signals, signals, seed=learning_seed(7), parent="1"))
 
     def round(self) -> PolicyRound:
         return PolicyRound(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learning_runs import THREADS, learning_seed
 from policy_versions import byte_encoder, small_llama
 from safetensors.torch import save_model
 
@@ -63,8 +64,8 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
 
 def main(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    world, model, encoder = World(), small_llama(), byte_encoder(64)
+    torch.set_num_threads(THREADS)
+    world, model, encoder = World(), small_llama(learning_seed()), byte_encoder(64)
     history: list[tuple[int, dict[str, float]]] = []
 
     def keep(step: int, figures: dict[str, float]) -> None:
@@ -109,6 +110,7 @@ def main(directory: Path, name: str) -> None:
         vowels,
         algorithms[name],
         SETTINGS,
+        seed=learning_seed(),
         human_pairs=encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else (),
         checkpoint_dir=checkpoints,
         on_step=on_step,

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 import torch
+from learning_runs import THREADS, learning_seed
 from processes import ServeProcess, serving
 from signals import choice, put
 from tiny_encoder import save_tiny_encoder
@@ -56,7 +57,8 @@ class World:
         argv = [sys.executable, "-m", "rewardloop_trainer", "--redis-url", self.server.redis_url]
         argv += ["--archive", str(self.directory / "ledger"), "--work-dir", str(self.directory / "work")]
         argv += ["--store", self.store.url, "--server", self.server.address, "--metrics-port", "0"]
-        argv += ["--lock-ttl-s", "1", "--no-policy-rounds", "--reward-min-signals", "200", "--torch-threads", "1"]
+        argv += ["--lock-ttl-s", "1", "--no-policy-rounds", "--reward-min-signals", "200"]
+        argv += ["--torch-threads", str(THREADS), "--seed", str(learning_seed())]
         argv += ["--flush-age-s", "0.2", "--retry-first-s", "0.5", "--reward.learning-rate", "0.001", *args]
         with (self.directory / "trainer.log").open("ab") as log:
             return subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
@@ -89,7 +91,7 @@ class World:
 @pytest.fixture(scope="module")
 def first_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("first")
-    base = save_tiny_encoder(directory / "base")
+    base = save_tiny_encoder(directory / "base", learning_seed())
     assert export(["--base", str(base), "--store", str(directory / "models"), "--heads", "2"]) == 0
     return directory / "models"
 
@@ -115,6 +117,7 @@ def world_of(tmp_path: Path) -> Iterator[World]:
     embedded.stop()
 
 
+@pytest.mark.learning
 def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log
@@ -130,6 +133,7 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
     assert not list((world.directory / "work" / "rounds").iterdir())
 
 
+@pytest.mark.learning
 def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     first = world.store.manifest("reward", 1)
     trunk = Trunk("1", first.digest)
@@ -155,8 +159,9 @@ def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     assert merged.metrics["gate_candidate_accuracy"] > 0.9
 
 
+@pytest.mark.learning
 def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_that_has_them(tmp_path: Path) -> None:
-    base = save_tiny_encoder(tmp_path / "base")
+    base = save_tiny_encoder(tmp_path / "base", learning_seed())
     store = ["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]
     assert export([*store, "--adapters", "none"]) == 0
     with world_of(tmp_path) as world:
@@ -171,6 +176,7 @@ def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_tha
         assert (delta.version, delta.trunk) == ("3", Trunk("2", whole.digest)), world.log
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("method", [(), DELTA], ids=["full", "delta"])
 def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     world: World, method: tuple[str, ...]
@@ -194,6 +200,7 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     assert manifest.data.signals == 300
 
 
+@pytest.mark.learning
 def test_absent_server_is_asked_again_without_training_or_publishing_again(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     world.server.kill()
@@ -216,6 +223,7 @@ def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -
     assert [p.name.isdecimal() for p in checkpoints.iterdir()] == [True]
 
 
+@pytest.mark.learning
 def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log

@@ -24,6 +24,7 @@ from enumerable_policies import (
     word_encoder,
     word_llama,
 )
+from learning_runs import learning_seed
 from torch import Tensor
 
 from rewardloop_trainer.completions import encode_completions, sequence_logprobs
@@ -38,7 +39,6 @@ from rewardloop_trainer.policy_train import train_policy
 from rewardloop_trainer.preferences import Pair, Prompt
 from rewardloop_trainer.rewards import Reward
 
-torch.set_num_threads(1)
 ENCODER = word_encoder()
 BETA = 0.5
 NEAR = 0.05
@@ -69,7 +69,8 @@ def rewards_of(count: int, seed: int) -> Tensor:
     return rewards
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(3)])
 @pytest.mark.parametrize("algorithm", [Ppo, Rloo, Grpo])
 def test_it_reaches_the_optimum_of_reward_less_kl(algorithm: Callable[[OnlineSettings], Algorithm], seed: int) -> None:
     model = word_llama(seed)
@@ -97,7 +98,8 @@ def test_it_reaches_the_optimum_of_reward_less_kl(algorithm: Callable[[OnlineSet
     assert max(distances()) < NEAR
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(3)])
 def test_dpo_on_bradley_terry_labels_reaches_the_same_optimum(seed: int) -> None:
     """Pairs are drawn from the reference and judged by the reward: the policy they imply is the one RL would find.
 
