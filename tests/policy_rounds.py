@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 from learning_runs import THREADS, learning_seed
-from policy_versions import byte_encoder, publish_policy, small_llama
+from policy_versions import publish_policy, quick_policy
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
@@ -37,10 +37,10 @@ GATE = {
 }
 
 
-def fake_server(kind: type[FakeRewardloop] = FakeRewardloop) -> FakeRewardloop:
-    """It likes "a" and short answers."""
+def fake_server(kind: type[FakeRewardloop] = FakeRewardloop, sign: int = 1) -> FakeRewardloop:
+    """It likes "a" and short answers; with ``sign=-1``, long ones without."""
     server = kind(
-        score=lambda prompt, response: float(response.count("a") - len(response)),
+        score=lambda prompt, response: sign * float(response.count("a") - len(response)),
         versions={"reward": ["1"], "policy": ["1", "2"]},
     )
     server.promote("policy", "1")
@@ -76,7 +76,7 @@ class Setting:
     ) -> None:
         if store is None:
             store = ModelStore(directory / "models")
-            publish_policy(store, small_llama(learning_seed()), byte_encoder(64))
+            publish_policy(store, *quick_policy(learning_seed()))
         self.store = store
         self.ledger = Ledger(directory / "ledger")
         self.ledger.append([*(self._choice(i) for i in range(60)), *more])
@@ -85,7 +85,7 @@ class Setting:
             work_dir=directory / "work",
             heldout_share=0.3,
             torch_threads=THREADS,
-            policy={"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": GATE, **policy},  # type: ignore[arg-type]
+            policy={"learning_rate": 1e-2, "batch_pairs": 8, "epochs": 4, "sft_weight": 1.0, "gate": GATE, **policy},  # type: ignore[arg-type]
         )
         self.redis = redis.Redis.from_url(redis_url)
         self.server = server or fake_server()
@@ -111,7 +111,7 @@ class Setting:
 
     @staticmethod
     def _choice(i: int) -> Recorded:
-        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["aaa", "is a long answer"])
+        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["a", "bbbb"])
         event.prompt.text = f"q{i}"
         event.choice.chosen, event.choice.rejected = 0, 1
         event.arrival_time.FromSeconds(1_700_000_000 + i)

@@ -176,7 +176,6 @@ def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_tha
         assert (delta.version, delta.trunk) == ("3", Trunk("2", whole.digest)), world.log
 
 
-@pytest.mark.learning
 @pytest.mark.parametrize("method", [(), DELTA], ids=["full", "delta"])
 def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     world: World, method: tuple[str, ...]
@@ -200,7 +199,6 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     assert manifest.data.signals == 300
 
 
-@pytest.mark.learning
 def test_absent_server_is_asked_again_without_training_or_publishing_again(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     world.server.kill()
@@ -227,12 +225,12 @@ def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -
 def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log
-    # A rate at which weights leave the range of floats: margins that are not finite, or no better than chance.
+    # A rate at which weights leave the range of floats, on any processor: no margin is finite.
     put(world.redis, *(choice(i) for i in range(300, 600)))
-    ruined = ("--reward.learning-rate", "30", "--reward.head-learning-rate", "300", "--reward.warmup-share", "0")
+    ruined = ("--reward.learning-rate", "1e30", "--reward.head-learning-rate", "1e30", "--reward.warmup-share", "0")
     assert world.trainer("--once", "--reward.gate-tolerance", "0", *ruined).wait(120) == 0, world.log
     assert world.store.versions("reward") == [1, 2]
     assert world.client.get_version("reward").version == "2"
     kept = json.loads((world.directory / "work" / "refused" / "reward-2" / "reasons.json").read_text())
-    assert kept["reasons"]
+    assert any("not finite" in reason for reason in kept["reasons"]), kept["reasons"]
     assert world.state["round"] is None

@@ -48,9 +48,9 @@ FAR = 0.15
 ONLINE = OnlineSettings.model_validate(
     {
         "steps": 60,
-        "prompts": 32,
+        "prompts": 16,
         "responses": 32,
-        "minibatch": 256,
+        "minibatch": 128,
         "max_new_tokens": LONGEST,
         "learning_rate": 3e-3,
         "beta": BETA,
@@ -64,13 +64,13 @@ ONLINE = OnlineSettings.model_validate(
 
 def rewards_of(count: int, seed: int) -> Tensor:
     """Fixed by the seed; the first answer, the empty one, has 0, for no reward model scores it."""
-    rewards = 0.8 * torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    rewards = 0.5 * torch.randn(count, generator=torch.Generator().manual_seed(seed))
     rewards[0] = 0.0
     return rewards
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(3)])
+@pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(2)])
 @pytest.mark.parametrize("algorithm", [Ppo, Rloo, Grpo])
 def test_it_reaches_the_optimum_of_reward_less_kl(algorithm: Callable[[OnlineSettings], Algorithm], seed: int) -> None:
     model = word_llama(seed)
@@ -99,7 +99,7 @@ def test_it_reaches_the_optimum_of_reward_less_kl(algorithm: Callable[[OnlineSet
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(3)])
+@pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(2)])
 def test_dpo_on_bradley_terry_labels_reaches_the_same_optimum(seed: int) -> None:
     """Pairs are drawn from the reference and judged by the reward: the policy they imply is the one RL would find.
 

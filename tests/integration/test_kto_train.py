@@ -117,8 +117,8 @@ def test_without_thumbs_there_is_nothing_to_train_on() -> None:
 
 @pytest.mark.learning
 def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str) -> None:
-    learning = {"algorithm": "kto", "kto": {"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 3}}
-    setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "aaa", "is a long answer"), **learning)
+    learning = {"algorithm": "kto", "kto": {"learning_rate": 1e-2, "batch_thumbs": 8, "epochs": 4}}
+    setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "a", "bbbb"), **learning)
     assert setting.round().run() == "promoted", setting.track.now
     manifest = setting.store.manifest("policy", 2)
     assert manifest.notes["method"] == "kto"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from learning_runs import THREADS, learning_seed
 from policy_rounds import Setting, fake_server, thumb_rows
-from policy_versions import byte_encoder, publish_policy, small_llama
+from policy_versions import publish_policy, quick_policy
 from processes import free_port, serving
 from reward_graphs import publish_sum_version
 
@@ -31,7 +31,7 @@ ONLINE = {
     "max_new_tokens": 8,
     "minibatch": 96,
     "epochs": 2,
-    "learning_rate": 4e-3,
+    "learning_rate": 1e-2,
     "beta": 0.0,
     "rewards": {"missing_end_penalty": 0.0},
     "max_update_kl": 100.0,
@@ -55,7 +55,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     directory = tmp_path_factory.mktemp("services")
     store = ModelStore(directory / "models")
     publish_sum_version(store, calibration=Calibration(0.05))
-    publish_policy(store, small_llama(learning_seed()), byte_encoder(64))
+    publish_policy(store, *quick_policy(learning_seed()))
     embedded = EmbeddedRedis(directory / "redis", fsync="everysec")
     embedded.start()
     address = f"127.0.0.1:{free_port()}"
@@ -101,8 +101,8 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
 
 @pytest.mark.learning
 def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: Path) -> None:
-    learning = {"algorithm": "kto", "kto": {"learning_rate": 4e-3, "batch_thumbs": 8, "epochs": 12}}
-    thumbs = thumb_rows(60, "a b c d ", "aaaaaaa")
+    learning = {"algorithm": "kto", "kto": {"learning_rate": 1e-2, "batch_thumbs": 8, "epochs": 6}}
+    thumbs = thumb_rows(60, "a b,a b,", "aaaaaaaa")
     setting = Setting(
         tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, **learning
     )

@@ -110,7 +110,7 @@ def test_the_sft_term_holds_the_chosen_responses_up() -> None:
         outcome = train_policy(small_llama(learning_seed()), ENCODER, pairs, pairs, settings)
         return outcome.figures["train_chosen_log_ratio"]
 
-    assert chosen(1.0) > chosen(0.0)
+    assert chosen(1.0) - chosen(0.0) > 1
 
 
 def test_how_a_step_is_split_into_forward_passes_changes_nothing() -> None:
@@ -200,7 +200,7 @@ def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url:
 
 @pytest.mark.learning
 def test_a_round_that_does_not_win_is_refused_and_kept_with_its_reasons(tmp_path: Path, redis_url: str) -> None:
-    setting = Setting(tmp_path, redis_url, gate={"least_win_rate": 0.999999, "max_new_tokens": 8, "responses": 2})
+    setting = Setting(tmp_path, redis_url, server=fake_server(sign=-1))
     assert setting.round().run() == "refused"
     assert setting.store.versions("policy") == [1]
     kept = json.loads((tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text())
