@@ -28,9 +28,7 @@ class ServingSettings(DoorSettings):
         description="gRPC address (host:port or unix:PATH); on loopback unless others must reach it",
     )
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page; 0: none")
-    metrics_host: str = Field(
-        "127.0.0.1", description="address of that page; on loopback unless others must reach it"
-    )
+    metrics_host: str = Field("127.0.0.1", description="address of that page; on loopback unless others must reach it")
 
     max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
     max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
