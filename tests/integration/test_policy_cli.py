@@ -287,8 +287,8 @@ def test_flags_that_do_not_go_together_are_refused(
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys; from rewardloop_trainer import policy_cli\n"
-        "try: policy_cli.main(['--help'])\n"
+        "import sys; from rewardloop_trainer.commands import policy_train as policy_cli\n"
+        "try: policy_cli.main(['--help-all'])\n"
         "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
