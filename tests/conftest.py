@@ -51,6 +51,16 @@ def _empty_redis(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _learning_threads(request: pytest.FixtureRequest) -> None:
+    """A test that trains uses OMP_NUM_THREADS threads, whatever an earlier test of this process chose."""
+    if request.node.get_closest_marker("learning"):
+        import torch
+        from support.learning_runs import THREADS
+
+        torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
 def _no_logging_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command called in this process leaves its logging alone: loggers keep the stream they first wrote to, which a
     later test has closed."""

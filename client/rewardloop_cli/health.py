@@ -1,4 +1,4 @@
-"""health: whether one process takes requests, for probes; says nothing but its exit status and one line."""
+"""The command `health`: whether one process takes requests, as an exit status and one line for probes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TIMEOUT_S = 2.0
 
 
 def run(server: str, service: str, metrics: str | None) -> int:
-    """0 when the service is SERVING or the metrics page answers, else 1."""
+    """Return 0 if the service is SERVING or the metrics page answers, else 1."""
     state = _page(metrics) if metrics else _service(server, service)
     print(state)
     return 0 if state in ("SERVING", "UP") else 1

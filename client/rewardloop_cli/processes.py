@@ -43,19 +43,19 @@ def _add(app: typer.Typer, process: Process) -> None:
         for name in ctx.parent.params if ctx.parent is not None else ():
             if getattr(source(name), "name", "") == "COMMANDLINE":
                 flag = "--" + name.replace("_", "-")
-                print(f"rewardloop: give {flag} after {process.name}, which has settings of its own", file=sys.stderr)
+                print(f"rewardloop: put {flag} after {process.name}, which has settings of its own", file=sys.stderr)
                 raise typer.Exit(2)
         raise typer.Exit(run_process(process, ctx.args))
 
 
 def run_process(process: Process, argv: list[str]) -> int:
-    """The process's exit status; 2 with the install command when packages of its extra are missing."""
+    """Run a process. Returns its exit status, or 2 if packages of its extra are missing, which it then names."""
     try:
         module = importlib.import_module(process.module)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in _OWN_PACKAGES:
-            raise  # not a missing extra: this installation is broken, and the traceback says where
+            raise  # no extra is missing: this installation is broken, and the traceback says where
         print(
             f"rewardloop {process.name} needs more packages: pip install 'rewardloop[{process.extra}]'"
             f" ({missing} is missing)",

@@ -1,4 +1,4 @@
-"""Carries steps out over gRPC channels: blocking, and for asyncio."""
+"""Carries out steps over gRPC channels, blocking and for asyncio."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rewardloop_client._retry import Send
 
 M = TypeVar("M", bound=Message)
 
-# As long as gRPC itself waits before it connects anew.
+# gRPC itself waits this long before it connects again.
 _SHUNNED_S = 1.0
 
 
 class _Routing:
-    """What both transports do alike: which channel is next, and which calls are hedged.
+    """Decides for both transports which channel carries a call, and which calls are hedged.
 
-    Channels of different targets alternate, so that the next one after a call's own leads elsewhere; one whose server
-    was not there a moment ago is passed over. Where calls may be hedged each address has a channel; over the addresses
-    of one name, round_robin's next pick is mostly elsewhere too.
+    Channels of different targets alternate, so that the channel after a call's own leads to another server. A channel
+    whose server was away a moment ago is passed over. If calls may be hedged, each address has a channel of its own;
+    over the addresses of one name, the next pick of round_robin is mostly another server.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class _Routing:
         return self._from(next(self._turn))
 
     def after(self, index: int) -> int:
-        """Another channel than that one, where there are several."""
+        """Return another channel than that one if there are several."""
         return self._from(index + 1)
 
     def _from(self, turn: int) -> int:
@@ -71,7 +71,7 @@ class _Routing:
         return turn % count
 
     def error_of(self, failure: FailedCall, index: int) -> RewardloopError:
-        """What a call over that channel failed with; remembers a server that is not there, or goes."""
+        """Return the error of a call over that channel. Calls then avoid a server that is away or shuts down."""
         error = from_call(failure)
         if isinstance(error, Unreachable | Draining):
             self._shunned_until[index] = time.monotonic() + _SHUNNED_S
@@ -81,7 +81,7 @@ class _Routing:
         return self.hedger.begin() if self.hedger is not None and send.may_hedge else None
 
     def may_send_again(self, send: Send) -> bool:
-        """Whether a second request goes out now, which is then counted."""
+        """Return whether a second request may be sent now, and count it."""
         if self.hedger is None or not self.hedger.spend():
             return False
         if send.on_hedge is not None:
@@ -98,7 +98,7 @@ def _left(send: Send, waited_s: float) -> float | None:
 
 
 class ChannelTransport:
-    """Carries requests over gRPC channels, which open at the first call."""
+    """Carries requests over gRPC channels, which are opened at the first call."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class ChannelTransport:
             self._routing.took(send, time.monotonic() - started)
 
     def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
-        """The first answer of at most two calls; what the first one failed with when both fail."""
+        """Return the first answer of at most two calls. If both fail, raise the error of the first."""
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         metadata = self._routing.access.metadata()
         calls = [self._method(send, index).future(send.request, timeout=send.timeout_s, metadata=metadata)]
@@ -155,7 +155,7 @@ class ChannelTransport:
     def stream(
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
     ) -> Generator[M, None, None]:
-        """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
+        """Yield replies as they arrive. Closing the iterator cancels the call. Raises RewardloopError."""
         method = self._channel(self._routing.next()).stream_stream(path, _to_bytes, response_type.FromString)
         call = method(requests, timeout=timeout_s, metadata=self._routing.access.metadata())
         with observing(path, self._routing.observer):
@@ -188,7 +188,7 @@ class ChannelTransport:
 
 
 class AioChannelTransport:
-    """`ChannelTransport` for asyncio; channels belong to the loop of the first call."""
+    """`ChannelTransport` for asyncio. Its channels belong to the event loop of the first call."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class AioChannelTransport:
             self._routing.took(send, time.monotonic() - started)
 
     async def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
-        """The first answer of at most two calls; what the first one failed with when both fail."""
+        """Return the first answer of at most two calls. If both fail, raise the error of the first."""
         calls = [asyncio.create_task(self._call(send, index, send.timeout_s))]
         try:
             await asyncio.wait(calls, timeout=delay_s)
@@ -243,7 +243,7 @@ class AioChannelTransport:
     async def stream(
         self, path: str, requests: AsyncIterator[Message], response_type: type[M], timeout_s: float | None
     ) -> AsyncGenerator[M, None]:
-        """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
+        """Yield replies as they arrive. Closing the iterator cancels the call. Raises RewardloopError."""
         method = self._channel(self._routing.next()).stream_stream(path, _to_bytes, response_type.FromString)
         call = method(requests, timeout=timeout_s, metadata=self._routing.access.metadata())
         with observing(path, self._routing.observer):

@@ -1,4 +1,4 @@
-"""The contract's rules of content, for the fake: what the real server answers INVALID_ARGUMENT to."""
+"""The contract's rules of content, by which the fake refuses what the server would answer with INVALID_ARGUMENT."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ ROLES = ("system", "user", "assistant")
 
 
 def score_violations(request: reward_pb2.ScoreRequest) -> Iterator[Violation]:
-    """Every broken rule of one group."""
+    """Yield every rule that one group breaks."""
     yield from prompt_violations(request.prompt)
     yield from _responses(request.responses, MAX_RESPONSES)
 
 
 def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
+    """Yield every rule that a prompt breaks."""
     kind = prompt.WhichOneof("content")
     if kind is None or (kind == "text" and not prompt.text):
         yield Violation("prompt", "is empty")
@@ -42,7 +43,7 @@ def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
 
 
 def choice_violations(request: policy_pb2.GenerateRequest) -> Iterator[Violation]:
-    """Every broken rule of what is said about candidates and the choice among them."""
+    """Yield every rule that a request breaks about candidates and the choice among them."""
     shown = request.candidates or 1
     if not 1 <= shown <= MAX_SAMPLED:
         yield Violation("candidates", f"is {shown}, not 1..{MAX_SAMPLED}")
@@ -62,7 +63,7 @@ def choice_violations(request: policy_pb2.GenerateRequest) -> Iterator[Violation
 
 
 def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]) -> Iterator[Violation]:
-    """Every broken rule of one event. ``responses``: its own, or those of the generation that it names."""
+    """Yield every rule that one event breaks. ``responses`` are its own, or those of the generation that it names."""
     if not 1 <= len(event.event_id) <= MAX_ID_CHARACTERS:
         yield Violation("event_id", f"has {len(event.event_id)} characters, not 1..{MAX_ID_CHARACTERS}")
     if len(event.annotator_id) > MAX_ID_CHARACTERS:

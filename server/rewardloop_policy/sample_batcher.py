@@ -1,4 +1,4 @@
-"""Requests that wait for the policy, and the loop that samples what came while the last batch ran."""
+"""Queues requests for the policy, and samples together what came while the last batch ran."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One caller's request, by one version. ``deadline`` is on the monotonic clock."""
+    """One request to one version. ``deadline`` is on the monotonic clock."""
 
     policy: PolicyModel
     request: SampleRequest
@@ -32,10 +32,12 @@ class _Job:
 
 
 class SampleBatcher:
-    """First come, first served; torch runs in one thread of its own, a batch by one version.
+    """Serves requests in the order in which they come. Torch runs in one thread of its own, and a batch by one version.
 
-    ``max_batch_rows``: most candidates in a batch, unless one request alone has more. ``max_queue_rows``: most
-    candidates that wait.
+    Args:
+        max_batch_rows: Most candidates in a batch, unless a single request has more.
+        max_queue_rows: Most candidates that wait.
+        metrics: Where the queue and the batches are measured.
     """
 
     def __init__(self, *, max_batch_rows: int, max_queue_rows: int, metrics: ServerMetrics) -> None:
@@ -48,12 +50,20 @@ class SampleBatcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
 
     async def answer(self, policy: PolicyModel, request: SampleRequest, deadline: float | None) -> list[Answer]:
-        """The request's candidates. The caller keeps ``policy`` alive until this returns.
+        """Return the request's candidates. The caller must keep ``policy`` alive until then.
 
-        Raises QueueFull, DeadlinePassed when the deadline passed in the queue, or NotLoadable when the model fails.
+        Args:
+            policy: The version that answers.
+            request: What to sample.
+            deadline: When the caller stops waiting, on the monotonic clock; None for never.
+
+        Raises:
+            QueueFull: The queue has no room.
+            DeadlinePassed: The deadline passed while the request waited.
+            NotLoadable: The model failed on the request.
         """
         if self._queue and self._queued_rows + request.candidates > self._max_queue_rows:
-            raise QueueFull(f"{self._queued_rows} candidates wait, of {self._max_queue_rows} that may")
+            raise QueueFull(f"the queue holds {self._queued_rows} of {self._max_queue_rows} candidates")
         job = _Job(policy, request, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(job)
         self._queued_rows += request.candidates
@@ -79,7 +89,7 @@ class SampleBatcher:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> list[_Job]:
-        """The next batch. Callers that went away are skipped, passed deadlines are answered unrun."""
+        """Return the next batch. Requests of callers that went away are skipped; requests past their deadline fail."""
         batch: list[_Job] = []
         rows, now = 0, time.monotonic()
         while self._queue:
@@ -121,7 +131,7 @@ class SampleBatcher:
                 job.outcome.set_result(group)
 
     async def _fail(self, batch: Sequence[_Job], error: Exception) -> None:
-        """Let a request that the model cannot answer fail alone."""
+        """Fail a request on which the model failed. The requests of a larger batch are tried again one by one."""
         if len(batch) > 1:
             for job in batch:
                 await self._sample([job])

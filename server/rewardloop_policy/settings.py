@@ -19,12 +19,15 @@ class PolicyWorkerSettings(ServingSettings):
     )
     setting_groups = (("device", "Running the policy"),)
 
-    listen: str = Field("127.0.0.1:50052", description="gRPC address (host:port or unix:PATH)")
+    listen: str = Field(
+        "127.0.0.1:50052",
+        description="gRPC address (host:port or unix:PATH); on loopback unless others must reach it",
+    )
     metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page; 0: none")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the policy runs")
     torch_threads: int = Field(
-        1, ge=0, description="threads of torch; 0: one a core, which is slower where cores are shared"
+        1, ge=0, description="threads of torch; 0: one a core, which is slower if other processes share the cores"
     )
     max_batch_rows: int = Field(64, ge=1, description="most candidates sampled together")
     queue_rows: int = Field(1024, ge=1, description="bound of the queue, in candidates")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.learning_runs import learning_seed
 from support.policy_rounds import Setting, thumb_rows
 from support.policy_versions import byte_encoder, small_llama
 
@@ -16,7 +17,6 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.policy.kto_train import KtoProgress, encode_thumbs, train_kto
 from rewardloop_trainer.policy.settings import KtoSettings
 
-torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
 KTO = KtoSettings.model_validate({"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 4})
 
@@ -35,11 +35,18 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("every", [1, 4])  # with 4 four fifths of the thumbs are down
 def test_wanted_answers_become_likelier_and_unwanted_ones_less_on_prompts_it_did_not_see(every: int) -> None:
     seen: list[KtoProgress] = []
     outcome = train_kto(
-        small_llama(), ENCODER, thumbs(range(32), every), thumbs(range(90, 98)), KTO, on_progress=seen.append
+        small_llama(learning_seed()),
+        ENCODER,
+        thumbs(range(32), every),
+        thumbs(range(90, 98)),
+        KTO,
+        on_progress=seen.append,
+        seed=learning_seed(),
     )
     first, figures = seen[0].figures, outcome.figures
     assert (first.wanted_log_ratio, first.unwanted_log_ratio, first.kl) == pytest.approx((0, 0, 0), abs=1e-4)
@@ -108,9 +115,10 @@ def test_without_thumbs_there_is_nothing_to_train_on() -> None:
             train_kto(small_llama(), ENCODER, nothing, [], KTO)
 
 
+@pytest.mark.learning
 def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str) -> None:
-    learning = {"algorithm": "kto", "kto": {"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 3}}
-    setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "aaa", "is a long answer"), **learning)
+    learning = {"algorithm": "kto", "kto": {"learning_rate": 1e-2, "batch_thumbs": 8, "epochs": 4}}
+    setting = Setting(tmp_path, redis_url, more=thumb_rows(60, "a", "bbbb"), **learning)
     assert setting.round().run() == "promoted", setting.current.state
     manifest = setting.store.manifest("policy", 2)
     assert manifest.notes["method"] == "kto"

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from support.policy_rounds import Setting, fake_server
 
 from rewardloop.formats import keys
@@ -27,6 +28,7 @@ def reasons(directory: Path, number: int) -> str:
     return "\n".join(json.loads((directory / "work/refused" / f"policy-{number}/reasons.json").read_text())["reasons"])
 
 
+@pytest.mark.learning
 def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, server=fake_server(OfTwoMinds))
     first = setting.current.state

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import torchrun_training
+from support.learning_runs import THREADS
 
 ALGORITHMS = ("ppo", "grpo", "online-dpo", "dpo", "kto")
 PATIENCE_S = 200.0
@@ -22,7 +23,7 @@ PATIENCE_S = 200.0
 def torchrun(directory: Path, *algorithms: str) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     argv += [str(Path(torchrun_training.__file__)), str(directory), *algorithms]
-    environment = {**os.environ, "PYTHONPATH": str(Path(torchrun_training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(THREADS)}
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -40,6 +41,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_two_processes_take_the_steps_of_one(algorithm: str, two: Path, tmp_path: Path) -> None:
     torchrun_training.main(tmp_path, algorithm)

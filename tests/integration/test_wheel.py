@@ -44,6 +44,11 @@ def test_the_wheel_has_every_file_of_every_package(names: set[str]) -> None:
         assert files <= names
 
 
+def test_type_checkers_read_the_types_of_every_package(names: set[str]) -> None:
+    packages = [Path(each).name for each in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    assert {f"{package}/py.typed" for package in packages} <= names
+
+
 def test_the_wheel_has_the_protos_and_what_they_generate(names: set[str]) -> None:
     for proto in (REPOSITORY / "protos/rewardloop/v1").glob("*.proto"):
         stem = f"rewardloop/v1/{proto.stem}"

@@ -32,6 +32,7 @@ from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
 from rewardloop_trainer.policy.settings import DpoSettings, KtoSettings
+from support.learning_runs import THREADS, learning_seed
 from support.policy_versions import byte_encoder, small_llama
 
 PROMPTS: list[Prompt] = [(Turn("user", word),) for word in ("up", "down", "left", "over there", "right")]
@@ -64,8 +65,8 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
 
 def main(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    world, model, encoder = World(), small_llama(), byte_encoder(64)
+    torch.set_num_threads(THREADS)
+    world, model, encoder = World(), small_llama(learning_seed()), byte_encoder(64)
     history: list[tuple[int, dict[str, float]]] = []
 
     def keep(step: int, figures: dict[str, float]) -> None:
@@ -110,6 +111,7 @@ def main(directory: Path, name: str) -> None:
         vowels,
         algorithms[name],
         SETTINGS,
+        seed=learning_seed(),
         human_pairs=encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else (),
         checkpoint_dir=checkpoints,
         on_step=on_step,

@@ -126,6 +126,11 @@ def _lead(
         log.critical("the trainer stops", exc_info=failure)
     if lock.lost.is_set() or failures:
         return FAILED
+    return _conclude(settings, ledger, loop)
+
+
+def _conclude(settings: TrainSettings, ledger: Ledger, loop: Loop) -> int:
+    """Log what became of the rounds, and return the exit status."""
     ended = {f"rounds_{outcome}": count for outcome, count in sorted(loop.ended.items())}
     if settings.once and loop.has_failed:
         log.error("stopped: a round failed", ledger_rows=ledger.row_count, **ended)

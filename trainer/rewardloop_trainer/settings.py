@@ -1,4 +1,4 @@
-"""Settings of the trainer."""
+"""The settings of `rewardloop train`."""
 
 from __future__ import annotations
 

@@ -10,12 +10,11 @@ from typing import Literal, Self, TypeAlias, get_args
 ModelName: TypeAlias = Literal["reward", "policy"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 
-# The phases of a round in their order; "idle" is that of a model without one.
+# The phases of a round in their order, after "idle", the phase of a model without a round.
 Phase: TypeAlias = Literal["idle", "training", "trained", "exported", "gated", "published", "promoted"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-# What a round itself comes to; how it may end, which the loop decides; and what is counted of rounds, a failed attempt
-# among it.
+# A round itself returns an outcome. The loop may end it in two more ways, and also counts its failed attempts.
 Outcome: TypeAlias = Literal["promoted", "refused"]
 RoundEnd: TypeAlias = Literal[Outcome, "skipped", "given_up"]
 RoundOutcome: TypeAlias = Literal[Outcome, "failed", "skipped", "given_up"]

@@ -1,7 +1,7 @@
-"""bench: how a server answers under a load of one's choice, for sizing a deployment.
+"""The command `bench`: measures how a server answers under a load, for sizing a deployment.
 
-A closed loop (callers that wait for their answer) finds what the server can do; an open loop (arrivals that do not
-wait) shows the latency that users see at a rate.
+A closed loop, whose callers wait for their answers, finds the highest throughput of the server. An open loop, whose
+requests do not wait, shows the latency that users see at a given rate.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from rewardloop_cli.failures import UsageError
 from rewardloop_client import ScoreGroup
 from rewardloop_client._types import LaneName
 
-# In flight when the saturation is measured that a rate in percent refers to; no fewer than --callers.
+# Least requests in flight while the saturation is measured to which a rate in percent refers.
 SATURATING_CALLERS = 64
 _RPCS = ("score", "batch", "stream")
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Requests a second, or a share of the measured saturation."""
+    """A rate in requests a second, or as a share of the measured saturation."""
 
     value: float
     is_share: bool
 
     @classmethod
     def parse(cls, option: str, text: str) -> Rate:
-        """``12.5`` or ``70%``. Raises UsageError."""
+        """Read a text such as ``12.5`` or ``70%``. Raises UsageError."""
         number = text.strip()
         try:
             value = float(number.removesuffix("%"))
@@ -109,7 +109,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What to measure: an open loop at each of ``rates``, or a closed loop of ``callers`` if there are none."""
+    """The runs to measure: an open loop at each of ``rates``, or a closed loop of ``callers`` if there are none."""
 
     server: str
     rpc: str

@@ -58,7 +58,7 @@ class Setting:
 
     @property
     def kind(self) -> str:
-        """What a value looks like: ``INT``, ``PATH``, ``{cpu,cuda}``."""
+        """The form of a value: ``INT``, ``PATH``, ``{cpu,cuda}``."""
         annotation = self._optional_of or self.field.annotation
         origin = get_origin(annotation)
         if origin is Literal:

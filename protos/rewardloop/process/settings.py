@@ -99,7 +99,7 @@ class InvalidSettings(SystemExit):
 
 @dataclass(frozen=True, slots=True)
 class Sources(Generic[S]):
-    """What each source gives for a settings class, before validation: nested mappings by field name."""
+    """The values that each source gives for a settings class, before validation, as mappings by field name."""
 
     settings_class: type[S]
     prog: str

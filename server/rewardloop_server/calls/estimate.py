@@ -1,4 +1,4 @@
-"""How many tokens a request asks a model for, estimated from its bytes before anything is tokenized."""
+"""Estimates from its bytes how many tokens a request asks a model for, before anything is tokenized."""
 
 from __future__ import annotations
 

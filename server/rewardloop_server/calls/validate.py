@@ -1,6 +1,6 @@
-"""validate: what a request must be before anything is done with it. Pure functions that find every violation.
+"""validate: checks requests before anything is done with them. Pure functions that find every violation.
 
-Descriptions name limits and counts, never the caller's text.
+A description names limits and counts, never the caller's text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of requests. Texts in UTF-8 bytes, ids and tags in characters."""
+    """Bounds of requests: of texts in UTF-8 bytes, of ids and tags in characters."""
 
     max_text_bytes: int = 262_144
     max_responses: int = 256
@@ -33,7 +33,7 @@ class Limits:
 
 
 def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, violations: list[Violation]) -> None:
-    """Append what is wrong with ``prompt``, which is at the path ``field``, to ``violations``."""
+    """Append every violation of ``prompt``, whose path in the request is ``field``, to ``violations``."""
     kind = prompt.WhichOneof("content")
     if kind is None:
         violations.append(Violation(field, "neither text nor a conversation is set"))
@@ -44,7 +44,7 @@ def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, viola
 
 
 def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
-    """Raises InvalidRequest with every violation of a group to score."""
+    """Check a group to score. Raises InvalidRequest with every violation."""
     violations: list[Violation] = []
     validate_prompt(request.prompt, "prompt", limits, violations)
     _check_responses(request.responses, limits.max_responses, limits, violations)
@@ -59,9 +59,9 @@ def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
 
 
 def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
-    """Raises InvalidRequest with every violation of a signal as its caller sent it.
+    """Check a signal as its caller sent it. Raises InvalidRequest with every violation.
 
-    With a generation_id the responses are unknown here: what depends on them is checked by `validate_signal` once
+    If it names a generation_id, the responses are not known yet. `validate_signal` checks what depends on them once
     they are filled in.
     """
     violations: list[Violation] = []
@@ -89,9 +89,9 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 
     if generation_id:
         if event.HasField("prompt"):
-            violations.append(Violation("prompt", "left out with a generation_id: the server has it"))
+            violations.append(Violation("prompt", "must be left out with a generation_id: the server fills it in"))
         if event.responses:
-            violations.append(Violation("responses", "left out with a generation_id: the server has them"))
+            violations.append(Violation("responses", "must be left out with a generation_id: the server fills them in"))
         _check_signal(event, None, limits, violations)
     else:
         validate_prompt(event.prompt, "prompt", limits, violations)
@@ -102,7 +102,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 
 
 def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
-    """Raises InvalidRequest when the signal does not fit the event's responses, filled in from a generation."""
+    """Check a signal against responses that were filled in from a generation. Raises InvalidRequest."""
     violations: list[Violation] = []
     _check_signal(event, event.responses, limits, violations)
     if violations:
@@ -110,7 +110,7 @@ def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 
 
 def within(error: InvalidRequest, prefix: str) -> InvalidRequest:
-    """The same violations, seen from the request that holds the checked message at ``prefix``."""
+    """Return the same violations with paths from the request that holds the checked message at ``prefix``."""
     return InvalidRequest([Violation(f"{prefix}.{v.field}", v.description) for v in error.violations])
 
 
@@ -164,7 +164,7 @@ def _is_timestamp(seconds: int, nanos: int) -> bool:
 def _check_signal(
     event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None, limits: Limits, violations: list[Violation]
 ) -> None:
-    """``responses`` None: not known yet."""
+    """Append every violation of the signal. ``responses`` is None if they are not known yet."""
     kind = event.WhichOneof("signal")
     if kind is None:
         violations.append(Violation("signal", f"none of {', '.join(SIGNAL_KINDS[:-1])} and {SIGNAL_KINDS[-1]} is set"))

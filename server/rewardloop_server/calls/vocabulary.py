@@ -46,7 +46,7 @@ SAMPLING_STAGES: tuple[Stage, ...] = ("queue", "run", "total")
 CacheOutcome: TypeAlias = Literal["hit", "miss"]
 CACHE_OUTCOMES: tuple[CacheOutcome, ...] = get_args(CacheOutcome)
 
-# What of a group is compared between the shadow version and the one that answered, and with what outcome.
+# The shadow version and the one that answered are compared by these orders of a group, with one of these outcomes.
 ComparedOrder: TypeAlias = Literal["best", "pair"]
 COMPARED_ORDERS: tuple[ComparedOrder, ...] = get_args(ComparedOrder)
 Agreement: TypeAlias = Literal["agree", "disagree"]
@@ -66,7 +66,7 @@ COUNTED_KINDS = (*SIGNAL_KINDS, "none")
 FeedbackOutcome: TypeAlias = Literal["recorded", "spooled", "duplicate", "rejected", "failed"]
 FEEDBACK_OUTCOMES: tuple[FeedbackOutcome, ...] = get_args(FeedbackOutcome)
 
-# What the door reads again when it changes, what came of it, what a quota bounds, and what became of an audit line.
+# The files that the door reads again and with what outcome, the names of quotas, and the outcomes of audit lines.
 ReloadedFile: TypeAlias = Literal["callers", "certificate"]
 RELOADED_FILES: tuple[ReloadedFile, ...] = get_args(ReloadedFile)
 ReloadOutcome: TypeAlias = Literal["taken", "refused"]

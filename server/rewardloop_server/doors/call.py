@@ -1,4 +1,4 @@
-"""Who makes a call, and until when its answer is of use."""
+"""Tells who makes a call, and how long the caller waits."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What surrounds every RPC of this project: error translation, counting, one log event, refusal while draining.
+"""The interceptor around every RPC: it translates errors, counts, logs one event, and refuses calls while draining.
 
-Health and reflection pass untouched: they must answer while the process drains.
+Health and reflection pass untouched, because they must answer while the process drains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 @dataclass(frozen=True, slots=True)
 class _Undecodable:
-    """Stands in for a request whose bytes protobuf refused."""
+    """Takes the place of a request whose bytes protobuf cannot parse."""
 
     description: str
 
@@ -50,7 +50,8 @@ class _Undecodable:
 class _Stoppable:
     """An async iterator that `stop` ends, even while its next item is awaited.
 
-    ``was_cut_off``: True when it ended by `stop` and not by itself.
+    Attributes:
+        was_cut_off: True if `stop` ended it, False if it ended by itself.
     """
 
     def __init__(self, items: AsyncIterator[Any]) -> None:
@@ -97,7 +98,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
     def drain(self) -> None:
         """Refuse new RPCs with DRAINING.
 
-        Server streams end so at once, two-way streams once they have answered what they had read.
+        Server streams end with it at once. Two-way streams end with it once they have answered what they had read.
         """
         self._is_draining = True
         for stream in tuple(self._open):
@@ -122,7 +123,10 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         return known[1]
 
     def _refusing(self, method: str, refusal: RewardloopError) -> Handler:
-        """Ends a call whose message was not read, and is not: a two-way stream's handler runs without one."""
+        """Return a handler that ends a call without reading its message.
+
+        It is a two-way stream's handler, because gRPC runs that without a message.
+        """
 
         async def refuse(_: Any, context: Context) -> None:
             rpc = _Rpc(method.removeprefix(_V1), self._metrics)
@@ -136,7 +140,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrap(self, handler: Any, method: str) -> Handler:
-        """The same method with everything of this module around it."""
+        """Return the method with everything of this module around it."""
         if self._door is not None:
             handler = self._door.guard(handler, method)
         short = method.removeprefix(_V1)
@@ -194,7 +198,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
 
 
 class _Rpc:
-    """One RPC's end: counted once, logged once."""
+    """One RPC, whose end is counted once and logged once."""
 
     def __init__(self, method: str, metrics: ServerMetrics) -> None:
         self._method = method
@@ -222,7 +226,7 @@ class _Rpc:
             known = InternalError()
             log.error("rpc", method=self._method, code=known.code.name, seconds=self._seconds(), exc_info=error)
         else:
-            # These are many, under overload or attack, and must be cheap; the metrics count them.
+            # Under overload or attack these are many and must be cheap. The metrics count them.
             write = log.debug if known.code in _QUIET else log.info
             write(
                 "rpc",
@@ -235,8 +239,8 @@ class _Rpc:
             )
         self._count(known.code.name)
         self._metrics.rejected_total.labels(reason=known.reason).inc()
-        # gRPC keeps the exception that ends the call in the call's context. The frames that the exception names must
-        # not name the context: the garbage collector would have to find them, and its pauses are felt in a flood.
+        # gRPC keeps the exception that ends the call in the call's context. If the exception's frames named the
+        # context, only the garbage collector could free both, and its pauses are felt in a flood.
         error.__traceback__ = None
         try:
             await context.abort(known.code, known.message, trailing_metadata(known))
@@ -253,7 +257,7 @@ class _Rpc:
 
 
 def trailing_metadata(error: RewardloopError) -> tuple[tuple[str, str | bytes], ...]:
-    """What carries the rich status, and the pushback that gRPC's own retries obey."""
+    """Return the metadata with the rich status, and with the pushback that gRPC's own retries obey."""
     status: tuple[str, str | bytes] = ("grpc-status-details-bin", error.to_status().SerializeToString())
     if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_ms is not None:
         return (status, ("grpc-retry-pushback-ms", str(error.retry_after_ms)))
@@ -261,7 +265,7 @@ def trailing_metadata(error: RewardloopError) -> tuple[tuple[str, str | bytes], 
 
 
 def _as_known(error: BaseException) -> RewardloopError | None:
-    """The RewardloopError that ``error`` is, or that a task group raised among others of its kind."""
+    """Return ``error`` if it is a RewardloopError, or the first of a group that holds nothing else; else None."""
     if isinstance(error, RewardloopError):
         return error
     if isinstance(error, BaseExceptionGroup):
@@ -272,7 +276,7 @@ def _as_known(error: BaseException) -> RewardloopError | None:
 
 
 def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that hands on what protobuf refuses: gRPC itself would answer INTERNAL."""
+    """Return a deserializer that marks bytes which protobuf cannot parse. gRPC itself would answer INTERNAL to them."""
 
     def decode_or_mark(data: bytes) -> Any:
         try:

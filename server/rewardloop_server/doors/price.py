@@ -1,4 +1,4 @@
-"""What a request costs its caller's quota of tokens, from its bytes alone, because nothing is tokenized yet."""
+"""Estimates a request's cost in tokens, for its caller's quota. It has the bytes alone: nothing is tokenized yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dedupe + append: the durable stream of signals."""
+"""deduplicate and append: the durable stream of signals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors, scr
 from rewardloop_server.feedback.caps import Caps, Check
 from rewardloop_server.feedback.group_commit import GroupCommit
 
-# Events and bytes in one script call. Redis runs a script without interruption, and syncs its file once for it.
+# Most events and bytes in one call of the script, during which Redis does nothing else. It syncs its file once for it.
 _EVENTS_A_CALL = 128
 _BYTES_A_CALL = 4 * 2**20
 
@@ -30,7 +30,14 @@ _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event ready to append. ``data``: serialized. ``trace``: the traceparent that it was sent in, or ""."""
+    """An event ready to append.
+
+    Attributes:
+        event_id: Its id.
+        data: The serialized event.
+        checks: The annotator's bounds that it must keep.
+        trace: The traceparent in which it was sent, or "".
+    """
 
     event_id: str
     data: bytes
@@ -44,16 +51,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Where an event is in the stream. ``is_duplicate``: an earlier call had appended it."""
+    """An event's place in the stream; ``is_duplicate`` if an earlier call had appended it."""
 
     stream_id: str
     is_duplicate: bool
 
 
 class FeedbackStream:
-    """Appends each event_id once within ``ttl_s`` seconds, and no more than ``caps`` allow.
+    """Appends events to the stream in Redis, each event_id once.
 
-    ``on_group`` is told how many events each write took. ``carried``: the traceparent that a caller is in, or "".
+    Args:
+        redis: Where the stream is.
+        ttl_s: Seconds for which an event_id is remembered.
+        caps: Bounds on one annotator's signals.
+        on_group: Called with the number of events of each write.
+        carried: Returns the traceparent of the present call, or "".
     """
 
     def __init__(
@@ -74,10 +86,10 @@ class FeedbackStream:
         )
 
     async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended | RewardloopError]:
-        """Append in order; for each event its place, or why it is refused: TooManySignals or ReplayedSignal.
+        """Append the events in order, and return for each its place, or a TooManySignals or ReplayedSignal.
 
-        Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
-        appends the rest.
+        Raises:
+            RedisUnavailable, StoreFull: Some events may have been appended. Sending all of them again appends the rest.
         """
         now, trace = time.time(), self._carried()
         return await self.append_entries(
@@ -85,16 +97,16 @@ class FeedbackStream:
         )
 
     async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
-        """As `append`, for events that are serialized already; entries without checks are never refused."""
+        """Append serialized events as `append` does. Entries without checks are never refused."""
         return await self._commit.add(entries)
 
     async def length(self) -> int:
-        """Entries in the stream. Raises RedisUnavailable."""
+        """Return the number of entries in the stream. Raises RedisUnavailable."""
         with redis_errors():
             return int(await self._redis.xlen(keys.FEEDBACK_STREAM))
 
     async def is_reachable(self) -> bool:
-        """Whether Redis answers right now; takes at most the operation timeout."""
+        """Return whether Redis answers right now. Takes at most the operation timeout."""
         try:
             with redis_errors():
                 return bool(await self._redis.ping())
@@ -102,7 +114,7 @@ class FeedbackStream:
             return False
 
     async def bury(self, event: feedback_pb2.FeedbackEvent, reason: str) -> None:
-        """Put into the dead-letter stream what cannot be appended. Raises RedisUnavailable or StoreFull."""
+        """Put an event that cannot be appended into the dead-letter stream. Raises RedisUnavailable or StoreFull."""
         letter = {
             keys.DEAD_EVENT_FIELD: event.SerializeToString(),
             keys.DEAD_REASON_FIELD: reason,
@@ -130,7 +142,7 @@ class FeedbackStream:
         return [self._outcome(answer, now) for answer in places]
 
     async def _run(self, names: list[str], args: list[bytes | str | int]) -> bytes:
-        # Not redis-py's Script: what that does around this call is a tenth of what a single signal costs.
+        # redis-py's Script is not used, because its work around this call is a tenth of the cost of a single signal.
         command: Callable[..., Awaitable[bytes]] = self._redis.execute_command
         try:
             return await command("EVALSHA", _APPEND_SHA, len(names), *names, *args)

@@ -1,4 +1,4 @@
-"""best of n: more candidates are sampled than are shown, and the live reward model helps to choose which."""
+"""best of n: samples more candidates than are shown, scores them, and chooses which to show."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class BestOf:
         scored = await self._scorer.score(group, call)
         for candidate, found in zip(reply.candidates, scored.reply.scores, strict=True):
             candidate.score, candidate.uncertainty = found.score, found.uncertainty
-        # A stream of its own: the seed alone also drives what the policy samples.
+        # The text makes another random stream than that of the policy's samples, which the bare seed drives.
         choice = choose(request, scored, Random(f"choose {asked.seed}"))
         shown = [reply.candidates[i] for i in choice.shown]
         chosen = policy_pb2.Chosen(
@@ -79,7 +79,7 @@ class BestOf:
     async def _log(
         self, generation_id: str, shown: Sequence[policy_pb2.Candidate], choice: Choice, chosen: policy_pb2.Chosen
     ) -> None:
-        """Feedback names a response by its place among the shown: the log must have these alone."""
+        """Log the shown candidates alone, because feedback names a response by its place among these."""
         generation = (await self._generations.get([generation_id])).get(generation_id)
         if generation is None:
             raise RedisUnavailable("the policy's answer is not in the log: the worker may use another Redis")
@@ -91,10 +91,10 @@ class BestOf:
 
 
 def choose(request: policy_pb2.GenerateRequest, scored: ScoredGroup, chance: Random) -> Choice:
-    """As the checked request says."""
+    """Choose what to show, as the request says, which `check` has passed."""
     match request.selection:
         case policy_pb2.SELECTION_INFORMATIVE:
-            # Raw logits: heads were fitted as Bradley-Terry strengths before any calibration.
+            # By raw logits, because the heads were fitted as Bradley-Terry strengths before any calibration.
             return choose_pair(scored.logits, random_share(request), chance)
         case policy_pb2.SELECTION_UNIFORM:
             return choose_uniform(scored.logits, max(1, request.candidates), chance)
@@ -103,7 +103,7 @@ def choose(request: policy_pb2.GenerateRequest, scored: ScoredGroup, chance: Ran
 
 
 def random_share(request: policy_pb2.GenerateRequest) -> float:
-    """Of the sets that are shown."""
+    """Return the share of the shown sets that is drawn at random."""
     match request.selection:
         case policy_pb2.SELECTION_INFORMATIVE:
             return request.random_share if request.HasField("random_share") else DEFAULT_RANDOM_SHARE
@@ -114,11 +114,14 @@ def random_share(request: policy_pb2.GenerateRequest) -> float:
 
 
 def check(request: policy_pb2.GenerateRequest) -> None:
-    """Raises InvalidRequest with every violation of what is said about choosing; the rest is the policy's to check."""
+    """Check what the request says about choosing. The policy worker checks the rest.
+
+    Raises InvalidRequest with every violation.
+    """
     violations: list[Violation] = []
     shown = request.candidates or 1
     if not max(1, shown) <= request.best_of <= MAX_SAMPLED:
-        violations.append(Violation("best_of", f"candidates to {MAX_SAMPLED}, not {request.best_of}"))
+        violations.append(Violation("best_of", f"from {max(1, shown)} to {MAX_SAMPLED}, not {request.best_of}"))
     if request.selection not in policy_pb2.Selection.values():
         violations.append(Violation("selection", "not a known choice"))
     is_informative = request.selection == policy_pb2.SELECTION_INFORMATIVE

@@ -1,4 +1,4 @@
-"""PolicyService as callers see it: calls go to the worker, and those with ``best_of`` choose among its answers."""
+"""The PolicyService as callers see it: forwards calls to the policy worker, and answers those with ``best_of``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 
 class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
-    """Forwards Generate to the worker behind ``link``.
+    """Forwards Generate to the policy worker.
 
-    ``best_of`` answers requests that have best_of; if it is None, they go to the worker, which refuses them.
+    Args:
+        link: The connection to the worker.
+        best_of: Answers requests that have ``best_of``. If it is None, they go to the worker, which refuses them.
     """
 
     def __init__(self, link: PolicyWorkerLink, best_of: BestOf | None = None) -> None:

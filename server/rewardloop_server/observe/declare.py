@@ -1,4 +1,4 @@
-"""How a metric is declared: its name, its text, its buckets, and for each label the values that it may have."""
+"""Declares metrics: their names, texts, buckets, and the values that each label may have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the door measures, on the registry of its process. No label holds a secret or what a caller chose freely."""
+"""The metrics of the door. No label holds a secret, or a text that a caller chose freely."""
 
 # ruff: noqa: RUF009 - what the functions called in the class body return is a dataclass field with a factory
 

@@ -1,7 +1,7 @@
-"""What the serving processes measure, on a registry of their own.
+"""The metrics of the serving processes, on a registry of their own.
 
-Each label's values come from the words' definitions, so that what is announced, what is counted and what alerts may
-ask for are the same: `LABEL_VALUES`.
+Each label's values come from the definitions of the words. So the values that are announced, counted and asked for by
+alerts are the same: `LABEL_VALUES`.
 """
 
 # ruff: noqa: RUF009 - what the functions called in the class body return is a dataclass field with a factory
@@ -87,7 +87,7 @@ class ServerMetrics:
     queue_rows: Gauge = gauge("queue_rows", "Candidates that wait in the policy worker's queue.", lane=(SAMPLING_LANE,))
     queue_saturation_ratio: Gauge = gauge(
         "queue_saturation_ratio",
-        "What a lane holds over the nearer one of its bounds (tokens or work; candidates); from 1 on it refuses.",
+        "How much of the nearer of its bounds a lane uses (tokens or work; candidates); from 1 on it refuses.",
         lane=QUEUE_LANES,
     )
     queue_oldest_wait_seconds: Gauge = gauge(

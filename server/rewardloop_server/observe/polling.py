@@ -1,4 +1,4 @@
-"""What is looked at now and then rather than counted as it happens; each runs until cancelled."""
+"""Polls what no event changes, such as the age of a queue. Each function runs until cancelled."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from rewardloop_server.observe.metrics import NOT_KNOWN, ServerMetrics
 
 
 class HasGauges(Protocol):
+    """Something whose gauges must be set from time to time."""
+
     def set_gauges(self) -> None:
-        """Set the gauges to what is now."""
+        """Set the gauges to the present values."""
 
 
 async def poll_loop_lag(metrics: ServerMetrics, every_s: float = 0.1) -> None:
-    """How late the event loop wakes a sleeper: anything that blocks it shows here."""
+    """Measure how late the event loop wakes a sleeping task. Anything that blocks the loop shows here."""
     while True:
         due = time.monotonic() + every_s
         await asyncio.sleep(every_s)
@@ -28,7 +30,7 @@ async def poll_loop_lag(metrics: ServerMetrics, every_s: float = 0.1) -> None:
 
 
 async def poll_queues(*queues: HasGauges, every_s: float = 0.5) -> None:
-    """How full they are, and how long they make wait."""
+    """Set the gauges of queues: how full they are, and how long groups wait in them."""
     while True:
         for queue in queues:
             queue.set_gauges()
@@ -36,7 +38,7 @@ async def poll_queues(*queues: HasGauges, every_s: float = 0.5) -> None:
 
 
 async def poll_stream(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
-    """The feedback stream, while Redis answers."""
+    """Set the gauges of the feedback stream, and whether Redis answers."""
     gauges = (metrics.stream_length, metrics.stream_pending, metrics.stream_lag_seconds, metrics.dead_letters)
     while True:
         try:
@@ -54,7 +56,7 @@ async def poll_stream(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0
 
 
 async def poll_redis(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
-    """Whether Redis answers; `poll_stream` says so too."""
+    """Set the gauge that says whether Redis answers, for a process without `poll_stream`."""
     while True:
         try:
             with redis_errors():

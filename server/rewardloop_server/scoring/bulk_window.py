@@ -1,4 +1,4 @@
-"""bulk: how much of one ScoreBatch or ScoreStream is worked on at once."""
+"""Bounds how much of one ScoreBatch or ScoreStream is worked on at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable
 
 
 class BulkWindow:
-    """The groups of one call that have entered and not left: at most ``max_groups``, of about ``max_tokens`` tokens.
+    """The groups of one call that are being worked on.
 
-    Enough to keep the engine full, so little that a call of any size holds neither the queue nor memory. One group may
-    always be in, whatever its size. One task enters; any may leave.
+    They are enough to keep the engine busy, and so few that a call of any size fills neither the queue nor memory. One
+    group may always be in, whatever its size. One task enters groups; any task may let them leave.
+
+    Args:
+        max_tokens: About how many tokens the groups in it have at most.
+        max_groups: Most groups in it.
     """
 
     def __init__(self, *, max_tokens: int, max_groups: int) -> None:
@@ -21,7 +25,10 @@ class BulkWindow:
         self._left = asyncio.Event()
 
     async def enter(self, tokens: int, has_room: Callable[[], bool]) -> bool:
-        """Wait until a group of ``tokens`` fits and, where others are in, ``has_room()``. True: others are in."""
+        """Wait until a group may enter, and let it in. Returns whether other groups are in.
+
+        It may enter if no others are in, or if its tokens fit and ``has_room()`` returns True.
+        """
         while self._groups and (
             self._groups >= self._max_groups or self._tokens + tokens > self._max_tokens or not has_room()
         ):
@@ -32,6 +39,7 @@ class BulkWindow:
         return self._groups > 1
 
     def leave(self, tokens: int) -> None:
+        """Let a group of ``tokens`` leave."""
         self._tokens -= tokens
         self._groups -= 1
         self._left.set()

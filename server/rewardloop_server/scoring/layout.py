@@ -1,8 +1,8 @@
-"""lay out: a run's rows as the arrays that the graph takes.
+"""lay out: makes the arrays that a graph takes from the rows of a run.
 
-Encoder graphs take ``input_ids, attention_mask [, token_type_ids]``; decoder graphs ``input_ids, position_ids, mask,
-ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``: the positions of each response go
-on where the prompt's end, and the mask lets it see the prompt and itself.
+Encoder graphs take ``input_ids, attention_mask [, token_type_ids]``; decoder graphs take ``input_ids, position_ids,
+mask, ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``. In it, the positions of each
+response continue from the prompt's last one, and the mask lets a response see the prompt and itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ _DECODER = {"input_ids", "position_ids", "mask", "ends"}
 
 @dataclass(frozen=True, slots=True)
 class Feeds:
-    """A run's input, and what it holds: ``rows`` sequences in ``tokens`` tokens, of which ``real_tokens`` are not
-    padding (a prompt that rows share counts once)."""
+    """A run's input.
+
+    Attributes:
+        inputs: The arrays, by the names of the graph's inputs.
+        rows: How many sequences they hold.
+        tokens: How many tokens they hold.
+        real_tokens: How many of these are not padding. A prompt that rows share counts once.
+    """
 
     inputs: dict[str, npt.NDArray[Any]]
     rows: int
@@ -37,7 +43,13 @@ class Feeds:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a graph takes. ``broadcasts_mask``: one mask may stand for all rows."""
+    """What inputs a graph takes.
+
+    Attributes:
+        is_decoder: It takes a decoder's inputs.
+        takes_segments: It takes ``token_type_ids``.
+        broadcasts_mask: One mask may stand for all rows.
+    """
 
     is_decoder: bool
     takes_segments: bool
@@ -45,7 +57,7 @@ class Signature:
 
     @classmethod
     def of(cls, session: Any) -> Signature:
-        """Of an ONNX Runtime session. Raises ValueError when the graph is of neither kind."""
+        """Return the signature of an ONNX Runtime session. Raises ValueError if the graph is of neither kind."""
         inputs = {i.name: i.shape for i in session.get_inputs()}
         outputs = sorted(o.name for o in session.get_outputs())
         taken = set(inputs)
@@ -57,7 +69,7 @@ class Signature:
 
 
 def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int) -> Feeds:
-    """The input of ``run``, whose items index ``rows``."""
+    """Return the input of a run, whose items are indices of ``rows``. ``pad`` is the id of the padding token."""
     if not signature.is_decoder:
         return _encoder_rows([rows[i] for i in run.rows], run.length, signature, pad)
     if run.kind == "rows":
@@ -77,7 +89,7 @@ def _encoder_rows(rows: Sequence[Encoded], length: int, signature: Signature, pa
 
 
 def _decoder_rows(rows: Sequence[Encoded], length: int, signature: Signature, pad: int) -> Feeds:
-    """Plainly causal rows: padding is at the end, so no token sees it."""
+    """Lay rows out under a causal mask. Padding is at the end, so no token sees it."""
     ids, lengths = _padded(rows, length, pad)
     mask = np.tri(length, dtype=np.bool_)[None, None]
     if not signature.broadcasts_mask:
@@ -114,7 +126,7 @@ def _tree_rows(items: Sequence[Sequence[Encoded]], length: int, pad: int) -> Fee
             mask[i, 0, start:stop, start:stop] = causal[:size, :size]
             ends.append(i * length + (stop if size else prompt) - 1)
             start = stop
-        # Padding sees one token: attention over nothing is not a number, and 0 times that reaches real tokens.
+        # Padding sees one token. Attention over nothing is NaN, which would reach real tokens even with a weight of 0.
         mask[i, 0, start:, 0] = True
         real += start
     inputs = {"input_ids": ids, "position_ids": positions, "mask": mask, "ends": np.array(ends, dtype=np.int64)}
@@ -122,7 +134,7 @@ def _tree_rows(items: Sequence[Sequence[Encoded]], length: int, pad: int) -> Fee
 
 
 def _padded(rows: Sequence[Encoded], length: int, pad: int) -> tuple[Integers, Integers]:
-    """``ids`` (rows, length), padded at the end, and how many of each row are real."""
+    """Return ids, (rows, length), padded at the end, and how many tokens of each row are real, (rows,)."""
     ids = np.full((len(rows), length), pad, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = row.ids

@@ -13,11 +13,17 @@ from rewardloop_server.scoring.plan import Run
 
 @dataclass(slots=True, eq=False)
 class Offer:
-    """A run, laid out: its rows still wait in the lane until the engine takes it.
+    """A run that is laid out. Its rows wait in the lane until the engine takes it.
 
-    ``may_grow``: it has all that waited and is short of its limit, so it is better chosen again when more comes.
-    ``pushes``: the lane's count when it was chosen. ``alone``: nothing else waits and, once it is taken, nothing else
-    runs, so it may have the whole device.
+    Attributes:
+        lane: Where its rows wait.
+        model: The version that runs.
+        rows: Its rows, in the order of its logits.
+        run: The run as planned.
+        feeds: The input arrays.
+        may_grow: It has every row that waited and is short of its limit, so it is chosen again if more rows come.
+        pushes: The lane's count of groups when it was chosen.
+        alone: Nothing else waits, and (once it is taken) nothing else runs, so it may have the whole device.
     """
 
     lane: Lane
@@ -31,7 +37,7 @@ class Offer:
 
 
 class Slot:
-    """Where the event loop leaves the next run for the engine's threads; the first that is free takes it at once."""
+    """Holds the next run for the engine's threads. The first thread that is free takes it at once."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -40,18 +46,19 @@ class Slot:
         self._is_closed = False
 
     def put(self, offer: Offer) -> None:
+        """Leave a run for the engine."""
         with self._changed:
             self._offer = offer
             self._changed.notify()
 
     def withdraw(self) -> bool:
-        """Take the run back. False: the engine has it."""
+        """Take the run back. Returns False if the engine has it already."""
         with self._changed:
             was_here, self._offer = self._offer is not None, None
             return was_here
 
     def take(self) -> Offer | None:
-        """Waits for a run. None: closed."""
+        """Wait for a run and take it. Returns None once the slot is closed."""
         with self._changed:
             while self._offer is None and not self._is_closed:
                 self._changed.wait()
@@ -63,11 +70,12 @@ class Slot:
             return offer
 
     def done(self) -> None:
-        """A run that was taken has ended."""
+        """Note that a run which was taken has ended."""
         with self._changed:
             self._running -= 1
 
     def close(self) -> None:
+        """Make every `take` return None."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

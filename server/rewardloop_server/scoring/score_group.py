@@ -145,5 +145,5 @@ def _refuse_truncated(rows: list[Encoded], max_length: int) -> None:
     too_long = [i for i, row in enumerate(rows) if row.truncated]
     if too_long:
         raise InvalidRequest(
-            [Violation(f"responses[{i}]", f"with its prompt, more than {max_length} tokens") for i in too_long]
+            [Violation(f"responses[{i}]", f"has more than {max_length} tokens with its prompt") for i in too_long]
         )

@@ -1,7 +1,7 @@
-"""compare: a share of the answered groups is scored again by the shadow version, and only the metrics see it.
+"""compare: scores a share of the answered groups again with the shadow version, for the metrics alone.
 
-Nothing here delays or fails a request: it begins after the reply is made, runs behind all other work, and what it
-cannot keep up with is dropped and counted.
+Nothing here delays or fails a request. A comparison begins after the reply is made and runs behind all other work. If
+comparisons cannot keep up, groups are dropped and counted.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from rewardloop_server.versions.host import VersionHost
 
 log = structlog.get_logger()
 
-# Groups whose comparison has begun and not ended; each holds its request and its rows.
+# Most comparisons at once. Each holds its request and its rows in memory.
 _MAX_PENDING = 256
 
 
 class ShadowScorer:
-    """Compares the shadow's scores with those that were given out. Used from the event loop."""
+    """Compares the shadow version's scores with those that callers got. Used from the event loop."""
 
     def __init__(
         self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, metrics: ServerMetrics
@@ -51,9 +51,14 @@ class ShadowScorer:
         rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
-        """``request`` was given ``scores`` by the version ``live`` from ``rows``. Compares in its own time, if at all.
+        """Compare a group that was answered, later, if it is in the shadow's share.
 
-        ``key``: the prompt's bytes, by which the share is drawn.
+        Args:
+            request: The group.
+            key: The prompt's bytes, by which the share is drawn.
+            live: The version that answered.
+            rows: What it read.
+            scores: What it gave, calibrated.
         """
         if not self._host.takes_shadow(key):
             return
@@ -100,12 +105,12 @@ class ShadowScorer:
 
 
 def best(scores: Sequence[float]) -> int:
-    """Index of the highest score; the first of equals."""
+    """Return the index of the highest score; of equal scores the first."""
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
 def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[Agreement, int]:
-    """How many pairs of responses both order the same way; a pair that either holds equal is no order, not counted."""
+    """Count the pairs of responses that both versions order, by whether they agree. Equal scores are no order."""
     counts: dict[Agreement, int] = dict.fromkeys(AGREEMENTS, 0)
     for i, j in combinations(range(len(live)), 2):
         product = (live[i] - live[j]) * (shadow[i] - shadow[j])

@@ -1,4 +1,4 @@
-"""Which versions of each model serve everywhere: one pointer a model, in Redis, that every replica follows."""
+"""The pointer of each model, in Redis, which names the versions that serve. Every replica follows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASSIGN = script_text(__package__, "assign.lua")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A version beside the active one, and its share of the requests, above 0 and at most 1."""
+    """A version beside the active one, and its share of the requests: above 0, at most 1."""
 
     version: str
     share: float
@@ -32,7 +32,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """A model's active version, those that a rollback goes back to, newest first, and who stands beside it."""
+    """A model's pointer.
+
+    Attributes:
+        version: The active version.
+        previous: The versions that rollbacks go back to, newest first.
+        canary: The canary and its share, if there is one.
+        shadow: The shadow and its share, if there is one.
+    """
 
     version: str
     previous: tuple[str, ...] = ()
@@ -45,11 +52,12 @@ class Active:
         return self.previous[0] if self.previous else None
 
     def beside(self, role: VersionRole) -> Share | None:
+        """Return the holder of the role."""
         return self.canary if role == "canary" else self.shadow
 
 
 class ActivePointer:
-    """Reads and moves the pointers. Every method raises RedisUnavailable when Redis is away."""
+    """Reads and moves the pointers. Every method raises RedisUnavailable if Redis is away."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -57,7 +65,7 @@ class ActivePointer:
         self._assign = redis.register_script(_ASSIGN)
 
     async def read(self, model: str) -> Active | None:
-        """None: no version was ever active."""
+        """Return the model's pointer, or None if no version was ever active."""
         with redis_errors():
             raw = await self._redis.hget(keys.ACTIVE, model)
             if raw is None:
@@ -67,9 +75,16 @@ class ActivePointer:
             return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
 
     async def move(self, model: str, version: str, reason: str, leader_epoch: int = 0) -> str | None:
-        """Make ``version`` active and end canary and shadow; returns the version before.
+        """Make a version active, end the canary and the shadow, and return the version that was active before.
 
-        ``leader_epoch``: of a trainer that asks as the leader. Raises Overtaken when a later leader's move was taken.
+        Args:
+            model: The model's name.
+            version: The version to make active.
+            reason: Why, for the record.
+            leader_epoch: The epoch of a trainer that asks as the leader; 0 if nobody asks as a leader.
+
+        Raises:
+            Overtaken: A later leader has promoted a version of the model.
         """
         before, outcome = await self._run(model, version, reason, must_be_active="", leader_epoch=leader_epoch)
         if outcome < 0:
@@ -77,29 +92,29 @@ class ActivePointer:
         return before
 
     async def move_back(self, model: str, version: str, target: str, reason: str) -> bool:
-        """Go from ``version`` back to its rollback target, and end canary and shadow.
+        """Go back from ``version`` to its rollback target, and end the canary and the shadow.
 
-        False when the pointer was moved meanwhile.
+        Returns False, and changes nothing, if the pointer has moved meanwhile.
         """
         _, outcome = await self._run(model, target, reason, must_be_active=version)
         return bool(outcome)
 
     async def assign(self, model: str, role: VersionRole, holder: Share, reason: str) -> bool:
-        """Give the role to ``holder``; False when its version is the active one, or none is active."""
+        """Give the role to a version. Returns False if that version is the active one, or none is active."""
         return await self._set_role(model, role, holder, reason)
 
     async def end(self, model: str, role: VersionRole, reason: str) -> None:
-        """Take the role from whoever has it."""
+        """End the role, whichever version has it."""
         await self._set_role(model, role, None, reason)
 
     async def initialise(self, model: str, version: str) -> None:
-        """Make ``version`` active unless the model has an active one."""
+        """Make a version active unless the model has an active version."""
         value = {"version": version, "previous": [], "changed_at": _now(), "reason": "first version"}
         with redis_errors():
             await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value))
 
     async def restore(self, model: str, active: Active) -> bool:
-        """Put back a pointer that Redis lost; False when it has one."""
+        """Put back a pointer that Redis lost. Returns False if Redis has one."""
         value: dict[str, Any] = {"version": active.version, "previous": list(active.previous), "changed_at": _now()}
         value["reason"] = "put back after Redis lost it"
         for role in VERSION_ROLES:

@@ -35,8 +35,9 @@ def test_list_of_files_to_touch_is_whole(heading: str) -> None:
     product = [path for path in tracked() if path.startswith(PRODUCT) and path.endswith(_CODE)]
     pattern = re.compile(EXAMPLES[heading])
     standing = {path for path in product if not _GENERATED.search(path) and pattern.search(code_of(path))}
-    assert sorted(standing - listed) == [], "the example stands there, and the list does not name them"
-    assert sorted(listed - standing) == [], "the list names them, and the example does not stand there"
+    unlisted, absent = sorted(standing - listed), sorted(listed - standing)
+    assert not unlisted, f"the example is in these files, which the list does not name: {unlisted}"
+    assert not absent, f"the list names these files, which the example is not in: {absent}"
 
 
 @pytest.mark.parametrize("heading", [heading for heading in EXAMPLES if heading != "A metric"])

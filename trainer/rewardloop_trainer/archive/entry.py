@@ -1,4 +1,4 @@
-"""A stream entry as a signal, or the reason why it is none."""
+"""Decodes a stream entry into a signal, or says why it is none."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from rewardloop_trainer.archive.ledger_columns import Recorded
 
 
 class InvalidEntry(Exception):
-    """The entry goes to the dead-letter stream; the text is the reason."""
+    """Raised for an entry that belongs into the dead-letter stream; the message is the reason."""
 
 
 def decode(stream_id: str, fields: Mapping[bytes, bytes]) -> Recorded:
-    """The signal of one entry. Raises `InvalidEntry`.
+    """Return the signal of one entry. An event without an arrival time gets the time of its stream id.
 
-    The server has checked what callers send; this is for what reaches the stream past it. An event without an
-    arrival time gets that of its stream id.
+    The server checks what callers send. These checks are for entries that reached the stream in another way.
+
+    Raises:
+        InvalidEntry: If the entry holds no complete signal.
     """
     raw = fields.get(keys.EVENT_FIELD.encode())
     if raw is None:

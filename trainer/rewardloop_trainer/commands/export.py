@@ -1,4 +1,7 @@
-"""``rewardloop export``: any Hugging Face base becomes a version in the store."""
+"""``rewardloop export``: makes a version in the store of any Hugging Face base.
+
+Exit status: 0 if the version was published, 1 if it was not, 2 if the flags are not valid.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ _CALIBRATION_PAIRS = 16
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export what the flags name and print the new version. Returns the exit status."""
+    """Export the base that the flags name and print the new version. Returns the exit status."""
     options = parse(ExportSettings, argv, "rewardloop export")
-    # Imported here: the settings above answer --help without torch.
+    # Imported here, so that --help does not load torch.
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop.formats.signatures import UnusableKey
@@ -60,8 +63,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
-    """Sequences of random tokens, 2 tokens to the maximum length long, two for each prompt: what parity is tried on
-    without texts."""
+    """Return sequences of random tokens, on which parity is tried without texts.
+
+    They have 2 tokens to the maximum length (at most 512). Each prompt has two responses.
+    """
     from rewardloop.formats.text import Encoded
 
     chance = random.Random(seed)
@@ -91,6 +96,7 @@ def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop_trainer.learning.linear_modules import linear_modules
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.reward.model import RewardModel
+    from rewardloop_trainer.rounds.publish import code_version
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
@@ -120,7 +126,7 @@ def _export_reward(options: ExportSettings) -> Manifest:
             heads=options.heads,
             base=options.base,
             seed=options.seed,
-            code_version=_code_version(),
+            code_version=code_version(),
             notes=notes,
             precision=choice.precision,
         )
@@ -134,9 +140,12 @@ def _export_reward(options: ExportSettings) -> Manifest:
 def _in_precision(
     wanted: Precision, candidate: Path, model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] | None
 ) -> tuple[PrecisionChoice, dict[str, str]]:
-    """Convert the candidate's graph where the pairs allow it; what came of it, for the manifest and the terminal.
+    """Convert the candidate's graph if its order of the held-out pairs allows it.
 
-    The first pairs tell how large activations are, and are not judged.
+    The first pairs calibrate the ranges of activations and are not judged.
+
+    Returns:
+        The precision that was chosen with its figures, and the manifest's notes about it, which are printed too.
     """
     from rewardloop.formats.store import MODEL
     from rewardloop_trainer.export.precision import PrecisionChoice, choose_precision, convert
@@ -166,6 +175,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(options.base)
     try:
@@ -181,7 +191,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
         text_format=text_format.to_json(),
         max_length=min(options.max_length or longest, longest),
         base=options.base,
-        code_version=_code_version(),
+        code_version=code_version(),
     )
 
     def write(target: Path) -> None:
@@ -190,15 +200,6 @@ def _export_policy(options: ExportSettings) -> Manifest:
         model.generation_config.save_pretrained(target)
 
     return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
-
-
-def _code_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("rewardloop")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":

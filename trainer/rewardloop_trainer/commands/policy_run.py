@@ -1,7 +1,7 @@
 """One training run outside the daemon: rows -> train -> win rate -> ``OUT/policy`` with its ``run.json`` -> store.
 
-``run.json`` is a version's manifest for a policy that is in no store: what it came from and how it measured. It appears
-with the weights, whole or not at all.
+``run.json`` is the manifest of a policy that is in no store: it says what the policy came from and how it measured. It
+appears together with the weights, whole or not at all.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SUMMARY = {
     "train_kl": "KL",
     "gate_win_rate": "win rate",
 }
-# What changes nothing about the weights.
+# The settings that change nothing about the weights: a run with others is the same run.
 _ASIDE = {
     *("out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"),
     *("signing_key", "trusted_keys"),
@@ -56,9 +56,15 @@ _ASIDE = {
 
 
 def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
-    """Train, judge, write, publish; the exit status. Every process of the world makes this call.
+    """Train, judge, write and publish a policy. Under torchrun, every process makes this call.
 
-    Raises ValueError for what cannot be done as asked, RewardloopError without scores, and the store's errors.
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: If the run cannot be done as asked.
+        RewardloopError: If the server gave no scores.
+        StoreError: If the store cannot be read or written.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.torch_threads:
@@ -89,16 +95,16 @@ class PolicyRun:
         self._id = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def is_done(self) -> bool:
-        """Whether this very run has written its policy. Raises ValueError where another did."""
+        """Say whether this very run has written its policy already. Raises ValueError if another run did."""
         if not self._policy.exists():
             return False
         path = self._policy / RUN
         if not path.exists() or json.loads(path.read_text())["id"] != self._id:
-            raise ValueError(f"{self._policy}: is there already, and not from this run: choose another --out")
+            raise ValueError(f"{self._policy}: exists already, and not from this run: choose another --out")
         return True
 
     def train(self, server: RewardloopClient) -> None:
-        """Leaves the policy written."""
+        """Train the policy, judge it and write it. Needs the server for scores."""
         asks = self._settings.algorithm not in ("dpo", "kto") or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
@@ -170,7 +176,7 @@ class PolicyRun:
         }
 
     def conclude(self) -> int:
-        """Say what there is, and publish it if wanted and allowed. Returns the exit status."""
+        """Print how the policy measured, and publish it if that is wanted and allowed. Returns the exit status."""
         if not self._world.is_first:
             return 0
         about = json.loads((self._policy / RUN).read_text())

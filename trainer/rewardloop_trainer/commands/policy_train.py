@@ -1,8 +1,9 @@
-"""``rewardloop policy-train``: a policy learns once, by hand, and is written as a Hugging Face directory.
+"""``rewardloop policy-train``: trains one policy, outside of the daemon's rounds, into a Hugging Face directory.
 
-Several processes of one machine or many train it together under torchrun:
+Several processes, on one machine or many, train it together under torchrun:
 ``torchrun --nproc-per-node 2 -m rewardloop_trainer.commands.policy_train --base ... --prompts ... --out ...``
-Exit status: 0 all good, 1 the policy was written but its gate refuses to have it published, 2 nothing was written.
+Exit status: 0 if all went well, 1 if the policy was written but its gate refuses to publish it, 2 if nothing was
+written, 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSetting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the flags name. Returns the exit status."""
+    """Train the policy that the flags describe. Returns the exit status."""
     settings = parse(PolicyTrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-train")
-    # Imported here: the settings above answer --help without torch.
+    # Imported here, so that --help does not load torch.
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_client import InvalidAddress, RewardloopError

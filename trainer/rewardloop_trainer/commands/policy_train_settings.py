@@ -1,4 +1,4 @@
-"""Settings of `rewardloop policy-train`. Imports no torch, so that `--help` is quick."""
+"""The settings of `rewardloop policy-train`. This module imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 

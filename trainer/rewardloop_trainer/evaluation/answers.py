@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 from rewardloop.formats.text import Encoder
@@ -64,17 +65,12 @@ def compare_policies(
     if limits.judge_version:
         by_judge = score_groups(server, prompts, texts, version=limits.judge_version, on_batch=on_batch)
         judged = [_win_share(group, len(ours)) for group, ours in zip(by_judge, said, strict=True)]
-    sequences = [rollout.sequence for group in said for rollout in group]
-    reference = iter(sequence_logprobs(live, sequences, encoder.format.pad, settings.micro_batch_tokens).tolist())
+    flat = [rollout for group in said for rollout in group]
+    by_live = sequence_logprobs(live, [r.sequence for r in flat], encoder.format.pad, settings.micro_batch_tokens)
+    log_ratios = (r.logprob - logprob for r, logprob in zip(flat, by_live.tolist(), strict=True))
     return judge_policy(
-        [
-            [_answered(r, s, r.logprob - next(reference)) for r, s in zip(group, own[: len(group)], strict=True)]
-            for group, own in zip(said, scored, strict=True)
-        ],
-        [
-            [_answered(r, s, 0.0) for r, s in zip(group, own[-len(group) :], strict=True)]
-            for group, own in zip(before, scored, strict=True)
-        ],
+        _answered(said, [scores[: len(ours)] for scores, ours in zip(scored, said, strict=True)], log_ratios),
+        _answered(before, [scores[len(ours) :] for scores, ours in zip(scored, said, strict=True)], repeat(0.0)),
         limits,
         seed,
         judged=judged,
@@ -124,9 +120,17 @@ def _prompts(encoder: Encoder, heldout: Sequence[Record], max_new_tokens: int, m
     return fitting[:most]
 
 
-def _answered(rollout: Rollout, reward: Reward | None, log_ratio: float) -> Answered:
-    score = None if reward is None else reward.score
-    return Answered(rollout.text, rollout.sequence.tokens, rollout.finish == "length", score, log_ratio)
+def _answered(
+    said: Sequence[Sequence[Rollout]], scored: Sequence[Sequence[Reward | None]], log_ratios: Iterable[float]
+) -> list[list[Answered]]:
+    """Join answers, their scores and, in the answers' order, their log-ratios."""
+    ratios = iter(log_ratios)
+
+    def join(rollout: Rollout, reward: Reward | None) -> Answered:
+        score = None if reward is None else reward.score
+        return Answered(rollout.text, rollout.sequence.tokens, rollout.finish == "length", score, next(ratios))
+
+    return [[join(*each) for each in zip(*group, strict=True)] for group in zip(said, scored, strict=True)]
 
 
 def _win_share(scored: Sequence[Reward | None], ours: int) -> float:

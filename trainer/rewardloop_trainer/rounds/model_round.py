@@ -1,7 +1,7 @@
-"""What every model's round shares: its phases, its data, publishing and promoting, and what becomes of a refusal.
+"""What the rounds of both models share: phases, data, publishing, promoting, and keeping refused candidates.
 
-Each phase of the state file is repeatable: a round that was killed goes on in the phase that it had reached, with the
-same data, seed and parent.
+Every phase can be repeated. A round that was killed goes on in the phase that it had reached, with the same data, seed
+and parent.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _KEPT_REFUSED = 5
 
 
 class Refused(Exception):
-    """The candidate is not to be served; the arguments are the reasons."""
+    """Raised when the candidate may not be served. The arguments are the reasons."""
 
 
 class ModelRound(ABC):
-    """Runs one round of ``model`` from the phase that its current is in."""
+    """One round of ``model``. `run` goes on from the phase that the round has reached."""
 
     model: ClassVar[ModelName]
 
@@ -81,11 +81,16 @@ class ModelRound(ABC):
         self._logged_at = 0.0
 
     def run(self) -> Outcome:
-        """Raises `Interrupted` when asked to stop, `ServerAway` where the server is what the round waits for."""
+        """Run the phases that are left.
+
+        Raises:
+            Interrupted: If the process was asked to stop.
+            ServerAway: If the server cannot do now what the round needs.
+        """
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if self._settings.torch_threads:
             torch.set_num_threads(self._settings.torch_threads)
-        if (self._refused / "reasons.json").exists():  # killed between the refusal and its note in the state
+        if (self._refused / "reasons.json").exists():  # killed before the refusal was noted in the state
             return "refused"
         phases = {**self._phases(), "gated": self._publish, "published": self._promote}
         try:
@@ -100,21 +105,21 @@ class ModelRound(ABC):
 
     @abstractmethod
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
-        """What is done in each phase before "gated". What is to be published is then in ``self._version``."""
+        """Return what is done in each phase before "gated", after which the candidate is in ``self._version``."""
 
     @abstractmethod
     def _manifest(self) -> Manifest:
-        """Of what is to be published."""
+        """Return the manifest of the candidate in ``self._version``."""
 
     def _begin(self) -> str | None:
-        """Fix the live version as the round's parent, and return it."""
+        """Fix the live version as the round's parent and return it; None if there is no version."""
         now = self._current.state
         parent = now.parent or live_version(self._redis, self._store, self.model)
         self._current.reach(replace(now, parent=parent))
         return parent
 
     def _manifest_of_round(self, notes: Mapping[str, str]) -> Manifest:
-        """What a manifest says of the round alone."""
+        """Return a manifest with what the round alone says, and without what the model says."""
         now = self._current.state
         return Manifest(
             model=self.model,
@@ -142,7 +147,7 @@ class ModelRound(ABC):
             raise ValueError("a published round has a version")
         try:
             reason = f"trainer round {now.number}: {now.new_signals} new signals"
-            with self._ledger.held():  # the call itself is too long to hold up a new leader
+            with self._ledger.held():  # only checked: the call takes too long to hold the fence during it
                 pass
             epoch = self._ledger.leader_epoch
             promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s, epoch)
@@ -181,7 +186,7 @@ class ModelRound(ABC):
         seconds: float = math.nan,
         **figures: float,
     ) -> None:
-        """A training step: to the metrics, and every few seconds to the log."""
+        """Report a training step to the metrics and, every few seconds, to the log."""
         self._metrics.stepped(self.model, loss, gradient_norm, seconds)
         if time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
@@ -189,7 +194,7 @@ class ModelRound(ABC):
             log.info("training", model=self.model, step=f"{step}/{steps}", loss=round(loss, 4), **rounded)
 
     def _keep_refused(self, reasons: Sequence[object]) -> None:
-        """Move the candidate aside with the reasons; the oldest ones kept make room."""
+        """Move the candidate aside with the reasons, and delete the oldest of those that were kept."""
         self._metrics.refused(self.model, reasons)
         log.warning("candidate refused", model=self.model, round=self._current.state.number, reasons=reasons)
         self._directory.mkdir(parents=True, exist_ok=True)

@@ -31,13 +31,13 @@ from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
-# Of a step's figures, those that a line of the log has.
+# The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped")
 _KEPT_REPORTS = 50
 
 
 class PolicyRound(ModelRound):
-    """By the algorithm that the settings name: from people's preferences, or from own answers that are scored."""
+    """Trains by the algorithm that the settings name, from people's preferences or from scored answers of its own."""
 
     model = "policy"
 
@@ -127,8 +127,12 @@ class PolicyRound(ModelRound):
         super()._promote()
 
     def _test_live(self) -> None:
-        """Returns once people prefer the published version. Raises `Waiting` while they have not decided, and Refused
-        when they prefer the live one, or do not decide."""
+        """Return if people prefer the published version.
+
+        Raises:
+            Waiting: While people have not decided.
+            Refused: If people prefer the live version, or the test ended undecided.
+        """
         canary = PolicyCanary(self._settings, self._store, self._ledger, self._redis, self._server, self._current.state)
         try:
             look = canary.look()
@@ -146,9 +150,12 @@ class PolicyRound(ModelRound):
         raise Refused(reason)
 
     def _testify(self, witness: Witness, rate: float, upper: float, reasons: Sequence[str]) -> None:
-        """Tell the watch what the witness thinks of the candidate. Raises Refused, ``reasons`` first, on an alarm.
+        """Tell the watch what a witness thinks of the candidate.
 
-        A version that was published past the gate has no scores to compare.
+        A version that was published without a gate has no scores to compare and is not observed.
+
+        Raises:
+            Refused: If the watch raises an alarm, with ``reasons`` before its own.
         """
         now = self._current.state
         if "gate_candidate_reward" not in now.metrics:
@@ -184,7 +191,7 @@ class PolicyRound(ModelRound):
 
     @property
     def _reports(self) -> Path:
-        """Where the run's steps, TensorBoard events and picture stay after the round."""
+        """The directory in which the run's steps, TensorBoard events and picture stay after the round."""
         return self._settings.work_dir / "reports" / self._directory.name
 
     @property

@@ -37,7 +37,7 @@ _SLOPE_PAIRS = 200
 
 
 class RewardRound(ModelRound):
-    """Whole weights, adapters merged into them, or a delta over the live graph."""
+    """Trains whole weights, adapters that are merged into them, or a delta over the live version's graph."""
 
     model = "reward"
 
@@ -56,7 +56,7 @@ class RewardRound(ModelRound):
                 as_delta(start.model, settings.lora)
             else:
                 if settings.delta:
-                    log.info("the live graph takes no such adapters: this round publishes a whole version that does")
+                    log.info("the live graph takes no such adapters: this round publishes a whole version")
                 start.model.merge_lora()
                 if settings.method == "lora":
                     with_lora(start.model, settings.lora)
@@ -115,7 +115,7 @@ class RewardRound(ModelRound):
         )
 
     def _judge(self) -> None:
-        """Gate and calibration; the manifest of what passes is kept beside its files."""
+        """Gate the candidate, calibrate it, and keep its manifest beside its files."""
         start, model, now = self._start(), self._trained(), self._current.state
         encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
@@ -148,7 +148,7 @@ class RewardRound(ModelRound):
         self._reach("gated")
 
     def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
-        """What the candidate's scores give back of its preference for length."""
+        """Return how much of the logarithm of length is taken off the candidate's scores, 0 without length control."""
         control = self._settings.reward.length_control
         if control == 0:
             return 0.0
@@ -167,7 +167,7 @@ class RewardRound(ModelRound):
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 
     def _trained(self) -> RewardModel:
-        """The candidate; one that becomes a delta has its adapters on the trunk, not merged."""
+        """Load the candidate. One that becomes a delta has its adapters on the trunk, not merged into it."""
         trained = self._directory / "trained"
         if not (trained / LORA).exists():
             return RewardModel.load(trained)

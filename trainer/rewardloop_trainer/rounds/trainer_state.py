@@ -1,7 +1,7 @@
-"""Where the trainer is: what each model has learned and how far its present round has come.
+"""What each model has learned from and how far its present round has come, in a file that outlives the process.
 
-The file is replaced atomically, so a killed trainer finds the round that it was in, with the same data range, seed
-and candidate, and goes on from its last finished phase.
+The file is replaced atomically. A trainer that was killed finds in it the round that was under way, with the same data
+range, seed and candidate, and goes on from the last finished phase.
 """
 
 from __future__ import annotations
@@ -22,18 +22,28 @@ FORMAT_VERSION = 1
 
 
 class CorruptState(Exception):
-    """The state file cannot be read. It is left as it is, for a person to look at."""
+    """Raised when the state file cannot be read. The file is left as it is, for a person to look at."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundState:
     """One attempt to make a better version.
 
-    ``after_stream_id``: the last id that its parent's data reached ("" for none): later rows are new to it.
-    ``until_stream_id``: it learns from the ledger up to and including this id. ``signals``: rows up to there.
-    ``parent``: the live version it starts from. ``version``: what it was published as. ``failures``: how often
-    it raised. ``starts``: processes that began to work on its present phase and did not come back from it, the
-    one that does so now included. ``metrics``: figures of training and gate.
+    Attributes:
+        number: Counts the model's rounds from 1.
+        phase: The phase that the round has reached: the step that it finished last, or "training" before the first.
+        after_stream_id: The last stream id of the last finished round, "" for none. Later rows are new.
+        until_stream_id: The round learns from the ledger up to and including this stream id.
+        signals: How many rows the ledger has up to there.
+        new_signals: How many of them are new.
+        seed: The seed of everything random in the round.
+        parent: The live version that the round starts from.
+        version: The version that the round published.
+        failures: How often the round raised an exception.
+        starts: How many processes began to work on the present phase and did not return from it, the one that works on
+            it now included.
+        started_at: When the round began, in Unix seconds.
+        metrics: Figures of training and gate.
     """
 
     number: int
@@ -53,9 +63,13 @@ class RoundState:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """``learned_through``: last stream id that a finished round saw, whatever its outcome; "" for none.
+    """What the trainer knows of one model.
 
-    ``rounds``: finished rounds. ``ended_at``: Unix seconds of the last one's end, 0 for none.
+    Attributes:
+        learned_through: The last stream id of the last finished round, whatever its outcome; "" before the first.
+        rounds: How many rounds have ended.
+        ended_at: When the last one ended, in Unix seconds; 0 before the first.
+        round: The round under way, if any.
     """
 
     learned_through: str = ""
@@ -64,7 +78,7 @@ class ModelState:
     round: RoundState | None = None
 
     def finished(self, ended_at: float) -> ModelState:
-        """After the present round, however it ended."""
+        """Return the state after the round under way has ended, whatever its outcome."""
         if self.round is None:
             raise ValueError("no round is under way")
         return ModelState(self.round.until_stream_id, self.rounds + 1, ended_at, None)
@@ -72,7 +86,7 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """``trainer_id`` tells this work directory's rounds from another's in a shared store."""
+    """The state of all models. ``trainer_id`` tells this work directory's rounds from another's in a shared store."""
 
     trainer_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     models: Mapping[str, ModelState] = field(default_factory=dict)
@@ -84,7 +98,7 @@ class TrainerState:
         return replace(self, models={**self.models, model: state})
 
     def round_key(self, model: str, number: int) -> str:
-        """What a published version's ``notes["round"]`` says."""
+        """Return what ``notes["round"]`` says in the manifest of a version that this round publishes."""
         return f"{self.trainer_id}/{model}/{number}"
 
 
@@ -96,7 +110,7 @@ class StateFile:
         self._fence = fence
 
     def read(self) -> TrainerState:
-        """A fresh state when there is no file. Raises `CorruptState`."""
+        """Read the state, which is a fresh one if there is no file. Raises `CorruptState`."""
         try:
             raw = json.loads(self.path.read_text())
             if raw["format_version"] != FORMAT_VERSION:
@@ -108,9 +122,9 @@ class StateFile:
             raise CorruptState(f"{self.path}: {error!r}") from error
 
     def write(self, state: TrainerState) -> None:
-        """Returns once the new state is on disk. Raises `Fenced` when another trainer leads."""
+        """Replace the state, which is on disk when this returns. Raises `Fenced` if another trainer leads."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A file of each leader's own: one that was stopped while it wrote may write on.
+        # Each leader has a file of its own, because a leader that was stopped while it wrote may write on.
         temporary = self.path.with_suffix(f".writing-{self._fence.epoch}" if self._fence else ".writing")
         with temporary.open("w") as file:
             json.dump({"format_version": FORMAT_VERSION, **asdict(state)}, file, indent=2)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import structlog
@@ -31,6 +32,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from rewardloop.formats.text import Encoder
+from rewardloop_client._access import is_loopback
 from rewardloop_sampling.sampling import end_ids
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.policy.online.sampler import Said, SampleCall
@@ -102,7 +104,11 @@ class VllmSampler:
         self._loaded: str | None = None
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx2.Limits(max_connections=parallel)
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_s, limits=limits)
+        # A proxy of the environment cannot reach what listens on this machine's loopback.
+        uses_proxy = not is_loopback(urlsplit(url).hostname or "")
+        self._http = httpx2.Client(
+            base_url=url, headers=headers, timeout=timeout_s, limits=limits, trust_env=uses_proxy
+        )
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
         """Raises VllmError, and ValueError as `roll_out` does or where the policy has no adapters."""
