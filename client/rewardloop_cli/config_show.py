@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         chosen = [process for process in PROCESSES if process.name == name]
         if not chosen:
             known = ", ".join(process.name for process in PROCESSES)
-            print(f"rewardloop config show: {name} is none of {known}", file=sys.stderr)
+            print(f"rewardloop config show: {name} is not one of {known}", file=sys.stderr)
             return 2
     elif rest:
         print("rewardloop config show: name the PROCESS before its flags", file=sys.stderr)

@@ -57,7 +57,7 @@ def test_the_table_has_a_line_for_each_setting(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["serv"], "serv is none of up, demo, serve"),
+        (["serv"], f"serv is not one of {', '.join(process.name for process in PROCESSES)}"),
         (["--store", "here"], "name the PROCESS before its flags"),
     ],
 )
