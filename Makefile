@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 EXTRAS ?= local,test
 
-.PHONY: install demo test parity lint types protos protos-check observability observability-check bench clean
+.PHONY: install demo test parity learning-matrix lint types protos protos-check observability observability-check bench clean
 
 $(VENV)/installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -22,6 +22,10 @@ test: install lint types protos-check observability-check
 # Losses and gradients against TRL on the same tensors.
 parity: install
 	$(PY) -m pip install -q -e '.[parity]' && $(PY) -m pytest -q tests/parity
+
+# The tests that train, under other instruction sets, threads and seeds.
+learning-matrix: install
+	$(PY) tests/learning_matrix.py
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
