@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 from learning_runs import SEED
 
 TESTS = Path(__file__).resolve().parent
+MARK = "pytest.mark.learning"
 UNSET = "unset"
 SETTINGS = ((UNSET, UNSET, 1), (UNSET, "SSE41", 2), ("avx2", "SSE41", 1), ("avx2", UNSET, 2))
 SETTINGS += (("default", UNSET, 1), ("default", "SSE41", 2))
@@ -73,13 +74,14 @@ class Result:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds to run beside 0 (default: 5)")
-    parser.add_argument("paths", nargs="*", default=[str(TESTS)], help="tests to choose from (default: all)")
+    parser.add_argument("paths", nargs="*", help="tests to choose from (default: all)")
     options = parser.parse_args()
+    paths = options.paths or [str(path) for path in TESTS.rglob("test_*.py") if MARK in path.read_text()]
     cells = [Cell(*setting, seed=0) for setting in SETTINGS]
     cells += [Cell(UNSET, UNSET, 1, SEED_STEP * (1 + i)) for i in range(options.seeds)]
     results: dict[Cell, Result] = {}
     for number, cell in enumerate(cells, 1):
-        result = results[cell] = run(cell, options.paths)
+        result = results[cell] = run(cell, paths)
         print(f"[{number}/{len(cells)}] {cell} {result}", flush=True)
         for line in (*result.failed, *filter(None, [result.problem])):
             print(f"    {line}", flush=True)

@@ -159,7 +159,6 @@ def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     assert merged.metrics["gate_candidate_accuracy"] > 0.9
 
 
-@pytest.mark.learning
 def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_that_has_them(tmp_path: Path) -> None:
     base = save_tiny_encoder(tmp_path / "base", learning_seed())
     store = ["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]
