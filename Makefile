@@ -3,7 +3,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 
-.PHONY: install lock demo test parity lint types protos protos-check observability observability-check docs docs-serve bench clean
+.PHONY: install lock demo test parity learning-matrix lint types protos protos-check observability observability-check docs \
+	docs-serve bench clean
 
 # The extras local and test as locked in requirements/; a torch that is there already stays if it is within our range.
 $(VENV)/installed: pyproject.toml requirements/dev.txt requirements/torch.txt
@@ -28,6 +29,10 @@ test: install lint types protos-check observability-check docs
 # Losses and gradients against TRL on the same tensors.
 parity: install
 	$(PY) -m pip install -q --no-deps --require-hashes -r requirements/parity.txt && $(PY) -m pytest -q tests/parity
+
+# The tests that train, under other instruction sets, threads and seeds.
+learning-matrix: install
+	$(PY) tests/learning_matrix.py
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo

@@ -62,9 +62,9 @@ ONLINE = OnlineSettings.model_validate(
 )
 
 
-def rewards_of(count: int, seed: int) -> Tensor:
+def rewards_of(count: int, seed: int, deviation: float) -> Tensor:
     """Fixed by the seed; the first answer, the empty one, has 0, for no reward model scores it."""
-    rewards = 0.5 * torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    rewards = deviation * torch.randn(count, generator=torch.Generator().manual_seed(seed))
     rewards[0] = 0.0
     return rewards
 
@@ -75,7 +75,7 @@ def rewards_of(count: int, seed: int) -> Tensor:
 def test_it_reaches_the_optimum_of_reward_less_kl(algorithm: Callable[[OnlineSettings], Algorithm], seed: int) -> None:
     model = word_llama(seed)
     said = {prompt: answers(ENCODER, prompt) for prompt in PROMPTS}
-    rewards = {prompt: rewards_of(len(said[prompt]), 10 * seed + i) for i, prompt in enumerate(PROMPTS)}
+    rewards = {prompt: rewards_of(len(said[prompt]), 10 * seed + i, 0.5) for i, prompt in enumerate(PROMPTS)}
     table = {
         (prompt, text_of(ENCODER, answer)): Reward(reward.item())
         for prompt in PROMPTS
@@ -115,7 +115,7 @@ def test_dpo_on_bradley_terry_labels_reaches_the_same_optimum(seed: int) -> None
     pairs: list[Pair] = []
     optima: dict[Prompt, Tensor] = {}
     for i, prompt in enumerate(PROMPTS):
-        reference, rewards = among(prompt), rewards_of(len(texts), 10 * seed + i)
+        reference, rewards = among(prompt), rewards_of(len(texts), 10 * seed + i, 0.8)
         optima[prompt] = optimum(reference, rewards, BETA)
         pairs += judged_pairs(prompt, texts, reference, rewards, 200_000, seed)
     assert max(total_variation(among(prompt), optima[prompt]) for prompt in PROMPTS) > FAR

@@ -50,8 +50,8 @@ def test_wanted_answers_become_likelier_and_unwanted_ones_less_on_prompts_it_did
     )
     first, figures = seen[0].figures, outcome.figures
     assert (first.wanted_log_ratio, first.unwanted_log_ratio, first.kl) == pytest.approx((0, 0, 0), abs=1e-4)
-    assert figures["heldout_wanted_log_ratio"] > 1
-    assert figures["heldout_unwanted_log_ratio"] < -1
+    assert figures["heldout_wanted_log_ratio"] > 5
+    assert figures["heldout_unwanted_log_ratio"] < -5
     assert figures["heldout_accuracy"] == 1.0
     assert figures["heldout_loss"] < 0.5
     assert figures["train_thumbs"] == 32 + 32 // every
@@ -122,7 +122,7 @@ def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str
     assert setting.round().run() == "promoted", setting.current.state
     manifest = setting.store.manifest("policy", 2)
     assert manifest.notes["method"] == "kto"
-    assert manifest.metrics["gate_win_rate"] > 0.5
+    assert manifest.metrics["gate_win_rate"] > 0.8
     assert manifest.metrics["heldout_accuracy"] > 0.9
     assert manifest.metrics["heldout_wanted_log_ratio"] > 0 > manifest.metrics["heldout_unwanted_log_ratio"]
 

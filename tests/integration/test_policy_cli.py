@@ -121,7 +121,7 @@ def test_a_policy_learns_and_is_written_with_what_it_came_from(
     said = capsys.readouterr().out
     steps = read_steps(out / "report")
     assert [row.step for row in steps] == list(range(1, 9))
-    assert steps[-1].figures["score"] - steps[0].figures["score"] > 0.1
+    assert steps[-1].figures["score"] - steps[0].figures["score"] > 0.2
     assert [line.split("  ")[0] for line in said.splitlines()[:8]] == [f"step {i}/8" for i in range(1, 9)]
     assert (out / "report" / "report.png").exists()
     assert not (out / "checkpoints").exists()
@@ -131,7 +131,7 @@ def test_a_policy_learns_and_is_written_with_what_it_came_from(
     assert about["settings"]["online"]["steps"] == 8
     assert about["data"]["prompts"] + about["data"]["heldout_prompts"] == 16
     assert about["code_version"]
-    assert about["figures"]["gate_win_rate"] > 0.5
+    assert about["figures"]["gate_win_rate"] > 0.8
     assert steps[-1].figures["gate_win_rate"] == about["figures"]["gate_win_rate"]
     model = AutoModelForCausalLM.from_pretrained(out / "policy")
     start, encoder = quick_policy(learning_seed())
@@ -206,7 +206,7 @@ def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Pat
     assert policy_cli.main([*flags, "--epochs", "8", "--server", "127.0.0.1:1"]) == 0
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
     assert figures["train_accuracy"] > 0.85  # of all steps, the first included
-    assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
+    assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 17))
 
 
 @pytest.mark.learning

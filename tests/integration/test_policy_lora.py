@@ -84,7 +84,7 @@ def test_ppo_with_adapters_learns_and_leaves_a_plain_model(build: Callable[[], A
     before = {name: value.clone() for name, value in model.state_dict().items()}
     outcome = train_online(model, ENCODER, PROMPTS, small_digits, Ppo(SETTINGS), SETTINGS, seed=learning_seed(3))
     scores = [done.figures["score"] for done in outcome.history]
-    assert sum(scores[-3:]) / 3 - scores[0] > 0.1
+    assert sum(scores[-3:]) / 3 - scores[0] > 0.3
     assert outcome.history[0].figures["kl"] == pytest.approx(0, abs=1e-5)
     assert outcome.history[-1].figures["kl"] > 0.1
 

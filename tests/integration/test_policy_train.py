@@ -96,7 +96,7 @@ def test_it_learns_what_was_preferred_on_prompts_it_did_not_see() -> None:
     model = small_llama(learning_seed())
     outcome = train_policy(model, ENCODER, polite_pairs(32), polite_pairs(8, start=90), DPO)
     assert outcome.figures["heldout_accuracy"] == 1.0
-    assert outcome.figures["heldout_margin"] > 0.1
+    assert outcome.figures["heldout_margin"] > 1
     assert outcome.figures["heldout_kl"] > 0
     assert outcome.steps == 16
 
@@ -185,8 +185,8 @@ def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url:
     assert setting.server.get_version("policy").version == "2"
     manifest = setting.store.manifest("policy", 2)
     assert manifest.parent == "1"
-    assert manifest.metrics["gate_win_rate"] > 0.5
-    assert manifest.metrics["heldout_accuracy"] > 0.5
+    assert manifest.metrics["gate_win_rate"] > 0.8
+    assert manifest.metrics["heldout_accuracy"] > 0.9
     heldout = {f"q{i}" for i in range(60) if split_of(asked(f"q{i}"), 0.3) == "heldout"}
     assert manifest.metrics["gate_prompts"] == len(heldout)
     assert manifest.data is not None

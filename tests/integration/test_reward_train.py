@@ -167,7 +167,7 @@ def test_every_kind_of_signal_teaches(base: Path, encoder: Encoder) -> None:
     for records in kinds:
         model = RewardModel.from_base(base, heads=2, seed=learning_seed())
         train_reward(model, encoder, records, [], FAST.model_copy(update={"epochs": 6}))
-        assert head_margins(model, encoder, [Pair(prompt, "thanks", "no")]).mean() > 0.5
+        assert head_margins(model, encoder, [Pair(prompt, "thanks", "no")]).mean() > 1
 
 
 def replace_prompt(i: int) -> tuple[Turn, ...]:
