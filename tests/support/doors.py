@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from rewardloop.formats.tokens import new_token, token_digest
 from rewardloop.v1 import (
+    common_pb2,
     feedback_pb2,
     feedback_pb2_grpc,
     model_pb2,
@@ -124,7 +125,7 @@ def _method(path: str, method: Any, behind: Behind) -> Any:
 
     async def unary(self: Any, request: Any, context: Any) -> Any:
         await behind.called(path, request)
-        return response()
+        return _reply(request, response)
 
     async def server_stream(self: Any, request: Any, context: Any) -> Any:
         await behind.called(path, request)
@@ -136,6 +137,16 @@ def _method(path: str, method: Any, behind: Behind) -> Any:
             yield response()
 
     return two_way if method.client_streaming else server_stream if method.server_streaming else unary
+
+
+def _reply(request: Any, response: Any) -> Any:
+    """A reply that is empty, but for what the client demands: a score for each response, and the model version."""
+    if isinstance(request, reward_pb2.ScoreRequest):
+        version = common_pb2.ModelVersion(version="1")
+        return response(scores=[reward_pb2.ResponseScore() for _ in request.responses], model_version=version)
+    if isinstance(request, model_pb2.PromoteRequest):
+        return response(version=model_pb2.VersionInfo(version=common_pb2.ModelVersion(version="1")))
+    return response()
 
 
 @dataclass(frozen=True, slots=True)
