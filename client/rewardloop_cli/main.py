@@ -289,7 +289,7 @@ def health(
 
 # Every parameter of a command's function is one of its arguments or options: that is how typer reads them.
 @app.command()
-def bench(
+def bench(  # noqa: PLR0913  # long: each parameter is an option of the command
     rpc: Annotated[str, typer.Option(help="score, batch (ScoreBatch) or stream (one ScoreStream)")] = "score",
     callers: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight of a closed loop.")] = 8,
     rate: Annotated[

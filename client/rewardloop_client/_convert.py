@@ -146,7 +146,7 @@ def group_request(group: ScoreGroup | tuple[PromptLike, Sequence[str]], lane: La
     )
 
 
-def generate_request(
+def generate_request(  # noqa: PLR0913 - the options of one call
     prompt: PromptLike,
     *,
     candidates: int,

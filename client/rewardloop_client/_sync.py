@@ -81,7 +81,7 @@ class RewardloopClient:
     """
 
     # All parameters are options of the public API, and all but the first are keyword-only.
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword options of the public client
         self,
         addresses: str | Sequence[str] = "127.0.0.1:50051",
         *,
@@ -253,7 +253,7 @@ class RewardloopClient:
         return self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
     # All parameters but the prompt are keyword-only options of the public API.
-    def generate(
+    def generate(  # noqa: PLR0913 - the options of one call
         self,
         prompt: PromptLike,
         *,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import typer
 
-from reference_pages.markdown import block, cell, code, table
+from reference_pages.markdown import cell, code, table
+from rewardloop.process.process_table import PROCESSES
 from rewardloop_cli.main import app
-from rewardloop_cli.processes import PROCESSES
 
 _INTRODUCTION = """# Commands
 
@@ -29,7 +26,6 @@ def commands() -> str:
     for path, command in _leaves(root, ("rewardloop",)):
         if path[-1] not in names:
             sections.append(f"## {' '.join(path)}\n\n{_help(command)}\n\n{_parameters(command)}")
-    sections.append(f"## rewardloop export\n\n{_help_text('export')}")
     return "\n".join(sections)
 
 
@@ -68,12 +64,3 @@ def _parameters(command: Any) -> str:
         text = cell(getattr(parameter, "help", "") or "")
         rows.append((shown, code(variable), "" if is_absent else code(str(default)), text))
     return table(("option", "variable", "default", "what it does"), rows) if rows else ""
-
-
-def _help_text(name: str) -> str:
-    """What a process prints for ``--help``, as a block."""
-    module = next(process.module for process in PROCESSES if process.name == name)
-    out = io.StringIO()
-    with redirect_stdout(out), suppress(SystemExit):
-        importlib.import_module(module).main(["--help"])
-    return block(out.getvalue())

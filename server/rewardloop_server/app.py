@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.process.tracing import start_tracing
     from rewardloop_server.serving import serve
 
-    # Tokenizers would start threads of their own, which take cores from the engine. `tokenize_threads` is their number.
+    # The tokenizers package would start threads of its own beside `tokenize_threads`, which take cores from the engine.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     is_traced = start_tracing("rewardloop-server", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)

@@ -18,7 +18,6 @@ from grpc_status import rpc_status
 
 from rewardloop.formats.tokens import new_token, token_digest
 from rewardloop.v1 import (
-    common_pb2,
     feedback_pb2,
     feedback_pb2_grpc,
     model_pb2,
@@ -125,28 +124,31 @@ def _method(path: str, method: Any, behind: Behind) -> Any:
 
     async def unary(self: Any, request: Any, context: Any) -> Any:
         await behind.called(path, request)
-        return _reply(request, response)
+        return _whole(response(), request)
 
     async def server_stream(self: Any, request: Any, context: Any) -> Any:
         await behind.called(path, request)
-        yield response()
+        yield _whole(response(), request)
 
     async def two_way(self: Any, requests: Any, context: Any) -> Any:
         async for request in requests:
             await behind.called(path, request)
-            yield response()
+            yield _whole(response(), request)
 
     return two_way if method.client_streaming else server_stream if method.server_streaming else unary
 
 
-def _reply(request: Any, response: Any) -> Any:
-    """A reply that is empty, but for what the client demands: a score for each response, and the model version."""
-    if isinstance(request, reward_pb2.ScoreRequest):
-        version = common_pb2.ModelVersion(version="1")
-        return response(scores=[reward_pb2.ResponseScore() for _ in request.responses], model_version=version)
-    if isinstance(request, model_pb2.PromoteRequest):
-        return response(version=model_pb2.VersionInfo(version=common_pb2.ModelVersion(version="1")))
-    return response()
+def _whole(reply: Any, request: Any) -> Any:
+    """The reply with the least that the contract demands of it."""
+    if isinstance(reply, reward_pb2.ScoreResponse):
+        reply.scores.extend(reward_pb2.ResponseScore() for _ in request.responses)
+        reply.model_version.version = "1"
+    elif isinstance(reply, reward_pb2.ScoreStreamResponse) and request.request_id:
+        reply.request_id = request.request_id
+        reply.result.CopyFrom(_whole(reward_pb2.ScoreResponse(), request.request))
+    elif isinstance(reply, model_pb2.PromoteResponse):
+        reply.version.version.version = request.version
+    return reply
 
 
 @dataclass(frozen=True, slots=True)

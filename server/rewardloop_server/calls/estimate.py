@@ -13,7 +13,7 @@ DEFAULT_NEW_TOKENS = 64
 # English has 4 to 5 bytes to a token, other scripts fewer.
 _BYTES_PER_TOKEN = 4
 
-# The longest text that any model reads, for an estimate that is made before the model is chosen.
+# More tokens than any model reads, for an estimate that is made before the model is chosen.
 _LONGEST = 8192
 
 

@@ -39,7 +39,7 @@ _MAX_CONNECTIONS = 64
 # What redis-py may raise if there is no Redis at the other end, or something else answers there.
 REDIS_FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
-# These codes are looked for anywhere in the text, because the text of an error within a script begins otherwise.
+# These codes are looked for anywhere in an error's text, because an error within a script begins with other words.
 _NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "BUSY Redis")
 
 

@@ -30,7 +30,7 @@ def methods_of(*services: ServiceDescriptor) -> tuple[str, ...]:
 
 METHODS = methods_of(REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
 
-# Every code, because the policy worker's statuses are passed on as they are.
+# Every gRPC code, because the policy worker's statuses are passed on as they are.
 CODES = tuple(code.name for code in grpc.StatusCode)
 
 # The lanes that a request may name, and the one behind them for the shadow version.
@@ -40,7 +40,7 @@ SAMPLING_LANE = "production"
 
 Stage: TypeAlias = Literal["tokenize", "queue", "run", "total"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-# The policy worker's, which tokenizes before a request waits.
+# The stages that the policy worker measures.
 SAMPLING_STAGES: tuple[Stage, ...] = ("queue", "run", "total")
 
 CacheOutcome: TypeAlias = Literal["hit", "miss"]

@@ -21,7 +21,7 @@ from rewardloop_server.feedback.group_commit import GroupCommit
 _EVENTS_A_CALL = 128
 _BYTES_A_CALL = 4 * 2**20
 
-# The script's names of what it stores, from their one definition.
+# Names of what the script stores, which it gets as arguments so that they are defined once.
 _STORED_NAMES = (keys.FEEDBACK_SEEN, keys.EVENT_FIELD, keys.ID_FIELD, keys.TRACE_FIELD)
 
 _APPEND = script_text(__package__, "append.lua")

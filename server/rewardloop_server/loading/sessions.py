@@ -84,7 +84,7 @@ class SessionPool:
             digest = manifest.trunk.digest if manifest.trunk else manifest.digest
             is_open = self._take(digest)
             if not is_open:
-                # A trunk is read and warmed under its own manifest: what is timed are the graph's own weights.
+                # A trunk is read and warmed under its own manifest, because its own weights are timed.
                 graph, where = (manifest, directory) if manifest.trunk is None else self._trunk(manifest)
                 self._open(graph, where)
             with self._giving_back_on_failure(digest):
@@ -193,7 +193,7 @@ def _options(device: Device, threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.spin else "0")
     # An arena grows to the largest shape that was ever run, and after a swap two of them would be held.
     options.enable_cpu_mem_arena = device.kind != "cpu"
-    options.log_severity_level = 3  # below, it warns of each adapter parameter, which is on purpose no constant
+    options.log_severity_level = 3  # a lower level warns of each adapter parameter, because it is no constant
     return options
 
 

@@ -18,7 +18,7 @@ SECONDS_BUCKETS = (
     *(0.01, 0.013, 0.016, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4),
     *(0.5, 0.65, 0.8, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
 )
-# A second to a week: training waits for signals, then takes its time.
+# A second to a week, because training waits for signals and then takes time.
 FRESHNESS_BUCKETS = (
     *(1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0),
     *(28800.0, 86400.0, 172800.0, 604800.0),

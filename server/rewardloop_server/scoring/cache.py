@@ -16,7 +16,7 @@ from rewardloop_server.calls.vocabulary import CACHE_OUTCOMES
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
 
-# Of a 16-byte key, an array of logits, and what Python and the ordered dictionary add.
+# Bytes of an entry: a 16-byte key, an array of logits, and what Python and the ordered dictionary add.
 _ENTRY_BYTES = 400
 
 

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 
 import generate
 import pytest
-from pydantic import BaseModel
 from reference_pages import contract_pages, rpc_pages, setting_pages
 from support.documents import ROOT
 
 import rewardloop_client
 from rewardloop.formats import keys
+from rewardloop.process.process_table import PROCESSES
+from rewardloop.process.setting_names import settings_of
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
-from rewardloop_server.settings import ServeSettings
-from rewardloop_trainer.settings import TrainSettings
 
 FILES = [module.DESCRIPTOR for module in (common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2)]
 
@@ -33,16 +32,13 @@ def test_comments_of_the_protos_are_in_the_page() -> None:
     assert re.search(r"\| `lane` \| 3 \| \[Lane\]\(#lane\) \|", page)
 
 
-@pytest.mark.parametrize("model", [ServeSettings, TrainSettings])
-def test_every_setting_is_listed_with_flag_variable_and_default(model: type[BaseModel]) -> None:
-    listed = {setting.path[0] for setting in setting_pages.settings_of(model)}
-    assert listed == set(model.model_fields)
-
-
-def test_settings_of_settings_have_dotted_flags() -> None:
-    found = {setting.flag: setting for setting in setting_pages.settings_of(TrainSettings)}
-    share = found["--policy.live-test.share"]
-    assert (share.variable, share.default, share.kind) == ("REWARDLOOP_POLICY__LIVE_TEST__SHARE", "0", "number")
+def test_every_setting_of_every_process_is_listed_with_its_names() -> None:
+    page = setting_pages.settings()
+    for process in PROCESSES:
+        section = page.partition(f"## rewardloop {process.name}\n")[2].partition("\n## ")[0]
+        for setting in settings_of(process.settings_class()):
+            assert f"| `{setting.flag}` | `{setting.env}` |" in section
+    assert "| `--policy.live-test.share` | `REWARDLOOP_POLICY__LIVE_TEST__SHARE` | number | `0` |" in page
 
 
 def test_every_reason_and_its_exception_are_listed() -> None:
