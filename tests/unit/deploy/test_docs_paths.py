@@ -96,7 +96,7 @@ def test_every_command_that_a_page_names_has_the_flags_that_it_names(page: Path)
         ("rewardloop train --reward.learning-rate 2e-5 --config train.toml", []),
         ("rewardloop serve --no-spin --spinning", ["--spinning"]),
         ("rewardloop models canary --end --start", ["--start"]),
-        ("rewardloop --json status", []),
+        ("rewardloop --token-file token status", []),
     ],
 )
 def test_a_flag_that_a_command_does_not_have_is_found(line: str, unknown: list[str]) -> None:
