@@ -32,9 +32,9 @@ from transformers import (
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
 from rewardloop_trainer.data.base_text import text_format_of
-from rewardloop_trainer.data.batches import plan_batches, rate_scale
 from rewardloop_trainer.data.completions import Completion, encode_completions
 from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.token_batches import plan_batches, rate_scale
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
 

@@ -13,8 +13,9 @@ from support.policy_versions import byte_encoder, small_llama
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Labelled, thumbs_of
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.policy.kto_train import KtoProgress, encode_thumbs, train_kto
-from rewardloop_trainer.policy.settings import KtoSettings
+from rewardloop_trainer.policy.offline_settings import KtoSettings
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
@@ -39,7 +40,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 def test_wanted_answers_become_likelier_and_unwanted_ones_less_on_prompts_it_did_not_see(every: int) -> None:
     seen: list[KtoProgress] = []
     outcome = train_kto(
-        small_llama(), ENCODER, thumbs(range(32), every), thumbs(range(90, 98)), KTO, on_progress=seen.append
+        small_llama(), ENCODER, thumbs(range(32), every), thumbs(range(90, 98)), KTO, RunControl(on_step=seen.append)
     )
     first, figures = seen[0].figures, outcome.figures
     assert (first.wanted_log_ratio, first.unwanted_log_ratio, first.kl) == pytest.approx((0, 0, 0), abs=1e-4)
@@ -93,8 +94,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     train_kto(whole, ENCODER, data, [], KTO, seed=3)
     seen: list[KtoProgress] = []
     with pytest.raises(TrainingStopped):
-        train_kto(stopped, ENCODER, data, [], KTO, tmp_path / "c", seen.append, lambda: len(seen) == 3, seed=3)
-    train_kto(resumed, ENCODER, data, [], KTO, tmp_path / "c", seen.append, seed=3)
+        train_kto(
+            stopped, ENCODER, data, [], KTO, RunControl(tmp_path / "c", seen.append, lambda: len(seen) == 3), seed=3
+        )
+    train_kto(resumed, ENCODER, data, [], KTO, RunControl(tmp_path / "c", seen.append), seed=3)
     assert [done.step for done in seen] == list(range(1, 9))
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name

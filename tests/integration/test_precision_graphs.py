@@ -26,8 +26,8 @@ from rewardloop_trainer.export.precision import (
     convert,
     graph_margins,
 )
-from rewardloop_trainer.reward.batches import collate
 from rewardloop_trainer.reward.evaluate import pair_margins
+from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
 
 Logits: TypeAlias = npt.NDArray[np.float32]

@@ -22,7 +22,8 @@ PATIENCE_S = 200.0
 def torchrun(directory: Path, *algorithms: str) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     argv += [str(Path(torchrun_training.__file__)), str(directory), *algorithms]
-    environment = {**os.environ, "PYTHONPATH": str(Path(torchrun_training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    paths = (str(Path(torchrun_training.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -77,12 +77,12 @@ class ListedSampler:
         self._encoder = encoder
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
-        generator = torch.Generator().manual_seed(call.seed)
+        generator = torch.Generator().manual_seed(call.sampling.seed)
         listed = {prompt: self._listed(prompt) for prompt in set(call.prompts)}
         groups = []
         for prompt in call.prompts:
             rollouts, probabilities = listed[prompt]
-            drawn = torch.multinomial(probabilities, call.responses, replacement=True, generator=generator)
+            drawn = torch.multinomial(probabilities, call.sampling.responses, replacement=True, generator=generator)
             groups.append([rollouts[i] for i in drawn.tolist()])
         return Said(groups, call.step)
 

@@ -189,8 +189,8 @@ def _in_precision(
     """
     from rewardloop.formats.store import MODEL
     from rewardloop_trainer.export.precision import PrecisionChoice, choose_precision, convert
-    from rewardloop_trainer.reward.batches import encode_records
     from rewardloop_trainer.reward.evaluate import pair_margins
+    from rewardloop_trainer.reward.examples import encode_records
 
     if wanted == "float32":
         return PrecisionChoice("float32", {}, ()), {}

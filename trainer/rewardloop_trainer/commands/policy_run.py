@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
@@ -29,6 +30,7 @@ from rewardloop_trainer.data.policy_rows import PolicyData
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.answers import verdict
 from rewardloop_trainer.learning.offline_run import PolicyOutcome
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.world import World
@@ -37,10 +39,9 @@ from rewardloop_trainer.policy.dpo_train import train_policy
 from rewardloop_trainer.policy.kto_train import train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
 from rewardloop_trainer.policy.online.train import train_online
-from rewardloop_trainer.policy.online_settings import AlgorithmName
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
-from rewardloop_trainer.policy.start import Start, start_from_base, start_from_store
+from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
 from rewardloop_trainer.rounds.publish import code_version, publish_once
 from rewardloop_trainer.server_access import connect
 
@@ -86,7 +87,7 @@ def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
 class _Run:
     """What a command trains on and where, and the steps from there to its exit status."""
 
-    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: Start) -> None:
+    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: PolicyStart) -> None:
         self._settings, self._start, self._data = settings, start, data
         self._train, self._heldout = data.split(settings.heldout_share)
         self._learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
@@ -137,10 +138,12 @@ class _Run:
             self._start.encoder,
             self._train.pairs,
             self._heldout.pairs,
-            self._learning,
-            self._settings.out / "checkpoints",
-            lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
-            save=lambda outcome: self._save(model, server, self._figures(outcome)),
+            self._learning.dpo,
+            RunControl(
+                self._settings.out / "checkpoints",
+                lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
+                save=lambda outcome: self._save(model, server, self._figures(outcome)),
+            ),
         )
 
     def _learn_from_thumbs(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
@@ -152,14 +155,16 @@ class _Run:
             self._train.thumbs,
             self._heldout.thumbs,
             self._learning.kto,
-            self._settings.out / "checkpoints",
-            lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
-            save=lambda outcome: self._save(model, server, self._figures(outcome)),
+            RunControl(
+                self._settings.out / "checkpoints",
+                lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
+                save=lambda outcome: self._save(model, server, self._figures(outcome)),
+            ),
             seed=self._learning.seed,
         )
 
     def _learn_from_answers(
-        self, model: Any, name: AlgorithmName, server: RewardloopClient, on_step: Callable[[StepDone], None]
+        self, model: Any, name: OnlineAlgorithm, server: RewardloopClient, on_step: Callable[[StepDone], None]
     ) -> None:
         encoder, seed = self._start.encoder, self._learning.seed
         task = task_of(name, self._learning, encoder, self._train.prompts, self._train.pairs, seed)
@@ -178,15 +183,10 @@ class _Run:
         train_online(
             model,
             encoder,
-            task.prompts,
+            task,
             score,
-            task.algorithm,
-            task.settings,
+            RunControl(self._settings.out / "checkpoints", on_step, save=save),
             seed=seed,
-            human_pairs=task.human_pairs,
-            checkpoint_dir=self._settings.out / "checkpoints",
-            on_step=on_step,
-            save=save,
         )
 
     def _figures(self, outcome: PolicyOutcome) -> Mapping[str, float]:

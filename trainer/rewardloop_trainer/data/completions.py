@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import by_length
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.data.token_batches import by_length
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class RankedList:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One response judged on its own: ``label`` is in [0, 1], 1 the best (thumbs are 0 and 1)."""
+    """One response judged on its own. ``label`` is in [0, 1], where 1 is the best; thumbs are 0 and 1."""
 
     prompt: Prompt
     response: str
@@ -63,6 +63,16 @@ class Labelled:
     weight: float = 1.0
     event_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the label is in the upper half of the scale."""
+        return self.label > 0.5
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the label is in the very middle of the scale: neither wanted nor unwanted."""
+        return self.label == 0.5
 
 
 Record: TypeAlias = Pair | TiedPair | RankedList | Labelled
@@ -150,8 +160,8 @@ def pairs_of(records: Iterable[Record]) -> list[Pair]:
 
 
 def thumbs_of(records: Iterable[Record]) -> list[Labelled]:
-    """The responses judged on their own, but for those rated in the very middle: neither wanted nor unwanted."""
-    return [record for record in records if isinstance(record, Labelled) and record.label != 0.5]
+    """The responses judged on their own, without those that were rated in the very middle of the scale."""
+    return [record for record in records if isinstance(record, Labelled) and not record.is_undecided]
 
 
 def _pair(

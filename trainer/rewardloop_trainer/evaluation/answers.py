@@ -12,7 +12,7 @@ from rewardloop_trainer.data.completions import encode_completions, sequence_log
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, Verdict, gate, win_share
 from rewardloop_trainer.policy.rewards import Reward, score_groups
-from rewardloop_trainer.policy.rollouts import Rollout, fitting_prompts, roll_out
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling, fitting_prompts, roll_out
 from rewardloop_trainer.policy.settings import PolicySettings
 
 Texts = Sequence[Sequence[str]]
@@ -65,18 +65,8 @@ def verdict(
         judge = ScoreJudge(server, limits.judge_version, on_batch)
     max_new_tokens = min(limits.max_new_tokens, encoder.max_length // 2)
     prompts = _prompts(encoder, heldout, max_new_tokens, limits.prompts, seed)
-    said, before = (
-        roll_out(
-            model,
-            encoder,
-            prompts,
-            responses=limits.responses,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            on_batch=on_batch,
-        )
-        for model in (candidate, live)
-    )
+    sampling = Sampling(limits.responses, max_new_tokens, seed)
+    said, before = (roll_out(model, encoder, prompts, sampling, on_batch=on_batch) for model in (candidate, live))
     ours, theirs = ([[r.text for r in group] for group in groups] for groups in (said, before))
     texts = [[*a, *b] for a, b in zip(ours, theirs, strict=True)]
     scores = score_groups(server, prompts, texts, on_batch=on_batch)

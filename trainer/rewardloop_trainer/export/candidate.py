@@ -26,7 +26,7 @@ from rewardloop_trainer.reward.evaluate import Floats
 from rewardloop_trainer.reward.lora import has_lora, lora_layers
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
-from rewardloop_trainer.reward.start import Start, TrunkFiles
+from rewardloop_trainer.reward.start import RewardStart, TrunkFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Trial:
     seed: int
 
 
-def is_delta(start: Start, settings: RewardHyperparameters) -> bool:
+def is_delta(start: RewardStart, settings: RewardHyperparameters) -> bool:
     """Whether what is to be trained can be published as an adapter over the live version's graph."""
     if not settings.delta or start.trunk is None:
         return False
@@ -73,7 +73,7 @@ def is_delta(start: Start, settings: RewardHyperparameters) -> bool:
 
 
 def export_candidate(
-    model: RewardModel, start: Start, settings: RewardHyperparameters, trial: Trial, directory: Path
+    model: RewardModel, start: RewardStart, settings: RewardHyperparameters, trial: Trial, directory: Path
 ) -> Exported:
     """Fill ``directory`` with the candidate's version; a model with adapters on becomes a delta over the start's trunk.
 
@@ -103,7 +103,7 @@ def export_candidate(
     return Exported(difference, choice.precision, choice.figures, choice.notes(settings.precision))
 
 
-def _adapters(start: Start, model: RewardModel, settings: RewardHyperparameters) -> tuple[str, ...]:
+def _adapters(start: RewardStart, model: RewardModel, settings: RewardHyperparameters) -> tuple[str, ...]:
     """The layers that get adapter inputs in a whole version: those that deltas need, or those of its parent."""
     if settings.delta:
         return linear_modules(model.trunk, settings.lora.modules)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.examples import collate
 
 Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
 

@@ -21,8 +21,8 @@ from rewardloop_trainer.export.feeds import Feeds, decoder_feeds, encoder_feeds
 from rewardloop_trainer.export.graph import write_graph
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
 from rewardloop_trainer.export.quantize import quantize
-from rewardloop_trainer.reward.batches import encode_records
 from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness, without_length
+from rewardloop_trainer.reward.examples import encode_records
 
 log = structlog.get_logger()
 

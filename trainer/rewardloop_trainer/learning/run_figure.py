@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rewardloop.process.plot_style import BLUE, ORANGE, QUIET, STYLE
-from rewardloop_trainer.learning.run_rows import Row
+from rewardloop_trainer.learning.run_rows import StepRow
 
 _COLOURS = (BLUE, ORANGE)
 _COLUMNS = 3
@@ -44,7 +44,7 @@ _PANELS = (
 _WIN_RATE = "gate_win_rate"
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[StepRow], path: Path) -> None:
     """A PNG of the run so far, one step at least."""
     panels = [p for p in _PANELS if any(name in row.figures for row in rows for name in p.names)]
     has_wins = any(_WIN_RATE in row.figures for row in rows)
@@ -68,7 +68,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
+def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[StepRow]) -> None:
     drawn = 0
     for (name, legend), colour in zip(panel.names.items(), _COLOURS, strict=False):
         steps = [row.step for row in rows if name in row.figures]
@@ -95,7 +95,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _draw_wins(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_wins(axes: Axes, rows: Sequence[StepRow]) -> None:
     measured = [row for row in rows if _WIN_RATE in row.figures]
     steps, rates = [row.step for row in measured], [row.figures[_WIN_RATE] for row in measured]
     low = [r - row.figures.get(f"{_WIN_RATE}_lower", r) for r, row in zip(rates, measured, strict=True)]

@@ -16,7 +16,7 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rewardloop_trainer.learning.run_rows import STEPS, TOKENS_PER_S, Row, StepDone, read_steps
+from rewardloop_trainer.learning.run_rows import STEPS, TOKENS_PER_S, StepDone, StepRow, read_steps
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class RunReport:
 
     def __init__(self, directory: Path, *, draw_every: int = 10, console: Console | None = None) -> None:
         self._directory, self._draw_every, self._console = directory, draw_every, console
-        self._rows: list[Row] = []
+        self._rows: list[StepRow] = []
         self._events: Any = None
         self._bar: Progress | None = None
         self._has_begun = False
@@ -46,7 +46,7 @@ class RunReport:
         figures = dict(done.figures)
         if done.seconds and done.sampled_tokens:
             figures[TOKENS_PER_S] = done.sampled_tokens / done.seconds
-        row = Row(done.step, done.steps, time.time(), figures)
+        row = StepRow(done.step, done.steps, time.time(), figures)
         if not self._has_begun:
             self._begin(row)
         self._rows.append(row)
@@ -66,7 +66,7 @@ class RunReport:
         if not self._rows:
             return
         last = self._rows.pop()
-        self._rows.append(Row(last.step, last.steps, last.time, {**last.figures, **figures}))
+        self._rows.append(StepRow(last.step, last.steps, last.time, {**last.figures, **figures}))
         self._write_all()
         self._draw()
         self.close()
@@ -79,7 +79,7 @@ class RunReport:
             self._events.close()
         self._bar = self._events = None
 
-    def _begin(self, first: Row) -> None:
+    def _begin(self, first: StepRow) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._rows = [row for row in read_steps(self._directory) if row.step < first.step]
         self._has_begun = True
@@ -103,14 +103,14 @@ class RunReport:
         for row in self._rows:
             self._to_events(row)
 
-    def _to_events(self, row: Row) -> None:
+    def _to_events(self, row: StepRow) -> None:
         if self._events is None:
             return
         for name, value in row.figures.items():
             self._events.add_scalar(name, value, row.step, row.time)
         self._events.flush()
 
-    def _show(self, row: Row) -> None:
+    def _show(self, row: StepRow) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=row.step)
         if self._console is not None:

@@ -44,7 +44,7 @@ _SHOWN = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StepRow:
     """One line of ``steps.jsonl``. ``time``: Unix seconds."""
 
     step: int
@@ -63,7 +63,7 @@ class Row:
         return json.dumps({**about, "figures": dict(self.figures)}) + "\n"
 
 
-def last_means(steps: Sequence[Row | StepDone]) -> dict[str, float]:
+def last_means(steps: Sequence[StepRow | StepDone]) -> dict[str, float]:
     """For a manifest: how many steps were taken, and each figure's mean over the last 10 of them that have it."""
     last = steps[-_LAST_STEPS:]
     names = dict.fromkeys(name for step in last for name in step.figures)
@@ -71,7 +71,7 @@ def last_means(steps: Sequence[Row | StepDone]) -> dict[str, float]:
     return {"train_steps": float(last[-1].step), **{f"train_{n}": sum(v) / len(v) for n, v in means.items()}}
 
 
-def read_steps(directory: Path) -> list[Row]:
+def read_steps(directory: Path) -> list[StepRow]:
     """What ``steps.jsonl`` holds; a line that a kill cut off is left out."""
     rows = []
     try:
@@ -80,7 +80,7 @@ def read_steps(directory: Path) -> list[Row]:
         return []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(StepRow(**json.loads(line)))
         except ValueError:
             if number < len(lines):
                 raise

@@ -21,7 +21,7 @@ import torch
 from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.data.preferences import Prompt, Record
-from rewardloop_trainer.reward.batches import logits_of, responses_of
+from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
 
 ANCHORS = "anchors.jsonl"

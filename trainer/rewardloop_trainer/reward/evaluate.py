@@ -11,7 +11,7 @@ import torch
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.reward.examples import encode_records, logits_of
 from rewardloop_trainer.reward.model import RewardModel
 
 Floats = npt.NDArray[np.float64]

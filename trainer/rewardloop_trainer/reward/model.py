@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "g
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
+class _HeadStart:
     """Where a sequence classifier starts the heads: its last layer, and the layer between the trunk and that."""
 
     weight: Tensor  # (1, hidden)
@@ -274,7 +274,7 @@ def _trunk(base: str) -> nn.Module:
     return _load(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
-def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
+def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _HeadStart]:
     """The trunk and heads' start of a one-label sequence classifier."""
     whole = cast(Any, _load(AutoModelForSequenceClassification, base))
     trunk = whole.base_model
@@ -293,4 +293,4 @@ def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
         trunk.pooler = None
     weight = last.weight.detach()
     bias = torch.zeros(1) if last.bias is None else last.bias.detach()
-    return trunk, _Start(weight, bias, neck)
+    return trunk, _HeadStart(weight, bias, neck)

@@ -20,7 +20,7 @@ class NothingToStartFrom(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class RewardStart:
     """``model`` in evaluation mode, with a live delta's adapters on it, not merged. ``directory``: the live version's
     files; ``trunk``: the version whose graph it runs on, itself or a delta's trunk. None for a new model.
     """
@@ -48,7 +48,7 @@ class TrunkFiles:
         return self.directory / MODEL
 
 
-def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> Start:
+def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> RewardStart:
     """Raises `NothingToStartFrom`, the store's errors, or `UnusableBase`."""
     if version is not None:
         directory = store.fetch("reward", version)
@@ -62,7 +62,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
             load_delta(model, directory / TORCH, settings.lora.dropout)
         max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
         encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), max_length)
-        return Start(model, encoder, manifest.base, directory, trunk)
+        return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
@@ -70,7 +70,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
     text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
-    return Start(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
+    return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
 
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewardloop_trainer.reward import losses as reward_losses
-from rewardloop_trainer.reward.batches import Example, bootstrap_weights
+from rewardloop_trainer.reward.examples import Example, bootstrap_weights
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 

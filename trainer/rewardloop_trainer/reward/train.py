@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import rate_scale
 from rewardloop_trainer.data.length_balance import balance_length
 from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
-from rewardloop_trainer.reward.batches import Example, Examples, encode_records, logits_of, plan_steps
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
+from rewardloop_trainer.reward.examples import Example, Examples, encode_records, logits_of, plan_steps
 from rewardloop_trainer.reward.model import RewardModel, freeze_layers
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss

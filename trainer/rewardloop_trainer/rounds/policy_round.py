@@ -18,19 +18,20 @@ from transformers import AutoModelForCausalLM
 
 from rewardloop.formats.store import MANIFEST, Manifest
 from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.data.preferences import Prompt, pairs_of, thumbs_of
 from rewardloop_trainer.evaluation.answers import verdict
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.dpo_train import PolicyProgress, train_policy
+from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
 from rewardloop_trainer.policy.online.train import train_online
-from rewardloop_trainer.policy.online_settings import AlgorithmName
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
@@ -86,11 +87,13 @@ class PolicyRound(ModelRound):
             self._encoder,
             pairs,
             pairs_of(self._replay.heldout),
-            self._settings.policy.model_copy(update={"seed": self._track.now.seed}),
-            self._directory / "checkpoints",
-            lambda done: on_step(_step_done(done.figures.shown(), done)),
-            self._stop.is_set,
-            lambda outcome: self._save(model, outcome.figures),
+            self._settings.policy.dpo.model_copy(update={"seed": self._track.now.seed}),
+            RunControl(
+                self._directory / "checkpoints",
+                lambda done: on_step(_step_done(done.figures.shown(), done)),
+                self._stop.is_set,
+                lambda outcome: self._save(model, outcome.figures),
+            ),
         )
 
     def _learn_from_thumbs(self, model: Any, on_step: Callable[[StepDone], None]) -> None:
@@ -104,14 +107,16 @@ class PolicyRound(ModelRound):
             thumbs,
             thumbs_of(self._replay.heldout),
             self._settings.policy.kto,
-            self._directory / "checkpoints",
-            lambda done: on_step(_step_done(done.figures.named(), done)),
-            self._stop.is_set,
-            lambda outcome: self._save(model, outcome.figures),
+            RunControl(
+                self._directory / "checkpoints",
+                lambda done: on_step(_step_done(done.figures.named(), done)),
+                self._stop.is_set,
+                lambda outcome: self._save(model, outcome.figures),
+            ),
             seed=self._track.now.seed,
         )
 
-    def _learn_from_answers(self, model: Any, name: AlgorithmName, on_step: Callable[[StepDone], None]) -> None:
+    def _learn_from_answers(self, model: Any, name: OnlineAlgorithm, on_step: Callable[[StepDone], None]) -> None:
         encoder, seed, train = self._encoder, self._track.now.seed, self._replay.train
         asked = list(dict.fromkeys(record.prompt for record in train))
         task = task_of(name, self._settings.policy, encoder, asked, pairs_of(train), seed)
@@ -125,16 +130,15 @@ class PolicyRound(ModelRound):
         train_online(
             model,
             encoder,
-            task.prompts,
+            task,
             score,
-            task.algorithm,
-            task.settings,
+            RunControl(
+                self._directory / "checkpoints",
+                on_step,
+                self._stop.is_set,
+                lambda policy: self._save(policy, {"train_prompts": float(len(task.prompts))}),
+            ),
             seed=seed,
-            human_pairs=task.human_pairs,
-            checkpoint_dir=self._directory / "checkpoints",
-            on_step=on_step,
-            should_stop=self._stop.is_set,
-            save=lambda policy: self._save(policy, {"train_prompts": float(len(task.prompts))}),
         )
 
     def _on_step(self, report: RunReport, done: StepDone) -> None:
@@ -272,7 +276,7 @@ class PolicyRound(ModelRound):
         return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
 
 
-def _step_done(figures: Mapping[str, float], done: PolicyProgress | KtoProgress) -> StepDone:
+def _step_done(figures: Mapping[str, float], done: DpoProgress | KtoProgress) -> StepDone:
     return StepDone(done.step, done.steps, {**figures, "grad_norm": done.gradient_norm}, seconds=done.seconds)
 
 

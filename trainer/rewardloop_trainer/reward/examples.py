@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoded, Encoder
-from rewardloop_trainer.data.batches import by_length
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair
+from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.reward.model import RewardModel
 
 Kind = Literal["pair", "tie", "ranking", "label"]
