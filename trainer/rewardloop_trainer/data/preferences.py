@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from rewardloop.formats.signals import judged_alone
 from rewardloop.formats.text import Turn, turns
 from rewardloop.v1 import feedback_pb2
 
@@ -110,13 +111,9 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
             if len(best_first) == 2:
                 return _pair(prompt, best_first[0], best_first[1], *about)
             return [RankedList(prompt, best_first, *about)] if len(best_first) > 2 else []
-        case "thumb":
-            label = 1.0 if event.thumb.up else 0.0
-            return [Labelled(prompt, _at(responses, event.thumb.response), label, *about)]
-        case "rating":
-            rating = event.rating
-            label = (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
-            return [Labelled(prompt, _at(responses, rating.response), label, *about)]
+    if (judged := judged_alone(event)) is not None:
+        response, label = judged
+        return [Labelled(prompt, _at(responses, response), label, *about)]
     raise ValueError(f"event {event.event_id!r} carries no signal")
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import ADAPTER, TOKENIZER, TORCH
 from rewardloop_trainer.export.adapter_inputs import HEADS_BIAS, HEADS_WEIGHT, input_names
-from rewardloop_trainer.export.feeds import Feeds
 from rewardloop_trainer.reward.lora import lora_layers, lora_matrices, save_delta
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -64,7 +64,7 @@ class AdaptedSession:
         self._options = onnxruntime.RunOptions()
         self._options.add_active_adapter(self._adapter)
 
-    def run(self, output_names: None, inputs: Feeds) -> Sequence[Any]:
+    def run(self, output_names: None, inputs: GraphInputs) -> Sequence[Any]:
         found: Sequence[Any] = self._session.run(output_names, inputs, self._options)
         return found
 

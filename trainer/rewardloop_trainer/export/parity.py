@@ -13,11 +13,12 @@ import structlog
 import torch
 from tokenizers import Tokenizer
 
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
 from rewardloop.formats.text import Encoded, TextFormat
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
-from rewardloop_trainer.export.feeds import Feeds, by_prompt, decoder_feeds, encoder_feeds, tree_feeds
+from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
 from rewardloop_trainer.export.graph import fill, graph_of, load_graph, write_graph
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
@@ -32,7 +33,7 @@ _TREES = 4  # tree rows that are tried together
 class Runs(Protocol):
     """What parity needs of an ONNX Runtime session."""
 
-    def run(self, output_names: None, inputs: Feeds) -> Sequence[Any]: ...
+    def run(self, output_names: None, inputs: GraphInputs) -> Sequence[Any]: ...
 
     def get_inputs(self) -> Sequence[Any]: ...
 

@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import structlog
 
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.export.feeds import Feeds, decoder_feeds, encoder_feeds
+from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
 from rewardloop_trainer.export.graph import write_graph
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
 from rewardloop_trainer.export.quantize import quantize
@@ -187,7 +188,7 @@ def _outside(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[Feeds]:
+def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[GraphInputs]:
     """One sequence a run, hence no padding, up to `CALIBRATION_TOKENS`."""
     feeds_of = decoder_feeds if any(i.name == "ends" for i in graph.graph.input) else encoder_feeds
     feeds, tokens = [], 0

@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from rewardloop_trainer.export.feeds import Feeds
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop_trainer.export.graph import PARAMETERS
 from rewardloop_trainer.export.weight_rounding import Floats, round_weights
 
@@ -41,7 +41,7 @@ class InputStatistics:
     gram: npt.NDArray[np.float64] | None
 
 
-def quantize(graph: onnx.ModelProto, calibration: Sequence[Feeds]) -> int:
+def quantize(graph: onnx.ModelProto, calibration: Sequence[GraphInputs]) -> int:
     """Rewrite the graph in place; the number of products that are now of integers.
 
     ``calibration``: inputs of the graph, some 5,000 tokens of the kind it will see; without any, channels are not
@@ -194,7 +194,7 @@ def _channel_factors(largest: Floats, matrices: Sequence[Floats]) -> Floats:
 
 
 def _statistics(
-    graph: onnx.ModelProto, names: Sequence[str], calibration: Sequence[Feeds]
+    graph: onnx.ModelProto, names: Sequence[str], calibration: Sequence[GraphInputs]
 ) -> dict[str, InputStatistics]:
     """Of these tensors over all tokens of the feeds, which must hold no padding."""
     probed = onnx.ModelProto()
