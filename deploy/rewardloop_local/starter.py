@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
 from rewardloop_trainer.data.base_text import text_format_of
@@ -100,6 +101,8 @@ def write_starter(
     accuracy = train_relevance(reward, encoder, corpus.relevance_pairs(pairs, seed + 2), seed=seed)
     reward.save_pretrained(out / "reward-base")
     tokenizer.save_pretrained(out / "reward-base")
+    for base in ("policy-base", "reward-base"):
+        give_default_modes(out / base)
     reward_seconds = time.monotonic() - policy_done
     log.info("reward model trained", accuracy=round(accuracy, 3), seconds=round(reward_seconds, 1))
     cpu_seconds = time.process_time() - cpu_started

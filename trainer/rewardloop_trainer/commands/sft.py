@@ -5,11 +5,8 @@ Exit status: 0 all good, 1 some rows were rejected, 2 nothing was written.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,21 +87,14 @@ def run(settings: SftRunSettings) -> int:
 
 
 def write(out: Path, model: Any, tokenizer: Any) -> None:
-    """The Hugging Face directory ``out``, there whole or not at all. Raises OSError."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
-    try:
-        model.save_pretrained(staging, max_shard_size="1TB")
-        tokenizer.save_pretrained(staging)
-        for path in (*staging.iterdir(), staging):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        staging.chmod(0o755)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """Write the Hugging Face directory ``out``, which appears whole or not at all. Raises OSError."""
+    from rewardloop_trainer.learning.write_whole import write_whole
+
+    def fill(directory: Path) -> None:
+        model.save_pretrained(directory, max_shard_size="1TB")
+        tokenizer.save_pretrained(directory)
+
+    write_whole(out, fill)
 
 
 def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
