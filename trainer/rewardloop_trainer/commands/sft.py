@@ -57,8 +57,7 @@ def run(settings: SftRunSettings) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     started = time.monotonic()
     out = settings.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is there already")
+    _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
     kept = _keep_aside(out, settings.data, rejections)
@@ -86,14 +85,20 @@ def run(settings: SftRunSettings) -> int:
     return int(bool(rejections))
 
 
+def _refuse_to_replace(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: is there already")
+
+
 def write(out: Path, model: Any, tokenizer: Any) -> None:
-    """Write the Hugging Face directory ``out``, which appears whole or not at all. Raises OSError."""
+    """Write the Hugging Face directory ``out``, which appears whole or not at all. Raises OSError and ValueError."""
     from rewardloop_trainer.learning.write_whole import write_whole
 
     def fill(directory: Path) -> None:
         model.save_pretrained(directory, max_shard_size="1TB")
         tokenizer.save_pretrained(directory)
 
+    _refuse_to_replace(out)
     write_whole(out, fill)
 
 

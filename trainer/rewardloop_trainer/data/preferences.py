@@ -1,4 +1,4 @@
-"""Preference signals as typed training records, and the split of prompts into training and held-out."""
+"""Preference signals as typed training records, and the split of prompts into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rewardloop.v1 import feedback_pb2
 Prompt: TypeAlias = tuple[Turn, ...]
 Split: TypeAlias = Literal["train", "heldout"]
 
-# An inferred signal says less about a person's taste than a stated one.
+# A signal that was inferred from behaviour says less about a person's taste than one that was stated.
 SOURCE_WEIGHTS: Mapping[int, float] = {feedback_pb2.SOURCE_IMPLICIT: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """``chosen`` was preferred to ``rejected``. ``weight`` scales its share of the loss (1 is one human choice)."""
+    """``chosen`` was preferred to ``rejected``. ``weight`` scales its share of the loss; one human choice has 1."""
 
     prompt: Prompt
     chosen: str
@@ -81,18 +81,23 @@ Record: TypeAlias = Pair | TiedPair | RankedList | Labelled
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Training records in the order of their events; ``identical``: events dropped because they compare equal texts."""
+    """Training records in the order of their events; ``identical`` events were dropped, as they compare equal texts."""
 
     records: tuple[Record, ...]
     identical: int
 
 
 def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
-    """The records that one valid event stands for.
+    """The records of one valid event.
 
-    Empty when the responses compared are the same text. A ranking keeps the best place of a repeated text; with two
-    responses left it is a pair. Ratings are mapped affinely from [minimum, maximum] onto [0, 1].
-    Raises ValueError for an event without a signal and IndexError for an index outside the responses.
+    A ranking keeps the best place of a text that it repeats; if two responses are left, it becomes a pair.
+
+    Returns:
+        One record; none if the compared responses are the same text.
+
+    Raises:
+        ValueError: If the event has no signal.
+        IndexError: If the signal names a response that is not there.
     """
     prompt = turns(event.prompt)
     responses = event.responses
@@ -118,7 +123,7 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
 
 
 def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
-    """The records of many events, with the number of events that compared equal texts. Raises as `from_event`."""
+    """The records of many events, and the number of events that compare equal texts. Raises as `from_event`."""
     records: list[Record] = []
     identical = 0
     for event in events:
@@ -129,9 +134,14 @@ def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
 
 
 def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
-    """Where every record of this prompt belongs; depends on the prompt alone, so no prompt is ever on both sides.
+    """The side of the split that every record of this prompt belongs to.
 
-    Prompts that differ only in case, white space or Unicode form share a side.
+    It depends only on the prompt, so that no prompt is ever on both sides. Prompts that differ only in case, white
+    space or Unicode form are on the same side.
+
+    Args:
+        prompt: The turns of the prompt.
+        heldout_share: Share of prompts that are held out, from 0 to 1.
     """
     parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
     digest = hashlib.sha256("\x1e".join(parts).encode()).digest()
@@ -140,7 +150,11 @@ def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
 
 
 def pairs_of(records: Iterable[Record]) -> list[Pair]:
-    """Every strict comparison in the records: pairs, and all pairs of each ranking (each 1/C(k, 2) of its weight)."""
+    """Every strict comparison in the records: pairs, and all pairs of each ranking.
+
+    Each of the C(k, 2) pairs of a ranking of k has that part of the ranking's weight, so that a ranking counts as one
+    comparison.
+    """
     found: list[Pair] = []
     for record in records:
         if isinstance(record, Pair):

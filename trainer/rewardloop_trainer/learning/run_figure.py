@@ -1,4 +1,4 @@
-"""The picture of a run: reward, KL, length, loss, clipped tokens and win rate over its steps, as far as it has them."""
+"""Draws a run: reward, KL, length, loss, clipped tokens and win rate over its steps, as far as it has them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rewardloop_trainer.learning.run_rows import StepRow
 
 _COLOURS = (BLUE, ORANGE)
 _COLUMNS = 3
-# A mean over about so many steps is drawn over the steps themselves.
+# A long curve is drawn faintly, with its mean over about this many steps on top.
 _SMOOTHED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """``names``: of the figures in it, each with its legend."""
+    """One diagram. ``names`` maps the figures that it shows to their legends."""
 
     title: str
     unit: str
@@ -45,7 +45,7 @@ _WIN_RATE = "gate_win_rate"
 
 
 def draw(rows: Sequence[StepRow], path: Path) -> None:
-    """A PNG of the run so far, one step at least."""
+    """Write a PNG of the run so far, which has at least one step."""
     panels = [p for p in _PANELS if any(name in row.figures for row in rows for name in p.names)]
     has_wins = any(_WIN_RATE in row.figures for row in rows)
     count = len(panels) + has_wins
@@ -108,7 +108,7 @@ def _draw_wins(axes: Axes, rows: Sequence[StepRow]) -> None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Means over the steps around each."""
+    """The mean over the steps around each step."""
     half = _SMOOTHED // 2
     spans = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(span) / len(span) for span in spans]

@@ -1,7 +1,7 @@
-"""What a run leaves to look at: a line, a row and TensorBoard scalars for each step, and one picture of all of them.
+"""The report of a run: a printed line, a row and TensorBoard scalars for each step, and a picture of all steps.
 
-``steps.jsonl`` is what counts. The event file and ``report.png`` are made from it, so that a run that goes on from a
-checkpoint, whose last steps are taken again, has each step once everywhere.
+``steps.jsonl`` is the source. The event file and ``report.png`` are made from it. A run that continues from a
+checkpoint repeats its last steps; each step is nevertheless in each file once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ FIGURE = "report.png"
 
 
 class RunReport:
-    """Give it to a run as ``on_step``; it keeps ``directory`` up to date, and draws every ``draw_every`` steps.
+    """Keeps the report in ``directory`` up to date; pass it to a run as ``on_step``.
 
-    ``console``: gets each step's line, and a progress bar where it is a terminal. Without tensorboardX there is no
-    event file, without matplotlib no picture, and a warning says so. Raises OSError.
+    Without tensorboardX there is no event file and without matplotlib no picture; a warning says so. Methods raise
+    OSError if the directory cannot be written.
+
+    Args:
+        directory: The directory to write.
+        draw_every: Steps after which the picture is drawn again.
+        console: Prints each step's line, and shows a progress bar if it is a terminal; None: nothing is printed.
     """
 
     def __init__(self, directory: Path, *, draw_every: int = 10, console: Console | None = None) -> None:
@@ -39,10 +44,10 @@ class RunReport:
         self._has_begun = False
         self._can_draw = find_spec("matplotlib") is not None
         if not self._can_draw:
-            log.warning("there will be no picture of the run: pip install 'rewardloop[trainer]' brings matplotlib")
+            log.warning("no picture of the run will be drawn: pip install 'rewardloop[trainer]' brings matplotlib")
 
     def __call__(self, done: StepDone) -> None:
-        """After a step. What the directory has of this and later steps, of a run that was cut off, is forgotten."""
+        """Add a step. Rows of this and later steps, which a run left that was cut off, are removed."""
         figures = dict(done.figures)
         if done.seconds and done.sampled_tokens:
             figures[TOKENS_PER_S] = done.sampled_tokens / done.seconds
@@ -61,7 +66,7 @@ class RunReport:
             self.close()
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Figures that were measured after the last step, such as those of the gate; before any step, nothing."""
+        """Add figures that were measured after the last step, such as the gate's; without any step, do nothing."""
         self._rows = read_steps(self._directory)
         if not self._rows:
             return
@@ -72,7 +77,7 @@ class RunReport:
         self.close()
 
     def close(self) -> None:
-        """Ends the progress bar and the event file; the run's last step does so too."""
+        """Close the progress bar and the event file. The last step of a run closes them too."""
         if self._bar is not None:
             self._bar.stop()
         if self._events is not None:
@@ -91,7 +96,7 @@ class RunReport:
             self._bar.start()
 
     def _write_all(self) -> None:
-        """Both files anew, from the rows."""
+        """Write both files anew from the rows."""
         partial = self._directory / f".{STEPS}"
         partial.write_text("".join(row.to_json() for row in self._rows))
         partial.replace(self._directory / STEPS)
@@ -128,7 +133,7 @@ class RunReport:
 
 def _event_writer(directory: Path) -> Any:
     if find_spec("tensorboardX") is None:
-        log.warning("there will be no TensorBoard events: pip install 'rewardloop[trainer]' brings tensorboardX")
+        log.warning("no TensorBoard events will be written: pip install 'rewardloop[trainer]' brings tensorboardX")
         return None
     from tensorboardX import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""What a reward round trains from: the live version, or a new model on a base."""
+"""What a reward round starts from: the live version, or a new model on a base."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 
 class NothingToStartFrom(Exception):
-    """The store has no reward model and the settings name no base."""
+    """Raised when the store has no reward model and the settings name no base."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardStart:
-    """``model`` in evaluation mode, with a live delta's adapters on it, not merged. ``directory``: the live version's
-    files; ``trunk``: the version whose graph it runs on, itself or a delta's trunk. None for a new model.
+    """A reward model to train.
+
+    Attributes:
+        model: In evaluation mode, with the adapters of a live delta, not merged.
+        encoder: Of the model's tokenizer and text layout.
+        base: The base that the model descends from, for the manifest.
+        directory: Files of the live version; None for a new model.
+        trunk: The version whose graph the live version runs on: itself, or a delta's trunk; None for a new model.
     """
 
     model: RewardModel
@@ -34,13 +40,13 @@ class RewardStart:
 
 @dataclass(frozen=True, slots=True)
 class TrunkFiles:
-    """A whole version: its manifest and its files."""
+    """The manifest and files of a whole version."""
 
     manifest: Manifest
     directory: Path
 
     def model(self) -> RewardModel:
-        """In evaluation mode. Raises `UnusableBase`."""
+        """Load the model in evaluation mode. Raises `UnusableBase`."""
         return RewardModel.load(self.directory / TORCH)
 
     @property
@@ -49,7 +55,19 @@ class TrunkFiles:
 
 
 def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> RewardStart:
-    """Raises `NothingToStartFrom`, the store's errors, or `UnusableBase`."""
+    """Load the live version, or make a new model if there is none.
+
+    Args:
+        store: The model store.
+        version: The live version; None if there is none.
+        settings: Name the base of a new model, its heads, pooling and length.
+        seed: New score heads are drawn with it.
+
+    Raises:
+        NothingToStartFrom: If there is neither a version nor a base.
+        StoreError: If the store does not have the version or its files were altered.
+        UnusableBase: If the base cannot be loaded.
+    """
     if version is not None:
         directory = store.fetch("reward", version)
         manifest = store.manifest("reward", version)
@@ -76,5 +94,5 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:
     manifest = store.manifest("reward", named.version)
     if manifest.digest != named.digest or manifest.trunk is not None:
-        raise CorruptVersion(f"reward {named.version} is not the trunk that a delta names")
+        raise CorruptVersion(f"reward version {named.version} is not the trunk that the delta was trained on")
     return TrunkFiles(manifest, store.fetch("reward", named.version))
