@@ -107,9 +107,7 @@ class World:
     def check_alike(self, fingerprint: str) -> None:
         """Raise ValueError if the processes were not all given the same weights, data and settings."""
         if len(found := set(self.gather([fingerprint]))) > 1:
-            raise ValueError(
-                f"{self.size} processes have {len(found)} different sets of weights, data and settings"
-            )
+            raise ValueError(f"{self.size} processes have {len(found)} different sets of weights, data and settings")
 
     def newest_checkpoint(self, directory: Path) -> Checkpoint | None:
         """The newest checkpoint of the first process, sent to all; those of the other processes do not count.
