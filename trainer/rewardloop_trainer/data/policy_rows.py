@@ -42,7 +42,7 @@ class UnusableRows(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PolicyData:
-    """What a file holds. ``prompts`` are distinct and in the file's order; ``sha256`` is of the file's rows."""
+    """The contents of a file. ``prompts`` are distinct and in the file's order; ``sha256`` is of the file's rows."""
 
     prompts: tuple[Prompt, ...]
     pairs: tuple[Pair, ...]

@@ -52,7 +52,7 @@ def load_replay(
         newest: How many of the latest training records are kept; None: all.
         replayed: How many of the older training records are drawn uniformly.
         max_heldout: Most held-out records, drawn uniformly; None: all.
-        seed: Of the sampling.
+        seed: The seed of the sampling.
     """
     sides: dict[Split, list[Record]] = {"train": [], "heldout": []}
     side_of: dict[Prompt, Split] = {}

@@ -48,7 +48,7 @@ def plan_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> li
     Args:
         lengths: Tokens of each item.
         size: Items of a step.
-        seed: Of the run.
+        seed: The seed of the run.
         epoch: From 0.
 
     Returns:

@@ -32,7 +32,7 @@ from rewardloop_trainer.reward.start import RewardStart, TrunkFiles
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export resulted in.
+    """The result of an export.
 
     Attributes:
         parity: Largest absolute difference of a logit between ONNX in float32 and torch.
@@ -59,17 +59,17 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What an export is checked on.
+    """The data that an export is checked on.
 
     Attributes:
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         sequences: Sequences to check parity on.
         pairs: Held-out pairs to judge a precision on.
         margins: Computes the torch model's margins of the pairs, (pairs,), without the length slope; called only if a
             precision is judged.
         calibration: Training sequences, to calibrate a precision with.
         length_slope: What calibration takes off a score for each unit of log length.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
     """
 
     encoder: Encoder

@@ -122,7 +122,7 @@ def judge(
         float32_margins: (pairs,), of the float32 model.
         converted: (pairs,), of the converted graph.
         tolerance: Accuracy that may be lost, from 0 to 1.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
 
     Returns:
         Figures for the manifest, and a reason for each broken rule.
@@ -159,7 +159,7 @@ class JudgedPairs:
     Attributes:
         pairs: The pairs.
         float32_margins: (pairs,), from `pair_margins` with the same length slope.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         length_slope: What calibration takes off a score for each unit of log length.
     """
 
@@ -188,7 +188,7 @@ def choose_precision(
         heldout: Pairs to judge the conversion by.
         calibration: Training sequences, none of them of the held-out pairs.
         tolerance: Accuracy that may be lost, from 0 to 1.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
     """
     pairs, encoder = heldout.pairs, heldout.encoder
     if wanted == "float32":

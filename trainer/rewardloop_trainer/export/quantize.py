@@ -200,7 +200,7 @@ def _matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> Fl
 
 
 def _channel_factors(largest: Floats, matrices: Sequence[Floats]) -> Floats:
-    """What each channel is divided by, (k,); the geometric mean is 1."""
+    """The factor that each channel is divided by, (k,); the geometric mean is 1."""
     widest = np.maximum(np.abs(np.concatenate(matrices, axis=1)).max(1), 1e-5)
     factors = np.maximum(largest, 1e-5) ** _SMOOTHING / widest ** (1 - _SMOOTHING)
     scaled: Floats = (factors / np.exp(np.log(factors).mean())).astype(np.float32)

@@ -28,7 +28,7 @@ FiguresT = TypeVar("FiguresT")
 
 @dataclass(frozen=True, slots=True)
 class Progress(Generic[FiguresT]):
-    """What is known after one step.
+    """The progress of a run after one step.
 
     Attributes:
         step: Steps done so far, from 1.
@@ -47,7 +47,7 @@ class Progress(Generic[FiguresT]):
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutcome:
-    """What a finished run did; ``figures`` are for the manifest."""
+    """The result of a finished run; ``figures`` are for the manifest."""
 
     steps: int
     figures: Mapping[str, float]
@@ -71,7 +71,7 @@ class OfflineRun(Generic[FiguresT]):
             model: A Hugging Face causal LM, trained in place.
             pad_id: Token id of padding.
             plan: The indices of the items of each step.
-            settings: Of the optimizer and of checkpoints.
+            settings: The settings of the optimizer and of checkpoints.
             data: What, beside the model's weights, distinguishes this run from others; compared by repr.
             control: Checkpoint directory and callbacks.
         """

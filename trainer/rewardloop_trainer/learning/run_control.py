@@ -1,4 +1,4 @@
-"""How a training run works with its caller: where it keeps checkpoints, what it reports, when it stops, who saves."""
+"""The agreement between a training run and its caller: checkpoints, progress, stopping and saving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RunControl(Generic[StepT, SavedT]):
-    """Where a run keeps its checkpoints, and what it calls.
+    """The checkpoint directory and the callbacks of a run.
 
     Attributes:
         checkpoint_dir: Checkpoints are written here, and the run goes on from one that is here. None: no checkpoints.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """What is known after one step.
+    """The progress of a run after one step.
 
     Attributes:
         step: Steps done so far, from 1.

@@ -127,10 +127,10 @@ def train_policy(
 
     Args:
         model: A Hugging Face causal LM.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         train: Pairs to learn from.
         heldout: Pairs to measure on after the last step; may be empty.
-        settings: Of the loss and the optimizer.
+        settings: The settings of the loss and the optimizer.
         control: Checkpoint directory and callbacks.
 
     Returns:

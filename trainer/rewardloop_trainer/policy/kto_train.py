@@ -120,12 +120,12 @@ def train_kto(
 
     Args:
         model: A Hugging Face causal LM.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         thumbs: Judged responses to learn from.
         heldout: Judged responses to measure on after the last step; may be empty.
-        settings: Of the loss and the optimizer.
+        settings: The settings of the loss and the optimizer.
         control: Checkpoint directory and callbacks.
-        seed: Of the order of the thumbs and of their mismatched responses.
+        seed: The seed of the order of the thumbs and of their mismatched responses.
 
     Returns:
         The steps taken and the figures for the manifest.

@@ -13,7 +13,7 @@ _GROUPS = 64
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What the scoring service says of a response.
+    """The scoring service's verdict on a response.
 
     Attributes:
         score: The calibrated score.

@@ -66,7 +66,7 @@ def roll_out(
 
     Args:
         model: A causal LM in evaluation mode.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         prompts: Prompts that leave room for the new tokens; see `fitting_prompts`.
         sampling: How many responses, how long, with which seed and temperature.
         places: A number for each prompt that, with the seed, determines its random numbers; by default its index.

@@ -13,7 +13,7 @@ from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 
 class PolicyGateLimits(BaseModel):
-    """What a candidate must keep to on held-out prompts, beside winning more often than it loses."""
+    """Limits that a candidate must keep on held-out prompts, beside winning more often than it loses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

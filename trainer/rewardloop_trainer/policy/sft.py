@@ -21,7 +21,7 @@ from rewardloop_trainer.policy.sft_settings import SftSettings
 
 @dataclass(frozen=True, slots=True)
 class SftProgress:
-    """What is known after one step; ``loss`` is in nats per learned token, from before the step."""
+    """The progress of a run after one step; ``loss`` is in nats per learned token, from before the step."""
 
     step: int
     steps: int
@@ -30,7 +30,7 @@ class SftProgress:
 
 @dataclass(frozen=True, slots=True)
 class SftOutcome:
-    """What a finished run did.
+    """The result of a finished run.
 
     Attributes:
         steps: Optimizer steps.
@@ -71,9 +71,9 @@ def train_sft(
 
     Args:
         model: A Hugging Face causal LM.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         train: Conversations to learn from.
-        settings: Of the optimizer and of packing.
+        settings: The settings of the optimizer and of packing.
         on_progress: Called after each step.
         heldout: Conversations to measure the perplexity on, before and after; may be empty.
         checkpoint_dir: Where checkpoints are kept; None: nowhere.

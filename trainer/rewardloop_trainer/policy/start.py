@@ -1,4 +1,4 @@
-"""What a policy's training starts from: a Hugging Face base, or a version of the store."""
+"""Finds the policy that training starts from: a Hugging Face base, or a version of the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PolicyStart:
         base: The base that the policy descends from, for the manifest.
         version: The version in the store; None for a base.
         digest: The version's digest, or the hub's commit.
-        encoder: Of the policy's tokenizer and text layout.
+        encoder: The policy's tokenizer and text layout.
         write_rest: Writes into a directory what a policy needs beside its weights.
     """
 

@@ -113,7 +113,7 @@ def anchor_logits(
 
 
 def fit_length_slope(margins: npt.NDArray[np.float64], log_ratios: npt.NDArray[np.float64], control: float) -> float:
-    """What a unit of log length is worth to the model, times ``control``.
+    """Fit how much a unit of log length is worth to the model, times ``control``.
 
     It is the least-squares slope through 0 of margins on log ratios. With a control of 1, what remains of the margins
     is orthogonal to length over the pairs.

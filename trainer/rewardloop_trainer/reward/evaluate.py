@@ -1,4 +1,4 @@
-"""How well a reward model orders held-out pairs, and how well length alone would."""
+"""Measures how well a reward model orders held-out pairs, beside how well length alone would."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def accuracy_difference(
         candidate: (pairs,), margins of the candidate.
         live: (pairs,), margins of the live version.
         resamples: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
     """
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys(p.prompt for p in pairs))}
     prompt_of = np.array([places[p.prompt] for p in pairs])

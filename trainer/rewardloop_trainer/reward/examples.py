@@ -36,7 +36,7 @@ class Example:
             label.
         weight: Scales the record's share of the loss.
         key: Identifies the signal (its event id), so that its bootstrap weights are the same in every round.
-        label: Of a label record, in [0, 1].
+        label: The label of a label record, in [0, 1].
         shorter_won: Whether it is a pair whose chosen response has fewer characters.
     """
 
@@ -110,7 +110,7 @@ def plan_steps(
         examples: The examples.
         sequences_per_step: Sequences of a step; the last pack may exceed it.
         megabatch_steps: Steps whose packs are sorted by length together.
-        seed: Of the run.
+        seed: The seed of the run.
         epoch: From 0.
 
     Returns:

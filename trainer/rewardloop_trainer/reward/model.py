@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "g
 
 @dataclass(frozen=True, slots=True)
 class _HeadStart:
-    """What a sequence classifier initialises the heads with: its last layer, and the layer between trunk and heads."""
+    """The layers of a sequence classifier that heads start with: its last one, and the one between it and the trunk."""
 
     weight: Tensor  # (1, hidden)
     bias: Tensor  # (1,)
@@ -170,7 +170,7 @@ class RewardModel(nn.Module):
         Args:
             base: Hugging Face directory or hub id.
             heads: Number of score heads.
-            pooling: Of an encoder; "auto" is the mean.
+            pooling: How an encoder is pooled; "auto" is the mean.
             seed: New heads are drawn with it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a reward round starts from: the live version, or a new model on a base."""
+"""Loads the model that a reward round starts from: the live version, or a new model on a base."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RewardStart:
 
     Attributes:
         model: In evaluation mode, with the adapters of a live delta, not merged.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         base: The base that the model descends from, for the manifest.
         directory: Files of the live version; None for a new model.
         trunk: The version whose graph the live version runs on: itself, or a delta's trunk; None for a new model.

@@ -28,12 +28,12 @@ from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_los
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is known after one step.
+    """The progress of a run after one step.
 
     Attributes:
         step: Steps done so far, from 1.
         steps: Steps of the whole run.
-        loss: Of the step, in nats, from before the step.
+        loss: Loss of the step, in nats, from before the step.
         accuracy: Share of the step's comparisons in the right order.
         tokens_per_second: Real tokens per second, over the run so far.
         heldout: Figures of an evaluation that followed this step, if one did.
@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """What a finished run did.
+    """The result of a finished run.
 
     Attributes:
         steps: Optimizer steps done.
@@ -100,10 +100,10 @@ def train_reward(
 
     Args:
         model: The model, trained from its present weights.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         train: Records to learn from.
         heldout: Records whose pairs are measured on; may be empty.
-        settings: Of the loss and the optimizer.
+        settings: The settings of the loss and the optimizer.
         checkpoint_dir: Where checkpoints are kept; None: nowhere.
         on_progress: Called after each step.
         should_stop: Asked before each step.

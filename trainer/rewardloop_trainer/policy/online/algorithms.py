@@ -1,4 +1,4 @@
-"""What a run of an online algorithm is given: the algorithm by its name, its prompts and people's pairs."""
+"""Prepares a run of an online algorithm: the algorithm by its name, its prompts and people's pairs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rewardloop_trainer.policy.settings import PolicySettings
 
 @dataclass(frozen=True, slots=True)
 class OnlineTask:
-    """What `train_online` learns, and from what.
+    """The task that `train_online` works on.
 
     Attributes:
-        algorithm: What a step makes of its samples, and the loss.
-        settings: Of the loop.
+        algorithm: Turns samples into experience, and has the loss.
+        settings: The settings of the loop.
         prompts: Prompts that leave room for a response.
         human_pairs: Pairs that people judged, for algorithms that learn from pairs.
     """
@@ -59,11 +59,11 @@ def task_of(
 
     Args:
         name: The algorithm.
-        settings: Of the policy.
-        encoder: Of the policy's tokenizer and text layout.
+        settings: The settings of the policy.
+        encoder: The policy's tokenizer and text layout.
         prompts: Prompts to respond to.
         pairs: Pairs that people judged; used only by algorithms that learn from them.
-        seed: Of the order of the pairs.
+        seed: The seed of the order of the pairs.
     """
     most = min(settings.online.max_new_tokens, encoder.max_length // 2)
     human = list(encode_pairs(encoder, pairs).pairs) if ONLINE[name].takes_human_pairs else []

@@ -1,4 +1,4 @@
-"""What a step learns from, as tensors, and what an algorithm has to provide."""
+"""The samples and experience of a step as tensors, and the interface of an algorithm."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What the learning policy says of a set of rows.
+    """The learning policy's view of a set of rows.
 
     Attributes:
         logprobs: (rows, columns), in nats.
@@ -101,13 +101,13 @@ class Now:
 
 
 class Algorithm(Protocol):
-    """What an online algorithm makes of a step's samples, and the loss that it descends."""
+    """An online algorithm: it turns a step's samples into experience, and has the loss."""
 
     entry: ClassVar[OnlineEntry]
     settings: AlgorithmSettings
 
     def experience(self, samples: Samples, beta: float) -> Experience:
-        """What the update learns from; ``beta`` is the reward that a nat of KL costs."""
+        """Turn samples into what the update learns from; ``beta`` is the reward that a nat of KL costs."""
         ...
 
     def loss(self, now: Now, part: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What learns in a run: the policy's weights or adapters, the critic if there is one, and their optimizer."""
+"""Holds what learns in a run: the policy's weights or adapters, the critic if there is one, and their optimizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Learner:
         Args:
             model: A causal LM in float32; it is trained in place.
             pad_id: Token id of padding.
-            settings: Of the loop.
+            settings: The settings of the loop.
             has_critic: Whether a value function learns beside the policy.
         """
         # Without dropout, here and in the copies, the probability ratio is exactly 1 before an update.

@@ -1,4 +1,4 @@
-"""Where the responses of a step come from: this process, or a faster engine that is given the weights."""
+"""Samples the responses of a step, in this process or on a faster engine that is given the weights."""
 
 from __future__ import annotations
 

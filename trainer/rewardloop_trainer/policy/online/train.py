@@ -63,12 +63,12 @@ def train_online(
 
     Args:
         model: A Hugging Face causal LM in float32.
-        encoder: Of the model's tokenizer and text layout.
+        encoder: The model's tokenizer and text layout.
         task: The algorithm, its prompts and people's pairs.
         score: Gives the reward of each text, or None for a text without one. It may raise; the step is then repeated
             when the run goes on.
         control: Checkpoint directory and callbacks; ``save`` gets the policy as a causal LM.
-        seed: Of the order of prompts and minibatches and of the sampled responses.
+        seed: The seed of the order of prompts and minibatches and of the sampled responses.
         sampler: Where responses come from; None: this process and the weights that learn.
 
     Returns:

@@ -102,7 +102,7 @@ class VllmSampler:
         Args:
             server: How to reach the server.
             model: The causal LM that `train_online` is given, in which the adapters learn.
-            encoder: Of the model's tokenizer and text layout.
+            encoder: The model's tokenizer and text layout.
             directory: Where adapters are written for the server to read.
             max_age_steps: Most steps by which the adapter that samples may be older than the weights that learn.
         """
