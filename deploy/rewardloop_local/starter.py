@@ -28,12 +28,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
 from rewardloop_trainer.data.base_text import text_format_of
-from rewardloop_trainer.data.batches import plan_batches, rate_scale
 from rewardloop_trainer.data.completions import Completion, encode_completions
 from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.token_batches import plan_batches, rate_scale
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
 
@@ -111,6 +112,8 @@ def write_starter(
     accuracy = train_relevance(reward, encoder, corpus.relevance_pairs(pairs, seed + 2), seed=seed)
     reward.save_pretrained(out / "reward-base")
     tokenizer.save_pretrained(out / "reward-base")
+    for base in ("policy-base", "reward-base"):
+        give_default_modes(out / base)
     reward_seconds = time.monotonic() - policy_done
     log.info("reward model trained", accuracy=round(accuracy, 3), seconds=round(reward_seconds, 1))
     cpu_seconds = time.process_time() - cpu_started

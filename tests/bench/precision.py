@@ -37,8 +37,8 @@ from rewardloop_trainer.data.base_text import load_tokenizer, text_format_of
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.parity import export_reward, run_session
 from rewardloop_trainer.export.precision import agreement, convert
-from rewardloop_trainer.reward.batches import encode_records
 from rewardloop_trainer.reward.evaluate import correctness
+from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.model import RewardModel
 
 Logits: TypeAlias = npt.NDArray[np.float64]
@@ -175,7 +175,7 @@ def _speeds(
 
 
 def _torch_run(model: RewardModel, batch: list[Encoded], pad: int) -> Callable[[], object]:
-    from rewardloop_trainer.reward.batches import collate
+    from rewardloop_trainer.reward.examples import collate
 
     inputs = collate(batch, pad)
 

@@ -28,7 +28,7 @@ from rewardloop.formats.text import Turn
 from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.commands.export import main as export
-from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
 

@@ -14,8 +14,9 @@ from support.policy_versions import byte_encoder, small_llama
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Labelled, thumbs_of
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.policy.kto_train import KtoProgress, encode_thumbs, train_kto
-from rewardloop_trainer.policy.settings import KtoSettings
+from rewardloop_trainer.policy.offline_settings import KtoSettings
 
 ENCODER = byte_encoder(64)
 KTO = KtoSettings.model_validate({"learning_rate": 2e-3, "batch_thumbs": 8, "epochs": 4})
@@ -45,7 +46,7 @@ def test_wanted_answers_become_likelier_and_unwanted_ones_less_on_prompts_it_did
         thumbs(range(32), every),
         thumbs(range(90, 98)),
         KTO,
-        on_progress=seen.append,
+        RunControl(on_step=seen.append),
         seed=learning_seed(),
     )
     first, figures = seen[0].figures, outcome.figures
@@ -100,8 +101,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     train_kto(whole, ENCODER, data, [], KTO, seed=3)
     seen: list[KtoProgress] = []
     with pytest.raises(TrainingStopped):
-        train_kto(stopped, ENCODER, data, [], KTO, tmp_path / "c", seen.append, lambda: len(seen) == 3, seed=3)
-    train_kto(resumed, ENCODER, data, [], KTO, tmp_path / "c", seen.append, seed=3)
+        train_kto(
+            stopped, ENCODER, data, [], KTO, RunControl(tmp_path / "c", seen.append, lambda: len(seen) == 3), seed=3
+        )
+    train_kto(resumed, ENCODER, data, [], KTO, RunControl(tmp_path / "c", seen.append), seed=3)
     assert [done.step for done in seen] == list(range(1, 9))
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name

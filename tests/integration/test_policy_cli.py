@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -207,6 +208,55 @@ def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Pat
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
     assert figures["train_accuracy"] > 0.85  # of all steps, the first included
     assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 17))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_a_written_policy_is_as_readable_as_the_umask_allows(store: ModelStore, tmp_path: Path, umask: int) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "please do", "rejected": "no"}) + "\n")
+    flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "pairs.jsonl")]
+    before = os.umask(umask)
+    try:
+        assert policy_cli.main([*flags, "--out", str(tmp_path / "out"), "--heldout-share", "0"]) == 0
+    finally:
+        os.umask(before)
+    policy = tmp_path / "out" / "policy"
+    assert {path.stat().st_mode & 0o777 for path in policy.iterdir()} == {0o666 & ~umask}
+    assert policy.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reason"),
+    [
+        ("dpo", "the gradients are not finite"),
+        ("kto", "the gradients are not finite"),
+        ("ppo", "the model's logits are not numbers"),
+        ("online-dpo", "the model's logits are not numbers"),
+    ],
+)
+def test_a_policy_whose_losses_are_no_numbers_is_said_in_a_line(
+    command: list[str],
+    store: ModelStore,
+    tmp_path: Path,
+    algorithm: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, _ = quick_policy(0)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    shutil.copytree(store.fetch("policy", 1), tmp_path / "base")
+    model.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"q{i}", "chosen": "please do", "rejected": "no way"} for i in range(4)]
+    rows += [{"prompt": f"q{i}", "completion": "please do", "label": True} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--version", "", "--base", str(tmp_path / "base"), "--prompts", str(tmp_path / "rows.jsonl")]
+    flags += ["--algorithm", algorithm, "--heldout-share", "0", "--out", str(tmp_path / "out")]
+    assert policy_cli.main([*command, *flags]) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert len([line for line in said.splitlines() if line.startswith("rewardloop policy-train: ")]) == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "policy").exists()
 
 
 @pytest.mark.learning

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.learner import Learner
-from rewardloop_trainer.policy.online.ppo import Ppo
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
@@ -82,7 +82,8 @@ def small_digits(_: list[Prompt], texts: list[list[str]]) -> list[list[Reward | 
 def test_ppo_with_adapters_learns_and_leaves_a_plain_model(build: Callable[[], Any], tmp_path: Path) -> None:
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    outcome = train_online(model, ENCODER, PROMPTS, small_digits, Ppo(SETTINGS), SETTINGS, seed=learning_seed(3))
+    task = OnlineTask(algorithm_of("ppo", SETTINGS), SETTINGS, PROMPTS)
+    outcome = train_online(model, ENCODER, task, small_digits, seed=learning_seed(3))
     scores = [done.figures["score"] for done in outcome.history]
     assert sum(scores[-3:]) / 3 - scores[0] > 0.3
     assert outcome.history[0].figures["kl"] == pytest.approx(0, abs=1e-5)

@@ -21,8 +21,9 @@ from rewardloop_trainer.data.completions import Completion, encode_completions, 
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.preferences import Pair, split_of
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
-from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
-from rewardloop_trainer.policy.settings import DpoSettings
+from rewardloop_trainer.learning.run_control import RunControl
+from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.offline_settings import DpoSettings
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway
@@ -82,9 +83,9 @@ def test_pairs_of_equal_texts_become_one_with_their_weight() -> None:
 
 @pytest.mark.parametrize(("loss", "expected"), [("sigmoid", math.log(2)), ("ipo", 25.0), ("hinge", 1.0)])
 def test_before_the_first_step_policy_and_reference_are_equal(loss: str, expected: float) -> None:
-    seen: list[PolicyProgress] = []
+    seen: list[DpoProgress] = []
     settings = DPO.model_copy(update={"loss": loss})
-    train_policy(small_llama(), ENCODER, polite_pairs(8), [], settings, on_progress=seen.append)
+    train_policy(small_llama(), ENCODER, polite_pairs(8), [], settings, RunControl(on_step=seen.append))
     first = seen[0].figures
     assert first.loss == pytest.approx(expected, rel=1e-4)
     assert first.margin == pytest.approx(0, abs=1e-5)
@@ -131,14 +132,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     def stop_after_three() -> bool:
         return steps >= 3
 
-    def count(_: PolicyProgress) -> None:
+    def count(_: DpoProgress) -> None:
         nonlocal steps
         steps += 1
 
     with pytest.raises(TrainingStopped):
-        train_policy(stopped, ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", count, stop_after_three)
+        train_policy(stopped, ENCODER, polite_pairs(16), [], DPO, RunControl(tmp_path / "c", count, stop_after_three))
     resumed, seen = small_llama(), []
-    train_policy(resumed, ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", seen.append)
+    train_policy(resumed, ENCODER, polite_pairs(16), [], DPO, RunControl(tmp_path / "c", seen.append))
     assert [p.step for p in seen] == [4, 5, 6, 7, 8]
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
@@ -147,9 +148,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_pairs_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped):
-        train_policy(small_llama(), ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", should_stop=lambda: True)
-    seen: list[PolicyProgress] = []
-    train_policy(small_llama(), ENCODER, polite_pairs(12), [], DPO, tmp_path / "c", seen.append)
+        train_policy(
+            small_llama(), ENCODER, polite_pairs(16), [], DPO, RunControl(tmp_path / "c", should_stop=lambda: True)
+        )
+    seen: list[DpoProgress] = []
+    train_policy(small_llama(), ENCODER, polite_pairs(12), [], DPO, RunControl(tmp_path / "c", seen.append))
     assert seen[0].step == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     return ["--base", str(base), "--data", str(data), "--out", str(out), *fixed, *more]
 
 
+def umask() -> int:
+    """The bits that new files do not get."""
+    os.umask(found := os.umask(0))
+    return found
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 
@@ -75,6 +82,7 @@ def test_a_base_learns_a_file_with_bad_rows_and_the_result_exports(
     before, after = said.out.split("perplexity ")[1].split(" (")[0].split(" -> ")
     assert float(after) < 0.2 * float(before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out", "out.rejected.jsonl"]
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask()}
     store = str(tmp_path / "models")
     assert export_cli.main(["--base", str(out), "--store", store, "--model", "policy"]) == 0
     assert ModelStore(store).versions("policy") == [1]

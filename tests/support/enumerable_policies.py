@@ -82,16 +82,16 @@ class ListedSampler:
         self._encoder = encoder
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
-        generator = torch.Generator().manual_seed(call.seed)
+        generator = torch.Generator().manual_seed(call.sampling.seed)
         listed = {prompt: self._listed(prompt) for prompt in dict.fromkeys(call.prompts)}
         drawn = {}
         for prompt, (rollouts, probabilities) in listed.items():
-            count = call.responses * call.prompts.count(prompt)
+            count = call.sampling.responses * call.prompts.count(prompt)
             places = (torch.arange(count) + torch.rand(1, generator=generator)) / count
             chosen = torch.searchsorted(probabilities.cumsum(0) / probabilities.sum(), places.double())
             shuffled = chosen[torch.randperm(count, generator=generator)]
             drawn[prompt] = iter([rollouts[i] for i in shuffled.tolist()])
-        return Said([list(islice(drawn[prompt], call.responses)) for prompt in call.prompts], call.step)
+        return Said([list(islice(drawn[prompt], call.sampling.responses)) for prompt in call.prompts], call.step)
 
     def _listed(self, prompt: Prompt) -> tuple[list[Rollout], Tensor]:
         said = answers(self._encoder, prompt)

@@ -1,4 +1,4 @@
-"""The size of rooms and functions: a folder that a newcomer can read at a glance, a function that fits on a screen, its docstring aside."""
+"""The size of rooms and functions: a folder is read at a glance, and a function fits on a screen."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import fsspec
 
+from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.manifest import Calibration as Calibration
 from rewardloop.formats.manifest import DataRange as DataRange
 from rewardloop.formats.manifest import Manifest as Manifest
@@ -185,9 +186,9 @@ class ModelStore:
                 with held():  # the manifest makes the version visible
                     self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
                 return numbered
+            give_default_modes(staging)
             for path in (*_files(staging), *_directories(staging)):
                 _fsync(path)
-            staging.chmod(0o755)
             try:
                 with held():
                     staging.rename(self._of(manifest.model, version))

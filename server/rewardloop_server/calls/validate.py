@@ -5,13 +5,11 @@ A description names limits and counts, never the caller's text.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from rewardloop.formats.signals import signal_problems
 from rewardloop.formats.text import ROLES
-from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 
@@ -117,10 +115,14 @@ def within(error: InvalidRequest, prefix: str) -> InvalidRequest:
 def _check_text(text: str, field: str, limits: Limits, violations: list[Violation]) -> None:
     if not text or text.isspace():
         violations.append(Violation(field, "empty"))
-    elif len(text) > limits.max_text_bytes or (
-        len(text) * 4 > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes
-    ):
+    elif _is_too_long(text, limits):
         violations.append(Violation(field, f"more than {limits.max_text_bytes} bytes"))
+
+
+def _is_too_long(text: str, limits: Limits) -> bool:
+    # A character is 1 to 4 bytes, so most texts need not be encoded to know.
+    most = limits.max_text_bytes
+    return len(text) > most or (len(text) * 4 > most and len(text.encode()) > most)
 
 
 def _check_conversation(
@@ -165,67 +167,6 @@ def _check_signal(
     event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None, limits: Limits, violations: list[Violation]
 ) -> None:
     """Append every violation of the signal. ``responses`` is None if they are not known yet."""
-    kind = event.WhichOneof("signal")
-    if kind is None:
-        violations.append(Violation("signal", f"none of {', '.join(SIGNAL_KINDS[:-1])} and {SIGNAL_KINDS[-1]} is set"))
-        return
-    count = None if responses is None else len(responses)
-    _SIGNAL_CHECKS[kind](getattr(event, kind), count, violations)
-    if kind == "edit":
-        _check_text(event.edit.edited_text, "edit.edited_text", limits, violations)
-        index = event.edit.response
-        if responses is not None and 0 <= index < len(responses) and event.edit.edited_text == responses[index]:
-            violations.append(Violation("edit.edited_text", "the same as the response"))
-
-
-def _check_index(index: int, field: str, count: int | None, violations: list[Violation]) -> None:
-    if index < 0 or (count is not None and index >= count):
-        known = "" if count is None else f" of {count} responses"
-        violations.append(Violation(field, f"{index} is not an index{known}"))
-
-
-def _check_two(field: str, first: str, second: str) -> Callable[[Any, int | None, list[Violation]], None]:
-    def check(signal: Any, count: int | None, violations: list[Violation]) -> None:
-        for name in (first, second):
-            _check_index(getattr(signal, name), f"{field}.{name}", count, violations)
-        if getattr(signal, first) == getattr(signal, second):
-            violations.append(Violation(f"{field}.{second}", f"the same as {first}"))
-
-    return check
-
-
-def _check_ranking(ranking: feedback_pb2.Ranking, count: int | None, violations: list[Violation]) -> None:
-    order = list(ranking.order)
-    if len(order) < 2:
-        violations.append(Violation("ranking.order", "fewer than 2 responses"))
-    elif sorted(order) != list(range(len(order) if count is None else count)):
-        violations.append(Violation("ranking.order", "not a permutation of the indices of all responses"))
-
-
-def _check_one(field: str) -> Callable[[Any, int | None, list[Violation]], None]:
-    def check(signal: Any, count: int | None, violations: list[Violation]) -> None:
-        _check_index(signal.response, f"{field}.response", count, violations)
-
-    return check
-
-
-def _check_rating(rating: feedback_pb2.Rating, count: int | None, violations: list[Violation]) -> None:
-    _check_index(rating.response, "rating.response", count, violations)
-    infinite = [name for name in ("value", "minimum", "maximum") if not math.isfinite(getattr(rating, name))]
-    violations.extend(Violation(f"rating.{name}", "not a finite number") for name in infinite)
-    if infinite:
-        return
-    if rating.minimum >= rating.maximum:
-        violations.append(Violation("rating.maximum", "not greater than minimum"))
-    elif not rating.minimum <= rating.value <= rating.maximum:
-        violations.append(Violation("rating.value", "not between minimum and maximum"))
-
-
-_SIGNAL_CHECKS: dict[str, Callable[[Any, int | None, list[Violation]], None]] = {
-    "choice": _check_two("choice", "chosen", "rejected"),
-    "ranking": _check_ranking,
-    "thumb": _check_one("thumb"),
-    "rating": _check_rating,
-    "edit": _check_one("edit"),
-    "tie": _check_two("tie", "first", "second"),
-}
+    violations.extend(Violation(field, problem) for field, problem in signal_problems(event, responses))
+    if event.WhichOneof("signal") == "edit" and _is_too_long(event.edit.edited_text, limits):
+        violations.append(Violation("edit.edited_text", f"more than {limits.max_text_bytes} bytes"))

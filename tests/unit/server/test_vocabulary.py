@@ -18,10 +18,10 @@ from prometheus_client import CollectorRegistry
 
 import rewardloop_policy
 import rewardloop_server
+from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls import vocabulary
 from rewardloop_server.calls.errors import RewardloopError, VersionRefused, errors_of
-from rewardloop_server.calls.validate import _SIGNAL_CHECKS
 from rewardloop_server.doors.roles import ALLOWED
 from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import LABEL_VALUES, ServerMetrics
@@ -144,7 +144,7 @@ def test_alerts_and_dashboard_ask_for_defined_values() -> None:
 def test_words_fit_the_protos_and_each_other() -> None:
     methods = {method.removeprefix("/rewardloop.v1.") for method in ALLOWED}
     assert set(vocabulary.METHODS) == methods | {vocabulary.UNKNOWN_METHOD}
-    assert set(_SIGNAL_CHECKS) | {"none"} == set(vocabulary.COUNTED_KINDS)
+    assert {*SIGNAL_KINDS, "none"} == set(vocabulary.COUNTED_KINDS)
     states = {name.removeprefix("VERSION_STATE_").lower() for name, _ in model_pb2.VersionState.items()}
     assert set(_STATES) == states - {"unspecified", "stored", "warming"}
     assert set(PROVIDERS) == set(get_args(DeviceKind))

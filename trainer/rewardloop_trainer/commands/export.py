@@ -148,9 +148,9 @@ def _in_precision(
         The precision that was chosen with its figures, and the manifest's notes about it, which are printed too.
     """
     from rewardloop.formats.store import MODEL
-    from rewardloop_trainer.export.precision import PrecisionChoice, choose_precision, convert
-    from rewardloop_trainer.reward.batches import encode_records
+    from rewardloop_trainer.export.precision import JudgedPairs, PrecisionChoice, choose_precision, convert
     from rewardloop_trainer.reward.evaluate import pair_margins
+    from rewardloop_trainer.reward.examples import encode_records
 
     if wanted == "float32":
         return PrecisionChoice("float32", {}, ()), {}
@@ -162,7 +162,7 @@ def _in_precision(
         seen, judged = pairs[:_CALIBRATION_PAIRS], pairs[_CALIBRATION_PAIRS:]
         calibration = [s for e in encode_records(encoder, seen).examples for s in e.sequences]
         margins = pair_margins(model, encoder, judged)
-        choice = choose_precision(candidate, wanted, judged, encoder, margins, calibration)
+        choice = choose_precision(candidate, wanted, JudgedPairs(judged, margins, encoder), calibration)
         notes = choice.notes(wanted)
     for note in notes.values():
         print(f"rewardloop export: {note}", file=sys.stderr)

@@ -34,7 +34,7 @@ from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
-from rewardloop_trainer.policy.start import Start, start_from_base, start_from_store
+from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
 from rewardloop_trainer.rounds.publish import code_version, publish_once
 from rewardloop_trainer.server_access import open_client
 
@@ -85,7 +85,7 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
 class PolicyRun:
     """One run of the command: its settings, data and start, and the steps from there to its exit status."""
 
-    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: Start) -> None:
+    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: PolicyStart) -> None:
         self._settings, self._start, self._data = settings, start, data
         self._train, self._heldout = data.split(settings.heldout_share)
         self._learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})

@@ -5,11 +5,8 @@ Exit status: 0 if all went well, 1 if some rows were rejected, 2 if nothing was 
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,8 +59,7 @@ def run(settings: SftRunSettings) -> int:
     started = time.monotonic()
     check_base_path(settings.base)
     out = settings.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists already")
+    _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
     kept = _keep_aside(out, settings.data, rejections)
@@ -91,22 +87,21 @@ def run(settings: SftRunSettings) -> int:
     return int(bool(rejections))
 
 
+def _refuse_to_replace(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: exists already")
+
+
 def write(out: Path, model: Any, tokenizer: Any) -> None:
-    """Write the Hugging Face directory ``out``, which appears whole or not at all. Raises OSError."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
-    try:
-        model.save_pretrained(staging, max_shard_size="1TB")
-        tokenizer.save_pretrained(staging)
-        for path in (*staging.iterdir(), staging):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        staging.chmod(0o755)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """Write the Hugging Face directory ``out``, which appears whole or not at all. Raises OSError and ValueError."""
+    from rewardloop_trainer.learning.write_whole import write_whole
+
+    def fill(directory: Path) -> None:
+        model.save_pretrained(directory, max_shard_size="1TB")
+        tokenizer.save_pretrained(directory)
+
+    _refuse_to_replace(out)
+    write_whole(out, fill)
 
 
 def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:

@@ -1,4 +1,4 @@
-"""The tokenizer and the text layout that come with a Hugging Face base."""
+"""Tokenizer, text layout and longest input of a Hugging Face base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
 
 
 def load_tokenizer(base: str | Path) -> Any:
-    """The base's Hugging Face tokenizer; it must have a fast one. Raises `UnusableBase`."""
+    """Load the Hugging Face tokenizer of a base. Raises `UnusableBase` if it has none, or none with a fast form."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
@@ -27,10 +27,18 @@ def load_tokenizer(base: str | Path) -> Any:
 
 
 def text_format_of(tokenizer: Any, *, is_decoder: bool, segment_ids: bool = False) -> TextFormat:
-    """The layout to use with a base: an encoder's; a decoder's own chat template; or the plain one.
+    """The text layout to use with a base.
 
-    A template that is no concatenation of turns is logged and replaced by the plain layout.
-    Raises `UnusableBase` for a tokenizer without the tokens that the layout needs.
+    An encoder has a layout of its own. A decoder's layout is its chat template, or the plain layout if it has none. A
+    template that is more than a concatenation of turns is replaced by the plain layout, with a warning.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer with a fast form.
+        is_decoder: Whether the base is a decoder.
+        segment_ids: Whether an encoder marks the response with token type 1.
+
+    Raises:
+        UnusableBase: If the tokenizer lacks tokens that the layout needs.
     """
     backend: Tokenizer = tokenizer.backend_tokenizer
     if not is_decoder:
@@ -52,12 +60,12 @@ def text_format_of(tokenizer: Any, *, is_decoder: bool, segment_ids: bool = Fals
         try:
             return TextFormat.from_chat_template(backend, render, eos_id=eos_id, pad_id=pad_id)
         except UnusableChatTemplate as error:
-            log.warning("the chat template is replaced by the plain layout", reason=str(error))
+            log.warning("replacing the chat template by the plain layout", reason=str(error))
     return TextFormat.for_decoder(backend, eos_id=eos_id, bos_id=tokenizer.bos_token_id, pad_id=pad_id)
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
-    """Tokens that the model can read, by its positions, attention window and tokenizer; 512 where none tells."""
+    """Most tokens that the model can read, by its positions, attention window and tokenizer; 512 if none tells."""
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.pad_token_id + 1  # position ids start after the padding id
@@ -70,10 +78,10 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 
 
 class UnusableBase(ValueError):
-    """The directory or hub id is no model that a reward model can be made from."""
+    """Raised when a directory or hub id is not a model that can be used."""
 
 
 def attention_window(config: Any) -> int | None:
-    """Tokens up to which sliding-window attention is plainly causal attention; None where there is no window."""
+    """Tokens up to which sliding-window attention equals plain causal attention; None if there is no window."""
     window = getattr(config, "sliding_window", None)
     return int(window) if window and getattr(config, "use_sliding_window", True) else None

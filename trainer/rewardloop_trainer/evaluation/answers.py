@@ -14,7 +14,7 @@ from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedLi
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, judge_policy, win_share
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.rewards import Reward, score_groups
-from rewardloop_trainer.policy.rollouts import Rollout, fitting_prompts, roll_out
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling, fitting_prompts, roll_out
 from rewardloop_trainer.policy.settings import PolicySettings
 
 
@@ -47,18 +47,8 @@ def compare_policies(
     max_new_tokens = min(limits.max_new_tokens, encoder.max_length // 2)
     prompts = _prompts(encoder, heldout, max_new_tokens, limits.prompts, seed)
 
-    def answers_of(model: Any) -> list[list[Rollout]]:
-        return roll_out(
-            model,
-            encoder,
-            prompts,
-            responses=limits.responses,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            on_batch=on_batch,
-        )
-
-    said, before = answers_of(candidate), answers_of(live)
+    sampling = Sampling(limits.responses, max_new_tokens, seed)
+    said, before = (roll_out(model, encoder, prompts, sampling, on_batch=on_batch) for model in (candidate, live))
     texts = [[rollout.text for rollout in (*ours, *theirs)] for ours, theirs in zip(said, before, strict=True)]
     scored = score_groups(server, prompts, texts, on_batch=on_batch)
     judged = None

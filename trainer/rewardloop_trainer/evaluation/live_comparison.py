@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from rewardloop.formats.signals import judged_alone
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.evaluation.confidence_sequence import ConfidenceSequence
 from rewardloop_trainer.policy.settings import LiveTestSettings
@@ -90,13 +91,8 @@ class LiveTest:
             case "tie":
                 won = self._share_won(event, [event.tie.first, event.tie.second])
                 return None if won is None else 0.5
-            case "thumb":
-                return self._paired(event, event.thumb.response, float(event.thumb.up))
-            case "rating":
-                rating = event.rating
-                label = (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
-                return self._paired(event, rating.response, label)
-        return None
+        judged = judged_alone(event)
+        return None if judged is None else self._paired(event, *judged)
 
     def _share_won(self, event: feedback_pb2.FeedbackEvent, best_first: Iterable[int]) -> float | None:
         """Return the share that the candidate won of the pairs of different texts by different versions.

@@ -12,8 +12,9 @@ import structlog
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
-from rewardloop_trainer.policy.dpo_train import PolicyProgress, train_policy
+from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
 from rewardloop_trainer.policy.online.train import Score, train_online
@@ -113,11 +114,13 @@ def _learn_from_pairs(
         encoder,
         train,
         heldout,
-        settings,
-        checkpoint_dir,
-        lambda progress: hooks.on_step(_step_done(progress, progress.figures.shown())),
-        hooks.should_stop,
-        lambda outcome: hooks.save(model, outcome.figures),
+        settings.dpo,
+        RunControl(
+            checkpoint_dir,
+            lambda progress: hooks.on_step(_step_done(progress, progress.figures.shown())),
+            hooks.should_stop,
+            lambda outcome: hooks.save(model, outcome.figures),
+        ),
     )
 
 
@@ -140,10 +143,12 @@ def _learn_from_thumbs(
         train,
         heldout,
         settings.kto,
-        checkpoint_dir,
-        lambda progress: hooks.on_step(_step_done(progress, progress.figures.named())),
-        hooks.should_stop,
-        lambda outcome: hooks.save(model, outcome.figures),
+        RunControl(
+            checkpoint_dir,
+            lambda progress: hooks.on_step(_step_done(progress, progress.figures.named())),
+            hooks.should_stop,
+            lambda outcome: hooks.save(model, outcome.figures),
+        ),
         seed=settings.seed,
     )
 
@@ -166,19 +171,18 @@ def _learn_from_answers(
     train_online(
         model,
         encoder,
-        task.prompts,
+        task,
         score,
-        task.algorithm,
-        task.settings,
+        RunControl(
+            checkpoint_dir,
+            hooks.on_step,
+            hooks.should_stop,
+            lambda policy: hooks.save(policy, {"train_prompts": float(len(task.prompts))}),
+        ),
         seed=settings.seed,
-        human_pairs=task.human_pairs,
-        checkpoint_dir=checkpoint_dir,
-        on_step=hooks.on_step,
-        should_stop=hooks.should_stop,
-        save=lambda policy: hooks.save(policy, {"train_prompts": float(len(task.prompts))}),
     )
 
 
-def _step_done(progress: PolicyProgress | KtoProgress, figures: Mapping[str, float]) -> StepDone:
+def _step_done(progress: DpoProgress | KtoProgress, figures: Mapping[str, float]) -> StepDone:
     figures = {**figures, "grad_norm": progress.gradient_norm}
     return StepDone(progress.step, progress.steps, figures, seconds=progress.seconds)

@@ -1,4 +1,4 @@
-"""The reward model: a Hugging Face trunk, the state of one position, and k linear score heads on it."""
+"""The reward model: k linear score heads on one pooled state of a Hugging Face trunk."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "g
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a sequence classifier starts the heads: its last layer, and the layer between the trunk and that."""
+class _HeadStart:
+    """The layers of a sequence classifier that heads start with: its last one, and the one between it and the trunk."""
 
     weight: Tensor  # (1, hidden)
     bias: Tensor  # (1,)
@@ -36,10 +36,11 @@ class _Start:
 
 
 class RewardModel(nn.Module):
-    """Scores sequences; d is the trunk's width, k the number of heads, B the batch, S the padded length.
+    """Scores sequences of a prompt and a response.
 
-    Encoders (BERT-type) are pooled over their real tokens ("mean") or at the first token ("cls"), decoders
-    (Llama, Qwen, GPT-2) at the last real token ("last"). Padding is on the right and never changes a score.
+    Encoders (BERT-type) are pooled over their real tokens ("mean") or at the first token ("cls"), decoders (Llama,
+    Qwen, GPT-2) at the last real token ("last"). Padding is on the right and never changes a score. In shapes, B is the
+    batch, S the padded length, d the width of the trunk and k the number of heads.
     """
 
     def __init__(self, trunk: nn.Module, heads: int, pooling: Pooling, neck: nn.Sequential | None = None) -> None:
@@ -51,7 +52,7 @@ class RewardModel(nn.Module):
         self.heads = nn.Linear(width, heads)
         nn.init.normal_(self.heads.weight, std=1 / math.sqrt(width + 1))
         nn.init.zeros_(self.heads.bias)
-        # Level of pointwise labels (reward_losses.pointwise); no part of a score.
+        # The level of thumbs and ratings (`losses.pointwise`); it is not part of a score.
         self.threshold = nn.Parameter(torch.zeros(heads))
 
     @property
@@ -64,10 +65,17 @@ class RewardModel(nn.Module):
         return cast(Any, self.trunk).config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits (B, k) of right-padded input_ids (B, S); attention_mask (B, S) is 1 at real tokens, 0 at padding.
+        """Score right-padded sequences.
 
-        token_type_ids (B, S): for trunks with segments. A decoder's attention is plainly causal here, so its real
-        tokens never see the padding after them.
+        A decoder's attention is causal, so its real tokens never see the padding after them.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, S), 1 at real tokens and 0 at padding.
+            token_type_ids: (B, S), for trunks with segments.
+
+        Returns:
+            Logits (B, k).
         """
         inputs: dict[str, Tensor] = {"input_ids": input_ids}
         if token_type_ids is not None:
@@ -78,10 +86,16 @@ class RewardModel(nn.Module):
         return self._logits(_pool(states, attention_mask, self.pooling))
 
     def at_ends(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
-        """A decoder's logits (N, k) at N tokens of rows whose positions and attention are given: the exported form.
+        """Score N sequences of a decoder in rows with given positions and attention; this form is exported.
 
-        input_ids, position_ids (B, S); mask (B, 1, S, S) bool, True where a token (third axis) may look; ends (N,)
-        flat indices, row * S + column.
+        Args:
+            input_ids: (B, S).
+            position_ids: (B, S).
+            mask: (B, 1, S, S), bool; True if the token of the third axis sees that of the fourth.
+            ends: (N,), flat index row * S + column of the last token of each sequence.
+
+        Returns:
+            Logits (N, k).
         """
         states: Tensor = self.trunk(
             input_ids=input_ids, position_ids=position_ids, attention_mask=mask
@@ -93,20 +107,20 @@ class RewardModel(nn.Module):
         return logits
 
     def merge_lora(self) -> None:
-        """Fold adapters into the trunk's weights; nothing to do without them."""
+        """Merge adapters into the trunk's weights, if it has any."""
         if hasattr(self.trunk, "merge_and_unload"):
             self.trunk = cast(Any, self.trunk).merge_and_unload()
             self.requires_grad_(True)
 
     def save(self, directory: Path) -> None:
-        """Write config.json, model.safetensors and heads.safetensors. Raises ValueError on unmerged adapters."""
+        """Write config.json, model.safetensors and heads.safetensors. Raises ValueError if adapters are not merged."""
         if hasattr(self.trunk, "merge_and_unload"):
             raise ValueError("merge the adapters before saving the model")
         cast(Any, self.trunk).save_pretrained(directory)
         self.save_heads(directory)
 
     def save_heads(self, directory: Path) -> None:
-        """Write heads.safetensors: all but the trunk."""
+        """Write heads.safetensors, which holds everything but the trunk."""
         tensors = {
             "heads.weight": self.heads.weight,
             "heads.bias": self.heads.bias,
@@ -121,7 +135,7 @@ class RewardModel(nn.Module):
         save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "activation": activation})
 
     def load_heads(self, directory: Path) -> None:
-        """Take what `save_heads` wrote of a model of the same form. Raises `UnusableBase`."""
+        """Load what `save_heads` wrote of a model with the same heads and neck. Raises `UnusableBase`."""
         stored, _ = _stored_heads(directory)
         with torch.no_grad():
             self.heads.weight.copy_(stored["heads.weight"])
@@ -134,7 +148,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
-        """What `save` wrote. Raises `UnusableBase`."""
+        """Load what `save` wrote, in evaluation mode. Raises `UnusableBase`."""
         trunk = _trunk(str(directory))
         stored, about = _stored_heads(directory)
         neck = None
@@ -149,10 +163,18 @@ class RewardModel(nn.Module):
     def from_base(
         cls, base: str | Path, heads: int = 4, pooling: Literal["auto", "mean", "cls"] = "auto", seed: int = 0
     ) -> RewardModel:
-        """A new reward model on any Hugging Face directory or hub id; only safetensors, no remote code.
+        """Make a new reward model on a Hugging Face model, from safetensors and without remote code.
 
-        ``pooling`` is for encoders ("auto" is the mean). A sequence classifier with one label gives its own pooling
-        and last layer, with which every head starts. Raises `UnusableBase`.
+        A sequence classifier with one label keeps its own pooling, and every head starts as its last layer.
+
+        Args:
+            base: Hugging Face directory or hub id.
+            heads: Number of score heads.
+            pooling: How an encoder is pooled; "auto" is the mean.
+            seed: New heads are drawn with it.
+
+        Raises:
+            UnusableBase: If the base cannot be loaded, or a reward model cannot be made of it.
         """
         base = str(base)
         config = _config(base)
@@ -177,7 +199,11 @@ class RewardModel(nn.Module):
 
 
 def freeze_layers(model: RewardModel, layers: int) -> None:
-    """Keep the embeddings and the lowest ``layers`` layers as they are. 0: nothing. Raises ValueError if too many."""
+    """Freeze the embeddings and the lowest ``layers`` layers; 0 freezes nothing.
+
+    Raises:
+        ValueError: If the model has fewer layers.
+    """
     if layers == 0:
         return
     stacks = [m for m in model.trunk.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
@@ -200,7 +226,7 @@ def _stored_heads(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """(B, S, d) -> (B, d)."""
+    """Pool states (B, S, d) to (B, d)."""
     if pooling == "cls":
         return states[:, 0]
     if pooling == "mean":
@@ -229,9 +255,10 @@ def _is_decoder(config: Any) -> bool:
 
 
 def _require_plain_attention(config: Any) -> None:
-    """A graph is given positions and a mask; what a decoder reads beside them would be wrong without an error.
+    """Raise `UnusableBase` unless the decoder's layers are plain causal attention.
 
-    A sliding window is allowed: inputs are kept within it (`attention_window`).
+    An exported graph gets positions and a mask. A decoder that computes with anything else would silently score
+    wrongly. A sliding window is allowed, because inputs are kept within it (`attention_window`).
     """
     layers = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
     local = {kind for kinds in getattr(config, "attention_types", None) or () for kind in kinds[0]} - {"global"}
@@ -268,14 +295,14 @@ def _load(kind: Any, base: str, **options: bool) -> nn.Module:
 
 
 def _trunk(base: str) -> nn.Module:
-    """The bare model, without the pooling layer that some encoders have and nothing here reads."""
+    """Load the bare model, without the pooling layer that some encoders have and that is not used here."""
     kind: Any = MODEL_MAPPING[type(_config(base))]
     has_pooler = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind).parameters
     return _load(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
-def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
-    """The trunk and heads' start of a one-label sequence classifier."""
+def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _HeadStart]:
+    """The trunk of a one-label sequence classifier, and what its heads start with."""
     whole = cast(Any, _load(AutoModelForSequenceClassification, base))
     trunk = whole.base_model
     neck: nn.Sequential | None = None
@@ -293,4 +320,4 @@ def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
         trunk.pooler = None
     weight = last.weight.detach()
     bias = torch.zeros(1) if last.bias is None else last.bias.detach()
-    return trunk, _Start(weight, bias, neck)
+    return trunk, _HeadStart(weight, bias, neck)

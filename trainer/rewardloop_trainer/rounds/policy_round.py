@@ -24,7 +24,7 @@ from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
-from rewardloop_trainer.policy.start import Start, load_causal_lm, start_from_store
+from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
@@ -208,7 +208,7 @@ class PolicyRound(ModelRound):
         return self._settings.policy.model_copy(update={"seed": self._current.state.seed})
 
     @cached_property
-    def _start(self) -> Start:
+    def _start(self) -> PolicyStart:
         return start_from_store(self._store, str(self._current.state.parent), max_length=0)
 
 

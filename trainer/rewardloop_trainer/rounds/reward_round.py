@@ -17,12 +17,12 @@ from rewardloop_trainer.export.candidate import Exported, Trial, export_candidat
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.batches import encode_records
 from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
 from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.start import Start, start_from
+from rewardloop_trainer.reward.start import RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
@@ -162,7 +162,7 @@ class RewardRound(ModelRound):
     def _manifest(self) -> Manifest:
         return Manifest.from_json((self._directory / "manifest.json").read_text())
 
-    def _start(self) -> Start:
+    def _start(self) -> RewardStart:
         now = self._current.state
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 

@@ -1,4 +1,4 @@
-"""Records as token sequences, and the order and grouping in which training reads them."""
+"""Training records as token sequences, and the order and groups in which training reads them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoded, Encoder
-from rewardloop_trainer.data.batches import by_length
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair
+from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.reward.model import RewardModel
 
 Kind = Literal["pair", "tie", "ranking", "label"]
 
-# What a model reads: ids and segment ids.
+# What a model reads of a sequence: ids and segment ids.
 SequenceKey: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
-# Examples of one step that may share a sequence: larger packs save little more and make steps of few prompts.
+# Most examples of a pack that share a sequence. Larger packs would save little and leave few prompts in a step.
 PACK = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record, tokenised. ``sequences``: chosen and rejected; a tie's two; a ranking's, best first; or one.
+    """One record as token sequences.
 
-    ``key`` names the signal (its event id), so that its bootstrap weights are the same in every round.
-    ``shorter_won``: a pair whose preferred response has fewer characters.
+    Attributes:
+        kind: The kind of record.
+        sequences: Chosen and rejected of a pair, both of a tie, those of a ranking with the best first, or the one of a
+            label.
+        weight: Scales the record's share of the loss.
+        key: Identifies the signal (its event id), so that its bootstrap weights are the same in every round.
+        label: The label of a label record, in [0, 1].
+        shorter_won: Whether it is a pair whose chosen response has fewer characters.
     """
 
     kind: Kind
@@ -43,13 +49,13 @@ class Example:
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest sequence."""
+        """Tokens of the longest sequence."""
         return max(len(s.ids) for s in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """``truncated``: examples with a shortened sequence, kept; ``dropped``: those left out for that reason."""
+    """Encoded records; ``truncated`` of them were shortened, and ``dropped`` others were too long and left out."""
 
     examples: tuple[Example, ...]
     truncated: int
@@ -59,7 +65,7 @@ class Examples:
 def encode_records(
     encoder: Encoder, records: Sequence[Record], over_length: Literal["truncate", "drop"] = "truncate"
 ) -> Examples:
-    """Tokenise records, each distinct prompt and response once."""
+    """Tokenise records; ``over_length`` tells whether examples that are too long are shortened or dropped."""
     prompts: dict[Prompt, list[int]] = {}
     responses = list(dict.fromkeys(text for record in records for text in responses_of(record)))
     response_ids = dict(zip(responses, encoder.response_ids_batch(responses), strict=True))
@@ -94,11 +100,21 @@ def responses_of(record: Record) -> tuple[str, ...]:
 def plan_steps(
     examples: Sequence[Example], sequences_per_step: int, megabatch_steps: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Indices of the examples of each optimizer step: every example once, in an order fixed by seed and epoch.
+    """Plan the optimizer steps of one epoch; seed and epoch determine the plan.
 
-    Examples that share a sequence stay together in packs of at most `PACK`, so that a step runs it once. Packs are
-    shuffled, then sorted by length within groups of ``megabatch_steps`` steps, so that a step holds similar lengths
-    and the order of steps stays random. All sequences of an example are in one step.
+    Examples that share a sequence stay together in packs of at most `PACK`, so that a step runs the sequence once.
+    Packs are shuffled and then sorted by length within groups of ``megabatch_steps`` steps, so that a step holds
+    similar lengths while the order of the steps stays random. All sequences of an example are in one step.
+
+    Args:
+        examples: The examples.
+        sequences_per_step: Sequences of a step; the last pack may exceed it.
+        megabatch_steps: Steps whose packs are sorted by length together.
+        seed: The seed of the run.
+        epoch: From 0.
+
+    Returns:
+        Indices of each step's examples; every example is in one step.
     """
     generator = np.random.default_rng((seed, epoch))
     packs = _packs(examples, generator.permutation(len(examples)).tolist())
@@ -112,10 +128,16 @@ def plan_steps(
 
 
 def bootstrap_weights(key: str, heads: int, scheme: Literal["poisson", "bernoulli", "none"]) -> list[float]:
-    """How often each head's bootstrap sample holds the signal: mean 1 over signals, fixed by its key.
+    """How often each head's bootstrap sample holds a signal; the key determines it, and the mean over signals is 1.
 
-    "poisson": Poisson(1), the limit of sampling with replacement. "bernoulli": 0 or 2 ("double or nothing", Owen and
-    Eckles 2012). One head, or "none": always 1.
+    Args:
+        key: Identifies the signal.
+        heads: Number of score heads; with one head the weight is 1.
+        scheme: "poisson" draws Poisson(1), the limit of sampling with replacement. "bernoulli" draws 0 or 2 ("double or
+            nothing", Owen and Eckles 2012). "none" is always 1.
+
+    Returns:
+        One weight for each head.
     """
     if scheme == "none" or heads == 1:
         return [1.0] * heads
@@ -126,7 +148,12 @@ def bootstrap_weights(key: str, heads: int, scheme: Literal["poisson", "bernoull
 
 
 def collate(sequences: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Right-padded input_ids, attention_mask and token_type_ids (None without segments), each (n, longest) int64."""
+    """Pad sequences at the end.
+
+    Returns:
+        input_ids, attention_mask (1 at tokens) and token_type_ids, each (n, longest) int64; the last is None without
+        segments.
+    """
     longest = max(len(s.ids) for s in sequences)
     ids = torch.full((len(sequences), longest), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -140,7 +167,7 @@ def collate(sequences: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Ten
 
 
 def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_budget: int) -> Tensor:
-    """Logits (n, k) of the sequences in their order, each distinct one run once, in micro-batches of similar length."""
+    """Logits (n, k) of the sequences in their order. Each distinct sequence runs once, in batches of similar length."""
     distinct: dict[SequenceKey, int] = {}
     firsts: list[Encoded] = []
     places = []
@@ -174,7 +201,7 @@ def _key_of(sequence: Encoded) -> SequenceKey:
 
 
 def _packs(examples: Sequence[Example], order: Iterable[int]) -> list[list[int]]:
-    """The indices, in the given order, in packs of at most `PACK` examples that share a sequence."""
+    """The indices, in the given order, as packs of at most `PACK` examples that share a sequence."""
     uses = Counter(_key_of(s) for example in examples for s in example.sequences)
     packs: list[list[int]] = []
     open_packs: dict[SequenceKey, list[int]] = {}
@@ -189,7 +216,7 @@ def _packs(examples: Sequence[Example], order: Iterable[int]) -> list[list[int]]
 
 
 def _filled(packs: Iterable[list[int]], examples: Sequence[Example], sequences: int) -> list[list[list[int]]]:
-    """The packs cut, in their order, into groups that reach ``sequences`` sequences (the last may not)."""
+    """The packs, in their order, as groups of at least ``sequences`` sequences; the last may have fewer."""
     groups: list[list[list[int]]] = []
     held = sequences
     for pack in packs:

@@ -1,4 +1,4 @@
-"""What an optimizer step learns from and at what rate, and what goes through the model at once."""
+"""Which items an optimizer step learns from, at which rate, and which sequences share a forward pass."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Sequence
 
 import torch
 
-# A group of so many padded tokens keeps the cores of a CPU busy: from there on, padding costs more than a second pass.
+# A group of this many tokens keeps the cores of a CPU busy. In a larger one, padding costs more than a second pass.
 _ENOUGH_TOKENS = 2048
 _PADDING_SHARE = 0.1
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices grouped by length so that rows x longest stays within the budget; a longer row goes alone.
+    """Group sequences of similar length, so that the rows of a group times its longest stay within the budget.
 
-    A group that is large enough ends where more than a tenth of it would be padding.
+    A sequence that is longer than the budget is a group of its own. A group that is large enough ends before more than
+    a tenth of it would be padding.
+
+    Args:
+        lengths: Tokens of each sequence.
+        token_budget: Most tokens of a group, padding included.
+
+    Returns:
+        Indices of each group, shortest sequences first.
     """
     groups: list[list[int]] = []
-    held = 0  # tokens of the last group that are no padding
+    held = 0  # tokens of the last group, without padding
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         rows = len(groups[-1]) + 1 if groups else 1
         padded = rows * lengths[index]
@@ -32,9 +40,19 @@ def by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
 
 
 def plan_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of each optimizer step of an epoch: every index once, in an order fixed by seed and epoch.
+    """Plan the optimizer steps of one epoch; seed and epoch determine the plan.
 
-    Shuffled, then sorted by length within runs of 16 steps: a step holds similar lengths, the order stays random.
+    The items are shuffled and then sorted by length within runs of 16 steps, so that a step holds similar lengths while
+    the order of the steps stays random.
+
+    Args:
+        lengths: Tokens of each item.
+        size: Items of a step.
+        seed: The seed of the run.
+        epoch: From 0.
+
+    Returns:
+        Indices of each step's items; every index is in one step.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
@@ -46,6 +64,6 @@ def plan_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> li
 
 
 def rate_scale(step: int, steps: int, warmup_share: float) -> float:
-    """Linear warm-up, then linear to 0 after the last step; ``step`` counts from 0."""
+    """Factor of the learning rate at ``step``, from 0 on: it rises linearly, then falls linearly to 0 at the end."""
     warmup = warmup_share * steps
     return min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / steps)
