@@ -48,7 +48,9 @@ class Cell:
             SEED: str(self.seed),
         }
         kept = {name: value for name, value in os.environ.items() if name not in chosen}
-        return kept | {name: value for name, value in chosen.items() if value != UNSET}
+        # Two threads that wait for each other by spinning take the cores from the processes beside them.
+        waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+        return kept | waiting | {name: value for name, value in chosen.items() if value != UNSET}
 
     def __str__(self) -> str:
         return f"{self.aten:<8} {self.onednn:<6} {self.threads:>7} {self.seed:>6}"

@@ -88,7 +88,8 @@ class ListedSampler:
         for prompt, (rollouts, probabilities) in listed.items():
             count = call.sampling.responses * call.prompts.count(prompt)
             places = (torch.arange(count) + torch.rand(1, generator=generator)) / count
-            chosen = torch.searchsorted(probabilities.cumsum(0) / probabilities.sum(), places.double())
+            cumulative = probabilities.cumsum(0)
+            chosen = torch.searchsorted(cumulative / cumulative[-1], places.double())
             shuffled = chosen[torch.randperm(count, generator=generator)]
             drawn[prompt] = iter([rollouts[i] for i in shuffled.tolist()])
         return Said([list(islice(drawn[prompt], call.sampling.responses)) for prompt in call.prompts], call.step)
