@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 
-.PHONY: install lock demo test parity learning-matrix lint types protos protos-check observability observability-check docs \
+.PHONY: install lock demo test test-long parity learning-matrix lint types protos protos-check observability observability-check docs \
 	docs-serve bench clean
 
 # The extras local and test as locked in requirements/; a torch that is there already stays if it is within our range.
@@ -24,7 +24,11 @@ demo: install
 	$(VENV)/bin/rewardloop demo
 
 test: install lint types protos-check observability-check docs
-	$(PY) -m pytest -q -n auto --dist loadfile
+	$(PY) -m pytest -q -n auto --dist loadfile -m "not long"
+
+# The tests that kill processes, need other programs, or train for long: what `make test` leaves out.
+test-long: install
+	$(PY) -m pytest -q -n auto --dist loadfile -m long
 
 # Losses and gradients against TRL on the same tensors.
 parity: install

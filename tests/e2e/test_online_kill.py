@@ -25,6 +25,8 @@ from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
 
+pytestmark = pytest.mark.long
+
 STEPS = 8
 PROMPTS: list[Prompt] = [(Turn("user", text),) for text in ("up", "down", "left", "over there", "right")]
 SETTINGS = OnlineSettings.model_validate(

@@ -21,6 +21,8 @@ from rewardloop_local.up import UpSettings
 from rewardloop_trainer.server_access import open_client
 from rewardloop_trainer.settings import TrainSettings
 
+pytestmark = pytest.mark.long
+
 
 async def test_processes_of_a_deployment_let_one_another_in_and_nobody_else(tmp_path: Path) -> None:
     data = tmp_path / "data"

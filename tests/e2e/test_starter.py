@@ -16,6 +16,8 @@ from rewardloop_local import corpus
 from rewardloop_local.starter import encoder_of
 from rewardloop_trainer.reward.model import RewardModel
 
+pytestmark = pytest.mark.long
+
 
 def _train(out: Path, seed: int) -> dict[str, float]:
     sizes = ["--facts", "320", "--styled", "320", "--pairs", "160"]

@@ -135,6 +135,7 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
 
 
 @pytest.mark.learning
+@pytest.mark.long
 def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     first = world.store.manifest("reward", 1)
     trunk = Trunk("1", first.digest)
@@ -160,6 +161,7 @@ def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     assert merged.metrics["gate_candidate_accuracy"] > 0.9
 
 
+@pytest.mark.long
 def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_that_has_them(tmp_path: Path) -> None:
     base = save_tiny_encoder(tmp_path / "base", learning_seed())
     store = ["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]
@@ -177,6 +179,7 @@ def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_tha
 
 
 @pytest.mark.parametrize("method", [(), DELTA], ids=["full", "delta"])
+@pytest.mark.long
 def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     world: World, method: tuple[str, ...]
 ) -> None:
@@ -199,6 +202,7 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     assert manifest.data.signals == 300
 
 
+@pytest.mark.long
 def test_absent_server_is_asked_again_without_training_or_publishing_again(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     world.server.kill()
@@ -211,6 +215,7 @@ def test_absent_server_is_asked_again_without_training_or_publishing_again(world
     assert world.store.versions("reward") == [1, 2]
 
 
+@pytest.mark.long
 def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     trainer = world.trainer("--reward.epochs", "2000", "--reward.checkpoint-every-steps", "0")
@@ -222,6 +227,7 @@ def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -
 
 
 @pytest.mark.learning
+@pytest.mark.long
 def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log
@@ -237,6 +243,7 @@ def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     assert world.state["round"] is None
 
 
+@pytest.mark.long
 def test_once_tells_by_its_exit_status_that_a_round_was_skipped(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     shutil.rmtree(world.directory / "models" / "reward" / "1" / "torch")  # the server has loaded its graph

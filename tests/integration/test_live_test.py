@@ -26,6 +26,8 @@ from rewardloop_trainer.rounds.pauses import Waiting
 from rewardloop_trainer.rounds.trainer_state import RoundState
 from rewardloop_trainer.vocabulary import Outcome
 
+pytestmark = pytest.mark.long
+
 MOST_COMPARISONS = 60
 
 

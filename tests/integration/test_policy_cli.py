@@ -183,6 +183,7 @@ def test_a_run_that_lost_its_server_goes_on_to_the_weights_of_an_uninterrupted_o
 
 
 @pytest.mark.learning
+@pytest.mark.long
 def test_two_processes_write_one_policy(command: list[str], tmp_path: Path) -> None:
     flags = [*command, "--heldout-share", "0", "--online.steps", "2", "--torch-threads", "1"]
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -60,6 +60,7 @@ def test_a_delta_is_proved_over_its_trunks_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.long
 def test_a_delta_over_an_int8_graph_is_judged_as_a_change_of_precision(kind: str, tmp_path: Path) -> None:
     whole = exported(kind)
     shutil.copytree(whole.directory, tmp_path / "trunk")

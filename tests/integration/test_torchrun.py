@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from support import torchrun_training
 from support.learning_runs import THREADS
 
+pytestmark = pytest.mark.long
+
 ALGORITHMS = ("ppo", "grpo", "online-dpo", "dpo", "kto")
 PATIENCE_S = 200.0
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.tools import missing
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
