@@ -37,10 +37,10 @@ class UpSettings(SecuritySettings):
     reward_base: str = Field("", description="Hugging Face directory or hub id of the first reward model")
     policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
     seed: int = Field(0, description="seed of the starter models")
-    export_args: str = Field("", description="more flags for the export of the reward base, as one string")
-    serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string")
-    policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string")
-    train_args: str = Field("", description="more flags for 'rewardloop train', as one string")
+    export_args: str = Field("", description="more flags for the export of the reward base, as one string after '='")
+    serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string: --serve-args=--no-spin")
+    policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
+    train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
     log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
 
 

@@ -18,6 +18,8 @@ from rewardloop_cli.processes import PROCESSES
 from support.documents import blocks
 
 PROGRAMS = ("rewardloop", "pytest", "python", "make", "torchrun")
+# Last words with which a command prints something and starts nothing.
+_INFORMING = {"--help", "--help-all", "--version"}
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -50,6 +52,11 @@ def _lines(language: str, code: str) -> Iterator[str]:
 def check(words: Sequence[str]) -> None:
     """Let rewardloop's own parsers read the arguments. Raises SystemExit or the parser's error where they refuse."""
     command: Any = typer.main.get_command(app)
+    if words[-1] in _INFORMING:
+        with pytest.raises(SystemExit) as ended:
+            command(list(words[1:]))
+        assert ended.value.code == 0
+        return
     context = command.make_context("rewardloop", list(words[1:]))
     while hasattr(command, "commands"):
         name, child, rest = command.resolve_command(context, [*context._protected_args, *context.args])

@@ -14,9 +14,7 @@ def label_values() -> Mapping[str, Mapping[str, frozenset[str]]]:
     defined = {**trainer.LABEL_VALUES, **serving.LABEL_VALUES}
     found: dict[str, dict[str, frozenset[str]]] = {}
     for name, metric in {**client_metrics(), **trainer_metrics(), **serving_metrics()}.items():
-        # The trainer names a histogram's series, the server the histogram.
-        values = defined.get(name) or defined.get(f"{name}_bucket", {})
-        found[name] = {label: frozenset(each) for label, each in values.items() if each is not None}
+        found[name] = {label: frozenset(each) for label, each in defined.get(name, {}).items() if each is not None}
         if metric.bounds:
             found[name]["le"] = frozenset(metric.bounds)
     return found

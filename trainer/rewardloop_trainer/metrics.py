@@ -51,16 +51,11 @@ _Values: TypeAlias = tuple[str, ...] | None
 
 @dataclass(frozen=True, slots=True)
 class _Declared:
-    """A metric: its name, the endings of its series' names, its labels, and what an untouched gauge shows."""
+    """A metric: its name, its labels, and what an untouched gauge shows."""
 
     name: str
-    endings: tuple[str, ...]
     labels: Mapping[str, _Values]
     starts_at: float | None = None
-
-    @property
-    def closed(self) -> Mapping[str, tuple[str, ...]]:
-        return {label: values for label, values in self.labels.items() if values is not None}
 
 
 _DECLARED = "declared"
@@ -74,16 +69,15 @@ def _instrument(make: Callable[..., T], declared: _Declared, text: str, **option
 
 
 def _counter(name: str, text: str, **labels: _Values) -> Counter:
-    return _instrument(Counter, _Declared(f"rewardloop_{name}", ("_total",), labels), text)
+    return _instrument(Counter, _Declared(f"rewardloop_{name}_total", labels), text)
 
 
 def _gauge(name: str, text: str, *, starts_at: float | None = None, **labels: _Values) -> Gauge:
-    return _instrument(Gauge, _Declared(f"rewardloop_{name}", ("",), labels, starts_at), text)
+    return _instrument(Gauge, _Declared(f"rewardloop_{name}", labels, starts_at), text)
 
 
 def _histogram(name: str, text: str, buckets: tuple[float, ...], **labels: _Values) -> Histogram:
-    declared = _Declared(f"rewardloop_{name}", ("_bucket", "_count", "_sum"), labels)
-    return _instrument(Histogram, declared, text, buckets=buckets)
+    return _instrument(Histogram, _Declared(f"rewardloop_{name}", labels), text, buckets=buckets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +179,10 @@ class TrainerMetrics:
         for attribute, declared in _declared().items():
             instrument = getattr(self, attribute)
             self.registry.register(instrument)
-            if declared.closed != declared.labels:
+            closed = [values for values in declared.labels.values() if values is not None]
+            if len(closed) < len(declared.labels):
                 continue
-            for values in product(*declared.closed.values()):
+            for values in product(*closed):
                 series = instrument.labels(*values) if values else instrument
                 if declared.starts_at is not None:
                     series.set(declared.starts_at)
@@ -260,11 +255,6 @@ def _declared() -> dict[str, _Declared]:
     return {each.name: each.metadata[_DECLARED] for each in fields(TrainerMetrics) if _DECLARED in each.metadata}
 
 
-# The values that each label may have, by the names of the series on the page; a label whose values callers choose is
-# not listed. Alerts and dashboards are held to it.
-LABEL_VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    declared.name + ending: declared.closed
-    for declared in _declared().values()
-    if declared.closed
-    for ending in declared.endings
-}
+# The values that each label may have, by the metric's name: a counter's ends in _total, a histogram's has no _bucket.
+# None stands for a label whose values callers choose. Alerts and dashboards are held to it.
+LABEL_VALUES: Mapping[str, Mapping[str, _Values]] = {each.name: each.labels for each in _declared().values()}

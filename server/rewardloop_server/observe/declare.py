@@ -67,7 +67,10 @@ def register(declared: Any, registry: CollectorRegistry) -> None:
 
 
 def label_values(declaring: Any) -> Mapping[str, Mapping[str, Values]]:
-    """Return the labels and their values of each metric that the class declares, by the metric's full name."""
+    """Return the labels and their values of each metric that the class declares.
+
+    The metric's name is the key: a counter's ends in ``_total``, and a histogram's has no ``_bucket``.
+    """
     return {each.metadata[_NAME]: each.metadata[_LABELS] for each in fields(declaring) if _NAME in each.metadata}
 
 

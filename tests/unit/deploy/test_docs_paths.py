@@ -75,9 +75,11 @@ def _unknown_flags(words: Sequence[str]) -> list[str]:
     for word in ("", *words[1:]):
         command = getattr(command, "commands", {}).get(word, command)
         flags |= {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
-    process = next((each for each in PROCESSES if each.name == command.name), None)
+    # `config show` takes the flags of the process that it is asked about.
+    name = words[3] if words[1:3] == ["config", "show"] and len(words) > 3 else command.name
+    process = next((each for each in PROCESSES if each.name == name), None)
     if process is not None:
-        flags |= {"--config", "--help-all"}
+        flags |= {"--config", "--help-all", *(("--json", "--changed") if name != command.name else ())}
         for setting in settings_of(process.settings_class()):
             flags |= set(re.findall(r"--[\w.-]+", setting.flags))
     return [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags]
@@ -96,6 +98,8 @@ def test_every_command_that_a_page_names_has_the_flags_that_it_names(page: Path)
         ("rewardloop train --reward.learning-rate 2e-5 --config train.toml", []),
         ("rewardloop serve --no-spin --spinning", ["--spinning"]),
         ("rewardloop models canary --end --start", ["--start"]),
+        ("rewardloop config show serve --changed --spinning", ["--spinning"]),
+        ("rewardloop serve --changed", ["--changed"]),
         ("rewardloop --token-file token status", []),
     ],
 )

@@ -27,8 +27,14 @@ def test_every_method_message_and_enum_has_a_section() -> None:
 
 
 def test_comments_of_the_protos_are_in_the_page() -> None:
-    page = " ".join(rpc_pages.rpcs().split())
-    assert "Scores one prompt with 1..N responses, all by one model version." in page
+    page = " ".join(rpc_pages.rpcs().replace("\\", "").split())
+    commented = [
+        (method, " ".join(re.sub(r"^ *//", "", comment, flags=re.MULTILINE).split()))
+        for proto in (ROOT / "protos/rewardloop/v1").glob("*.proto")
+        for comment, method in re.findall(r"((?:^ *//.*\n)+) *rpc (\w+)", proto.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert [method for method, comment in commented if comment not in page] == []
+    assert len(commented) == sum(len(service.methods) for file in FILES for service in file.services_by_name.values())
     assert re.search(r"\| `lane` \| 3 \| \[Lane\]\(#lane\) \|", page)
 
 
