@@ -90,7 +90,7 @@ def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input, text_format_of
     from rewardloop_trainer.data.gate_pairs import read_pairs
     from rewardloop_trainer.export.parity import check_parity, export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
@@ -102,6 +102,7 @@ def _export_reward(options: ExportSettings) -> Manifest:
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
     model = RewardModel.from_base(options.base, options.heads, options.pooling, options.seed)
+    check_vocabulary(tokenizer, model.vocabulary)
     segment_ids = options.segment_ids
     if segment_ids is None:
         segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
@@ -109,12 +110,11 @@ def _export_reward(options: ExportSettings) -> Manifest:
     longest = longest_input(model.config, tokenizer)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
-    vocabulary = min(model.config.vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
     with tempfile.TemporaryDirectory() as directory:
         candidate = Path(directory)
         adapters = linear_modules(model.trunk, options.adapters)
         export_reward(model, tokenizer.backend_tokenizer, text_format, candidate, adapters=adapters)
-        sequences = random_sequences(encoder, vocabulary, _PARITY_SEQUENCES)
+        sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
         manifest = Manifest(
@@ -174,7 +174,13 @@ def _export_policy(options: ExportSettings) -> Manifest:
 
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
-    from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.data.base_text import (
+        UnusableBase,
+        check_vocabulary,
+        load_tokenizer,
+        longest_input,
+        text_format_of,
+    )
     from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(options.base)
@@ -184,6 +190,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{options.base}: {error}") from error
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     text_format = text_format_of(tokenizer, is_decoder=True)
     longest = longest_input(model.config, tokenizer)
     manifest = Manifest(

@@ -13,6 +13,7 @@ from rewardloop.formats.text import Messages, TextFormat, UnusableChatTemplate
 
 log = structlog.get_logger()
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
+_NAMED = 5  # tokens that an error names
 
 
 def load_tokenizer(base: str | Path) -> Any:
@@ -62,6 +63,26 @@ def text_format_of(tokenizer: Any, *, is_decoder: bool, segment_ids: bool = Fals
         except UnusableChatTemplate as error:
             log.warning("replacing the chat template by the plain layout", reason=str(error))
     return TextFormat.for_decoder(backend, eos_id=eos_id, bos_id=tokenizer.bos_token_id, pad_id=pad_id)
+
+
+def check_vocabulary(tokenizer: Any, rows: int) -> None:
+    """Check that the model has an embedding for every token of its tokenizer.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        rows: Rows of the model's input embedding.
+
+    Raises:
+        UnusableBase: If a token's id is not below ``rows``. Such an id would make every run that contains it fail.
+    """
+    ids: dict[str, int] = tokenizer.get_vocab()  # with added and special tokens
+    beyond = sorted((i, token) for token, i in ids.items() if i >= rows)
+    if beyond:
+        named = ", ".join(f"{token!r} ({i})" for i, token in beyond[:_NAMED])
+        raise UnusableBase(
+            f"the embedding has {rows} rows, and {len(beyond)} of its {len(ids)} tokens have ids beyond them: {named}"
+            f"{', ...' if len(beyond) > _NAMED else ''}; resize the embedding (resize_token_embeddings) and train it"
+        )
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:

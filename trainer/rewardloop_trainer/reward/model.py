@@ -64,6 +64,11 @@ class RewardModel(nn.Module):
         """The trunk's Hugging Face configuration."""
         return cast(Any, self.trunk).config
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the trunk's input embedding: a token's id must be below."""
+        return int(cast(Any, self.trunk).get_input_embeddings().num_embeddings)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Score right-padded sequences.
 

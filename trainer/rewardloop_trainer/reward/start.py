@@ -9,7 +9,13 @@ from tokenizers import Tokenizer
 
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder, TextFormat
-from rewardloop_trainer.data.base_text import attention_window, load_tokenizer, longest_input, text_format_of
+from rewardloop_trainer.data.base_text import (
+    attention_window,
+    check_vocabulary,
+    load_tokenizer,
+    longest_input,
+    text_format_of,
+)
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -85,6 +91,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
     of_base = load_tokenizer(settings.base)
+    check_vocabulary(of_base, model.vocabulary)
     segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
     text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
