@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from deploy_files import DOCKERFILES, REPOSITORY, instructions
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support.deploy_files import DOCKERFILES, REPOSITORY, instructions
 
 REQUIREMENTS = REPOSITORY / "requirements"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
