@@ -231,7 +231,7 @@ def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -
 def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     put(world.redis, *(choice(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log
-    # At this rate nothing is left of what was learned. A far higher one makes the gradients infinite on some processors.
+    # Nothing is left of what was learned. A far higher rate makes the gradients infinite on some processors.
     put(world.redis, *(choice(i) for i in range(300, 600)))
     ruined = ("--reward.learning-rate", "1", "--reward.head-learning-rate", "10", "--reward.warmup-share", "0")
     assert world.trainer("--once", "--reward.gate-tolerance", "0", *ruined).wait(120) == 0, world.log
