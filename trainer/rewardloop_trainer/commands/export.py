@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.export_settings import ExportSettings
@@ -101,7 +101,9 @@ def _export_reward(options: ExportSettings) -> Manifest:
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(options.base, options.heads, options.pooling, options.seed)
+    model = RewardModel.from_base(
+        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
+    )
     check_vocabulary(tokenizer, model.vocabulary)
     segment_ids = options.segment_ids
     if segment_ids is None:
@@ -117,6 +119,8 @@ def _export_reward(options: ExportSettings) -> Manifest:
         sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
+        heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
+        notes = _said({"heads": heads, **notes})
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},
@@ -145,7 +149,7 @@ def _in_precision(
     The first pairs calibrate the ranges of activations and are not judged.
 
     Returns:
-        The precision that was chosen with its figures, and the manifest's notes about it, which are printed too.
+        The precision that was chosen with its figures, and the manifest's notes about it.
     """
     from rewardloop.formats.store import MODEL
     from rewardloop_trainer.export.precision import JudgedPairs, PrecisionChoice, choose_precision, convert
@@ -164,9 +168,14 @@ def _in_precision(
         margins = pair_margins(model, encoder, judged)
         choice = choose_precision(candidate, wanted, JudgedPairs(judged, margins, encoder), calibration)
         notes = choice.notes(wanted)
-    for note in notes.values():
-        print(f"rewardloop export: {note}", file=sys.stderr)
     return choice, notes
+
+
+def _said(notes: dict[str, str]) -> dict[str, str]:
+    """Print the manifest's notes, and return them."""
+    for name, note in notes.items():
+        print(f"rewardloop export: {name}: {note}", file=sys.stderr)
+    return notes
 
 
 def _export_policy(options: ExportSettings) -> Manifest:
@@ -190,7 +199,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{options.base}: {error}") from error
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
     text_format = text_format_of(tokenizer, is_decoder=True)
     longest = longest_input(model.config, tokenizer)
     manifest = Manifest(

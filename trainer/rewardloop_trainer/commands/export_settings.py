@@ -26,6 +26,9 @@ class ExportSettings(ProcessSettings):
     seed: int = Field(0, description="seed that new score heads are drawn with")
 
     heads: int = Field(4, ge=1, description="score heads; the spread of their scores is the uncertainty")
+    new_heads: bool = Field(
+        False, description="draw new score heads, even if the checkpoint has trained ones; else such a base is refused"
+    )
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how an encoder's states become one")
     segment_ids: bool | None = Field(
         None, description="mark the response with token type 1; default: only in sequence classifiers with segments"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from tokenizers import Tokenizer
 
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
@@ -19,6 +20,8 @@ from rewardloop_trainer.data.base_text import (
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
+
+log = structlog.get_logger()
 
 
 class NothingToStartFrom(Exception):
@@ -72,7 +75,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     Raises:
         NothingToStartFrom: If there is neither a version nor a base.
         StoreError: If the store does not have the version or its files were altered.
-        UnusableBase: If the base cannot be loaded.
+        UnusableBase: If the base cannot be loaded, or has a trained head that would not be used as its class uses it.
     """
     if version is not None:
         directory = store.fetch("reward", version)
@@ -89,7 +92,8 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
-    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
+    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
     of_base = load_tokenizer(settings.base)
     check_vocabulary(of_base, model.vocabulary)
     segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
