@@ -15,8 +15,8 @@ from rewardloop_trainer.data.base_text import (
     check_vocabulary,
     load_tokenizer,
     longest_input,
-    text_format_of,
 )
+from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -96,8 +96,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
     of_base = load_tokenizer(settings.base)
     check_vocabulary(of_base, model.vocabulary)
-    segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
-    text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
+    text_format = reward_layout(of_base, model)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
     return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
