@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop_local import corpus, starter
 from rewardloop_trainer.commands import export as export_cli
 from rewardloop_trainer.data.base_text import load_tokenizer
 from rewardloop_trainer.data.layout_check import check_dialogues
@@ -166,6 +167,18 @@ def test_a_policy_whose_template_ends_answers_with_another_token_is_refused(tmp_
         pad_id=0,
     )
     assert "</s>" in check_dialogues(tokenizer, ended, pad=None, stops=True).difference
+
+
+def test_the_starters_bases_pass(tmp_path: Path) -> None:
+    texts = [text for example in corpus.sft_examples(100, 1) for text in example]
+    tokenizer = starter.train_tokenizer(texts)
+    policy = starter.new_policy(tokenizer)
+    for name, model in (("policy", policy), ("reward", starter.new_reward_model(policy))):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        assert export(tmp_path / name, model=name) == 0
+        assert note(tmp_path / name, model=name).startswith("exact: 10 probes")
+    assert ModelStore(tmp_path / "store").manifest("reward", 1).notes["heads"] == "the checkpoint's"
 
 
 def test_a_decoder_without_a_template_is_compared_with_nothing(tmp_path: Path) -> None:

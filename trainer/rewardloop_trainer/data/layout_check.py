@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.text import Encoder, TextFormat, Turn
 
 _SHOWN = 3  # tokens on each side of a difference
+_QUIET = {"verbose": False}  # no warning that a probe is longer than the model reads
 _LONG = "A paragraph of several words, repeated until it is long. " * 60
 _CODE = "def f(x):\n\tif x:\n        return {'a': [1, 2]}\n\n\n    # done\n"
 _UNICODE = "Grüße, 日本語 \u00a0🙂 e\u0301 \u200dשלום"
@@ -69,7 +70,9 @@ def check_dialogues(tokenizer: Any, text_format: TextFormat, *, pad: int | None,
     for name, dialogue in _DIALOGUES.items():
         messages = [{"role": role, "content": content} for role, content in dialogue]
         try:
-            theirs = list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
+            theirs = list(
+                tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, tokenizer_kwargs=_QUIET)
+            )
         except TemplateError:
             skipped.append(name)
             continue
@@ -98,7 +101,7 @@ def check_pairs(tokenizer: Any, text_format: TextFormat, *, has_segments: bool) 
             continue
         (_, prompt), (_, response) = dialogue
         ((ours,),) = encoder.groups([([Turn("user", prompt)], [response])])
-        theirs = tokenizer(prompt, response)
+        theirs = tokenizer(prompt, response, **_QUIET)
         difference = _difference(tokenizer, name, ours.ids, list(theirs["input_ids"]))
         none = [0] * len(ours.ids)
         if not difference and has_segments and (ours.token_type_ids or none) != theirs.get("token_type_ids", none):

@@ -57,10 +57,11 @@ class HeadStart:
         """
         with torch.no_grad():
             ours = [float(model(ids, torch.ones_like(ids)).mean()) for ids in self.ids]
-        difference = max(abs(mine - theirs) for mine, theirs in zip(ours, self.logits, strict=True))
-        if not difference <= SCORE_TOLERANCE:
+        differences = [abs(mine - theirs) for mine, theirs in zip(ours, self.logits, strict=True)]
+        if not all(difference <= SCORE_TOLERANCE for difference in differences):  # nor is any of them NaN
             raise UnusableBase(
-                f"{base}: its scores as a reward model differ from those of its own class by up to {difference:.2g}: "
+                f"{base}: its scores as a reward model differ from those of its own class by up to "
+                f"{max(differences):.2g}: "
                 f"the layers of its head are not known; {_OFFER}"
             )
 
