@@ -31,8 +31,8 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
         if base:
             on_phase(f"exporting {model} version 1")
             args = ["--model", model, "--base", base, "--store", str(plan.store)]
+            args += plan.export_args if model == "reward" else plan.policy_export_args
             if model == "reward":
-                args += plan.export_args
                 args += ("--anchors", str(plan.anchors)) if plan.anchors.exists() else ()
             await run(f"export-{model}", "rewardloop_trainer.commands.export", args)
 

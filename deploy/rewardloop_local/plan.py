@@ -35,6 +35,7 @@ class DeploymentPlan:
     policy_base: str = ""
     seed: int = 0
     export_args: Sequence[str] = field(default_factory=tuple)
+    policy_export_args: Sequence[str] = field(default_factory=tuple)
     serve_args: Sequence[str] = field(default_factory=tuple)
     policy_args: Sequence[str] = field(default_factory=tuple)
     train_args: Sequence[str] = field(default_factory=tuple)

@@ -38,6 +38,9 @@ class UpSettings(SecuritySettings):
     policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
     seed: int = Field(0, description="seed of the starter models")
     export_args: str = Field("", description="more flags for the export of the reward base, as one string after '='")
+    policy_export_args: str = Field(
+        "", description="more flags for the export of the policy base, as one string after '='"
+    )
     serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string: --serve-args=--no-spin")
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
@@ -72,7 +75,7 @@ async def _run(settings: UpSettings) -> int:
             console.print(text, soft_wrap=True)
 
     fields = settings.model_dump(exclude={"log_format", *SecuritySettings.model_fields})
-    for name in ("export_args", "serve_args", "policy_args", "train_args"):
+    for name in ("export_args", "policy_export_args", "serve_args", "policy_args", "train_args"):
         fields[name] = tuple(shlex.split(fields[name]))
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])

@@ -30,7 +30,7 @@ def test_tokens_beyond_the_embedding_are_named_and_nothing_is_published(
     add_tokens(base, "<|first|>", "<|second|>")
     flags = ["--base", str(base), "--store", str(tmp_path / "store"), "--model", model]
     assert export_cli.main(flags) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("rewardloop export: "))
     assert "260 rows" in line
     assert "2 of its 262 tokens" in line
     assert "'<|first|>' (260)" in line

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.export_settings import ExportSettings
@@ -19,6 +19,7 @@ from rewardloop_trainer.commands.export_settings import ExportSettings
 if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
     from rewardloop.formats.text import Encoded, Encoder
+    from rewardloop_trainer.data.layout_check import LayoutCheck
     from rewardloop_trainer.data.preferences import Pair
     from rewardloop_trainer.export.precision import Precision, PrecisionChoice
     from rewardloop_trainer.reward.model import RewardModel
@@ -90,10 +91,11 @@ def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
     from rewardloop_trainer.data.gate_pairs import read_pairs
     from rewardloop_trainer.export.parity import check_parity, export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
+    from rewardloop_trainer.reward.base_layout import check_reward_layout, reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.reward.model import RewardModel
     from rewardloop_trainer.rounds.publish import code_version
@@ -101,12 +103,12 @@ def _export_reward(options: ExportSettings) -> Manifest:
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(options.base, options.heads, options.pooling, options.seed)
+    model = RewardModel.from_base(
+        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
+    )
     check_vocabulary(tokenizer, model.vocabulary)
-    segment_ids = options.segment_ids
-    if segment_ids is None:
-        segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
-    text_format = text_format_of(tokenizer, is_decoder=model.is_decoder, segment_ids=segment_ids)
+    text_format = reward_layout(tokenizer, model, options.segment_ids)
+    layout = _layout_note(options, check_reward_layout(tokenizer, model, text_format))
     longest = longest_input(model.config, tokenizer)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
@@ -117,6 +119,8 @@ def _export_reward(options: ExportSettings) -> Manifest:
         sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
+        heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
+        notes = _said({"heads": heads, "layout": layout, **notes})
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},
@@ -145,7 +149,7 @@ def _in_precision(
     The first pairs calibrate the ranges of activations and are not judged.
 
     Returns:
-        The precision that was chosen with its figures, and the manifest's notes about it, which are printed too.
+        The precision that was chosen with its figures, and the manifest's notes about it.
     """
     from rewardloop.formats.store import MODEL
     from rewardloop_trainer.export.precision import JudgedPairs, PrecisionChoice, choose_precision, convert
@@ -164,9 +168,31 @@ def _in_precision(
         margins = pair_margins(model, encoder, judged)
         choice = choose_precision(candidate, wanted, JudgedPairs(judged, margins, encoder), calibration)
         notes = choice.notes(wanted)
-    for note in notes.values():
-        print(f"rewardloop export: {note}", file=sys.stderr)
     return choice, notes
+
+
+def _layout_note(options: ExportSettings, check: LayoutCheck | None) -> str:
+    """Return the manifest's note about the layout. Raises `UnusableBase` if it differs and has to be exact."""
+    from rewardloop_trainer.data.base_text import UnusableBase
+
+    if check is None:
+        return "not compared: the base has no chat template and no encoding of pairs that its head was trained on"
+    if not check.difference:
+        skipped = f", and the template refuses {', '.join(check.skipped)}" if check.skipped else ""
+        return f"exact: {check.equal} probes have the ids that the base's tokenizer gives them{skipped}"
+    if options.layout == "exact":
+        raise UnusableBase(
+            f"{options.base}: the layout of texts would differ from the base's own: {check.difference}; "
+            "--layout approximate accepts this"
+        )
+    return f"approximate: {check.difference}"
+
+
+def _said(notes: dict[str, str]) -> dict[str, str]:
+    """Print the manifest's notes, and return them."""
+    for name, note in notes.items():
+        print(f"rewardloop export: {name}: {note}", file=sys.stderr)
+    return notes
 
 
 def _export_policy(options: ExportSettings) -> Manifest:
@@ -181,6 +207,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
         longest_input,
         text_format_of,
     )
+    from rewardloop_trainer.data.layout_check import check_dialogues
     from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(options.base)
@@ -190,8 +217,10 @@ def _export_policy(options: ExportSettings) -> Manifest:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{options.base}: {error}") from error
-    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
     text_format = text_format_of(tokenizer, is_decoder=True)
+    check = check_dialogues(tokenizer, text_format, pad=None, stops=True) if tokenizer.chat_template else None
+    layout = _layout_note(options, check)
     longest = longest_input(model.config, tokenizer)
     manifest = Manifest(
         model="policy",
@@ -199,6 +228,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
         max_length=min(options.max_length or longest, longest),
         base=options.base,
         code_version=code_version(),
+        notes=_said({"layout": layout}),
     )
 
     def write(target: Path) -> None:

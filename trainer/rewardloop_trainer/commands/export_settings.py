@@ -23,12 +23,18 @@ class ExportSettings(ProcessSettings):
     max_length: int | None = Field(
         None, ge=8, description="most tokens of prompt and response together; default: 512, or what a policy reads"
     )
+    layout: Literal["exact", "approximate"] = Field(
+        "exact", description="whether a base is refused if texts would be laid out otherwise than by its own tokenizer"
+    )
     seed: int = Field(0, description="seed that new score heads are drawn with")
 
     heads: int = Field(4, ge=1, description="score heads; the spread of their scores is the uncertainty")
+    new_heads: bool = Field(
+        False, description="draw new score heads, even if the checkpoint has trained ones; else such a base is refused"
+    )
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how an encoder's states become one")
     segment_ids: bool | None = Field(
-        None, description="mark the response with token type 1; default: only in sequence classifiers with segments"
+        None, description="mark the response with token type 1; default: in sequence classifiers whose tokenizer does"
     )
     adapters: Literal["none", "query_value", "attention", "all"] = Field(
         "query_value", description="linear layers whose changes later versions can publish as adapters of this graph"

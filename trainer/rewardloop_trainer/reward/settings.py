@@ -53,6 +53,9 @@ class RewardHyperparameters(RewardTraining):
     heads: int = Field(
         4, ge=1, description="score heads of a first model; the spread of their scores is the uncertainty"
     )
+    new_heads: bool = Field(
+        False, description="give a first model new heads, even if its base has trained ones; else the base is refused"
+    )
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how a first model pools an encoder's states")
     max_length: int = Field(512, ge=8, description="most tokens of prompt and response together, in a first model")
     method: Literal["full", "lora"] = Field("full", description="which weights learn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from tokenizers import Tokenizer
 
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
@@ -14,11 +15,13 @@ from rewardloop_trainer.data.base_text import (
     check_vocabulary,
     load_tokenizer,
     longest_input,
-    text_format_of,
 )
+from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
+
+log = structlog.get_logger()
 
 
 class NothingToStartFrom(Exception):
@@ -72,7 +75,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     Raises:
         NothingToStartFrom: If there is neither a version nor a base.
         StoreError: If the store does not have the version or its files were altered.
-        UnusableBase: If the base cannot be loaded.
+        UnusableBase: If the base cannot be loaded, or has a trained head that would not be used as its class uses it.
     """
     if version is not None:
         directory = store.fetch("reward", version)
@@ -89,11 +92,11 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
-    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
+    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
     of_base = load_tokenizer(settings.base)
     check_vocabulary(of_base, model.vocabulary)
-    segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
-    text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
+    text_format = reward_layout(of_base, model)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
     return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
