@@ -142,6 +142,9 @@ def test_tokens_that_merge_over_a_border_are_found(tmp_path: Path) -> None:
     check = check_reward_layout(tokenizer, reward, reward_layout(tokenizer, reward))
     assert check is not None
     assert check.difference.startswith("probe 'newlines first' differs at token 5")
+    ours, theirs = check.difference.split(" in this layout, ")
+    assert r"'\n', '\n\n', 'W'" in ours
+    assert r"'\n\n', '\n', 'W'" in theirs
 
 
 def test_probes_that_the_template_itself_refuses_are_named(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def _difference(tokenizer: Any, name: str, ours: Sequence[int], theirs: Sequence
     at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
 
     def near(ids: Sequence[int]) -> str:
-        return repr(tokenizer.decode(list(ids[max(0, at - _SHOWN) : at + _SHOWN]), skip_special_tokens=False))
+        """Each token by itself, because tokens may differ where their text does not."""
+        return str([tokenizer.decode([i], skip_special_tokens=False) for i in ids[max(0, at - _SHOWN) : at + _SHOWN]])
 
     return f"probe {name!r} differs at token {at}: {near(ours)} in this layout, {near(theirs)} by the tokenizer"
