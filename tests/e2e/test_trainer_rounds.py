@@ -194,7 +194,7 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     put(world.redis, *(choice(i) for i in range(300, 400)))
 
     assert world.trainer("--once", *slow).wait(240) == 0, world.log
-    assert "goes on from a checkpoint" in world.log
+    assert "continuing from a checkpoint" in world.log
     assert world.store.versions("reward") == [1, 2]
     manifest = world.store.manifest("reward", 2)
     assert manifest.data is not None
