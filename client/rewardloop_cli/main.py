@@ -259,9 +259,11 @@ def models_shadow(
 @app.command()
 def status(
     server: _Server = _DEFAULT_SERVER,
-    server_metrics: Annotated[str, typer.Option(help="Metrics page of the server.")] = "http://127.0.0.1:9464/metrics",
+    server_metrics: Annotated[
+        str, typer.Option(help="Metrics page of the server, a URL or host:port.")
+    ] = "http://127.0.0.1:9464/metrics",
     trainer_metrics: Annotated[
-        str, typer.Option(help="Metrics page of the trainer.")
+        str, typer.Option(help="Metrics page of the trainer, a URL or host:port.")
     ] = "http://127.0.0.1:9465/metrics",
 ) -> None:
     """Show health, active versions, traffic and training. Exit status 1 if a part is down."""

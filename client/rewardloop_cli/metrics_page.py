@@ -40,7 +40,8 @@ class MetricsPage:
 
     @classmethod
     def fetch(cls, url: str, timeout_s: float = 2.0) -> MetricsPage:
-        """Fetch the page at ``url`` within ``timeout_s`` seconds. Raises PageUnreachable."""
+        """Fetch the page at ``url``, a URL or host:port, within ``timeout_s`` seconds. Raises PageUnreachable."""
+        url = url if "://" in url else f"http://{url}"
         try:
             host = urllib.parse.urlsplit(url).hostname or ""
             # A proxy cannot reach what listens on this machine's loopback.

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,7 @@ _LOCK_FILE = "up.lock"
 _ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 # A process that died so often while the deployment starts will not come up.
 _MOST_RESTARTS = 3
+_SAY_EVERY_S = 10.0
 
 
 class Deployment:
@@ -76,7 +78,8 @@ class Deployment:
 
     async def stop(self) -> None:
         """End every part, and let go of the data directory."""
-        self._on_phase("stopping")
+        if self._redis is not None or self.supervisor.processes:
+            self._on_phase("stopping")
         await self.supervisor.stop()
         if self._redis_watch is not None:
             self._redis_watch.cancel()
@@ -132,12 +135,20 @@ class Deployment:
         """Run a module to its end. Raises DeploymentError if it fails."""
         process = self._process(name, module, args)
         process.start()
+        saying = asyncio.create_task(self._say_seconds(name))
         try:
             status = await process.wait()
         finally:
+            saying.cancel()
             await process.stop()
         if status != 0:
             raise DeploymentError(f"{name} failed (status {status}), {process.log_path}:\n{process.tail()}")
+
+    async def _say_seconds(self, name: str) -> None:
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(_SAY_EVERY_S)
+            self._on_phase(f"{name} has run for {time.monotonic() - started:.0f} s")
 
     async def _start_redis(self) -> str:
         self._on_phase("starting redis-server")

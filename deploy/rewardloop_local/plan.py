@@ -56,6 +56,24 @@ class DeploymentPlan:
         """The folder with a log for each process."""
         return self.data / "logs"
 
+    def metrics_pages(self) -> str:
+        """The port of each metrics page with the process that has it, for a message; "none" without pages."""
+        pages = [(self.metrics_port, "server"), (self.trainer_metrics_port, "trainer")]
+        pages += [(self.policy_metrics_port, "policy worker")] if self.has_policy() else []
+        return ", ".join(f":{port} ({process})" for port, process in pages if port) or "none"
+
+    def status_command(self) -> str:
+        """The command that shows what this deployment does, with a flag for each address that is not the default."""
+        usual = DeploymentPlan(self.data)  # its addresses are also the defaults of `rewardloop status`
+        words = ["rewardloop status"]
+        if self.listen != usual.listen:
+            words.append(f"--server {self.listen}")
+        if self.metrics_port not in (0, usual.metrics_port):
+            words.append(f"--server-metrics 127.0.0.1:{self.metrics_port}")
+        if self.trainer_metrics_port not in (0, usual.trainer_metrics_port):
+            words.append(f"--trainer-metrics 127.0.0.1:{self.trainer_metrics_port}")
+        return " ".join(words)
+
     def has_policy(self) -> bool:
         """Whether the store has a policy, or gets one with its first versions."""
         store = ModelStore(self.store)

@@ -90,9 +90,8 @@ async def _run(settings: UpSettings) -> int:
         if not stop.is_set():
             await starting
             say(
-                f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on :{plan.metrics_port} and "
-                f":{plan.trainer_metrics_port}; logs in {plan.logs}. 'rewardloop status' shows what it does; "
-                "Ctrl-C stops it."
+                f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
+                f"logs in {plan.logs}. '{plan.status_command()}' shows what it does; Ctrl-C stops it."
             )
             await stopping
     except (DeploymentError, TimeoutError, OSError) as error:

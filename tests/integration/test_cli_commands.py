@@ -370,6 +370,11 @@ def test_quantiles_come_from_the_buckets(metrics_url: str) -> None:
     assert page.total("rewardloop_other") is None
 
 
+def test_a_page_may_be_named_by_host_and_port_alone(metrics_url: str) -> None:
+    address = metrics_url.removeprefix("http://").removesuffix("/metrics")
+    assert MetricsPage.fetch(address).total("rewardloop_requests_total", method="Score") == 1234
+
+
 def _page_of_a_trainer(steps: float) -> MetricsPage:
     registry = CollectorRegistry()
     phase = Gauge("rewardloop_trainer_phase", "x", ["model", "phase"], registry=registry)

@@ -18,7 +18,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_demo.run import run
 from rewardloop_demo.settings import DemoSettings
 from rewardloop_local import down
-from rewardloop_local.plan import DeploymentPlan
+from rewardloop_local.deployment import Deployment
+from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import free_port, port_problems
 from rewardloop_local.process_file import SUPERVISOR, ProcessFile
 from rewardloop_local.proxies import exempt_loopback
@@ -52,6 +53,17 @@ def test_each_busy_port_is_named_with_its_flag(tmp_path: Path) -> None:
             f"port {plan.listen.rpartition(':')[2]} (--listen) is in use",
             f"port {plan.trainer_metrics_port} (--trainer-metrics-port) is in use",
         ]
+
+
+async def test_a_refused_start_does_not_say_that_it_stops_anything(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    said: list[str] = []
+    deployment = Deployment(plan, said.append)
+    with socket.create_server(("127.0.0.1", plan.metrics_port)):
+        with pytest.raises(DeploymentError, match="is in use"):
+            await deployment.start()
+        await deployment.stop()
+    assert said == []
 
 
 def test_a_port_that_is_given_twice_is_named(tmp_path: Path) -> None:

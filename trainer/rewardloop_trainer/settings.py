@@ -62,7 +62,9 @@ class TrainSettings(ServerAccess):
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
     once: bool = Field(
-        False, description="end when the stream is drained and no round is due; exit status 3: a round failed"
+        False,
+        description="end when the stream is drained and no round is due; exit status 3: a round was skipped, "
+        "given up, or is still open after a failed attempt",
     )
     max_rounds: int = Field(0, ge=0, description="end after so many rounds; 0: no bound")
     tracing_endpoint: str = Field(

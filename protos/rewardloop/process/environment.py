@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pydantic import BaseModel
 
 from rewardloop.process.process_table import PROCESSES
-from rewardloop.process.setting_names import ENV_NESTED_DELIMITER, ENV_PREFIX, environment_names, nearest
+from rewardloop.process.setting_names import ENV_NESTED_DELIMITER, ENV_PREFIX, environment_names, nearest, settings_of
 
 # Read by the tests, not by a process.
 _OF_TESTS = re.compile(r"REWARDLOOP_(REQUIRE_TOOLS|CONTAINER_STEPS|TEST_\w+)")
@@ -28,13 +28,16 @@ def unknown_variables(settings_class: type[BaseModel], environment: Mapping[str,
     unknown = sorted(name for name in names if name not in own and not _is_others(name, names))
     if not unknown:
         return
+    groups = tuple(f"{name}{ENV_NESTED_DELIMITER}" for name in own - {each.env for each in settings_of(settings_class)})
     known = own.union(*(environment_names(process.settings_class()) for process in PROCESSES))
     for name in unknown:
         if name in known:
             continue
         guess = _nearest(name, own) or _nearest(name, known)
         hint = f"; did you mean {guess}?" if guess else ""
-        yield f"the environment variable {names[name]} is no setting of rewardloop and is ignored{hint}"
+        # Validation refuses an unknown name in a group, so that it is not ignored.
+        fate = "" if name.startswith(groups) else " and is ignored"
+        yield f"the environment variable {names[name]} is no setting of rewardloop{fate}{hint}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

@@ -151,7 +151,7 @@ def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sou
         from_file = {} if config is None else tomllib.loads(config.read_text())
         environment = EnvSettingsSource(settings_class)()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        print(f"{prog}: {config}: {error}", file=sys.stderr)
+        print(f"{prog}: {config}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         raise InvalidSettings(2) from error
     except SettingsError as error:
         print(f"{prog}: {_not_json(settings_class) or error}", file=sys.stderr)

@@ -129,6 +129,11 @@ def test_an_unknown_key_of_the_file_is_answered_with_the_nearest(
     assert named in _complaint(capsys, "--config", str(file))
 
 
+def test_a_file_that_is_not_there_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.toml"
+    assert _complaint(capsys, "--config", str(file)) == f"small: {file}: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("flag", "named"),
     [
@@ -161,6 +166,20 @@ def test_a_variable_that_is_no_setting_is_warned_of(
     (line,) = capsys.readouterr().err.splitlines(keepends=True)
     assert line.startswith(f"small: the environment variable {name} is no setting of rewardloop")
     assert named in line
+
+
+def test_an_unknown_variable_of_a_group_is_refused_and_not_said_to_be_ignored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REWARDLOOP_REWARD__LEARNIN_RATE", "1")
+    with pytest.raises(InvalidSettings) as stopped:
+        parse(Small, [], "small")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "small: the environment variable REWARDLOOP_REWARD__LEARNIN_RATE is no setting of rewardloop; "
+        "did you mean REWARDLOOP_REWARD__LEARNING_RATE?",
+        "small: reward.learnin_rate: unknown setting; did you mean reward.learning_rate?",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,6 @@
 """The online algorithms: what each is built from and what it needs. Imports no torch, for a fast --help.
 
-To add an algorithm:
-
-1. Write `policy/online/<name>.py` with a class that implements `policy.online.experience.Algorithm`.
-2. Give it a settings class here, made from the public settings, and an entry in `ONLINE`.
-3. Add its name to `rewardloop.formats.vocabulary.OnlineAlgorithm` and `Algorithm`; a test holds `ONLINE` to that list.
+CONTRIBUTING.md lists the files to touch for a new algorithm.
 """
 
 from __future__ import annotations
