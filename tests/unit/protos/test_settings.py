@@ -38,6 +38,7 @@ class Small(ProcessSettings):
     once: bool = False
     mode: Literal["a", "b"] = "a"
     where: Path | None = None
+    train_args: str = ""
     reward: Inner = Inner()
 
 
@@ -217,6 +218,7 @@ def test_each_value_is_shown_with_its_origin(tmp_path: Path, monkeypatch: pytest
         "once": (True, "flag --once", True),
         "mode": ("b", f"file {file}", True),
         "where": ("x", "flag --where", True),
+        "train_args": ("", "default", False),
         "reward.learning_rate": (0.5, "environment REWARDLOOP_REWARD", True),
         "reward.rates": ([2.0], f"file {file}", True),
     }
@@ -238,6 +240,53 @@ def test_secrets_are_masked(url: str, shown: str) -> None:
     found = {each.setting.key: each for each in effective_settings(Small, ["--url", url, "--secret", "pa55"], "small")}
     assert (found["url"].value, found["secret"].value) == (shown, MASK)
     assert found["url"].is_changed
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ("--seed 3 --token  SEKRIT", f"--seed 3 --token {MASK}"),
+        ("--token\tSEKRIT --seed 3", f"--token {MASK} --seed 3"),
+        ('"--token" SEKRIT', f"--token {MASK}"),
+        ("--to'ken' SEKRIT", f"--token {MASK}"),
+        ("-'-token' SEKRIT", f"--token {MASK}"),
+        ("--token 'SEK RIT' --once", f"--token {MASK} --once"),
+        ("--policy-token='SEK RIT'", f"--policy-token={MASK}"),
+        ("--token= SEKRIT", f"--token= {MASK}"),
+        ("--token 'SEK RIT", MASK),
+        ("-\"-token' SEKRIT", MASK),
+        ("--redis-url 'redis://:SEK RIT@h/0' --once", f"--redis-url redis://:{MASK}@h/0 --once"),
+        ("--redis-url=redis://:SEK@RIT@h/0", f"--redis-url=redis://:{MASK}@h/0"),
+        ("--work-dir 'a b' --max-new-tokens 3", "--work-dir 'a b' --max-new-tokens 3"),
+    ],
+)
+def test_secrets_in_a_string_of_flags_are_masked_as_a_shell_splits_it(flags: str, shown: str) -> None:
+    found = {each.setting.key: each for each in effective_settings(Small, [f"--train-args={flags}"], "small")}
+    assert found["train_args"].value == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:SEK@RIT@host/0", f"redis://:{MASK}@host/0"),
+        ("redis://u:SEK/RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK?RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK#RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK --RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK://RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis:SEKRIT@host", f"redis:{MASK}@host"),
+        ("redis+sentinel://a/s?sentinel_password=SEK&RIT", f"redis+sentinel://a/s?sentinel_password={MASK}"),
+        ("redis+sentinel://a/s?sentinel_password=SEK@RIT", f"redis+sentinel://a/s?sentinel_password={MASK}"),
+        ("redis+sentinel://a:1/s?sentinel_password=SEK@RIT", f"redis+sentinel://a:{MASK}"),
+        ("redis://u:SEK?token=RIT@host", f"redis://u:{MASK}"),
+        ("unix:///run/x?password=SEK:RIT@a", f"unix:///run/x?password={MASK}"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("[::1]:50051", "[::1]:50051"),
+    ],
+)
+def test_a_password_is_masked_up_to_the_last_at_sign(url: str, shown: str) -> None:
+    found = {each.setting.key: each for each in effective_settings(Small, ["--url", url], "small")}
+    assert found["url"].value == shown
 
 
 def test_what_is_required_and_not_set_is_said(capsys: pytest.CaptureFixture[str]) -> None:
