@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -192,6 +193,9 @@ def _not_json(settings_class: type[ProcessSettings]) -> str:
     return ""
 
 
+_FLAG = re.compile(r"--[\w.-]+")
+
+
 class _Parser(argparse.ArgumentParser):
     """Names the nearest flag for one that does not exist, and prints one line instead of a usage of a hundred flags."""
 
@@ -199,12 +203,26 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, allow_abbrev=False, add_help=False, usage=f"{prog} [--config FILE] [SETTINGS]")
         self._settings_class = settings_class
 
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return found, unknown
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        """Name the first unknown flag. Other words are not quoted, because a secret may be among them."""
+        flag = next((match[0] for match in map(_FLAG.match, words) if match), None)
+        if flag is None:
+            return "an argument stands beside the flags; every setting is given as --NAME VALUE"
+        known = [flag for setting in settings_of(self._settings_class) for flag in setting.flags.split()]
+        guess = nearest(flag, [flag for flag in known if flag.startswith("--")])
+        hint = f"did you mean {guess}?" if guess else "--help-all lists every flag"
+        return f"unknown flag {flag}; {hint}"
+
     def error(self, message: str) -> NoReturn:
-        kind, _, rest = message.partition(": ")
-        unknown = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
-        if kind == "unrecognized arguments" and unknown:
-            known = [flag for setting in settings_of(self._settings_class) for flag in setting.flags.split()]
-            guess = nearest(unknown[0], [flag for flag in known if flag.startswith("--")])
-            hint = f"did you mean {guess}?" if guess else "--help-all lists every flag"
-            message = f"unknown flag {unknown[0]}; {hint}"
+        # argparse quotes a value that was given to a flag without one; it may be a secret.
+        named, quotes, _ = message.partition(" ignored explicit argument ")
+        message = f"{named} takes no value" if quotes else message
         self.exit(2, f"{self.prog}: {message}\n")

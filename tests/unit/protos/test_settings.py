@@ -146,6 +146,24 @@ def test_an_unknown_flag_is_refused_and_answered_with_the_nearest(
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        ["SEKRIT"],
+        ["--metrics-port", "1", "SEK --RIT"],
+        ["--secret", "SEK", "RIT"],
+        ["--secrt=SEK --RIT"],
+        ["--secrt SEKRIT"],
+        ["--once=SEKRIT"],
+        ["-SEKRIT"],
+    ],
+)
+def test_an_argument_that_may_be_a_secret_is_not_quoted(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    line = _complaint(capsys, *argv)
+    assert "SEK" not in line
+    assert "RIT" not in line
+
+
+@pytest.mark.parametrize(
     ("name", "named"),
     [
         ("REWARDLOOP_REWARD_LEARNING_RATE", "did you mean REWARDLOOP_REWARD__LEARNING_RATE?"),
