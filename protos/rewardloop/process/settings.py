@@ -32,6 +32,7 @@ from rewardloop.process.setting_names import (
     nearest,
     setting_at,
     settings_of,
+    unknown_keys,
 )
 from rewardloop.process.settings_help import help_text
 
@@ -149,7 +150,7 @@ def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sou
             settings_class, root_parser=parser, cli_prog_name=prog, cli_parse_args=arguments
         )
         config = parser.parse_args(arguments).config
-        from_file = {} if config is None else tomllib.loads(config.read_text())
+        from_file = {} if config is None else tomllib.loads(config.read_text(encoding="utf-8"))
         environment = EnvSettingsSource(settings_class)()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         print(f"{prog}: {config}: {error}", file=sys.stderr)
@@ -157,6 +158,11 @@ def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sou
     except SettingsError as error:
         print(f"{prog}: {_not_json(settings_class) or error}", file=sys.stderr)
         raise InvalidSettings(2) from error
+    settings = settings_of(settings_class)
+    if unknown := list(unknown_keys(settings, from_file)):
+        for key in unknown:
+            print(f"{prog}: {_unknown_line(settings, key)}", file=sys.stderr)
+        raise InvalidSettings(2)
     return Sources(settings_class, prog, flags, environment, from_file, config)
 
 
@@ -171,14 +177,19 @@ def refuse(sources: Sources[S], error: ValidationError) -> NoReturn:
 def _problem_line(sources: Sources[S], settings: Sequence[Setting], problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        guess = nearest(name, [setting.key for setting in settings])
-        hint = f"; did you mean {guess}?" if guess else ""
-        return f"{name}: unknown setting{hint}"
+        return _unknown_line(settings, name)
     reason = str(problem["msg"]).removeprefix("Value error, ")
     setting = setting_at(settings, problem["loc"])
     if setting is None:
         return f"{name}: {reason}" if name else reason
     return f"{name}: {reason} ({setting.names})"
+
+
+def _unknown_line(settings: Sequence[Setting], name: str) -> str:
+    tables = {".".join(setting.path[:end]): None for setting in settings for end in range(1, len(setting.path))}
+    guess = nearest(name, [*(setting.key for setting in settings), *tables])
+    hint = f"; did you mean {guess}?" if guess else ""
+    return f"{name}: unknown setting{hint}"
 
 
 def _not_json(settings_class: type[ProcessSettings]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -120,6 +123,15 @@ def test_a_wrong_value_is_complained_of_with_every_name_of_the_setting(capsys: p
         ("[reward]\nlearning-rate = 3\n", "reward.learning-rate: unknown setting; did you mean reward.learning_rate?"),
         ("metrics_prot = 3\n", "did you mean metrics_port?"),
         ("zebra = 3\n", "zebra: unknown setting\n"),
+        ("[Reward]\nlearning_rate = 3\n", "Reward: unknown setting; did you mean reward?"),
+        ("METRICS_PORT = 3\n", "METRICS_PORT: unknown setting; did you mean metrics_port?"),
+        ("[reward]\nRATES = [3.0]\n", "reward.RATES: unknown setting; did you mean reward.rates?"),
+        ('_env_prefix = "OTHER_"\n', "_env_prefix: unknown setting"),
+        ("_case_sensitive = true\n", "_case_sensitive: unknown setting"),
+        ("_cli_settings_source = 3\n", "_cli_settings_source: unknown setting"),
+        ("__pydantic_self__ = 3\n", "__pydantic_self__: unknown setting"),
+        ("self = 3\n", "self: unknown setting"),
+        ("reward = 3\n", "reward: Input should be a valid dictionary"),
     ],
 )
 def test_an_unknown_key_of_the_file_is_answered_with_the_nearest(
@@ -128,6 +140,20 @@ def test_an_unknown_key_of_the_file_is_answered_with_the_nearest(
     file = tmp_path / "small.toml"
     file.write_text(toml)
     assert named in _complaint(capsys, "--config", str(file))
+
+
+def test_the_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_bytes('url = "é"\n'.encode())
+    code = (
+        "from rewardloop.process.settings import ProcessSettings, parse\n"
+        "class Small(ProcessSettings):\n    url: str\n"
+        "print(ascii(parse(Small, ['--config', 'small.toml'], 'small').url))"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "'\\xe9'\n", done.stderr
 
 
 @pytest.mark.parametrize(
