@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -64,8 +64,9 @@ class Setting:
         if origin is Literal:
             return "{" + ",".join(str(value) for value in get_args(annotation)) + "}"
         if origin in (tuple, list):
-            item = _KINDS.get(get_args(annotation)[0], "TEXT")
-            return f"{item},..."
+            item = get_args(annotation)[0]
+            item = get_args(item)[0] if get_origin(item) is Annotated else item
+            return f"{_KINDS.get(item, 'TEXT')},..."
         return _KINDS.get(annotation, "TEXT")
 
     @property
