@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         return 2
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
         return 0
     for name, rows in found.items():
         _print_table(name, rows)

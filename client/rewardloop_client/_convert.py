@@ -14,6 +14,7 @@ from typing import cast
 
 from google.protobuf import timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
 
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
@@ -100,7 +101,7 @@ def responses_list(responses: Sequence[str]) -> list[str]:
 
 
 def _named(field: str, names: Mapping[str, int], name: str) -> int:
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise invalid(field, f"is {name!r}, not one of {', '.join(names)}")
     return names[name]
 
@@ -185,9 +186,7 @@ def score_result(response: reward_pb2.ScoreResponse, responses: int) -> ScoreRes
     if len(response.scores) != responses:
         raise InvalidReply(f"the reply has {len(response.scores)} scores for {responses} responses")
     for i, s in enumerate(response.scores):
-        for field, value in (("score", s.score), ("logit", s.logit), ("uncertainty", s.uncertainty)):
-            if not math.isfinite(value):
-                raise InvalidReply(f"scores[{i}].{field}: is {value}, not a finite number")
+        _check_finite(f"scores[{i}]", s, "score", "logit", "uncertainty")
     t = response.timings
     return ScoreResult(
         scores=tuple(
@@ -196,6 +195,14 @@ def score_result(response: reward_pb2.ScoreResponse, responses: int) -> ScoreRes
         model_version=model_version(response.model_version),
         timings=Timings(t.queue_us, t.tokenize_us, t.run_us),
     )
+
+
+def _check_finite(where: str, message: Message, *fields: str) -> None:
+    """Raise InvalidReply if a field of the message is NaN or infinite. A field that is not set is 0."""
+    for field in fields:
+        value = getattr(message, field)
+        if not math.isfinite(value):
+            raise InvalidReply(f"{where}.{field}: is {value}, not a finite number")
 
 
 def score_outcome(
@@ -244,6 +251,9 @@ def generation(response: policy_pb2.GenerateResponse, candidates: int) -> Genera
         raise InvalidReply(f"the reply has {len(response.candidates)} candidates, not {candidates or 'any'}")
     if not response.generation_id:
         raise InvalidReply("the reply has no generation_id")
+    for i, candidate in enumerate(response.candidates):
+        _check_finite(f"candidates[{i}]", candidate, "log_probability", "score", "uncertainty")
+    _check_finite("chosen", response.chosen, "random_share", "set_probability", "expected_information")
     return Generation(
         generation_id=response.generation_id,
         candidates=tuple(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Real
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -70,7 +71,9 @@ def keep_deadline(work: Callable[P, T]) -> Callable[P, T]:
 
 
 def checked(timeout_s: float) -> float:
-    """Return ``timeout_s``. Raises ValueError if it is negative or NaN."""
+    """Return ``timeout_s``. Raises TypeError if it is no number, and ValueError if it is negative or NaN."""
+    if not isinstance(timeout_s, Real):
+        raise TypeError(f"timeout_s: is {type(timeout_s).__name__}, not a number of seconds (int or float)")
     if not timeout_s >= 0:
         raise ValueError(f"timeout_s: is {timeout_s}, not a number of seconds from 0 on")
     return timeout_s
@@ -80,6 +83,7 @@ def bounded(timeout_s: float | None) -> float | None:
     """Return the smaller of a call's own seconds and what is left of the deadline; None if neither has an end.
 
     Raises:
+        TypeError: ``timeout_s`` is no number.
         ValueError: ``timeout_s`` is negative or NaN.
     """
     if timeout_s is not None and checked(timeout_s) >= _FOR_EVER_S:

@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 from google.protobuf import timestamp_pb2
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_client._convert import building, prompt_pb, responses_list, source_pb, text_field
+from rewardloop_client._convert import building, invalid, prompt_pb, responses_list, source_pb, text_field
 from rewardloop_client._types import PromptLike, SourceName
 
 
@@ -109,6 +109,8 @@ class Feedback:
 def _event(context: Context) -> feedback_pb2.FeedbackEvent:
     _check_names(context)
     prompt, event_time = context.get("prompt"), context.get("event_time")
+    if event_time is not None and not isinstance(event_time, datetime):
+        raise invalid("event_time", f"is {type(event_time).__name__}, not a datetime")
     if event_time is not None and event_time.tzinfo is None:
         raise ValueError("event_time has no time zone")
     event = feedback_pb2.FeedbackEvent(

@@ -6,8 +6,10 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 
 from rewardloop.formats.store import ModelStore
+from rewardloop.process.setting_names import settings_of
 from rewardloop_local import corpus
 from rewardloop_local.plan import DeploymentPlan
+from rewardloop_trainer.commands.export_settings import ExportSettings
 
 _ANCHORS = 256
 
@@ -30,11 +32,27 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
     for model, base in (("reward", reward_base), ("policy", policy_base)):
         if base:
             on_phase(f"exporting {model} version 1")
-            args = ["--model", model, "--base", base, "--store", str(plan.store)]
+            args = [*_defaults(), "--model", model, "--base", base, "--store", str(plan.store)]
             args += plan.export_args if model == "reward" else plan.policy_export_args
             if model == "reward":
                 args += ("--anchors", str(plan.anchors)) if plan.anchors.exists() else ()
             await run(f"export-{model}", "rewardloop_trainer.commands.export", args)
+
+
+def _defaults() -> list[str]:
+    """Return the defaults of an export as flags, so that no variable of the environment changes the first versions.
+
+    The signing key is left out: the trainer takes it from the environment, too, and every version needs the same one.
+    """
+    flags = []
+    for setting in settings_of(ExportSettings):
+        if setting.field.is_required() or setting.key == "signing_key":
+            continue
+        if not setting.flags.startswith(f"{setting.flag} /"):
+            flags.append(f"{setting.flag}={setting.default}")
+        elif setting.default is not None:  # no flag unsets a switch
+            flags.append(setting.flag if setting.default else f"--no-{setting.flag[2:]}")
+    return flags
 
 
 def _write_anchors(plan: DeploymentPlan) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -64,8 +64,9 @@ class Setting:
         if origin is Literal:
             return "{" + ",".join(str(value) for value in get_args(annotation)) + "}"
         if origin in (tuple, list):
-            item = _KINDS.get(get_args(annotation)[0], "TEXT")
-            return f"{item},..."
+            item = get_args(annotation)[0]
+            item = get_args(item)[0] if get_origin(item) is Annotated else item
+            return f"{_KINDS.get(item, 'TEXT')},..."
         return _KINDS.get(annotation, "TEXT")
 
     @property
@@ -132,6 +133,19 @@ def setting_at(settings: Sequence[Setting], location: Sequence[object]) -> Setti
         if found is not None:
             return found
     return None
+
+
+def unknown_keys(settings: Sequence[Setting], file: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the dotted key of each entry of a TOML file that is, letter for letter, neither a setting nor a table."""
+    paths = {setting.path for setting in settings}
+    tables = {path[:end] for path in paths for end in range(1, len(path))}
+    for name, value in file.items():
+        path = (*above, name)
+        if path in tables:
+            if isinstance(value, Mapping):
+                yield from unknown_keys(settings, value, path)
+        elif path not in paths:
+            yield ".".join(path)
 
 
 def _last(name: str) -> str:

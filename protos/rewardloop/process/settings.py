@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from rewardloop.process.setting_names import (
     nearest,
     setting_at,
     settings_of,
+    unknown_keys,
 )
 from rewardloop.process.settings_help import help_text
 
@@ -148,7 +150,7 @@ def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sou
             settings_class, root_parser=parser, cli_prog_name=prog, cli_parse_args=arguments
         )
         config = parser.parse_args(arguments).config
-        from_file = {} if config is None else tomllib.loads(config.read_text())
+        from_file = {} if config is None else tomllib.loads(config.read_text(encoding="utf-8"))
         environment = EnvSettingsSource(settings_class)()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         print(f"{prog}: {config}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
@@ -156,6 +158,11 @@ def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sou
     except SettingsError as error:
         print(f"{prog}: {_not_json(settings_class) or error}", file=sys.stderr)
         raise InvalidSettings(2) from error
+    settings = settings_of(settings_class)
+    if unknown := list(unknown_keys(settings, from_file)):
+        for key in unknown:
+            print(f"{prog}: {_unknown_line(settings, key)}", file=sys.stderr)
+        raise InvalidSettings(2)
     return Sources(settings_class, prog, flags, environment, from_file, config)
 
 
@@ -170,14 +177,19 @@ def refuse(sources: Sources[S], error: ValidationError) -> NoReturn:
 def _problem_line(sources: Sources[S], settings: Sequence[Setting], problem: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        guess = nearest(name, [setting.key for setting in settings])
-        hint = f"; did you mean {guess}?" if guess else ""
-        return f"{name}: unknown setting{hint}"
+        return _unknown_line(settings, name)
     reason = str(problem["msg"]).removeprefix("Value error, ")
     setting = setting_at(settings, problem["loc"])
     if setting is None:
         return f"{name}: {reason}" if name else reason
     return f"{name}: {reason} ({setting.names})"
+
+
+def _unknown_line(settings: Sequence[Setting], name: str) -> str:
+    tables = {".".join(setting.path[:end]): None for setting in settings for end in range(1, len(setting.path))}
+    guess = nearest(name, [*(setting.key for setting in settings), *tables])
+    hint = f"; did you mean {guess}?" if guess else ""
+    return f"{name}: unknown setting{hint}"
 
 
 def _not_json(settings_class: type[ProcessSettings]) -> str:
@@ -192,6 +204,9 @@ def _not_json(settings_class: type[ProcessSettings]) -> str:
     return ""
 
 
+_FLAG = re.compile(r"--[\w.-]+")
+
+
 class _Parser(argparse.ArgumentParser):
     """Names the nearest flag for one that does not exist, and prints one line instead of a usage of a hundred flags."""
 
@@ -199,12 +214,26 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, allow_abbrev=False, add_help=False, usage=f"{prog} [--config FILE] [SETTINGS]")
         self._settings_class = settings_class
 
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return found, unknown
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        """Name the first unknown flag. Other words are not quoted, because a secret may be among them."""
+        flag = next((match[0] for match in map(_FLAG.match, words) if match), None)
+        if flag is None:
+            return "an argument stands beside the flags; every setting is given as --NAME VALUE"
+        known = [flag for setting in settings_of(self._settings_class) for flag in setting.flags.split()]
+        guess = nearest(flag, [flag for flag in known if flag.startswith("--")])
+        hint = f"did you mean {guess}?" if guess else "--help-all lists every flag"
+        return f"unknown flag {flag}; {hint}"
+
     def error(self, message: str) -> NoReturn:
-        kind, _, rest = message.partition(": ")
-        unknown = [word.partition("=")[0] for word in rest.split() if word.startswith("--")]
-        if kind == "unrecognized arguments" and unknown:
-            known = [flag for setting in settings_of(self._settings_class) for flag in setting.flags.split()]
-            guess = nearest(unknown[0], [flag for flag in known if flag.startswith("--")])
-            hint = f"did you mean {guess}?" if guess else "--help-all lists every flag"
-            message = f"unknown flag {unknown[0]}; {hint}"
+        # argparse quotes a value that was given to a flag without one; it may be a secret.
+        named, quotes, _ = message.partition(" ignored explicit argument ")
+        message = f"{named} takes no value" if quotes else message
         self.exit(2, f"{self.prog}: {message}\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,9 @@ from rewardloop.process.settings import ProcessSettings, Sources, read_sources, 
 
 MASK = "***"
 NOT_SET = "required, not set"
-# The userinfo and the parameters of a URL, and flags inside a string of flags, may hold a password or a token.
-_SECRETS = (
-    re.compile(r"(://[^/@\s]*?:)[^/@\s]+(?=@)"),
-    re.compile(r"([?&][\w-]*(?:password|secret|token)[\w-]*=)[^&\s]+", re.IGNORECASE),
-    re.compile(r"(--(?:[\w.-]*-)?(?:token|password)[= ])\S+"),
-)
+_URL_START = re.compile(r"[A-Za-z][\w+.-]*://")
+_SECRET_PARAMETER = re.compile(r"([?&][\w-]*(?:password|secret|token)[\w-]*=).*", re.IGNORECASE | re.DOTALL)
+_SECRET_FLAG = re.compile(r"--(?:[\w.-]*[-_.])?(?:token|password|secret)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,8 @@ class Effective:
 
     Attributes:
         setting: The setting and its names.
-        value: The value as JSON types, with secrets masked; None also if it is required and not set.
+        value: The value as JSON types, with secrets masked; a float that is not finite is a text. None also if it is
+            required and not set.
         origin: ``flag --NAME``, ``environment NAME``, ``file PATH``, ``default``, or `NOT_SET`.
         is_changed: Whether the value differs from the default.
     """
@@ -71,7 +71,7 @@ def _effective(sources: Sources[Any], valid: BaseModel | None, setting: Setting)
         value = setting.default
     if value is PydanticUndefined:
         return Effective(setting, None, NOT_SET, False)
-    return Effective(setting, _plain(value, setting.is_secret), origin, value != setting.default)
+    return Effective(setting, _plain(value, setting), origin, value != setting.default)
 
 
 def _origin(sources: Sources[Any], setting: Setting) -> tuple[str, Any]:
@@ -106,14 +106,58 @@ def _variable(setting: Setting) -> str:
     return setting.env
 
 
-def _plain(value: Any, is_secret: bool) -> Any:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if is_secret or isinstance(value, SecretStr):
+def _plain(value: Any, setting: Setting) -> Any:
+    if value is None:
+        return None
+    if setting.is_secret or isinstance(value, SecretStr):
         return MASK
     if isinstance(value, tuple | list):
-        return [_plain(item, is_secret) for item in value]
+        return [_plain(item, setting) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
+    if isinstance(value, bool | int | float):
+        return value
     text = str(value)
-    for secret in _SECRETS:
-        text = secret.sub(rf"\g<1>{MASK}", text)
-    return text
+    is_url = _URL_START.match(text) is not None
+    if setting.path[-1].endswith("_args") or ("--" in text and not is_url):
+        return _flags_without_secrets(text)
+    return _url_without_secrets(text)
+
+
+def _flags_without_secrets(text: str) -> str:
+    """Mask secrets in a string of flags, which `rewardloop up` splits as a shell does."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return MASK
+    shown: list[str] = []
+    is_secret = False  # the word is the value of the flag before it
+    for word in words:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_value, is_secret = is_secret, False
+        if is_value:
+            shown.append(MASK)
+        elif _SECRET_FLAG.fullmatch(flag):
+            shown.append(f"{flag}{equals}{MASK}" if value else word)
+            is_secret = not value
+        else:
+            masked = _url_without_secrets(value)
+            shown.append(shlex.quote(word) if masked == value else flag + equals + masked)
+    return " ".join(shown)
+
+
+def _url_without_secrets(text: str) -> str:
+    """Mask the password and the secret parameters of a URL, also of one that its reader would refuse.
+
+    A password ends at the last ``@``, as for the readers of URLs; if it holds a raw ``/``, ``?`` or ``#``, or if the
+    scheme is misspelt, it ends there, too. More than the password may be masked, never less.
+    """
+    start = _URL_START.match(text)
+    scheme = start[0] if start else ""
+    user, colon, rest = text[len(scheme) :].partition(":")
+    hidden, at, host = rest.rpartition("@")
+    if colon and at:
+        # The last "@" may also stand in a secret parameter, of which the rest is then hidden, too.
+        shown = "" if _SECRET_PARAMETER.search(hidden) else at + host
+        text = f"{scheme}{user}:{MASK}{shown}"
+    return _SECRET_PARAMETER.sub(rf"\g<1>{MASK}", text)

@@ -44,6 +44,12 @@ def test_one_process_is_shown_with_flags_of_its_own(
     }
 
 
+def test_a_number_that_json_does_not_have_is_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--json", "--reward.learning-rate", "inf"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert found["train"]["reward.learning_rate"]["value"] == "inf"
+
+
 def test_the_table_has_a_line_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "--changed", "--store", "here"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rewardloop_client import Feedback
+from rewardloop_client import Feedback, InvalidRequest
 
 KINDS: dict[str, dict[str, Any]] = {
     "choice": {"chosen": 0, "rejected": 1},
@@ -33,3 +33,14 @@ def test_every_wrong_field_is_named() -> None:
     with pytest.raises(TypeError) as refused:
         Feedback.thumb(up=True, generation_id="g", **wrong)
     assert "annotator (did you mean annotator_id?), tag (did you mean tags?), zebra" in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("field", "value"), [("event_time", "now"), ("event_time", 0), ("source", []), ("source", {}), ("source", 1)]
+)
+def test_a_value_of_another_type_is_an_invalid_request_that_names_the_field(kind: str, field: str, value: Any) -> None:
+    wrong = {field: value}
+    with pytest.raises(InvalidRequest) as refused:
+        getattr(Feedback, kind)(**KINDS[kind], generation_id="g", **wrong)
+    assert [violation.field for violation in refused.value.violations] == [field]

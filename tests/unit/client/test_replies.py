@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,26 @@ def test_an_item_of_signals_with_neither_result_nor_error_fails_alone() -> None:
 async def test_an_empty_reply_is_an_error(path: str, reply: Message, call: Callable[[RewardloopClient], Any]) -> None:
     with pytest.raises(InvalidReply):
         call(Broken(replies={path: lambda _: reply}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        *(("candidates[1]", field) for field in ("log_probability", "score", "uncertainty")),
+        *(("chosen", field) for field in ("random_share", "set_probability", "expected_information")),
+    ],
+)
+async def test_a_generation_with_a_number_that_is_not_finite_is_an_error(part: str, field: str, value: float) -> None:
+    reply = policy_pb2.GenerateResponse(generation_id="g", candidates=[policy_pb2.Candidate() for _ in range(2)])
+    reply.policy_version.version = reply.chosen.reward_version.version = "1"
+    fake = Broken(replies={calls.GENERATE: lambda _: reply})
+    assert len(fake.generate("p", candidates=2).candidates) == 2
+    setattr(reply.chosen if part == "chosen" else reply.candidates[1], field, value)
+    with pytest.raises(InvalidReply, match=rf"{re.escape(part)}\.{field}"):
+        fake.generate("p", candidates=2)
+    with pytest.raises(InvalidReply, match=rf"{re.escape(part)}\.{field}"):
+        await fake.as_async().generate("p", candidates=2)
 
 
 def test_an_enum_value_of_a_newer_server_is_unspecified() -> None:

@@ -60,6 +60,13 @@ def test_what_is_no_length_of_time_is_refused_by_every_call(name: str, seconds: 
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("seconds", ["5", [5], object()])
+def test_a_time_of_another_type_is_refused_by_every_call(name: str, seconds: Any) -> None:
+    with pytest.raises(TypeError, match=r"timeout_s: is .*, not a number of seconds"):
+        CALLS[name](FakeRewardloop(), seconds)
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_every_call_may_take_for_ever(name: str) -> None:
     assert CALLS[name](FakeRewardloop(), math.inf)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +41,7 @@ class Small(ProcessSettings):
     once: bool = False
     mode: Literal["a", "b"] = "a"
     where: Path | None = None
+    train_args: str = ""
     reward: Inner = Inner()
 
 
@@ -119,6 +123,15 @@ def test_a_wrong_value_is_complained_of_with_every_name_of_the_setting(capsys: p
         ("[reward]\nlearning-rate = 3\n", "reward.learning-rate: unknown setting; did you mean reward.learning_rate?"),
         ("metrics_prot = 3\n", "did you mean metrics_port?"),
         ("zebra = 3\n", "zebra: unknown setting\n"),
+        ("[Reward]\nlearning_rate = 3\n", "Reward: unknown setting; did you mean reward?"),
+        ("METRICS_PORT = 3\n", "METRICS_PORT: unknown setting; did you mean metrics_port?"),
+        ("[reward]\nRATES = [3.0]\n", "reward.RATES: unknown setting; did you mean reward.rates?"),
+        ('_env_prefix = "OTHER_"\n', "_env_prefix: unknown setting"),
+        ("_case_sensitive = true\n", "_case_sensitive: unknown setting"),
+        ("_cli_settings_source = 3\n", "_cli_settings_source: unknown setting"),
+        ("__pydantic_self__ = 3\n", "__pydantic_self__: unknown setting"),
+        ("self = 3\n", "self: unknown setting"),
+        ("reward = 3\n", "reward: Input should be a valid dictionary"),
     ],
 )
 def test_an_unknown_key_of_the_file_is_answered_with_the_nearest(
@@ -134,6 +147,20 @@ def test_a_file_that_is_not_there_is_named_once(tmp_path: Path, capsys: pytest.C
     assert _complaint(capsys, "--config", str(file)) == f"small: {file}: No such file or directory\n"
 
 
+def test_the_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_bytes('url = "é"\n'.encode())
+    code = (
+        "from rewardloop.process.settings import ProcessSettings, parse\n"
+        "class Small(ProcessSettings):\n    url: str\n"
+        "print(ascii(parse(Small, ['--config', 'small.toml'], 'small').url))"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "'\\xe9'\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("flag", "named"),
     [
@@ -147,6 +174,24 @@ def test_an_unknown_flag_is_refused_and_answered_with_the_nearest(
     capsys: pytest.CaptureFixture[str], flag: str, named: str
 ) -> None:
     assert named in _complaint(capsys, f"{flag}=3")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["SEKRIT"],
+        ["--metrics-port", "1", "SEK --RIT"],
+        ["--secret", "SEK", "RIT"],
+        ["--secrt=SEK --RIT"],
+        ["--secrt SEKRIT"],
+        ["--once=SEKRIT"],
+        ["-SEKRIT"],
+    ],
+)
+def test_an_argument_that_may_be_a_secret_is_not_quoted(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    line = _complaint(capsys, *argv)
+    assert "SEK" not in line
+    assert "RIT" not in line
 
 
 @pytest.mark.parametrize(
@@ -236,6 +281,7 @@ def test_each_value_is_shown_with_its_origin(tmp_path: Path, monkeypatch: pytest
         "once": (True, "flag --once", True),
         "mode": ("b", f"file {file}", True),
         "where": ("x", "flag --where", True),
+        "train_args": ("", "default", False),
         "reward.learning_rate": (0.5, "environment REWARDLOOP_REWARD", True),
         "reward.rates": ([2.0], f"file {file}", True),
     }
@@ -257,6 +303,53 @@ def test_secrets_are_masked(url: str, shown: str) -> None:
     found = {each.setting.key: each for each in effective_settings(Small, ["--url", url, "--secret", "pa55"], "small")}
     assert (found["url"].value, found["secret"].value) == (shown, MASK)
     assert found["url"].is_changed
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ("--seed 3 --token  SEKRIT", f"--seed 3 --token {MASK}"),
+        ("--token\tSEKRIT --seed 3", f"--token {MASK} --seed 3"),
+        ('"--token" SEKRIT', f"--token {MASK}"),
+        ("--to'ken' SEKRIT", f"--token {MASK}"),
+        ("-'-token' SEKRIT", f"--token {MASK}"),
+        ("--token 'SEK RIT' --once", f"--token {MASK} --once"),
+        ("--policy-token='SEK RIT'", f"--policy-token={MASK}"),
+        ("--token= SEKRIT", f"--token= {MASK}"),
+        ("--token 'SEK RIT", MASK),
+        ("-\"-token' SEKRIT", MASK),
+        ("--redis-url 'redis://:SEK RIT@h/0' --once", f"--redis-url redis://:{MASK}@h/0 --once"),
+        ("--redis-url=redis://:SEK@RIT@h/0", f"--redis-url=redis://:{MASK}@h/0"),
+        ("--work-dir 'a b' --max-new-tokens 3", "--work-dir 'a b' --max-new-tokens 3"),
+    ],
+)
+def test_secrets_in_a_string_of_flags_are_masked_as_a_shell_splits_it(flags: str, shown: str) -> None:
+    found = {each.setting.key: each for each in effective_settings(Small, [f"--train-args={flags}"], "small")}
+    assert found["train_args"].value == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:SEK@RIT@host/0", f"redis://:{MASK}@host/0"),
+        ("redis://u:SEK/RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK?RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK#RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK --RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis://u:SEK://RIT@host/0", f"redis://u:{MASK}@host/0"),
+        ("redis:SEKRIT@host", f"redis:{MASK}@host"),
+        ("redis+sentinel://a/s?sentinel_password=SEK&RIT", f"redis+sentinel://a/s?sentinel_password={MASK}"),
+        ("redis+sentinel://a/s?sentinel_password=SEK@RIT", f"redis+sentinel://a/s?sentinel_password={MASK}"),
+        ("redis+sentinel://a:1/s?sentinel_password=SEK@RIT", f"redis+sentinel://a:{MASK}"),
+        ("redis://u:SEK?token=RIT@host", f"redis://u:{MASK}"),
+        ("unix:///run/x?password=SEK:RIT@a", f"unix:///run/x?password={MASK}"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("[::1]:50051", "[::1]:50051"),
+    ],
+)
+def test_a_password_is_masked_up_to_the_last_at_sign(url: str, shown: str) -> None:
+    found = {each.setting.key: each for each in effective_settings(Small, ["--url", url], "small")}
+    assert found["url"].value == shown
 
 
 def test_what_is_required_and_not_set_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -76,7 +77,7 @@ def test_temperatures_may_be_given_as_help_prints_them(given: Any) -> None:
     assert settings.online.temperatures in {(0.0001,), (0.5, 1.0), (0.5,)}
 
 
-@pytest.mark.parametrize("given", ["()", "", [], "(warm,)"])
+@pytest.mark.parametrize("given", ["()", "", [], "(warm,)", [-1.0], [0], [1.0, math.nan], "inf"])
 def test_temperatures_that_are_none_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match="temperatures"):
         PolicySettings.model_validate({"online": {"temperatures": given}})

@@ -51,6 +51,9 @@ def _without_parentheses(value: object) -> object:
     return [part for part in parts if part != ""]
 
 
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class OnlineSettings(BaseModel):
     """How one round of PPO, GRPO, RLOO or online DPO runs: sample, score, learn, repeat.
 
@@ -65,7 +68,7 @@ class OnlineSettings(BaseModel):
         4, ge=1, description="responses to each prompt; algorithms that compare responses need 2 or more"
     )
     max_new_tokens: int = Field(64, ge=1, description="most tokens of a response")
-    temperatures: Annotated[tuple[float, ...], BeforeValidator(_without_parentheses)] = Field(
+    temperatures: Annotated[tuple[Temperature, ...], BeforeValidator(_without_parentheses)] = Field(
         (1.0,), min_length=1, description="sampling temperatures; the steps take them in turn"
     )
     epochs: int = Field(1, ge=1, description="how often each response is learned from")
