@@ -45,7 +45,7 @@ async def run(settings: DemoSettings) -> int:
             async with AsyncRewardloopClient(plan.listen, timeout_s=30) as client:
                 demo = await watch_rounds(client, settings, display, stop, started)
         except (DeploymentError, TimeoutError, RewardloopError) as error:
-            display.live.console.print(f"[red]rewardloop demo: {error}[/red]; logs in {plan.logs}")
+            display.live.console.print(f"rewardloop demo: {error}; logs in {plan.logs}", style="red", markup=False)
             return 1
         finally:
             await deployment.stop()

@@ -154,7 +154,11 @@ class Deployment:
             await asyncio.sleep(0.2)
             if not redis.is_running:
                 log.warning("redis-server died, restarting")
-                await asyncio.to_thread(redis.start)
+                try:
+                    await asyncio.to_thread(redis.start)
+                except RedisServerError as error:  # there is no memory or no disk for it now, so it is tried again
+                    log.error("redis-server not started", error=str(error))
+                    await asyncio.sleep(1.0)
 
     async def _until_serving(self, services: Sequence[str], patience_s: float = 90.0) -> None:
         """Raises DeploymentError if a process keeps dying, and TimeoutError if the services are not warm in time."""

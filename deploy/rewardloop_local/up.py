@@ -60,6 +60,7 @@ async def _run(settings: UpSettings) -> int:
     import shlex
 
     from rich.console import Console
+    from rich.markup import escape
 
     from rewardloop_local.deployment import Deployment
     from rewardloop_local.plan import DeploymentError, DeploymentPlan
@@ -88,13 +89,13 @@ async def _run(settings: UpSettings) -> int:
             await starting
             say(
                 f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on :{plan.metrics_port} and "
-                f":{plan.trainer_metrics_port}; logs in {plan.logs}. 'rewardloop status' shows what it does; "
-                "Ctrl-C stops it."
+                f":{plan.trainer_metrics_port}; logs in {escape(str(plan.logs))}. "
+                "'rewardloop status' shows what it does; Ctrl-C stops it."
             )
             await stopping
     except (DeploymentError, TimeoutError, OSError) as error:
         for line in str(error or "the services did not get ready in time").splitlines():
-            say(f"[red]rewardloop up: {line}[/red]")
+            say(f"[red]rewardloop up: {escape(line)}[/red]")
         return 1
     finally:
         starting.cancel()
