@@ -18,6 +18,7 @@ from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import port_problems
 from rewardloop_local.process_file import SUPERVISOR, ProcessFile
 from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
+from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
 
 log = structlog.get_logger()
@@ -39,6 +40,7 @@ class Deployment:
         self._on_phase = on_phase
         self._processes = ProcessFile(plan.data)
         self._redis: EmbeddedRedis | None = None
+        self._redis_start: asyncio.Future[None] | None = None
         self._redis_watch: asyncio.Task[None] | None = None
         self._lock: int | None = None
 
@@ -82,6 +84,9 @@ class Deployment:
             self._redis_watch.cancel()
         if self._redis is not None:
             await asyncio.to_thread(self._redis.stop)
+            if self._redis_start is not None:  # its thread may start a server after the stop above
+                await asyncio.gather(self._redis_start, return_exceptions=True)
+                await asyncio.to_thread(self._redis.stop)
         if self._lock is not None:
             self._processes.clear()
             os.close(self._lock)
@@ -131,8 +136,8 @@ class Deployment:
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
         """Run a module to its end. Raises DeploymentError if it fails."""
         process = self._process(name, module, args)
-        process.start()
         try:
+            process.start()
             status = await process.wait()
         finally:
             await process.stop()
@@ -143,22 +148,29 @@ class Deployment:
         self._on_phase("starting redis-server")
         self._redis = EmbeddedRedis(self.plan.data / "redis", on_start=partial(self._processes.record, "redis-server"))
         try:
-            await asyncio.to_thread(self._redis.start)
+            await self._until_started(self._redis)
         except RedisServerError as error:
             raise DeploymentError(str(error)) from error
         self._redis_watch = asyncio.create_task(self._watch_redis(self._redis))
         return self._redis.url
 
+    async def _until_started(self, redis: EmbeddedRedis) -> None:
+        """Start Redis in a thread that `stop` waits for, even if the caller is cancelled."""
+        self._redis_start = asyncio.ensure_future(asyncio.to_thread(redis.start))
+        await asyncio.shield(self._redis_start)
+
     async def _watch_redis(self, redis: EmbeddedRedis) -> None:
         while True:
             await asyncio.sleep(0.2)
-            if not redis.is_running:
-                log.warning("redis-server died, restarting")
-                try:
-                    await asyncio.to_thread(redis.start)
-                except RedisServerError as error:  # there is no memory or no disk for it now, so it is tried again
-                    log.error("redis-server not started", error=str(error))
-                    await asyncio.sleep(1.0)
+            if redis.is_running:
+                redis.retry_record()
+                continue
+            report(log.warning, "redis-server died, restarting")
+            try:
+                await self._until_started(redis)
+            except (RedisServerError, OSError) as error:  # there is no memory or no disk for it now: tried again
+                report(log.error, "redis-server not started", error=str(error))
+                await asyncio.sleep(1.0)
 
     async def _until_serving(self, services: Sequence[str], patience_s: float = 90.0) -> None:
         """Raises DeploymentError if a process keeps dying, and TimeoutError if the services are not warm in time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class ProcessFile:
 
     def __init__(self, data: Path) -> None:
         self._path = data / "processes.json"
+        self._lock = threading.Lock()  # Redis is started in a thread, beside the other processes
 
     def record(self, name: str, pid: int) -> None:
         """Note a process that was just started, in the place of an earlier one of this name."""
@@ -55,10 +57,14 @@ class ProcessFile:
             started = RecordedProcess(name, pid, process.create_time(), process.exe())
         except psutil.NoSuchProcess:  # it has ended already
             return
-        others = [each for each in self._read() if each.name != name]
-        draft = self._path.with_suffix(".tmp")
-        draft.write_text(json.dumps([asdict(each) for each in (*others, started)], indent=1), encoding="utf-8")
-        os.replace(draft, self._path)
+        with self._lock:
+            others = [each for each in self._read() if each.name != name]
+            draft = self._path.with_suffix(".tmp")
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(json.dumps([asdict(each) for each in (*others, started)], indent=1))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, self._path)
 
     def running(self) -> list[RecordedProcess]:
         """The recorded processes that still run, in the order of their start."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from support.reward_graphs import publish_sum_version
 
@@ -18,6 +23,7 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_demo.run import run
 from rewardloop_demo.settings import DemoSettings
 from rewardloop_local import down
+from rewardloop_local.deployment import Deployment
 from rewardloop_local.plan import DeploymentPlan
 from rewardloop_local.ports import free_port, port_problems
 from rewardloop_local.process_file import SUPERVISOR, ProcessFile
@@ -74,6 +80,13 @@ def test_ports_of_the_policy_worker_do_not_matter_without_a_policy(tmp_path: Pat
         assert port_problems(plan) == []
 
 
+async def _until(holds: Callable[[], bool], patience_s: float = 60.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(SLEEPER)
@@ -100,6 +113,32 @@ def test_a_process_that_was_started_again_replaces_the_earlier_one(
     for pid in (os.getpid(), sleeper.pid):
         file.record("serve", pid)
     assert [each.pid for each in file.running()] == [sleeper.pid]
+
+
+async def test_a_redis_that_restarts_on_a_full_disk_is_watched_recorded_later_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_full = False
+    fsync = os.fsync
+
+    def fsync_on_a_full_disk(descriptor: int) -> None:
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr("rewardloop_local.process_file.os.fsync", fsync_on_a_full_disk)
+    deployment = Deployment(_plan(tmp_path), on_phase=lambda phase: None)
+    try:
+        await deployment._start_redis()
+        for is_full in (True, False):
+            (before,) = deployment.pids()
+            os.kill(before, signal.SIGKILL)
+            await _until(lambda: deployment.pids() not in ([], [before]))  # noqa: B023
+        await _until(lambda: [each.pid for each in ProcessFile(tmp_path).running()] == deployment.pids())
+        (last,) = deployment.pids()
+    finally:
+        await deployment.stop()
+    assert not psutil.pid_exists(last)
 
 
 @pytest.mark.parametrize("change", [{"started": 1_000.0}, {"executable": "/usr/bin/other"}])
