@@ -16,7 +16,7 @@ from rewardloop_client import RewardloopError
 from rewardloop_local.first_versions import publish_first_versions
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import port_problems
-from rewardloop_local.process_file import SUPERVISOR, ProcessFile
+from rewardloop_local.process_file import SUPERVISOR, ProcessFile, ProcessFileError
 from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
 from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
@@ -109,7 +109,12 @@ class Deployment:
             raise DeploymentError(
                 f"another rewardloop runs on {data}: 'rewardloop down --data {data}' ends it"
             ) from error
-        if left := [each for each in self._processes.running() if each.name != SUPERVISOR]:
+        try:
+            left = [each for each in self._processes.running() if each.name != SUPERVISOR]
+        except ProcessFileError as error:
+            os.close(lock)
+            raise DeploymentError(str(error)) from error
+        if left:
             os.close(lock)
             named = ", ".join(f"{each.name} (pid {each.pid})" for each in left)
             raise DeploymentError(

@@ -13,7 +13,7 @@ from pydantic import Field
 from rewardloop.process.settings import ProcessSettings, parse
 
 if TYPE_CHECKING:
-    from rewardloop_local.process_file import RecordedProcess
+    from rewardloop_local.process_file import ProcessFile, RecordedProcess
 
 
 class DownSettings(ProcessSettings):
@@ -32,9 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if nothing runs any more."""
     settings = parse(DownSettings, sys.argv[1:] if argv is None else argv, "rewardloop down")
 
-    from rewardloop_local.process_file import SUPERVISOR, ProcessFile
+    from rewardloop_local.process_file import ProcessFile, ProcessFileError
 
-    file = ProcessFile(settings.data)
+    try:
+        return _down(ProcessFile(settings.data), settings)
+    except ProcessFileError as error:
+        print(f"rewardloop down: {error}", file=sys.stderr)
+        return 1
+
+
+def _down(file: ProcessFile, settings: DownSettings) -> int:
+    from rewardloop_local.process_file import SUPERVISOR
+
     running = file.running()
     if not running:
         print(f"no rewardloop runs on {settings.data}")

@@ -13,6 +13,8 @@ import psutil
 # The system counts start times in hundredths of a second, from a time of boot that clock corrections can shift.
 _START_TOLERANCE_S = 2.0
 
+_PID_BOUND = 2**31  # the system's own type of a pid ends here
+
 SUPERVISOR = "supervisor"
 
 
@@ -43,39 +45,74 @@ class RecordedProcess:
             return None
 
 
+class ProcessFileError(Exception):
+    """Raised when the file cannot be read. The text is one line that says why, and how to look for what runs."""
+
+
 class ProcessFile:
-    """The file ``processes.json`` of a data directory. Only the supervisor of that directory writes it."""
+    """The file ``processes.json`` of a data directory. Only the supervisor of that directory writes it.
+
+    The supervisor writes what it has recorded itself since it called `clear`, whatever the file holds meanwhile.
+    """
 
     def __init__(self, data: Path) -> None:
         self._path = data / "processes.json"
+        self._recorded: dict[str, RecordedProcess] = {}
         self._lock = threading.Lock()  # Redis is started in a thread, beside the other processes
 
     def record(self, name: str, pid: int) -> None:
-        """Note a process that was just started, in the place of an earlier one of this name."""
+        """Note a process that was just started, in the place of an earlier one of this name.
+
+        Raises OSError if the file cannot be written. The next call that succeeds writes this process, too.
+        """
         try:
             process = psutil.Process(pid)
             started = RecordedProcess(name, pid, process.create_time(), process.exe())
         except psutil.NoSuchProcess:  # it has ended already
             return
         with self._lock:
-            others = [each for each in self._read() if each.name != name]
+            self._recorded.pop(name, None)
+            self._recorded[name] = started
             draft = self._path.with_suffix(".tmp")
             with draft.open("w", encoding="utf-8") as file:
-                file.write(json.dumps([asdict(each) for each in (*others, started)], indent=1))
+                file.write(json.dumps([asdict(each) for each in self._recorded.values()], indent=1))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(draft, self._path)
 
     def running(self) -> list[RecordedProcess]:
-        """The recorded processes that still run, in the order of their start."""
+        """The recorded processes that still run, in the order of their start. Raises ProcessFileError."""
         return [each for each in self._read() if each.find() is not None]
 
     def clear(self) -> None:
-        """Forget all processes, because they have ended."""
+        """Forget all processes, because they have ended. Raises OSError if the file cannot be deleted."""
+        self._recorded.clear()
         self._path.unlink(missing_ok=True)
 
     def _read(self) -> list[RecordedProcess]:
         try:
-            return [RecordedProcess(**each) for each in json.loads(self._path.read_text(encoding="utf-8"))]
+            return [_recorded_process(each) for each in _list(json.loads(self._path.read_text(encoding="utf-8")))]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ProcessFileError(f"{self._path} cannot be read: {error.strerror}") from error
+        except (ValueError, OverflowError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+            raise ProcessFileError(
+                f"{self._path} is damaged, so it cannot be known what still runs: look with "
+                "pgrep -af 'rewardloop|redis-server', end what runs on this directory, and delete the file"
+            ) from error
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError("not a list")
+    return value
+
+
+def _recorded_process(value: object) -> RecordedProcess:
+    """Check an entry of the file. Raises ValueError. Unknown keys are left to later versions."""
+    match value:
+        case {"name": str(name), "pid": int(pid), "started": int() | float() as started, "executable": str(executable)}:
+            if 0 < pid < _PID_BOUND:
+                return RecordedProcess(name, pid, float(started), executable)
+    raise ValueError("not a process")

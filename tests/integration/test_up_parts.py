@@ -24,7 +24,7 @@ from rewardloop_demo.run import run
 from rewardloop_demo.settings import DemoSettings
 from rewardloop_local import down
 from rewardloop_local.deployment import Deployment
-from rewardloop_local.plan import DeploymentPlan
+from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import free_port, port_problems
 from rewardloop_local.process_file import SUPERVISOR, ProcessFile
 from rewardloop_local.proxies import exempt_loopback
@@ -130,10 +130,15 @@ async def test_a_redis_that_restarts_on_a_full_disk_is_watched_recorded_later_an
     deployment = Deployment(_plan(tmp_path), on_phase=lambda phase: None)
     try:
         await deployment._start_redis()
-        for is_full in (True, False):
-            (before,) = deployment.pids()
-            os.kill(before, signal.SIGKILL)
-            await _until(lambda: deployment.pids() not in ([], [before]))  # noqa: B023
+        (before,) = deployment.pids()
+        is_full = True
+        os.kill(before, signal.SIGKILL)
+        await _until(lambda: deployment.pids() not in ([], [before]))
+        (unrecorded,) = deployment.pids()
+        is_full = False
+        await _until(lambda: [each.pid for each in ProcessFile(tmp_path).running()] == [unrecorded])
+        os.kill(unrecorded, signal.SIGKILL)
+        await _until(lambda: deployment.pids() not in ([], [unrecorded]))
         await _until(lambda: [each.pid for each in ProcessFile(tmp_path).running()] == deployment.pids())
         (last,) = deployment.pids()
     finally:
@@ -177,9 +182,14 @@ def test_down_ends_processes_in_the_reverse_order_and_kills_what_does_not_end(
 def test_down_lets_a_supervisor_that_runs_end_its_processes(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = (
-        f"import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: (os.kill({sleeper.pid}, 9), os._exit(0)))"
-    )
+    code = f"""
+import os, signal, time
+def end(*_):
+    os.kill({sleeper.pid}, 9)
+    while open("/proc/{sleeper.pid}/stat").read().rpartition(") ")[2][0] != "Z":
+        time.sleep(0.01)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)"""
     supervisor = subprocess.Popen(
         [sys.executable, "-S", "-c", f"{code}\nprint(flush=True)\ntime.sleep(600)"], stdout=subprocess.PIPE
     )
@@ -195,6 +205,48 @@ def test_down_lets_a_supervisor_that_runs_end_its_processes(
     finally:
         supervisor.kill()
         supervisor.wait()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[1]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'[{"name": "serve", "pid": -1, "started": 1.0, "executable": "/x"}]',
+        b'[{"name": "serve", "pid": "1", "started": 1.0, "executable": "/x"}]',
+        b'[{"name": "serve", "pid": 1e400, "started": 1.0, "executable": "/x"}]',
+        b'[{"name": "serve", "pid": 99999999999999999999, "started": 1.0, "executable": "/x"}]',
+        b'[{"name": "serve", "pid": 1, "started": "1", "executable": "/x"}]',
+        b'[{"name": "serve", "pid": 1}]',
+    ],
+)
+async def test_a_damaged_file_of_processes_is_one_line_that_says_how_to_look(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "processes.json").write_bytes(content)
+    assert down.main(["--data", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rewardloop down: {tmp_path / 'processes.json'} ")
+    assert "pgrep" in line
+    deployment = Deployment(_plan(tmp_path), on_phase=lambda phase: None)
+    with pytest.raises(DeploymentError, match="pgrep") as raised:
+        await deployment.start()
+    await deployment.stop()
+    assert len(str(raised.value).splitlines()) == 1
+    assert (tmp_path / "processes.json").read_bytes() == content
+
+
+async def test_a_demo_keeps_data_whose_processes_it_cannot_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "processes.json").touch()
+    assert await run(DemoSettings(out=tmp_path)) == 1
+    assert "pgrep" in capsys.readouterr().out
+    assert (tmp_path / "data" / "processes.json").exists()
 
 
 @pytest.mark.parametrize(
