@@ -27,12 +27,18 @@ class RecordedProcess:
         pid: Its process id.
         started: Its start as Unix time in seconds.
         executable: The file that it runs.
+        data: The resolved data directory of its deployment; for people who read the file.
+        device: The device of that directory. With ``inode``, it tells the directory from a copy, wherever it is moved.
+        inode: The inode of that directory; 0 in a file that was written before directories were recorded.
     """
 
     name: str
     pid: int
     started: float
     executable: str
+    data: str = ""
+    device: int = 0
+    inode: int = 0
 
     def find(self) -> psutil.Process | None:
         """The process if it still runs. None if it has ended, even if another process has its pid now."""
@@ -56,6 +62,7 @@ class ProcessFile:
     """
 
     def __init__(self, data: Path) -> None:
+        self._data = data
         self._path = data / "processes.json"
         self._recorded: dict[str, RecordedProcess] = {}
         self._lock = threading.Lock()  # Redis is started in a thread, beside the other processes
@@ -66,8 +73,9 @@ class ProcessFile:
         Raises OSError if the file cannot be written. The next call that succeeds writes this process, too.
         """
         try:
-            process = psutil.Process(pid)
-            started = RecordedProcess(name, pid, process.create_time(), process.exe())
+            process, place = psutil.Process(pid), self._data.stat()
+            directory = (str(self._data.resolve()), place.st_dev, place.st_ino)
+            started = RecordedProcess(name, pid, process.create_time(), process.exe(), *directory)
         except psutil.NoSuchProcess:  # it has ended already
             return
         with self._lock:
@@ -82,7 +90,14 @@ class ProcessFile:
 
     def running(self) -> list[RecordedProcess]:
         """The recorded processes that still run, in the order of their start. Raises ProcessFileError."""
-        return [each for each in self._read() if each.find() is not None]
+        recorded = self._read()
+        if not recorded:
+            return []
+        place = self._data.stat()
+        here = [
+            each for each in recorded if each.inode == 0 or (each.device, each.inode) == (place.st_dev, place.st_ino)
+        ]
+        return [each for each in here if each.find() is not None]
 
     def clear(self) -> None:
         """Forget all processes, because they have ended. Raises OSError if the file cannot be deleted."""
@@ -109,10 +124,20 @@ def _list(value: object) -> list[object]:
     return value
 
 
+def _directory(value: object) -> tuple[str, int, int]:
+    """The data directory of an entry, its device and its inode. Raises ValueError if it is only named in part."""
+    match value:
+        case {"data": str(data), "device": int(device), "inode": int(inode)}:
+            return data, device, inode
+        case {"data": _} | {"device": _} | {"inode": _}:
+            raise ValueError("not a directory")
+    return "", 0, 0
+
+
 def _recorded_process(value: object) -> RecordedProcess:
     """Check an entry of the file. Raises ValueError. Unknown keys are left to later versions."""
     match value:
         case {"name": str(name), "pid": int(pid), "started": int() | float() as started, "executable": str(executable)}:
             if 0 < pid < _PID_BOUND:
-                return RecordedProcess(name, pid, float(started), executable)
+                return RecordedProcess(name, pid, float(started), executable, *_directory(value))
     raise ValueError("not a process")

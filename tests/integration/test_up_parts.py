@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -144,6 +145,21 @@ async def test_a_redis_that_restarts_on_a_full_disk_is_watched_recorded_later_an
     finally:
         await deployment.stop()
     assert not psutil.pid_exists(last)
+
+
+def test_down_on_a_copy_of_a_data_directory_leaves_the_original_alone(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, copied, moved = tmp_path / "original", tmp_path / "copied", tmp_path / "moved"
+    original.mkdir()
+    ProcessFile(original).record("serve", sleeper.pid)
+    shutil.copytree(original, copied)
+    assert down.main(["--data", str(copied)]) == 0
+    assert capsys.readouterr().out == f"no rewardloop runs on {copied}\n"
+    assert sleeper.poll() is None
+    original.rename(moved)
+    assert down.main(["--data", str(moved)]) == 0
+    assert sleeper.wait(10) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("change", [{"started": 1_000.0}, {"executable": "/usr/bin/other"}])
