@@ -88,7 +88,10 @@ class Deployment:
                 await asyncio.gather(self._redis_start, return_exceptions=True)
                 await asyncio.to_thread(self._redis.stop)
         if self._lock is not None:
-            self._processes.clear()
+            try:
+                self._processes.clear()
+            except OSError as error:  # the next start sees that the processes have ended
+                report(log.error, "file of processes not deleted", error=str(error))
             os.close(self._lock)
             self._lock = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,13 +42,17 @@ class RecordedProcess:
     inode: int = 0
 
     def find(self) -> psutil.Process | None:
-        """The process if it still runs. None if it has ended, even if another process has its pid now."""
+        """The process if it still runs. None if it has ended, even if another process has its pid now.
+
+        The system may hide the program of another user's process. Its pid and its start time must then suffice.
+        """
         try:
             process = psutil.Process(self.pid)
             is_same = abs(process.create_time() - self.started) < _START_TOLERANCE_S
-            is_same = is_same and process.exe() == self.executable
+            with suppress(psutil.AccessDenied):
+                is_same = is_same and process.exe() == self.executable
             return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except psutil.NoSuchProcess:
             return None
 
 

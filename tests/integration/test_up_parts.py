@@ -162,6 +162,55 @@ def test_down_on_a_copy_of_a_data_directory_leaves_the_original_alone(
     assert sleeper.wait(10) == -signal.SIGTERM
 
 
+def test_down_says_that_processes_belong_to_another_user(
+    tmp_path: Path,
+    sleeper: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    ProcessFile(tmp_path).record("serve", sleeper.pid)
+    for name in ("exe", "terminate", "kill"):  # as the system answers a user who is not root
+        monkeypatch.setattr(psutil.Process, name, refuse)
+    assert down.main(["--data", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rewardloop down: serve (pid {sleeper.pid}) belongs to user {psutil.Process().username()}")
+    assert sleeper.poll() is None
+    assert (tmp_path / "processes.json").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_down_on_what_is_no_directory_is_one_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert down.main(["--data", str(tmp_path / name)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"rewardloop down: {tmp_path / name / 'processes.json'} cannot be read: Not a directory"
+
+
+def test_down_ends_processes_whose_file_it_cannot_delete(
+    tmp_path: Path,
+    sleeper: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    ProcessFile(tmp_path).record("serve", sleeper.pid)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert down.main(["--data", str(tmp_path)]) == 0
+    assert sleeper.wait(10) == -signal.SIGTERM
+    out, err = capsys.readouterr()
+    assert out == f"ended serve (pid {sleeper.pid})\n"
+    (line,) = err.splitlines()
+    assert "processes.json" in line
+    assert "Read-only file system" in line
+
+
 @pytest.mark.parametrize("change", [{"started": 1_000.0}, {"executable": "/usr/bin/other"}])
 def test_another_process_with_a_recorded_pid_is_left_alone(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], change: dict[str, object], capsys: pytest.CaptureFixture[str]
