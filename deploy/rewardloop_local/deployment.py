@@ -104,7 +104,7 @@ class Deployment:
         """Lock the data directory for this process. Raises DeploymentError if another deployment still runs on it."""
         data = self.plan.data
         data.mkdir(parents=True, exist_ok=True)
-        lock = os.open(data / _LOCK_FILE, os.O_CREAT | os.O_RDWR)
+        lock = os.open(data / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -118,7 +118,7 @@ class EmbeddedRedis:
 
     def _spawn(self, binary: Path) -> None:
         # The server inherits the lock, and so holds it for as long as it lives, even if this process is killed.
-        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR)
+        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._process = subprocess.Popen(

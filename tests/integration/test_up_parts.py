@@ -23,7 +23,7 @@ from support.reward_graphs import publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop_demo.run import run
 from rewardloop_demo.settings import DemoSettings
-from rewardloop_local import down
+from rewardloop_local import down, up
 from rewardloop_local.deployment import Deployment
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import free_port, port_problems
@@ -312,6 +312,28 @@ async def test_a_demo_keeps_data_whose_processes_it_cannot_know(
     assert await run(DemoSettings(out=tmp_path)) == 1
     assert "pgrep" in capsys.readouterr().out
     assert (tmp_path / "data" / "processes.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["export-args", "serve-args", "policy-args", "train-args"])
+def test_flags_with_an_open_quote_are_one_line(tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        up.main(["--data", str(tmp_path / "data"), f"--{flag}=--token 'abc"])
+    assert raised.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rewardloop up: {flag.replace('-', '_')}: No closing quotation")
+    assert "abc" not in line
+    assert not (tmp_path / "data").exists()
+
+
+async def test_lock_files_are_no_programs(tmp_path: Path) -> None:
+    deployment = Deployment(_plan(tmp_path), on_phase=lambda phase: None)
+    try:
+        deployment._take_data()
+        await deployment._start_redis()
+        for lock in (tmp_path / "up.lock", tmp_path / "redis" / "redis.lock"):
+            assert lock.stat().st_mode & 0o111 == 0
+    finally:
+        await deployment.stop()
 
 
 @pytest.mark.parametrize(
