@@ -22,7 +22,7 @@ from rewardloop_demo.verdict import not_shown
 from rewardloop_local.deployment import Deployment
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import free_port
-from rewardloop_local.process_file import ProcessFile
+from rewardloop_local.process_file import ProcessFile, ProcessFileError
 from rewardloop_local.signals import stop_on_signals
 
 
@@ -30,8 +30,12 @@ async def run(settings: DemoSettings) -> int:
     """Returns the exit status: 0 if the demo has shown that both models learned, else 1."""
     started = time.monotonic()
     plan = _plan(settings)
-    if ProcessFile(plan.data).running():
-        print(f"rewardloop demo: an earlier one runs on {plan.data}: 'rewardloop down --data {plan.data}' ends it")
+    try:
+        if ProcessFile(plan.data).running():
+            print(f"rewardloop demo: an earlier one runs on {plan.data}: 'rewardloop down --data {plan.data}' ends it")
+            return 1
+    except ProcessFileError as error:
+        print(f"rewardloop demo: {error}")
         return 1
     shutil.rmtree(plan.data, ignore_errors=True)
     display, memory = Display(settings), Memory()
@@ -45,7 +49,7 @@ async def run(settings: DemoSettings) -> int:
             async with AsyncRewardloopClient(plan.listen, timeout_s=30) as client:
                 demo = await watch_rounds(client, settings, display, stop, started)
         except (DeploymentError, TimeoutError, RewardloopError) as error:
-            display.live.console.print(f"[red]rewardloop demo: {error}[/red]; logs in {plan.logs}")
+            display.live.console.print(f"rewardloop demo: {error}; logs in {plan.logs}", style="red", markup=False)
             return 1
         finally:
             await deployment.stop()

@@ -17,8 +17,9 @@ from rewardloop_client import RewardloopError
 from rewardloop_local.first_versions import publish_first_versions
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import port_problems
-from rewardloop_local.process_file import SUPERVISOR, ProcessFile
+from rewardloop_local.process_file import SUPERVISOR, ProcessFile, ProcessFileError
 from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
+from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
 
 log = structlog.get_logger()
@@ -41,6 +42,7 @@ class Deployment:
         self._on_phase = on_phase
         self._processes = ProcessFile(plan.data)
         self._redis: EmbeddedRedis | None = None
+        self._redis_start: asyncio.Future[None] | None = None
         self._redis_watch: asyncio.Task[None] | None = None
         self._lock: int | None = None
 
@@ -85,8 +87,14 @@ class Deployment:
             self._redis_watch.cancel()
         if self._redis is not None:
             await asyncio.to_thread(self._redis.stop)
+            if self._redis_start is not None:  # its thread may start a server after the stop above
+                await asyncio.gather(self._redis_start, return_exceptions=True)
+                await asyncio.to_thread(self._redis.stop)
         if self._lock is not None:
-            self._processes.clear()
+            try:
+                self._processes.clear()
+            except OSError as error:  # the next start sees that the processes have ended
+                report(log.error, "file of processes not deleted", error=str(error))
             os.close(self._lock)
             self._lock = None
 
@@ -99,7 +107,7 @@ class Deployment:
         """Lock the data directory for this process. Raises DeploymentError if another deployment still runs on it."""
         data = self.plan.data
         data.mkdir(parents=True, exist_ok=True)
-        lock = os.open(data / _LOCK_FILE, os.O_CREAT | os.O_RDWR)
+        lock = os.open(data / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -107,7 +115,12 @@ class Deployment:
             raise DeploymentError(
                 f"another rewardloop runs on {data}: 'rewardloop down --data {data}' ends it"
             ) from error
-        if left := [each for each in self._processes.running() if each.name != SUPERVISOR]:
+        try:
+            left = [each for each in self._processes.running() if each.name != SUPERVISOR]
+        except ProcessFileError as error:
+            os.close(lock)
+            raise DeploymentError(str(error)) from error
+        if left:
             os.close(lock)
             named = ", ".join(f"{each.name} (pid {each.pid})" for each in left)
             raise DeploymentError(
@@ -134,9 +147,9 @@ class Deployment:
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
         """Run a module to its end. Raises DeploymentError if it fails."""
         process = self._process(name, module, args)
-        process.start()
         saying = asyncio.create_task(self._say_seconds(name))
         try:
+            process.start()
             status = await process.wait()
         finally:
             saying.cancel()
@@ -154,18 +167,29 @@ class Deployment:
         self._on_phase("starting redis-server")
         self._redis = EmbeddedRedis(self.plan.data / "redis", on_start=partial(self._processes.record, "redis-server"))
         try:
-            await asyncio.to_thread(self._redis.start)
+            await self._until_started(self._redis)
         except RedisServerError as error:
             raise DeploymentError(str(error)) from error
         self._redis_watch = asyncio.create_task(self._watch_redis(self._redis))
         return self._redis.url
 
+    async def _until_started(self, redis: EmbeddedRedis) -> None:
+        """Start Redis in a thread that `stop` waits for, even if the caller is cancelled."""
+        self._redis_start = asyncio.ensure_future(asyncio.to_thread(redis.start))
+        await asyncio.shield(self._redis_start)
+
     async def _watch_redis(self, redis: EmbeddedRedis) -> None:
         while True:
             await asyncio.sleep(0.2)
-            if not redis.is_running:
-                log.warning("redis-server died, restarting")
-                await asyncio.to_thread(redis.start)
+            if redis.is_running:
+                redis.retry_record()
+                continue
+            report(log.warning, "redis-server died, restarting")
+            try:
+                await self._until_started(redis)
+            except (RedisServerError, OSError) as error:  # there is no memory or no disk for it now: tried again
+                report(log.error, "redis-server not started", error=str(error))
+                await asyncio.sleep(1.0)
 
     async def _until_serving(self, services: Sequence[str], patience_s: float = 90.0) -> None:
         """Raises DeploymentError if a process keeps dying, and TimeoutError if the services are not warm in time."""

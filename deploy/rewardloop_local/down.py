@@ -13,7 +13,7 @@ from pydantic import Field
 from rewardloop.process.settings import ProcessSettings, parse
 
 if TYPE_CHECKING:
-    from rewardloop_local.process_file import RecordedProcess
+    from rewardloop_local.process_file import ProcessFile, RecordedProcess
 
 
 class DownSettings(ProcessSettings):
@@ -29,46 +29,66 @@ class DownSettings(ProcessSettings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if nothing runs any more."""
+    """Returns the exit status: 0 if nothing runs any more, 1 if something does or if that cannot be known."""
     settings = parse(DownSettings, sys.argv[1:] if argv is None else argv, "rewardloop down")
 
-    from rewardloop_local.process_file import SUPERVISOR, ProcessFile
+    from rewardloop_local.process_file import ProcessFile, ProcessFileError
 
-    file = ProcessFile(settings.data)
+    try:
+        return _down(ProcessFile(settings.data), settings)
+    except ProcessFileError as error:
+        print(f"rewardloop down: {error}", file=sys.stderr)
+        return 1
+
+
+def _down(file: ProcessFile, settings: DownSettings) -> int:
+    from rewardloop_local.process_file import SUPERVISOR
+
     running = file.running()
     if not running:
         print(f"no rewardloop runs on {settings.data}")
         return 0
     # A supervisor that still runs ends its processes itself, and would restart them otherwise.
     supervisors = [each for each in running if each.name == SUPERVISOR]
-    for each in supervisors:
-        _end(each, settings.grace_s * len(running))
-    for each in reversed(file.running()):
-        _end(each, settings.grace_s)
+    refused = [problem for each in supervisors if (problem := _end(each, settings.grace_s * len(running)))]
+    if not refused:
+        refused = [problem for each in reversed(file.running()) if (problem := _end(each, settings.grace_s))]
+    if refused:
+        print(f"rewardloop down: {', '.join(refused)}: run it as that user", file=sys.stderr)
+        return 1
     if left := file.running():
         print(f"rewardloop down: {', '.join(f'{each.name} (pid {each.pid})' for each in left)} cannot be ended")
         return 1
-    file.clear()
+    try:
+        file.clear()
+    except OSError as error:
+        print(f"rewardloop down: everything has ended, but its file cannot be deleted: {error}", file=sys.stderr)
     return 0
 
 
-def _end(recorded: RecordedProcess, grace_s: float) -> None:
-    """End a process, and kill it if it has not ended after the grace time."""
+def _end(recorded: RecordedProcess, grace_s: float) -> str | None:
+    """End a process, and kill it if it has not ended after the grace time.
+
+    Returns None, or what to say if it belongs to another user, who alone may end it.
+    """
     import psutil
 
     process = recorded.find()
     if process is None:
-        return
+        return None
     try:
         process.terminate()
         if _has_ended(recorded, grace_s):
             print(f"ended {recorded.name} (pid {recorded.pid})")
-            return
+            return None
         process.kill()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return  # the caller looks again at what still runs
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.AccessDenied:
+        return f"{recorded.name} (pid {recorded.pid}) belongs to user {process.username()}"
     if _has_ended(recorded, grace_s):
         print(f"killed {recorded.name} (pid {recorded.pid}), which had not ended after {grace_s:.0f} s")
+    return None
 
 
 def _has_ended(recorded: RecordedProcess, patience_s: float) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rewardloop_local.ports import free_port
+from rewardloop_local.start_record import StartRecord
 
 _HOST = "127.0.0.1"
 _LOCK_FILE = "redis.lock"
@@ -42,12 +43,14 @@ class EmbeddedRedis:
             fsync: With "always", Redis syncs its file before it answers, once for everything that arrived meanwhile.
                 "everysec" can lose acknowledged entries: while its background sync runs, Redis answers before it has
                 written, so that a kill loses them.
-            on_start: Called with its pid after each start.
+            on_start: Called with its pid after each start. If it raises OSError, the server runs on, and `retry_record`
+                calls it again.
         """
         self.data_dir = data_dir
         self.port = port
         self._fsync = fsync
         self._on_start = on_start
+        self._record = StartRecord("redis-server", self._record_pid)
         self._is_port_free_to_choose = port == 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -84,7 +87,7 @@ class EmbeddedRedis:
         for attempt in range(attempts):
             if self._is_port_free_to_choose:
                 self.port = free_port()
-            self._process = self._spawn(binary)
+            self._spawn(binary)
             if self._answers_within(patience_s):
                 self._is_port_free_to_choose = False
                 return
@@ -109,12 +112,16 @@ class EmbeddedRedis:
             self._process.kill()
             self._process.wait()
 
-    def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
+    def retry_record(self) -> None:
+        """Call ``on_start`` again if it has failed since the last start."""
+        self._record.retry()
+
+    def _spawn(self, binary: Path) -> None:
         # The server inherits the lock, and so holds it for as long as it lives, even if this process is killed.
-        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR)
+        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [
                     binary,
                     *("--bind", _HOST, "--port", str(self.port), "--dir", self.data_dir.resolve()),
@@ -127,9 +134,6 @@ class EmbeddedRedis:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
-            self._on_start(process.pid)
-            os.ftruncate(lock, 0)
-            os.write(lock, str(process.pid).encode())
         except BlockingIOError as error:
             pid = os.read(lock, 20).decode() or "unknown"
             raise RedisServerError(
@@ -137,7 +141,11 @@ class EmbeddedRedis:
             ) from error
         finally:
             os.close(lock)
-        return process
+        self._record.started(self._process.pid)
+
+    def _record_pid(self, pid: int) -> None:
+        (self.data_dir / _LOCK_FILE).write_text(str(pid))
+        self._on_start(pid)
 
     def _answers_within(self, patience_s: float) -> bool:
         """Return False if the server ended. Raises RedisServerError if it runs and is not ready in time."""

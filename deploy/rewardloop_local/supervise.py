@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 import structlog
 
+from rewardloop_local.start_record import StartRecord, report
+
 log = structlog.get_logger()
 
 _FIRST_BACKOFF_S = 0.5
@@ -32,7 +34,8 @@ class Process:
         env: Environment variables beside those of this process.
         grace_s: Seconds that it has to end after SIGTERM before it is killed.
         nice: Its niceness; 0 is this process's own.
-        on_start: Called with its pid after each start.
+        on_start: Called with its pid after each start. If it raises OSError, the process runs on, and `retry_record`
+            calls it again.
         restarts: How often it was started again after it had died.
     """
 
@@ -47,6 +50,10 @@ class Process:
     _popen: subprocess.Popen[bytes] | None = None
     _log: BinaryIO | None = None
     _started: float = 0.0
+    _record: StartRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._record = StartRecord(self.name, self.on_start)
 
     @property
     def pid(self) -> int | None:
@@ -81,9 +88,13 @@ class Process:
             env={**os.environ, **self.env},
             start_new_session=True,  # so that Ctrl-C reaches the supervisor alone, which stops the others in order
         )
-        self.on_start(self._popen.pid)
+        self._record.started(self._popen.pid)
         if self.nice:
             os.setpriority(os.PRIO_PROCESS, self._popen.pid, self.nice)
+
+    def retry_record(self) -> None:
+        """Call ``on_start`` again if it has failed since the last start."""
+        self._record.retry()
 
     async def wait(self, patience_s: float | None = None) -> int:
         """Wait for its end and return its exit status. Raises subprocess.TimeoutExpired after ``patience_s``."""
@@ -98,7 +109,7 @@ class Process:
             try:
                 await self.wait(self.grace_s)
             except subprocess.TimeoutExpired:
-                log.warning("killed after its grace time", process=self.name)
+                report(log.warning, "killed after its grace time", process=self.name)
                 self._popen.kill()
                 await self.wait()
         if self._log is not None:
@@ -137,10 +148,12 @@ class Supervisor:
         while True:
             await asyncio.sleep(0.1)
             if process.is_running:
+                process.retry_record()
                 if process.has_been_stable:
                     backoff = _FIRST_BACKOFF_S
                 continue
-            log.warning(
+            report(
+                log.warning,
                 "process died, restarting",
                 process=process.name,
                 exit_status=process.exit_status,
@@ -153,4 +166,4 @@ class Supervisor:
             try:
                 process.start()
             except OSError as error:  # there is no memory or no disk for it now, so it is tried again later
-                log.error("process not started", process=process.name, error=str(error))
+                report(log.error, "process not started", process=process.name, error=str(error))

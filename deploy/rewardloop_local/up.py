@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from rewardloop.process.settings import parse
 from rewardloop_local.security import Security, SecuritySettings
@@ -46,6 +47,14 @@ class UpSettings(SecuritySettings):
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
     log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
 
+    @field_validator("*")
+    @classmethod
+    def _can_be_split(cls, value: object, info: ValidationInfo) -> object:
+        """Raises ValueError if the flags of a process cannot be split as a shell does, as after an open quote."""
+        if isinstance(value, str) and str(info.field_name).endswith("_args"):
+            shlex.split(value)
+        return value
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after Ctrl-C, SIGTERM or a closed terminal, 1 if it could not start."""
@@ -60,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(settings: UpSettings) -> int:
-    import shlex
-
     from rich.console import Console
+    from rich.markup import escape
 
     from rewardloop_local.deployment import Deployment
     from rewardloop_local.plan import DeploymentError, DeploymentPlan
@@ -91,12 +99,12 @@ async def _run(settings: UpSettings) -> int:
             await starting
             say(
                 f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
-                f"logs in {plan.logs}. '{plan.status_command()}' shows what it does; Ctrl-C stops it."
+                f"logs in {escape(str(plan.logs))}. '{plan.status_command()}' shows what it does; Ctrl-C stops it."
             )
             await stopping
     except (DeploymentError, TimeoutError, OSError) as error:
         for line in str(error or "the services did not get ready in time").splitlines():
-            say(f"[red]rewardloop up: {line}[/red]")
+            say(f"[red]rewardloop up: {escape(line)}[/red]")
         return 1
     finally:
         starting.cancel()

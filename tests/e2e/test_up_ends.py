@@ -173,6 +173,16 @@ def test_taken_ports_are_named_one_a_line_and_nothing_starts(up: Up) -> None:
     assert up.recorded() == {}
 
 
+def test_a_trainer_that_cannot_start_is_named_with_its_log(up: Up) -> None:
+    argv = [*up.argv(), "--train-args=--reward.learning-rat 1"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert "rewardloop is up" not in done.stderr
+    assert f"rewardloop up: train keeps dying, {up.data / 'logs' / 'train.log'}" in done.stderr
+    assert "--reward.learning-rate" in done.stderr  # the trainer's log names the nearest flag
+    assert up.recorded() == {}
+
+
 def test_a_proxy_of_the_environment_is_not_asked_for_loopback_addresses(up: Up, tmp_path: Path) -> None:
     closed = f"http://127.0.0.1:{free_port()}"
     proxies = {"http_proxy": closed, "https_proxy": closed, "grpc_proxy": closed, "no_proxy": "", "no_grpc_proxy": ""}
