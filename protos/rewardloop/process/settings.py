@@ -162,6 +162,11 @@ def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sou
     if unknown := list(unknown_keys(settings, from_file)):
         for key in unknown:
             print(f"{prog}: {_unknown_line(settings, key)}", file=sys.stderr)
+        known = Sources(settings_class, prog, flags, environment, _without(from_file, unknown), config)
+        try:
+            known.settings()
+        except ValidationError as error:
+            refuse(known, error)  # the wrong values of the other keys are named too
         raise InvalidSettings(2)
     return Sources(settings_class, prog, flags, environment, from_file, config)
 
@@ -172,6 +177,15 @@ def refuse(sources: Sources[S], error: ValidationError) -> NoReturn:
     for problem in error.errors():
         print(f"{sources.prog}: {_problem_line(sources, settings, problem)}", file=sys.stderr)
     raise InvalidSettings(2) from error
+
+
+def _without(file: Mapping[str, Any], keys: Sequence[str], above: str = "") -> dict[str, Any]:
+    """A copy of a TOML file's contents that lacks the entries with these dotted keys."""
+    return {
+        name: _without(value, keys, f"{above}{name}.") if isinstance(value, Mapping) else value
+        for name, value in file.items()
+        if f"{above}{name}" not in keys
+    }
 
 
 def _problem_line(sources: Sources[S], settings: Sequence[Setting], problem: Mapping[str, Any]) -> str:
