@@ -101,7 +101,7 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
 
 @pytest.mark.learning
 def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: Path) -> None:
-    learning = {"algorithm": "kto", "kto": {"learning_rate": 1e-2, "batch_thumbs": 8, "epochs": 6}}
+    learning = {"algorithm": "kto", "kto": {"learning_rate": 1e-2, "batch_thumbs": 8, "epochs": 12}}
     thumbs = thumb_rows(60, "a b,a b,", "aaaaaaaa")
     setting = Setting(
         tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, **learning
