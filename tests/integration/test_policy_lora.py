@@ -85,7 +85,7 @@ def test_ppo_with_adapters_learns_and_leaves_a_plain_model(build: Callable[[], A
     task = OnlineTask(algorithm_of("ppo", SETTINGS), SETTINGS, PROMPTS)
     outcome = train_online(model, ENCODER, task, small_digits, seed=learning_seed(3))
     scores = [done.figures["score"] for done in outcome.history]
-    assert sum(scores[-3:]) / 3 - scores[0] > 0.3
+    assert sum(scores[-3:]) / 3 - scores[0] > 0.1
     assert outcome.history[0].figures["kl"] == pytest.approx(0, abs=1e-5)
     assert outcome.history[-1].figures["kl"] > 0.1
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.learning_runs import THREADS, learning_seed
-from support.policy_rounds import Setting, fake_server, thumb_rows
+from support.policy_rounds import GATE, Setting, fake_server, thumb_rows
 from support.policy_versions import publish_policy, quick_policy
 from support.processes import free_port, serving
 from support.reward_graphs import publish_sum_version
@@ -126,8 +126,9 @@ class GoesAway(FakeRewardloop):
 def test_a_round_waits_for_a_server_that_goes_away_and_loses_no_step(tmp_path: Path, redis_url: str) -> None:
     online = {**ONLINE, "steps": 6, "prompts": 4, "responses": 4, "checkpoint_every_steps": 5}
     server = fake_server(GoesAway)
-    whole = Setting(tmp_path / "whole", redis_url, algorithm="ppo", online=online)
-    gap = Setting(tmp_path / "gap", redis_url, server=server, algorithm="ppo", online=online)
+    gate = {**GATE, "least_win_rate": 0.0}  # six steps need not win
+    whole = Setting(tmp_path / "whole", redis_url, algorithm="ppo", online=online, gate=gate)
+    gap = Setting(tmp_path / "gap", redis_url, server=server, algorithm="ppo", online=online, gate=gate)
     assert whole.round().run() == "promoted"
     with pytest.raises(ServerAway):
         gap.round().run()
