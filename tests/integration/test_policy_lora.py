@@ -26,13 +26,13 @@ PROMPTS: list[Prompt] = [(Turn("user", f"q{i}"),) for i in range(5)]
 ROWS = [Completion((5, 6, 7, 8, 9, 1), 3), Completion((9, 8, 7, 6, 5, 4, 3, 1), 2)]
 SETTINGS = OnlineSettings.model_validate(
     {
-        "steps": 24,
+        "steps": 40,
         "prompts": 4,
         "responses": 8,
         "max_new_tokens": 8,
         "epochs": 2,
         "minibatch": 16,
-        "learning_rate": 0.03,
+        "learning_rate": 0.003,
         "beta": 0.01,
         "max_update_kl": 100.0,
         "weights": "lora",
@@ -85,7 +85,8 @@ def test_ppo_with_adapters_learns_and_leaves_a_plain_model(build: Callable[[], A
     task = OnlineTask(algorithm_of("ppo", SETTINGS), SETTINGS, PROMPTS)
     outcome = train_online(model, ENCODER, task, small_digits, seed=learning_seed(3))
     scores = [done.figures["score"] for done in outcome.history]
-    assert sum(scores[-3:]) / 3 - scores[0] > 0.1
+    # Of what was left to win the policy won 0.65 to 1.00 over 15 seeds and both models.
+    assert sum(scores[-8:]) / 8 - scores[0] > 0.3 * (1 - scores[0])
     assert outcome.history[0].figures["kl"] == pytest.approx(0, abs=1e-5)
     assert outcome.history[-1].figures["kl"] > 0.1
 
