@@ -27,7 +27,8 @@ _CHATML = """\
 """
 _HEADERS = """\
 {{- bos_token -}}
-{%- if dated -%}{{ '<|start_header_id|>system<|end_header_id|>\\n\\nToday: ' + strftime_now('%d %b %Y') + '<|eot_id|>' }}
+{%- if dated -%}
+{{ '<|start_header_id|>system<|end_header_id|>\\n\\nToday: ' + strftime_now('%d %b %Y') + '<|eot_id|>' }}
 {%- endif -%}
 {%- for turn in messages -%}
 {{ '<|start_header_id|>' + turn.role + '<|end_header_id|>\\n\\n' + turn.content | trim + '<|eot_id|>' }}

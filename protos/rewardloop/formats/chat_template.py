@@ -98,7 +98,7 @@ class ChatTemplate:
 class _Generation(Extension):
     """``{% generation %}``: marks the assistant's text for training; here it renders as what it encloses."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - as Jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)
