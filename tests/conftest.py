@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -51,7 +54,28 @@ def _empty_redis(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _learning_threads(request: pytest.FixtureRequest) -> None:
+    """A test that trains uses OMP_NUM_THREADS threads, whatever an earlier test of this process chose."""
+    if request.node.get_closest_marker("learning"):
+        import torch
+        from support.learning_runs import THREADS
+
+        torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
 def _no_logging_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command called in this process leaves its logging alone: loggers keep the stream they first wrote to, which a
     later test has closed."""
     monkeypatch.setattr("rewardloop.process.log.configure_logging", lambda *_: None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the processes of a run with xdist shared."""
+    if not hasattr(config, "workerinput") and (run := getattr(config, "_rewardloop_run", None)):
+        shutil.rmtree(Path(tempfile.gettempdir()) / f"rewardloop-exports-{run}", ignore_errors=True)
+
+
+def pytest_configure_node(node: object) -> None:
+    """Note the name of the run, which xdist gives its processes."""
+    node.config._rewardloop_run = node.workerinput["testrunuid"]  # type: ignore[attr-defined]

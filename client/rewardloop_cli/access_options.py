@@ -1,6 +1,6 @@
-"""What `rewardloop` was given before the command's name, or by the environment, about how to reach the server.
+"""The options of `rewardloop` that say how to reach the server: given before the command's name, or by the environment.
 
-Apart from `connect`, so that `--help` of a command loads nothing.
+They are kept apart from `connect`, which imports gRPC, so that `--help` of a command stays fast.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """``token_file`` goes before ``token``."""
+class AccessOptions:
+    """Files of TLS, and the token to send. ``token_file`` outranks ``token``."""
 
     ca: Path | None = None
     client_cert: Path | None = None
@@ -22,4 +22,4 @@ class Given:
     token: str = ""
 
 
-GIVEN: ContextVar[Given | None] = ContextVar("given", default=None)
+ACCESS_OPTIONS: ContextVar[AccessOptions | None] = ContextVar("access_options", default=None)

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and one line on standard error instead of a traceback for what may happen."""
+"""Ends a command with its exit status. An expected failure is one line on standard error instead of a traceback."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FATAL = 2
 
 
 class UsageError(Exception):
-    """The command cannot do what was asked; the message says why."""
+    """Raised for a command line that cannot be carried out. The message says why."""
 
 
 def finish(command: Callable[[], int]) -> NoReturn:
-    """Run the command and raise typer.Exit with its status; 2 after an error of usage or of a call."""
+    """Run a command and raise typer.Exit with its status, or with 2 after an error of usage or of a call."""
     try:
         code = command()
     except (UsageError, InvalidAddress, InvalidAccess) as error:
@@ -26,7 +26,7 @@ def finish(command: Callable[[], int]) -> NoReturn:
     except RewardloopError as error:
         code = _report(f"{error.reason or type(error).__name__}: {error}")
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the output went away; Python would complain when it flushes
+        sys.stderr.close()  # the reader of the output has gone, and Python would complain when it flushes
         code = 0
     raise typer.Exit(code)
 

@@ -1,7 +1,7 @@
-"""feedback import: read -> parse -> batch -> record -> write down what is settled.
+"""The command `feedback import`: reads rows, sends their signals in batches, and keeps its progress.
 
-Batches travel in parallel and are settled in order, so "done up to line N" is always true. The same row always
-has the same event_id, so whatever is sent twice after a crash is counted once.
+Batches are sent in parallel and settled in order, so that the progress "done up to line N" is always true. The same row
+always has the same event_id, so that the server counts a row once that is sent twice after a crash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.import_report import Batch
 from rewardloop_client import InvalidRequest, MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
@@ -26,18 +26,18 @@ from rewardloop_data.side_files import Progress, Rejection, SideFiles, writable_
 from rewardloop_data.source_file import Line, SourceFile, UnreadableFile
 
 BATCH_EVENTS = 500
-BATCH_BYTES = 2 * 1024 * 1024  # below the 4 MiB that a gRPC server takes unless told otherwise
+BATCH_BYTES = 2 * 1024 * 1024  # below the 4 MiB that a gRPC server takes by default
 PARALLEL_BATCHES = 4
 _SHOWN_REJECTIONS = 10
 _PATIENCE_PAUSE_S = 1.0
 
 
 class GaveUp(Exception):
-    """The server stayed away longer than the caller's patience."""
+    """Raised if the server stays away longer than the caller wants to wait."""
 
 
 def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:
-    """Rows in order, in batches of up to BATCH_EVENTS signals and BATCH_BYTES; one row's signals stay together."""
+    """Yield the rows in batches of up to BATCH_EVENTS signals and BATCH_BYTES. A row's signals stay together."""
     batch: Batch | None = None
     broken: UnreadableFile | None = None
     while True:
@@ -45,7 +45,7 @@ def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:
             line = next(lines)
         except StopIteration:
             break
-        except UnreadableFile as error:  # what came before it still counts
+        except UnreadableFile as error:  # the rows before the damage still count
             broken = error
             break
         try:
@@ -75,7 +75,7 @@ def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:
 
 
 class Delivery:
-    """Records batches, and waits up to ``patience_s`` seconds while the server or Redis is away."""
+    """Records batches. While the server or Redis is away, it waits up to ``patience_s`` seconds."""
 
     def __init__(self, client: RewardloopClient, patience_s: float, say: Callable[[str], None]) -> None:
         self._client = client
@@ -85,11 +85,16 @@ class Delivery:
         self._stopped = False
 
     def stop(self) -> None:
-        """Let waiting deliveries give up."""
+        """Make waiting deliveries give up."""
         self._stopped = True
 
     def record(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[RecordResult | RewardloopError]:
-        """One outcome an event; errors among them are final. Raises GaveUp, and RewardloopError of a failed call."""
+        """Record events, and return one outcome for each. An error among them is final.
+
+        Raises:
+            GaveUp: The server stayed away too long.
+            RewardloopError: The call failed for a reason that waiting does not mend.
+        """
         outcomes: list[RecordResult | RewardloopError | None] = [None] * len(events)
         pending = list(range(len(events)))
         since = time.monotonic()
@@ -111,7 +116,7 @@ class Delivery:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _send(self, events: list[feedback_pb2.FeedbackEvent]) -> list[RecordResult | RewardloopError]:
-        """What is too much for one call, by our bound or the server's, is halved until each part passes or is one."""
+        """Send events in one call. If they exceed our bound or the server's, split them into halves and send each."""
         if len(events) <= BATCH_EVENTS:
             try:
                 return self._client.record_batch(events)
@@ -133,7 +138,7 @@ class Delivery:
 
 def _worth_waiting(outcome: object) -> bool:
     return isinstance(outcome, RewardloopError) and (
-        outcome.may_retry or outcome.code.name == "DEADLINE_EXCEEDED"  # recording again is harmless
+        outcome.may_retry or outcome.code.name == "DEADLINE_EXCEEDED"  # the server records an event_id once
     )
 
 
@@ -145,7 +150,10 @@ def _one_line(error: object) -> str:
 def settle(
     progress: Progress, batch: Batch, outcomes: Sequence[RecordResult | RewardloopError]
 ) -> tuple[Progress, list[Rejection]]:
-    """Progress after a recorded batch, and its rejected rows in order; a row is rejected with any of its signals."""
+    """Return the progress after a recorded batch, and its rejected rows in order.
+
+    A row is rejected if any of its signals is.
+    """
     rejected = {r.line: r for r in batch.rejections}
     for line, outcome in zip(batch.lines, outcomes, strict=True):
         if isinstance(outcome, RewardloopError):
@@ -171,9 +179,14 @@ def import_file(
     progress: Progress,
     on_settled: Callable[[Batch, Progress, Sequence[Rejection]], None],
 ) -> Progress:
-    """Import what is left of one file. ``on_settled`` hears of every batch that was written down.
+    """Import the rest of one file, and call ``on_settled`` after each batch that is settled and written down.
 
-    Raises UnreadableFile, GaveUp and RewardloopError; what was acknowledged by then is written down.
+    The progress up to an exception is kept.
+
+    Raises:
+        UnreadableFile: The file is damaged or has no rows.
+        GaveUp: The server stayed away too long.
+        RewardloopError: A call failed for a reason that waiting does not mend.
     """
     in_flight: deque[tuple[Batch, Future[list[RecordResult | RewardloopError]]]] = deque()
     start = progress.lines_done
@@ -220,11 +233,11 @@ def run(
     side_dir: Path | None,
     restart: bool,
 ) -> int:
-    """Import files one after the other. 0: all good; 1: some rows were rejected; 2: a file or the server failed."""
+    """Import files one after the other. Returns 0, or 1 if rows were rejected, or 2 if a file or the server failed."""
     from rewardloop_cli.import_report import Report
 
     code = 0
-    with connect(server, timeout_s=30.0) as client:
+    with open_client(server, timeout_s=30.0) as client:
         for path in files:
             started = time.monotonic()
             try:
@@ -258,14 +271,14 @@ def run(
 
 
 def parse_source(name: str) -> SourceName:
-    """Raises UsageError."""
+    """Return the source of a name. Raises UsageError."""
     if name not in ("human", "llm_judge", "implicit"):
         raise UsageError(f"--source {name}: is not human, llm_judge or implicit")
     return cast(SourceName, name)
 
 
 def parse_tags(pairs: Sequence[str]) -> Mapping[str, str]:
-    """``key=value`` each. Raises UsageError."""
+    """Return the tags of texts of the form ``key=value``. Raises UsageError."""
     tags = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

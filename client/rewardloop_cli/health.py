@@ -1,8 +1,8 @@
-"""health: whether one process takes requests, for probes; says nothing but its exit status and one line."""
+"""The command `health`: whether one process takes requests, as an exit status and one line for probes."""
 
 from __future__ import annotations
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
 from rewardloop_client import RewardloopError
 
@@ -10,14 +10,14 @@ _TIMEOUT_S = 2.0
 
 
 def run(server: str, service: str, metrics: str | None) -> int:
-    """0 when the service is SERVING or the metrics page answers, else 1."""
+    """Return 0 if the service is SERVING or the metrics page answers, else 1."""
     state = _page(metrics) if metrics else _service(server, service)
     print(state)
     return 0 if state in ("SERVING", "UP") else 1
 
 
 def _service(server: str, service: str) -> str:
-    with connect(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
+    with open_client(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
         try:
             return "SERVING" if client.health(service) else "NOT SERVING"
         except RewardloopError as error:

@@ -1,4 +1,4 @@
-"""What an import shows: a progress bar over the file's bytes, the first rejections, one line at the end."""
+"""Shows the progress of an import: a bar over the file's bytes, the first rejections, and one line at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rewardloop_data.source_file import Line, SourceFile
 
 
 class Report:
-    """Bar and messages go to standard error, the summary to standard output."""
+    """Shows one file's import. The bar and the messages go to standard error, the summary to standard output."""
 
     def __init__(self, source: SourceFile, *, shown: int) -> None:
         self._source = source
@@ -71,11 +71,11 @@ class Report:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows on their way: their signals, and those that were no signals. ``last``: the last line in it."""
+    """Rows that are sent together: their signals, and the rows that are no signals. ``last`` is its last line."""
 
     last: Line
     rows: int = 0
     bytes: int = 0
     events: list[feedback_pb2.FeedbackEvent] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)  # of each event
+    lines: list[Line] = field(default_factory=list)  # the line of each event
     rejections: list[Rejection] = field(default_factory=list)

@@ -1,30 +1,36 @@
-"""models: versions in the store, and which one is active."""
+"""The commands `models`: show the versions in the store, and change which one is active."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
 
-_SHOWN_METRICS = 4
+# Of a version's metrics, the one that tells most about it, by model.
+_HEADLINES = {"reward": "gate_candidate_accuracy", "policy": "gate_win_rate"}
 
 
 def list_versions(server: str, models: Sequence[str]) -> int:
-    """0; 2 when the versions of one of several models cannot be had: those of the others are still shown.
+    """Print the versions of each model.
 
-    Raises RewardloopError when it was the only model.
+    Returns:
+        0, or 2 if the versions of one of several models are not available; those of the others are shown.
+
+    Raises:
+        RewardloopError: The versions of the only model are not available.
     """
-    table = Table("model", "version", "state", "parent", "age", "digest", "metrics")
+    table = Table("model", "version", "state", "parent", "age", "digest", "gate")
     failed = False
-    with connect(server) as client:
+    with open_client(server) as client:
         for model in models:
             try:
                 versions = client.list_versions(model)
@@ -42,56 +48,83 @@ def list_versions(server: str, models: Sequence[str]) -> int:
                     info.parent_version or "-",
                     age(info.create_time),
                     info.digest[:12],
-                    figures(info),
+                    headline(info),
                 )
     Console(markup=False).print(table if table.row_count else "no versions")
     return 2 if failed else 0
 
 
-def show(server: str, model: str, version: str) -> int:
-    with connect(server) as client:
+def show(server: str, model: str, version: str, *, show_all: bool) -> int:
+    """Print a version in about thirty lines; with ``show_all`` its manifest as JSON, too. Returns 0."""
+    with open_client(server) as client:
         info = client.get_version(model, version)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
-    console.print(f"digest {info.digest}")
-    if info.manifest_json:
-        console.print(json.dumps(json.loads(info.manifest_json), indent=2, sort_keys=True))
+    print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
+    manifest = json.loads(info.manifest_json) if info.manifest_json else {}
+    rows = {"digest": info.digest, "parent": info.parent_version or "none", **summary_of(manifest)}
+    rows |= {f"metric {name}": f"{value:.6g}" for name, value in sorted(info.metrics.items())}
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    if show_all and manifest:
+        print(json.dumps(manifest, indent=2, sort_keys=True))
+    elif manifest:
+        print("--all prints the whole manifest")
     return 0
 
 
+def summary_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a person asks of a manifest first: single values as they are, long lists by their size."""
+    found = {
+        name: str(manifest[name])
+        for name in ("base", "created_at", "code_version", "seed", "max_length", "heads", "precision")
+        if manifest.get(name) not in (None, "")
+    }
+    if isinstance(data := manifest.get("data"), dict):
+        found["learned from"] = (
+            f"{data.get('signals')} signals, {data.get('first_stream_id')} to {data.get('last_stream_id')}"
+        )
+    if isinstance(trunk := manifest.get("trunk"), dict):
+        found["runs over the graph of"] = f"version {trunk.get('version')}"
+    if isinstance(files := manifest.get("files"), dict):
+        found["files"] = f"{len(files)}: {', '.join(sorted(files)[:6])}{', ...' if len(files) > 6 else ''}"
+    if isinstance(notes := manifest.get("notes"), dict):
+        found |= {f"note {name}": str(note) for name, note in sorted(notes.items())}
+    return found
+
+
 def promote(server: str, model: str, version: str, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_change(model, client.promote(model, version, reason=reason))
     return 0
 
 
 def rollback(server: str, model: str, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_change(model, client.rollback(model, reason=reason))
     return 0
 
 
 def holder(version: str, ends: bool) -> str | None:
-    """Who is to have a role; None: nobody. Raises UsageError unless exactly one of the two is given."""
+    """Return the version that gets a role, or None to end the role. Raises UsageError unless one of both is given."""
     if ends == bool(version):
-        raise UsageError("either VERSION or --end")
+        raise UsageError("give either VERSION or --end")
     return version or None
 
 
 def canary(server: str, model: str, version: str | None, share: float, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_role(model, "canary", client.set_canary(model, version, share=share, reason=reason), share)
     return 0
 
 
 def shadow(server: str, version: str | None, share: float, reason: str) -> int:
-    with connect(server) as client:
+    with open_client(server) as client:
         _print_role("reward", "shadow", client.set_shadow("reward", version, share=share, reason=reason), share)
     return 0
 
 
 def active(client: RewardloopClient, model: str) -> VersionInfo | None:
-    """The active version; None when there is none."""
+    """Return the active version, or None if there is none."""
     try:
         return client.get_version(model, timeout_s=3.0)
     except NotFound:
@@ -99,7 +132,7 @@ def active(client: RewardloopClient, model: str) -> VersionInfo | None:
 
 
 def age(moment: datetime | None) -> str:
-    """How long ago, in the largest whole unit: "42 s", "3 min", "5 h", "2 d"."""
+    """Return how long ago a moment was, in the largest whole unit: "42 s", "3 min", "5 h" or "2 d"."""
     if moment is None:
         return "?"
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
@@ -109,10 +142,12 @@ def age(moment: datetime | None) -> str:
     return f"{seconds} s"
 
 
-def figures(info: VersionInfo) -> str:
-    """The first few metrics of the manifest."""
-    shown = sorted(info.metrics.items())[:_SHOWN_METRICS]
-    return ", ".join(f"{name} {value:.3g}" for name, value in shown)
+def headline(info: VersionInfo) -> str:
+    """Return the figure of the version's gate that tells most, such as "accuracy 0.71"; "-" without one."""
+    name = _HEADLINES.get(info.model, "")
+    if name not in info.metrics:
+        return "-"
+    return f"{name.removeprefix('gate_').removeprefix('candidate_').replace('_', ' ')} {info.metrics[name]:.3f}"
 
 
 def _print_change(model: str, change: Promotion) -> None:

@@ -1,4 +1,4 @@
-"""score: responses from the command line as a table, or rows in and JSONL out over one stream."""
+"""The command `score`: prints the scores of responses as a table, or scores the rows of a file over one stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, cast
 from rich.console import Console
 from rich.table import Table
 
-from rewardloop_cli.connect import connect
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
 from rewardloop_client._types import LaneName
@@ -31,10 +31,10 @@ def run(
     lane: str,
     as_json: bool,
 ) -> int:
-    """0; 1 when some lines of the input failed. Raises UsageError and RewardloopError."""
+    """Score and print. Returns 1 if some lines of the input failed, else 0. Raises UsageError and RewardloopError."""
     if lane not in ("production", "trainer"):
         raise UsageError(f"--lane {lane}: is not production or trainer")
-    with connect(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
+    with open_client(server, lane=cast(LaneName, lane)) as client, ExitStack() as files:
         if input_file is not None:
             if prompt is not None or responses:
                 raise UsageError("give either --input or --prompt with responses")
@@ -70,7 +70,7 @@ def _open(files: ExitStack, input_file: Path, output: Path | None) -> tuple[Iter
 
 
 def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str], pin_version: str | None) -> int:
-    """One output line an input line, in order: ``line``, and scores or ``error``."""
+    """Write one line for each line of the input, in order, with its number and its scores or its error."""
     numbers: list[int] = []
     unreadable: dict[int, str] = {}
 
@@ -109,9 +109,9 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
 
 
 def group_of(row: Json, pin_version: str | None) -> ScoreGroup:
-    """Raises RowError."""
+    """Return the group of a row. Raises RowError."""
     if not isinstance(row, dict) or "prompt" not in row:
-        raise RowError("is no object with a prompt")
+        raise RowError("is not an object with a prompt")
     turns = turns_of("prompt", row["prompt"])
     if isinstance(row.get("responses"), list):
         texts = cast("list[Json]", row["responses"])

@@ -1,4 +1,4 @@
-"""status: one look at everything, also when parts are down."""
+"""The command `status`: health, versions, traffic and training at a glance, also while parts are down."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rewardloop_cli.connect import connect
-from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
-from rewardloop_cli.models import active, age, figures
+from rewardloop_cli.connect import open_client
+from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable, Sample
+from rewardloop_cli.models import active, age, headline
 from rewardloop_client import DeadlineExceeded, NotFound, RewardloopClient, RewardloopError, Unreachable
 
 _SERVICES = ("RewardService", "FeedbackService", "PolicyService", "ModelService")
@@ -22,9 +22,9 @@ Figures: TypeAlias = Iterable[tuple[str, str]]
 
 
 def run(server: str, server_metrics: str, trainer_metrics: str) -> int:
-    """0; 1 when a service or a metrics page is down."""
+    """Print the status. Returns 1 if a service or a metrics page is down, else 0."""
     console = Console(highlight=False)
-    with connect(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
+    with open_client(server, timeout_s=_TIMEOUT_S, max_attempts=1) as client:
         health = {service: _health(client, service) for service in _SERVICES}
         console.print(_services(server, health))
         if set(health.values()) != {"unreachable"}:
@@ -55,7 +55,7 @@ def _services(server: str, health: dict[str, str]) -> Table:
 
 
 def _versions(client: RewardloopClient) -> Table:
-    table = Table("model", "active version", "age", "digest", "metrics", title="models", title_justify="left")
+    table = Table("model", "active version", "age", "digest", "gate", title="models", title_justify="left")
     for model in ("reward", "policy"):
         try:
             info = active(client, model)
@@ -65,7 +65,7 @@ def _versions(client: RewardloopClient) -> Table:
         if info is None:
             table.add_row(model, "none", "", "", "")
         else:
-            table.add_row(model, info.version, age(info.create_time), info.digest[:12], figures(info))
+            table.add_row(model, info.version, age(info.create_time), info.digest[:12], headline(info))
     return table
 
 
@@ -111,7 +111,7 @@ def _server_figures(page: MetricsPage) -> Figures:
 def _trainer_figures(page: MetricsPage) -> Figures:
     for sample in page.samples("rewardloop_trainer_phase"):
         if sample.value:
-            yield "phase", sample.labels.get("phase", "?")
+            yield _of_model("phase", sample), sample.labels.get("phase", "?")
     for sample in page.samples("rewardloop_trainer_signals_total"):
         yield f"signals, {sample.labels.get('kind', '?')}", _count(sample.value)
     yield from _single(page, "dead letters", "rewardloop_trainer_dead_letters_total")
@@ -124,7 +124,15 @@ def _trainer_figures(page: MetricsPage) -> Figures:
         if not math.isnan(sample.value):
             yield name, f"{sample.value:.3f}"
     for sample in page.samples("rewardloop_trainer_loss"):
-        yield f"loss, {sample.labels.get('model', '?')}", f"{sample.value:.4f}"
+        # The gauge is 0 until a first step has set it.
+        steps = page.total("rewardloop_trainer_steps_total", **sample.labels)
+        has_trained = sample.value != 0 if steps is None else steps > 0
+        yield _of_model("loss", sample), f"{sample.value:.4f}" if has_trained else "-"
+
+
+def _of_model(label: str, sample: Sample) -> str:
+    model = sample.labels.get("model", "")
+    return f"{label}, {model}" if model else label
 
 
 def _single(page: MetricsPage, label: str, name: str) -> Figures:

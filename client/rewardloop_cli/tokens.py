@@ -1,4 +1,4 @@
-"""token create: a caller's new token, shown once, and what the server must know about it."""
+"""The command `token create`: makes a caller's token, and the entry for the server's callers file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ROLES = ("score", "feedback", "generate", "admin")
 
 
 def create(caller: str, roles: Sequence[str], days: float | None, callers: Path | None) -> int:
-    """Print the token alone on standard output; the server's entry on standard error, or into the file ``callers``."""
+    """Print the token on standard output. The server's entry goes to standard error, or into the file ``callers``."""
     unknown = sorted(set(roles) - set(_ROLES))
     if not roles or unknown:
         raise UsageError(f"--role is one of {', '.join(_ROLES)}" + (f", not {', '.join(unknown)}" if unknown else ""))
     if not caller or any(character.isspace() for character in caller):
-        raise UsageError("--name is a word without spaces")
+        raise UsageError("--name must be a word without spaces")
     token = new_token()
     entry = _entry(caller, sorted(set(roles)), days, token_digest(token))
     if callers is None:
@@ -43,7 +43,7 @@ def _entry(caller: str, roles: Sequence[str], days: float | None, digest: str) -
 
 
 def _append(path: Path, entry: str) -> None:
-    """Replace the file as a whole: a server that reads it meanwhile sees the old one or the new one."""
+    """Replace the file as a whole, so that a server that reads it meanwhile sees the old content or the new one."""
     try:
         before = path.read_text("utf-8") if path.exists() else ""
         gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"

@@ -1,11 +1,11 @@
-"""Client of rewardloop: score responses, record feedback, generate, and see or move model versions.
+"""Client of rewardloop. It scores responses, records feedback, generates answers, and shows or moves model versions.
 
     with RewardloopClient("127.0.0.1:50051") as client:
         result = client.score("How do I reset it?", ["Hold the button.", "No idea."])
         client.record(Feedback.choice(prompt=..., responses=..., chosen=0, rejected=1))
 
-`AsyncRewardloopClient` has the same methods for asyncio; `rewardloop_client.fake` has a server in memory for tests,
-`rewardloop_client.metrics` an observer that counts calls for Prometheus.
+`AsyncRewardloopClient` has the same methods for asyncio. `rewardloop_client.fake` has an in-memory server for tests.
+`rewardloop_client.metrics` has an observer that counts calls for Prometheus.
 """
 
 from rewardloop_client._access import TLS, Access, InvalidAccess
@@ -22,6 +22,7 @@ from rewardloop_client._errors import (
     ExpiredCredentials,
     FailedPrecondition,
     InternalError,
+    InvalidReply,
     InvalidRequest,
     MessageTooLarge,
     NoCredentials,
@@ -92,6 +93,7 @@ __all__ = [
     "InternalError",
     "InvalidAccess",
     "InvalidAddress",
+    "InvalidReply",
     "InvalidRequest",
     "MessageTooLarge",
     "ModelVersion",

@@ -1,4 +1,4 @@
-"""How a server is known and what it is shown: TLS, a client certificate, a bearer token."""
+"""Opens channels with TLS and client certificates, and adds the caller's bearer token to each call."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ _LOCAL_SCHEMES = ("unix:", "unix-abstract:")
 
 
 class InvalidAccess(ValueError):
-    """A file of TLS or of the token that cannot be used, or a token that would be sent where others can read it."""
+    """Raised for a file of TLS or of the token that cannot be used, and for a token that would be sent in the clear."""
 
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """PEM files. ``ca``: who must have signed the server's certificate; None: the public authorities.
+    """PEM files of a TLS connection. They are read at the first call, because gRPC cannot change them later.
 
-    ``cert`` and ``key``: what this client shows (mutual TLS). ``server_name``: the name in the server's certificate,
-    where that is not the address. The files are read at the first call: gRPC has no way to change them later.
+    Attributes:
+        ca: The authorities that must have signed the server's certificate; None for the public ones.
+        cert: The certificate that this client shows (mutual TLS).
+        key: The private key of ``cert``.
+        server_name: The name in the server's certificate, if it differs from the address.
     """
 
     ca: str | Path | None = None
@@ -40,11 +43,11 @@ class TLS:
     def of(
         cls, ca: str | Path | None, cert: str | Path | None, key: str | Path | None, server_name: str
     ) -> Self | None:
-        """From settings; None, that is no TLS, where none of them is given."""
+        """Return the TLS of these settings, or None (no TLS) if none of them is given."""
         return cls(ca, cert, key, server_name) if ca or cert or key or server_name else None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises InvalidAccess."""
+        """Return gRPC's credentials. Raises InvalidAccess for an unreadable file, or a certificate without its key."""
         if (self.cert is None) != (self.key is None):
             raise InvalidAccess("a client certificate and its key come together")
         ca, key, cert = (None if path is None else _content(path) for path in (self.ca, self.key, self.cert))
@@ -52,10 +55,13 @@ class TLS:
 
 
 class Access:
-    """Opens channels, and gives each call its token.
+    """Opens channels, and returns the metadata that carries the token of each call.
 
-    ``token``: the token itself, the Path of a file with it (read again when it changes), or what returns it.
-    Without TLS a token goes to loopback and Unix sockets only, unless ``insecure_token``.
+    Args:
+        tls: True for the public authorities, or a `TLS`.
+        token: The token itself, the `Path` of a file that holds it (read again when it changes), or a function that
+            returns it.
+        insecure_token: Send the token without TLS to addresses other than loopback and Unix sockets, too.
     """
 
     def __init__(
@@ -72,23 +78,25 @@ class Access:
             self._token = token
 
     def check(self, targets: Sequence[str]) -> None:
-        """Raises InvalidAccess where a token would be sent in the clear."""
+        """Raise InvalidAccess if the token would be sent in the clear to one of ``targets``."""
         if self._token is None or self._tls is not None or self._insecure_token:
             return
         for target in targets:
-            if not _is_local(target):
+            if not is_local(target):
                 raise InvalidAccess(f"a token is sent to {target} only over TLS: give its certificate authority")
 
     def open(self, target: str, options: Options) -> grpc.Channel:
-        """Raises InvalidAccess."""
+        """Return a channel to ``target``. Raises InvalidAccess."""
         self.check([target])
+        options = [*options, *_route(target)]
         if self._tls is None:
             return grpc.insecure_channel(target, options)
         return grpc.secure_channel(target, self._tls.credentials(), [*options, *self._names()])
 
     def open_aio(self, target: str, options: Options, interceptors: Sequence[Any] = ()) -> grpc.aio.Channel:
-        """Raises InvalidAccess."""
+        """Return an asyncio channel to ``target``. Raises InvalidAccess."""
         self.check([target])
+        options = [*options, *_route(target)]
         if self._tls is None:
             return grpc.aio.insecure_channel(target, options, interceptors=list(interceptors))
         return grpc.aio.secure_channel(
@@ -96,7 +104,7 @@ class Access:
         )
 
     def metadata(self) -> Metadata:
-        """What goes with one call. Raises InvalidAccess."""
+        """Return the metadata of one call. Raises InvalidAccess if the token's file cannot be read."""
         return None if self._token is None else (("authorization", f"Bearer {self._token()}"),)
 
     def _names(self) -> list[tuple[str, str]]:
@@ -105,7 +113,7 @@ class Access:
 
 
 class _TokenFile:
-    """A token's file; while it is being replaced the last token stays."""
+    """Reads a token from a file. While the file is being replaced, the last token is used."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -134,16 +142,23 @@ def _content(path: str | Path) -> bytes:
         raise InvalidAccess(f"{path}: {error.strerror}") from error
 
 
-def _is_local(target: str) -> bool:
+def _route(target: str) -> list[tuple[str, int]]:
+    """Keep calls to this machine away from the proxy that ``http_proxy`` names: it cannot know what listens here."""
+    return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
+
+
+def is_local(target: str) -> bool:
+    """Whether every address of a gRPC target is loopback or a Unix socket of this machine."""
     if target.startswith(_LOCAL_SCHEMES):
         return True
     rest = target
     for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
         rest = rest.removeprefix(scheme)
-    return all(_is_loopback(each.rpartition(":")[0].strip("[]")) for each in rest.split(","))
+    return all(is_loopback(each.rpartition(":")[0].strip("[]")) for each in rest.split(","))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, by name or IP address, is this machine's loopback."""
     if host == "localhost":
         return True
     try:

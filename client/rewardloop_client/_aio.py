@@ -1,4 +1,4 @@
-"""The asyncio client: the same methods as the blocking one, to be awaited."""
+"""The asyncio client. It has the methods of the blocking client, as coroutines and asynchronous iterators."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Interceptor: TypeAlias = grpc.aio.ClientInterceptor
 
 
 class AioTransport(Protocol):
-    """Carries messages: over gRPC, or to the fake in this process. All methods raise RewardloopError."""
+    """Carries messages over gRPC, or to the fake in this process. Every method raises RewardloopError."""
 
     async def unary(self, send: Send) -> Message: ...
     def stream(
@@ -52,9 +52,13 @@ class AioTransport(Protocol):
 
 
 class AsyncRewardloopClient:
-    """`RewardloopClient` for asyncio: same arguments, results and errors. Belongs to the loop of its first call."""
+    """`RewardloopClient` for asyncio, with the same arguments, results and exceptions.
 
-    def __init__(
+    A client belongs to the event loop in which its first call runs.
+    """
+
+    # All parameters are options of the public API, and all but the first are keyword-only.
+    def __init__(  # noqa: PLR0913 - keyword options of the public client
         self,
         addresses: str | Sequence[str] = "127.0.0.1:50051",
         *,
@@ -84,7 +88,7 @@ class AsyncRewardloopClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls in flight end with an error."""
+        """Close the connections. Calls in flight end with `Cancelled`."""
         await self._transport.close()
 
     async def score(
@@ -98,7 +102,7 @@ class AsyncRewardloopClient:
         lane: LaneName | None = None,
         timeout_s: float | None = None,
     ) -> ScoreResult:
-        """Score one prompt with its responses, all by one model version."""
+        """Score the responses to one prompt. See `RewardloopClient.score`."""
         request = convert.score_request(
             prompt,
             responses,
@@ -112,7 +116,7 @@ class AsyncRewardloopClient:
     async def score_batch(
         self, groups: Iterable[calls.GroupLike], *, lane: LaneName | None = None, timeout_s: float | None = None
     ) -> list[ScoreResult | RewardloopError]:
-        """Score many groups in one call: a result or an error for each, in order."""
+        """Score many groups in one call. See `RewardloopClient.score_batch`."""
         rules = self._rules
         return await self._drive(calls.score_batch(groups, lane or rules.lane, rules.policy, rules.limit(timeout_s)))
 
@@ -124,11 +128,9 @@ class AsyncRewardloopClient:
         timeout_s: float | None = None,
         max_in_flight: int = 64,
     ) -> AsyncIterator[ScoreResult | RewardloopError]:
-        """Score groups as they come, pipelined: a result or an error for each, in order.
+        """Score groups over one stream while they arrive. See `RewardloopClient.score_stream`.
 
-        At most ``max_in_flight`` groups are sent whose outcome was not yet taken. ``timeout_s`` bounds the whole
-        stream; None: no bound. A stream that breaks after its first reply raises. What ``groups`` raises comes out
-        here, after the outcomes of what was sent.
+        ``groups`` may be an asynchronous iterable, too; it is read in this event loop.
         """
         ids = calls.StreamIds(lane or self._rules.lane)
         room = asyncio.Semaphore(max_in_flight)
@@ -158,18 +160,20 @@ class AsyncRewardloopClient:
             yield outcome
         if failure:
             raise failure[0]
+        ids.check_all_answered()
 
     async def record(self, event: feedback_pb2.FeedbackEvent, *, timeout_s: float | None = None) -> RecordResult:
-        """Record one signal; returns once it is durable. Make events with `Feedback`."""
+        """Record one signal, and return once it is durable. See `RewardloopClient.record`."""
         return await self._run(calls.record(event), timeout_s)
 
     async def record_batch(
         self, events: Iterable[feedback_pb2.FeedbackEvent], *, timeout_s: float | None = None
     ) -> list[RecordResult | RewardloopError]:
-        """Record many signals: a result or an error for each, in order. Only what may still pass is sent again."""
+        """Record many signals in one call. See `RewardloopClient.record_batch`."""
         return await self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
-    async def generate(
+    # All parameters but the prompt are keyword-only options of the public API.
+    async def generate(  # noqa: PLR0913 - the options of one call
         self,
         prompt: PromptLike,
         *,
@@ -183,12 +187,7 @@ class AsyncRewardloopClient:
         random_share: float | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
-        """Candidates from the live policy. None and 0 leave a setting to the server.
-
-        ``best_of``: sample and score so many, and show ``candidates`` of them: by ``selection`` the best (as by
-        default), the pair whose comparison tells the reward model most, where a ``random_share`` is drawn uniformly
-        instead, or any.
-        """
+        """Ask the live policy for answers. See `RewardloopClient.generate`."""
         request = convert.generate_request(
             prompt,
             candidates=candidates,
@@ -203,48 +202,37 @@ class AsyncRewardloopClient:
         return await self._run(calls.generate(request), timeout_s)
 
     async def list_versions(self, model: str, *, timeout_s: float | None = None) -> list[VersionInfo]:
-        """Every version of "reward" or "policy" in the store, newest first."""
+        """Return every version of ``model`` in the store, newest first."""
         return await self._run(calls.list_versions(model), timeout_s)
 
     async def get_version(self, model: str, version: str = "", *, timeout_s: float | None = None) -> VersionInfo:
-        """One version with its manifest; "" is the active one."""
+        """Return one version with its manifest. See `RewardloopClient.get_version`."""
         return await self._run(calls.get_version(model, version), timeout_s)
 
     async def promote(
         self, model: str, version: str, *, reason: str = "", leader_epoch: int = 0, timeout_s: float = 120.0
     ) -> Promotion:
-        """Make a version active; returns once the server serves it.
-
-        ``leader_epoch``: of a trainer that asks as the leader; raises Overtaken when a later one's promotion was taken.
-        """
+        """Make a version active, and return once the server serves it. See `RewardloopClient.promote`."""
         return await self._run(calls.promote(model, version, reason, leader_epoch), timeout_s)
 
     async def rollback(self, model: str, *, reason: str = "", timeout_s: float = 120.0) -> Promotion:
-        """Go back to the version that was active before. Never retried."""
+        """Make the version active that was active before. See `RewardloopClient.rollback`."""
         return await self._run(calls.rollback(model, reason), timeout_s)
 
     async def set_canary(
         self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
     ) -> VersionInfo | None:
-        """Give a version a ``share``, above 0 and below 1, of the requests; None ends the canary, and is returned then.
-
-        Which version scores a request depends only on its prompt. Promotions and rollbacks end it.
-        """
+        """Let a version answer a share of the requests. See `RewardloopClient.set_canary`."""
         return await self._run(calls.set_canary(model, version or "", share, reason), timeout_s)
 
     async def set_shadow(
         self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
     ) -> VersionInfo | None:
-        """Score a ``share``, above 0 and at most 1, of the requests with a version too, to compare in the server's
-        metrics; None ends the shadow, and is returned then. Promotions and rollbacks end it.
-        """
+        """Score a share of the requests with a second version as well. See `RewardloopClient.set_shadow`."""
         return await self._run(calls.set_shadow(model, version or "", share, reason), timeout_s)
 
     async def watch_versions(self, model: str, *, timeout_s: float | None = None) -> AsyncIterator[VersionInfo]:
-        """The active version now, then again after every change. A broken connection is opened again.
-
-        ``timeout_s`` bounds the whole watch, which then ends with DeadlineExceeded; None: no bound.
-        """
+        """Yield the active version now, and again after every change. See `RewardloopClient.watch_versions`."""
         attempts = Attempts(self._rules.policy, bounded(timeout_s))
         while True:
             request = model_pb2.WatchVersionsRequest(model=model)
@@ -264,15 +252,11 @@ class AsyncRewardloopClient:
                 await self._transport.sleep(attempts.pause_after(error, was_seen_by_grpc=False))
 
     async def wait_until_active(self, model: str, version: str, timeout_s: float = 60.0) -> VersionInfo:
-        """Wait until the server serves ``version``. Raises DeadlineExceeded."""
+        """Wait until the server serves ``version``. Raises DeadlineExceeded after ``timeout_s`` seconds."""
         return await self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """Whether the service takes requests; it does not before its model is warm, nor while draining.
-
-        ``service`` such as "rewardloop.v1.RewardService"; "" is the whole process.
-        Raises NotFound for a service that the server does not know.
-        """
+        """Return whether a service takes requests. See `RewardloopClient.health`."""
         return await self._run(calls.health(service), timeout_s)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:

@@ -1,4 +1,4 @@
-"""Every method of the services as a `Call` or as steps: built once, carried out by either client."""
+"""Every method of the services as a `Call` or as steps, which both clients carry out in their own way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _convert as convert
-from rewardloop_client._errors import InvalidRequest, NotFound, RewardloopError
+from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
 from rewardloop_client._types import (
     Generation,
@@ -42,7 +42,7 @@ SET_SHADOW = "/rewardloop.v1.ModelService/SetShadow"
 WATCH_VERSIONS = "/rewardloop.v1.ModelService/WatchVersions"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
-# What changes nothing when it is done twice. Rollback goes back one version further; a watch begins anew.
+# Methods that change nothing when they are called twice. A second Rollback goes back one version further.
 REPEATABLE = (
     *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
@@ -56,18 +56,28 @@ GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
 def _call(
     path: str, request: Message, response_type: type[M], read: Callable[[M], T], *, may_hedge: bool = False
 ) -> Call[T]:
-    return Call(path, request, response_type, cast(Callable[[Message], T], read), path in REPEATABLE, may_hedge)
+    def read_or_refuse(response: Message) -> T:
+        try:
+            return read(cast(M, response))
+        except (ValueError, OverflowError) as error:  # such as a time that no calendar has
+            raise InvalidReply(f"the reply of {path} cannot be read: {error}") from error
+
+    return Call(path, request, response_type, read_or_refuse, path in REPEATABLE, may_hedge)
 
 
 def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
-    """Hedged where the client hedges: a second engine run is cheap beside a user who waits."""
-    return _call(SCORE, request, reward_pb2.ScoreResponse, convert.score_result, may_hedge=True)
+    """May be hedged: a second run of the engine costs less than a user who waits."""
+
+    def read(response: reward_pb2.ScoreResponse) -> ScoreResult:
+        return convert.score_result(response, len(request.responses))
+
+    return _call(SCORE, request, reward_pb2.ScoreResponse, read, may_hedge=True)
 
 
 def score_batch(
     groups: Iterable[GroupLike], lane: LaneName, policy: RetryPolicy, timeout_s: float | None
 ) -> Steps[list[ScoreResult | RewardloopError]]:
-    """One outcome a group, in order. A group that no message can hold fails alone, unsent."""
+    """Return one outcome for each group, in order. A group that no message can hold fails alone and is not sent."""
     outcomes: list[ScoreResult | RewardloopError | None] = []
     requests = []
     for group in groups:
@@ -77,19 +87,19 @@ def score_batch(
         except InvalidRequest as error:
             outcomes.append(error)
     if requests:
-        call = _call(
-            SCORE_BATCH,
-            reward_pb2.ScoreBatchRequest(groups=requests),
-            reward_pb2.ScoreBatchResponse,
-            convert.score_outcomes,
-        )
+
+        def read(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
+            return convert.score_outcomes(response, [len(request.responses) for request in requests])
+
+        batch = reward_pb2.ScoreBatchRequest(groups=requests)
+        call = _call(SCORE_BATCH, batch, reward_pb2.ScoreBatchResponse, read)
         answers = iter((yield from steps_of(call, policy, timeout_s)))
         outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
     return cast("list[ScoreResult | RewardloopError]", outcomes)
 
 
 def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
-    """Safe to repeat: the server knows an event_id again."""
+    """Safe to repeat: the server recognises an event_id that it has recorded."""
     request = feedback_pb2.RecordRequest(event=event)
     return _call(RECORD, request, feedback_pb2.RecordResponse, convert.record_result)
 
@@ -97,9 +107,13 @@ def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
 def record_batch(
     events: Iterable[feedback_pb2.FeedbackEvent], policy: RetryPolicy, timeout_s: float | None
 ) -> Steps[list[RecordResult | RewardloopError]]:
-    """Sends all events, then only those again whose own failure may pass. One outcome an event, in order.
+    """Send all events, then send those again that failed for a passing reason.
 
-    Raises only when the first attempts fail as a whole; after one answer, what cannot be sent is an outcome.
+    Returns:
+        One outcome for each event, in order.
+
+    Raises:
+        RewardloopError: No attempt was answered. After the first answer a failure is the outcome of its events.
     """
     sent = list(events)
     outcomes: list[RecordResult | RewardloopError | None] = [None] * len(sent)
@@ -112,6 +126,7 @@ def record_batch(
         try:
             response = yield Send(RECORD_BATCH, request, feedback_pb2.RecordBatchResponse, attempts.remaining_s())
             items = cast(feedback_pb2.RecordBatchResponse, response).items
+            convert.check_items(len(items), len(pending))
             answered = True
             for index, item in zip(pending, items, strict=True):
                 outcomes[index] = convert.record_outcome(item)
@@ -137,8 +152,12 @@ def _may_pass(outcome: object) -> bool:
 
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
-    """Safe to repeat: at worst a generation nobody reads is logged."""
-    return _call(GENERATE, request, policy_pb2.GenerateResponse, convert.generation)
+    """Safe to repeat: at worst the server logs a generation that nobody reads."""
+
+    def read(response: policy_pb2.GenerateResponse) -> Generation:
+        return convert.generation(response, request.candidates)
+
+    return _call(GENERATE, request, policy_pb2.GenerateResponse, read)
 
 
 def list_versions(model: str) -> Call[list[VersionInfo]]:
@@ -216,8 +235,8 @@ def health(service: str) -> Call[bool]:
     return _call(HEALTH_CHECK, request, health_pb2.HealthCheckResponse, read)
 
 
-def wait_until_active(model: str, version: str, timeout_s: float) -> Steps[VersionInfo]:
-    """Asks until the server serves ``version``; failures that may pass are waited out. Raises DeadlineExceeded."""
+def wait_until_active(model: str, version: str, timeout_s: float | None) -> Steps[VersionInfo]:
+    """Ask again until the server serves ``version`` or the time is over, through failures that may pass."""
     attempts = Attempts(RetryPolicy(max_attempts=2**31), timeout_s)
     call = get_version(model, "")
     while True:
@@ -235,32 +254,43 @@ def wait_until_active(model: str, version: str, timeout_s: float) -> Steps[Versi
 
 
 class StreamIds:
-    """Gives each request of a score stream its id, and puts the replies back into the requests' order.
+    """Gives each request of a score stream its id, and returns the outcomes in the order of the requests.
 
-    `requests` and `in_order` may run in different threads.
+    `request` may run in another thread than the other methods.
     """
 
     def __init__(self, lane: LaneName) -> None:
         self._lane = lane
         self._numbers = itertools.count()
+        self._responses: dict[str, int] = {}  # by the id of each request that has no reply yet
         self._waiting: dict[int, ScoreResult | RewardloopError] = {}
         self._next = 0
 
     def request(self, group: GroupLike) -> reward_pb2.ScoreStreamRequest | None:
-        """What to send for the next group; None when no message can hold it: its outcome is that error."""
+        """Return the message for the next group. If none can hold the group, keep the error as its outcome: None."""
         number = next(self._numbers)
         try:
             request = convert.group_request(group, self._lane)
         except InvalidRequest as error:
             self._waiting[number] = error
             return None
+        self._responses[str(number)] = len(request.responses)
         return reward_pb2.ScoreStreamRequest(request_id=str(number), request=request)
 
     def take(self, reply: reward_pb2.ScoreStreamResponse) -> None:
-        self._waiting[int(reply.request_id)] = convert.score_outcome(reply)
+        """Keep a reply until its turn comes. Raises InvalidReply if no request waits for it."""
+        responses = self._responses.pop(reply.request_id, None)
+        if responses is None:
+            raise InvalidReply(f"request_id {reply.request_id!r} is that of no request without a reply")
+        self._waiting[int(reply.request_id)] = convert.score_outcome(reply, responses)
+
+    def check_all_answered(self) -> None:
+        """Raise InvalidReply if the stream ended before each request had its reply."""
+        if self._responses:
+            raise InvalidReply(f"the stream ended without a reply to {len(self._responses)} group(s)")
 
     def due(self) -> Iterator[ScoreResult | RewardloopError]:
-        """Every outcome whose turn has come, oldest first."""
+        """Yield the outcomes that are next in the order of the requests."""
         while self._next in self._waiting:
             self._next += 1
             yield self._waiting.pop(self._next - 1)

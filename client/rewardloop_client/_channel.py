@@ -1,4 +1,4 @@
-"""Carries steps out over gRPC channels: blocking, and for asyncio."""
+"""Carries out steps over gRPC channels, blocking and for asyncio."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rewardloop_client._retry import Send
 
 M = TypeVar("M", bound=Message)
 
-# As long as gRPC itself waits before it connects anew.
+# gRPC itself waits this long before it connects again.
 _SHUNNED_S = 1.0
 
 
-class _Plan:
-    """What both transports do alike: which channel is next, and which calls are hedged.
+class _Routing:
+    """Decides for both transports which channel carries a call, and which calls are hedged.
 
-    Channels of different targets alternate, so that the next one after a call's own leads elsewhere; one whose server
-    was not there a moment ago is passed over. Where calls may be hedged each address has a channel; over the addresses
-    of one name, round_robin's next pick is mostly elsewhere too.
+    Channels of different targets alternate, so that the channel after a call's own leads to another server. A channel
+    whose server was away a moment ago is passed over. If calls may be hedged, each address has a channel of its own;
+    over the addresses of one name, the next pick of round_robin is mostly another server.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class _Plan:
         return self._from(next(self._turn))
 
     def after(self, index: int) -> int:
-        """Another channel than that one, where there are several."""
+        """Return another channel than that one if there are several."""
         return self._from(index + 1)
 
     def _from(self, turn: int) -> int:
@@ -71,7 +71,7 @@ class _Plan:
         return turn % count
 
     def error_of(self, failure: FailedCall, index: int) -> RewardloopError:
-        """What a call over that channel failed with; remembers a server that is not there, or goes."""
+        """Return the error of a call over that channel. Calls then avoid a server that is away or shuts down."""
         error = from_call(failure)
         if isinstance(error, Unreachable | Draining):
             self._shunned_until[index] = time.monotonic() + _SHUNNED_S
@@ -81,7 +81,7 @@ class _Plan:
         return self.hedger.begin() if self.hedger is not None and send.may_hedge else None
 
     def may_send_again(self, send: Send) -> bool:
-        """Whether a second request goes out now, which is then counted."""
+        """Return whether a second request may be sent now, and count it."""
         if self.hedger is None or not self.hedger.spend():
             return False
         if send.on_hedge is not None:
@@ -98,7 +98,7 @@ def _left(send: Send, waited_s: float) -> float | None:
 
 
 class ChannelTransport:
-    """Carries requests over gRPC channels, which open at the first call."""
+    """Carries requests over gRPC channels, which are opened at the first call."""
 
     def __init__(
         self,
@@ -109,38 +109,38 @@ class ChannelTransport:
         hedging: Hedging | None,
         interceptors: Sequence[Any],
     ) -> None:
-        self._plan = _Plan(addresses, access, connection, rules, hedging, interceptors)
+        self._routing = _Routing(addresses, access, connection, rules, hedging, interceptors)
         self._lock = threading.Lock()
         self._channels: list[grpc.Channel] = []
 
     def unary(self, send: Send) -> Message:
         """Raises RewardloopError."""
-        index, delay_s = self._plan.next(), self._plan.hedge_delay_s(send)
+        index, delay_s = self._routing.next(), self._routing.hedge_delay_s(send)
         started = time.monotonic()
         try:
             if delay_s is not None:
                 return self._hedged(send, index, delay_s)
             method = self._method(send, index)
-            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._plan.access.metadata()))
+            return cast(Message, method(send.request, timeout=send.timeout_s, metadata=self._routing.access.metadata()))
         except grpc.RpcError as failure:
-            raise self._plan.error_of(cast(FailedCall, failure), index) from failure
+            raise self._routing.error_of(cast(FailedCall, failure), index) from failure
         except grpc.FutureCancelledError as closed:
             raise Cancelled("the client was closed", refuses_retry=True) from closed
         finally:
-            self._plan.took(send, time.monotonic() - started)
+            self._routing.took(send, time.monotonic() - started)
 
     def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
-        """The first answer of at most two calls; what the first one failed with when both fail."""
+        """Return the first answer of at most two calls. If both fail, raise the error of the first."""
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        metadata = self._plan.access.metadata()
+        metadata = self._routing.access.metadata()
         calls = [self._method(send, index).future(send.request, timeout=send.timeout_s, metadata=metadata)]
         calls[0].add_done_callback(ended.put)
         try:
             try:
                 ended.get(timeout=delay_s)
             except queue.Empty:
-                if self._plan.may_send_again(send):
-                    method = self._method(send, self._plan.after(index))
+                if self._routing.may_send_again(send):
+                    method = self._method(send, self._routing.after(index))
                     calls.append(method.future(send.request, timeout=_left(send, delay_s), metadata=metadata))
                     calls[1].add_done_callback(ended.put)
                 for _ in calls:
@@ -155,10 +155,10 @@ class ChannelTransport:
     def stream(
         self, path: str, requests: Iterator[Message], response_type: type[M], timeout_s: float | None
     ) -> Generator[M, None, None]:
-        """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
-        method = self._channel(self._plan.next()).stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s, metadata=self._plan.access.metadata())
-        with observing(path, self._plan.observer):
+        """Yield replies as they arrive. Closing the iterator cancels the call. Raises RewardloopError."""
+        method = self._channel(self._routing.next()).stream_stream(path, _to_bytes, response_type.FromString)
+        call = method(requests, timeout=timeout_s, metadata=self._routing.access.metadata())
+        with observing(path, self._routing.observer):
             try:
                 yield from call
             except grpc.RpcError as failure:
@@ -179,16 +179,16 @@ class ChannelTransport:
         return self._channel(index).unary_unary(send.path, _to_bytes, send.response_type.FromString)
 
     def _channel(self, index: int) -> grpc.Channel:
-        plan = self._plan
+        routing = self._routing
         with self._lock:
             if not self._channels:
-                channels = [plan.access.open(target, plan.options) for target in plan.targets]
-                self._channels = [intercepted(channel, plan.interceptors) for channel in channels]
+                channels = [routing.access.open(target, routing.options) for target in routing.targets]
+                self._channels = [intercepted(channel, routing.interceptors) for channel in channels]
             return self._channels[index % len(self._channels)]
 
 
 class AioChannelTransport:
-    """`ChannelTransport` for asyncio; channels belong to the loop of the first call."""
+    """`ChannelTransport` for asyncio. Its channels belong to the event loop of the first call."""
 
     def __init__(
         self,
@@ -199,30 +199,30 @@ class AioChannelTransport:
         hedging: Hedging | None,
         interceptors: Sequence[Any],
     ) -> None:
-        self._plan = _Plan(addresses, access, connection, rules, hedging, interceptors)
+        self._routing = _Routing(addresses, access, connection, rules, hedging, interceptors)
         self._channels: list[grpc.aio.Channel] = []
 
     async def unary(self, send: Send) -> Message:
         """Raises RewardloopError."""
-        index, delay_s = self._plan.next(), self._plan.hedge_delay_s(send)
+        index, delay_s = self._routing.next(), self._routing.hedge_delay_s(send)
         started = time.monotonic()
         try:
             if delay_s is not None:
                 return await self._hedged(send, index, delay_s)
             return await self._call(send, index, send.timeout_s)
         except grpc.aio.AioRpcError as failure:
-            raise self._plan.error_of(cast(FailedCall, failure), index) from failure
+            raise self._routing.error_of(cast(FailedCall, failure), index) from failure
         finally:
-            self._plan.took(send, time.monotonic() - started)
+            self._routing.took(send, time.monotonic() - started)
 
     async def _hedged(self, send: Send, index: int, delay_s: float) -> Message:
-        """The first answer of at most two calls; what the first one failed with when both fail."""
+        """Return the first answer of at most two calls. If both fail, raise the error of the first."""
         calls = [asyncio.create_task(self._call(send, index, send.timeout_s))]
         try:
             await asyncio.wait(calls, timeout=delay_s)
             if not calls[0].done():
-                if self._plan.may_send_again(send):
-                    again = self._call(send, self._plan.after(index), _left(send, delay_s))
+                if self._routing.may_send_again(send):
+                    again = self._call(send, self._routing.after(index), _left(send, delay_s))
                     calls.append(asyncio.create_task(again))
                 waiting = set(calls)
                 while waiting:
@@ -238,15 +238,15 @@ class AioChannelTransport:
 
     async def _call(self, send: Send, index: int, timeout_s: float | None) -> Message:
         method = self._channel(index).unary_unary(send.path, _to_bytes, send.response_type.FromString)
-        return cast(Message, await method(send.request, timeout=timeout_s, metadata=self._plan.access.metadata()))
+        return cast(Message, await method(send.request, timeout=timeout_s, metadata=self._routing.access.metadata()))
 
     async def stream(
         self, path: str, requests: AsyncIterator[Message], response_type: type[M], timeout_s: float | None
     ) -> AsyncGenerator[M, None]:
-        """Replies as they come. The call is cancelled when the iterator is closed. Raises RewardloopError."""
-        method = self._channel(self._plan.next()).stream_stream(path, _to_bytes, response_type.FromString)
-        call = method(requests, timeout=timeout_s, metadata=self._plan.access.metadata())
-        with observing(path, self._plan.observer):
+        """Yield replies as they arrive. Closing the iterator cancels the call. Raises RewardloopError."""
+        method = self._channel(self._routing.next()).stream_stream(path, _to_bytes, response_type.FromString)
+        call = method(requests, timeout=timeout_s, metadata=self._routing.access.metadata())
+        with observing(path, self._routing.observer):
             try:
                 async for reply in call:
                     yield reply
@@ -264,9 +264,11 @@ class AioChannelTransport:
             await channel.close(None)
 
     def _channel(self, index: int) -> grpc.aio.Channel:
-        plan = self._plan
+        routing = self._routing
         if not self._channels:
-            self._channels = [plan.access.open_aio(target, plan.options, plan.interceptors) for target in plan.targets]
+            self._channels = [
+                routing.access.open_aio(target, routing.options, routing.interceptors) for target in routing.targets
+            ]
         return self._channels[index % len(self._channels)]
 
 

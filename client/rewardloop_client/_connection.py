@@ -1,8 +1,8 @@
-"""Addresses, and how channels to them are built.
+"""Turns addresses into gRPC targets, and builds the options of the channels to them.
 
-Several IP addresses share one channel, over which gRPC's own round_robin policy spreads calls and skips what is
-down; so do the addresses that one name resolves to. Several names get a channel each, and calls rotate over them:
-gRPC resolves one name a channel.
+Several IP addresses share one channel, over which gRPC's round_robin policy spreads the calls and skips servers that
+are down. The addresses that one name resolves to share a channel in the same way. Several names get one channel each,
+because a gRPC channel resolves a single name, and calls rotate over these channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rewardloop_client._retry import THROTTLE_RATIO, THROTTLE_TOKENS, RetryPolic
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-# gRPC takes no more than this from a service config.
+# gRPC reads any larger number of attempts in a service config as 5.
 MAX_GRPC_ATTEMPTS = 5
 
 _BOOTSTRAPS = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
@@ -31,25 +31,26 @@ Options = tuple[tuple[str, int | str], ...]
 
 
 class InvalidAddress(ValueError):
-    """No address, one that is not host:port, or an xDS name without a bootstrap."""
+    """Raised for an empty list of addresses, for one that is not host:port, and for an xDS name without a bootstrap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
     """How the servers are reached. The defaults fit a process that talks to a few replicas.
 
-    ``channels``: connections to each address; one carries as many calls at once as the server allows it (gRPC's own
-    servers: no bound) but sends and receives in one thread. ``keepalive_s``: a connection with calls in flight is
-    pinged after so long without a byte; servers count pings that come sooner than they allow, and hang up after
-    three: `rewardloop serve` allows one every 10 s, gRPC's servers one every 300 s. ``keepalive_when_idle``: also
-    without calls in flight, for networks that forget silent connections.
-
-    ``retries``: which layer repeats what failed as UNAVAILABLE, or as CANCELLED by a server that goes away. "client":
-    this package, which counts attempts, knows reasons and waits no longer than the deadline. "grpc": gRPC, by the
-    service config or by what an xDS control plane says. Never both.
-
-    ``skip_unhealthy``: a service such as "rewardloop.v1.RewardService": gRPC watches its health on each replica and
-    sends nothing to those where it is not well. Every call of the client is then held back, not only that service's.
+    Attributes:
+        channels: Connections to each address. One connection carries as many calls at once as the server allows, but
+            sends and receives in one thread.
+        keepalive_s: Seconds without a byte after which a connection with calls in flight is pinged. A server closes a
+            connection after three pings that come sooner than it allows: `rewardloop serve` allows one every 10 s,
+            other gRPC servers allow one every 300 s by default.
+        keepalive_timeout_s: Seconds after which a ping without an answer ends the connection.
+        keepalive_when_idle: Ping also without calls in flight, for networks that drop silent connections.
+        retries: The layer that repeats calls which failed as UNAVAILABLE, or as CANCELLED by a server that shuts
+            down. "client" is this package, which knows the server's reasons and keeps to the deadline. "grpc" is gRPC
+            itself, by the service config or an xDS control plane. Only one of the two repeats a call.
+        skip_unhealthy: A service such as "rewardloop.v1.RewardService". gRPC watches its health on each replica, and
+            sends no call of any service to a replica on which it is not serving.
     """
 
     channels: int = 1
@@ -62,13 +63,21 @@ class Connection:
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise ValueError("channels is at least 1")
+        for name in ("keepalive_s", "keepalive_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is above 0 and finite")
 
 
 def targets(addresses: str | Sequence[str], *, apart: bool = False) -> tuple[str, ...]:
-    """The gRPC targets to open, one channel each; ``apart``: one for each address, so that it can be chosen.
+    """Return the gRPC targets to open, one channel for each.
 
-    ``addresses``: "host:port", "[v6]:port", a target with a scheme ("unix:/run/x.sock", "dns:///name:1",
-    "xds:///name"), a comma-separated list of host:port, or a sequence of any of these. Raises InvalidAddress.
+    Args:
+        addresses: "host:port", "[v6]:port", a target with a scheme ("unix:/run/x.sock", "dns:///name:1",
+            "xds:///name"), a comma-separated list of host:port, or a sequence of any of these.
+        apart: Give each IP address a target of its own, so that the caller can choose between them.
+
+    Raises:
+        InvalidAddress: There is no address, or one is malformed.
     """
     given = [addresses] if isinstance(addresses, str) else list(addresses)
     split = [part.strip() for item in given for part in ([item] if _has_scheme(item) else item.split(","))]
@@ -102,10 +111,14 @@ def _family(address: str) -> str:
 def service_config(
     policy: RetryPolicy, *, retried: Iterable[str] = calls.REPEATABLE, health_service: str | None = None
 ) -> str:
-    """gRPC's service config as JSON: round_robin, throttled retries of ``retried``, health.
+    """Return a gRPC service config as JSON, which a gRPC client in any language can use.
 
-    The same numbers as this package's own retries; ``policy.max_attempts`` above 5 counts as 5. Any gRPC client takes
-    it, in any language.
+    It sets round_robin, throttled retries and the health check, with the numbers of this package's own retries.
+
+    Args:
+        policy: Attempts and pauses. More than 5 attempts count as 5, because gRPC allows no more.
+        retried: Full paths of the methods that may be repeated.
+        health_service: The service whose health decides whether a replica gets calls; None checks no health.
     """
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if policy.max_attempts > 1:
@@ -133,29 +146,29 @@ def _method_name(path: str) -> dict[str, str]:
 
 
 def channel_options(connection: Connection, policy: RetryPolicy) -> Options:
-    """What every channel of a client is opened with."""
-    # A ScoreStream is repeated by gRPC alone, which still holds what was sent until the first reply comes.
+    """Return the options that every channel of a client is opened with."""
+    # Only gRPC can repeat a ScoreStream: it keeps what was sent until the first reply comes.
     retried = calls.REPEATABLE if connection.retries == "grpc" else (calls.SCORE_STREAM,)
     config = service_config(policy, retried=retried, health_service=connection.skip_unhealthy)
     return (
         ("grpc.service_config", config),
-        # Also what sends a call again, unseen by the config, that a server which goes away had not begun.
+        # This also repeats calls that a server which shuts down had not begun, whatever the service config says.
         ("grpc.enable_retries", 1),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", int(1000 * connection.keepalive_s)),
         ("grpc.keepalive_timeout_ms", int(1000 * connection.keepalive_timeout_s)),
-        # What gRPC goes by where the ping itself stays unanswered; a minute by default.
+        # gRPC applies this time, a minute by default, to the ping itself.
         ("grpc.http2.ping_timeout_ms", int(1000 * connection.keepalive_timeout_s)),
         ("grpc.keepalive_permit_without_calls", int(connection.keepalive_when_idle)),
-        # gRPC's default lets the pause between connection attempts grow to two minutes; a restarted server should
-        # be found again within the pauses of a call's own retries.
+        # By default the pause between connection attempts grows to two minutes. A restarted server must be found
+        # within the pauses of a call's own retries.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
-        # A name is asked again when a connection ends; by default not within 30 s of the last time.
+        # A name is resolved again when a connection ends, but by default not within 30 s of the last time.
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-        # Channels with the same options would share their connections.
+        # Otherwise channels with the same options share one connection.
         ("grpc.use_local_subchannel_pool", int(connection.channels > 1)),
         ("grpc.primary_user_agent", "rewardloop-client"),
     )
@@ -165,11 +178,12 @@ OPTIONS = channel_options(Connection(), RetryPolicy())
 
 
 def intercepted(channel: grpc.Channel, interceptors: Sequence[Any]) -> grpc.Channel:
+    """Return the channel with the interceptors around it, or the channel itself if there are none."""
     return grpc.intercept_channel(channel, *interceptors) if interceptors else channel
 
 
 def tracing_interceptors() -> list[Any]:
-    """OpenTelemetry's packages are not there unless tracing is on."""
+    """Imported here because OpenTelemetry's packages may be missing unless tracing is on."""
     from rewardloop.process.grpc_tracing import ClientTracing
 
     return [ClientTracing()]

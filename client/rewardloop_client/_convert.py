@@ -1,19 +1,23 @@
-"""Python values to messages and back. Pure; the sync client, the asyncio client and the fake share it.
+"""Turns Python values into messages and back, without I/O. Both clients and the fake share it.
 
-Only what no message can hold is refused here, as InvalidRequest; the rules of content are the server's.
+A value that a message cannot hold is refused here as InvalidRequest. The server enforces the rules of content. A reply
+that breaks the contract is refused as InvalidReply.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from typing import cast
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
 
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
-from rewardloop_client._errors import InvalidRequest, RewardloopError, Violation, from_status
+from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
     Candidate,
     Chosen,
@@ -48,13 +52,13 @@ _SOURCES = {
 
 
 def invalid(field: str, description: str) -> InvalidRequest:
-    """The error for one field that cannot be sent."""
+    """Return the error for one field that cannot be sent."""
     return InvalidRequest(f"{field}: {description}", violations=[Violation(field, description)])
 
 
 @contextmanager
 def building(field: str) -> Iterator[None]:
-    """Turns protobuf's complaints about a value into InvalidRequest for ``field``."""
+    """Turn protobuf's exceptions about a value into InvalidRequest for ``field``."""
     try:
         yield
     except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
@@ -62,7 +66,7 @@ def building(field: str) -> Iterator[None]:
 
 
 def text_field(field: str, value: str) -> str:
-    """``value`` itself. Raises InvalidRequest when it is not text that UTF-8 can hold."""
+    """Return ``value``. Raises InvalidRequest if it is not text, or cannot be encoded as UTF-8."""
     if not isinstance(value, str):
         raise invalid(field, f"is {type(value).__name__}, not text")
     try:
@@ -73,7 +77,7 @@ def text_field(field: str, value: str) -> str:
 
 
 def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
-    """Text, a list of ``{"role", "content"}``, or a ready message."""
+    """Return the message for a text, for a list of ``{"role", "content"}``, or the message that was given."""
     if isinstance(prompt, common_pb2.Prompt):
         return prompt
     if isinstance(prompt, str):
@@ -90,14 +94,14 @@ def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
 
 
 def responses_list(responses: Sequence[str]) -> list[str]:
-    """The texts, checked. A bare string is refused: it would be read as one response a character."""
+    """Return the texts as a list. A single string is refused, because it would be read as one response a character."""
     if isinstance(responses, str) or not isinstance(responses, Iterable):
         raise invalid("responses", f"is {type(responses).__name__}, not a list of texts")
     return [text_field(f"responses[{i}]", text) for i, text in enumerate(responses)]
 
 
 def _named(field: str, names: Mapping[str, int], name: str) -> int:
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise invalid(field, f"is {name!r}, not one of {', '.join(names)}")
     return names[name]
 
@@ -130,7 +134,7 @@ def score_request(
 
 
 def group_request(group: ScoreGroup | tuple[PromptLike, Sequence[str]], lane: LaneName) -> reward_pb2.ScoreRequest:
-    """``lane`` holds for groups that name none."""
+    """Return the request for one group. ``lane`` applies if the group names none."""
     if not isinstance(group, ScoreGroup):
         group = ScoreGroup(*group)
     return score_request(
@@ -143,7 +147,7 @@ def group_request(group: ScoreGroup | tuple[PromptLike, Sequence[str]], lane: La
     )
 
 
-def generate_request(
+def generate_request(  # noqa: PLR0913 - the options of one call
     prompt: PromptLike,
     *,
     candidates: int,
@@ -171,10 +175,18 @@ def generate_request(
 
 
 def model_version(version: common_pb2.ModelVersion) -> ModelVersion:
+    """Raises InvalidReply for a version without a number."""
+    if not version.version:
+        raise InvalidReply("the reply names no model version")
     return ModelVersion(version.version, version.digest)
 
 
-def score_result(response: reward_pb2.ScoreResponse) -> ScoreResult:
+def score_result(response: reward_pb2.ScoreResponse, responses: int) -> ScoreResult:
+    """Read the scores of a group that had so many ``responses``. Raises InvalidReply."""
+    if len(response.scores) != responses:
+        raise InvalidReply(f"the reply has {len(response.scores)} scores for {responses} responses")
+    for i, s in enumerate(response.scores):
+        _check_finite(f"scores[{i}]", s, "score", "logit", "uncertainty")
     t = response.timings
     return ScoreResult(
         scores=tuple(
@@ -185,12 +197,41 @@ def score_result(response: reward_pb2.ScoreResponse) -> ScoreResult:
     )
 
 
-def score_outcome(item: reward_pb2.ScoreBatchItem | reward_pb2.ScoreStreamResponse) -> ScoreResult | RewardloopError:
-    return score_result(item.result) if item.WhichOneof("outcome") == "result" else from_status(item.error)
+def _check_finite(where: str, message: Message, *fields: str) -> None:
+    """Raise InvalidReply if a field of the message is NaN or infinite. A field that is not set is 0."""
+    for field in fields:
+        value = getattr(message, field)
+        if not math.isfinite(value):
+            raise InvalidReply(f"{where}.{field}: is {value}, not a finite number")
 
 
-def score_outcomes(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
-    return [score_outcome(item) for item in response.items]
+def score_outcome(
+    item: reward_pb2.ScoreBatchItem | reward_pb2.ScoreStreamResponse, responses: int
+) -> ScoreResult | RewardloopError:
+    """Read one group of a batch or stream; a wrong reply is InvalidReply for this group alone."""
+    outcome = item.WhichOneof("outcome")
+    if outcome == "error":
+        return from_status(item.error)
+    try:
+        if outcome is None:
+            raise InvalidReply("the reply holds neither a result nor an error")
+        return score_result(item.result, responses)
+    except InvalidReply as error:
+        return error
+
+
+def score_outcomes(
+    response: reward_pb2.ScoreBatchResponse, responses: Sequence[int]
+) -> list[ScoreResult | RewardloopError]:
+    """Read a batch; ``responses`` counts those of each group. Raises InvalidReply for another number of items."""
+    check_items(len(response.items), len(responses))
+    return [score_outcome(item, count) for item, count in zip(response.items, responses, strict=True)]
+
+
+def check_items(found: int, expected: int) -> None:
+    """Raise InvalidReply unless a batch's reply has an item for each item of the request."""
+    if found != expected:
+        raise InvalidReply(f"the reply has {found} items for {expected} of the request")
 
 
 def record_result(response: feedback_pb2.RecordResponse) -> RecordResult:
@@ -198,10 +239,21 @@ def record_result(response: feedback_pb2.RecordResponse) -> RecordResult:
 
 
 def record_outcome(item: feedback_pb2.RecordBatchItem) -> RecordResult | RewardloopError:
-    return record_result(item.result) if item.WhichOneof("outcome") == "result" else from_status(item.error)
+    outcome = item.WhichOneof("outcome")
+    if outcome is None:
+        return InvalidReply("the reply holds neither a result nor an error")
+    return record_result(item.result) if outcome == "result" else from_status(item.error)
 
 
-def generation(response: policy_pb2.GenerateResponse) -> Generation:
+def generation(response: policy_pb2.GenerateResponse, candidates: int) -> Generation:
+    """Read the candidates; ``candidates`` is how many were asked for, 0 if the server chose. Raises InvalidReply."""
+    if len(response.candidates) != candidates if candidates else not response.candidates:
+        raise InvalidReply(f"the reply has {len(response.candidates)} candidates, not {candidates or 'any'}")
+    if not response.generation_id:
+        raise InvalidReply("the reply has no generation_id")
+    for i, candidate in enumerate(response.candidates):
+        _check_finite(f"candidates[{i}]", candidate, "log_probability", "score", "uncertainty")
+    _check_finite("chosen", response.chosen, "random_share", "set_probability", "expected_information")
     return Generation(
         generation_id=response.generation_id,
         candidates=tuple(
@@ -209,7 +261,7 @@ def generation(response: policy_pb2.GenerateResponse) -> Generation:
                 c.text,
                 c.log_probability,
                 c.token_count,
-                _suffix(policy_pb2.FinishReason.Name(c.finish_reason)),
+                _name(policy_pb2.FinishReason, c.finish_reason),
                 model_version(c.policy_version) if c.HasField("policy_version") else None,
                 c.score if c.HasField("score") else None,
                 c.uncertainty if c.HasField("uncertainty") else None,
@@ -223,7 +275,7 @@ def generation(response: policy_pb2.GenerateResponse) -> Generation:
 
 def _chosen(chosen: policy_pb2.Chosen) -> Chosen:
     return Chosen(
-        selection=cast(SelectionName, _suffix(policy_pb2.Selection.Name(chosen.selection))),
+        selection=cast(SelectionName, _name(policy_pb2.Selection, chosen.selection)),
         sampled=chosen.sampled,
         random_share=chosen.random_share,
         is_random=chosen.is_random,
@@ -234,11 +286,13 @@ def _chosen(chosen: policy_pb2.Chosen) -> Chosen:
 
 
 def version_info(info: model_pb2.VersionInfo) -> VersionInfo:
+    """Raises InvalidReply for a version without a number."""
+    version = model_version(info.version)
     return VersionInfo(
         model=info.model,
-        version=info.version.version,
-        digest=info.version.digest,
-        state=_suffix(model_pb2.VersionState.Name(info.state)),
+        version=version.version,
+        digest=version.digest,
+        state=_name(model_pb2.VersionState, info.state),
         parent_version=info.parent_version,
         create_time=info.create_time.ToDatetime(tzinfo=UTC) if info.HasField("create_time") else None,
         metrics=dict(info.metrics),
@@ -260,5 +314,6 @@ def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
     return stamp
 
 
-def _suffix(enum_name: str) -> str:
-    return enum_name.rsplit("_", 1)[-1].lower()
+def _name(enum: EnumTypeWrapper, value: int) -> str:
+    """Return the last word of the value's name; "unspecified" for a value of a newer server."""
+    return enum.Name(value).rsplit("_", 1)[-1].lower() if value in enum.values() else "unspecified"

@@ -1,26 +1,26 @@
-"""What a call can fail with, as exceptions; and how a gRPC status becomes one.
+"""The exceptions of failed calls, and how a gRPC status becomes one.
 
 RewardloopError
 ├── InvalidRequest          INVALID_REQUEST       .violations names the fields
-├── MessageTooLarge         refused by gRPC before any service saw it
-├── Overloaded              RESOURCE_EXHAUSTED without a reason of the server
+├── MessageTooLarge         gRPC refused the message before any service saw it
+├── Overloaded              RESOURCE_EXHAUSTED without a reason from the server
 │   ├── QueueFull           QUEUE_FULL            .retry_after_s
 │   ├── StoreFull           STORE_FULL
-│   ├── TooManySignals      TOO_MANY_SIGNALS      of this annotator in a minute or a day
-│   └── QuotaSpent          QUOTA_SPENT           what this caller may ask for is used up for now
+│   ├── TooManySignals      TOO_MANY_SIGNALS      this annotator's bound of a minute or a day is reached
+│   └── QuotaSpent          QUOTA_SPENT           this caller's quota is used up for now
 ├── Unavailable             UNAVAILABLE
-│   ├── Unreachable         nothing answered at the address, or the connection broke
+│   ├── Unreachable         no server answered at the address, or the connection broke
 │   ├── NoModel             NO_MODEL
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
 │   ├── PolicyUnavailable   POLICY_UNAVAILABLE
 │   └── AuditUnavailable    AUDIT_UNAVAILABLE
 ├── DeadlineExceeded        the time given to the call ran out
-│   └── DeadlinePassed      DEADLINE_PASSED       ran out in the server's queue: dropped unrun
+│   └── DeadlinePassed      DEADLINE_PASSED       the time ran out in the server's queue, before the work began
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
 │   └── UnknownGeneration   UNKNOWN_GENERATION
-├── ReplayedSignal          REPLAYED_SIGNAL       this annotator said so about this generation before
+├── ReplayedSignal          REPLAYED_SIGNAL       this annotator gave this signal about this generation before
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
@@ -33,10 +33,11 @@ RewardloopError
 │   ├── WrongCredentials    WRONG_CREDENTIALS
 │   └── ExpiredCredentials  EXPIRED_CREDENTIALS
 ├── PermissionDenied        PERMISSION_DENIED
-│   └── NotAllowed          NOT_ALLOWED           no role of the caller may call this method
-├── Cancelled               CANCELLED             ended by the server, or by closing the client
+│   └── NotAllowed          NOT_ALLOWED           no role of the caller allows this method
+├── Cancelled               CANCELLED             the server, or closing the client, ended the call
 ├── Unimplemented           UNIMPLEMENTED         the server does not have this method
 └── InternalError           INTERNAL and everything else
+    └── InvalidReply        the server's reply breaks the contract, such as a score that is no number
 """
 
 from __future__ import annotations
@@ -53,24 +54,29 @@ DOMAIN = "rewardloop"
 
 _STATUS_DETAILS = "grpc-status-details-bin"
 _PUSHBACK = "grpc-retry-pushback-ms"
-# What a call in flight is told when its own channel is closed.
+# gRPC's text for a call whose own channel is closed.
 _CLOSED_HERE = "Channel closed!"
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field that broke a rule. ``field`` is a path such as ``responses[2]``."""
+    """A field that breaks a rule. ``field`` is its path, such as ``responses[2]``."""
 
     field: str
     description: str
 
 
 class RewardloopError(Exception):
-    """Base of everything that this package raises about a call.
+    """Base of every exception that this package raises for a failed call.
 
-    ``code``: the gRPC code. ``reason``: the server's ErrorInfo reason, or "" when the failure did not come
-    from it. ``retry_after_s``: how long the server asks to wait before another try; None when it says nothing.
-    ``retryable``: whether the same call may succeed later.
+    Attributes:
+        message: What went wrong.
+        code: The gRPC code.
+        reason: The reason in the server's ErrorInfo; empty if the failure did not come from the server.
+        retry_after_s: Seconds that the server asks to wait before another attempt; None if it says nothing.
+        violations: The fields that broke a rule.
+        retryable: Whether a call that failed so may succeed later.
+        may_retry: `retryable`, unless this very failure forbids another attempt.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
@@ -237,7 +243,7 @@ class NotAllowed(PermissionDenied):
 
 
 class Cancelled(RewardloopError):
-    """A server that goes away ends so what reaches it too late, before any of its code saw it."""
+    """A server that shuts down cancels calls that reach it too late, before any of its code has seen them."""
 
     code = grpc.StatusCode.CANCELLED
     retryable = True
@@ -250,6 +256,12 @@ class Unimplemented(RewardloopError):
 class InternalError(RewardloopError):
     code = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
+
+
+class InvalidReply(InternalError):
+    """Raised by the client itself, so no server sends a reason for it."""
+
+    reason = ""
 
 
 def _tree(root: type[RewardloopError]) -> Iterator[type[RewardloopError]]:
@@ -266,7 +278,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class FailedCall(Protocol):
-    """What `grpc.RpcError` of a call offers, sync and asyncio alike."""
+    """The methods of a failed call's `grpc.RpcError`, which the blocking and the asyncio API share."""
 
     def code(self) -> grpc.StatusCode: ...
     def details(self) -> str | None: ...
@@ -274,12 +286,12 @@ class FailedCall(Protocol):
 
 
 def from_status(status: status_pb2.Status) -> RewardloopError:
-    """The exception for one failed item of a batch or stream."""
+    """Return the exception for one failed item of a batch or stream."""
     return _from_parts(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status.details)
 
 
 def from_call(call: FailedCall) -> RewardloopError:
-    """The exception for a failed call; what it carries comes from the rich status in its trailers, if any."""
+    """Return the exception for a failed call, with the details of the rich status in its trailers, if there is one."""
     trailers = {str(key): value for key, value in call.trailing_metadata() or ()}
     packed = trailers.get(_STATUS_DETAILS)
     status = status_pb2.Status()
@@ -292,7 +304,7 @@ def from_call(call: FailedCall) -> RewardloopError:
 
 
 def to_status(error: RewardloopError) -> status_pb2.Status:
-    """The inverse of `from_status`: what a server would send for this error."""
+    """Return the status that a server would send for this error. It is the inverse of `from_status`."""
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if error.violations:
@@ -321,7 +333,7 @@ def _from_parts(
         retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     refuses_retry = False
     if pushback is not None:
-        # gRPC's rule: a negative or unparseable pushback means "do not retry".
+        # By gRPC's rule a negative or unparseable pushback forbids a retry.
         text = pushback.decode("ascii", "replace") if isinstance(pushback, bytes) else pushback
         refuses_retry = not text.isascii() or not text.isdigit()
         if not refuses_retry and retry_after_s is None:
@@ -332,7 +344,7 @@ def _from_parts(
     if kind is None:
         kind = _kind_without_reason(code, message)
     return kind(
-        message,
+        message or f"the call failed with {code.name} and no text",
         code=code,
         reason=info.reason if info.domain == DOMAIN else "",
         retry_after_s=retry_after_s,

@@ -1,4 +1,4 @@
-"""How the fake chooses among candidates: by the server's rules, with one score function for a reward model."""
+"""Chooses among the fake's candidates by the server's rules, with a score function in place of the reward model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def choose(
     score: Callable[[str], float],
     reward_version: common_pb2.ModelVersion,
 ) -> None:
-    """Leave the shown candidates in ``generation``. To one score function every pair is equally informative."""
+    """Keep the chosen candidates in ``generation``. With a single score function every pair is equally informative."""
     for candidate in generation.candidates:
         candidate.score, candidate.uncertainty = score(candidate.text), 0.0
     sampled, shown = len(generation.candidates), max(1, request.candidates)

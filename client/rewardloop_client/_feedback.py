@@ -1,7 +1,8 @@
-"""Makes feedback events, one constructor for each kind of signal."""
+"""Makes feedback events, with one constructor for each kind of signal."""
 
 from __future__ import annotations
 
+import difflib
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,16 +11,26 @@ from typing import TypedDict, Unpack
 from google.protobuf import timestamp_pb2
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_client._convert import building, prompt_pb, responses_list, source_pb, text_field
+from rewardloop_client._convert import building, invalid, prompt_pb, responses_list, source_pb, text_field
 from rewardloop_client._types import PromptLike, SourceName
 
 
 class Context(TypedDict, total=False):
-    """What every signal may carry.
+    """The fields that every signal may carry.
 
-    Either ``generation_id`` (the server knows prompt and responses), or ``prompt`` and ``responses``.
-    ``event_id``: makes the event idempotent; a random UUID when left out, so keep the event to send it again.
-    ``annotator_id``: opaque id of who judged. ``event_time``: by the caller's clock, time zone required.
+    A signal names either a ``generation_id``, by which the server knows prompt and responses, or its own ``prompt`` and
+    ``responses``.
+
+    Attributes:
+        prompt: A text, a list of ``{"role", "content"}`` messages, or a ready message.
+        responses: The responses that were judged.
+        generation_id: The generation that showed them, from `Generation.generation_id`.
+        event_id: Identifies the event, so that the server records it once. It is a random UUID if left out; keep the
+            event to be able to send it again.
+        annotator_id: Opaque id of the person or model that judged.
+        source: "human", "llm_judge" or "implicit".
+        tags: Free labels by which results can be sliced.
+        event_time: When the judgement was made, by the caller's clock; it must have a time zone.
     """
 
     prompt: PromptLike | None
@@ -35,13 +46,18 @@ class Context(TypedDict, total=False):
 class Feedback:
     """Constructors of feedback events. Indices count the responses from 0.
 
-    All raise InvalidRequest for what no message can hold (a wrong type, text that is not valid Unicode); the
-    server judges the rest.
+    Every constructor takes the fields of `Context` as keywords besides its own. The server checks the content; the
+    constructors check only what a message cannot hold.
+
+    Raises:
+        InvalidRequest: A value has the wrong type, or a text is not valid Unicode.
+        TypeError: A keyword is no field of a signal.
+        ValueError: ``event_time`` has no time zone.
     """
 
     @staticmethod
     def choice(*, chosen: int, rejected: int, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
-        """Response ``chosen`` was preferred to response ``rejected``."""
+        """Say that response ``chosen`` was preferred to response ``rejected``."""
         event = _event(context)
         with building("choice"):
             event.choice.CopyFrom(feedback_pb2.Choice(chosen=chosen, rejected=rejected))
@@ -49,7 +65,7 @@ class Feedback:
 
     @staticmethod
     def ranking(*, order: Sequence[int], **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
-        """``order``: all indices of the responses, best first."""
+        """Rank all responses. ``order`` lists every index once, best first."""
         event = _event(context)
         with building("ranking"):
             event.ranking.CopyFrom(feedback_pb2.Ranking(order=order))
@@ -57,7 +73,7 @@ class Feedback:
 
     @staticmethod
     def thumb(*, up: bool, response: int = 0, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
-        """Thumb up or down on one response."""
+        """Approve one response, or disapprove of it with ``up=False``."""
         event = _event(context)
         with building("thumb"):
             event.thumb.CopyFrom(feedback_pb2.Thumb(response=response, up=up))
@@ -67,7 +83,7 @@ class Feedback:
     def rating(
         *, value: float, minimum: float, maximum: float, response: int = 0, **context: Unpack[Context]
     ) -> feedback_pb2.FeedbackEvent:
-        """A grade within [minimum, maximum] of one response."""
+        """Grade one response on the scale from ``minimum`` to ``maximum``."""
         event = _event(context)
         with building("rating"):
             event.rating.CopyFrom(feedback_pb2.Rating(response=response, value=value, minimum=minimum, maximum=maximum))
@@ -75,7 +91,7 @@ class Feedback:
 
     @staticmethod
     def edit(*, edited_text: str, response: int = 0, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
-        """A person rewrote a response."""
+        """Give the text into which a person rewrote one response."""
         event = _event(context)
         with building("edit.edited_text"):
             event.edit.CopyFrom(feedback_pb2.Edit(response=response, edited_text=edited_text))
@@ -83,7 +99,7 @@ class Feedback:
 
     @staticmethod
     def tie(*, first: int = 0, second: int = 1, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
-        """Two responses were judged equally good."""
+        """Say that two responses were judged equally good."""
         event = _event(context)
         with building("tie"):
             event.tie.CopyFrom(feedback_pb2.Tie(first=first, second=second))
@@ -91,7 +107,10 @@ class Feedback:
 
 
 def _event(context: Context) -> feedback_pb2.FeedbackEvent:
+    _check_names(context)
     prompt, event_time = context.get("prompt"), context.get("event_time")
+    if event_time is not None and not isinstance(event_time, datetime):
+        raise invalid("event_time", f"is {type(event_time).__name__}, not a datetime")
     if event_time is not None and event_time.tzinfo is None:
         raise ValueError("event_time has no time zone")
     event = feedback_pb2.FeedbackEvent(
@@ -110,3 +129,14 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         stamp.FromDatetime(event_time)
         event.event_time.CopyFrom(stamp)
     return event
+
+
+def _check_names(context: Context) -> None:
+    """Raise TypeError for fields that no signal has: a TypedDict checks nothing when the program runs."""
+    known = Context.__annotations__
+    wrong = [name for name in context if name not in known]
+    if not wrong:
+        return
+    guesses = {name: difflib.get_close_matches(name, known, n=1) for name in wrong}
+    named = (f"{name} (did you mean {guess[0]}?)" if guess else name for name, guess in guesses.items())
+    raise TypeError(f"feedback has no field {', '.join(named)}; its fields are {', '.join(known)}")

@@ -1,6 +1,6 @@
-"""When a slow call is sent a second time, to another replica. gRPC's C core, and so Python, has no hedging.
+"""Decides when a slow call is sent to a second replica, which gRPC for Python cannot do itself.
 
-No I/O here: the transports ask, and carry it out.
+This module does no I/O. The transports ask it, and send the calls.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from dataclasses import dataclass
 _WINDOW = 512
 _FIRST_ESTIMATE = 50
 _ESTIMATE_EVERY = 32
-# What may be saved up: after a long calm, an outage must not double every call.
+# Bounds the savings: after a long calm, an outage must not double every call.
 _MOST_SAVED = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Hedging:
-    """A `score` without an answer for long is asked again elsewhere; the first answer wins, the other is cancelled.
+    """Sends a `score` that takes long to a second replica. The first answer counts, and the other call is cancelled.
 
-    ``after_s``: how long; None: the time in which 95% of this client's last 512 calls ended, known from the 50th on.
-    ``max_extra``: most second calls as a share of all calls; it holds at every moment.
+    Attributes:
+        after_s: Seconds after which the second call is sent. None is the time within which 95% of this client's last
+            512 calls ended, which is known from the 50th call on.
+        max_extra: Most second calls as a share of all calls. The bound holds at every moment.
     """
 
     after_s: float | None = None
@@ -31,12 +33,12 @@ class Hedging:
     def __post_init__(self) -> None:
         if not 0 < self.max_extra <= 1:
             raise ValueError("max_extra is above 0 and at most 1")
-        if self.after_s is not None and self.after_s <= 0:
-            raise ValueError("after_s is above 0")
+        if self.after_s is not None and not 0 < self.after_s < math.inf:
+            raise ValueError("after_s is above 0 and finite")
 
 
 class Hedger:
-    """The budget and the delay of one client. Safe to share between threads."""
+    """Keeps one client's budget of second calls, and the delay before one. Threads may share it."""
 
     def __init__(self, hedging: Hedging) -> None:
         self._hedging = hedging
@@ -47,22 +49,22 @@ class Hedger:
         self._estimate: float | None = None
 
     def begin(self) -> float | None:
-        """Count one call; returns the seconds after which it may be sent again, None: never."""
+        """Count one call. Returns the seconds after which it may be sent again, or None if it may not."""
         with self._lock:
             self._saved = min(_MOST_SAVED, self._saved + self._hedging.max_extra)
             return self._hedging.after_s if self._hedging.after_s is not None else self._estimate
 
     def spend(self) -> bool:
-        """Whether the budget has room for a second call now; takes it."""
+        """Take one second call from the budget. Returns False if there is none."""
         with self._lock:
-            # A share such as 0.05 has no exact sum: 20 of them fall just short of 1.
+            # A share such as 0.05 has no exact binary value, and 20 of them add up to just below 1.
             if self._saved < 1.0 - 1e-9:
                 return False
             self._saved -= 1.0
             return True
 
     def took(self, seconds: float) -> None:
-        """The first of a call's two requests ended, or was cancelled, after so long."""
+        """Note how many seconds the first of a call's requests took until it ended or was cancelled."""
         with self._lock:
             self._seconds.append(seconds)
             self._new += 1

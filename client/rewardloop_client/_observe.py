@@ -1,4 +1,4 @@
-"""What an observer is told about each call, sync and asyncio alike."""
+"""Tells an observer how each call ended, in both clients."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ log = logging.getLogger("rewardloop_client")
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """One call that ended. ``method``: such as "rewardloop.v1.RewardService/Score". ``code``: the gRPC code's name.
+    """One call that ended.
 
-    ``reason``: the error's, "" without one. ``attempts``: requests sent, hedges not counted. ``hedges``: second
-    requests. ``seconds``: all of them together, pauses included; of a stream, until it was left.
+    Attributes:
+        method: Such as "rewardloop.v1.RewardService/Score".
+        code: Name of the gRPC code.
+        reason: The error's reason, or an empty text without one.
+        attempts: Number of requests that were sent, without hedges.
+        hedges: Number of second requests to another replica.
+        seconds: Time of the call with all attempts and pauses; for a stream, until its iterator was closed.
     """
 
     method: str
@@ -38,6 +43,8 @@ Observer: TypeAlias = Callable[[FinishedCall], None]
 
 
 class _Life:
+    """Counts the requests of one call until it ends."""
+
     def __init__(self, path: str, observer: Observer) -> None:
         self._method = path.removeprefix("/")
         self._observer = observer
@@ -59,12 +66,12 @@ class _Life:
         seconds = time.monotonic() - self._started
         try:
             self._observer(FinishedCall(self._method, code, reason, self.attempts, self.hedges, seconds))
-        except Exception:  # what watches a call must not fail it
+        except Exception:  # an observer must not fail the call that it watches
             log.exception("the observer of a call failed")
 
 
 def observed(steps: Steps[T], observer: Observer | None) -> Steps[T]:
-    """``steps`` unchanged, with ``observer`` told how they ended. What ends before anything is sent is no call."""
+    """Return the same steps, and tell ``observer`` how they ended. Steps that send nothing are not a call."""
     return steps if observer is None else _observed(steps, observer)
 
 
@@ -97,7 +104,7 @@ def _observed(steps: Steps[T], observer: Observer) -> Steps[T]:
 
 @contextmanager
 def observing(path: str, observer: Observer | None) -> Iterator[None]:
-    """The same for a stream: what the block raises is how it ended; leaving it early is CANCELLED."""
+    """Tell ``observer`` how a stream ended: by what the block raises, or as CANCELLED if it is left early."""
     if observer is None:
         yield
         return

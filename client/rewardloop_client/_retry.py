@@ -1,7 +1,7 @@
-"""When a call is tried again: exponential backoff with full jitter inside one deadline for all attempts.
+"""Decides when a call is tried again: exponential backoff with full jitter, inside one deadline for all attempts.
 
-No I/O here. A call is a generator of `Send` and `Pause` steps; the sync and the asyncio client each carry the
-steps out in their own way, so the rules are written once.
+This module does no I/O. A call is a generator of `Send` and `Pause` steps, which each client carries out in its own
+way, so that the rules are written once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FULL = 1000 * THROTTLE_TOKENS
 
 
 class RetryThrottle:
-    """Ends retries while most calls fail, by gRPC's rule (gRFC A6), so that they do not hold an outage up.
+    """Stops retries while most calls fail, so that they do not prolong an outage. This is gRPC's rule (gRFC A6).
 
-    A failure that might pass takes one of 100 tokens, an answer gives a tenth back; with half of them or fewer, no
-    failed call is tried again. One a client. Safe to share between threads.
+    A failure that might pass takes one of 100 tokens, and an answer gives back a tenth of one. While half of the tokens
+    or fewer are left, no failed call is tried again. Each client has one throttle, and threads may share it.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class RetryThrottle:
             self._milli_tokens = min(_FULL, self._milli_tokens + int(1000 * THROTTLE_RATIO))
 
     def failed(self) -> bool:
-        """Count a failure; returns whether it may be tried again."""
+        """Count a failure, and return whether the call may be tried again."""
         with self._lock:
             self._milli_tokens = max(0, self._milli_tokens - 1000)
             return self._milli_tokens > _FULL // 2
@@ -48,10 +48,16 @@ class RetryThrottle:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Before attempt n+1 a pause is drawn from [0, min(max_pause_s, first_pause_s * 2^(n-1))] seconds.
+    """How often a call is tried, and how long it pauses in between.
 
-    ``max_attempts`` counts the first try. ``throttle``: None for none. ``grpc_repeats``: UNAVAILABLE and
-    CANCELLED were already repeated below, by gRPC.
+    The pause before attempt n+1 is drawn uniformly from [0, min(max_pause_s, first_pause_s * 2^(n-1))] seconds.
+
+    Attributes:
+        max_attempts: Number of attempts, the first one included.
+        first_pause_s: Longest first pause, in seconds.
+        max_pause_s: Longest pause, in seconds.
+        throttle: Stops retries while most calls fail; None never does.
+        grpc_repeats: gRPC itself has already repeated calls that failed as UNAVAILABLE or CANCELLED.
     """
 
     max_attempts: int = 4
@@ -63,10 +69,15 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Step: send one request, answer with the response. The driver throws the `RewardloopError` of a failure in.
+    """A step that sends one request. The driver sends the response in, or throws the `RewardloopError` of a failure.
 
-    ``timeout_s``: seconds for this attempt; None: no bound. ``may_hedge``: a second request is worth its cost;
-    ``on_hedge`` is called when one is sent.
+    Attributes:
+        path: Full path of the method.
+        request: The message to send.
+        response_type: Class of the response.
+        timeout_s: Seconds for this attempt; None for no bound.
+        may_hedge: A second request to another replica is worth its cost.
+        on_hedge: Called when a second request is sent.
     """
 
     path: str
@@ -79,7 +90,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Step: wait so many seconds."""
+    """A step that waits for a number of seconds."""
 
     seconds: float
 
@@ -89,9 +100,9 @@ Steps: TypeAlias = Generator[Send | Pause, Message | None, T]
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One RPC: its full path, request, and how its response is read.
+    """One RPC: its full path, its request, and the function that reads its response.
 
-    ``safe_to_repeat`` allows retries, ``may_hedge`` a second request beside the first.
+    ``safe_to_repeat`` allows retries, and ``may_hedge`` allows a second request beside the first.
     """
 
     path: str
@@ -103,7 +114,7 @@ class Call(Generic[T]):
 
 
 class Attempts:
-    """The budget of one call: attempts and time. ``timeout_s`` None: no bound on time."""
+    """The attempts and the time that one call has left. A ``timeout_s`` of None sets no bound on time."""
 
     def __init__(self, policy: RetryPolicy, timeout_s: float | None, *, safe_to_repeat: bool = True) -> None:
         self._policy = policy
@@ -112,7 +123,7 @@ class Attempts:
         self._failures = 0
 
     def remaining_s(self) -> float | None:
-        """Seconds left. Raises DeadlineExceeded when there are none."""
+        """Return the seconds that are left. Raises DeadlineExceeded if there are none."""
         if self._deadline is None:
             return None
         left = self._deadline - time.monotonic()
@@ -121,18 +132,23 @@ class Attempts:
         return left
 
     def restart(self) -> None:
-        """An answer came: count failures from zero again; the deadline stays."""
+        """Count failures from zero again after an answer. The deadline stays."""
         self._failures = 0
         if self._policy.throttle is not None:
             self._policy.throttle.succeeded()
 
     def pause_after(self, error: RewardloopError, *, was_seen_by_grpc: bool = True) -> float:
-        """Seconds to wait before the next attempt. Raises ``error`` when there is no next attempt.
+        """Return the seconds to wait before the next attempt.
 
-        ``was_seen_by_grpc``: False for what gRPC cannot repeat: an item of a batch, a stream.
+        The pause is at least what the server asks for (RetryInfo or pushback). The first refusal by a server that
+        shuts down is the exception, because another replica may answer at once.
 
-        The server's wish (RetryInfo or pushback) is the least that is waited, but for a first refusal by a server
-        that is going away: another replica may answer at once.
+        Args:
+            error: What the attempt failed with.
+            was_seen_by_grpc: False for a failure that gRPC cannot repeat: an item of a batch, or a stream.
+
+        Raises:
+            RewardloopError: ``error`` itself, if there is no next attempt.
         """
         policy = self._policy
         self._failures += 1
@@ -151,7 +167,7 @@ class Attempts:
 
 
 def steps_of(call: Call[T], policy: RetryPolicy, timeout_s: float | None) -> Steps[T]:
-    """The steps of one call: sends, and pauses between them. Raises what the last attempt failed with."""
+    """Yield the steps of one call: its attempts and the pauses between them. Raises the error of the last attempt."""
     attempts = Attempts(policy, timeout_s, safe_to_repeat=call.safe_to_repeat)
     while True:
         try:

@@ -1,10 +1,10 @@
-"""The contract's rules of content, for the fake: what the real server answers INVALID_ARGUMENT to."""
+"""The contract's rules of content, by which the fake refuses what the server would answer with INVALID_ARGUMENT."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
+from rewardloop.formats.signals import signal_problems
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import Violation
 
@@ -18,12 +18,13 @@ ROLES = ("system", "user", "assistant")
 
 
 def score_violations(request: reward_pb2.ScoreRequest) -> Iterator[Violation]:
-    """Every broken rule of one group."""
+    """Yield every rule that one group breaks."""
     yield from prompt_violations(request.prompt)
     yield from _responses(request.responses, MAX_RESPONSES)
 
 
 def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
+    """Yield every rule that a prompt breaks."""
     kind = prompt.WhichOneof("content")
     if kind is None or (kind == "text" and not prompt.text):
         yield Violation("prompt", "is empty")
@@ -42,7 +43,7 @@ def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
 
 
 def choice_violations(request: policy_pb2.GenerateRequest) -> Iterator[Violation]:
-    """Every broken rule of what is said about candidates and the choice among them."""
+    """Yield every rule that a request breaks about candidates and the choice among them."""
     shown = request.candidates or 1
     if not 1 <= shown <= MAX_SAMPLED:
         yield Violation("candidates", f"is {shown}, not 1..{MAX_SAMPLED}")
@@ -62,7 +63,7 @@ def choice_violations(request: policy_pb2.GenerateRequest) -> Iterator[Violation
 
 
 def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]) -> Iterator[Violation]:
-    """Every broken rule of one event. ``responses``: its own, or those of the generation that it names."""
+    """Yield every rule that one event breaks. ``responses`` are its own, or those of the generation that it names."""
     if not 1 <= len(event.event_id) <= MAX_ID_CHARACTERS:
         yield Violation("event_id", f"has {len(event.event_id)} characters, not 1..{MAX_ID_CHARACTERS}")
     if len(event.annotator_id) > MAX_ID_CHARACTERS:
@@ -80,7 +81,8 @@ def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]
     else:
         yield from prompt_violations(event.prompt)
         yield from _responses(event.responses, MAX_FEEDBACK_RESPONSES)
-    yield from _signal(event, responses)
+    for field, problem in signal_problems(event, responses):
+        yield Violation(field, problem)
 
 
 def _responses(responses: Sequence[str], limit: int) -> Iterator[Violation]:
@@ -89,33 +91,3 @@ def _responses(responses: Sequence[str], limit: int) -> Iterator[Violation]:
     for i, text in enumerate(responses):
         if not text:
             yield Violation(f"responses[{i}]", "is empty")
-
-
-def _signal(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]) -> Iterator[Violation]:
-    kind = event.WhichOneof("signal")
-    named: dict[str, int] = {}
-    if kind is None:
-        yield Violation("signal", "is absent")
-    elif kind == "choice":
-        named = {"choice.chosen": event.choice.chosen, "choice.rejected": event.choice.rejected}
-    elif kind == "tie":
-        named = {"tie.first": event.tie.first, "tie.second": event.tie.second}
-    elif kind == "ranking":
-        if len(responses) < 2 or sorted(event.ranking.order) != list(range(len(responses))):
-            yield Violation("ranking.order", "is not a permutation of two or more responses")
-    else:
-        named = {f"{kind}.response": getattr(event, kind).response}
-    for field, index in named.items():
-        if not 0 <= index < len(responses):
-            yield Violation(field, f"is {index}, but there are {len(responses)} responses")
-    if len(named) == 2 and len(set(named.values())) == 1:
-        yield Violation(kind or "signal", "names the same response twice")
-    if kind == "rating":
-        rating = event.rating
-        finite = all(math.isfinite(x) for x in (rating.value, rating.minimum, rating.maximum))
-        if not finite or not rating.minimum <= rating.value <= rating.maximum or rating.minimum == rating.maximum:
-            yield Violation("rating.value", "is not a finite number within [minimum, maximum]")
-    if kind == "edit":
-        unchanged = event.edit.edited_text in responses[event.edit.response : event.edit.response + 1]
-        if not event.edit.edited_text or unchanged:
-            yield Violation("edit.edited_text", "is empty or unchanged")

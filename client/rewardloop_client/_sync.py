@@ -41,7 +41,7 @@ Interceptor: TypeAlias = "grpc.UnaryUnaryClientInterceptor[Any, Any] | grpc.Stre
 
 
 class Transport(Protocol):
-    """Carries messages: over gRPC, or to the fake in this process. All methods raise RewardloopError."""
+    """Carries messages over gRPC, or to the fake in this process. Every method raises RewardloopError."""
 
     def unary(self, send: Send) -> Message: ...
     def stream(
@@ -52,22 +52,36 @@ class Transport(Protocol):
 
 
 class RewardloopClient:
-    """Calls the services and waits. Safe to share between threads; closes as a context manager or by `close`.
+    """Calls the services and waits for each answer.
 
-    ``addresses``: "host:port" or several, or a name ("dns:///...", "xds:///..."), over which calls are spread.
-    ``timeout_s``: seconds that one call may take, all its attempts together; each method takes its own, and a
-    `deadline` around the call bounds both. ``max_attempts``: tries of a call that is safe to repeat. ``lane``:
-    "production", or "trainer" to stand behind production in the server's queue. ``hedging``: ask another replica when a
-    `score` is slow. ``connection``: channels, keepalive, who retries. ``observer``: is told of every call that ended,
-    `rewardloop_client.metrics.PrometheusCalls()` for one. ``interceptors``: gRPC's own. ``tracing``: each
-    attempt is a span of the application's OpenTelemetry tracer, and the server's spans are its children.
-    ``tls``: True, or which authorities and certificates. ``token``: the caller's, as `str`, as the `Path` of a file
-    with it, which is read again when it changes, or as a function that returns it; ``insecure_token`` lets it go
-    elsewhere than to loopback without TLS. Every method raises a subclass of RewardloopError; InvalidAccess is raised
-    for a file of these that cannot be used.
+    A client may be shared between threads. Close it with `close`, or use it as a context manager. Every method raises
+    a subclass of RewardloopError when its call fails, and ValueError for a negative ``timeout_s``.
+
+    Args:
+        addresses: "host:port" or several of them, or a name ("dns:///...", "xds:///..."). Calls are spread over all
+            addresses.
+        timeout_s: Seconds that one call may take with all its attempts; infinity for no bound. Each method takes its
+            own, and a `deadline` around the call bounds both.
+        max_attempts: How often a call that is safe to repeat is tried, the first try included.
+        lane: "production", or "trainer" to stand behind production in the server's queue.
+        hedging: Send a slow `score` to a second replica, too. None never does.
+        connection: Number of channels, keepalive, and which layer retries.
+        observer: Called with a `FinishedCall` after each call, such as `rewardloop_client.metrics.PrometheusCalls()`.
+        interceptors: gRPC client interceptors; each sees every attempt.
+        tracing: Make each attempt a span of the application's OpenTelemetry tracer; the server's spans become its
+            children.
+        tls: True for the public authorities, or a `TLS` that names authorities and certificates.
+        token: The caller's token: the text itself, the `Path` of a file that holds it (read again when it changes), or
+            a function that returns it.
+        insecure_token: Send the token without TLS to addresses other than loopback, too.
+
+    Raises:
+        InvalidAddress: An address is not host:port.
+        InvalidAccess: A file of ``tls`` or ``token`` cannot be used, or the token would be sent in the clear.
     """
 
-    def __init__(
+    # All parameters are options of the public API, and all but the first are keyword-only.
+    def __init__(  # noqa: PLR0913 - keyword options of the public client
         self,
         addresses: str | Sequence[str] = "127.0.0.1:50051",
         *,
@@ -95,7 +109,7 @@ class RewardloopClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections; calls in flight end with an error."""
+        """Close the connections. Calls in flight end with `Cancelled`."""
         self._transport.close()
 
     def score(
@@ -109,7 +123,22 @@ class RewardloopClient:
         lane: LaneName | None = None,
         timeout_s: float | None = None,
     ) -> ScoreResult:
-        """Score one prompt with its responses, all by one model version."""
+        """Score the responses to one prompt, all with the same model version.
+
+        Args:
+            prompt: A text, a list of ``{"role", "content"}`` messages, or a ready message.
+            responses: The responses to score, at least one.
+            truncation: "allowed" shortens a pair that exceeds the model's maximum length; "refused" makes it an error.
+            pin_version: Use exactly this version, named by its number or digest.
+            min_version: Use this version or a later one.
+            lane: "production" or "trainer"; None for the client's own.
+            timeout_s: Seconds for the call with all its attempts; None for the client's own.
+
+        Raises:
+            InvalidRequest: The prompt or a response is empty or cannot be sent.
+            UnknownVersion: The server does not have the pinned version.
+            InvalidReply: The reply does not have one finite score for each response.
+        """
         request = convert.score_request(
             prompt,
             responses,
@@ -123,7 +152,16 @@ class RewardloopClient:
     def score_batch(
         self, groups: Iterable[calls.GroupLike], *, lane: LaneName | None = None, timeout_s: float | None = None
     ) -> list[ScoreResult | RewardloopError]:
-        """Score many groups in one call: a result or an error for each, in order."""
+        """Score many groups in one call.
+
+        Args:
+            groups: `ScoreGroup` values or ``(prompt, responses)`` pairs.
+            lane: For groups that name none; None for the client's own.
+            timeout_s: Seconds for the call with all its attempts; None for the client's own.
+
+        Returns:
+            A result or an error for each group, in order. A bad group fails alone.
+        """
         rules = self._rules
         return self._drive(calls.score_batch(groups, lane or rules.lane, rules.policy, rules.limit(timeout_s)))
 
@@ -135,11 +173,21 @@ class RewardloopClient:
         timeout_s: float | None = None,
         max_in_flight: int = 64,
     ) -> Iterator[ScoreResult | RewardloopError]:
-        """Score groups as they come, pipelined: a result or an error for each, in order.
+        """Score groups over one stream while they arrive.
 
-        At most ``max_in_flight`` groups are sent whose outcome was not yet taken. ``timeout_s`` bounds the whole
-        stream; None: no bound. A stream that breaks after its first reply raises. ``groups`` is read in another
-        thread; what it raises comes out here, after the outcomes of what was sent.
+        Args:
+            groups: `ScoreGroup` values or ``(prompt, responses)`` pairs. Another thread reads them; an exception that
+                reading raises is raised here, after the outcomes of the groups before it.
+            lane: For groups that name none; None for the client's own.
+            timeout_s: Seconds for the whole stream; None for no bound.
+            max_in_flight: Most groups that are sent before their outcomes are taken from the iterator.
+
+        Yields:
+            A result or an error for each group, in order.
+
+        Raises:
+            RewardloopError: The stream broke after its first reply.
+            InvalidReply: The server answered a request that was never sent, or left one unanswered.
         """
         ids = calls.StreamIds(lane or self._rules.lane)
         room = threading.Semaphore(max_in_flight)
@@ -171,22 +219,41 @@ class RewardloopClient:
             yield from ids.due()
             if failure:
                 raise failure[0]
+            ids.check_all_answered()
         finally:
             closed.set()
             room.release()
             replies.close()
 
     def record(self, event: feedback_pb2.FeedbackEvent, *, timeout_s: float | None = None) -> RecordResult:
-        """Record one signal; returns once it is durable. Make events with `Feedback`."""
+        """Record one signal, and return once the server has stored it durably.
+
+        Args:
+            event: A signal made with `Feedback`.
+            timeout_s: Seconds for the call with all its attempts; None for the client's own.
+
+        Raises:
+            InvalidRequest: The event breaks a rule; ``violations`` names the fields.
+            UnknownGeneration: The server does not know the event's generation_id.
+        """
         return self._run(calls.record(event), timeout_s)
 
     def record_batch(
         self, events: Iterable[feedback_pb2.FeedbackEvent], *, timeout_s: float | None = None
     ) -> list[RecordResult | RewardloopError]:
-        """Record many signals: a result or an error for each, in order. Only what may still pass is sent again."""
+        """Record many signals in one call. Events that failed for a passing reason are sent again, the others are not.
+
+        Args:
+            events: Signals made with `Feedback`.
+            timeout_s: Seconds for all attempts together; None for the client's own.
+
+        Returns:
+            A result or an error for each event, in order.
+        """
         return self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
-    def generate(
+    # All parameters but the prompt are keyword-only options of the public API.
+    def generate(  # noqa: PLR0913 - the options of one call
         self,
         prompt: PromptLike,
         *,
@@ -200,11 +267,23 @@ class RewardloopClient:
         random_share: float | None = None,
         timeout_s: float | None = None,
     ) -> Generation:
-        """Candidates from the live policy. None and 0 leave a setting to the server.
+        """Ask the live policy for answers. None or 0 leaves a setting to the server.
 
-        ``best_of``: sample and score so many, and show ``candidates`` of them: by ``selection`` the best (as by
-        default), the pair whose comparison tells the reward model most, where a ``random_share`` is drawn uniformly
-        instead, or any.
+        Args:
+            prompt: A text, a list of ``{"role", "content"}`` messages, or a ready message.
+            candidates: How many answers to return.
+            temperature: Sampling temperature.
+            top_p: Sample from the smallest set of tokens that has this share of the probability.
+            seed: Seed of the sampling.
+            max_new_tokens: Most tokens of an answer.
+            best_of: Sample and score this many answers, and return ``candidates`` of them; 0 scores none.
+            selection: Which of the sampled answers are returned: "best" (the default), "informative" (the pair whose
+                comparison tells the reward model most) or "uniform" (drawn at random).
+            random_share: Share of informative pairs that are drawn uniformly instead.
+            timeout_s: Seconds for the call with all its attempts; None for the client's own.
+
+        Raises:
+            PolicyUnavailable: No policy is being served.
         """
         request = convert.generate_request(
             prompt,
@@ -220,47 +299,87 @@ class RewardloopClient:
         return self._run(calls.generate(request), timeout_s)
 
     def list_versions(self, model: str, *, timeout_s: float | None = None) -> list[VersionInfo]:
-        """Every version of "reward" or "policy" in the store, newest first."""
+        """Return every version of ``model`` ("reward" or "policy") in the store, newest first."""
         return self._run(calls.list_versions(model), timeout_s)
 
     def get_version(self, model: str, version: str = "", *, timeout_s: float | None = None) -> VersionInfo:
-        """One version with its manifest; "" is the active one."""
+        """Return one version with its manifest. An empty ``version`` means the active one.
+
+        Raises:
+            UnknownVersion: The store does not have the version, or none is active.
+        """
         return self._run(calls.get_version(model, version), timeout_s)
 
     def promote(
         self, model: str, version: str, *, reason: str = "", leader_epoch: int = 0, timeout_s: float = 120.0
     ) -> Promotion:
-        """Make a version active; returns once the server serves it.
+        """Make a version active, and return once the server serves it.
 
-        ``leader_epoch``: of a trainer that asks as the leader; raises Overtaken when a later one's promotion was taken.
+        Args:
+            model: "reward" or "policy".
+            version: Number of the version.
+            reason: Kept with the change.
+            leader_epoch: The epoch of a trainer that acts as the leader; 0 for any other caller.
+            timeout_s: Seconds that loading and warming the version may take.
+
+        Raises:
+            UnknownVersion: The store does not have the version.
+            Overtaken: A leader of a later epoch has promoted a version.
         """
         return self._run(calls.promote(model, version, reason, leader_epoch), timeout_s)
 
     def rollback(self, model: str, *, reason: str = "", timeout_s: float = 120.0) -> Promotion:
-        """Go back to the version that was active before. Never retried."""
+        """Make the version active that was active before. The call is never repeated.
+
+        Raises:
+            NothingToRollBack: No version was active before.
+        """
         return self._run(calls.rollback(model, reason), timeout_s)
 
     def set_canary(
         self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
     ) -> VersionInfo | None:
-        """Give a version a ``share``, above 0 and below 1, of the requests; None ends the canary, and is returned then.
+        """Let a version answer a share of the requests beside the active one.
 
-        Which version scores a request depends only on its prompt. Promotions and rollbacks end it.
+        The prompt alone decides which version answers a request. A promotion or rollback ends the canary.
+
+        Args:
+            model: "reward" or "policy".
+            version: Number of the version; None ends the canary.
+            share: Share of the requests, above 0 and below 1.
+            reason: Kept with the change.
+            timeout_s: Seconds that loading and warming the version may take.
+
+        Returns:
+            The canary, or None after it was ended.
         """
         return self._run(calls.set_canary(model, version or "", share, reason), timeout_s)
 
     def set_shadow(
         self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
     ) -> VersionInfo | None:
-        """Score a ``share``, above 0 and at most 1, of the requests with a version too, to compare in the server's
-        metrics; None ends the shadow, and is returned then. Promotions and rollbacks end it.
+        """Score a share of the requests with a second version as well, to compare both in the server's metrics.
+
+        Callers never see the shadow's scores. A promotion or rollback ends the shadow.
+
+        Args:
+            model: "reward".
+            version: Number of the version; None ends the shadow.
+            share: Share of the requests, above 0 and at most 1.
+            reason: Kept with the change.
+            timeout_s: Seconds that loading and warming the version may take.
+
+        Returns:
+            The shadow, or None after it was ended.
         """
         return self._run(calls.set_shadow(model, version or "", share, reason), timeout_s)
 
     def watch_versions(self, model: str, *, timeout_s: float | None = None) -> Iterator[VersionInfo]:
-        """The active version now, then again after every change. A broken connection is opened again.
+        """Yield the active version now, and again after every change. A broken connection is opened again.
 
-        ``timeout_s`` bounds the whole watch, which then ends with DeadlineExceeded; None: no bound.
+        Args:
+            model: "reward" or "policy".
+            timeout_s: Seconds for the whole watch, which then ends with DeadlineExceeded; None for no bound.
         """
         attempts = Attempts(self._rules.policy, bounded(timeout_s))
         while True:
@@ -278,14 +397,18 @@ class RewardloopClient:
                 self._transport.sleep(attempts.pause_after(error, was_seen_by_grpc=False))
 
     def wait_until_active(self, model: str, version: str, timeout_s: float = 60.0) -> VersionInfo:
-        """Wait until the server serves ``version``. Raises DeadlineExceeded."""
+        """Wait until the server serves ``version``. Raises DeadlineExceeded after ``timeout_s`` seconds."""
         return self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
-        """Whether the service takes requests; it does not before its model is warm, nor while draining.
+        """Return whether a service takes requests. It takes none before its model is warm and while it drains.
 
-        ``service`` such as "rewardloop.v1.RewardService"; "" is the whole process.
-        Raises NotFound for a service that the server does not know.
+        Args:
+            service: Such as "rewardloop.v1.RewardService"; empty for the whole process.
+            timeout_s: Seconds for the call with all its attempts; None for the client's own.
+
+        Raises:
+            NotFound: The server does not have the service.
         """
         return self._run(calls.health(service), timeout_s)
 

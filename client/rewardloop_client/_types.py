@@ -1,4 +1,4 @@
-"""What calls take and give: frozen values, no protobuf to know."""
+"""The values that calls take and return. They are frozen dataclasses, so that callers need no protobuf."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PromptLike: TypeAlias = str | Sequence[Mapping[str, str]] | common_pb2.Prompt
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """The version that made a reply: its number in the store ("7") and the digest of its files."""
+    """The model version that made a reply: its number in the store, such as "7", and the digest of its files."""
 
     version: str
     digest: str
@@ -26,8 +26,15 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class ResponseScore:
-    """``score``: calibrated, comparable across versions. ``logit``: raw. ``uncertainty``: spread of the score
-    heads on the scale of ``score``. ``truncated``: the pair was shortened to the model's maximum length."""
+    """The score of one response.
+
+    Attributes:
+        score: Calibrated score, comparable across versions.
+        logit: Raw output of the model.
+        uncertainty: Spread of the score heads, on the scale of ``score``.
+        token_count: Tokens of prompt and response as they were scored.
+        truncated: The pair was shortened to the model's maximum length.
+    """
 
     score: float
     logit: float
@@ -47,7 +54,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """One group's scores, in the order of its responses, all made by one version."""
+    """The scores of one group in the order of its responses, all made by one version."""
 
     scores: tuple[ResponseScore, ...]
     model_version: ModelVersion
@@ -60,13 +67,13 @@ class ScoreResult:
 
     @property
     def best(self) -> int:
-        """Index of the response with the highest score; the first of equals."""
+        """Index of the response with the highest score; the first one of equal scores."""
         return max(range(len(self.scores)), key=lambda i: self.scores[i].score)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreGroup:
-    """One group to score. ``pin_version``: exactly this version or digest; ``min_version``: this or a later one."""
+    """One group to score: a prompt with its responses. See `RewardloopClient.score` for the other fields."""
 
     prompt: PromptLike
     responses: Sequence[str]
@@ -78,7 +85,12 @@ class ScoreGroup:
 
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """``stream_id``: the signal's place in the stream, "" for a ``duplicate`` (an event_id recorded before)."""
+    """A recorded signal.
+
+    Attributes:
+        stream_id: The signal's place in the stream; empty for a duplicate.
+        duplicate: The event_id had been recorded before.
+    """
 
     stream_id: str
     duplicate: bool
@@ -86,9 +98,17 @@ class RecordResult:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """``log_probability``: sum over the sampled tokens, in nats, under the distribution sampled from.
-    ``finish_reason``: "stop", "length" or "unspecified". ``policy_version``: None where it is the generation's.
-    ``score``, ``uncertainty``: as of a `ResponseScore`, by the live reward model; None without best_of."""
+    """One answer of the policy.
+
+    Attributes:
+        text: The answer.
+        log_probability: Sum over the sampled tokens, in nats, under the distribution that was sampled from.
+        token_count: Number of sampled tokens.
+        finish_reason: "stop", "length" or "unspecified".
+        policy_version: The version that sampled it; None if it is that of the generation.
+        score: Calibrated score by the live reward model; None without best_of.
+        uncertainty: Spread of the score heads; None without best_of.
+    """
 
     text: str
     log_probability: float
@@ -101,9 +121,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """How the shown candidates were chosen among ``sampled``: a ``random_share`` of sets is drawn uniformly, and
-    ``is_random`` says whether this one was. ``set_probability``: that this set is shown, given the candidates and their
-    scores. ``expected_information``: of a pair's comparison about which score head is right, in nats."""
+    """How the returned candidates were chosen among all that were sampled.
+
+    Attributes:
+        selection: The rule of the choice.
+        sampled: Number of candidates that were sampled and scored.
+        random_share: Share of the sets that are drawn uniformly.
+        is_random: This set was drawn uniformly.
+        set_probability: Probability that this set is shown, given the candidates and their scores.
+        expected_information: What a pair's comparison tells about which score head is right, in nats.
+        reward_version: The reward version that scored the candidates.
+    """
 
     selection: SelectionName
     sampled: int
@@ -116,7 +144,10 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What the policy answered. Feedback names it by ``generation_id``. ``chosen``: None without best_of."""
+    """The policy's answers to one prompt. Feedback names them by ``generation_id``.
+
+    ``chosen`` says how they were chosen among the sampled ones; it is None without best_of.
+    """
 
     generation_id: str
     candidates: tuple[Candidate, ...]
@@ -126,9 +157,19 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """A version in the model store. ``state`` on the server that answered: "stored", "warming", "active", "canary",
-    "shadow", "warm" (in memory, and may be pinned) or "draining". ``parent_version``: "" for a first one.
-    ``manifest_json``: "" except from get_version."""
+    """A version in the model store.
+
+    Attributes:
+        model: "reward" or "policy".
+        version: Number in the store.
+        digest: Digest of the files that decide its outputs.
+        state: Its state on the server that answered: "stored", "warming", "active", "canary", "shadow", "warm" (in
+            memory, and may be pinned), "draining", or "unspecified" for a state of a newer server.
+        parent_version: The version that it learned from; empty for a first one.
+        create_time: When it was published, in UTC.
+        metrics: How it measured, by name.
+        manifest_json: The whole manifest as JSON; empty except from get_version.
+    """
 
     model: str
     version: str
@@ -142,7 +183,7 @@ class VersionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """The version that is active now, and the one that was before ("" if none)."""
+    """The version that is active now, and the number of the one before it (empty if there was none)."""
 
     version: VersionInfo
     previous_version: str

@@ -1,11 +1,11 @@
-"""A rewardloop in memory, for tests of code that uses the client. No network, no threads, no waiting.
+"""A rewardloop in memory, for tests of code that uses the client. It uses no network and no threads, and never waits.
 
     fake = FakeRewardloop(score=lambda prompt, response: 1.0 if "please" in response else 0.0)
     fake.score("Hi", ["please wait", "wait"]).best        # 0
     fake.fail("score", QueueFull("busy"), times=10)       # the next ten attempts fail
     client = fake.as_async()                              # an AsyncRewardloopClient over the same state
 
-It is a `RewardloopClient`: requests are built, checked, retried and read by the same code as over gRPC.
+It is a `RewardloopClient`: the same code as over gRPC builds, checks and retries requests, and reads replies.
 """
 
 from __future__ import annotations
@@ -70,14 +70,20 @@ def _echo(prompt: str, index: int) -> str:
 
 
 class FakeRewardloop(RewardloopClient):
-    """The client's methods, answered in memory by the contract's rules.
+    """A client whose methods are answered in memory, by the rules of the contract.
 
-    ``score(prompt, response)``: the score of one response; by default its length in characters.
-    ``generate(prompt, index)``: the text of one candidate. Both get the prompt as text, a conversation as
-    "role: content" lines. ``versions``: version numbers a model has, the last one active.
+    Args:
+        score: Returns the score of ``(prompt, response)``; by default the length of the response in characters. A
+            conversation arrives as lines of "role: content".
+        generate: Returns the text of the candidate for ``(prompt, index)``.
+        versions: The version numbers of each model; the last one is active.
+        max_attempts: How often a call that is safe to repeat is tried.
 
-    ``events``: every recorded event once, oldest first. ``generations``: the answers given, by generation_id.
-    ``attempts``: names of the methods called, retries included.
+    Attributes:
+        events: Every recorded event once, oldest first.
+        generations: The generations, by generation_id.
+        attempts: Names of the methods that were called, retries included.
+        services: Whether each service takes requests, for `health`.
     """
 
     def __init__(
@@ -116,16 +122,16 @@ class FakeRewardloop(RewardloopClient):
         self.services = {"": True, "rewardloop.v1.RewardService": True, "rewardloop.v1.PolicyService": True}
 
     def fail(self, method: str, error: RewardloopError, *, times: int = 1) -> None:
-        """Let the next ``times`` attempts of ``method`` (a name of this class's methods) fail with ``error``."""
+        """Make the next ``times`` attempts of ``method``, a method's name such as "score", fail with ``error``."""
         self._failures.setdefault(_METHODS[method], []).extend([error] * times)
 
     def add_version(self, model: str, version: str) -> None:
-        """Put a version into the store, not active."""
+        """Add a version to the store without making it active."""
         self._versions.setdefault(model, []).append(version)
         self._active.setdefault(model, [])
 
     def as_async(self) -> AsyncRewardloopClient:
-        """An asyncio client of this same fake."""
+        """Return an asyncio client that shares the state of this fake."""
         client = AsyncRewardloopClient(max_attempts=self._rules.policy.max_attempts)
         client._transport = _InMemoryAio(self)
         return client
@@ -209,7 +215,7 @@ class FakeRewardloop(RewardloopClient):
         )
 
     def _info(self, model: str, version: str) -> model_pb2.VersionInfo:
-        """Raises UnknownVersion. "" is the active version."""
+        """Return the version, or the active one for an empty text. Raises UnknownVersion."""
         if model not in self._versions:
             raise InvalidRequest(f"{model!r} is not a model", violations=[Violation("model", "is not a known model")])
         active = self._active[model][-1] if self._active[model] else ""
@@ -248,7 +254,7 @@ class FakeRewardloop(RewardloopClient):
         return model_pb2.RollbackResponse(version=self._info(request.model, ""), previous_version=previous)
 
     def _set_role(self, request: model_pb2.SetCanaryRequest, role: str, response_type: type[M]) -> M:
-        """By the server's rules; `SetShadowRequest` has the same fields."""
+        """Set or end a role by the server's rules. `SetShadowRequest` has the same fields as `SetCanaryRequest`."""
         if role == "shadow" and request.model != "reward":
             raise InvalidRequest(f"only reward takes a {role}", violations=[Violation("model", "is not reward")])
         if not request.version:
@@ -288,10 +294,10 @@ class _InMemory:
             yield cast(M, self._fake._stream(path, request))
 
     def sleep(self, seconds: float) -> None:
-        """Retries of the fake do not wait."""
+        """Return at once: retries of the fake do not wait."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 class _InMemoryAio:
@@ -309,10 +315,10 @@ class _InMemoryAio:
             yield cast(M, self._fake._stream(path, request))
 
     async def sleep(self, seconds: float) -> None:
-        """Retries of the fake do not wait."""
+        """Return at once: retries of the fake do not wait."""
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 def _refuse(violations: Iterator[Violation]) -> None:
@@ -321,7 +327,7 @@ def _refuse(violations: Iterator[Violation]) -> None:
 
 
 def _fill(item: M, answer: Callable[..., Message], request: Message) -> M:
-    """``item`` with the answer in ``result`` or the failure in ``error``."""
+    """Return ``item`` with the answer in ``result``, or the failure in ``error``."""
     try:
         item.result.CopyFrom(answer(request))  # type: ignore[attr-defined]
     except RewardloopError as error:

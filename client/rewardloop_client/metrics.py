@@ -1,4 +1,4 @@
-"""Calls as Prometheus metrics: ``RewardloopClient(..., observer=PrometheusCalls())``."""
+"""Counts calls as Prometheus metrics: ``RewardloopClient(..., observer=PrometheusCalls())``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 
 
 class PrometheusCalls:
-    """An observer for any number of clients. One a registry.
+    """An observer that any number of clients may share. A registry takes one of them.
 
-    rewardloop_client_calls_total{method, code}, rewardloop_client_call_seconds{method},
+    It keeps rewardloop_client_calls_total{method, code}, rewardloop_client_call_seconds{method},
     rewardloop_client_attempts_total{method} and rewardloop_client_hedges_total{method}.
     """
 

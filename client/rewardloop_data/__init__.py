@@ -1,1 +1,1 @@
-"""Rows of the ecosystem's preference files as feedback events: read by the command line and the trainer."""
+"""Reads rows of preference files, as the command line and the trainer take them."""

@@ -1,16 +1,16 @@
-"""Rows of the ecosystem's preference data sets to feedback events. Pure.
+"""Turns rows of the usual preference data sets into feedback events, without I/O.
 
 | row | signals |
 | --- | --- |
 | ``{prompt, chosen, rejected}``, texts or lists of ``{role, content}`` | one choice |
-| ``{chosen, rejected}``, both whole conversations that begin alike | one choice |
+| ``{chosen, rejected}``, two whole conversations with the same beginning | one choice |
 | ``{prompt, responses, chosen: index}`` | one choice against each other response |
 | ``{prompt, responses, ranking}``, all indices, best first | one ranking |
-| ``{prompt, responses, annotations: [{annotator, choice: 0, 1 or "tie"}]}`` | one choice or tie an annotation |
+| ``{prompt, responses, annotations: [{annotator, choice: 0, 1 or "tie"}]}`` | a choice or tie for each annotation |
 | ``{prompt, completion, label}`` | one thumb |
-| ``{prompt, response, up, down}``, numbers of votes | one thumb a vote |
+| ``{prompt, response, up, down}``, numbers of votes | a thumb for each vote |
 
-``annotator`` is kept as the annotator's id; other keys are ignored.
+``annotator`` becomes the annotator's id. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ MAX_VOTES = 1000
 
 
 class RowError(ValueError):
-    """The row is not a preference signal; the message says why."""
+    """Raised for a row that is not a preference signal. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What every event of an import carries besides its row."""
+    """The source and the tags that every event of an import gets."""
 
     source: SourceName = "human"
     tags: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """A row's content without nulls, and the sha256 of it."""
+class _PreferenceRow:
+    """The content of a row without nulls, and the sha256 of that content."""
 
     content: dict[str, Json]
     labels: Labels
@@ -66,7 +66,7 @@ class _Row:
 
 
 def parse_line(line: bytes) -> Json:
-    """One JSON value. Raises RowError; NaN and infinities are no JSON."""
+    """Return the JSON value of a line. Raises RowError, also for NaN and infinities, which are not JSON."""
 
     def refuse(name: str) -> NoReturn:
         raise RowError(f"{name} is not a JSON number")
@@ -87,10 +87,13 @@ def parse_line(line: bytes) -> Json:
 
 
 def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
-    """The signals of one row. Raises RowError and nothing else.
+    """Return the signals of one row.
 
-    ``event_id`` is the sha256 of the row's content with the signal's number within the row, so that a row
-    imported again is known again.
+    An ``event_id`` is the sha256 of the row's content with the number of the signal within the row, so that the server
+    recognises a row that is imported again.
+
+    Raises:
+        RowError: The row is no signal. No other exception is raised.
     """
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
@@ -107,7 +110,7 @@ def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
     for keys, read in _FORMS:
         if all(key in content for key in keys):
             try:
-                made = list(read(_Row(content, labels, digest)))
+                made = list(read(_PreferenceRow(content, labels, digest)))
             except InvalidRequest as error:
                 raise RowError(str(error)) from error
             if not made:
@@ -116,7 +119,7 @@ def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
     raise RowError(f"has no known form: its keys are {', '.join(sorted(content)[:8]) or 'none'}")
 
 
-def _annotations(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _annotations(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, responses = _prompt(row), _responses(row)
     annotations = row.content["annotations"]
     if len(responses) != 2 or not isinstance(annotations, list):
@@ -134,7 +137,7 @@ def _annotations(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
             raise RowError(f"annotations[{i}].choice: is {_short(choice)}, not 0, 1 or 'tie'")
 
 
-def _ranking(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _ranking(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     responses, order = _responses(row), row.content["ranking"]
     if not isinstance(order, list):
         raise RowError("ranking: is not a list of indices")
@@ -145,7 +148,7 @@ def _ranking(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     yield Feedback.ranking(order=indices, **context)
 
 
-def _chosen_index(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _chosen_index(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, responses, chosen = _prompt(row), _responses(row), row.content["chosen"]
     if not _is_int(chosen) or not 0 <= chosen < len(responses):
         raise RowError(f"chosen: is {_short(chosen)}, not an index of {len(responses)} responses")
@@ -155,7 +158,7 @@ def _chosen_index(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
         yield Feedback.choice(chosen=chosen, rejected=rejected, **context)
 
 
-def _pair(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _pair(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     chosen, rejected = row.content["chosen"], row.content["rejected"]
     if "prompt" in row.content:
         prompt = _prompt(row)
@@ -170,16 +173,16 @@ def _pair(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
     yield Feedback.choice(chosen=0, rejected=1, **context)
 
 
-def _labelled(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _labelled(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt, label = _prompt(row), row.content["label"]
-    if label not in (True, False):  # 1 and 0 are equal to these
+    if label not in (True, False):  # 1 and 0 equal these, and count as labels
         raise RowError(f"label: is {_short(label)}, not true or false")
     text = completion_of("completion", row.content["completion"], prompt)
     context = row.context(0, prompt, [text], row.content.get("annotator"))
     yield Feedback.thumb(up=bool(label), response=0, **context)
 
 
-def _votes(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
+def _votes(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     prompt = _prompt(row)
     text = completion_of("response", row.content["response"], prompt)
     counts = []
@@ -193,7 +196,7 @@ def _votes(row: _Row) -> Iterator[feedback_pb2.FeedbackEvent]:
         yield Feedback.thumb(up=up, response=0, **context)
 
 
-_FORMS: tuple[tuple[tuple[str, ...], Callable[[_Row], Iterator[feedback_pb2.FeedbackEvent]]], ...] = (
+_FORMS: tuple[tuple[tuple[str, ...], Callable[[_PreferenceRow], Iterator[feedback_pb2.FeedbackEvent]]], ...] = (
     (("responses", "annotations"), _annotations),
     (("responses", "ranking"), _ranking),
     (("responses", "chosen"), _chosen_index),
@@ -205,7 +208,7 @@ _FORMS: tuple[tuple[tuple[str, ...], Callable[[_Row], Iterator[feedback_pb2.Feed
 
 
 def turns_of(field: str, value: Json) -> Turns:
-    """A prompt's turns; text is one user turn. Raises RowError."""
+    """Return the turns of a prompt. A text is one user turn. Raises RowError."""
     if isinstance(value, list):
         turns = messages_of(field, value)
         if turns[-1][0] == "assistant":
@@ -215,7 +218,7 @@ def turns_of(field: str, value: Json) -> Turns:
 
 
 def text_of(field: str, value: Json) -> str:
-    """Non-empty text. Raises RowError."""
+    """Return ``value`` if it is a text that is not empty. Raises RowError."""
     if not isinstance(value, str):
         raise RowError(f"{field}: is {kind_of(value)}, not text")
     if not value.strip():
@@ -223,13 +226,13 @@ def text_of(field: str, value: Json) -> str:
     return value
 
 
-def _prompt(row: _Row) -> Turns:
+def _prompt(row: _PreferenceRow) -> Turns:
     if "prompt" not in row.content:
         raise RowError("prompt: is absent")
     return turns_of("prompt", row.content["prompt"])
 
 
-def _responses(row: _Row) -> list[str]:
+def _responses(row: _PreferenceRow) -> list[str]:
     responses = row.content["responses"]
     if not isinstance(responses, list) or not responses:
         raise RowError("responses: is not a list of texts")
@@ -237,7 +240,7 @@ def _responses(row: _Row) -> list[str]:
 
 
 def messages_of(field: str, value: list[Json]) -> Turns:
-    """A conversation's turns. Raises RowError."""
+    """Return the turns of a conversation. Raises RowError."""
     if not value:
         raise RowError(f"{field}: is empty")
     turns = []
@@ -252,10 +255,7 @@ def messages_of(field: str, value: list[Json]) -> Turns:
 
 
 def completion_of(field: str, value: Json, prompt: Turns) -> str:
-    """The one assistant's text after the prompt, whether or not the prompt is repeated in ``value``.
-
-    Raises RowError.
-    """
+    """Return the assistant's one turn after the prompt. ``value`` may repeat the prompt. Raises RowError."""
     if not isinstance(value, list):
         return text_of(field, value)
     turns = messages_of(field, value)
@@ -296,6 +296,7 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 
 def kind_of(value: object) -> str:
+    """Return what a JSON value is, in words for a message."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     if isinstance(value, float) and math.isnan(value):
         return "NaN"

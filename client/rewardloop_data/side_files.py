@@ -1,4 +1,4 @@
-"""The two files an import keeps beside its source: how far it got, and which rows were rejected."""
+"""The two files that an import keeps beside its source: its progress, and the rejected rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from rewardloop_data.source_file import SourceFile
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What has been acknowledged. ``lines_done``: the last line all of whose rows up to it are settled.
+    """How much of an import the server has acknowledged.
 
-    ``rows``: rows settled. ``recorded``, ``duplicates``: signals. ``rejected``: rows. ``rejected_bytes``: length
-    of the side file of rejected rows. The rest says what the count is of.
+    Attributes:
+        head_sha256: The sha256 of the first 64 KiB of the source.
+        size: Bytes of the source.
+        server: Address that the signals are sent to.
+        lines_done: Every row up to this line is settled: recorded or rejected.
+        rows: Settled rows.
+        recorded: Signals that were recorded.
+        duplicates: Signals that had been recorded before.
+        rejected: Rejected rows.
+        rejected_bytes: Length of the file of rejected rows.
     """
 
     head_sha256: str
@@ -31,12 +39,13 @@ class Progress:
     rejected_bytes: int = 0
 
     def same_import(self, other: Progress) -> bool:
+        """Return whether both are the progress of the same file to the same server."""
         return (self.head_sha256, self.size, self.server) == (other.head_sha256, other.size, other.server)
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A row that is no signal, or that the server refused."""
+    """A row that is no signal, or that the server has refused."""
 
     line: int
     reason: str
@@ -46,7 +55,8 @@ class Rejection:
 class SideFiles:
     """``<name>.rewardloop-progress.json`` and ``<name>.rejected.jsonl`` in ``folder``.
 
-    Away from the source, where files of one name may meet, the name is followed by 8 digits of its hash.
+    If ``folder`` is not that of the source, 8 digits of the source's hash follow the name, because files of the same
+    name may meet there.
     """
 
     def __init__(self, source: SourceFile, folder: Path) -> None:
@@ -56,7 +66,7 @@ class SideFiles:
         self.rejected_path = folder / f"{name}.rejected.jsonl"
 
     def begin(self, fresh: Progress, *, restart: bool) -> Progress:
-        """Where to go on: the kept progress of the same import, else ``fresh``. Raises OSError."""
+        """Return the kept progress of the same import, or ``fresh`` if there is none. Raises OSError."""
         progress = fresh
         if not restart:
             kept = self._read()
@@ -66,13 +76,13 @@ class SideFiles:
             self.rejected_path.unlink(missing_ok=True)
         else:
             with self.rejected_path.open("ab") as file:
-                # Rejections of a batch whose end was not written down come again.
+                # A batch that was not written down completely is sent again, and its rejections are written again.
                 file.truncate(min(progress.rejected_bytes, file.tell()))
         self._write(progress)
         return progress
 
     def advance(self, progress: Progress, rejections: Sequence[Rejection]) -> Progress:
-        """Write down settled rows: rejections first, so that progress never claims what is not kept."""
+        """Write settled rows: rejections first, so that the progress never counts a row that is not kept."""
         if rejections:
             keep_aside(self.rejected_path, rejections)
             progress = replace(progress, rejected_bytes=self.rejected_path.stat().st_size)
@@ -80,7 +90,7 @@ class SideFiles:
         return progress
 
     def finish(self) -> None:
-        """Nothing is left to resume: importing the file again sends it again."""
+        """Remove the progress after the end of the import. Importing the file again then sends it again."""
         self.progress_path.unlink(missing_ok=True)
 
     def _read(self) -> Progress | None:
@@ -88,7 +98,7 @@ class SideFiles:
             return Progress(**json.loads(self.progress_path.read_text()))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):  # of another version, or edited: as good as none
+        except (ValueError, TypeError):  # written by another version, or edited: start over
             return None
 
     def _write(self, progress: Progress) -> None:
@@ -98,16 +108,16 @@ class SideFiles:
 
 
 def keep_aside(path: Path, rejections: Sequence[Rejection]) -> None:
-    """Append rejected rows to ``path``, one JSON object a line. Raises OSError."""
+    """Append rejected rows to ``path``, one JSON object on each line. Raises OSError."""
     with path.open("ab") as file:
         for rejection in rejections:
             file.write(json.dumps(asdict(rejection), default=str).encode("utf-8") + b"\n")
 
 
 def writable_folder(preferred: Path) -> Path | None:
-    """``preferred``, or None when nothing may be written there.
+    """Return ``preferred``, or None if it cannot be written to.
 
-    A folder without any write permission is respected even by root, whom the system would not stop.
+    A folder without any write permission counts as such for root, too, although the system would let root write.
     """
     if not preferred.stat().st_mode & 0o222:
         return None

@@ -1,4 +1,4 @@
-"""Reads the rows of a file: JSONL, plain or gzipped, or Parquet; told apart by their first bytes."""
+"""Reads the rows of a file: JSONL, plain or gzipped, or Parquet. The first bytes tell which."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ _GZIP_MAGIC, _PARQUET_MAGIC, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 
 
 class UnreadableFile(Exception):
-    """The file cannot be read (on); the message is one line and names the file."""
+    """Raised for a file that cannot be read, or not to its end. The message is one line and names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row. ``number``: its line, or its row in Parquet, from 1. ``offset``: bytes of the file read so far.
+    """One row of a file.
 
-    ``raw``: as it stood in the file; decoded and judged only when asked, so that skipping costs little.
+    Attributes:
+        number: Its line, or its row in Parquet, counted from 1.
+        offset: Bytes of the file that have been read so far.
+        raw: The row as it is in the file. It is decoded only by `value`, so that skipping rows costs little.
     """
 
     number: int
@@ -33,11 +36,11 @@ class Line:
     raw: bytes | dict[str, Any]
 
     def value(self) -> Json:
-        """Raises RowError."""
+        """Return the row as a JSON value. Raises RowError if it is none."""
         return parse_line(self.raw) if isinstance(self.raw, bytes) else cast(Json, self.raw)
 
     def kept(self) -> Json:
-        """The row for the side file: the JSON value if it is one, else the text."""
+        """Return the row for the file of rejected rows: its JSON value, or its text if it is not JSON."""
         try:
             return self.value()
         except RowError:
@@ -46,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to import, and what it is recognised by: its size and the sha256 of its first 64 KiB."""
+    """A file of rows, with its size and the sha256 of its first 64 KiB, by which it is recognised."""
 
     path: Path
     size: int
@@ -54,7 +57,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        """Raises UnreadableFile for what is no file with content."""
+        """Open ``path`` to learn its size and hash. Raises UnreadableFile if it is no file or empty."""
         if path.is_dir():
             raise UnreadableFile(f"{path}: is a directory")
         try:
@@ -68,7 +71,11 @@ class SourceFile:
         return cls(path, size, hashlib.sha256(head).hexdigest())
 
     def lines(self) -> Iterator[Line]:
-        """Every row that is not blank. Raises UnreadableFile, also midway: a gzip stream may end early."""
+        """Yield every row that is not blank.
+
+        Raises:
+            UnreadableFile: The file is in no known format, or damaged. Rows before the damage have been yielded.
+        """
         with self.path.open("rb") as file:
             magic = file.read(4)
             file.seek(0)

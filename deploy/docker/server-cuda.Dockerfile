@@ -1,4 +1,5 @@
-# rewardloop serve on an NVIDIA GPU: ONNX Runtime's CUDA provider, CUDA 13 and cuDNN 9 from the base image. No torch.
+# Runs rewardloop serve on an NVIDIA GPU, without torch: ONNX Runtime has its CUDA provider, and the base image brings
+# CUDA 13 and cuDNN 9.
 #   docker build -f deploy/docker/server-cuda.Dockerfile -t rewardloop-server-cuda .
 ARG CUDA_TAG=13.0.1-cudnn-runtime-ubuntu24.04
 ARG PYTHON_TAG=3.11.14-slim-bookworm
@@ -22,10 +23,11 @@ RUN apt-get update && \
 
 FROM base AS packages
 ARG EXTRAS=gpu
-COPY deploy/docker/constraints.txt /constraints.txt
+COPY requirements/server-cuda.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python3 -m venv /opt/rewardloop && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+    /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/server-cuda.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM base
 COPY --from=packages /opt/rewardloop /opt/rewardloop

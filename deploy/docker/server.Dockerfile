@@ -1,4 +1,4 @@
-# rewardloop serve on a CPU: gRPC on 50051, metrics on 9464. No torch.
+# Runs rewardloop serve on a CPU, without torch: gRPC on port 50051, metrics on port 9464.
 #   docker build -f deploy/docker/server.Dockerfile -t rewardloop-server .
 ARG PYTHON_TAG=3.11.14-slim-bookworm
 
@@ -15,10 +15,11 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON_TAG} AS packages
 ARG EXTRAS=server
-COPY deploy/docker/constraints.txt /constraints.txt
+COPY requirements/server.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/rewardloop && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+    /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/server.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM python:${PYTHON_TAG}
 COPY --from=packages /opt/rewardloop /opt/rewardloop

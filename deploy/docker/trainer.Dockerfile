@@ -1,7 +1,7 @@
-# rewardloop train (metrics on 9465) and rewardloop policy-worker (gRPC on 50052, metrics on 9466), with torch.
+# Runs rewardloop train (metrics on port 9465), or rewardloop policy-worker (gRPC on port 50052, metrics on port 9466).
 #   docker build -f deploy/docker/trainer.Dockerfile -t rewardloop-trainer .
-# With a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t rewardloop-trainer-cuda; these wheels of
-# torch bring CUDA along, and the driver comes from the host.
+# For a GPU, build it with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t rewardloop-trainer-cuda:
+# those wheels of torch bring CUDA with them, and the host brings the driver.
 ARG PYTHON_TAG=3.11.14-slim-bookworm
 
 FROM python:${PYTHON_TAG} AS wheel
@@ -18,12 +18,13 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM python:${PYTHON_TAG} AS packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=trainer
-COPY deploy/docker/constraints.txt /constraints.txt
+COPY requirements/trainer.txt requirements/torch.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/rewardloop && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt --index-url "${TORCH_INDEX}" \
-        --extra-index-url https://pypi.org/simple torch==2.13.0 && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --constraint /constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"
+    /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/trainer.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" \
+        --extra-index-url https://pypi.org/simple -r /requirements/torch.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM python:${PYTHON_TAG}
 COPY --from=packages /opt/rewardloop /opt/rewardloop
@@ -39,7 +40,7 @@ ENV PATH=/opt/rewardloop/bin:$PATH \
 USER 10001:10001
 EXPOSE 9465 9466 50052
 STOPSIGNAL SIGTERM
-# Of the trainer; the policy worker's deployment overrides it.
+# This checks the trainer. Deployments of the policy worker override it.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
     CMD ["rewardloop", "health", "--metrics", "http://127.0.0.1:9465/metrics"]
 ENTRYPOINT ["rewardloop"]

@@ -1,1 +1,1 @@
-"""`rewardloop demo`: simulated users with a hidden taste, and what the loop learns from them."""
+"""`rewardloop demo`: lets simulated users with a hidden taste teach the loop, and shows what it learns."""

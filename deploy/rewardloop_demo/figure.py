@@ -1,4 +1,4 @@
-"""The demo's figure: what the reward model and the policy learned, and how fresh what is live was."""
+"""Draws the demo's figure: the reward model's accuracy, the policy's win rate, and the freshness of live versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewardloop_demo.record import GOAL, DemoRecord, algorithm_name, series
 
 
 def draw(demo: DemoRecord, path: Path) -> Path:
-    """The figure: accuracy, win rate and freshness over the signals recorded so far."""
+    """Draw accuracy, win rate and freshness over the number of recorded signals; return ``path``."""
     most = max((r.signals for r in demo.rounds), default=0) or 1
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # keys as plain strings
         figure = Figure(figsize=(13.5, 4.2), layout="constrained", dpi=150)
@@ -75,7 +75,7 @@ def _draw_freshness(axes: Axes, demo: DemoRecord) -> None:
 
 
 def _line(axes: Axes, x: Sequence[int], y: Sequence[float], colour: str, label: str) -> None:
-    """A line with its last value beside it."""
+    """Draw a line with its last value beside it."""
     axes.plot(x, y, color=colour, marker="o", ms=5, lw=2, zorder=3)
     if x:
         axes.annotate(
@@ -90,7 +90,7 @@ def _line(axes: Axes, x: Sequence[int], y: Sequence[float], colour: str, label: 
 
 
 def _level(axes: Axes, value: float, label: str, colour: str, *, below: bool = False) -> None:
-    """A dashed level, named above or below it at the right edge."""
+    """Draw a dashed level with its name above or below it at the right edge. A level that is NaN is left out."""
     if math.isnan(value):
         return
     axes.axhline(value, color=colour, lw=1.3, ls="--", zorder=1)

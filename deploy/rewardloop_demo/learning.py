@@ -1,17 +1,23 @@
-"""How the demo's trainer learns: the defaults suit large models, one of a million parameters needs other steps."""
+"""How the demo's trainer learns: the trainer's defaults suit large models, and the demo's have a million parameters."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
-Algorithm = Literal["dpo", "ppo", "grpo", "online-dpo"]
+from rewardloop.formats.vocabulary import Algorithm
 
-# An answer of the starter has 30 tokens or so; what is longer than this has lost its end.
+# An answer of the starter has about 30 tokens. A longer one than this has not found its end.
 _ANSWER_TOKENS = 64
-_ONLINE: dict[str, dict[str, str]] = {
-    "ppo": {"steps": "25", "prompts": "16", "learning-rate": "1e-3", "critic.learning-rate": "5e-3"},
-    "grpo": {"steps": "25", "prompts": "16", "learning-rate": "6e-4"},
-    "online-dpo": {"steps": "25", "prompts": "16", "learning-rate": "6e-4"},
+
+# Flags of `rewardloop train` below `--policy.`, beside those that every algorithm gets.
+_ONLINE = {"online.steps": "25", "online.prompts": "16"}
+_OF_ALGORITHM: Mapping[Algorithm, Mapping[str, str]] = {
+    "dpo": {},
+    "kto": {"kto.learning-rate": "5e-4", "kto.batch-thumbs": "16"},
+    "ppo": {**_ONLINE, "online.learning-rate": "1e-3", "online.critic.learning-rate": "5e-3"},
+    "grpo": {**_ONLINE, "online.learning-rate": "6e-4"},
+    "rloo": {**_ONLINE, "online.learning-rate": "6e-4"},
+    "online-dpo": {**_ONLINE, "online.learning-rate": "6e-4"},
 }
 
 
@@ -21,10 +27,16 @@ def train_args(algorithm: Algorithm, signals_per_round: int, seed: int) -> tuple
         *("--reward-min-signals", str(signals_per_round), "--policy-min-signals", str(signals_per_round * 4 // 3)),
         *("--seed", str(seed), "--flush-age-s", "0.5", "--torch-threads", "1"),
         *("--reward.learning-rate", "5e-4", "--reward.head-learning-rate", "2e-3"),
-        # What is new and some of the old: all of it again in each round would be learned by heart.
+        # A round learns from the new signals and some of the old. With all of the old ones again in each round, the
+        # models would learn them by heart.
         *("--newest", str(signals_per_round + 200), "--replayed", str(signals_per_round // 2)),
         *("--heldout-share", "0.15", "--policy.gate.prompts", "100", "--policy.gate.responses", "2"),
         *("--policy.algorithm", algorithm, "--policy.learning-rate", "5e-4", "--policy.batch-pairs", "16"),
         *("--policy.online.max-new-tokens", str(_ANSWER_TOKENS), "--policy.online.minibatch", "32"),
-        *(flag for name, value in _ONLINE.get(algorithm, {}).items() for flag in (f"--policy.online.{name}", value)),
+        *(part for name, value in _OF_ALGORITHM[algorithm].items() for part in (f"--policy.{name}", value)),
     )
+
+
+def thumb_share(algorithm: Algorithm) -> float:
+    """The share of the users' signals that are thumbs. KTO learns from thumbs, so it needs many of them."""
+    return 0.5 if algorithm == "kto" else 0.08

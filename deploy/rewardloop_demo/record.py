@@ -1,4 +1,4 @@
-"""What a demo measured, round by round."""
+"""The figures that a demo measures, round by round."""
 
 from __future__ import annotations
 
@@ -6,19 +6,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The win rate that the policy's interval should lie above.
+# The lower end of the policy's win rate should be above this.
 GOAL = 0.60
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What was live when a round ended, and how good it was; round 0 is the start.
+    """The versions that were live when a round ended, and how good they were. Round 0 is the start.
 
-    ``reward_accuracy``: share of noisy held-out choices that the reward model of ``reward_version`` agrees with.
-    ``win_rate`` (``win_low``..``win_high``: its 95% interval): held-out prompts at which the policy of
-    ``policy_version`` was liked better than the starter, by the hidden taste. ``reward_swaps`` and
-    ``policy_swaps``: so far. ``freshness_p50_s``, ``freshness_max_s``: seconds from a signal's arrival to the first
-    request served by a model that learned from it. NaN: not measured in this round.
+    Figures that were not measured in a round are NaN.
+
+    Attributes:
+        round: Its number.
+        seconds: Time since the demo's start.
+        signals: Signals recorded so far.
+        reward_version: The live reward model.
+        reward_accuracy: Share of the noisy held-out choices that this reward model agrees with.
+        policy_version: The live policy.
+        win_rate: Share of the held-out prompts at which the hidden taste likes this policy better than the starter.
+        win_low: Lower end of the win rate's 95% interval.
+        win_high: Upper end of the win rate's 95% interval.
+        reward_swaps: Reward versions that went live so far.
+        policy_swaps: Policy versions that went live so far.
+        freshness_p50_s: Median time from a signal's arrival to the first request that a model served which had
+            learned from it.
+        freshness_max_s: The longest such time.
     """
 
     round: int
@@ -38,9 +50,21 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class DemoRecord:
-    """A whole demo. ``starter_accuracy`` and ``accuracy_ceiling`` (what the noise of the choices allows) are on the
-    same held-out choices as the rounds' accuracies. ``signal_kinds``: acknowledged signals by kind.
-    ``peak_memory_gib``: largest sum over all processes. ``algorithm``: by which the policy learned."""
+    """A whole demo.
+
+    Attributes:
+        seed: Of the starter models, the users and their taste.
+        rounds: One record for each change of the live versions, and one for the start.
+        starter_accuracy: The starter's accuracy on the same held-out choices as the rounds' accuracies.
+        accuracy_ceiling: The accuracy on them that the choices' noise allows.
+        held_out_pairs: Number of held-out choices.
+        held_out_prompts: Number of held-out prompts.
+        signal_kinds: Acknowledged signals by kind.
+        seconds: Duration.
+        peak_memory_gib: The largest resident memory of all processes together.
+        failed_requests: Calls of users that the server refused.
+        algorithm: The algorithm by which the policy learned.
+    """
 
     seed: int
     rounds: tuple[RoundRecord, ...]
@@ -56,13 +80,13 @@ class DemoRecord:
 
 
 def series(rounds: Sequence[RoundRecord], name: str) -> tuple[list[int], list[float]]:
-    """Signals and values of the rounds in which this was measured."""
+    """The rounds in which a figure was measured, as their numbers of signals and the figure's values."""
     found = [(r.signals, float(getattr(r, name))) for r in rounds]
     kept = [(x, y) for x, y in found if not math.isnan(y)]
     return [x for x, _ in kept], [y for _, y in kept]
 
 
 def algorithm_name(demo: DemoRecord) -> str:
-    """As it is written: PPO, online DPO."""
+    """The name of a demo's algorithm as it is written, such as PPO or online DPO."""
     *before, last = demo.algorithm.split("-")
     return " ".join([*before, last.upper()])

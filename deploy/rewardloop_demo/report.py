@@ -1,4 +1,4 @@
-"""The demo's outcome, as a table for the terminal, a figure, and results.json."""
+"""Reports a demo as a table for the terminal, as a figure, and as results.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 
 def table(demo: DemoRecord) -> RenderableType:
-    """The rounds as a table with a summary below it."""
+    """The rounds as a table, with a summary below it."""
     grid = Table(
         title=f"What the loop learned, the policy by {algorithm_name(demo)}",
         title_justify="left",
@@ -52,7 +52,7 @@ def table(demo: DemoRecord) -> RenderableType:
 
 
 def summary(demo: DemoRecord) -> str:
-    """A few plain lines: accuracy beside its bounds, win rate beside its goal, what it took."""
+    """A few lines: accuracy beside its bounds, win rate beside its goal, time and memory."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(demo.signal_kinds.items(), key=lambda k: -k[1]))
     lines = [
         f"Held-out choices ({demo.held_out_pairs:,}): starter RM {_number(demo.starter_accuracy)}, "
@@ -75,12 +75,12 @@ def summary(demo: DemoRecord) -> str:
 
 
 def write(demo: DemoRecord, directory: Path) -> tuple[Path, Path]:
-    """Write the figure and results.json into ``directory``, made if missing; their paths."""
+    """Write the figure and results.json into ``directory``, which is made if it is missing; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     results = directory / RESULTS
     content = {"format_version": FORMAT_VERSION, **_finite(asdict(demo))}
     results.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    from rewardloop_demo.figure import draw  # matplotlib takes a second to load
+    from rewardloop_demo.figure import draw  # matplotlib takes a second to import
 
     return draw(demo, directory / FIGURE), results
 
@@ -95,7 +95,7 @@ def _number(value: float) -> str:
 
 
 def _finite(value: object) -> dict[str, object]:
-    """JSON has no NaN: what was not measured becomes null."""
+    """Replace NaN by None, because JSON has no NaN."""
 
     def clean(item: object) -> object:
         if isinstance(item, dict):

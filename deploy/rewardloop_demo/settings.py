@@ -6,22 +6,27 @@ from pathlib import Path
 
 from pydantic import Field
 
+from rewardloop.formats.vocabulary import Algorithm
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_demo.learning import Algorithm
 
 
 class DemoSettings(ProcessSettings):
     """Starts everything on free ports, lets simulated users ask and choose, and shows how the models learn.
 
-    Ends by itself: with status 0 when enough versions were swapped in and both models got better, else 1.
+    It ends by itself. Its status is 0 if enough versions were swapped in and both models got better, and 1 otherwise.
     """
 
-    out: Path = Field(Path("demo-results"), description="where the data, logs, table and plots of this run go")
-    algorithm: Algorithm = Field("dpo", description="by which the policy learns")
-    seed: int = Field(0, ge=0, description="of the starter models, the users, and their hidden taste")
-    reward_rounds: int = Field(4, ge=1, description="reward versions to learn before it ends")
-    policy_rounds: int = Field(4, ge=1, description="policy versions to learn before it ends")
-    signals_per_round: int = Field(600, ge=50, description="new signals that start a reward round")
+    basic_settings = (
+        *("out", "algorithm", "seed", "reward_rounds", "policy_rounds"),
+        *("signals_per_round", "rate", "minutes", "eval_prompts"),
+    )
+
+    out: Path = Field(Path("demo-results"), description="directory of this run's data, logs, plots and numbers")
+    algorithm: Algorithm = Field("dpo", description="algorithm by which the policy learns")
+    seed: int = Field(0, ge=0, description="seed of the starter models, the users, and their hidden taste")
+    reward_rounds: int = Field(4, ge=1, description="number of reward versions to learn before it ends")
+    policy_rounds: int = Field(4, ge=1, description="number of policy versions to learn before it ends")
+    signals_per_round: int = Field(600, ge=50, description="number of new signals that start a reward round")
     rate: float = Field(60.0, gt=0, description="most signals a second of all users together")
-    minutes: float = Field(9.0, gt=0, description="it ends after this long even if rounds are missing")
-    eval_prompts: int = Field(300, ge=20, description="held-out prompts on which policies are compared")
+    minutes: float = Field(9.0, gt=0, description="minutes after which it ends, even if versions are missing")
+    eval_prompts: int = Field(300, ge=20, description="number of held-out prompts on which policies are compared")

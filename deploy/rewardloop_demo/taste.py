@@ -1,7 +1,7 @@
-"""What the simulated users like: a hidden rule over correctness, tone and length, with Bradley-Terry noise.
+"""The taste of the simulated users: a hidden rule over correctness, tone and length, with Bradley-Terry noise.
 
-Only their choices may reveal it, and it is also the judge of the demo's win rate. So this module refuses to be
-imported where training runs.
+Only the users' choices may reveal the rule to training, because the rule also judges the demo's win rate. Therefore
+this module cannot be imported in a process that has imported the trainer.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from rewardloop_local import corpus
 if any(name.partition(".")[0] == "rewardloop_trainer" for name in sys.modules):
     raise ImportError("the hidden taste must not be readable where training runs")
 
-# Answers up to this many words are as short as anyone wants.
+# Up to this many words, users do not mind the length of an answer.
 _FREE_WORDS = 24
 _TOO_FEW_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the rule sees in an answer.
+    """What the rule reads in an answer.
 
-    ``is_correct``: names the topic and the right value. ``is_wrong``: gives the value of a neighbouring topic.
-    ``greetings``: polite openings and closings (0..2). ``is_curt``: a rude sentence. ``words``: in all.
-    ``garbled``: share of words that are in no text of the corpus (0..1). ``repeated``: sentences said again.
+    Attributes:
+        is_correct: Whether it names the topic and the right value.
+        is_wrong: Whether it gives a value of another topic.
+        is_on_topic: Whether it names the topic.
+        greetings: Number of kinds of polite sentences in it: an opening, a closing (0..2).
+        is_curt: Whether it has a rude sentence.
+        words: Number of its words.
+        garbled: Share of its words that are in no text of the corpus (0..1).
+        repeated: Number of sentences that repeat an earlier one.
     """
 
     is_correct: bool
@@ -46,17 +52,18 @@ class Reading:
 
     @property
     def is_right(self) -> bool:
-        """The right fact and no wrong one."""
+        """Whether it gives the right fact and no wrong one."""
         return self.is_correct and not self.is_wrong
 
     @property
     def is_polite(self) -> bool:
+        """Whether it has a polite sentence and no rude one."""
         return self.greetings > 0 and not self.is_curt
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean in its 95% interval."""
+    """A mean with its 95% interval."""
 
     mean: float
     low: float
@@ -64,12 +71,19 @@ class Interval:
 
 
 class Taste:
-    """One population's taste. The seed sets how much correctness, tone and length weigh against each other.
-
-    ``temperature``: of the Bradley-Terry noise: P(a over b) = sigmoid((utility(a) - utility(b)) / temperature).
-    """
+    """The taste of one population of users."""
 
     def __init__(self, seed: int = 0, *, temperature: float = 0.5) -> None:
+        """Draw a taste.
+
+        Args:
+            seed: Decides how correctness, tone and length weigh against each other.
+            temperature: Scale of the Bradley-Terry noise:
+                P(a over b) = sigmoid((utility(a) - utility(b)) / temperature).
+
+        Raises:
+            ValueError: The temperature is not above 0.
+        """
         if temperature <= 0:
             raise ValueError("temperature must be above 0")
         rng = random.Random(seed)
@@ -80,8 +94,10 @@ class Taste:
         self._extra_word = rng.uniform(0.05, 0.07)
 
     def utility(self, prompt: str, response: str) -> float:
-        """How much people like this answer; only differences mean something. Raises KeyError: no question of the
-        corpus."""
+        """How much people like an answer. Only differences between utilities mean something.
+
+        Raises KeyError if the corpus has no such question.
+        """
         seen = read(prompt, response)
         if seen.words == 0:
             return -4.0
@@ -100,22 +116,24 @@ class Taste:
         return value - (2.0 * seen.garbled if seen.garbled > 0.1 else 0.0)
 
     def probability(self, prompt: str, a: str, b: str) -> float:
-        """Probability with which a user prefers ``a`` to ``b``."""
+        """The probability that a user prefers ``a`` to ``b``."""
         gap = (self.utility(prompt, a) - self.utility(prompt, b)) / self.temperature
         return 1 / (1 + math.exp(-gap)) if gap > -50 else 0.0
 
     def prefers(self, prompt: str, a: str, b: str, rng: random.Random) -> int:
-        """One user's choice: 0 for ``a``, 1 for ``b``."""
+        """Draw one user's choice: 0 for ``a``, 1 for ``b``."""
         return int(rng.random() >= self.probability(prompt, a, b))
 
     def agreement_ceiling(self, pairs: Iterable[tuple[str, str, str]]) -> float:
-        """Expected accuracy of the noiseless rule against noisy choices on (prompt, a, b): no model can do better
-        but by luck. NaN without pairs."""
+        """The expected accuracy of the rule without noise on noisy choices between (prompt, a, b).
+
+        A model exceeds it only by luck. It is NaN without pairs.
+        """
         agreement = [max(p, 1 - p) for p in (self.probability(*pair) for pair in pairs)]
         return sum(agreement) / len(agreement) if agreement else math.nan
 
     def wins(self, prompts: Sequence[str], answers: Sequence[str], rivals: Sequence[str]) -> list[float]:
-        """For each prompt 1 where ``answers`` is liked better, 0 where ``rivals`` is, 0.5 where equally."""
+        """For each prompt, 1 if its answer is liked better than its rival, 0 if the rival is, and 0.5 for a tie."""
         gaps = (
             self.utility(prompt, a) - self.utility(prompt, b)
             for prompt, a, b in zip(prompts, answers, rivals, strict=True)
@@ -123,12 +141,12 @@ class Taste:
         return [0.5 if abs(gap) < 1e-9 else float(gap > 0) for gap in gaps]
 
     def win_rate(self, prompts: Sequence[str], answers: Sequence[str], rivals: Sequence[str]) -> Interval:
-        """Share of prompts at which ``answers`` is liked better, ties as half, with its interval."""
+        """The share of prompts whose answer is liked better than its rival. A tie counts as half."""
         return interval(self.wins(prompts, answers, rivals))
 
 
 def interval(wins: Sequence[float], *, resamples: int = 2_000, seed: int = 0) -> Interval:
-    """Mean and its 95% bootstrap interval over prompts. Raises ValueError without wins."""
+    """The mean with its 95% bootstrap interval over prompts. Raises ValueError without wins."""
     if not wins:
         raise ValueError("no wins to average")
     values = np.asarray(wins, dtype=np.float64)
@@ -139,7 +157,7 @@ def interval(wins: Sequence[float], *, resamples: int = 2_000, seed: int = 0) ->
 
 
 def read(prompt: str, response: str) -> Reading:
-    """What the rule sees; case and punctuation do not matter. Raises KeyError: no question of the corpus."""
+    """Read an answer without regard to case and punctuation. Raises KeyError if the corpus has no such question."""
     intent = corpus.question_of(prompt).intent
     text = corpus.normalise(response)
     words = text.split()
@@ -164,7 +182,7 @@ def _has(text: str, phrase: str) -> bool:
 
 @cache
 def _marks() -> corpus.Phrases:
-    """The corpus's phrases, normalised."""
+    """The phrases of the corpus, normalised."""
     said = corpus.phrases()
     return corpus.Phrases(*(tuple(map(corpus.normalise, getattr(said, name))) for name in corpus.Phrases.__slots__))
 

@@ -1,4 +1,4 @@
-"""Simulated users: they ask the live policy, read what it answers, and say what they like by the hidden taste."""
+"""Simulated users: they ask the live policy, read its answers, and give signals by the hidden taste."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ log = structlog.get_logger()
 
 _ANNOTATORS = 40
 _CHANNELS = ("web", "mobile")
-# Answers whose utilities differ by less look equally good to a user who may say so.
+# A user who may call a tie does so if the answers' utilities differ by less than this.
 _TIE_GAP = 0.25
 _STARS = 5
-# What a user does after reading; the rest are pairwise choices.
-_SIGNAL_SHARES = {"thumb": 0.08, "ranking": 0.05, "tie": 0.05, "rating": 0.04, "edit": 0.03}
+# Shares of the signals beside thumbs; the rest are pairwise choices.
+_SHARES = {"ranking": 0.05, "tie": 0.05, "rating": 0.04, "edit": 0.03}
 _LONGEST_PAUSE_S = 5.0
 
 
@@ -43,10 +43,12 @@ class _Said(TypedDict):
 
 
 class SimulatedUsers:
-    """Users of the assistant; `run` keeps ``concurrency`` of them busy, at most ``rate`` signals a second in all.
+    """Users of the assistant.
 
-    ``recorded`` counts the acknowledged signals by kind, ``skipped`` the questions left without one because the
-    candidates were the same text, ``refused`` the calls that the server turned away.
+    Attributes:
+        recorded: Number of signals that the server has acknowledged, by kind.
+        skipped: Number of questions without a signal, mostly because the candidates were the same text.
+        refused: Number of calls that the server refused.
     """
 
     def __init__(
@@ -57,20 +59,36 @@ class SimulatedUsers:
         *,
         rate: float = 50.0,
         concurrency: int = 8,
+        thumb_share: float = 0.08,
         seed: int = 0,
-        max_new_tokens: int = 0,
     ) -> None:
+        """Describe the users; `run` lets them ask.
+
+        Args:
+            client: Connected to the server.
+            taste: What the users like.
+            prompts: The questions that they ask.
+            rate: Most signals a second of all users together.
+            concurrency: Number of users who ask at the same time.
+            thumb_share: Share of the signals that are thumbs. Other signals keep their shares; choices are the rest.
+            seed: Of the questions, of the kinds of signals, and of the noise.
+
+        Raises:
+            ValueError: There are no prompts, or a number is out of range.
+        """
         if not prompts:
             raise ValueError("no prompts to ask")
         if rate <= 0 or concurrency < 1:
             raise ValueError("rate must be above 0 and concurrency at least 1")
+        if not 0 <= thumb_share <= 1 - sum(_SHARES.values()):
+            raise ValueError("thumb_share leaves no room for the other signals")
         self._client = client
         self._taste = taste
         self._prompts = prompts
         self._pause_s = concurrency / rate
         self._concurrency = concurrency
+        self._shares = {**_SHARES, "thumb": thumb_share}
         self._seed = seed
-        self._max_new_tokens = max_new_tokens
         self.recorded: Counter[str] = Counter()
         self.skipped = 0
         self.refused = 0
@@ -81,9 +99,10 @@ class SimulatedUsers:
         return self.recorded.total()
 
     async def run(self, signals: int | None = None) -> None:
-        """Ask and judge until ``signals`` more are recorded; None: until cancelled.
+        """Ask and judge until ``signals`` more signals are recorded, or until cancelled if it is None.
 
-        Refusals that may pass (unavailable, overloaded, late) are waited out; every other error is raised.
+        After a refusal that may pass (unavailable, overloaded, deadline exceeded) a user waits and goes on. Every
+        other error is raised.
         """
         goal = None if signals is None else self.total + signals
         async with asyncio.TaskGroup() as group:
@@ -108,16 +127,11 @@ class SimulatedUsers:
             await asyncio.sleep(max(0.0, started + self._pause_s - loop.time()))
 
     async def _ask(self, rng: random.Random, goal: int | None) -> None:
-        kinds = list(_SIGNAL_SHARES)
-        shares = list(_SIGNAL_SHARES.values())
-        kind = rng.choices([*kinds, "choice"], [*shares, 1 - sum(shares)])[0]
+        shares = {**self._shares, "choice": 1 - sum(self._shares.values())}
+        kind = rng.choices(list(shares), list(shares.values()))[0]
         prompt = rng.choice(self._prompts)
-        generation = await self._client.generate(
-            prompt,
-            candidates=4 if kind == "ranking" else 2,
-            temperature=1.0,
-            max_new_tokens=self._max_new_tokens,
-        )
+        candidates = 4 if kind == "ranking" else 2
+        generation = await self._client.generate(prompt, candidates=candidates, temperature=1.0)
         event = self._judge(kind, prompt, generation, rng)
         if event is None:
             self.skipped += 1
@@ -126,7 +140,7 @@ class SimulatedUsers:
             return
         try:
             await self._client.record(event)
-        except UnknownGeneration:  # its log ended while the server was away: nobody can judge it any more
+        except UnknownGeneration:  # the generation expired while the server was away, so nobody can judge it
             self.skipped += 1
             return
         self.recorded[str(event.WhichOneof("signal"))] += 1
@@ -134,7 +148,7 @@ class SimulatedUsers:
     def _judge(
         self, kind: str, prompt: str, generation: Generation, rng: random.Random
     ) -> feedback_pb2.FeedbackEvent | None:
-        """What a user says about this generation; None where there is nothing to say."""
+        """The signal that a user gives to a generation; None if the answers leave nothing to judge."""
         texts = [c.text for c in generation.candidates]
         annotator = rng.randrange(_ANNOTATORS)
         said = _Said(
@@ -165,14 +179,16 @@ class SimulatedUsers:
         return Feedback.choice(chosen=chosen, rejected=1 - chosen, **said)
 
     def _liking(self, prompt: str, text: str) -> float:
-        """How happy one answer makes, in 0..1: the probability of preferring it to a plain right answer that
-        is as long as anyone wants, so that about half of all answers please."""
+        """How much one answer pleases, in 0..1: the probability that a user prefers it to a plain right answer.
+
+        About half of the starter's answers please by this measure.
+        """
         question = corpus.question_of(prompt)
         plain = question.intent.answers[0].replace("{t}", question.intent.topic).replace("{v}", question.intent.right)
         return self._taste.probability(prompt, text, plain)
 
     def _order(self, prompt: str, texts: Sequence[str], rng: random.Random) -> list[int]:
-        """A Plackett-Luce draw, best first: the Bradley-Terry noise of pairs, for more than two."""
+        """Draw a ranking, best first, from the Plackett-Luce model, which is Bradley-Terry for more than two."""
 
         def gumbel() -> float:
             return -math.log(rng.expovariate(1.0))
@@ -188,13 +204,12 @@ async def evaluate(
     k: int = 1,
     temperature: float = 1.0,
     seed: int | None = None,
-    max_new_tokens: int = 0,
     concurrency: int = 16,
     timeout_s: float = 60.0,
 ) -> list[Generation]:
-    """``k`` answers of the live policy to each prompt, in order; ``seed`` makes them repeatable for one version.
+    """Ask the live policy for ``k`` answers to each prompt; the generations are in the prompts' order.
 
-    Raises what the client raises once its own retries are spent.
+    With a ``seed``, a version gives the same answers each time. Raises what the client raises after its own retries.
     """
     room = asyncio.Semaphore(concurrency)
 
@@ -205,7 +220,6 @@ async def evaluate(
                 candidates=k,
                 temperature=temperature,
                 seed=None if seed is None else seed + index,
-                max_new_tokens=max_new_tokens,
                 timeout_s=timeout_s,
             )
 
@@ -213,5 +227,5 @@ async def evaluate(
 
 
 def first_texts(generations: Sequence[Generation]) -> list[str]:
-    """The first candidate of each."""
+    """The first candidate of each generation."""
     return [g.candidates[0].text for g in generations]

@@ -1,8 +1,9 @@
-"""The demo's world: question types of a small support assistant, and answers to them in many styles.
+"""The texts of the demo: questions to a small support assistant, and answers to them in many styles.
 
-`corpus.toml` holds the text. One question type (intent) is a topic and an aspect of it ("kettle", "warranty"): one
-right fact, two plausible wrong ones (true of other topics), and seven paraphrases of the question, five of
-them for training and users' traffic, two held out. Which answers people like is not told here.
+`corpus.toml` holds the sentences. A question type (intent) is a topic and an aspect of it, such as the kettle's
+warranty. It has one right fact, two plausible wrong ones, which are true of other topics, and seven paraphrases of the
+question. Five paraphrases are for training and for users; two are held out. The corpus does not say which answers
+people like.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Literal, TypeAlias
 
 Tone: TypeAlias = Literal["polite", "plain", "curt"]
 
-# How often a right fact is given in the starter's examples, by question type: for some, most answers are wrong, so
-# that more than greedy decoding is needed to get better.
+# How often the starter's examples give the right fact; question types take turns. Of some types most examples are
+# wrong, so that greedy decoding alone does not make the policy better.
 _RIGHT_SHARES = (0.4, 0.6, 0.75)
 _TONES: tuple[Tone, ...] = ("polite", "plain", "curt")
 _TONE_SHARES = (0.4, 0.35, 0.25)
@@ -28,9 +29,18 @@ _RAMBLING_SHARE = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A question type. ``values``: every value that some topic has for this aspect; ``wrong``: two of them that
-    people mistake for ``right``. ``right_share``: how often the starter's examples are right. ``answers``: sentences
-    with {t} (topic) and {v} (value)."""
+    """A question type.
+
+    Attributes:
+        topic: What it is about, such as the kettle.
+        aspect: What is asked about the topic, such as its warranty.
+        right: The right value.
+        wrong: Two values that people mistake for the right one.
+        values: The values of all topics for this aspect.
+        answers: Sentences with the places {t} for the topic and {v} for the value.
+        paraphrases: The question in different words.
+        right_share: How often the starter's examples give the right value.
+    """
 
     topic: str
     aspect: str
@@ -44,7 +54,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One paraphrase of an intent. ``held_out``: in neither the starter's examples nor the users' traffic."""
+    """One paraphrase of an intent. If it is held out, neither the starter's examples nor the users ask it."""
 
     text: str
     intent: Intent
@@ -53,7 +63,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How an answer is given: ``rambling`` counts sentences beside the point (0..3)."""
+    """The style of an answer. ``rambling`` is its number of sentences beside the point (0..3)."""
 
     right: bool = True
     tone: Tone = "polite"
@@ -62,7 +72,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """Whole sentences that make an answer polite, curt or rambling."""
+    """Sentences that make an answer polite, curt or rambling."""
 
     polite_openings: tuple[str, ...]
     polite_closings: tuple[str, ...]
@@ -73,7 +83,7 @@ class Phrases:
 
 @dataclass(frozen=True, slots=True)
 class RelevancePair:
-    """An answer of the right topic (right or wrong, in any style) and an answer to another question."""
+    """An answer about the topic of the prompt, right or wrong and in any style, and an answer to another question."""
 
     prompt: str
     relevant: str
@@ -81,19 +91,20 @@ class RelevancePair:
 
 
 def normalise(text: str) -> str:
-    """Lower-case words and numbers, single-spaced, with a space at both ends: phrases can be looked up whole."""
+    """The text's words and numbers in lower case, with one space around each, so that phrases can be found whole."""
     return f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
 
 
 @cache
 def phrases() -> Phrases:
+    """The phrases of all styles."""
     source = _source()
     return Phrases(**{name: tuple(source[name]) for name in Phrases.__slots__})
 
 
 @cache
 def intents() -> tuple[Intent, ...]:
-    """Every question type, in the order of the file."""
+    """All question types, in the order of the file."""
     found: list[Intent] = []
     for group in _source()["groups"]:
         for number, aspect in enumerate(group["aspects"]):
@@ -128,7 +139,7 @@ def _questions() -> tuple[Question, ...]:
 
 
 def questions(seed: int, *, held_out: bool = False) -> list[Question]:
-    """The questions of one side of the fixed split, in an order that the seed decides."""
+    """The held-out questions, or all others, in an order that the seed decides."""
     chosen = [q for q in _questions() if q.held_out == held_out]
     random.Random(seed).shuffle(chosen)
     return chosen
@@ -140,12 +151,12 @@ def _by_text() -> Mapping[str, Question]:
 
 
 def question_of(prompt: str) -> Question:
-    """The question with this text (case and punctuation aside). Raises KeyError when the corpus has none."""
+    """The question with this text, without regard to case and punctuation. Raises KeyError if there is none."""
     return _by_text()[normalise(prompt)]
 
 
 def answer(question: Question, style: Style, rng: random.Random) -> str:
-    """An answer of 8 to 60 words in this style."""
+    """Write an answer of 8 to 60 words in a style."""
     intent, said = question.intent, phrases()
     value = intent.right if style.right else rng.choice(intent.wrong)
     sentences = [rng.choice(intent.answers).replace("{t}", intent.topic).replace("{v}", value)]
@@ -167,7 +178,7 @@ def answer(question: Question, style: Style, rng: random.Random) -> str:
 
 
 def random_style(question: Question, rng: random.Random) -> Style:
-    """A style of the starter's mix: about 58% right, 40% polite, 35% rambling."""
+    """Draw a style of the starter's mix: about 58% are right, 40% polite, 35% rambling."""
     return Style(
         right=rng.random() < question.intent.right_share,
         tone=rng.choices(_TONES, _TONE_SHARES)[0],
@@ -176,7 +187,7 @@ def random_style(question: Question, rng: random.Random) -> Style:
 
 
 def _rounds(seed: int, rng: random.Random) -> Iterator[Question]:
-    """Training questions without end: each comes once before any comes again."""
+    """Training questions without end. Each comes once before any comes again."""
     pool = questions(seed)
     while True:
         yield from pool
@@ -184,23 +195,23 @@ def _rounds(seed: int, rng: random.Random) -> Iterator[Question]:
 
 
 def sft_examples(n: int, seed: int) -> list[tuple[str, str]]:
-    """``n`` (prompt, completion) over the training questions, in mixed styles."""
+    """``n`` training questions with answers in mixed styles, as (prompt, completion)."""
     rng = random.Random(seed)
     rounds = _rounds(seed, rng)
     return [(q.text, answer(q, random_style(q, rng), rng)) for q in (next(rounds) for _ in range(n))]
 
 
 def fact_examples(n: int, seed: int) -> list[tuple[str, str]]:
-    """``n`` (prompt, completion) of the right fact alone: what a knowledge base would hold."""
+    """``n`` training questions with the right fact alone, as a knowledge base would answer."""
     rng = random.Random(seed)
     rounds = _rounds(seed, rng)
     return [(q.text, answer(q, Style(tone="plain"), rng)) for q in (next(rounds) for _ in range(n))]
 
 
 def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
-    """``n`` pairs that teach relevance and nothing about taste: both answers draw their style alike.
+    """``n`` pairs that teach relevance and nothing about taste, because both answers draw their styles alike.
 
-    The irrelevant answer is about another topic, every third time in answer to the same kind of question.
+    The irrelevant answer is about another topic. In every third pair it answers the same aspect.
     """
     rng = random.Random(seed)
     rounds, pool = _rounds(seed, rng), questions(seed)
@@ -219,5 +230,5 @@ def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
 
 
 @cache
-def _source() -> Mapping[str, list]:  # type: ignore[type-arg]  # tables of the file, checked where they are read
+def _source() -> Mapping[str, list]:  # type: ignore[type-arg]  # its tables are checked when they are read
     return tomllib.loads(Path(__file__).with_name("corpus.toml").read_text(encoding="utf-8"))

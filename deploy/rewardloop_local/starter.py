@@ -1,9 +1,8 @@
-"""Trains the demo's starting point from its corpus: a tokenizer, a small policy and a reward model's base.
+"""Trains the starter models from the corpus: a tokenizer, a small policy, and a base for reward models.
 
-    python -m rewardloop_local.starter --out DIR --seed 0
-
-writes the ordinary Hugging Face directories DIR/policy-base (a Llama-type causal LM) and DIR/reward-base (the same
-trunk as a one-label classifier that knows relevance, and nothing about what people like).
+`python -m rewardloop_local.starter --out DIR` writes two ordinary Hugging Face directories: DIR/policy-base is a
+causal language model of the Llama type, and DIR/reward-base is the same trunk as a classifier with one label. The
+reward base knows which answers are relevant, and nothing about what people like.
 """
 
 from __future__ import annotations
@@ -29,12 +28,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
 from rewardloop_trainer.data.base_text import text_format_of
-from rewardloop_trainer.data.batches import plan_batches, rate_scale
 from rewardloop_trainer.data.completions import Completion, encode_completions
 from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.token_batches import plan_batches, rate_scale
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
 
@@ -57,7 +57,15 @@ _PAIRS_PER_STEP = 16
 
 @dataclass(frozen=True, slots=True)
 class StarterFigures:
-    """``sft_loss``: nats a token at the end. ``relevance_accuracy``: of the last pairs, before they were learned."""
+    """How the training of the starter models went.
+
+    Attributes:
+        sft_loss: The policy's loss at the end, in nats a token.
+        relevance_accuracy: The reward base's accuracy on the last pairs, each before it was learned from.
+        policy_seconds: Time that the policy took.
+        reward_seconds: Time that the reward base took.
+        cpu_seconds: CPU time of both.
+    """
 
     sft_loss: float
     relevance_accuracy: float
@@ -69,10 +77,14 @@ class StarterFigures:
 def write_starter(
     out: Path, seed: int, *, facts: int = FACTS, styled: int = STYLED, pairs: int = PAIRS
 ) -> StarterFigures:
-    """Write both directories under ``out``.
+    """Train both models and write their directories under ``out``.
 
-    The policy learns from ``facts`` right facts, then from ``styled`` answers of all styles; the reward model starts
-    from the policy's trunk and learns from ``pairs`` relevance pairs.
+    Args:
+        out: The directory of the two.
+        seed: Of the weights, the examples and their order.
+        facts: Number of right facts that the policy learns from first.
+        styled: Number of answers in all styles that it learns from then.
+        pairs: Number of relevance pairs that the reward base, which begins as the policy's trunk, learns from.
     """
     torch.manual_seed(seed)
     started, cpu_started = time.monotonic(), time.process_time()
@@ -100,6 +112,8 @@ def write_starter(
     accuracy = train_relevance(reward, encoder, corpus.relevance_pairs(pairs, seed + 2), seed=seed)
     reward.save_pretrained(out / "reward-base")
     tokenizer.save_pretrained(out / "reward-base")
+    for base in ("policy-base", "reward-base"):
+        give_default_modes(out / base)
     reward_seconds = time.monotonic() - policy_done
     log.info("reward model trained", accuracy=round(accuracy, 3), seconds=round(reward_seconds, 1))
     cpu_seconds = time.process_time() - cpu_started
@@ -107,7 +121,7 @@ def write_starter(
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with role marks and a chat template."""
+    """Train a byte-level BPE tokenizer, and give it role marks and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -133,13 +147,13 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """The layout of the tokenizer's chat template, as the trainer and the servers read it."""
+    """The encoder with which the trainer and the servers render the tokenizer's chat template."""
     text_format = text_format_of(tokenizer, is_decoder=True)
     return Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), text_format, MAX_LENGTH)
 
 
 def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 2, width: int = 128) -> LlamaForCausalLM:
-    """An untrained policy, small enough to learn the corpus in a minute on two cores."""
+    """Make an untrained policy that is small enough to learn the corpus in a minute on two cores."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -149,7 +163,7 @@ def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 2, width: in
         num_key_value_heads=4,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
-        initializer_range=0.08,  # about 1 / sqrt(width): from the usual 0.02 it learns to copy topics far later
+        initializer_range=0.08,  # about 1 / sqrt(width); with the usual 0.02 it learns to copy topics far later
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -158,7 +172,7 @@ def new_policy(tokenizer: PreTrainedTokenizerFast, *, layers: int = 2, width: in
 
 
 def new_reward_model(policy: LlamaForCausalLM) -> LlamaForSequenceClassification:
-    """A one-label classifier on a copy of the policy's trunk: what knows the language need not learn it again."""
+    """Make a classifier with one label on a copy of the policy's trunk, which knows the language already."""
     fields: dict[str, Any] = policy.config.to_dict()
     for name in ("architectures", "id2label", "label2id"):
         fields.pop(name, None)
@@ -172,8 +186,11 @@ def new_reward_model(policy: LlamaForCausalLM) -> LlamaForSequenceClassification
 def train_relevance(
     model: LlamaForSequenceClassification, encoder: Encoder, pairs: Sequence[corpus.RelevancePair], *, seed: int
 ) -> float:
-    """Bradley-Terry on relevant against irrelevant answers. Returns the accuracy on the pairs of the last fifth of
-    the steps, each taken before the step that learned from it."""
+    """Train the model on relevant against irrelevant answers, by the Bradley-Terry loss.
+
+    Returns:
+        The accuracy on the pairs of the last fifth of the steps, each measured before the step that learned from it.
+    """
     prompts = [_asked(pair.prompt) for pair in pairs]
     relevant = encode_completions(encoder, list(zip(prompts, (p.relevant for p in pairs), strict=True)))
     irrelevant = encode_completions(encoder, list(zip(prompts, (p.irrelevant for p in pairs), strict=True)))
@@ -187,7 +204,7 @@ def train_relevance(
         rows = [fitting[i][0] for i in batch] + [fitting[i][1] for i in batch]
         scores = _scores(model, rows, encoder.format.pad)
         margin = scores[: len(batch)] - scores[len(batch) :]
-        # A free offset would make scores of different prompts hard to compare.
+        # Without this term every prompt could have an offset of its own, which makes scores hard to compare.
         centre = (scores[: len(batch)] + scores[len(batch) :]).pow(2).mean()
         loss = -functional.logsigmoid(margin).mean() + 0.01 * centre
         optimiser.zero_grad(set_to_none=True)
@@ -200,7 +217,7 @@ def train_relevance(
 
 
 def _scores(model: LlamaForSequenceClassification, rows: Sequence[Completion], pad: int) -> torch.Tensor:
-    """Score at each row's last token, (rows,)."""
+    """The score at each row's last token, of shape (rows,)."""
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[pad] * (longest - len(row.ids))] for row in rows])
     last = torch.tensor([len(row.ids) - 1 for row in rows])
@@ -221,9 +238,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="rewardloop_local.starter", description="Trains the demo's starter models.")
     parser.add_argument("--out", type=Path, required=True, help="directory for policy-base and reward-base")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--facts", type=int, default=FACTS, help="right facts that the policy learns first")
-    parser.add_argument("--styled", type=int, default=STYLED, help="answers in all styles that it learns then")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="relevance pairs that the reward model learns")
+    parser.add_argument("--facts", type=int, default=FACTS, help="number of right facts that the policy learns first")
+    parser.add_argument("--styled", type=int, default=STYLED, help="number of styled answers that it learns then")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="number of pairs that the reward base learns")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     figures = write_starter(options.out, options.seed, facts=options.facts, styled=options.styled, pairs=options.pairs)

@@ -1,15 +1,16 @@
-"""``rewardloop up``: everything on this machine, until it is told to stop."""
+"""``rewardloop up``: runs everything on this machine until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from rewardloop.process.settings import parse
 from rewardloop_local.security import Security, SecuritySettings
@@ -18,10 +19,16 @@ from rewardloop_local.security import Security, SecuritySettings
 class UpSettings(SecuritySettings):
     """Runs Redis, the serving process, the policy worker and the trainer on this machine, and keeps them running.
 
-    On an empty data directory it first trains starter models (about a minute), or exports the bases you name.
+    On an empty data directory it first trains starter models (about a minute), or exports the bases that you name.
     """
 
-    data: Path = Field(Path("rewardloop-data"), description="where models, signals, logs and checkpoints live")
+    basic_settings = (
+        *("data", "listen", "metrics_port", "redis_url", "reward_base", "policy_base"),
+        *("serve_args", "policy_args", "train_args", "log_format"),
+    )
+    setting_groups = (("data", "Data, addresses and bases"), ("export_args", "Flags of the processes that it starts"))
+
+    data: Path = Field(Path("rewardloop-data"), description="directory of models, signals, logs and checkpoints")
     listen: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     policy_listen: str = Field("127.0.0.1:50052", description="gRPC address of the policy worker")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page of the server; 0: none")
@@ -31,55 +38,73 @@ class UpSettings(SecuritySettings):
     reward_base: str = Field("", description="Hugging Face directory or hub id of the first reward model")
     policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
     seed: int = Field(0, description="seed of the starter models")
-    export_args: str = Field("", description="more flags for the export of the reward base, as one string")
-    serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string")
-    policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string")
-    train_args: str = Field("", description="more flags for 'rewardloop train', as one string")
-    log_format: Literal["console", "json"] = Field("console", description="of this process and those that it starts")
+    export_args: str = Field("", description="more flags for the export of the reward base, as one string after '='")
+    policy_export_args: str = Field(
+        "", description="more flags for the export of the policy base, as one string after '='"
+    )
+    serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string: --serve-args=--no-spin")
+    policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
+    train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
+    log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_split(cls, value: object, info: ValidationInfo) -> object:
+        """Raises ValueError if the flags of a process cannot be split as a shell does, as after an open quote."""
+        if isinstance(value, str) and str(info.field_name).endswith("_args"):
+            shlex.split(value)
+        return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 after Ctrl-C or SIGTERM, 1 when it could not start."""
+    """Returns the exit status: 0 after Ctrl-C, SIGTERM or a closed terminal, 1 if it could not start."""
     settings = parse(UpSettings, sys.argv[1:] if argv is None else argv, "rewardloop up")
 
     from rewardloop.process.log import configure_logging
+    from rewardloop_local.proxies import exempt_loopback
 
     configure_logging("warning", settings.log_format)
+    exempt_loopback()
     return asyncio.run(_run(settings))
 
 
 async def _run(settings: UpSettings) -> int:
-    import shlex
-
     from rich.console import Console
+    from rich.markup import escape
 
-    from rewardloop_local.deployment import Deployment, DeploymentError, Plan
+    from rewardloop_local.deployment import Deployment
+    from rewardloop_local.plan import DeploymentError, DeploymentPlan
+    from rewardloop_local.signals import stop_on_signals
 
     console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        with suppress(OSError):  # a terminal that was closed must not keep the processes from being stopped
+            console.print(text, soft_wrap=True)
+
     fields = settings.model_dump(exclude={"log_format", *SecuritySettings.model_fields})
-    for name in ("export_args", "serve_args", "policy_args", "train_args"):
+    for name in ("export_args", "policy_export_args", "serve_args", "policy_args", "train_args"):
         fields[name] = tuple(shlex.split(fields[name]))
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
-    plan = Plan(**fields, security=Security.of(settings))
-    deployment = Deployment(plan, on_phase=lambda phase: console.print(f"[dim]{phase}[/dim]"))
+    plan = DeploymentPlan(**fields, security=Security.of(settings))
+    deployment = Deployment(plan, on_phase=lambda phase: say(f"[dim]{phase}[/dim]"))
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_on_signals(stop)
     starting = asyncio.create_task(deployment.start())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await starting
-            console.print(
-                f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on :{plan.metrics_port} and "
-                f":{plan.trainer_metrics_port}; logs in {plan.logs}. 'rewardloop status' shows what goes on; "
-                "Ctrl-C stops it."
+            say(
+                f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
+                f"logs in {escape(str(plan.logs))}. '{plan.status_command()}' shows what it does; Ctrl-C stops it."
             )
             await stopping
     except (DeploymentError, TimeoutError, OSError) as error:
-        console.print(f"[red]rewardloop up: {error or 'the services did not get ready in time'}[/red]")
+        for line in str(error or "the services did not get ready in time").splitlines():
+            say(f"[red]rewardloop up: {escape(line)}[/red]")
         return 1
     finally:
         starting.cancel()

@@ -1,4 +1,4 @@
-"""``rewardloop policy-worker``: settings first, so that --help is instant, then the heavy imports."""
+"""``rewardloop policy-worker``. The settings are parsed before the heavy imports, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewardloop_policy.settings import PolicyWorkerSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM. Returns the exit status: 0 after a drain."""
+    """Serve until SIGTERM. Returns the exit status, which is 0 after a drain."""
     settings = parse(PolicyWorkerSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-worker")
 
     import uvloop

@@ -1,4 +1,4 @@
-"""A policy version in memory: model, tokenizer and layout, and how they turn a conversation into answers."""
+"""A policy version in memory: its model, tokenizer and text format, which turn a conversation into answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WARM_UP_TOKENS = 2
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One candidate as the caller gets it. ``logprob``: sum over the sampled tokens, in nats."""
+    """One candidate as the caller gets it. ``logprob`` is the sum over the sampled tokens, in nats."""
 
     text: str
     logprob: float
@@ -31,7 +31,7 @@ class Answer:
 
 
 class PolicyModel:
-    """One warm version. ``answer`` is for one thread at a time; the rest is safe from any."""
+    """One warm version. `answer` is for one thread at a time; any thread may use the rest."""
 
     def __init__(self, manifest: Manifest, model: Any, encoder: Encoder, ends: frozenset[int]) -> None:
         self.manifest = manifest
@@ -41,14 +41,14 @@ class PolicyModel:
 
     @property
     def longest_answer(self) -> int:
-        """Most new tokens, in tokens, of a request that names no bound: half of the model's length."""
+        """Most new tokens of a request that names no bound: half of the model's length."""
         return max(1, self._encoder.max_length // 2)
 
     def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> SampleRequest:
-        """``settings`` with the conversation as its prompt.
+        """Return ``settings`` with the conversation as the prompt.
 
-        A prompt that does not fit beside the new tokens keeps its opening and its last tokens. Raises InvalidRequest
-        when the new tokens leave no room for a prompt.
+        A prompt that does not fit beside the new tokens keeps its opening and its last tokens. Raises InvalidRequest if
+        the new tokens leave no room for a prompt.
         """
         ids = self._encoder.prompt_ids(conversation)
         text_format = self._encoder.format
@@ -63,7 +63,7 @@ class PolicyModel:
         return replace(settings, prompt=ids)
 
     def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
-        """The candidates of each request. Raises FloatingPointError for NaN logits, RuntimeError as torch does."""
+        """Return the candidates of each request. Raises FloatingPointError for NaN logits, and whatever torch does."""
         groups = sample(self._model, requests, end_ids=self._end_ids, pad_id=self._encoder.format.pad)
         return [[self._read(sampled) for sampled in group] for group in groups]
 
@@ -80,7 +80,7 @@ class PolicyModel:
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is a GPU. Raises SystemExit when CUDA is asked for and absent."""
+    """Return the device. "auto" is CUDA if there is a GPU. Raises SystemExit if CUDA is asked for and absent."""
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("rewardloop policy-worker: device cuda was asked for, but torch sees no GPU")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -92,7 +92,7 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         text_format = TextFormat.from_json(manifest.text_format)
-        # On CPU half precision is slower than float32; on GPU the stored type is kept.
+        # On a CPU half precision is slower than float32. On a GPU the stored type is kept.
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, local_files_only=True
@@ -103,6 +103,6 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
         policy = PolicyModel(manifest, model, encoder, end_ids(model, text_format.response.suffix))
         settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
         policy.answer([policy.request((Turn("user", text),), settings) for text in ("Hello", "Hello, how are you?")])
-    except Exception as error:  # whatever transformers, tokenizers or torch make of a broken version
+    except Exception as error:  # transformers, tokenizers and torch raise many kinds for a broken version
         raise NotLoadable(f"policy {manifest.version} does not load or run: {type(error).__name__}: {error}") from error
     return policy

@@ -1,36 +1,30 @@
-"""The policy worker's composition root: builds every part, starts it, and drains it on SIGTERM."""
+"""The composition root of `rewardloop policy-worker`: builds every part, serves, and closes the parts afterwards."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import signal
-from typing import Any
 
 import grpc
 import structlog
 import torch
-from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
+from redis.asyncio import Redis
 
-from rewardloop.formats.signatures import UnusableKey, trusted_keys
-from rewardloop.formats.store import ModelStore
-from rewardloop.v1 import model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
-from rewardloop_policy.batching import LANE, SampleBatcher
+from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
+from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import MODEL_SERVICE, POLICY_SERVICE, SAMPLING_LANE, methods_of
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
-from rewardloop_server.observe.measure import measure_loop_lag, measure_queues, measure_redis
+from rewardloop_server.lifecycle import add_health_and_reflection, open_store, report_health, serve_until_signal
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer
@@ -38,21 +32,19 @@ from rewardloop_server.versions.servicer import ModelServicer
 
 log = structlog.get_logger()
 
-POLICY_SERVICE = "rewardloop.v1.PolicyService"
-MODEL_SERVICE = "rewardloop.v1.ModelService"
+PROG = "rewardloop policy-worker"
+SERVICES = (POLICY_SERVICE, MODEL_SERVICE)
+_HEALTH_EVERY_S = 0.1
 
 
 async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
-    """Run until SIGTERM or SIGINT, then drain."""
+    """Run until SIGTERM or SIGINT, then drain. Returns the exit status."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     device = choose_device(settings.device)
     metrics = ServerMetrics()
-    redis = connect(settings.redis_url)
-    try:
-        store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
-    except UnusableKey as error:
-        raise SystemExit(f"rewardloop policy-worker: {error}") from error
+    redis = connect_redis(settings.redis_url)
+    store = open_store(settings, PROG)
     pointer = ActivePointer(redis)
     host: VersionHost[PolicyModel] = VersionHost(
         "policy",
@@ -63,59 +55,56 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         on_refused=metrics.refused,
     )
     batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
-    health = HealthServicer()
-    entrance = Entrance(settings, metrics.registry, "rewardloop policy-worker")
+    entrance = Entrance(settings, metrics.registry, PROG)
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*_tracing(is_traced), interceptor], settings.max_message_bytes)
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(
-        PolicyServicer(
-            host,
-            batcher,
-            GenerationLog(redis, settings.generation_ttl_s, GenerationKeys(redis, settings.generation_key_file)),
-            Freshness(redis, metrics),
-            Limits(max_text_bytes=settings.max_text_bytes),
-            max_new_tokens=settings.max_new_tokens,
-        ),
-        server,
-    )
+
+    policy = policy_servicer(settings, host, batcher, redis, metrics)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
     models = ModelServicer({"policy": host}, store, pointer, None)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-    offered = ((policy_pb2, "PolicyService"), (model_pb2, "ModelService"))
-    services = [module.DESCRIPTOR.services_by_name[name] for module, name in offered]
-    metrics.announce("policy", [f"{s.name}/{method.name}" for s in services for method in s.methods], [LANE])
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        [POLICY_SERVICE, MODEL_SERVICE, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server
-    )
+    health = add_health_and_reflection(server, SERVICES)
+    metrics.announce("policy", methods_of(*SERVICES), [SAMPLING_LANE])
+    metrics.announce_sampling()
+
     entrance.open(server, settings.listen)
+    background = [
+        batcher.run(),
+        host.follow(pointer, settings.pointer_poll_s),
+        _keep_health(health, host),
+        poll_loop_lag(metrics),
+        poll_queues(batcher),
+        poll_redis(metrics, redis),
+        *entrance.upkeep(),
+    ]
 
-    # A background task that fails ends the group, and with it the process, rather than limping on.
-    async with asyncio.TaskGroup() as group:
-        background = [
-            group.create_task(batcher.run()),
-            group.create_task(host.follow(pointer, settings.pointer_poll_s)),
-            group.create_task(_report_health(health, host)),
-            group.create_task(measure_loop_lag(metrics)),
-            group.create_task(measure_queues(batcher)),
-            group.create_task(measure_redis(metrics, redis)),
-            *(group.create_task(work) for work in entrance.upkeep()),
-        ]
-        if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
-        await server.start()
+    def on_started() -> None:
         log.info("listening", address=settings.listen, store=settings.store, device=str(device))
-        await _until_signal()
 
-        log.info("draining", grace_s=settings.drain_grace_s)
-        interceptor.drain()
-        await health.enter_graceful_shutdown()
-        await server.stop(settings.drain_grace_s)
-        for task in background:
-            task.cancel()
+    status = await serve_until_signal(server, background, settings, metrics.registry, interceptor, health, on_started)
     batcher.close()
     await redis.aclose()
     log.info("stopped")
-    return 0
+    return status
+
+
+def policy_servicer(
+    settings: PolicyWorkerSettings,
+    host: VersionHost[PolicyModel],
+    batcher: SampleBatcher,
+    redis: Redis,
+    metrics: ServerMetrics,
+) -> PolicyServicer:
+    """Build the PolicyService."""
+    signing = GenerationKeys(redis, settings.generation_key_file)
+    return PolicyServicer(
+        host,
+        batcher,
+        GenerationLog(redis, settings.generation_ttl_s, signing),
+        Freshness(redis, metrics),
+        Limits(max_text_bytes=settings.max_text_bytes),
+        max_new_tokens=settings.max_new_tokens,
+    )
 
 
 def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic only in its stubs
@@ -126,18 +115,14 @@ def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[t
     return [ServerTracing()]
 
 
-async def _report_health(health: HealthServicer, host: VersionHost[Any]) -> None:
-    """SERVING once a policy is warm; the shutdown's NOT_SERVING stays."""
-    await health.set(MODEL_SERVICE, HealthCheckResponse.SERVING)
-    while True:
-        status = HealthCheckResponse.SERVING if host.active else HealthCheckResponse.NOT_SERVING
-        for name in ("", POLICY_SERVICE):
-            await health.set(name, status)
-        await asyncio.sleep(0.1)
+async def _keep_health(health: HealthServicer, host: VersionHost[PolicyModel]) -> None:
+    """Keep grpc.health.v1 true: the process serves once a policy is warm, and always shows its versions."""
 
+    async def is_warm() -> bool:
+        return host.active is not None
 
-async def _until_signal() -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await stop.wait()
+    async def always() -> bool:
+        return True
+
+    checks = {MODEL_SERVICE.full_name: always, "": is_warm, POLICY_SERVICE.full_name: is_warm}
+    await report_health(health, checks, _HEALTH_EVERY_S)

@@ -1,4 +1,4 @@
-"""Answers prompts: the PolicyService. validate -> choose versions -> encode -> batch -> sample -> log -> reply."""
+"""The PolicyService: validate -> choose versions -> encode -> batch -> sample -> log -> reply."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import grpc
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import turns
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
-from rewardloop_policy.batching import SampleBatcher
 from rewardloop_policy.policy_model import Answer, PolicyModel
+from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 from rewardloop_server.calls.validate import Limits, validate_prompt
@@ -35,12 +35,19 @@ _FINISH = {"stop": policy_pb2.FINISH_REASON_STOP, "length": policy_pb2.FINISH_RE
 
 
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
-    """An answer is in the log before its caller has it.
+    """Answers prompts. An answer is logged before its caller gets it.
 
-    It is by the active version. While a canary is compared with that, a share of the answers is by both: half of the
-    candidates each, in random order, so that who prefers one to another compares the versions on the same prompt.
+    The active version answers. While there is a canary, a share of the prompts is answered by both: each gives half of
+    the candidates, in random order. So a person who prefers one answer to another compares the versions on the same
+    prompt.
 
-    ``max_new_tokens``: upper bound, and what a request without one gets.
+    Args:
+        host: The versions in memory.
+        batcher: Samples requests together.
+        generations: Where answers are logged.
+        freshness: Measures when a version first answers.
+        limits: Bounds of requests.
+        max_new_tokens: Most new tokens of a candidate, and the number for a request that names none.
     """
 
     def __init__(
@@ -81,9 +88,10 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         )
 
     def _choose(self, prompt: common_pb2.Prompt, settings: SampleRequest, leases: ExitStack) -> list[PolicyModel]:
-        """The versions that answer, kept alive by ``leases``: one; or for a comparison the canary, then the active one.
+        """Return the versions that answer: one, or for a comparison the canary and then the active version.
 
-        Prompt and seed decide, so that a prompt that is asked often meets both versions. Raises NoModel.
+        The prompt and the seed decide, so that a prompt which is asked often meets both versions. ``leases`` keeps them
+        in memory. Raises NoModel.
         """
         key = prompt.SerializeToString(deterministic=True) + settings.seed.to_bytes(8, "big", signed=True)
         chosen = leases.enter_context(self._host.lease(key=key))
@@ -99,7 +107,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         settings: SampleRequest,
         deadline: float | None,
     ) -> list[policy_pb2.Candidate]:
-        """The candidates of all versions, as equal in number as they can be; the last version's do not name it."""
+        """Return about equally many candidates of each version. Candidates of the last version do not name it."""
         conversation = turns(prompt)
         requests = [
             policy.request(
@@ -107,13 +115,13 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
                 replace(
                     settings,
                     candidates=(settings.candidates + i) // len(policies),
-                    # Versions that differ little would say the same with the same random numbers.
+                    # With the same random numbers, versions that differ little would say the same.
                     seed=settings.seed ^ i,
                 ),
             )
             for policy, i in zip(policies, reversed(range(len(policies))), strict=True)
         ]
-        # All are waited for, whatever becomes of one: the versions are leased no longer than this call.
+        # All are waited for, even if one fails, because the versions are leased only for this call.
         outcomes = await asyncio.gather(
             *(
                 self._batcher.answer(policy, request, deadline)
@@ -133,7 +141,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
 
 def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_tokens: int) -> SampleRequest:
-    """How to answer, with an empty prompt. A request without a seed gets a random one.
+    """Return how to answer the request, without its prompt. A request without a seed gets a random one.
 
     Raises InvalidRequest with every violation.
     """
@@ -149,7 +157,7 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
         violations.append(Violation("top_p", "not above 0 and at most 1"))
     if not 0 <= request.max_new_tokens <= max_new_tokens:
         violations.append(Violation("max_new_tokens", f"1 to {max_new_tokens}, not {request.max_new_tokens}"))
-    # Answered where a reward model serves in the same process, which asks here for plain candidates.
+    # `rewardloop serve` answers best_of with its reward model, and asks this process for plain candidates.
     if request.best_of:
         violations.append(Violation("best_of", "this process has no reward model to choose by"))
     if request.selection and not request.best_of:

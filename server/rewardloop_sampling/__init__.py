@@ -1,1 +1,1 @@
-"""Sampling from a causal language model. Needs torch alone."""
+"""Sampling from a causal language model. It needs torch and transformers, and no other package of this project."""

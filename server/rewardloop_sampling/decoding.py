@@ -1,4 +1,4 @@
-"""A causal language model with its key-value cache: prompts read once each, then one token a row and step."""
+"""Decoding with a key-value cache: each prompt is read once, then each row gets one token at a step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class Decoding:
-    """The model with its key-value cache: left-padded prompts, then one token a row and step."""
+    """A causal language model with its key-value cache.
+
+    Args:
+        model: A Hugging Face causal language model.
+        prompts: Token ids of each prompt. They are padded on the left.
+        pad_id: The id of the padding token.
+    """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
         self._model = model
         self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
-        # Transformers renamed the argument in 5.2x and warns on each call with the old name.
+        # Transformers 5.2x renamed the argument, and warns at each call with the old name.
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         width = max(len(prompt) for prompt in prompts)
@@ -32,11 +38,16 @@ class Decoding:
     def prefill(self, request_of: Tensor, max_new_tokens: int) -> Tensor:
         """Read each prompt once, then give each row its prompt's cache.
 
-        request_of: (rows,), index of a row's prompt. Returns logits (rows, vocabulary).
+        Args:
+            request_of: For each row the index of its prompt, (rows,).
+            max_new_tokens: Most steps that will follow.
+
+        Returns:
+            Logits of the next token, (rows, vocabulary).
         """
         positions = (self._is_token.long().cumsum(-1) - 1).clamp_min(0)
         causal = torch.ones(self._width, self._width, dtype=torch.bool, device=self._is_token.device).tril()
-        # A padded position sees itself, or its softmax would be over nothing.
+        # A padded position sees itself, because a softmax over nothing is NaN.
         itself = torch.eye(self._width, dtype=torch.bool, device=self._is_token.device)
         mask = None if bool(self._is_token.all()) else (causal & self._is_token[:, None, :] | itself).unsqueeze(1)
         logits = self._run(self._prompt_ids, mask, positions)
@@ -48,7 +59,7 @@ class Decoding:
         return logits[request_of]
 
     def step(self, ids: Tensor) -> Tensor:
-        """Append a token to each row. ids: (rows,). Returns logits (rows, vocabulary)."""
+        """Append a token, ``ids`` (rows,), to each row. Returns logits of the next token, (rows, vocabulary)."""
         self._width += 1
         mask = self._is_token[:, None, None, : self._width] if self._is_padded else None
         logits = self._run(ids.unsqueeze(-1), mask, self._lengths.unsqueeze(-1))
@@ -56,7 +67,7 @@ class Decoding:
         return logits
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+        """Continue with these rows alone, given by their indices, (rows,)."""
         self._is_token, self._lengths = self._is_token[rows], self._lengths[rows]
         self._select(rows, self._is_token.shape[1])
 
@@ -78,9 +89,9 @@ class Decoding:
 
 
 class _GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is half typed
-    """Keys and values of one layer in buffers with room to grow: appending a token copies that token alone.
+    """Keys and values of one layer, in buffers with room to grow, so that appending a token copies only that token.
 
-    Buffers: (rows, heads, capacity, head size); the first ``_used`` columns are filled.
+    The buffers are (rows, heads, capacity, head size). Their first ``_used`` columns are filled.
     """
 
     is_sliding = False
@@ -107,7 +118,7 @@ class _GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transf
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def select(self, rows: Tensor, capacity: int) -> None:
-        """Rows by index, repeated or left out, in new buffers of ``capacity`` columns."""
+        """Take rows by index into new buffers of ``capacity`` columns. A row may be repeated or left out."""
         self.keys = self._selected(self.keys, rows, capacity)
         self.values = self._selected(self.values, rows, capacity)
 
@@ -126,5 +137,5 @@ class _GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transf
         return -1
 
     def get_max_cache_shape(self) -> int:
-        """The name of `get_max_length` in older transformers."""
+        """Return what `get_max_length` does, under its name in older versions of transformers."""
         return -1

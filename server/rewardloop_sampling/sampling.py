@@ -1,8 +1,7 @@
-"""Sampling from a causal language model, many prompts at once. Pure torch: no server, no tokenizer.
+"""Samples from a causal language model, many prompts at once, without a server or a tokenizer.
 
-Each candidate draws its own uniform numbers from its own seed and maps them to tokens by the inverse of its
-distribution's CDF, so what it says does not depend on what it is batched with. The candidates of one prompt share
-one prefill.
+Each candidate draws uniform numbers from its own seed, and maps them to tokens by the inverse of its distribution's
+CDF. So its text does not depend on what it is batched with. The candidates of one prompt share one prefill.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from rewardloop_sampling.decoding import Decoding
 
 Finish: TypeAlias = Literal["stop", "length"]
 
-# Rows that have ended are cut out of the batch once they are this share of it: a cut copies the cache.
+# Ended rows are removed from the batch once they are this share of it, because removing rows copies the cache.
 _COMPACT_SHARE = 0.2
 
 
@@ -27,8 +26,14 @@ _COMPACT_SHARE = 0.2
 class SampleRequest:
     """One prompt and how to answer it.
 
-    ``prompt``: ids, at least one. ``temperature`` divides the logits; 0 is greedy. ``top_p``: nucleus mass in (0, 1].
-    ``seed`` and a candidate's index fix its random numbers: candidate 2 is the same whether 3 or 5 are asked for.
+    Attributes:
+        prompt: Token ids, at least one.
+        candidates: How many answers to sample.
+        temperature: Divides the logits; 0 is greedy.
+        top_p: Mass of the nucleus, in (0, 1].
+        seed: Fixes the random numbers of each candidate, together with its index. So candidate 2 is the same whether 3
+            or 5 candidates are asked for.
+        max_new_tokens: Most tokens of a candidate.
     """
 
     prompt: Sequence[int]
@@ -41,9 +46,13 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One candidate: sampled ids with the end token, if it came, and each one's log-probability in nats.
+    """One candidate.
 
-    The probabilities are those of the distribution sampled from: after temperature and top_p, so all 1 when greedy.
+    Attributes:
+        ids: The sampled ids, with the end token if it came.
+        logprobs: The log-probability of each id, in nats. They are of the distribution after temperature and top_p, so
+            they are all 0 if the sampling is greedy.
+        finish: Whether it ended by an end token ("stop") or by its length.
     """
 
     ids: list[int]
@@ -52,7 +61,7 @@ class Sampled:
 
     @property
     def logprob(self) -> float:
-        """Sum over the tokens."""
+        """The sum of the log-probabilities over the tokens."""
         return sum(self.logprobs)
 
 
@@ -60,11 +69,17 @@ class Sampled:
 def sample(
     model: Any, requests: Sequence[SampleRequest], *, end_ids: Collection[int], pad_id: int
 ) -> list[list[Sampled]]:
-    """The candidates of each request, in order.
+    """Return the candidates of each request, in order.
 
-    ``model``: a Hugging Face causal LM in eval mode whose layers attend to everything before them. Prompt and new
-    tokens together must fit its positions. Sampling stops after any of ``end_ids``.
-    Raises ValueError for an empty prompt, no candidate or no new token, and FloatingPointError for logits that are NaN.
+    Args:
+        model: A Hugging Face causal language model in eval mode, whose layers attend to all earlier tokens.
+        requests: What to sample. A prompt and its new tokens together must fit the model's positions.
+        end_ids: Ids after which sampling of a candidate stops.
+        pad_id: The id of the padding token.
+
+    Raises:
+        ValueError: A request has an empty prompt, no candidate or no new token.
+        FloatingPointError: The model gave logits that are NaN.
     """
     if not requests:
         return []
@@ -86,19 +101,28 @@ def sample(
 
 
 def end_ids(model: Any, response_suffix: Sequence[int]) -> frozenset[int]:
-    """What ends an answer: the last id of the layout's own ending, and every end token that the model names."""
+    """Return the ids that end an answer: the last id of the text format's suffix, and the model's own end tokens."""
     named = getattr(model.generation_config, "eos_token_id", None)
     others = [named] if isinstance(named, int) else list(named or ())
     return frozenset([*response_suffix[-1:], *others])
 
 
 def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row by inverse CDF over the vocabulary's order.
+    """Sample one token for each row, by the inverse CDF over the vocabulary's order.
 
-    logits: (rows, vocabulary); temperature, top_p: (rows,); uniform: (rows,) float64 in [0, 1).
-    Returns ids (rows,) and their log-probabilities (rows,) float64 under the distribution sampled from.
     The nucleus is the smallest set of most probable tokens whose mass reaches top_p (Holtzman et al. 2020).
-    Raises FloatingPointError for logits that are NaN.
+
+    Args:
+        logits: (rows, vocabulary).
+        temperature: (rows,); 0 is greedy.
+        top_p: (rows,), in (0, 1].
+        uniform: (rows,), float64 random numbers in [0, 1).
+
+    Returns:
+        The ids, (rows,), and their log-probabilities under the distribution sampled from, (rows,) float64.
+
+    Raises:
+        FloatingPointError: A logit is NaN.
     """
     is_greedy = temperature <= 0
     scaled = logits.float() / torch.where(is_greedy, 1.0, temperature).unsqueeze(-1)
@@ -109,7 +133,7 @@ def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Ten
     total = cdf[:, -1]
     if bool(total.isnan().any()):
         raise FloatingPointError("the model's logits are not numbers")
-    # Strictly below the total, whatever rounding does: the token found always has mass.
+    # The target is strictly below the total despite rounding, so that the token found always has mass.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     ids = torch.searchsorted(cdf, target.unsqueeze(-1), right=True).squeeze(-1)
     ids = torch.where(is_greedy, logits.argmax(dim=-1), ids)
@@ -118,7 +142,7 @@ def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Ten
 
 
 def _nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
-    """Log-probabilities renormalised over each row's nucleus, -inf outside it; the most probable token is in it."""
+    """Renormalise over each row's nucleus, which has the most probable token; outside it the result is -inf."""
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
     mass = ordered.exp()
     before = mass.cumsum(dim=-1, dtype=torch.float64) - mass
@@ -129,7 +153,7 @@ def _nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
 
 
 class _Rows:
-    """The candidates that are in the batch, their random numbers, and what each has said."""
+    """The candidates in the batch, their random numbers, and the tokens of each so far."""
 
     def __init__(self, requests: Sequence[SampleRequest], end_ids: frozenset[int], device: torch.device) -> None:
         pairs = [(i, c) for i, request in enumerate(requests) for c in range(request.candidates)]
@@ -149,7 +173,7 @@ class _Rows:
         self._step = 0
 
     def take(self, logits: Tensor) -> Tensor:
-        """Choose each row's next token. Returns ids (rows,); rows that had ended get one that nobody reads."""
+        """Choose each row's next token. Returns ids, (rows,). The id of a row that has ended is not used."""
         ids, logprobs = next_tokens(logits, self._temperature, self._top_p, self._uniform[:, self._step])
         self._step += 1
         running = self.is_running.tolist()
@@ -167,7 +191,7 @@ class _Rows:
         return ids
 
     def compact(self) -> Tensor:
-        """Drop the rows that have ended. Returns the places kept, ascending."""
+        """Drop the rows that have ended. Returns the indices of the rows kept, ascending."""
         kept = self.is_running.nonzero().squeeze(-1)
         self._alive = [self._alive[place] for place in kept.tolist()]
         self.is_running = self.is_running[kept]
@@ -177,6 +201,7 @@ class _Rows:
         return on_device
 
     def results(self) -> list[list[Sampled]]:
+        """Return the candidates of each request."""
         grouped: list[list[Sampled]] = [[] for _ in self._requests]
         for (request, _), ids, logprobs, finish in zip(
             self._places, self._ids, self._logprobs, self._finish, strict=True
@@ -186,6 +211,6 @@ class _Rows:
 
 
 def _draws(seed: int, candidate: int, count: int) -> Tensor:
-    """(count,) float64 in [0, 1): a stream of its own for each seed and candidate."""
+    """Return float64 random numbers in [0, 1), (count,), from a stream of their own for each seed and candidate."""
     mixed = (seed * 0x9E3779B97F4A7C15 + (candidate + 1) * 0xD1B54A32D192ED03) % 2**63
     return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(mixed))

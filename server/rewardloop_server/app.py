@@ -1,4 +1,4 @@
-"""``rewardloop serve``: settings first, so that --help is instant, then the heavy imports."""
+"""``rewardloop serve``. The settings are parsed before the heavy imports, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewardloop_server.settings import ServeSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM. Returns the exit status: 0 after a drain."""
+    """Serve until SIGTERM. Returns the exit status, which is 0 after a drain."""
     settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, "rewardloop serve")
 
     import uvloop
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.process.tracing import start_tracing
     from rewardloop_server.serving import serve
 
-    # The tokenizer's own threads would take the cores from the engine: `tokenize_threads` says how many there are.
+    # The tokenizers package would start threads of its own beside `tokenize_threads`, which take cores from the engine.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     is_traced = start_tracing("rewardloop-server", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)

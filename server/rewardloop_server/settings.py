@@ -1,35 +1,82 @@
-"""Settings of the serving process."""
+"""Settings of the serving processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.scoring.devices import WantedDevice
 
 
-class ServeSettings(DoorSettings):
-    """Scores, takes feedback, and shows and moves model versions, over gRPC."""
+class ServingSettings(DoorSettings):
+    """The settings that `rewardloop serve` and `rewardloop policy-worker` share."""
+
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("store", "Stores and addresses"),
+        ("max_text_bytes", "Bounds of texts and messages"),
+        ("generation_ttl_s", "Generations"),
+        ("pointer_poll_s", "The process"),
+    )
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     trusted_keys: str = Field(
-        "", description="file of public ed25519 keys (PEM): versions that none of them signed are refused; empty: any"
+        "",
+        description="file of public ed25519 keys (PEM): a version that none of them signed is refused; empty: no check",
     )
-    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Redis with the feedback stream and pointers")
-    listen: str = Field("127.0.0.1:50051", description="gRPC address; loopback unless you mean otherwise")
+    redis_url: RedisUrl = Field(
+        "redis://127.0.0.1:6379/0", description="Redis with the feedback stream, generations and pointers"
+    )
+    listen: str = Field(
+        "127.0.0.1:50051",
+        description="gRPC address (host:port or unix:PATH); on loopback unless others must reach it",
+    )
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page; 0: none")
-    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
+    metrics_host: str = Field("127.0.0.1", description="address of that page; on loopback unless others must reach it")
+
+    max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
+    max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
+    generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
+    generation_key_file: str = Field(
+        "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
+    )
+    pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
+    drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    tracing_endpoint: str = Field(
+        "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
+    )
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ServeSettings(ServingSettings):
+    """Scores, takes feedback, and shows and moves model versions, over gRPC."""
+
+    basic_settings = (
+        *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
+        *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
+    )
+    setting_groups = (
+        ("policy_address", "The policy worker"),
+        ("device", "Running the reward model"),
+        ("token_budget", "Batches, queues and the cache"),
+        ("max_responses", "Bounds of one request"),
+        ("spool", "Feedback"),
+    )
+
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
-    policy_ca: Path | None = Field(None, description="PEM authorities of the worker's certificate; TLS to it then")
+    policy_ca: Path | None = Field(
+        None, description="PEM authorities of the worker's certificate; the connection is TLS then"
+    )
     policy_client_cert: Path | None = Field(None, description="PEM certificate to show to the worker")
     policy_client_key: Path | None = Field(None, description="PEM private key of that certificate")
-    policy_server_name: str = Field("", description="name in the worker's certificate, where its address is another")
+    policy_server_name: str = Field("", description="name in the worker's certificate, if it differs from its address")
     policy_token_file: Path | None = Field(None, description="file with the token to show to the worker")
 
-    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field("auto", description="where the reward model runs")
+    device: WantedDevice = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
     streams: int = Field(
         0,
@@ -39,14 +86,14 @@ class ServeSettings(DoorSettings):
     )
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
     resident_versions: int = Field(
-        4, ge=1, description="most reward versions in memory: with the active one, those that share its graph stay warm"
+        4, ge=1, description="most reward versions in memory; versions that share the active one's graph stay warm"
     )
     engine_nice: int = Field(
         19,
         ge=0,
         le=19,
-        description="by how much threads that compute step back before the one that answers; less where other busy"
-        " processes share the cores and no container divides them",
+        description="by how much threads that compute raise their niceness, so that the thread that answers goes first;"
+        " less if other busy processes share the cores and no container divides them",
     )
     spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
 
@@ -55,7 +102,9 @@ class ServeSettings(DoorSettings):
         50.0, gt=0, description="most estimated time of one run for production; a single row may take longer"
     )
     trainer_run_ms: float = Field(
-        20.0, gt=0, description="the same for the trainer and shadow lanes: what a production request may wait for them"
+        20.0,
+        gt=0,
+        description="the same for the trainer and shadow lanes, whose runs a production request may wait for",
     )
     queue_tokens_production: int = Field(262_144, ge=1, description="bound of the production lane's queue, in tokens")
     queue_tokens_trainer: int = Field(524_288, ge=1, description="bound of the trainer lane's queue, in tokens")
@@ -77,26 +126,13 @@ class ServeSettings(DoorSettings):
     max_responses: int = Field(256, ge=1, description="most responses in one group")
     max_groups: int = Field(1024, ge=1, description="most groups in one ScoreBatch")
     max_events: int = Field(1000, ge=1, description="most events in one RecordBatch")
-    max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
-    max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
     max_in_flight_per_stream: int = Field(256, ge=1, description="requests of one ScoreStream worked on at once")
 
     spool: str = Field("", description="directory that keeps signals while Redis is away; empty: they are refused then")
     spool_mib: int = Field(256, ge=1, description="most that the spool takes of its disk, in MiB")
     seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
-    generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
-    generation_key_file: str = Field(
-        "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
-    )
     annotator_signals_per_minute: int = Field(0, ge=0, description="most signals of one annotator; 0: no bound")
     annotator_signals_per_day: int = Field(0, ge=0, description="the same, in a day of UTC")
     annotator_signals_per_generation: int = Field(
-        64, ge=0, description="most signals of one annotator about one generation, none twice; 0: not looked at"
+        64, ge=0, description="most signals of one annotator about one generation, none of them twice; 0: not checked"
     )
-    pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
-    drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
-    tracing_endpoint: str = Field(
-        "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
-    )
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"

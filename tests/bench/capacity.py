@@ -24,7 +24,7 @@ from service import Service, end, export, load, print_machine, print_rows, servi
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client import Feedback, RewardloopClient
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 from rewardloop_local.redis_server import EmbeddedRedis
 
 _BATCH = 1000

@@ -11,21 +11,20 @@ from typing import Any, Literal, TypeAlias
 from gold_watch import Watched
 from gold_world import MAX_NEW_TOKENS, World, answers_of, asked
 
+from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_trainer.data.completions import sequence_logprobs
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation import hacking_watch as watch
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
-from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
-from rewardloop_trainer.policy.online.experience import Algorithm
-from rewardloop_trainer.policy.online.grpo import Grpo
-from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
-from rewardloop_trainer.policy.online.ppo import Ppo
-from rewardloop_trainer.policy.online.rloo import Rloo
+from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.offline_settings import DpoSettings
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online_registry import ONLINE
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
 from rewardloop_trainer.policy.rollouts import Rollout
-from rewardloop_trainer.policy.settings import DpoSettings
 
 AlgorithmName: TypeAlias = Literal["ppo", "grpo", "rloo", "dpo", "online-dpo"]
 
@@ -117,7 +116,7 @@ def learn(
         _learn_offline(world, policy, reference, settings, note)
     else:
         settings = OnlineSettings.model_validate(_ONLINE | _OWN[algorithm] | changes)
-        _learn_online(world, policy, _algorithm(algorithm, settings), settings, note)
+        _learn_online(world, policy, algorithm, settings, note)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     said = [said for (said,) in answers_of(policy, world.starter.encoder, world.heldout, seed=3_000 + world.judge.seed)]
     last = _looked_at(world, reference, world.heldout, said, len(points))
@@ -144,20 +143,8 @@ def learn(
     )
 
 
-def _algorithm(name: AlgorithmName, settings: OnlineSettings) -> Algorithm:
-    match name:
-        case "ppo":
-            return Ppo(settings)
-        case "grpo":
-            return Grpo(settings)
-        case "rloo":
-            return Rloo(settings)
-        case _:
-            return OnlineDpo(DpoSettings())
-
-
 def _learn_online(
-    world: World, policy: Any, algorithm: Algorithm, settings: OnlineSettings, note: Callable[[Point], None]
+    world: World, policy: Any, name: OnlineAlgorithm, settings: OnlineSettings, note: Callable[[Point], None]
 ) -> None:
     """The judge reads the very answers that the step learns from."""
     heard: list[tuple[list[str], list[str]]] = []
@@ -172,19 +159,10 @@ def _learn_online(
         gold = world.gold(*heard.pop())
         note(Point(done.step, figures["kl"], gold, figures["score"], figures["uncertainty"], figures["tokens"]))
 
-    pairs = encode_pairs(world.starter.encoder, world.pairs).pairs if isinstance(algorithm, OnlineDpo) else ()
+    pairs = encode_pairs(world.starter.encoder, world.pairs).pairs if ONLINE[name].takes_human_pairs else ()
     prompts = [asked(question) for question in world.prompts]
-    train_online(
-        policy,
-        world.starter.encoder,
-        prompts,
-        score,
-        algorithm,
-        settings,
-        seed=world.judge.seed,
-        human_pairs=pairs,
-        on_step=on_step,
-    )
+    task = OnlineTask(algorithm_of(name, settings), settings, prompts, pairs)
+    train_online(policy, world.starter.encoder, task, score, RunControl(on_step=on_step), seed=world.judge.seed)
 
 
 def _learn_offline(
@@ -193,12 +171,12 @@ def _learn_offline(
     """From the choices themselves; the proxy only looks on, as the judge does."""
     watched = world.prompts[:_DPO_WATCHED]
 
-    def on_progress(done: PolicyProgress) -> None:
+    def on_progress(done: DpoProgress) -> None:
         if done.step % _DPO_EVERY_STEPS == 0:
             groups = answers_of(policy, world.starter.encoder, watched, seed=4_000 + done.step)
             note(_looked_at(world, reference, watched, [said for (said,) in groups], done.step))
 
-    train_policy(policy, world.starter.encoder, world.pairs, (), settings, on_progress=on_progress)
+    train_policy(policy, world.starter.encoder, world.pairs, (), settings, RunControl(on_step=on_progress))
 
 
 def _looked_at(world: World, reference: Any, questions: Sequence[str], said: Sequence[Rollout], step: int) -> Point:

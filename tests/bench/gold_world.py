@@ -20,9 +20,9 @@ from rewardloop_local import corpus
 from rewardloop_local.starter import encoder_of, write_starter
 from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.rollouts import Rollout, roll_out
-from rewardloop_trainer.reward.batches import logits_of
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling, roll_out
 from rewardloop_trainer.reward.calibrate import Anchor, anchor_logits, fit_calibration
+from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import train_reward
@@ -94,7 +94,7 @@ def answers_of(
 ) -> list[list[Rollout]]:
     """At temperature 1."""
     prompts = [asked(question) for question in questions]
-    return roll_out(model, encoder, prompts, responses=responses, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    return roll_out(model, encoder, prompts, Sampling(responses, MAX_NEW_TOKENS, seed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import minilm
 
 from rewardloop_cli.bench.texts import LENGTHS, Lengths, built_in
 from rewardloop_client import ScoreGroup
+from rewardloop_data.source_file import SourceFile
 
 SEED = 0
 # Of an encoder's pair, in tokens. In the tokenizer too, where a peer has no option for it.
@@ -83,8 +84,7 @@ def pairs(mix: str, count: int, data: Path | None = None) -> list[Pair]:
     """``count`` pairs in random order: "short" (about 64 tokens), "real" (about 300: AlpacaEval's answers where
     ``data`` has them, else words with such lengths)."""
     if mix == "real" and data is not None:
-        with gzip.open(data / "alpacaeval_test.jsonl.gz", "rt") as lines:
-            rows = [json.loads(line) for line in lines]
+        rows: Any = [line.value() for line in SourceFile.of(data / "alpacaeval_test.jsonl.gz").lines()]
         found = [Pair(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
         random.Random(SEED).shuffle(found)
         return (found * -(-count // len(found)))[:count]

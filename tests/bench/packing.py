@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rewardloop_trainer.data.batches import by_length, plan_batches
 from rewardloop_trainer.data.dialogues import Example, pack, token_losses
+from rewardloop_trainer.data.token_batches import by_length, plan_batches
 
 VOCABULARY, STEP, PAD = 4_000, 32, 0
 

@@ -11,14 +11,13 @@ batch.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import minilm
 import numpy as np
@@ -33,12 +32,13 @@ from tokenizers import Tokenizer
 
 from rewardloop.formats.store import MODEL, Manifest
 from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
+from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.base_text import load_tokenizer, text_format_of
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.parity import export_reward, run_session
 from rewardloop_trainer.export.precision import agreement, convert
-from rewardloop_trainer.reward.batches import encode_records
 from rewardloop_trainer.reward.evaluate import correctness
+from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.model import RewardModel
 
 Logits: TypeAlias = npt.NDArray[np.float64]
@@ -175,7 +175,7 @@ def _speeds(
 
 
 def _torch_run(model: RewardModel, batch: list[Encoded], pad: int) -> Callable[[], object]:
-    from rewardloop_trainer.reward.batches import collate
+    from rewardloop_trainer.reward.examples import collate
 
     inputs = collate(batch, pad)
 
@@ -236,8 +236,7 @@ def _session(path: Path) -> ort.InferenceSession:
 
 
 def _pairs(path: Path, count: int) -> list[Pair]:
-    with gzip.open(path, "rt") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows: Any = [line.value() for line in SourceFile.of(path).lines()]
     chosen = np.random.default_rng(0).permutation(len(rows))[:count]
     return [Pair((Turn("user", rows[i]["prompt"]),), rows[i]["chosen"], rows[i]["rejected"]) for i in chosen]
 

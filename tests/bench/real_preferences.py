@@ -9,8 +9,6 @@ Starts ``rewardloop up`` with MiniLM as the first reward model, imports AlpacaEv
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import os
 import random
 import signal
@@ -22,12 +20,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import minilm
 import numpy as np
 
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
-from rewardloop_local.deployment import free_port
+from rewardloop_data.source_file import SourceFile
+from rewardloop_local.ports import free_port
 
 RESAMPLES = 2_000
 
@@ -46,8 +46,7 @@ class Comparison:
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:
-    with gzip.open(path, "rt") as lines:
-        return [json.loads(line) for line in lines]
+    return [cast(dict[str, object], line.value()) for line in SourceFile.of(path).lines()]
 
 
 def alpacaeval(path: Path) -> list[Comparison]:

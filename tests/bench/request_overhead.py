@@ -26,12 +26,14 @@ from support.reward_graphs import WORDS, publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import Device, RewardModel
-from rewardloop_server.scoring.servicer import RewardServicer
+from rewardloop_server.scoring.score_group import GroupScorer
+from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
 from rewardloop_server.scoring.tokenize import TokenizePool
 
 GROUPS, WORDS_A_TEXT = 1024, 30  # 64 tokens with the special ones
@@ -77,23 +79,20 @@ async def main() -> None:
     host = Host(pool.load(manifest, store.fetch("reward", manifest.version)))
     batcher = Batcher(
         token_budget=8192,
-        lanes={lane: LaneLimits(262_144, 5.0, 0.05) for lane in LANES},
+        lanes={lane: LaneLimits(262_144, 5.0, 0.05) for lane in QUEUE_LANES},
         trainer_max_wait_s=0.5,
         metrics=metrics,
     )
-    servicer = RewardServicer(
+    scorer = GroupScorer(
         host,  # type: ignore[arg-type]
         TokenizePool(2),
         batcher,
         ScoreCache(max_mib=0, lanes=(), metrics=metrics),
-        Limits(),
+        host,  # type: ignore[arg-type]
+        host,  # type: ignore[arg-type]
         metrics,
-        host,  # type: ignore[arg-type]
-        host,  # type: ignore[arg-type]
-        max_groups=GROUPS,
-        max_in_flight_per_stream=256,
-        bulk_window_tokens=32_768,
     )
+    servicer = RewardServicer(scorer, batcher, Limits(), BulkLimits(GROUPS, 256, 32_768), metrics)
     engine = asyncio.create_task(batcher.run())
     request, context = batch(), Context()
     least = {"ScoreBatch of 1,024": float("inf"), "Score, one by one": float("inf")}

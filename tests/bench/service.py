@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient, RewardloopError
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 from rewardloop_local.redis_server import EmbeddedRedis
 
 Json = dict[str, Any]

@@ -42,14 +42,15 @@ from trl_world import END, FIRST, LONGEST, PAD, encoder_of, pairs_of, start_of
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.completions import sequence_logprobs
 from rewardloop_trainer.data.preferences import Pair, Prompt
-from rewardloop_trainer.policy.dpo_train import encode_pairs, train_policy
-from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
+from rewardloop_trainer.learning.run_control import RunControl
+from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.offline_settings import DpoSettings
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings, RewardShaping
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.rollouts import roll_out
-from rewardloop_trainer.policy.settings import DpoSettings
-from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.policy.rollouts import Sampling, roll_out
+from rewardloop_trainer.reward.examples import encode_records, logits_of
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import train_reward
@@ -109,7 +110,8 @@ def ours(kind: str, start: Any, world: World, profile: cProfile.Profile | None =
         )
 
         def learn() -> None:
-            train_policy(model, world.encoder, world.train, [], dpo, None, lambda p: run.losses.append(p.figures.loss))
+            control = RunControl[DpoProgress, Any](on_step=lambda done: run.losses.append(done.figures.loss))
+            train_policy(model, world.encoder, world.train, [], dpo, control)
 
         timed(learn, model.model, run, profile)
         run.heldout = heldout_dpo(model, start, world)
@@ -128,7 +130,8 @@ def ours(kind: str, start: Any, world: World, profile: cProfile.Profile | None =
             rewards=RewardShaping(missing_end_penalty=0.0, empty_score=0.0),
             checkpoint_every_steps=0,
         )
-        algorithm = OnlineDpo(DpoSettings(beta=options.beta, sft_weight=0.0))
+        algorithm = algorithm_of("online-dpo", online, DpoSettings(beta=options.beta, sft_weight=0.0))
+        task = OnlineTask(algorithm, online, [pair.prompt for pair in world.train])
 
         def score(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Reward | None]]:
             return [[Reward(even_share(text)) for text in group] for group in texts]
@@ -137,12 +140,10 @@ def ours(kind: str, start: Any, world: World, profile: cProfile.Profile | None =
             train_online(
                 model,
                 world.encoder,
-                [pair.prompt for pair in world.train],
+                task,
                 score,
-                algorithm,
-                online,
+                RunControl(on_step=lambda done: run.losses.append(done.figures["loss"])),
                 seed=world.seed,
-                on_step=lambda done: run.losses.append(done.figures["loss"]),
             )
 
         timed(answer_and_learn, model.model, run, profile)
@@ -280,10 +281,7 @@ def even_share(text: str) -> float:
 def heldout_scores(model: Any, start: Any, world: World) -> tuple[float, float]:
     """Mean score of answers to the held-out prompts, of the start and of what was trained."""
     prompts = [pair.prompt for pair in world.heldout]
-    said = [
-        roll_out(each, world.encoder, prompts, responses=1, max_new_tokens=_NEW_TOKENS, seed=world.seed)
-        for each in (start, model)
-    ]
+    said = [roll_out(each, world.encoder, prompts, Sampling(1, _NEW_TOKENS, world.seed)) for each in (start, model)]
     before, after = (statistics.fmean(even_share(rollout.text) for (rollout,) in groups) for groups in said)
     return before, after
 

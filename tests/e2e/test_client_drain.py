@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from support.processes import ServeProcess, serving
 from support.reward_graphs import publish_sum_version
 from typer.testing import CliRunner
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from rewardloop.formats.store import ModelStore
 from rewardloop_cli.main import app
 from rewardloop_client import FinishedCall, RewardloopClient
+
+pytestmark = pytest.mark.long
 
 
 def test_a_rolling_restart_fails_no_call(tmp_path: Path, redis_url: str) -> None:

@@ -21,6 +21,8 @@ from support.reward_graphs import publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient, RewardloopError, Unreachable
 
+pytestmark = pytest.mark.long
+
 CONNECTIONS = 48
 MIB = 2**20
 FLAGS = ("--handshake-timeout-s", "0.5", "--connection-idle-s", "1", "--max-connection-age-s", "2")

@@ -12,6 +12,8 @@ from support.doors import METHODS as PATHS
 
 from rewardloop.v1 import reward_pb2
 
+pytestmark = pytest.mark.long
+
 
 def test_every_method_is_fuzzed() -> None:
     assert {f"/rewardloop.v1.{method}" for method in rpc.METHODS} == set(PATHS)

@@ -21,6 +21,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client import RewardloopClient
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent / "grpc_js"
 REPOSITORY = Path(__file__).parents[2]
 PROTOS = REPOSITORY / "protos"

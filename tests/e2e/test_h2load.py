@@ -19,6 +19,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_client import RewardloopClient
 
+pytestmark = pytest.mark.long
+
 REQUESTS = 2000
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import redis
 from support.processes import serving
 from support.reward_graphs import publish_sum_version
@@ -22,6 +23,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client import AsyncRewardloopClient, Feedback, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
+
+pytestmark = pytest.mark.long
 
 FEEDBACK_SERVICE = "rewardloop.v1.FeedbackService"
 

@@ -18,11 +18,14 @@ from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
-from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
+
+pytestmark = pytest.mark.long
 
 STEPS = 8
 PROMPTS: list[Prompt] = [(Turn("user", text),) for text in ("up", "down", "left", "over there", "right")]
@@ -61,13 +64,10 @@ def learn(directory: Path) -> None:
     outcome = train_online(
         small_llama(),
         byte_encoder(64),
-        PROMPTS,
+        OnlineTask(algorithm_of("ppo", SETTINGS), SETTINGS, PROMPTS),
         vowels,
-        Ppo(SETTINGS),
-        SETTINGS,
+        RunControl(directory / "checkpoints", note),
         seed=3,
-        checkpoint_dir=directory / "checkpoints",
-        on_step=note,
     )
     save_model(outcome.model, str(directory / "model.safetensors"))
 

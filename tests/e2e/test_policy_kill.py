@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from support.policy_versions import byte_encoder, publish_policy, small_llama
 from support.policy_workers import Worker
 from support.processes import serving
@@ -15,6 +16,8 @@ from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient, RewardloopError
+
+pytestmark = pytest.mark.long
 
 
 def test_killed_policy_worker_is_missed_by_nobody_who_scores(tmp_path: Path, empty_redis_url: str) -> None:

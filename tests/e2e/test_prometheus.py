@@ -29,6 +29,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_client import InvalidRequest, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
 SIGNALS = 300
 # Series of a GPU, of a certificate and of a spool: not everywhere.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 import redis
 from support.processes import ServeProcess
 from support.reward_graphs import expected_logit, publish_sum_version
@@ -17,6 +18,8 @@ from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import Feedback, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
+
+pytestmark = pytest.mark.long
 
 KILLS = 10
 

@@ -14,11 +14,14 @@ from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import TLS, AsyncRewardloopClient, NoCredentials, RewardloopClient, Unreachable
-from rewardloop_local.deployment import Deployment, Plan
+from rewardloop_local.deployment import Deployment
+from rewardloop_local.plan import DeploymentPlan
 from rewardloop_local.security import Security
 from rewardloop_local.up import UpSettings
-from rewardloop_trainer.server_access import connect
+from rewardloop_trainer.server_access import open_client
 from rewardloop_trainer.settings import TrainSettings
+
+pytestmark = pytest.mark.long
 
 
 async def test_processes_of_a_deployment_let_one_another_in_and_nobody_else(tmp_path: Path) -> None:
@@ -38,7 +41,7 @@ async def test_processes_of_a_deployment_let_one_another_in_and_nobody_else(tmp_
         token_file=tmp_path / "token",
     )
     ports = [free_port() for _ in range(5)]
-    plan = Plan(
+    plan = DeploymentPlan(
         data=data,
         listen=f"127.0.0.1:{ports[0]}",
         policy_listen=f"127.0.0.1:{ports[1]}",
@@ -82,7 +85,7 @@ async def test_trainer_shows_its_token(tmp_path: Path) -> None:
                 client.score("p", ["a"])
                 client.promote("reward", "1")
 
-        await asyncio.to_thread(ask, connect(settings, settings.server, lane="trainer"))
+        await asyncio.to_thread(ask, open_client(settings, settings.server, lane="trainer"))
         assert door.behind.calls == ["Score", "Promote"]
 
 

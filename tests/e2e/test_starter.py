@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.learning_runs import THREADS, learning_seed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewardloop.formats.text import Turn
@@ -15,11 +16,13 @@ from rewardloop_local import corpus
 from rewardloop_local.starter import encoder_of
 from rewardloop_trainer.reward.model import RewardModel
 
+pytestmark = pytest.mark.long
+
 
 def _train(out: Path, seed: int) -> dict[str, float]:
     sizes = ["--facts", "320", "--styled", "320", "--pairs", "160"]
     command = [sys.executable, "-m", "rewardloop_local.starter", "--out", str(out), "--seed", str(seed), *sizes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -28,11 +31,11 @@ def _train(out: Path, seed: int) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("starter")
-    return out, _train(out, 3)
+    return out, _train(out, learning_seed(3))
 
 
+@pytest.mark.learning
 def test_training_learns_the_language_of_the_corpus(starter: tuple[Path, dict[str, float]]) -> None:
     _, figures = starter
     assert figures["sft_loss"] < 5.0  # 7.3 is chance over 1,500 tokens

@@ -21,6 +21,8 @@ from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive.ledger import Ledger
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Any]:

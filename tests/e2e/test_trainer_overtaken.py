@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 import redis
 from support.redis_processes import until
 from support.signals import choice, put
@@ -13,6 +14,8 @@ from support.trainers import Archiver
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive.ledger import Ledger
+
+pytestmark = pytest.mark.long
 
 
 def test_woken_leader_writes_nothing_and_ends(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from faults.world import World, until, world
 from rewardloop.formats import keys
 from rewardloop_trainer.archive.ledger import Ledger
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:

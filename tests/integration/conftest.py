@@ -11,14 +11,14 @@ from redis.asyncio import Redis
 from support.grpc_servers import Serve, serving
 
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.observe.metrics import ServerMetrics
 
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client of the shared, emptied redis-server."""
-    client = connect(redis_url)
+    client = connect_redis(redis_url)
     yield client
     await client.aclose()
 

@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import RedisUnavailable
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.observe.backlog import Backlog, read_backlog
-from rewardloop_server.observe.measure import measure_stream
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.polling import poll_stream
 
 
 async def _add(redis: Redis, seconds_ago: float) -> bytes:
@@ -56,7 +56,7 @@ async def test_what_is_read_and_not_acknowledged_waits_still(redis: Redis) -> No
 
 
 async def test_a_redis_that_goes_away_and_comes_back_shows(fresh_redis: EmbeddedRedis) -> None:
-    metrics, client = ServerMetrics(), connect(fresh_redis.url)
+    metrics, client = ServerMetrics(), connect_redis(fresh_redis.url)
 
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
@@ -70,7 +70,7 @@ async def test_a_redis_that_goes_away_and_comes_back_shows(fresh_redis: Embedded
         return metrics.registry.get_sample_value("rewardloop_stream_length") or 0.0
 
     await _add(client, 1)
-    measuring = asyncio.create_task(measure_stream(metrics, client, every_s=0.05))
+    measuring = asyncio.create_task(poll_stream(metrics, client, every_s=0.05))
     await until(lambda: up() == 1 and length() == 1)
     fresh_redis.stop()
     with pytest.raises(RedisUnavailable):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ from support.reward_graphs import expected_logit, publish_sum_version
 from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.formats.store import Calibration, ModelStore
-from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
+from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc, reward_pb2, reward_pb2_grpc
 from rewardloop_server.calls.errors import QueueFull
+from rewardloop_server.calls.validate import Limits
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
+from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.score_group import GroupScorer
+from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
+from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
+from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
@@ -64,55 +71,99 @@ class Worker(policy_pb2_grpc.PolicyServiceServicer):
 
 
 class Front:
-    """The serving process as its callers see it, and what is behind."""
+    """The serving process as its callers see it, and what is behind. The engine runs from `start_engine` on."""
 
-    def __init__(self, channel: grpc.aio.Channel, worker: Worker, log: GenerationLog, host: Any) -> None:
-        self._stub: Any = policy_pb2_grpc.PolicyServiceStub(channel)
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        worker: Worker,
+        log: GenerationLog,
+        host: VersionHost[RewardModel],
+        batcher: Batcher,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._policy: Any = policy_pb2_grpc.PolicyServiceStub(channel)
+        self._reward: Any = reward_pb2_grpc.RewardServiceStub(channel)
+        self._batcher, self._metrics = batcher, metrics
         self.worker, self.log, self.host = worker, log, host
+        self.engine: asyncio.Task[None] | None = None
 
-    async def generate(self, text: str = "alpha", **how: Any) -> policy_pb2.GenerateResponse:
+    async def generate(self, text: str = "alpha", caller: str = "", **how: Any) -> policy_pb2.GenerateResponse:
         request = policy_pb2.GenerateRequest(prompt=common_pb2.Prompt(text=text), **how)
-        reply: policy_pb2.GenerateResponse = await self._stub.Generate(request, timeout=20)
+        reply: policy_pb2.GenerateResponse = await self._policy.Generate(request, timeout=20, metadata=named(caller))
+        return reply
+
+    async def score(self, text: str, responses: list[str], caller: str = "") -> reward_pb2.ScoreResponse:
+        request = reward_pb2.ScoreRequest(prompt=common_pb2.Prompt(text=text), responses=responses)
+        reply: reward_pb2.ScoreResponse = await self._reward.Score(request, timeout=20, metadata=named(caller))
         return reply
 
     async def logged(self, reply: policy_pb2.GenerateResponse) -> policy_pb2.Generation:
         return (await self.log.get([reply.generation_id]))[reply.generation_id]
 
+    async def activate(self) -> None:
+        async with self.host.changing():
+            await self.host.warm("1")
+            self.host.activate("1")
+
+    def start_engine(self) -> None:
+        self.engine = asyncio.create_task(self._batcher.run())
+
+    def figure(self, name: str, **labels: str) -> float:
+        return self._metrics.registry.get_sample_value(f"rewardloop_{name}", labels) or 0.0
+
+    async def until(self, name: str, value: float, **labels: str) -> None:
+        """Wait for a metric to get there."""
+        async with asyncio.timeout(20):
+            while self.figure(name, **labels) < value:  # noqa: ASYNC110 - a metric cannot be awaited
+                await asyncio.sleep(0.01)
+
+
+def named(caller: str) -> tuple[tuple[str, str], ...]:
+    return (("rewardloop-caller", caller),) if caller else ()
+
 
 @pytest.fixture
-async def front(serve: Serve, redis: Redis, tmp_path: Path) -> AsyncIterator[Front]:
-    store, metrics = ModelStore(tmp_path / "models"), ServerMetrics()
-    publish_sum_version(store, calibration=CALIBRATION)
+async def front(serve: Serve, redis: Redis, tmp_path: Path, metrics: ServerMetrics) -> AsyncIterator[Front]:
+    store = ModelStore(tmp_path / "models")
+    publish_sum_version(store, calibration=CALIBRATION, cost=50, arrivals=(time.time() - 5, time.time() - 3))
     pool = SessionPool(store, Device("cpu", 1, spin=False), metrics)
     host: VersionHost[RewardModel] = VersionHost("reward", store, pool.load, lambda *_: None)
     batcher = Batcher(
-        token_budget=4096,
+        token_budget=1,  # so that each run has one row, and rows are scored in the order in which callers take turns
         lanes={lane: LaneLimits(100_000) for lane in ("production", "trainer", "shadow")},
         trainer_max_wait_s=1.0,
         metrics=metrics,
     )
-    engine = asyncio.create_task(batcher.run())
     tokenizers, log = TokenizePool(1), GenerationLog(redis, ttl_s=60)
     worker, address = Worker(log), f"unix:{tmp_path}/worker.sock"
     link = PolicyWorkerLink(address)
-    relay = PolicyRelay(link, BestOf(host, tokenizers, batcher, log))
+    cache = ScoreCache(max_mib=1, lanes=["production"], metrics=metrics)
+    shadow = ShadowScorer(host, tokenizers, batcher, metrics)
+    scorer = GroupScorer(host, tokenizers, batcher, cache, Freshness(redis, metrics), shadow, metrics)
+    relay = PolicyRelay(link, BestOf(scorer, log))
+    rewards = RewardServicer(scorer, batcher, Limits(), BulkLimits(8, 8, 1000), metrics)
     behind = (policy_pb2_grpc.add_PolicyServiceServicer_to_server, worker)
     async with (
         serving(ServerMetrics(), behind, address=address),
-        serve((policy_pb2_grpc.add_PolicyServiceServicer_to_server, relay)) as channel,
+        serve(
+            (policy_pb2_grpc.add_PolicyServiceServicer_to_server, relay),
+            (reward_pb2_grpc.add_RewardServiceServicer_to_server, rewards),
+        ) as channel,
     ):
-        yield Front(channel, worker, log, host)
+        front = Front(channel, worker, log, host, batcher, metrics)
+        yield front
     await link.close()
-    engine.cancel()
-    await asyncio.gather(engine, return_exceptions=True)
+    if front.engine is not None:
+        front.engine.cancel()
+        await asyncio.gather(front.engine, return_exceptions=True)
     tokenizers.close()
 
 
 @pytest.fixture
 async def warm(front: Front) -> Front:
-    async with front.host.changing():
-        await front.host.warm("1")
-        front.host.activate("1")
+    front.start_engine()
+    await front.activate()
     return front
 
 
@@ -196,6 +247,7 @@ async def test_what_cannot_be_chosen_is_refused_before_anything_is_sampled(warm:
 
 
 async def test_what_the_worker_refuses_and_what_is_missing_come_back_typed(front: Front) -> None:
+    front.start_engine()
     error = await failure(front.generate(best_of=4))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "NO_MODEL")
     error = await failure(front.generate("busy", best_of=4))
@@ -207,6 +259,45 @@ async def test_what_the_worker_refuses_and_what_is_missing_come_back_typed(front
 async def test_an_answer_that_is_not_in_the_log_is_not_given(warm: Front) -> None:
     error = await failure(warm.generate("unlogged", best_of=4))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "REDIS_UNAVAILABLE")
+
+
+async def test_candidates_take_turns_with_whatever_else_their_caller_sends(front: Front) -> None:
+    await front.activate()
+    answered: list[str] = []
+
+    async def note(name: str, answer: Awaitable[object]) -> None:
+        await answer
+        answered.append(name)
+
+    calls = []
+    for name, call in (
+        ("busy's many", front.score("alpha", SAID[:5] * 50, "busy")),
+        ("busy's candidates", front.generate("gamma", "busy", best_of=2)),
+        ("quiet's", front.score("delta", SAID[:2], "quiet")),
+    ):
+        queued = front.figure("queue_tokens", lane="production")
+        calls.append(asyncio.create_task(note(name, call)))
+        await front.until("queue_tokens", queued + 1, lane="production")
+    front.start_engine()
+    await asyncio.gather(*calls)
+    assert answered == ["quiet's", "busy's many", "busy's candidates"]
+
+
+async def test_a_candidate_that_was_scored_before_is_not_run_again(warm: Front) -> None:
+    await warm.score("alpha", SAID[:3])
+    assert warm.figure("batch_rows_count") == 3
+    reply = await warm.generate("alpha", best_of=4)
+    assert reply.candidates[0].score == pytest.approx(3.0 - 0.5 * expected_logit("alpha", "alpha"))
+    assert warm.figure("cache_lookups_total", lane="production", outcome="hit") == 3
+    assert warm.figure("batch_rows_count") == 4
+
+
+async def test_scoring_candidates_is_measured_as_scoring_is(warm: Front) -> None:
+    await warm.generate(best_of=4)
+    await warm.until("feedback_to_live_seconds_count", 2)
+    assert 6 < warm.figure("feedback_to_live_seconds_sum") < 100
+    for stage in ("tokenize", "queue", "run", "total"):
+        assert warm.figure("stage_seconds_count", stage=stage, lane="production") == 1
 
 
 def entropy(p: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from rewardloop_cli import processes
 from rewardloop_cli.bench.report import percentile
 from rewardloop_cli.main import app
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
+from rewardloop_cli.status import _trainer_figures
+from rewardloop_client import AsyncRewardloopClient
 
 
 @pytest.fixture
@@ -59,6 +62,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_help_names_every_command() -> None:
     names = [
         "up",
+        "down",
         "demo",
         "serve",
         "train",
@@ -180,6 +184,65 @@ def test_models_are_listed_shown_and_moved(server: str) -> None:
     assert "version 1, active" in _run("models", "show", "reward", "--server", server).output
     assert "version 2 is active (before: 1)" in _run("models", "promote", "reward", "2", "--server", server).output
     assert "version 1 is active (before: 2)" in _run("models", "rollback", "policy", "--server", server).output
+
+
+METRICS = {f"gate_accuracy_difference_{end}": 0.01 for end in ("lower", "upper")} | {"gate_candidate_accuracy": 0.7123}
+MANIFEST = {
+    "base": "some/base",
+    "code_version": "0.1.0",
+    "data": {"first_stream_id": "1-0", "last_stream_id": "9-0", "signals": 9, "arrivals": list(range(1000))},
+    "files": {f"file{i}": "0" * 64 for i in range(20)},
+    "text_format": {"parts": [["a", i] for i in range(50)]},
+    "notes": {"precision": "int8 was refused"},
+}
+
+
+class Measured(Services):
+    """Versions with metrics, and one with a manifest as long as a real one."""
+
+    def _info(self, model: str, version: str) -> Any:
+        info = super()._info(model, version)
+        info.metrics.update(METRICS if model == "reward" else {"gate_win_rate": 0.625})
+        info.version.digest = "0123456789abcdef" * 4
+        info.manifest_json = json.dumps(MANIFEST)
+        return info
+
+
+@pytest.fixture
+def measured() -> Iterator[str]:
+    with serving(Measured()) as address:
+        yield address
+
+
+def test_a_list_of_models_fits_a_terminal(measured: str) -> None:
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["models", "list", "--server", measured])
+    lines = done.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in done.output
+    assert sum("accuracy 0.712" in line for line in lines) == 3
+    assert sum("win rate 0.625" in line for line in lines) == 3
+    assert sum("0123456789ab" in line for line in lines) == 6
+
+
+def test_a_version_is_shown_on_one_screen_and_whole_when_asked_for(measured: str) -> None:
+    short = _run("models", "show", "reward", "--server", measured).output
+    assert len(short.splitlines()) <= 30
+    for part in (
+        "0123456789abcdef" * 4,
+        "some/base",
+        "9 signals, 1-0 to 9-0",
+        "20: file0",
+        "0.7123",
+        "int8 was refused",
+    ):
+        assert part in short
+    whole = _run("models", "show", "reward", "--all", "--server", measured).output
+    assert json.loads(whole[whole.index("\n{") :]) == MANIFEST
+
+
+def test_the_version_is_printed() -> None:
+    done = _run("--version")
+    assert (done.exit_code, done.output.split()[0]) == (0, "rewardloop")
 
 
 def test_canary_and_shadow_are_set_and_ended(server: str, services: Services) -> None:
@@ -305,6 +368,63 @@ def test_quantiles_come_from_the_buckets(metrics_url: str) -> None:
     assert page.quantile("rewardloop_stage_seconds", 0.75, stage="run") is None
     assert page.total("rewardloop_requests_total", method="Score") == 1234
     assert page.total("rewardloop_other") is None
+
+
+def test_a_page_may_be_named_by_host_and_port_alone(metrics_url: str) -> None:
+    address = metrics_url.removeprefix("http://").removesuffix("/metrics")
+    assert MetricsPage.fetch(address).total("rewardloop_requests_total", method="Score") == 1234
+
+
+def _page_of_a_trainer(steps: float) -> MetricsPage:
+    registry = CollectorRegistry()
+    phase = Gauge("rewardloop_trainer_phase", "x", ["model", "phase"], registry=registry)
+    for model, now in (("reward", "train"), ("policy", "idle")):
+        for name in ("train", "idle"):
+            phase.labels(model, name).set(name == now)
+    Gauge("rewardloop_trainer_loss", "x", ["model"], registry=registry).labels("reward").set(steps and 0.25)
+    Counter("rewardloop_trainer_steps", "x", ["model"], registry=registry).labels("reward").inc(steps)
+    return MetricsPage(generate_latest(registry).decode())
+
+
+def test_phases_name_their_model_and_a_loss_is_shown_once_there_was_a_step() -> None:
+    before, after = (list(_trainer_figures(_page_of_a_trainer(steps))) for steps in (0, 3))
+    assert before == [("phase, reward", "train"), ("phase, policy", "idle"), ("loss, reward", "-")]
+    assert after[-1] == ("loss, reward", "0.2500")
+
+
+@pytest.fixture
+def unreachable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("unreachable_proxy")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_calls_on_this_machine_go_round_the_proxy(server: str, metrics_url: str, host: str) -> None:
+    address = server.replace("127.0.0.1", host)
+    assert _run("health", "--server", address).output == "SERVING\n"
+    assert _run("health", "--metrics", metrics_url.replace("127.0.0.1", host)).output == "UP\n"
+    assert _run("score", "--server", address, "--prompt", "q", "a").exit_code == 0
+
+
+@pytest.mark.usefixtures("unreachable_proxy")
+async def test_asyncio_calls_on_this_machine_go_round_the_proxy(server: str) -> None:
+    async with AsyncRewardloopClient(server) as client:
+        assert await client.health()
+
+
+@pytest.mark.usefixtures("unreachable_proxy")
+def test_a_page_elsewhere_is_asked_for_through_the_proxy() -> None:
+    assert "Connection refused" in _run("health", "--metrics", "http://192.0.2.1/metrics").output
+
+
+def test_a_page_that_never_answers_is_named_with_the_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PageUnreachable, match=r"within 0.2 s"):
+        MetricsPage.fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/metrics", 0.2)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "nonsense"])

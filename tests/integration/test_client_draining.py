@@ -15,7 +15,7 @@ import pytest
 from support.client_servers import Services, serving, start, status
 
 from rewardloop_client import AsyncRewardloopClient, FinishedCall, Hedging, RewardloopClient
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 
 
 def _slowly(context: grpc.ServicerContext) -> None:

@@ -55,6 +55,9 @@ def address(services: Services) -> Iterator[str]:
 
 # Deadlines
 
+# A deadline crosses the wire as a timeout of a few digits, which gRPC rounds up.
+ROUNDED_UP_S = 0.2
+
 
 def test_the_nearest_of_nested_deadlines_bounds_every_call(services: Services, address: str) -> None:
     with RewardloopClient(address, timeout_s=50) as client:
@@ -70,7 +73,7 @@ def test_the_nearest_of_nested_deadlines_bounds_every_call(services: Services, a
                 client.score("p", ["a"])
     bounds = [50, 30, 5, 20, 30, 30]
     for left, bound in zip(services.seconds_left, bounds, strict=True):
-        assert bound - 4 < (left or 0) < bound + 0.1
+        assert bound - 4 < (left or 0) < bound + ROUNDED_UP_S
 
 
 def test_a_passed_deadline_sends_nothing_and_is_left_with_its_block(services: Services, address: str) -> None:
@@ -107,7 +110,7 @@ def test_threads_keep_a_deadline_that_is_handed_to_them(services: Services, addr
             lost = pool.submit(ask, "d").result()
         assert all(left is not None and left <= 20 for left in kept)
         assert lost is None
-    assert sorted(left > 20 for left in services.seconds_left if left) == [False, False, False, True]
+    assert sorted(left > 20 + ROUNDED_UP_S for left in services.seconds_left if left) == [False, False, False, True]
 
 
 async def test_asyncio_tasks_inherit_a_deadline(services: Services, address: str) -> None:
@@ -116,7 +119,7 @@ async def test_asyncio_tasks_inherit_a_deadline(services: Services, address: str
             await asyncio.gather(*(client.score("p", ["a"]) for _ in range(3)))
             assert (await asyncio.to_thread(time_left) or 99) <= 20
         await client.score("p", ["a"])
-    assert sorted(left > 20 for left in services.seconds_left if left) == [False, False, False, True]
+    assert sorted(left > 20 + ROUNDED_UP_S for left in services.seconds_left if left) == [False, False, False, True]
 
 
 def test_a_servicer_passes_its_callers_deadline_on(services: Services, address: str) -> None:
@@ -130,7 +133,7 @@ def test_a_servicer_passes_its_callers_deadline_on(services: Services, address: 
         front.failures = [relay]
         with serving(front) as near, RewardloopClient(near, timeout_s=15) as client:
             client.score("p", ["a"])
-    assert 0 < (services.seconds_left[0] or 99) <= 15
+    assert 0 < (services.seconds_left[0] or 99) <= 15 + ROUNDED_UP_S
 
 
 # Channels

@@ -170,7 +170,7 @@ def test_commands_score_and_move_models(server: ServeProcess) -> None:
     both = _run("models", "list", "--server", server.address)
     assert (both.exit_code, "policy: POLICY_UNAVAILABLE" in both.output) == (2, True)
     assert sum(line.startswith("│ reward") for line in both.output.splitlines()) == 2
-    assert '"format_version"' in _run("models", "show", "reward", "1", "--server", server.address).output
+    assert '"format_version"' in _run("models", "show", "reward", "1", "--all", "--server", server.address).output
     moved = _run("models", "promote", "reward", "2", "--server", server.address)
     assert (moved.exit_code, "version 2 is active" in moved.output) == (0, True)
     unknown = _run("models", "promote", "reward", "9", "--server", server.address)

@@ -15,7 +15,7 @@ from support.signals import choice, put
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.archive.trim import trim_archived
@@ -44,7 +44,7 @@ def archive(tmp_path: Path) -> Path:
 
 def make_consumer(client: Any, archive: Path, metrics: TrainerMetrics | None = None, **settings: Any) -> Consumer:
     defaults = {"flush_age_s": 0.05, "block_ms": 20, "maintain_every_s": 0.1}
-    return Consumer(client, Ledger(archive), metrics or TrainerMetrics(), **{**defaults, **settings})
+    return Consumer(client, Ledger(archive), metrics or TrainerMetrics(), ConsumerSettings(**{**defaults, **settings}))
 
 
 @contextmanager
@@ -105,9 +105,8 @@ def test_garbage_goes_to_the_dead_letters_and_the_rest_goes_on(client: Any, arch
     assert letters[0][b"event"] == b"\xff\xfe\x00 not protobuf"
     assert [letter[b"source_id"].decode() for letter in letters[2:]] == bad
     reasons = [letter[b"reason"].decode() for letter in letters]
-    for reason, part in zip(
-        reasons, ["not a FeedbackEvent", "no field", "no signal", "no prompt", "not there", "not finite"], strict=True
-    ):
+    expected = ["not a FeedbackEvent", "no field", "signal: none of", "no prompt", "not an index", "not a finite"]
+    for reason, part in zip(reasons, expected, strict=True):
         assert part in reason
     assert metrics.registry.get_sample_value("rewardloop_trainer_dead_letters_total") == 6
 

@@ -21,7 +21,7 @@ from support.tcp_proxy import TcpProxy, Toxic
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive import redis_link
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 
@@ -41,7 +41,8 @@ def mortal(stream_id, fields):
 
 consume.decode = mortal
 stop = threading.Event()
-consumer = consume.Consumer(redis_link.connect(sys.argv[1]), Ledger(sys.argv[2]), TrainerMetrics(), flush_age_s=0.05)
+settings = consume.ConsumerSettings(flush_age_s=0.05)
+consumer = consume.Consumer(redis_link.connect_redis(sys.argv[1]), Ledger(sys.argv[2]), TrainerMetrics(), settings)
 threading.Thread(target=consumer.run, args=(stop,)).start()
 while not consumer.drained():
     stop.wait(0.05)
@@ -59,8 +60,10 @@ def client(fresh_redis: EmbeddedRedis) -> Iterator[Any]:
 @contextmanager
 def consuming(url: str, archive: Path, metrics: TrainerMetrics) -> Iterator[Consumer]:
     stop, failures = threading.Event(), list[BaseException]()
-    connected = redis_link.connect(url)
-    consumer = Consumer(connected, Ledger(archive), metrics, flush_age_s=0.05, flush_rows=50, maintain_every_s=0.2)
+    connected = redis_link.connect_redis(url)
+    consumer = Consumer(
+        connected, Ledger(archive), metrics, ConsumerSettings(flush_age_s=0.05, flush_rows=50, maintain_every_s=0.2)
+    )
 
     def run() -> None:
         try:

@@ -16,6 +16,8 @@ import yaml
 from support.deploy_files import BASE, DEPLOY, DOCKERFILES, OVERLAYS, compose, documents, of_kind, rendered
 from support.npm_packages import install
 
+pytestmark = pytest.mark.long
+
 KUBERNETES = ("1.31", "1.34")
 # Kustomize's own files; their kinds are no part of a cluster's API.
 COMPONENTS = sorted((DEPLOY / "kubernetes/components").glob("*/"))

@@ -22,7 +22,7 @@ from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE, export_reward, open_session, parity, run_session
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.learning.settings import LoraSettings
-from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.lora import load_delta, with_lora
 from rewardloop_trainer.reward.model import RewardModel
 

@@ -86,8 +86,8 @@ def test_wrong_flags_are_refused_before_anything_is_loaded(flags: list[str], bas
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys; from rewardloop_trainer import export_cli\n"
-        "try: export_cli.main(['--help'])\n"
+        "import sys; from rewardloop_trainer.commands import export\n"
+        "try: export.main(['--help'])\n"
         "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

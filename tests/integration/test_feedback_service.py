@@ -20,7 +20,7 @@ from support.statuses import failure, fields_of, reason_of
 from rewardloop.formats import keys
 from rewardloop.v1 import common_pb2, feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.servicer import FeedbackServicer
@@ -190,7 +190,7 @@ async def test_text_that_is_not_utf8_is_an_invalid_argument(serve: Serve, redis:
 async def test_nothing_acknowledged_is_lost_when_redis_is_killed(
     fresh_redis: EmbeddedRedis, serve: Serve, metrics: ServerMetrics
 ) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     async with feedback(serve, redis, metrics) as stub:
         first = await asyncio.gather(*(stub.Record(request(sent(i))) for i in range(50)))
         fresh_redis.kill()

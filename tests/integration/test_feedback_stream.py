@@ -16,7 +16,7 @@ from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import RedisUnavailable, StoreFull
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.feedback.stream import FeedbackStream
 
 
@@ -76,7 +76,7 @@ async def test_lost_script_is_loaded_again(redis: Redis, stream: FeedbackStream)
 
 
 async def test_full_redis_refuses_and_keeps_what_it_has(fresh_redis: EmbeddedRedis) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     stream = FeedbackStream(redis, ttl_s=60)
     await stream.append([choice(1)])
     await redis.config_set("maxmemory", "100kb")
@@ -89,7 +89,7 @@ async def test_full_redis_refuses_and_keeps_what_it_has(fresh_redis: EmbeddedRed
 
 
 async def test_killed_redis_loses_nothing_that_was_acknowledged(fresh_redis: EmbeddedRedis) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     stream = FeedbackStream(redis, ttl_s=60)
     acknowledged: dict[str, str] = {}
 
@@ -125,7 +125,7 @@ async def test_killed_redis_loses_nothing_that_was_acknowledged(fresh_redis: Emb
 
 
 async def test_redis_that_hangs_is_unavailable_within_seconds(fresh_redis: EmbeddedRedis) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     stream = FeedbackStream(redis, ttl_s=60)
     await stream.append([choice(1)])
     assert fresh_redis.pid is not None

@@ -19,7 +19,7 @@ from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.rounds.publish import publish_once
-from rewardloop_trainer.rounds.round_state import StateFile, TrainerState
+from rewardloop_trainer.rounds.trainer_state import StateFile, TrainerState
 
 
 def leading(archive: Path | str, epoch: int) -> Fence:

@@ -18,7 +18,7 @@ from rewardloop.formats import keys
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import RedisUnavailable, StoreFull
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.intake import Intake
@@ -34,7 +34,7 @@ Event = feedback_pb2.FeedbackEvent
 async def intake(
     url: str, metrics: ServerMetrics, directory: Path | None = None, max_bytes: int = 2**20, drains: bool = True
 ) -> AsyncIterator[Intake]:
-    redis = connect(url)
+    redis = connect_redis(url)
     made = Intake(
         FeedbackStream(redis, ttl_s=60),
         GenerationLog(redis, ttl_s=60),
@@ -54,7 +54,7 @@ async def intake(
 
 
 async def recorded(url: str, stream: str = keys.FEEDBACK_STREAM) -> list[str]:
-    redis = connect(url)
+    redis = connect_redis(url)
     raw: Any = await redis.xrange(stream)
     await redis.aclose()
     return [Event.FromString(fields[keys.EVENT_FIELD.encode()]).event_id for _, fields in raw]
@@ -154,7 +154,7 @@ async def test_spool_is_bounded(fresh_redis: EmbeddedRedis, metrics: ServerMetri
 async def test_signal_about_a_generation_is_filled_in_when_redis_is_back(
     fresh_redis: EmbeddedRedis, metrics: ServerMetrics, tmp_path: Path
 ) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     answers = [policy_pb2.Candidate(text="a"), policy_pb2.Candidate(text="b")]
     prompt = common_pb2.Prompt(text="hi")
     await GenerationLog(redis, 60).put(policy_pb2.Generation(generation_id="g", prompt=prompt, candidates=answers))
@@ -198,7 +198,7 @@ async def test_silent_redis_holds_up_one_call_and_no_other(fresh_redis: Embedded
 async def test_full_redis_is_a_typed_refusal_or_spooled(
     fresh_redis: EmbeddedRedis, metrics: ServerMetrics, tmp_path: Path
 ) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     async with intake(fresh_redis.url, metrics) as signals:
         await redis.config_set("maxmemory", "100kb")
         with pytest.raises(StoreFull) as refusal:

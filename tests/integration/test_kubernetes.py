@@ -82,7 +82,7 @@ def test_threads_fit_the_cpu_limit(manifests: Manifests) -> None:
 
 
 def test_probes_ask_for_services_that_exist(manifests: Manifests) -> None:
-    known = {"serve": set(SERVICES), "policy-worker": {"PolicyService", "ModelService"}}
+    known = {"serve": {service.name for service in SERVICES}, "policy-worker": {"PolicyService", "ModelService"}}
     for workload in _ours(manifests):
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container(workload).get(kind)

@@ -20,10 +20,13 @@ from support.processes import ServeProcess
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import Feedback, Generation, RewardloopClient
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.rounds.round_state import Round
-from rewardloop_trainer.rounds.track import Outcome, Waiting
+from rewardloop_trainer.rounds.pauses import Waiting
+from rewardloop_trainer.rounds.trainer_state import RoundState
+from rewardloop_trainer.vocabulary import Outcome
+
+pytestmark = pytest.mark.long
 
 MOST_COMPARISONS = 60
 
@@ -97,13 +100,15 @@ def test_people_roll_a_poisoned_version_back_and_promote_a_good_one(
     )
     stop = threading.Event()
     with closing(redis.Redis.from_url(redis_url)) as connection:
-        consumer = Consumer(connection, setting.ledger, TrainerMetrics(), flush_age_s=0.01, block_ms=20)
+        consumer = Consumer(
+            connection, setting.ledger, TrainerMetrics(), ConsumerSettings(flush_age_s=0.01, block_ms=20)
+        )
         thread = threading.Thread(target=consumer.run, args=(stop,))
         thread.start()
         try:
             # By force: published without a gate.
-            forced: Round = replace(setting.track.now, phase="published", version="2")
-            setting.track.reach(forced)
+            forced: RoundState = replace(setting.current.state, phase="published", version="2")
+            setting.current.reach(forced)
             angry = People(service, likes_candidate=0.1)
             assert until_decided(setting, angry) == "refused"
             states = {info.version: info.state for info in service.list_versions("policy")}
@@ -114,7 +119,7 @@ def test_people_roll_a_poisoned_version_back_and_promote_a_good_one(
 
             last = setting.ledger.last_stream_id
             assert last is not None
-            setting.track.reach(replace(forced, number=2, version="3", until_stream_id=last))
+            setting.current.reach(replace(forced, number=2, version="3", until_stream_id=last))
             pleased = People(service, likes_candidate=0.9)
             assert until_decided(setting, pleased) == "promoted"
             assert service.get_version("policy").version == "3"

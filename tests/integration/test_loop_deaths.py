@@ -7,34 +7,43 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
 from support.signals import choice
+from support.small_disk import fill, small_disk
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.rounds.loop import Learner, Loop
-from rewardloop_trainer.rounds.round_state import StateFile
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
+from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
+from rewardloop_trainer.rounds.pauses import Interrupted
+from rewardloop_trainer.rounds.trainer_state import StateFile
+from rewardloop_trainer.vocabulary import Outcome
 
 _DYING = """
 import os, pathlib, sys, threading
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.rounds.loop import Learner, Loop
+from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.rounds.round_state import StateFile
+from rewardloop_trainer.rounds.trainer_state import StateFile
 
 directory = pathlib.Path(sys.argv[1])
 
-def run(track):
+def run(current):
     (directory / "rounds" / "reward-1").mkdir(parents=True, exist_ok=True)
     os.kill(os.getpid(), 9)
 
 learner = Learner("reward", 10, 600.0, run)
-parts = [Ledger(directory / "ledger"), StateFile(directory), TrainerMetrics(), directory, threading.Event()]
-loop = Loop([learner], *parts, max_deaths=2)
+parts = [Ledger(directory / "ledger"), StateFile(directory), TrainerMetrics(), threading.Event()]
+loop = Loop([learner], *parts, LoopSettings(directory, max_deaths=2))
 loop.run(max_rounds=1)
 """
 
@@ -58,16 +67,17 @@ class World:
             self.ledger,
             self.file,
             self.metrics,
-            self.directory,
             self.stop,
-            poll_s=0.001,
-            max_deaths=max_deaths,
+            LoopSettings(self.directory, poll_s=0.001, max_deaths=max_deaths),
             clock=lambda: self.now,
         )
 
     def ended(self, outcome: str) -> float:
         labels = {"model": "reward", "outcome": outcome}
         return self.metrics.registry.get_sample_value("rewardloop_trainer_rounds_total", labels) or 0.0
+
+    def disk_errors(self) -> float:
+        return self.metrics.registry.get_sample_value("rewardloop_trainer_disk_errors_total") or 0.0
 
 
 def test_round_that_kills_its_process_is_given_up_and_kept(tmp_path: Path) -> None:
@@ -89,10 +99,10 @@ def test_each_phase_has_deaths_of_its_own_and_a_clean_stop_is_none(tmp_path: Pat
     world = World(tmp_path)
     starts: list[int] = []
 
-    def dies_later(track: RoundTrack) -> Outcome:
-        starts.append(track.now.starts)
-        track.reach(replace(track.now, phase="trained"))
-        starts.append(track.now.starts)
+    def dies_later(current: CurrentRound) -> Outcome:
+        starts.append(current.state.starts)
+        current.reach(replace(current.state, phase="trained"))
+        starts.append(current.state.starts)
         world.stop.set()
         raise Interrupted
 
@@ -115,7 +125,7 @@ def test_full_disk_postpones_a_round_and_counts_no_failure(tmp_path: Path) -> No
     world = World(tmp_path)
     tries: list[float] = []
 
-    def run(track: RoundTrack) -> Outcome:
+    def run(current: CurrentRound) -> Outcome:
         tries.append(world.now)
         if len(tries) < 6:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -129,11 +139,84 @@ def test_full_disk_postpones_a_round_and_counts_no_failure(tmp_path: Path) -> No
     assert len(tries) == 6
 
 
+def _write_weights(path: Path) -> None:
+    save_file({"weights": torch.zeros(1_000_000)}, path)
+
+
+def _write_tokenizer(path: Path) -> None:
+    Tokenizer(WordLevel({str(i): i for i in range(100_000)}, unk_token="0")).save(str(path))
+
+
+@pytest.mark.parametrize("write", [_write_weights, _write_tokenizer])
+def test_a_full_disk_that_a_library_reports_in_its_own_way_postpones_the_round(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    world = World(tmp_path / "work")
+    with small_disk(tmp_path / "disk", kib=8_192) as disk:
+        ballast = fill(disk)
+
+        def run(current: CurrentRound) -> Outcome:
+            write(disk / "file")
+            return "promoted"
+
+        loop = world.loop(run)
+        loop._run_due()
+        assert (world.ended("failed"), world.disk_errors()) == (0, 1)
+        ballast.unlink()
+        world.now += 300.0
+        loop._run_due()
+        assert (world.ended("promoted"), world.ended("failed")) == (1, 0)
+
+
+def test_a_disk_too_full_for_the_state_file_costs_no_round_either(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        world = World(disk)
+        ballasts: list[Path] = []
+
+        def run(current: CurrentRound) -> Outcome:
+            if len(ballasts) < 4:  # more often than the deaths that a round is allowed
+                ballasts.append(fill(disk))
+                (disk / "candidate").write_bytes(b"0" * 100_000)
+            return "promoted"
+
+        loop = world.loop(run, max_deaths=2)
+        while not loop.rounds_ended:
+            for _ in range(2):  # the second attempt finds no room even for its beginning
+                loop._run_due()
+                world.now += 300.0
+            ballasts[-1].unlink(missing_ok=True)
+        assert (len(ballasts), world.ended("promoted"), world.ended("failed"), world.ended("given_up")) == (4, 1, 0, 0)
+        assert world.disk_errors() == 8
+
+
+def test_an_error_that_a_full_disk_led_to_postpones_the_round(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def run(current: CurrentRound) -> Outcome:
+        try:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        except OSError as error:
+            raise RuntimeError("the candidate was not written") from error
+
+    world.loop(run)._run_due()
+    assert (world.ended("failed"), world.disk_errors()) == (0, 1)
+
+
+def test_an_error_of_the_disk_that_is_not_its_room_is_a_failure(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def run(current: CurrentRound) -> Outcome:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    world.loop(run)._run_due()
+    assert (world.ended("failed"), world.disk_errors()) == (1, 0)
+
+
 def test_clock_set_back_holds_up_no_round(tmp_path: Path) -> None:
     world = World(tmp_path)
     tries: list[float] = []
 
-    def run(track: RoundTrack) -> Outcome:
+    def run(current: CurrentRound) -> Outcome:
         tries.append(world.now)
         if len(tries) == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -156,8 +239,8 @@ def test_clock_set_forward_starts_a_round_early_and_no_more(tmp_path: Path) -> N
     world = World(tmp_path)
     rounds: list[int] = []
 
-    def run(track: RoundTrack) -> Outcome:
-        rounds.append(track.now.new_signals)
+    def run(current: CurrentRound) -> Outcome:
+        rounds.append(current.state.new_signals)
         return "promoted"
 
     loop = world.loop(run)

@@ -14,9 +14,11 @@ from support.signals import choice
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.rounds.loop import Learner, Loop
-from rewardloop_trainer.rounds.round_state import Round, StateFile
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack, ServerAway, Waiting
+from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
+from rewardloop_trainer.rounds.trainer_state import RoundState, StateFile
+from rewardloop_trainer.vocabulary import Outcome
 
 
 class Bench:
@@ -46,9 +48,8 @@ class Bench:
             self.ledger,
             self.file,
             self.metrics,
-            self.directory,
             self.stop,
-            poll_s=0.001,
+            LoopSettings(self.directory, poll_s=0.001),
             clock=self.read_clock,
         )
 
@@ -62,15 +63,15 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def learner(run: Callable[[RoundTrack], Outcome], model: str = "reward", **triggers: float) -> Learner:
+def learner(run: Callable[[CurrentRound], Outcome], model: str = "reward", **triggers: float) -> Learner:
     return Learner(model, int(triggers.get("min_signals", 10)), triggers.get("max_interval_s", 600.0), run)
 
 
 def test_round_starts_at_enough_signals_and_covers_them(bench: Bench) -> None:
-    seen: list[Round] = []
+    seen: list[RoundState] = []
 
-    def run(track: RoundTrack) -> Outcome:
-        seen.append(track.now)
+    def run(current: CurrentRound) -> Outcome:
+        seen.append(current.state)
         return "promoted"
 
     loop = bench.loop(learner(run))
@@ -89,7 +90,7 @@ def test_round_starts_at_enough_signals_and_covers_them(bench: Bench) -> None:
 
 
 def test_one_signal_is_enough_after_the_interval_and_none_never_is(bench: Bench) -> None:
-    loop = bench.loop(learner(lambda track: "promoted"))
+    loop = bench.loop(learner(lambda current: "promoted"))
     bench.now += 10_000
     loop.run(ends=lambda: True)
     assert loop.rounds_ended == 0
@@ -105,16 +106,16 @@ def test_one_signal_is_enough_after_the_interval_and_none_never_is(bench: Bench)
 
 
 def test_interrupted_round_goes_on_in_the_next_process_with_the_same_data(bench: Bench) -> None:
-    seen: list[Round] = []
+    seen: list[RoundState] = []
 
-    def interrupted(track: RoundTrack) -> Outcome:
-        seen.append(track.now)
-        track.reach(replace(track.now, phase="gated"))
+    def interrupted(current: CurrentRound) -> Outcome:
+        seen.append(current.state)
+        current.reach(replace(current.state, phase="gated"))
         bench.stop.set()
         raise Interrupted
 
-    def completed(track: RoundTrack) -> Outcome:
-        seen.append(track.now)
+    def completed(current: CurrentRound) -> Outcome:
+        seen.append(current.state)
         return "promoted"
 
     bench.arrive(12)
@@ -129,7 +130,7 @@ def test_interrupted_round_goes_on_in_the_next_process_with_the_same_data(bench:
 def test_failing_round_is_tried_three_times_with_growing_pauses_then_skipped_and_kept(bench: Bench) -> None:
     tries: list[float] = []
 
-    def failing(track: RoundTrack) -> Outcome:
+    def failing(current: CurrentRound) -> Outcome:
         tries.append(bench.now)
         raise ZeroDivisionError("no such luck")
 
@@ -144,18 +145,18 @@ def test_failing_round_is_tried_three_times_with_growing_pauses_then_skipped_and
 
 
 def test_failure_of_one_model_does_not_hold_up_the_other(bench: Bench) -> None:
-    def failing(track: RoundTrack) -> Outcome:
+    def failing(current: CurrentRound) -> Outcome:
         raise ValueError("bad")
 
     bench.arrive(12)
-    bench.loop(learner(failing), learner(lambda track: "promoted", model="policy")).run(max_rounds=1)
+    bench.loop(learner(failing), learner(lambda current: "promoted", model="policy")).run(max_rounds=1)
     assert (bench.ended("policy", "promoted"), bench.ended("reward", "failed")) == (1, 1)
 
 
 def test_absent_server_postpones_the_round_and_counts_no_failure(bench: Bench) -> None:
     answers = iter([ServerAway("away"), ServerAway("away"), None])
 
-    def run(track: RoundTrack) -> Outcome:
+    def run(current: CurrentRound) -> Outcome:
         if (error := next(answers)) is not None:
             raise error
         return "promoted"
@@ -168,7 +169,7 @@ def test_absent_server_postpones_the_round_and_counts_no_failure(bench: Bench) -
 
 def test_refused_candidate_uses_up_its_signals(bench: Bench) -> None:
     bench.arrive(12)
-    loop = bench.loop(learner(lambda track: "refused"))
+    loop = bench.loop(learner(lambda current: "refused"))
     loop.run(ends=lambda: True)
     loop.run(ends=lambda: True)
     assert bench.ended("reward", "refused") == 1
@@ -178,13 +179,13 @@ def test_refused_candidate_uses_up_its_signals(bench: Bench) -> None:
 def test_round_that_waits_for_people_holds_nothing_up_and_is_no_failure(bench: Bench) -> None:
     looked: list[float] = []
 
-    def wait(track: RoundTrack) -> Outcome:
+    def wait(current: CurrentRound) -> Outcome:
         looked.append(bench.now)
         if len(looked) < 3:
             raise Waiting(seconds=5.0)
         return "promoted"
 
-    loop = bench.loop(learner(wait, "policy"), learner(lambda track: "promoted"))
+    loop = bench.loop(learner(wait, "policy"), learner(lambda current: "promoted"))
     bench.arrive(10)
     loop.run(ends=lambda: True)  # the stream is drained: who waits for people does not keep the process
     assert (len(looked), bench.ended("reward", "promoted")) == (1, 1.0)
@@ -192,3 +193,24 @@ def test_round_that_waits_for_people_holds_nothing_up_and_is_no_failure(bench: B
     assert bench.ended("policy", "promoted") == 1.0
     assert bench.ended("policy", "failed") == 0.0
     assert all(later - earlier >= 5.0 for earlier, later in pairwise(looked))
+
+
+def test_a_loop_has_failed_once_a_round_is_skipped_or_waits_to_be_tried_again(bench: Bench) -> None:
+    outcomes: list[Exception | Outcome] = ["promoted", "refused", ServerAway("away"), ValueError("bad"), "promoted"]
+
+    def run(current: CurrentRound) -> Outcome:
+        if isinstance(outcome := outcomes.pop(0), Exception):
+            raise outcome
+        return outcome
+
+    loop = bench.loop(learner(run))
+    for expected in (False, False, False, True, False):  # a success after a failed attempt mends it
+        bench.arrive(12)
+        bench.now += 1_000.0
+        loop._run_due()
+        assert loop.has_failed is expected
+    outcomes += [ValueError("bad")] * 3
+    bench.arrive(12)
+    loop.run(max_rounds=4)
+    assert loop.has_failed
+    assert loop.ended == {"promoted": 2, "refused": 1, "skipped": 1}

@@ -15,7 +15,7 @@ from support.statuses import failure, fields_of, reason_of
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import UnknownVersion
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 
@@ -185,7 +185,7 @@ async def test_least_version_is_met_by_active_or_canary_and_by_nothing_else(serv
 
 
 async def test_other_replicas_converge_on_canary_and_shadow(server: Running, redis_url: str) -> None:
-    redis = connect(redis_url)
+    redis = connect_redis(redis_url)
     replica: VersionHost[Weights] = VersionHost("reward", server.store, load, lambda *_: None)
     follower = asyncio.create_task(replica.follow(ActivePointer(redis), poll_s=0.001))
 

@@ -11,14 +11,14 @@ from support.policy_versions import byte_encoder, small_llama
 from torch import Tensor
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.data.batches import rate_scale
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.data.token_batches import rate_scale
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.learner import Learner
-from rewardloop_trainer.policy.online.ppo import Ppo
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.rollouts import roll_out
+from rewardloop_trainer.policy.rollouts import Sampling, roll_out
 
 torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
@@ -32,13 +32,17 @@ def letters(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Re
     return [[Reward(float(sum(c.islower() for c in text))) if text.strip() else None for text in g] for g in texts]
 
 
+def task_of(settings: OnlineSettings) -> OnlineTask:
+    return OnlineTask(algorithm_of("ppo", settings), settings, PROMPTS)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_rollout_update_and_reference_give_the_sampled_tokens_one_probability(temperature: float) -> None:
     model = small_llama().train()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5  # not to be applied
     learner = Learner(model, ENCODER.format.pad, PPO, has_critic=True)
-    groups = roll_out(learner.policy, ENCODER, PROMPTS, responses=4, max_new_tokens=8, seed=1, temperature=temperature)
+    groups = roll_out(learner.policy, ENCODER, PROMPTS, Sampling(4, 8, seed=1, temperature=temperature))
     said = [rollout for group in groups for rollout in group]
     rows = [rollout.sequence for rollout in said]
     sampled = torch.tensor([[*r.logprobs, *[0.0] * (8 - len(r.logprobs))] for r in said])
@@ -57,7 +61,7 @@ def test_probabilities_that_differ_before_any_update_end_the_run() -> None:
 
     model.lm_head.register_forward_hook(noisy)
     with pytest.raises(ArithmeticError, match="before any update, a probability ratio is"):
-        train_online(model, ENCODER, PROMPTS, letters, Ppo(PPO), PPO)
+        train_online(model, ENCODER, task_of(PPO), letters)
 
 
 @pytest.mark.parametrize(("warmup_steps", "moves"), [(2, False), (1, True)])
@@ -66,7 +70,7 @@ def test_the_policy_stays_while_the_critic_warms_up(warmup_steps: int, moves: bo
     before = {name: value.clone() for name, value in model.named_parameters()}
     critic = PPO.critic.model_copy(update={"warmup_steps": warmup_steps})
     settings = PPO.model_copy(update={"critic": critic})
-    train_online(model, ENCODER, PROMPTS, letters, Ppo(settings), settings)
+    train_online(model, ENCODER, task_of(settings), letters)
     assert any(not torch.equal(value, before[name]) for name, value in model.named_parameters()) == moves
 
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import Overtaken, RedisUnavailable
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 
 
@@ -160,7 +160,7 @@ async def test_moves_at_once_lose_no_version(pointer: ActivePointer) -> None:
 
 
 async def test_redis_away_is_unavailable(fresh_redis: EmbeddedRedis) -> None:
-    redis = connect(fresh_redis.url)
+    redis = connect_redis(fresh_redis.url)
     pointer = ActivePointer(redis)
     await pointer.move("reward", "1", "")
     fresh_redis.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.learning_runs import learning_seed
+from support.policy_versions import publish_policy, quick_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewardloop.formats.store import ModelStore
@@ -23,7 +25,6 @@ from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 from rewardloop_trainer.commands import policy_train as policy_cli
 from rewardloop_trainer.learning.run_rows import read_steps
 
-torch.set_num_threads(1)
 ONLINE = {
     "steps": 8,
     "prompts": 4,
@@ -40,7 +41,7 @@ ONLINE = {
 
 
 class Scorer(reward_pb2_grpc.RewardServiceServicer):
-    """Likes lowercase letters. Answers ``patience`` calls, then none; None: all."""
+    """Likes small digits. Answers ``patience`` calls, then none; None: all."""
 
     def __init__(self) -> None:
         self.patience: int | None = None
@@ -54,7 +55,7 @@ class Scorer(reward_pb2_grpc.RewardServiceServicer):
 
     @staticmethod
     def _scored(group: reward_pb2.ScoreRequest) -> reward_pb2.ScoreBatchItem:
-        scores = [sum("a" <= c <= "z" for c in text) / len(text) for text in group.responses]
+        scores = [sum(c in "01234" for c in text) / len(text) for text in group.responses]
         result = reward_pb2.ScoreResponse(
             scores=[reward_pb2.ResponseScore(score=score, logit=score) for score in scores],
             model_version=common_pb2.ModelVersion(version="1", digest="d"),
@@ -85,7 +86,7 @@ def scorer(scorer_and_address: tuple[Scorer, str]) -> Scorer:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     store = ModelStore(tmp_path_factory.mktemp("store"))
-    publish_policy(store, small_llama(), byte_encoder(64))
+    publish_policy(store, *quick_policy(learning_seed()))
     return store
 
 
@@ -111,44 +112,47 @@ def weights_of(out: Path) -> str:
     return files["model.safetensors"]
 
 
+@pytest.mark.learning
 def test_a_policy_learns_and_is_written_with_what_it_came_from(
     command: list[str], store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = [*command, "--out", str(out), "--heldout-share", "0.3", "--publish", "--seed", "3"]
+    flags = [*command, "--out", str(out), "--heldout-share", "0.3", "--publish", "--seed", str(learning_seed(3))]
     assert policy_cli.main(flags) == 0
     said = capsys.readouterr().out
     steps = read_steps(out / "report")
     assert [row.step for row in steps] == list(range(1, 9))
-    assert steps[-1].figures["score"] > steps[0].figures["score"] + 0.1
+    assert steps[-1].figures["score"] - steps[0].figures["score"] > 0.2
     assert [line.split("  ")[0] for line in said.splitlines()[:8]] == [f"step {i}/8" for i in range(1, 9)]
     assert (out / "report" / "report.png").exists()
     assert not (out / "checkpoints").exists()
 
     about = json.loads((out / "policy" / "run.json").read_text())
-    assert (about["algorithm"], about["seed"], about["start"]["version"]) == ("ppo", 3, "1")
+    assert (about["algorithm"], about["seed"], about["start"]["version"]) == ("ppo", learning_seed(3), "1")
     assert about["settings"]["online"]["steps"] == 8
     assert about["data"]["prompts"] + about["data"]["heldout_prompts"] == 16
     assert about["code_version"]
-    assert about["figures"]["gate_win_rate"] > 0.5
+    assert about["figures"]["gate_win_rate"] > 0.8
     assert steps[-1].figures["gate_win_rate"] == about["figures"]["gate_win_rate"]
     model = AutoModelForCausalLM.from_pretrained(out / "policy")
-    before = small_llama().state_dict()
+    start, encoder = quick_policy(learning_seed())
+    before = start.state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert AutoTokenizer.from_pretrained(out / "policy")("q1").input_ids == byte_encoder().tokenizer.encode("q1").ids
+    assert AutoTokenizer.from_pretrained(out / "policy")("q1").input_ids == encoder.tokenizer.encode("q1").ids
 
     manifest = store.manifest("policy", store.versions("policy")[-1])
-    assert (manifest.parent, manifest.seed, manifest.notes["method"]) == ("1", 3, "ppo")
+    assert (manifest.parent, manifest.seed, manifest.notes["method"]) == ("1", learning_seed(3), "ppo")
     assert manifest.metrics["gate_win_rate"] == about["figures"]["gate_win_rate"]
     assert f"policy {manifest.version} published" in said
 
     published = store.versions("policy")
     assert policy_cli.main(flags) == 0  # nothing is left to do
     assert store.versions("policy") == published
-    assert policy_cli.main([*flags, "--seed", "4"]) == 2
+    assert policy_cli.main([*flags, "--seed", str(learning_seed(4))]) == 2
     assert "choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.learning
 def test_what_the_gate_refuses_is_written_but_not_published(
     command: list[str], store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +182,8 @@ def test_a_run_that_lost_its_server_goes_on_to_the_weights_of_an_uninterrupted_o
     assert weights_of(tmp_path / "other") != weights_of(tmp_path / "whole")
 
 
+@pytest.mark.learning
+@pytest.mark.long
 def test_two_processes_write_one_policy(command: list[str], tmp_path: Path) -> None:
     flags = [*command, "--heldout-share", "0", "--online.steps", "2", "--torch-threads", "1"]
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -192,24 +198,76 @@ def test_two_processes_write_one_policy(command: list[str], tmp_path: Path) -> N
         assert both.figures["score"] == pytest.approx(alone.figures["score"], abs=1e-6)
 
 
+@pytest.mark.learning
 def test_dpo_learns_from_pairs_without_a_server(store: ModelStore, tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{i}", "chosen": "please do", "rejected": "no way"} for i in range(16)]
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "bbbb"} for i in range(16)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "pairs.jsonl"), "--out"]
     flags += [str(tmp_path / "out"), "--heldout-share", "0", "--learning-rate", "2e-3", "--batch-pairs", "8"]
-    assert policy_cli.main([*flags, "--epochs", "4", "--server", "127.0.0.1:1"]) == 0
+    flags += ["--seed", str(learning_seed())]
+    assert policy_cli.main([*flags, "--epochs", "8", "--server", "127.0.0.1:1"]) == 0
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
     assert figures["train_accuracy"] > 0.85  # of all steps, the first included
-    assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 9))
+    assert [row.step for row in read_steps(tmp_path / "out" / "report")] == list(range(1, 17))
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_a_written_policy_is_as_readable_as_the_umask_allows(store: ModelStore, tmp_path: Path, umask: int) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "please do", "rejected": "no"}) + "\n")
+    flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "pairs.jsonl")]
+    before = os.umask(umask)
+    try:
+        assert policy_cli.main([*flags, "--out", str(tmp_path / "out"), "--heldout-share", "0"]) == 0
+    finally:
+        os.umask(before)
+    policy = tmp_path / "out" / "policy"
+    assert {path.stat().st_mode & 0o777 for path in policy.iterdir()} == {0o666 & ~umask}
+    assert policy.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reason"),
+    [
+        ("dpo", "the gradients are not finite"),
+        ("kto", "the gradients are not finite"),
+        ("ppo", "the model's logits are not numbers"),
+        ("online-dpo", "the model's logits are not numbers"),
+    ],
+)
+def test_a_policy_whose_losses_are_no_numbers_is_said_in_a_line(
+    command: list[str],
+    store: ModelStore,
+    tmp_path: Path,
+    algorithm: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, _ = quick_policy(0)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    shutil.copytree(store.fetch("policy", 1), tmp_path / "base")
+    model.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"q{i}", "chosen": "please do", "rejected": "no way"} for i in range(4)]
+    rows += [{"prompt": f"q{i}", "completion": "please do", "label": True} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--version", "", "--base", str(tmp_path / "base"), "--prompts", str(tmp_path / "rows.jsonl")]
+    flags += ["--algorithm", algorithm, "--heldout-share", "0", "--out", str(tmp_path / "out")]
+    assert policy_cli.main([*command, *flags]) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert len([line for line in said.splitlines() if line.startswith("rewardloop policy-train: ")]) == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "policy").exists()
+
+
+@pytest.mark.learning
 def test_kto_learns_from_thumbs_without_a_server(store: ModelStore, tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{i}", "completion": "please do", "label": True} for i in range(8)]
-    rows += [{"prompt": f"q{i}", "response": "no way", "down": 2} for i in range(8, 16)]
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": True} for i in range(8)]
+    rows += [{"prompt": f"q{i}", "response": "bbbb", "down": 2} for i in range(8, 16)]
     (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--base", str(store.fetch("policy", 1)), "--prompts", str(tmp_path / "thumbs.jsonl"), "--out"]
     flags += [str(tmp_path / "out"), "--heldout-share", "0", "--algorithm", "kto", "--kto.learning-rate", "2e-3"]
-    flags += ["--kto.batch-thumbs", "8", "--kto.epochs", "4", "--server", "127.0.0.1:1"]
+    flags += ["--kto.batch-thumbs", "8", "--kto.epochs", "4", "--seed", str(learning_seed()), "--server", "127.0.0.1:1"]
     assert policy_cli.main(flags) == 0
     figures = json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["figures"]
     assert (figures["train_thumbs"], figures["train_thumbs_merged"]) == (16, 8)
@@ -247,7 +305,7 @@ def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--version", "", "--base", "/nowhere/at/all"], "/nowhere/at/all: there is no such directory"),
         (["--version", "77"], "the store has no version 77 of policy"),
         (["--server", "127.0.0.1:1"], "no scores from 127.0.0.1:1"),
         (["--algorithm", "dpo", "--heldout-share", "0"], "dpo learns from pairs"),
@@ -287,8 +345,8 @@ def test_flags_that_do_not_go_together_are_refused(
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys; from rewardloop_trainer import policy_cli\n"
-        "try: policy_cli.main(['--help'])\n"
+        "import sys; from rewardloop_trainer.commands import policy_train\n"
+        "try: policy_train.main(['--help-all'])\n"
         "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

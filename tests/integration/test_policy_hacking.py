@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from support.policy_rounds import Setting, fake_server
 
 from rewardloop.formats import keys
@@ -27,9 +28,10 @@ def reasons(directory: Path, number: int) -> str:
     return "\n".join(json.loads((directory / "work/refused" / f"policy-{number}/reasons.json").read_text())["reasons"])
 
 
+@pytest.mark.learning
 def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, server=fake_server(OfTwoMinds))
-    first = setting.track.now
+    first = setting.current.state
 
     def alarm() -> float | None:
         return setting.metrics.registry.get_sample_value("rewardloop_reward_hacking")
@@ -38,7 +40,7 @@ def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_
         policy = setting.settings.policy
         gate = policy.gate.model_copy(update={"judge_version": judge_version})
         setting.settings = setting.settings.model_copy(update={"policy": policy.model_copy(update={"gate": gate})})
-        setting.track.reach(replace(first, number=number))
+        setting.current.reach(replace(first, number=number))
         return setting.round().run()
 
     setting.redis.hset(keys.ACTIVE, "reward", json.dumps({"version": "1", "previous": []}))

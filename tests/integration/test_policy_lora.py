@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from support.policy_versions import byte_encoder, small_llama
-from support.torchrun_training import PROMPTS
+from support.learning_runs import learning_seed
+from support.policy_versions import FEW_CHARACTERS, byte_encoder, quick_policy
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.learner import Learner
-from rewardloop_trainer.policy.online.ppo import Ppo
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
 
-torch.set_num_threads(1)
-ENCODER = byte_encoder(64)
+ENCODER = byte_encoder(64, FEW_CHARACTERS)
+PROMPTS: list[Prompt] = [(Turn("user", f"q{i}"),) for i in range(5)]
 ROWS = [Completion((5, 6, 7, 8, 9, 1), 3), Completion((9, 8, 7, 6, 5, 4, 3, 1), 2)]
 SETTINGS = OnlineSettings.model_validate(
     {
@@ -45,16 +46,23 @@ SETTINGS = OnlineSettings.model_validate(
 
 
 def peaked_llama() -> Any:
-    model = small_llama()
+    model, _ = quick_policy(learning_seed())
     with torch.no_grad():
         model.lm_head.weight.mul_(5)
     return model
 
 
 def small_gpt2() -> Any:
-    torch.manual_seed(0)
+    torch.manual_seed(learning_seed())
     config = GPT2Config(
-        vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=128, eos_token_id=1, bos_token_id=1, pad_token_id=0
+        vocab_size=2 + len(FEW_CHARACTERS),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        eos_token_id=1,
+        bos_token_id=1,
+        pad_token_id=0,
     )
     model: Any = GPT2LMHeadModel(config)
     with torch.no_grad():  # it is the head too
@@ -65,17 +73,19 @@ def small_gpt2() -> Any:
 MODELS = pytest.mark.parametrize("build", [peaked_llama, small_gpt2], ids=["llama", "gpt2"])
 
 
-def lowercase(_: list[Prompt], texts: list[list[str]]) -> list[list[Reward | None]]:
-    return [[Reward(sum("a" <= c <= "z" for c in t) / len(t)) if t.strip() else None for t in g] for g in texts]
+def small_digits(_: list[Prompt], texts: list[list[str]]) -> list[list[Reward | None]]:
+    return [[Reward(sum(c in "01234" for c in t) / len(t)) if t.strip() else None for t in g] for g in texts]
 
 
+@pytest.mark.learning
 @MODELS
 def test_ppo_with_adapters_learns_and_leaves_a_plain_model(build: Callable[[], Any], tmp_path: Path) -> None:
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    outcome = train_online(model, ENCODER, PROMPTS, lowercase, Ppo(SETTINGS), SETTINGS, seed=3)
+    task = OnlineTask(algorithm_of("ppo", SETTINGS), SETTINGS, PROMPTS)
+    outcome = train_online(model, ENCODER, task, small_digits, seed=learning_seed(3))
     scores = [done.figures["score"] for done in outcome.history]
-    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.1
+    assert sum(scores[-3:]) / 3 - scores[0] > 0.1
     assert outcome.history[0].figures["kl"] == pytest.approx(0, abs=1e-5)
     assert outcome.history[-1].figures["kl"] > 0.1
 

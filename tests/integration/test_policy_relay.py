@@ -17,7 +17,7 @@ from support.statuses import failure, fields_of, reason_of
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc, policy_pb2, policy_pb2_grpc
 from rewardloop_server.calls.errors import InvalidRequest, QueueFull, UnknownVersion
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits, validate_prompt
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -113,7 +113,7 @@ async def link(address: str) -> AsyncIterator[PolicyWorkerLink]:
 
 @pytest.fixture
 async def front(link: PolicyWorkerLink, serve: Serve, tmp_path: Path) -> AsyncIterator[Front]:
-    models = ModelServicer({}, ModelStore(tmp_path), ActivePointer(connect("redis://127.0.0.1:1/0")), link)
+    models = ModelServicer({}, ModelStore(tmp_path), ActivePointer(connect_redis("redis://127.0.0.1:1/0")), link)
     async with serve(
         (policy_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyRelay(link)),
         (model_pb2_grpc.add_ModelServiceServicer_to_server, models),

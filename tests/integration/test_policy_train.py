@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.learning_runs import learning_seed
 from support.policy_rounds import Setting, fake_server
 from support.policy_versions import byte_encoder, small_llama
 
@@ -20,15 +21,17 @@ from rewardloop_trainer.data.completions import Completion, encode_completions, 
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.preferences import Pair, split_of
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
-from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
-from rewardloop_trainer.policy.settings import DpoSettings
+from rewardloop_trainer.learning.run_control import RunControl
+from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.offline_settings import DpoSettings
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
-from rewardloop_trainer.rounds.track import Interrupted, ServerAway
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway
 
-torch.set_num_threads(1)
 ENCODER = byte_encoder(64)
-DPO = DpoSettings.model_validate({"learning_rate": 2e-3, "batch_pairs": 4, "epochs": 2, "sft_weight": 0.0})
+DPO = DpoSettings.model_validate(
+    {"learning_rate": 2e-3, "batch_pairs": 4, "epochs": 2, "sft_weight": 0.0, "seed": learning_seed()}
+)
 
 
 def asked(text: str) -> tuple[Turn, ...]:
@@ -80,31 +83,34 @@ def test_pairs_of_equal_texts_become_one_with_their_weight() -> None:
 
 @pytest.mark.parametrize(("loss", "expected"), [("sigmoid", math.log(2)), ("ipo", 25.0), ("hinge", 1.0)])
 def test_before_the_first_step_policy_and_reference_are_equal(loss: str, expected: float) -> None:
-    seen: list[PolicyProgress] = []
+    seen: list[DpoProgress] = []
     settings = DPO.model_copy(update={"loss": loss})
-    train_policy(small_llama(), ENCODER, polite_pairs(8), [], settings, on_progress=seen.append)
+    train_policy(small_llama(), ENCODER, polite_pairs(8), [], settings, RunControl(on_step=seen.append))
     first = seen[0].figures
     assert first.loss == pytest.approx(expected, rel=1e-4)
     assert first.margin == pytest.approx(0, abs=1e-5)
     assert first.kl == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.learning
 def test_it_learns_what_was_preferred_on_prompts_it_did_not_see() -> None:
-    model = small_llama()
+    model = small_llama(learning_seed())
     outcome = train_policy(model, ENCODER, polite_pairs(32), polite_pairs(8, start=90), DPO)
     assert outcome.figures["heldout_accuracy"] == 1.0
-    assert outcome.figures["heldout_margin"] > 0.1
+    assert outcome.figures["heldout_margin"] > 1
     assert outcome.figures["heldout_kl"] > 0
     assert outcome.steps == 16
 
 
+@pytest.mark.learning
 def test_the_sft_term_holds_the_chosen_responses_up() -> None:
     def chosen(sft_weight: float) -> float:
         settings = DPO.model_copy(update={"sft_weight": sft_weight})
         pairs = polite_pairs(16)
-        return train_policy(small_llama(), ENCODER, pairs, pairs, settings).figures["train_chosen_log_ratio"]
+        outcome = train_policy(small_llama(learning_seed()), ENCODER, pairs, pairs, settings)
+        return outcome.figures["train_chosen_log_ratio"]
 
-    assert chosen(1.0) > chosen(0.0)
+    assert chosen(1.0) - chosen(0.0) > 1
 
 
 def test_how_a_step_is_split_into_forward_passes_changes_nothing() -> None:
@@ -126,14 +132,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     def stop_after_three() -> bool:
         return steps >= 3
 
-    def count(_: PolicyProgress) -> None:
+    def count(_: DpoProgress) -> None:
         nonlocal steps
         steps += 1
 
     with pytest.raises(TrainingStopped):
-        train_policy(stopped, ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", count, stop_after_three)
+        train_policy(stopped, ENCODER, polite_pairs(16), [], DPO, RunControl(tmp_path / "c", count, stop_after_three))
     resumed, seen = small_llama(), []
-    train_policy(resumed, ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", seen.append)
+    train_policy(resumed, ENCODER, polite_pairs(16), [], DPO, RunControl(tmp_path / "c", seen.append))
     assert [p.step for p in seen] == [4, 5, 6, 7, 8]
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
@@ -142,19 +148,24 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_pairs_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped):
-        train_policy(small_llama(), ENCODER, polite_pairs(16), [], DPO, tmp_path / "c", should_stop=lambda: True)
-    seen: list[PolicyProgress] = []
-    train_policy(small_llama(), ENCODER, polite_pairs(12), [], DPO, tmp_path / "c", seen.append)
+        train_policy(
+            small_llama(), ENCODER, polite_pairs(16), [], DPO, RunControl(tmp_path / "c", should_stop=lambda: True)
+        )
+    seen: list[DpoProgress] = []
+    train_policy(small_llama(), ENCODER, polite_pairs(12), [], DPO, RunControl(tmp_path / "c", seen.append))
     assert seen[0].step == 1
 
 
+@pytest.mark.learning
 def test_sft_learns_completions_and_weighs_tokens_not_rows() -> None:
-    model = small_llama()
+    model = small_llama(learning_seed())
     examples = [(asked("hi"), "yes"), (asked("hello there"), "certainly, of course")]
     rows = [row for row in encode_completions(ENCODER, examples) if row is not None]
     expected = -sequence_logprobs(model, rows, 0, 10_000).sum().item() / sum(row.tokens for row in rows)
     losses: list[float] = []
-    settings = SftSettings.model_validate({"epochs": 60, "learning_rate": 1e-2, "micro_batch_tokens": 1})
+    settings = SftSettings.model_validate(
+        {"epochs": 60, "learning_rate": 1e-2, "micro_batch_tokens": 1, "seed": learning_seed()}
+    )
     dialogues = [Dialogue.answered(prompt, text) for prompt, text in examples]
     outcome = train_sft(model, ENCODER, dialogues, settings, lambda p: losses.append(p.loss))
     assert losses[0] == pytest.approx(expected, rel=1e-4)
@@ -169,15 +180,16 @@ def test_the_trainer_never_imports_the_server() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.learning
 def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url)
     assert setting.round().run() == "promoted"
-    assert setting.track.now.phase == "promoted"
+    assert setting.current.state.phase == "promoted"
     assert setting.server.get_version("policy").version == "2"
     manifest = setting.store.manifest("policy", 2)
     assert manifest.parent == "1"
-    assert manifest.metrics["gate_win_rate"] > 0.5
-    assert manifest.metrics["heldout_accuracy"] > 0.5
+    assert manifest.metrics["gate_win_rate"] > 0.8
+    assert manifest.metrics["heldout_accuracy"] > 0.9
     heldout = {f"q{i}" for i in range(60) if split_of(asked(f"q{i}"), 0.3) == "heldout"}
     assert manifest.metrics["gate_prompts"] == len(heldout)
     assert manifest.data is not None
@@ -188,8 +200,9 @@ def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url:
     assert setting.store.fetch("policy", 2).is_dir()
 
 
+@pytest.mark.learning
 def test_a_round_that_does_not_win_is_refused_and_kept_with_its_reasons(tmp_path: Path, redis_url: str) -> None:
-    setting = Setting(tmp_path, redis_url, gate={"least_win_rate": 0.999999, "max_new_tokens": 8, "responses": 2})
+    setting = Setting(tmp_path, redis_url, server=fake_server(sign=-1))
     assert setting.round().run() == "refused"
     assert setting.store.versions("policy") == [1]
     kept = json.loads((tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text())
@@ -197,6 +210,7 @@ def test_a_round_that_does_not_win_is_refused_and_kept_with_its_reasons(tmp_path
     assert setting.round().run() == "refused"
 
 
+@pytest.mark.learning
 def test_a_stopped_round_goes_on_and_a_missing_server_is_waited_for(tmp_path: Path, redis_url: str) -> None:
     server = fake_server()
     setting = Setting(tmp_path, redis_url, server=server)
@@ -207,6 +221,6 @@ def test_a_stopped_round_goes_on_and_a_missing_server_is_waited_for(tmp_path: Pa
     server.fail("score_batch", Unreachable("gone"), times=4)
     with pytest.raises(ServerAway):
         setting.round().run()
-    assert setting.track.now.phase == "trained"
+    assert setting.current.state.phase == "trained"
     assert setting.round().run() == "promoted"
     assert setting.store.versions("policy") == [1, 2]

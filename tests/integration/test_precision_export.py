@@ -15,6 +15,8 @@ from rewardloop.formats.text import Turn
 from rewardloop_trainer.commands import export as export_cli
 from rewardloop_trainer.data.gate_pairs import CorruptPairs, read_pairs
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,13 +21,14 @@ from rewardloop_trainer.export.adapter import write_adapter
 from rewardloop_trainer.export.parity import open_session, run_session, run_trees
 from rewardloop_trainer.export.precision import (
     LEAST_PAIRS,
+    JudgedPairs,
     UnconvertibleGraph,
     choose_precision,
     convert,
     graph_margins,
 )
-from rewardloop_trainer.reward.batches import collate
 from rewardloop_trainer.reward.evaluate import pair_margins
+from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
 
 Logits: TypeAlias = npt.NDArray[np.float32]
@@ -150,7 +151,7 @@ def test_a_conversion_that_agrees_replaces_the_graph(tmp_path: Path) -> None:
     clear = np.argsort(-np.abs(margins))[:LEAST_PAIRS]  # a random model's ties are no matter here
     pairs, margins = [pairs[i] for i in clear], margins[clear]
     calibration = mixed_sequences(export.encoder, 40, seed=5)
-    choice = choose_precision(tmp_path, "int8", pairs, export.encoder, margins, calibration)
+    choice = choose_precision(tmp_path, "int8", JudgedPairs(pairs, margins, export.encoder), calibration)
     assert (choice.precision, choice.reasons) == ("int8", ())
     assert choice.figures["precision_agreement"] >= 0.995
     assert choice.figures["precision_pairs"] == LEAST_PAIRS
@@ -165,7 +166,7 @@ def test_a_conversion_that_is_not_proved_leaves_the_graph_as_it_was(tmp_path: Pa
     shutil.copy(export.onnx, tmp_path / MODEL)
     pairs = _pairs(count)
     other = -pair_margins(export.model, export.encoder, pairs)  # margins of a model that judges the other way round
-    choice = choose_precision(tmp_path, "int8", pairs, export.encoder, other)
+    choice = choose_precision(tmp_path, "int8", JudgedPairs(pairs, other, export.encoder))
     assert choice.precision == "float32"
     assert choice.reasons
     assert (tmp_path / MODEL).read_bytes() == export.onnx.read_bytes()

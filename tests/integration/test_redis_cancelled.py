@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from rewardloop_server.calls.redis_link import connect, redis_errors
+from rewardloop_server.calls.redis_link import connect_redis, redis_errors
 
 
 async def test_cancellation_ends_a_task_that_asks_redis(redis_url: str) -> None:
@@ -17,7 +17,7 @@ async def test_cancellation_ends_a_task_that_asks_redis(redis_url: str) -> None:
                 await redis.get("x")
 
     for _ in range(200):
-        redis = connect(redis_url)
+        redis = connect_redis(redis_url)
         task = asyncio.create_task(ask())
         await asyncio.sleep(0.006 * chance.random())
         task.cancel()

@@ -18,12 +18,12 @@ from support.signals import choice
 from rewardloop.formats import keys
 from rewardloop.v1 import policy_pb2
 from rewardloop_server.calls.errors import RedisUnavailable
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 from rewardloop_trainer.archive import redis_link
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -31,7 +31,7 @@ from rewardloop_trainer.metrics import TrainerMetrics
 
 async def use_everything(url: str) -> None:
     """Each command that the serving processes send."""
-    redis = connect(url)
+    redis = connect_redis(url)
     stream, pointer, log = FeedbackStream(redis, 60), ActivePointer(redis), GenerationLog(redis, 60)
     deadline = time.monotonic() + 30
     while not await stream.is_reachable():
@@ -55,10 +55,12 @@ async def use_everything(url: str) -> None:
 @contextmanager
 def consuming(url: str, archive: Path) -> Iterator[Consumer]:
     """A trainer's consumer and leader's lock."""
-    client, stop = redis_link.connect(url), threading.Event()
+    client, stop = redis_link.connect_redis(url), threading.Event()
     lock = LeaderLock(client, ttl_s=5)
     assert lock.wait(stop)
-    consumer = Consumer(client, Ledger(archive), TrainerMetrics(), flush_age_s=0.05, maintain_every_s=0.2)
+    consumer = Consumer(
+        client, Ledger(archive), TrainerMetrics(), ConsumerSettings(flush_age_s=0.05, maintain_every_s=0.2)
+    )
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -91,7 +93,7 @@ def drained(consumer: Consumer) -> Callable[[], bool]:
 def test_server_and_trainer_work_over(kind: Any, tmp_path: Path) -> None:
     with kind(tmp_path / "redis") as url:
         asyncio.run(use_everything(url))
-        client: Any = redis_link.connect(url)
+        client: Any = redis_link.connect_redis(url)
         client.xadd(keys.FEEDBACK_STREAM, {"event": b"no signal"})
         with consuming(url, tmp_path / "ledger") as consumer:
             until(drained(consumer))
@@ -105,12 +107,12 @@ def test_user_without_rights_is_told_apart_from_a_bug(tmp_path: Path) -> None:
     with tls_with_acl(tmp_path / "redis") as url:
 
         async def call(wrong: str) -> None:
-            redis = connect(wrong)
+            redis = connect_redis(wrong)
             with pytest.raises(RedisUnavailable):
                 await ActivePointer(redis).read("reward")
             await redis.aclose()
 
-        until(lambda: bool(redis_link.connect(url).ping()))
+        until(lambda: bool(redis_link.connect_redis(url).ping()))
         asyncio.run(call(url.replace("s3cret", "wrong")))
         asyncio.run(call(url.partition("?")[0]))  # no certificate of the authority
 
@@ -119,7 +121,7 @@ def test_signals_and_pointer_outlive_a_failover(tmp_path: Path) -> None:
     with sentinels(tmp_path / "redis") as group:
 
         async def record_through_a_failover() -> tuple[list[int], float]:
-            redis = connect(group.url)
+            redis = connect_redis(group.url)
             stream, pointer = FeedbackStream(redis, 60), ActivePointer(redis)
             await pointer.move("reward", "4", "before")
             acknowledged, refused_at, gap = [], 0.0, 0.0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -54,6 +57,34 @@ def test_torn_end_of_the_append_only_file_is_cut_off(fresh_redis: EmbeddedRedis)
             file.write(b"*3\r\n$3\r\nSET\r\n$1\r\nb")
         fresh_redis.start()
         assert client.get("a") == b"1"
+
+
+def test_a_server_whose_start_cannot_be_recorded_is_known_and_recorded_later(tmp_path: Path) -> None:
+    is_full, recorded = True, list[int]()
+
+    def record(pid: int) -> None:
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        recorded.append(pid)
+
+    server = EmbeddedRedis(tmp_path / "redis", on_start=record)
+    try:
+        server.start()
+        pid = server.pid
+        assert pid is not None
+        assert psutil.pid_exists(pid)
+        is_full = False
+        deadline = time.monotonic() + 20.0
+        while not recorded:
+            assert time.monotonic() < deadline
+            server.retry_record()
+        server.retry_record()
+        assert recorded == [pid]
+        with pytest.raises(RedisServerError, match=rf"\(pid {pid}\)"):
+            EmbeddedRedis(server.data_dir).start()
+    finally:
+        server.stop()
+    assert not psutil.pid_exists(pid)
 
 
 def test_missing_binary_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from rewardloop_trainer.export.precision import LEAST_PAIRS, convert, graph_marg
 from rewardloop_trainer.reward.evaluate import pair_margins
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
-from rewardloop_trainer.reward.start import Start, TrunkFiles
+from rewardloop_trainer.reward.start import RewardStart, TrunkFiles
 
 PAIRS = [
     Pair((Turn("user", f"{WORDS[i % 13]} {i}"),), f"{WORDS[i % 7]} {i}", f"{WORDS[i % 5]} {WORDS[i % 11]}")
@@ -25,9 +25,9 @@ PAIRS = [
 ]
 
 
-def start_on(trunk: Export, precision: str = "float32") -> Start:
+def start_on(trunk: Export, precision: str = "float32") -> RewardStart:
     manifest = Manifest("reward", version="1", digest="d", precision=precision)
-    return Start(trunk.model, trunk.encoder, "base", trunk.directory, TrunkFiles(manifest, trunk.directory))
+    return RewardStart(trunk.model, trunk.encoder, "base", trunk.directory, TrunkFiles(manifest, trunk.directory))
 
 
 def trial(model: RewardModel, export: Export, pairs: list[Pair]) -> Trial:
@@ -46,7 +46,7 @@ def test_a_round_makes_a_delta_where_the_graph_takes_its_layers() -> None:
     assert not is_delta(start, RewardHyperparameters.model_validate({"method": "lora"}))
     more = DELTA.model_copy(update={"lora": DELTA.lora.model_copy(update={"modules": "all"})})
     assert not is_delta(start, more)
-    assert not is_delta(Start(start.model, start.encoder, "base", None, None), DELTA)
+    assert not is_delta(RewardStart(start.model, start.encoder, "base", None, None), DELTA)
 
 
 def test_a_delta_is_proved_over_its_trunks_graph(tmp_path: Path) -> None:
@@ -60,6 +60,7 @@ def test_a_delta_is_proved_over_its_trunks_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.long
 def test_a_delta_over_an_int8_graph_is_judged_as_a_change_of_precision(kind: str, tmp_path: Path) -> None:
     whole = exported(kind)
     shutil.copytree(whole.directory, tmp_path / "trunk")

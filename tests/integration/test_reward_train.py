@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.learning_runs import learning_seed
 from support.reward_bases import encoder_for, save_base
 
 from rewardloop.formats.text import Encoder, Turn
@@ -21,14 +22,18 @@ from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import Progress, train_reward
 
 FAST = RewardTraining(
-    learning_rate=3e-3, head_learning_rate=1e-2, epochs=3, sequences_per_step=16, checkpoint_every_steps=0
+    learning_rate=3e-3,
+    head_learning_rate=1e-2,
+    epochs=3,
+    sequences_per_step=16,
+    checkpoint_every_steps=0,
+    seed=learning_seed(),
 )
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return save_base("bert", tmp_path_factory.mktemp("base"))
+    return save_base("bert", tmp_path_factory.mktemp("base"), learning_seed())
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,9 @@ def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.learning
 def test_it_learns_what_was_preferred_and_not_the_length(base: Path, encoder: Encoder) -> None:
-    model = RewardModel.from_base(base, heads=3)
+    model = RewardModel.from_base(base, heads=3, seed=learning_seed())
     seen: list[Progress] = []
     outcome = train_reward(model, encoder, TRAIN, HELDOUT, FAST, on_progress=seen.append)
     assert outcome.heldout.accuracy >= 0.95
@@ -144,6 +150,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_used(base: Path, encoder: Encoder
     assert are_equal(weights(fresh), weights(resumed))
 
 
+@pytest.mark.learning
 def test_every_kind_of_signal_teaches(base: Path, encoder: Encoder) -> None:
     prompt = (Turn("user", "q"),)
     kinds: list[list[Record]] = [
@@ -158,29 +165,31 @@ def test_every_kind_of_signal_teaches(base: Path, encoder: Encoder) -> None:
         ],
     ]
     for records in kinds:
-        model = RewardModel.from_base(base, heads=2)
-        train_reward(model, encoder, records, [], FAST)
-        assert head_margins(model, encoder, [Pair(prompt, "thanks", "no")]).mean() > 0.5
+        model = RewardModel.from_base(base, heads=2, seed=learning_seed())
+        train_reward(model, encoder, records, [], FAST.model_copy(update={"epochs": 6}))
+        assert head_margins(model, encoder, [Pair(prompt, "thanks", "no")]).mean() > 1
 
 
 def replace_prompt(i: int) -> tuple[Turn, ...]:
     return (Turn("user", f"q{i}"),)
 
 
+@pytest.mark.learning
 def test_ties_bring_scores_together(base: Path, encoder: Encoder) -> None:
     probe = [Pair((Turn("user", "q"),), "thanks", "no")]
     ties = [TiedPair(replace_prompt(i), "thanks", "no", event_id=f"t{i}") for i in range(60)]
-    model = RewardModel.from_base(base, heads=2)
+    model = RewardModel.from_base(base, heads=2, seed=learning_seed())
     train_reward(model, encoder, TRAIN, [], FAST)
     before = abs(head_margins(model, encoder, probe)).mean()
     train_reward(model, encoder, ties, [], FAST)
     assert abs(head_margins(model, encoder, probe)).mean() < before / 2
 
 
+@pytest.mark.learning
 def test_bootstrap_keeps_the_heads_apart(base: Path, encoder: Encoder) -> None:
     spread = {}
     for scheme in ("none", "poisson", "bernoulli"):
-        model = RewardModel.from_base(base, heads=4)
+        model = RewardModel.from_base(base, heads=4, seed=learning_seed())
         with torch.no_grad():  # the same start: all difference comes from the signals that each head sees
             model.heads.weight.copy_(model.heads.weight[:1].expand(4, -1))
         settings = FAST.model_copy(update={"bootstrap": scheme, "epochs": 1})
@@ -190,11 +199,12 @@ def test_bootstrap_keeps_the_heads_apart(base: Path, encoder: Encoder) -> None:
     assert spread["bernoulli"] > 1e-3
 
 
+@pytest.mark.learning
 def test_it_stops_early_and_keeps_the_best_weights(base: Path, encoder: Encoder) -> None:
     # Held-out people want the opposite: every step makes the held-out loss worse.
     opposite = [replace(p, chosen=p.rejected, rejected=p.chosen) for p in HELDOUT]
     settings = FAST.model_copy(update={"evaluate_every_steps": 2, "patience": 2, "epochs": 5})
-    model = RewardModel.from_base(base, heads=2)
+    model = RewardModel.from_base(base, heads=2, seed=learning_seed())
     losses: list[float] = []
     outcome = train_reward(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.learning_runs import THREADS, learning_seed
 from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.store import ModelStore
@@ -34,7 +36,7 @@ def dialogues(count: int) -> list[Dialogue]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("base")
-    small_llama(1).save_pretrained(directory)
+    small_llama(learning_seed(1)).save_pretrained(directory)
     ENCODER.tokenizer.save(str(directory / "tokenizer.json"))
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "pad_token": "<pad>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(special))
@@ -48,14 +50,22 @@ def write_rows(path: Path, count: int) -> Path:
 
 
 def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
-    fixed = ["--device", "cpu", "--torch-threads", "1", "--learning-rate", "0.01", "--batch-examples", "8"]
+    fixed = ["--device", "cpu", "--torch-threads", str(THREADS), "--learning-rate", "0.01", "--batch-examples", "8"]
+    fixed += ["--seed", str(learning_seed())]
     return ["--base", str(base), "--data", str(data), "--out", str(out), *fixed, *more]
+
+
+def umask() -> int:
+    """The bits that new files do not get."""
+    os.umask(found := os.umask(0))
+    return found
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 
 
+@pytest.mark.learning
 def test_a_base_learns_a_file_with_bad_rows_and_the_result_exports(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +82,7 @@ def test_a_base_learns_a_file_with_bad_rows_and_the_result_exports(
     before, after = said.out.split("perplexity ")[1].split(" (")[0].split(" -> ")
     assert float(after) < 0.2 * float(before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out", "out.rejected.jsonl"]
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask()}
     store = str(tmp_path / "models")
     assert export_cli.main(["--base", str(out), "--store", store, "--model", "policy"]) == 0
     assert ModelStore(store).versions("policy") == [1]
@@ -89,8 +100,9 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_written(
     for arguments, reason in (
         (command(base, tmp_path / "absent.jsonl", out), "no such file"),
         (command(base, empty, out), "has no row to train on"),
-        (command(tmp_path / "no-base", data, out), "no usable tokenizer"),
-        (command(base, data, taken), "is there already"),
+        (command(tmp_path / "no-base", data, out), "there is no such directory"),
+        (command(taken, data, out), "no usable tokenizer"),
+        (command(base, data, taken), "exists already"),
         (command(base, data, out, "--max-length", "8"), "there is nothing to train on"),
     ):
         assert sft_cli.main(arguments) == 2

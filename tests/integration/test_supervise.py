@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,9 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
+from rewardloop_local import supervise
 from rewardloop_local.supervise import Process, Supervisor
 
 
@@ -65,3 +69,38 @@ async def test_process_that_cannot_be_started_now_is_tried_again(tmp_path: Path)
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     await until(lambda: process.is_running and process.restarts >= 3)
     await supervisor.stop()
+
+
+async def test_process_whose_start_cannot_be_recorded_runs_on_and_is_recorded_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_full, recorded = True, list[int]()
+
+    def fail_on_a_full_disk() -> None:
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def record(pid: int) -> None:
+        fail_on_a_full_disk()
+        recorded.append(pid)
+
+    class FullLog:
+        def warning(self, event: str, **fields: object) -> None:
+            fail_on_a_full_disk()
+
+        error = warning
+
+    monkeypatch.setattr(supervise, "log", FullLog())
+    sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+    process = Process("sleeper", sleeper, tmp_path / "log", on_start=record)
+    supervisor = Supervisor()
+    supervisor.add(process)
+    first = process.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: process.restarts == 1 and process.is_running)
+    is_full = False
+    await until(lambda: recorded)
+    assert recorded == [process.pid]
+    await supervisor.stop()
+    assert not process.is_running

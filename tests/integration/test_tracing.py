@@ -29,14 +29,14 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.process.grpc_tracing import ServerTracing, carried
 from rewardloop.v1 import feedback_pb2_grpc
 from rewardloop_client import AsyncRewardloopClient, Feedback, InvalidRequest, RewardloopClient
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.servicer import FeedbackServicer
 from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.tracing import TrainerTracing
@@ -64,7 +64,7 @@ def spans(exporter: InMemorySpanExporter) -> Iterator[Callable[[], list[Readable
 @asynccontextmanager
 async def feedback(redis_url: str, *, is_traced: bool = True) -> AsyncIterator[str]:
     """The address of a FeedbackService."""
-    client = connect(redis_url)
+    client = connect_redis(redis_url)
     around = [ServerTracing()] if is_traced else []
     server = grpc.aio.server(interceptors=[*around, RewardloopInterceptor(ServerMetrics())])
     stream = FeedbackStream(client, ttl_s=60, carried=carried) if is_traced else FeedbackStream(client, ttl_s=60)
@@ -90,7 +90,9 @@ def consume_all(redis_url: str, directory: Path, tracing: TrainerTracing) -> lis
     """Archive what the stream holds; returns the event ids in the ledger."""
     ledger = Ledger(directory / "ledger")
     with redis.Redis.from_url(redis_url) as client:
-        consumer = Consumer(client, ledger, TrainerMetrics(), flush_age_s=0.05, block_ms=20, tracing=tracing)
+        consumer = Consumer(
+            client, ledger, TrainerMetrics(), ConsumerSettings(flush_age_s=0.05, block_ms=20), tracing=tracing
+        )
         stop = threading.Event()
         thread = threading.Thread(target=consumer.run, args=(stop,))
         thread.start()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from rewardloop.process.settings import parse
-from rewardloop_demo.learning import Algorithm, train_args
 from rewardloop_trainer.settings import TrainSettings
 
 
@@ -66,16 +64,6 @@ def test_unknown_and_wrong_settings_are_named(
 def test_one_answer_to_a_prompt_is_enough_for_ppo_which_has_a_critic() -> None:
     settings = read("--policy.algorithm", "ppo", "--policy.online.responses", "1", "--policy.online.steps", "7")
     assert (settings.policy.algorithm, settings.policy.online.responses, settings.policy.online.steps) == ("ppo", 1, 7)
-
-
-@pytest.mark.parametrize("algorithm", get_args(Algorithm))
-def test_the_demo_has_settings_for_each_of_its_algorithms(algorithm: Algorithm) -> None:
-    settings = read(*train_args(algorithm, signals_per_round=600, seed=3))
-    assert (settings.policy.algorithm, settings.reward_min_signals, settings.seed) == (algorithm, 600, 3)
-    # Beyond what suits a large model: otherwise a policy of a million parameters stays where it is.
-    large = TrainSettings().policy
-    assert settings.policy.learning_rate > 10 * large.learning_rate
-    assert algorithm == "dpo" or settings.policy.online.learning_rate > 10 * large.online.learning_rate
 
 
 def test_settings_cannot_be_changed() -> None:

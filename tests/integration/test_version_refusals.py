@@ -25,7 +25,7 @@ from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import TextFormat
 from rewardloop.v1 import model_pb2, model_pb2_grpc
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Device, RewardModel
@@ -65,7 +65,7 @@ async def server(serve: Serve, redis_url: str, tmp_path: Path, metrics: ServerMe
 @asynccontextmanager
 async def running(serve: Serve, redis_url: str, store: ModelStore, metrics: ServerMetrics) -> AsyncIterator[Server]:
     publish_sum_version(store)
-    redis = connect(redis_url)
+    redis = connect_redis(redis_url)
     pointer = ActivePointer(redis)
     await pointer.initialise("reward", "1")
     pool = SessionPool(store, Device("cpu", 1, spin=False), metrics)

@@ -17,6 +17,7 @@ from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.completions import token_logprobs
 from rewardloop_trainer.policy.online.sampler import LocalSampler, Said, SampleCall
 from rewardloop_trainer.policy.online.vllm_sampler import (
+    VllmEndpoint,
     VllmError,
     VllmGarbage,
     VllmRefused,
@@ -24,7 +25,7 @@ from rewardloop_trainer.policy.online.vllm_sampler import (
     VllmUnreachable,
     step_of,
 )
-from rewardloop_trainer.policy.rollouts import Rollout
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling
 
 ENCODER = byte_encoder(64)
 PROMPTS = [(Turn("user", text),) for text in ("hi", "how are you?", "bye")]
@@ -33,7 +34,7 @@ COMPLETIONS, LOAD = "/v1/completions", "/v1/load_lora_adapter"
 
 def call(step: int = 0, **changed: Any) -> SampleCall:
     usual: dict[str, Any] = {"responses": 3, "max_new_tokens": 6, "temperature": 0.7, "seed": 5}
-    return SampleCall(step, PROMPTS, [10, 11, 12], **{**usual, **changed})
+    return SampleCall(step, PROMPTS, [10, 11, 12], Sampling(**{**usual, **changed}))
 
 
 @pytest.fixture
@@ -55,9 +56,10 @@ def server() -> Iterator[VllmServer]:
 def make(server: VllmServer, model: Any, tmp_path: Path) -> Iterator[Callable[..., VllmSampler]]:
     made: list[VllmSampler] = []
 
-    def make(**changed: Any) -> VllmSampler:
+    def make(max_age_steps: int = 0, **changed: Any) -> VllmSampler:
         usual: dict[str, Any] = {"timeout_s": 10.0, "attempts": 3, "first_pause_s": 0.01, "parallel": 4}
-        made.append(VllmSampler(server.url, model, ENCODER, tmp_path / "adapters", **{**usual, **changed}))
+        endpoint = VllmEndpoint(server.url, **{**usual, **changed})
+        made.append(VllmSampler(endpoint, model, ENCODER, tmp_path / "adapters", max_age_steps=max_age_steps))
         return made[-1]
 
     yield make
@@ -138,7 +140,7 @@ def test_what_a_killed_trainer_left_is_unloaded_and_what_is_not_ours_stays(
 
 
 def test_full_weights_are_refused(server: VllmServer, tmp_path: Path) -> None:
-    sampler = VllmSampler(server.url, small_llama(2), ENCODER, tmp_path)
+    sampler = VllmSampler(VllmEndpoint(server.url), small_llama(2), ENCODER, tmp_path)
     with pytest.raises(ValueError, match="set weights to lora"):
         ask(sampler, call())
     assert server.asked(LOAD) == []
@@ -147,7 +149,7 @@ def test_full_weights_are_refused(server: VllmServer, tmp_path: Path) -> None:
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(
     make: Callable[..., VllmSampler], server: VllmServer
 ) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="leaves no room"):
         ask(make(), call(max_new_tokens=60))
     assert server.history == []
 
@@ -195,9 +197,9 @@ def test_a_refusal_is_not_tried_again_and_a_server_without_adapters_is_explained
 
 
 GARBAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
-    (lambda reply: reply.update(model="base"), "'base' answered"),
+    (lambda reply: reply.update(model="base"), "'base' replied"),
     (lambda reply: reply.update(choices=None), "choices: not a list"),
-    (lambda reply: reply["choices"].pop(), "2 answers"),
+    (lambda reply: reply["choices"].pop(), "2 responses"),
     (lambda reply: reply["choices"][0].update(index="0"), "index: not a number"),
     (lambda reply: reply["choices"][0].update(token_ids=None), "token_ids: not a list"),
     (lambda reply: reply["choices"][0].update(token_ids=[]), "0 tokens"),
@@ -206,8 +208,8 @@ GARBAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda reply: reply["choices"][0]["logprobs"]["token_logprobs"].append(-1.0), "without a log-probability"),
     (lambda reply: reply["choices"][0]["logprobs"]["token_logprobs"].__setitem__(0, None), "without a log-prob"),
     (lambda reply: reply["choices"][0]["logprobs"]["token_logprobs"].__setitem__(0, 0.5), "without a log-prob"),
-    (lambda reply: reply["choices"][0].update(finish_reason="abort"), "ended by 'abort'"),
-    (lambda reply: reply["choices"][0].update(finish_reason="stop", token_ids=[9] * 6), "ended by 'stop'"),
+    (lambda reply: reply["choices"][0].update(finish_reason="abort"), "finish_reason 'abort'"),
+    (lambda reply: reply["choices"][0].update(finish_reason="stop", token_ids=[9] * 6), "finish_reason 'stop'"),
     (lambda reply: reply["choices"][0].update(prompt_token_ids=[3]), "another prompt"),
 ]
 

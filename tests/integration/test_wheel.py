@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.tools import missing
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -42,6 +44,11 @@ def test_the_wheel_has_every_file_of_every_package(names: set[str]) -> None:
         files = {str((REPOSITORY / line).relative_to(root)) for line in tracked.stdout.splitlines()}
         assert files
         assert files <= names
+
+
+def test_type_checkers_read_the_types_of_every_package(names: set[str]) -> None:
+    packages = [Path(each).name for each in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    assert {f"{package}/py.typed" for package in packages} <= names
 
 
 def test_the_wheel_has_the_protos_and_what_they_generate(names: set[str]) -> None:

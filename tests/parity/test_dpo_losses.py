@@ -10,6 +10,7 @@ from same_inputs import BETTER, PAD_ID, WORSE, arguments, assert_same, dataset, 
 
 from rewardloop_trainer.data.completions import token_logprobs
 from rewardloop_trainer.policy.losses import dpo
+from rewardloop_trainer.policy.offline_settings import PreferenceLoss
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
 torch.set_num_threads(1)
@@ -45,10 +46,11 @@ def test_loss_and_gradients_are_those_of_trl(
     logprobs, is_token = token_logprobs(policy, [*chosen, *rejected], PAD_ID)
     with torch.no_grad():
         at_reference, _ = token_logprobs(reference, [*chosen, *rejected], PAD_ID)
-    ratio = (logprobs - at_reference).sum(1).view(2, -1)
-    tokens = is_token.sum(1).view(2, -1)
-    d = dpo.difference_per_token(*ratio, *tokens) if per_token else ratio[0] - ratio[1]
-    our_loss = dpo.LOSSES[ours](d, beta, smoothing).mean()
+    settings = PreferenceLoss.model_validate(
+        {"loss": ours, "beta": beta, "label_smoothing": smoothing, "length_normalised": per_token, "sft_weight": 0.0}
+    )
+    sums, reference_sums, tokens = (each.sum(1).view(2, -1).T for each in (logprobs, at_reference, is_token))
+    our_loss = dpo.pair_losses(sums, reference_sums, tokens, settings).mean()
     assert_same(our_loss, their_loss, policy, trainer.model)
 
 

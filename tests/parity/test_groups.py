@@ -24,10 +24,12 @@ from same_inputs import (
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import from_start, token_logprobs
-from rewardloop_trainer.policy.losses.policy_gradient import kl_estimate, token_mean
+from rewardloop_trainer.policy.losses.clipped import token_mean
+from rewardloop_trainer.policy.losses.kl import kl_estimate
 from rewardloop_trainer.policy.online.experience import Algorithm, Experience, Now, Samples
 from rewardloop_trainer.policy.online.grpo import Grpo
 from rewardloop_trainer.policy.online.rloo import Rloo
+from rewardloop_trainer.policy.online_registry import GrpoSettings, RlooSettings
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
@@ -94,7 +96,7 @@ def their_batch(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 def test_rloo_is_that_of_trl(beta: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of("RLOO", tmp_path, beta)
     policy, reference = policies()
-    algorithm = Rloo(OnlineSettings.model_validate({"responses": 2}))
+    algorithm = Rloo(RlooSettings.of(OnlineSettings.model_validate({"responses": 2})))
     experience = algorithm.experience(samples(policy, reference), beta)
     batch = their_batch(trainer, monkeypatch)
     torch.testing.assert_close(experience.tensors["advantages"], batch["advantages"], atol=NEAR, rtol=0)
@@ -118,7 +120,7 @@ def test_grpo_is_that_of_trl(beta: float, scale: bool, tmp_path: Path, monkeypat
         use_bias_correction_kl=False,
     )
     policy, reference = policies()
-    algorithm = Grpo(OnlineSettings.model_validate({"responses": 2, "scale_groups": scale}))
+    algorithm = Grpo(GrpoSettings.of(OnlineSettings.model_validate({"responses": 2, "scale_groups": scale})))
     said = samples(policy, reference)
     experience = algorithm.experience(said, 0.0)
     batch = their_batch(trainer, monkeypatch)

@@ -12,7 +12,7 @@ from support.policy_versions import small_llama
 
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reward import losses as reward_losses
-from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.reward.examples import encode_records, logits_of
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import step_loss

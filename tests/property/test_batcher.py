@@ -15,11 +15,13 @@ from support.reward_graphs import publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import LANES, Batcher, LaneLimits, Offer, Slot
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.engine import Device, RewardModel
 from rewardloop_server.scoring.lane import Lane
+from rewardloop_server.scoring.offer import Offer, Slot
 
 
 def load(store: ModelStore, factor: float, cost: int = 0) -> RewardModel:
@@ -53,7 +55,7 @@ async def until_taken(metrics: ServerMetrics, lane: str) -> None:
 
 
 def batcher(token_budget: int = 64, metrics: ServerMetrics | None = None, streams: int = 1, **limits: float) -> Batcher:
-    lanes = {lane: LaneLimits(**({"max_tokens": 10**6} | limits)) for lane in LANES}
+    lanes = {lane: LaneLimits(**({"max_tokens": 10**6} | limits)) for lane in QUEUE_LANES}
     metrics = metrics or ServerMetrics()
     return Batcher(token_budget=token_budget, lanes=lanes, trainer_max_wait_s=0.05, metrics=metrics, streams=streams)
 
@@ -74,7 +76,7 @@ def encoded(*ids: int) -> Encoded:
 
 row = st.lists(st.integers(1, 11), min_size=1, max_size=60).map(lambda ids: encoded(*ids))
 group = st.tuples(
-    st.lists(row, min_size=1, max_size=12), st.sampled_from(LANES), st.integers(0, 1), st.sampled_from("abc")
+    st.lists(row, min_size=1, max_size=12), st.sampled_from(QUEUE_LANES), st.integers(0, 1), st.sampled_from("abc")
 )
 
 
@@ -101,7 +103,7 @@ def test_every_group_gets_exactly_its_own_scores(
         np.testing.assert_allclose(logits, np.stack([factor * sums, 2 * factor * sums], axis=1), rtol=1e-6)
     sample = metrics.registry.get_sample_value
     assert sample("rewardloop_batch_rows_sum") == sum(len(rows) for rows, *_ in groups)
-    assert all(sample("rewardloop_queue_tokens", {"lane": lane}) == 0 for lane in LANES)
+    assert all(sample("rewardloop_queue_tokens", {"lane": lane}) == 0 for lane in QUEUE_LANES)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

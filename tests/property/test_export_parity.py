@@ -18,7 +18,7 @@ from rewardloop.formats.text import Encoded, Turn
 from rewardloop_trainer.export.adapter import write_adapter
 from rewardloop_trainer.export.feeds import by_prompt
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE, Runs, open_session, run_session, run_trees
-from rewardloop_trainer.reward.batches import collate, logits_of
+from rewardloop_trainer.reward.examples import collate, logits_of
 
 TEXTS = 200
 _text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=120)

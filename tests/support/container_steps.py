@@ -27,7 +27,7 @@ from pathlib import Path
 import yaml
 
 from rewardloop.formats.store import ModelStore
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 from rewardloop_local.redis_server import EmbeddedRedis
 from support.deploy_files import DEPLOY, REPOSITORY, Instruction, instructions, last_stage
 from support.reward_graphs import publish_sum_version

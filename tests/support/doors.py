@@ -124,18 +124,31 @@ def _method(path: str, method: Any, behind: Behind) -> Any:
 
     async def unary(self: Any, request: Any, context: Any) -> Any:
         await behind.called(path, request)
-        return response()
+        return _whole(response(), request)
 
     async def server_stream(self: Any, request: Any, context: Any) -> Any:
         await behind.called(path, request)
-        yield response()
+        yield _whole(response(), request)
 
     async def two_way(self: Any, requests: Any, context: Any) -> Any:
         async for request in requests:
             await behind.called(path, request)
-            yield response()
+            yield _whole(response(), request)
 
     return two_way if method.client_streaming else server_stream if method.server_streaming else unary
+
+
+def _whole(reply: Any, request: Any) -> Any:
+    """The reply with the least that the contract demands of it."""
+    if isinstance(reply, reward_pb2.ScoreResponse):
+        reply.scores.extend(reward_pb2.ResponseScore() for _ in request.responses)
+        reply.model_version.version = "1"
+    elif isinstance(reply, reward_pb2.ScoreStreamResponse) and request.request_id:
+        reply.request_id = request.request_id
+        reply.result.CopyFrom(_whole(reward_pb2.ScoreResponse(), request.request))
+    elif isinstance(reply, model_pb2.PromoteResponse):
+        reply.version.version.version = request.version
+    return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +228,6 @@ class CallersFile:
 
 
 def _free_port() -> int:
-    from rewardloop_local.deployment import free_port
+    from rewardloop_local.ports import free_port
 
     return free_port()

@@ -12,7 +12,7 @@ from typing import Any
 from rewardloop.formats.store import Manifest, ModelStore, Trunk
 from rewardloop.v1 import model_pb2, model_pb2_grpc
 from rewardloop_server.calls.errors import NotLoadable
-from rewardloop_server.calls.redis_link import connect
+from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.servicer import ModelServicer
@@ -99,7 +99,7 @@ async def running(serve: Serve, redis_url: str, directory: Path, versions: int =
     store = ModelStore(directory)
     for number in range(versions):
         publish(store, f"weights {number + 1}")
-    redis = connect(redis_url)
+    redis = connect_redis(redis_url)
     pointer = ActivePointer(redis)
     await pointer.initialise("reward", "1")
     loads: list[Weights] = []

@@ -15,11 +15,12 @@ from rewardloop_client.fake import FakeRewardloop
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.policy_round import PolicyRound
-from rewardloop_trainer.rounds.round_state import Round, StateFile
-from rewardloop_trainer.rounds.track import RoundTrack
+from rewardloop_trainer.rounds.trainer_state import RoundState, StateFile
 from rewardloop_trainer.settings import TrainSettings
-from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.learning_runs import THREADS, learning_seed
+from support.policy_versions import publish_policy, quick_policy
 
 # What no tiny policy breaks, but for the win rate.
 GATE = {
@@ -36,10 +37,10 @@ GATE = {
 }
 
 
-def fake_server(kind: type[FakeRewardloop] = FakeRewardloop) -> FakeRewardloop:
-    """It likes "a" and short answers."""
+def fake_server(kind: type[FakeRewardloop] = FakeRewardloop, sign: int = 1) -> FakeRewardloop:
+    """It likes "a" and short answers; with ``sign=-1``, long ones without."""
     server = kind(
-        score=lambda prompt, response: float(response.count("a") - len(response)),
+        score=lambda prompt, response: sign * float(response.count("a") - len(response)),
         versions={"reward": ["1"], "policy": ["1", "2"]},
     )
     server.promote("policy", "1")
@@ -75,7 +76,7 @@ class Setting:
     ) -> None:
         if store is None:
             store = ModelStore(directory / "models")
-            publish_policy(store, small_llama(), byte_encoder(64))
+            publish_policy(store, *quick_policy(learning_seed()))
         self.store = store
         self.ledger = Ledger(directory / "ledger")
         self.ledger.append([*(self._choice(i) for i in range(60)), *more])
@@ -83,17 +84,18 @@ class Setting:
             store=store.url,
             work_dir=directory / "work",
             heldout_share=0.3,
-            torch_threads=1,
-            policy={"learning_rate": 2e-3, "batch_pairs": 8, "epochs": 2, "gate": GATE, **policy},  # type: ignore[arg-type]
+            torch_threads=THREADS,
+            policy={"learning_rate": 1e-2, "batch_pairs": 8, "epochs": 4, "sft_weight": 1.0, "gate": GATE, **policy},  # type: ignore[arg-type]
         )
         self.redis = redis.Redis.from_url(redis_url)
         self.server = server or fake_server()
         self.stop = threading.Event()
         self.metrics = TrainerMetrics()
-        self.track = RoundTrack("policy", StateFile(self.settings.work_dir), self.metrics)
+        self.current = CurrentRound("policy", StateFile(self.settings.work_dir), self.metrics)
         last = self.ledger.last_stream_id
         assert last is not None
-        self.track.reach(Round(1, "training", "", last, 60 + len(more), 60 + len(more), seed=7, parent="1"))
+        signals = 60 + len(more)
+        self.current.reach(RoundState(1, "training", "", last, signals, signals, seed=learning_seed(7), parent="1"))
 
     def round(self) -> PolicyRound:
         return PolicyRound(
@@ -104,12 +106,12 @@ class Setting:
             self.server,
             self.metrics,
             self.stop,
-            self.track,
+            self.current,
         )
 
     @staticmethod
     def _choice(i: int) -> Recorded:
-        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["aaa", "is a long answer"])
+        event = feedback_pb2.FeedbackEvent(event_id=f"e{i}", responses=["a", "bbbb"])
         event.prompt.text = f"q{i}"
         event.choice.chosen, event.choice.rejected = 0, 1
         event.arrival_time.FromSeconds(1_700_000_000 + i)

@@ -16,33 +16,38 @@ from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoder, TextFormat
 
 END, PAD = "<end>", "<pad>"
+# Of policies that are to learn within seconds: prompts like "q12", words and marks.
+FEW_CHARACTERS = "abq0123456789 .,;:!?-+*/="
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Every byte is a token."""
+def byte_tokenizer(characters: str | None = None) -> Tokenizer:
+    """Every byte is a token; of ASCII ``characters``, if given, and it reads no other."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if characters is not None:
+        alphabet = [character.replace(" ", "Ġ") for character in characters]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=258,
+        vocab_size=2 + len(alphabet),
         special_tokens=[PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator([], trainer)
     return tokenizer
 
 
-def byte_encoder(max_length: int = 128) -> Encoder:
-    tokenizer = byte_tokenizer()
+def byte_encoder(max_length: int = 128, characters: str | None = None) -> Encoder:
+    tokenizer = byte_tokenizer(characters)
     text_format = TextFormat.for_decoder(tokenizer, eos_id=1, pad_id=0)
     return Encoder(tokenizer, text_format, max_length)
 
 
-def small_llama(seed: int = 0, width: int = 32) -> Any:
+def small_llama(seed: int = 0, width: int = 32, vocabulary: int = 258) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=258,
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=2,
@@ -56,6 +61,11 @@ def small_llama(seed: int = 0, width: int = 32) -> Any:
     )
     model: Any = LlamaForCausalLM(config)
     return model.eval()
+
+
+def quick_policy(seed: int) -> tuple[Any, Encoder]:
+    """A random policy over FEW_CHARACTERS, which learns within seconds what it is rewarded for."""
+    return small_llama(seed, vocabulary=2 + len(FEW_CHARACTERS)), byte_encoder(64, FEW_CHARACTERS)
 
 
 def publish_policy(

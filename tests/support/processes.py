@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewardloop_client import TLS, RewardloopClient, RewardloopError
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 
 REWARD_SERVICE = "rewardloop.v1.RewardService"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import redis
 
-from rewardloop_local.deployment import free_port
+from rewardloop_local.ports import free_port
 from rewardloop_local.redis_server import find_redis_server
 from support.tools import missing, tool
 

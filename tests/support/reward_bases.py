@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import os
 import random
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -26,7 +28,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from rewardloop.formats.store import MODEL
+from rewardloop.formats.store import MODEL, TORCH
 from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
 from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.learning.linear_modules import AdapterModules, linear_modules
@@ -138,11 +140,32 @@ def trained_delta(
 
 @cache
 def exported(kind: str, segment_ids: bool = False, adapters: AdapterModules = "query_value") -> Export:
-    """A reward model with 3 heads as a version directory; tests must not change it."""
-    root = Path(tempfile.mkdtemp(prefix="rewardloop-test-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    model = RewardModel.from_base(save_base(kind, root / "base"), heads=3)
+    """A reward model with 3 heads as a version directory, made once for all processes of a test run.
+
+    Tests must not change it.
+    """
+    directory = _shared() / f"{kind}-{segment_ids}-{adapters}"
     encoder = encoder_for(kind, segment_ids=segment_ids)
-    layers = linear_modules(model.trunk, adapters)
-    export_reward(model, encoder.tokenizer, encoder.format, root / "version", adapters=layers)
-    return Export(model, encoder, root / "version", layers)
+    with FileLock(f"{directory}.lock"):
+        if directory.exists():
+            model = RewardModel.load(directory / TORCH)
+            return Export(model, encoder, directory, linear_modules(model.trunk, adapters))
+        partial = Path(tempfile.mkdtemp(dir=_shared()))
+        model = RewardModel.from_base(save_base(kind, partial / "base"), heads=3)
+        layers = linear_modules(model.trunk, adapters)
+        export_reward(model, encoder.tokenizer, encoder.format, partial / "version", adapters=layers)
+        (partial / "version").rename(directory)
+    return Export(model, encoder, directory, layers)
+
+
+@cache
+def _shared() -> Path:
+    """A directory that every process of this test run uses; a process that runs no other tests removes its own."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        alone = Path(tempfile.mkdtemp(prefix="rewardloop-exports-"))
+        atexit.register(shutil.rmtree, alone, ignore_errors=True)
+        return alone
+    shared = Path(tempfile.gettempdir()) / f"rewardloop-exports-{run}"
+    shared.mkdir(exist_ok=True)
+    return shared

@@ -13,25 +13,25 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_model
 
 from rewardloop.formats.text import Turn
+from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.world import World, joined
-from rewardloop_trainer.policy.dpo_train import PolicyProgress, encode_pairs, train_policy
+from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
-from rewardloop_trainer.policy.online.experience import Algorithm
-from rewardloop_trainer.policy.online.grpo import Grpo
-from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
-from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
+from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.settings import DpoSettings, KtoSettings
+from support.learning_runs import THREADS, learning_seed
 from support.policy_versions import byte_encoder, small_llama
 
 PROMPTS: list[Prompt] = [(Turn("user", word),) for word in ("up", "down", "left", "over there", "right")]
@@ -64,8 +64,8 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
 
 def main(directory: Path, name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    world, model, encoder = World(), small_llama(), byte_encoder(64)
+    torch.set_num_threads(THREADS)
+    world, model, encoder = World(), small_llama(learning_seed()), byte_encoder(64)
     history: list[tuple[int, dict[str, float]]] = []
 
     def keep(step: int, figures: dict[str, float]) -> None:
@@ -82,7 +82,7 @@ def main(directory: Path, name: str) -> None:
     def on_step(done: StepDone) -> None:
         keep(done.step, dict(done.figures))
 
-    def on_progress(done: PolicyProgress) -> None:
+    def on_progress(done: DpoProgress) -> None:
         # Not the accuracy: before the first update rounding decides which of two equal rewards is higher.
         keep(done.step, {name: getattr(done.figures, name) for name in ("loss", "margin", "kl", "chosen_log_ratio")})
 
@@ -92,29 +92,20 @@ def main(directory: Path, name: str) -> None:
     checkpoints = directory / "checkpoints"
     if name == "dpo":
         dpo = DpoSettings.model_validate({"batch_pairs": 3, "epochs": 3, "learning_rate": 3e-3})
-        train_policy(model, encoder, PAIRS, PAIRS[:1], dpo, checkpoints, on_progress, save=lambda outcome: save(model))
+        train_policy(
+            model, encoder, PAIRS, PAIRS[:1], dpo, RunControl(checkpoints, on_progress, save=lambda _: save(model))
+        )
         return
     if name == "kto":
         kto = KtoSettings.model_validate({"batch_thumbs": 5, "epochs": 3, "learning_rate": 3e-3})
-        train_kto(model, encoder, THUMBS, THUMBS[:2], kto, checkpoints, on_thumbs, save=lambda outcome: save(model))
+        train_kto(
+            model, encoder, THUMBS, THUMBS[:2], kto, RunControl(checkpoints, on_thumbs, save=lambda _: save(model))
+        )
         return
-    algorithms: dict[str, Algorithm] = {
-        "ppo": Ppo(SETTINGS),
-        "grpo": Grpo(SETTINGS),
-        "online-dpo": OnlineDpo(DpoSettings.model_validate({})),
-    }
-    train_online(
-        model,
-        encoder,
-        PROMPTS,
-        vowels,
-        algorithms[name],
-        SETTINGS,
-        human_pairs=encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else (),
-        checkpoint_dir=checkpoints,
-        on_step=on_step,
-        save=save,
-    )
+    online = cast(OnlineAlgorithm, name)
+    human_pairs = encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else ()
+    task = OnlineTask(algorithm_of(online, SETTINGS), SETTINGS, PROMPTS, human_pairs)
+    train_online(model, encoder, task, vowels, RunControl(checkpoints, on_step, save=save), seed=learning_seed())
 
 
 if __name__ == "__main__":

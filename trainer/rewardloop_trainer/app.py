@@ -1,4 +1,12 @@
-"""``rewardloop train``: settings first, so that --help is instant, then the heavy imports."""
+"""``rewardloop train``: reads the settings before the heavy imports, so that --help is instant.
+
+Exit status:
+    0: The trainer was stopped or, with --once, did all there was to do. A refused candidate is a normal outcome; the
+        last line of the log counts it.
+    1: Another trainer took over, or the trainer cannot work: its metrics port is taken, or a file is damaged.
+    2: The flags or settings are not valid.
+    3: With --once, a round failed: it was skipped or given up, or waits to be tried again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +18,7 @@ from rewardloop_trainer.settings import TrainSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Learn until SIGTERM. Returns the exit status: 0 after a clean stop, 1 when another trainer took over."""
+    """Learn until SIGTERM or, with --once, until nothing is left to do. Returns the exit status."""
     settings = parse(TrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop train")
 
     from rewardloop.process.log import configure_logging

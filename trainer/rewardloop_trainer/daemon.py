@@ -1,4 +1,4 @@
-"""The trainer's composition root: builds every part, starts it, and stops it on SIGTERM."""
+"""The trainer's composition root: builds every part, starts it, and stops it on SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from prometheus_client import start_http_server
 from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
-from rewardloop_trainer.archive.consume import Consumer
+from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.fence import Fence, Fenced
 from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
-from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_until
+from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_redis_until
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.rounds.loop import Learner, Loop
-from rewardloop_trainer.rounds.round_state import CorruptState, StateFile
-from rewardloop_trainer.rounds.track import Outcome, RoundTrack
-from rewardloop_trainer.server_access import connect
+from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
+from rewardloop_trainer.rounds.trainer_state import CorruptState, StateFile
+from rewardloop_trainer.server_access import open_client
 from rewardloop_trainer.settings import TrainSettings
+from rewardloop_trainer.vocabulary import Outcome
 
-if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
+if TYPE_CHECKING:  # OpenTelemetry is not installed unless tracing is on
     from rewardloop_trainer.tracing import TrainerTracing
 
 log = structlog.get_logger()
 
+# Exit statuses.
+STOPPED, FAILED, ROUNDS_FAILED = 0, 1, 3
+
 
 def run(settings: TrainSettings, is_traced: bool = False) -> int:
-    """Learn until stopped. Returns the exit status."""
+    """Learn until stopped. Returns the exit status, which `rewardloop_trainer.app` explains."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -42,25 +46,25 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
         try:
             start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
         except OSError as error:
-            log.critical("no metrics page", port=settings.metrics_port, reason=str(error))
-            return 1
-    client = connect_until(settings.redis_url, stop)
+            log.critical("the metrics page cannot be served", port=settings.metrics_port, reason=str(error))
+            return FAILED
+    client = connect_redis_until(settings.redis_url, stop)
     if client is None:
-        return 0
+        return STOPPED
     fence = Fence(settings.archive)
     lock = LeaderLock(client, settings.lock_ttl_s, fence.read)
     if not lock.wait(stop):
-        return 0
+        return STOPPED
     metrics.leading.set(1)
     try:
         fence.advance(lock.epoch)
         return _lead(settings, client, lock, fence, metrics, stop, _tracing(is_traced))
     except Fenced as error:
         log.critical("the trainer stops: another one leads", reason=str(error))
-        return 1
+        return FAILED
     except (CorruptSegment, CorruptState) as error:
         log.critical("the trainer stops: repair or remove this file", reason=str(error))
-        return 1
+        return FAILED
     finally:
         lock.release()
         client.close()
@@ -79,25 +83,26 @@ def _lead(
     ledger = Ledger(settings.archive, fence=fence)
     state_file = StateFile(settings.work_dir, fence)
     failures: list[BaseException] = []
-    with connect(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
+    with open_client(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
             _learners(settings, client, ledger, metrics, server, stop),
             ledger,
             state_file,
             metrics,
-            settings.work_dir,
             stop,
-            seed=settings.seed,
-            retry_first_s=settings.retry_first_s,
-            max_deaths=settings.max_round_deaths,
+            LoopSettings(
+                settings.work_dir,
+                seed=settings.seed,
+                retry_first_s=settings.retry_first_s,
+                max_deaths=settings.max_round_deaths,
+            ),
             tracing=tracing,
         )
         consumer = Consumer(
             client,
             ledger,
             metrics,
-            flush_rows=settings.flush_rows,
-            flush_age_s=settings.flush_age_s,
+            ConsumerSettings(settings.flush_rows, settings.flush_age_s),
             on_archived=loop.arrived.set,
             tracing=tracing,
         )
@@ -120,9 +125,18 @@ def _lead(
     for failure in failures:
         log.critical("the trainer stops", exc_info=failure)
     if lock.lost.is_set() or failures:
-        return 1
-    log.info("stopped", ledger_rows=ledger.row_count)
-    return 0
+        return FAILED
+    return _conclude(settings, ledger, loop)
+
+
+def _conclude(settings: TrainSettings, ledger: Ledger, loop: Loop) -> int:
+    """Log what became of the rounds, and return the exit status."""
+    ended = {f"rounds_{outcome}": count for outcome, count in sorted(loop.ended.items())}
+    if settings.once and loop.has_failed:
+        log.error("stopped: a round failed", ledger_rows=ledger.row_count, **ended)
+        return ROUNDS_FAILED
+    log.info("stopped", ledger_rows=ledger.row_count, **ended)
+    return STOPPED
 
 
 def _tracing(is_on: bool) -> TrainerTracing | None:
@@ -148,15 +162,15 @@ def _learners(
     except UnusableKey as error:
         raise SystemExit(f"rewardloop train: {error}") from error
 
-    def reward(track: RoundTrack) -> Outcome:
+    def reward(current: CurrentRound) -> Outcome:
         from rewardloop_trainer.rounds.reward_round import RewardRound
 
-        return RewardRound(settings, store, ledger, client, server, metrics, stop, track).run()
+        return RewardRound(settings, store, ledger, client, server, metrics, stop, current).run()
 
-    def policy(track: RoundTrack) -> Outcome:
+    def policy(current: CurrentRound) -> Outcome:
         from rewardloop_trainer.rounds.policy_round import PolicyRound
 
-        return PolicyRound(settings, store, ledger, client, server, metrics, stop, track).run()
+        return PolicyRound(settings, store, ledger, client, server, metrics, stop, current).run()
 
     learners = []
     if settings.reward_rounds:
@@ -167,7 +181,7 @@ def _learners(
 
 
 def _import_rounds(settings: TrainSettings) -> None:
-    """Import torch and what comes with it, seconds of work, while signals are archived and before a round waits."""
+    """Import torch and what it needs. That takes seconds, in which signals are archived and no round waits yet."""
     if settings.reward_rounds:
         import rewardloop_trainer.rounds.reward_round
     if settings.policy_rounds:
@@ -177,7 +191,7 @@ def _import_rounds(settings: TrainSettings) -> None:
 def _start(
     name: str, work: Callable[[], None], stop: threading.Event, failures: list[BaseException]
 ) -> threading.Thread:
-    """Run ``work`` in a thread; what it raises stops the process rather than leaving it half alive."""
+    """Run ``work`` in a thread. An exception in it stops the whole process, which would be half alive otherwise."""
 
     def guarded() -> None:
         try:

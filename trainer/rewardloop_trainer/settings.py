@@ -1,4 +1,4 @@
-"""Settings of the trainer."""
+"""The settings of `rewardloop train`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 class TrainSettings(ServerAccess):
     """Archives preference signals, retrains the reward model and the policy, and swaps in what passes its gates."""
+
+    basic_settings = (
+        *("store", "redis_url", "server", "work_dir", "archive", "metrics_port", "reward_min_signals"),
+        *("policy_min_signals", "policy.algorithm", "reward.base", "torch_threads", "log_format"),
+    )
+    setting_groups = (
+        ("store", "Stores and addresses"),
+        ("reward_min_signals", "When a round starts"),
+        ("heldout_share", "What a round learns from"),
+        ("flush_rows", "The archive, the leader's lock and failed rounds"),
+        ("seed", "The process"),
+    )
 
     store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL such as s3://...")
     signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs what is published")
@@ -49,7 +61,11 @@ class TrainSettings(ServerAccess):
 
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
-    once: bool = Field(False, description="end when the stream is drained and no round is due")
+    once: bool = Field(
+        False,
+        description="end when the stream is drained and no round is due; exit status 3: a round was skipped, "
+        "given up, or is still open after a failed attempt",
+    )
     max_rounds: int = Field(0, ge=0, description="end after so many rounds; 0: no bound")
     tracing_endpoint: str = Field(
         "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"

@@ -1,7 +1,7 @@
-"""The trainer's part of a trace: an entry consumed, a segment archived, a round. Imported only where tracing is on.
+"""The trainer's spans: an entry consumed, a segment archived, a round. Imported only if tracing is on.
 
-A consumed entry is part of the trace in which its signal was sent. A segment holds entries of many traces and a round
-learns from many segments, so these are traces of their own, with links.
+A consumed entry belongs to the trace in which its signal was sent. A segment holds entries of many traces and a round
+learns from many segments, so segments and rounds are traces of their own, with links.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from opentelemetry.trace import Link, SpanContext, SpanKind
 from rewardloop.formats import keys
 from rewardloop.process.grpc_tracing import context_of, tracer
 
-# The SDK keeps no more of one span's links.
+# The SDK keeps at most so many links of one span.
 _MOST_LINKS = 128
 
 
 class TrainerTracing:
-    """Used by the consumer's thread and by the one that learns."""
+    """Makes the trainer's spans. The consumer's thread and the learning thread share it."""
 
     def __init__(self) -> None:
         self._consumed: deque[SpanContext] = deque(maxlen=_MOST_LINKS)
@@ -29,7 +29,7 @@ class TrainerTracing:
         self._lock = Lock()
 
     def consumed(self, stream_id: str, fields: Mapping[bytes, bytes]) -> None:
-        """An entry was read. One that was sent outside of any trace has no span."""
+        """Record that an entry was read. An entry that was sent outside of any trace gets no span."""
         sent_in = fields.get(keys.TRACE_FIELD.encode())
         if not sent_in:
             return
@@ -41,7 +41,7 @@ class TrainerTracing:
 
     @contextmanager
     def archiving(self, rows: int) -> Iterator[None]:
-        """The block writes a segment, with what was consumed since the last one."""
+        """Trace the block, which writes a segment, and link it with the entries consumed since the last segment."""
         links = [Link(each) for each in self._consumed]
         self._consumed.clear()
         with tracer().start_as_current_span("archive", links=links, attributes={"rewardloop.rows": rows}) as span:
@@ -51,7 +51,7 @@ class TrainerTracing:
 
     @contextmanager
     def in_round(self, model: str, number: int) -> Iterator[None]:
-        """The block is a round, or the rest of one, that learns from what was archived since the last."""
+        """Trace the block, which is a round or its rest, and link it with the segments archived since the last."""
         with self._lock:
             links = [Link(each) for each in self._archived]
             self._archived.clear()

@@ -1,10 +1,27 @@
-"""The trainer's fixed words: phases of a round and rules of refusal. Metrics and reports take them from here."""
+"""The trainer's own words, each list defined once: types, metrics, reports and alerts take them from here.
+
+The words that the trainer shares with other processes are in `rewardloop.formats.vocabulary`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Literal, Self, TypeAlias, get_args
 
-Rule = Literal[
+ModelName: TypeAlias = Literal["reward", "policy"]
+MODELS: tuple[ModelName, ...] = get_args(ModelName)
+
+# The phases of a round in their order, after "idle", the phase of a model without a round.
+Phase: TypeAlias = Literal["idle", "training", "trained", "exported", "gated", "published", "promoted"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+# A round itself returns an outcome. The loop may end it in two more ways, and also counts its failed attempts.
+Outcome: TypeAlias = Literal["promoted", "refused"]
+RoundEnd: TypeAlias = Literal[Outcome, "skipped", "given_up"]
+RoundOutcome: TypeAlias = Literal[Outcome, "failed", "skipped", "given_up"]
+ROUND_OUTCOMES: tuple[RoundOutcome, ...] = get_args(RoundOutcome)
+
+# The rules that a refused candidate broke.
+Rule: TypeAlias = Literal[
     "accuracy",
     "distinct",
     "empty_answers",
@@ -23,15 +40,46 @@ Rule = Literal[
     "reward_hacking",
     "win_rate",
 ]
-
-
 RULES: tuple[Rule, ...] = get_args(Rule)
-Phase = Literal["idle", "training", "trained", "exported", "gated", "published", "promoted"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+
+# The two versions that a gate compares.
+Side: TypeAlias = Literal["candidate", "live"]
+SIDES: tuple[Side, ...] = get_args(Side)
+
+# Who judges a candidate without having trained it: a reward model that is kept apart, or people in a live test.
+Witness: TypeAlias = Literal["judge", "live"]
+
+# Figures of the gates, by their names in a manifest.
+REWARD_GATE_FIGURES = (
+    "gate_pairs",
+    "gate_prompts",
+    *(f"gate_{side}_accuracy" for side in SIDES),
+    "gate_accuracy_difference",
+    "gate_accuracy_difference_lower",
+    "gate_accuracy_difference_upper",
+    "gate_parity",
+    "gate_tolerance",
+)
+POLICY_GATE_FIGURES = (
+    "gate_prompts",
+    *(f"gate_{rate}{bound}" for rate in ("win_rate", "score_win_rate") for bound in ("", "_lower", "_upper")),
+    "gate_kl",
+    "gate_length_ratio",
+    "gate_perplexity_ratio",
+    *(
+        f"gate_{side}_{figure}"
+        for side in SIDES
+        for figure in (
+            *("reward", "tokens", "empty_share", "truncated_share"),
+            *("distinct_2", "repeated_4", "nats_per_token"),
+        )
+    ),
+)
+LIVE_TEST_FIGURES = ("live_preferences", "live_win_rate", "live_win_rate_lower", "live_win_rate_upper")
 
 
 class Reason(str):
-    """Reads as its text wherever a text goes."""
+    """Why a candidate is refused: a text for people that carries the rule which was broken."""
 
     rule: Rule
 
@@ -42,5 +90,5 @@ class Reason(str):
 
 
 def rule_of(reason: object) -> Rule:
-    """ "other" for a text that names none."""
+    """Return the rule that the reason carries, or "other" if it carries none."""
     return reason.rule if isinstance(reason, Reason) else "other"

@@ -14,13 +14,13 @@ const repository = path.join(__dirname, '..', '..', '..');
 const protos = loader.loadSync(['rewardloop/v1/reward.proto', 'rewardloop/v1/feedback.proto'], {
   includeDirs: [path.join(repository, 'protos'), path.join(__dirname, 'protos')],
   keepCase: true,
-  longs: String, // JavaScript's numbers hold 53 bits
+  longs: String, // a JavaScript number holds only 53 bits
   enums: String,
   oneofs: true,
 });
 const api = grpc.loadPackageDefinition(protos).rewardloop.v1;
 
-// round_robin over the addresses of a name, and retries of what is safe to repeat: the same as the Python client's.
+// It turns on round_robin over the addresses of a name, and repeats calls that are safe to repeat, as the Python client does.
 const options = {
   'grpc.service_config': fs.readFileSync(path.join(repository, 'client', 'service_config.json'), 'utf8'),
 };
@@ -43,7 +43,7 @@ async function main() {
 
   const best = scored.scores[0].score >= scored.scores[1].score ? 0 : 1;
   const event = {
-    event_id: randomUUID(), // sent again with the same id, a signal counts once
+    event_id: randomUUID(), // a signal that is sent again with the same id counts once
     prompt,
     responses,
     choice: { chosen: best, rejected: 1 - best },

@@ -1,1 +1,1 @@
-"""`rewardloop bench`: how a server answers under a load of one's choice."""
+"""The command `bench`: measures how a server answers under a load."""

@@ -1,4 +1,4 @@
-"""How bench sends one request and takes its outcome: ready bytes in, over a unary call or one stream."""
+"""Sends the requests of bench, which are ready bytes, over unary calls or one stream, and notes their outcomes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rewardloop_cli.bench.seen import Seen
 from rewardloop_client import RewardloopError
 from rewardloop_client._errors import FailedCall, from_call, from_status
 
-# Sends one request that was due at a `time.perf_counter` value; gives its error, if it failed as a whole.
+# Sends one request that was due at a `time.perf_counter` value, and returns its error if it failed as a whole.
 Send: TypeAlias = Callable[[float], Awaitable[RewardloopError | None]]
 
 
 class Unary:
-    """Score or ScoreBatch."""
+    """Sends requests as calls of Score or ScoreBatch."""
 
     def __init__(self, method: Any, next_request: Callable[[], bytes], timeout_s: float, seen: Seen) -> None:
         self._method = method
@@ -34,7 +34,7 @@ class Unary:
         return None
 
     async def _send(self, due: float) -> RewardloopError | None:
-        """The error when the request, or all of its groups, failed."""
+        """Return the error if the request, or all of its groups, failed."""
         try:
             reply = await self._method(self._next(), timeout=self._timeout_s)
         except grpc.RpcError as failure:
@@ -50,7 +50,7 @@ class Unary:
 
 
 class Stream:
-    """One ScoreStream; replies are matched by their id."""
+    """Sends requests over one ScoreStream, and matches replies by their id."""
 
     def __init__(self, method: Any, next_request: Callable[[], bytes], timeout_s: float, seen: Seen) -> None:
         self._method = method
@@ -78,14 +78,14 @@ class Stream:
         request_id = str(self._sent)
         outcome: asyncio.Future[RewardloopError | None] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = (due, outcome)
-        # Serialized messages concatenate: the prepared request, then its id.
+        # Serialized messages can be concatenated: this adds the id to the prepared request.
         self._outgoing.put_nowait(
             self._next() + reward_pb2.ScoreStreamRequest(request_id=request_id).SerializeToString()
         )
         try:
             return await asyncio.wait_for(outcome, self._timeout_s)
         except TimeoutError:
-            return self._fail(request_id, RewardloopError("no reply", reason="TIMEOUT"))
+            return self._fail(request_id, RewardloopError(f"no reply within {self._timeout_s:g} s", reason="TIMEOUT"))
 
     async def _requests(self) -> AsyncIterator[bytes]:
         while (request := await self._outgoing.get()) is not None:

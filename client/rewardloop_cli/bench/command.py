@@ -1,7 +1,7 @@
-"""bench: how a server answers under a load of one's choice, for sizing a deployment.
+"""The command `bench`: measures how a server answers under a load, for sizing a deployment.
 
-A closed loop (callers that wait for their answer) finds what the server can do; an open loop (arrivals that do not
-wait) shows the latency that users see at a rate.
+A closed loop, whose callers wait for their answers, finds the highest throughput of the server. An open loop, whose
+requests do not wait, shows the latency that users see at a given rate.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from rewardloop_cli.bench.plan import plan_for
 from rewardloop_cli.bench.report import Run
 from rewardloop_cli.bench.seen import Seen
 from rewardloop_cli.failures import UsageError
+from rewardloop_client import ScoreGroup
 from rewardloop_client._types import LaneName
 
-# In flight when the saturation is measured that a rate in percent refers to; no fewer than --callers.
+# Least requests in flight while the saturation is measured to which a rate in percent refers.
 SATURATING_CALLERS = 64
 _RPCS = ("score", "batch", "stream")
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Requests a second, or a share of the measured saturation."""
+    """A rate in requests a second, or as a share of the measured saturation."""
 
     value: float
     is_share: bool
 
     @classmethod
     def parse(cls, option: str, text: str) -> Rate:
-        """``12.5`` or ``70%``. Raises UsageError."""
+        """Read a text such as ``12.5`` or ``70%``. Raises UsageError."""
         number = text.strip()
         try:
             value = float(number.removesuffix("%"))
@@ -53,8 +54,62 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to measure. ``rates`` empty: a closed loop of ``callers``. Times in seconds."""
+class BenchOptions:
+    """The options of `rewardloop bench` as the command line gives them; its help describes each."""
+
+    server: str
+    rpc: str
+    callers: int
+    rate: str | None
+    sweep: str | None
+    seconds: float
+    warm_up_s: float
+    timeout_s: float
+    responses: int
+    words: int
+    lengths: str | None
+    texts: Path | None
+    distinct: int
+    batch: int
+    lane: str
+    plot: Path | None
+    json_file: Path | None
+    servers_for: float | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for options that contradict each other or that no choice covers."""
+        if self.lane not in ("production", "trainer"):
+            raise UsageError(f"--lane {self.lane}: is not production or trainer")
+        if self.rpc not in _RPCS:
+            raise UsageError(f"--rpc {self.rpc}: is not score, batch or stream")
+        if self.lengths is not None and self.lengths not in bench_texts.LENGTHS:
+            raise UsageError(f"--lengths {self.lengths}: is not {' or '.join(bench_texts.LENGTHS)}")
+        if self.rate is not None and self.sweep is not None:
+            raise UsageError("give --rate or --sweep, not both")
+        if self.servers_for is not None and self.rate is not None:
+            raise UsageError("--servers-for needs the saturation: leave --rate out")
+        if self.plot is not None:
+            bench_plot.check_plot(self.plot)
+
+    def rates(self) -> tuple[Rate, ...]:
+        """Return the offered rates of the open loops; empty for a closed loop. Raises UsageError."""
+        if self.rate is not None:
+            return (Rate.parse("--rate", self.rate),)
+        return tuple(Rate.parse("--sweep", part) for part in self.sweep.split(",")) if self.sweep is not None else ()
+
+    def groups(self) -> list[ScoreGroup]:
+        """Return the groups to send, from a file or of random words. Raises UsageError."""
+        if self.texts is not None:
+            return bench_texts.read_groups(self.texts, self.distinct)
+        lengths = bench_texts.Lengths(self.words, self.words, 0.0)
+        if self.lengths is not None:
+            lengths = bench_texts.LENGTHS[self.lengths]
+        return bench_texts.built_in(lengths, self.responses, self.distinct)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The runs to measure: an open loop at each of ``rates``, or a closed loop of ``callers`` if there are none."""
 
     server: str
     rpc: str
@@ -64,70 +119,55 @@ class Plan:
     warm_up_s: float
     timeout_s: float
 
+    @classmethod
+    def of(cls, options: BenchOptions) -> Measurement:
+        """Raises UsageError for a rate that is neither a number nor a share."""
+        callers = options.callers
+        if options.servers_for is not None:
+            callers = max(callers, SATURATING_CALLERS)
+        return cls(
+            options.server,
+            options.rpc,
+            callers,
+            options.rates(),
+            options.seconds,
+            options.warm_up_s,
+            options.timeout_s,
+        )
 
-def run(
-    *,
-    server: str,
-    rpc: str,
-    callers: int,
-    rate: str | None,
-    sweep: str | None,
-    seconds: float,
-    warm_up: float,
-    timeout: float,
-    responses: int,
-    words: int,
-    lengths: str | None,
-    texts: Path | None,
-    distinct: int,
-    batch: int,
-    lane: str,
-    plot: Path | None,
-    json_file: Path | None,
-    servers_for: float | None = None,
-) -> int:
-    """0; 1 when a request failed. Raises UsageError, and RewardloopError when the first request fails."""
-    if lane not in ("production", "trainer"):
-        raise UsageError(f"--lane {lane}: is not production or trainer")
-    if rpc not in _RPCS:
-        raise UsageError(f"--rpc {rpc}: is not score, batch or stream")
-    if lengths is not None and lengths not in bench_texts.LENGTHS:
-        raise UsageError(f"--lengths {lengths}: is not {' or '.join(bench_texts.LENGTHS)}")
-    if rate is not None and sweep is not None:
-        raise UsageError("give --rate or --sweep, not both")
-    if servers_for is not None and rate is not None:
-        raise UsageError("--servers-for needs the saturation: leave --rate out")
-    if plot is not None:
-        bench_plot.check_plot(plot)
-    wanted = [Rate.parse("--rate", rate)] if rate is not None else []
-    wanted += [Rate.parse("--sweep", part) for part in sweep.split(",")] if sweep is not None else []
-    if texts is not None:
-        groups = bench_texts.read_groups(texts, distinct)
-    else:
-        of = bench_texts.LENGTHS[lengths] if lengths else bench_texts.Lengths(words, words, 0.0)
-        groups = bench_texts.built_in(of, responses, distinct)
-    payloads = bench_texts.payloads(rpc, groups, cast(LaneName, lane), batch)
-    if servers_for is not None:
-        callers = max(callers, SATURATING_CALLERS)
-    plan = Plan(server, rpc, callers, tuple(wanted), seconds, warm_up, timeout)
+
+def run(options: BenchOptions) -> int:
+    """Measure, print the figures, and write the files that were asked for.
+
+    Returns:
+        The exit status: 1 if a request failed, else 0.
+
+    Raises:
+        UsageError: The options cannot be used together, or a file cannot be read or written.
+        RewardloopError: The first request fails.
+    """
+    options.check()
+    measurement = Measurement.of(options)
+    payloads = bench_texts.payloads(options.rpc, options.groups(), cast(LaneName, options.lane), options.batch)
     console = bench_report.open_console()
-    runs = asyncio.run(measure(plan, payloads, console))
+    runs = asyncio.run(measure(measurement, payloads, console))
     if not any(r.seen.requests or r.seen.failures for r in runs):
         raise UsageError("nothing was answered within the time: measure for longer (--seconds)")
     bench_report.print_runs(console, runs)
     saturations = [r.requests_per_s for r in runs if r.rate is None and r.seen.requests]
-    if servers_for is not None and saturations:
-        bench_report.print_plan(console, servers_for, saturations[0], plan_for(servers_for, saturations[0]))
-    if json_file is not None:
-        bench_report.write_json(json_file, runs, server)
-    if plot is not None:
-        bench_plot.write_plot(plot, runs)
-        console.print(f"plot: {plot}", highlight=False)
+    if options.servers_for is not None and saturations:
+        plan = plan_for(options.servers_for, saturations[0])
+        bench_report.print_plan(console, options.servers_for, saturations[0], plan)
+    if options.json_file is not None:
+        bench_report.write_json(options.json_file, runs, options.server)
+    if options.plot is not None:
+        bench_plot.write_plot(options.plot, runs)
+        console.print(f"plot: {options.plot}", highlight=False)
     return int(any(r.seen.failures for r in runs))
 
 
-async def measure(plan: Plan, payloads: bench_texts.Payloads, console: Console) -> list[Run]:
-    """Every run of the plan, in order; a first Ctrl-C ends the running one and leaves out the rest."""
+async def measure(measurement: Measurement, payloads: bench_texts.Payloads, console: Console) -> list[Run]:
+    """Return every run in order. A first Ctrl-C ends the running one and skips the rest; a second ends the process."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -143,32 +183,36 @@ async def measure(plan: Plan, payloads: bench_texts.Payloads, console: Console) 
 
         def watch(seen: Seen) -> None:
             if live is not None:
-                live.update(Text(_progress(plan, seen, len(runs))))
+                live.update(Text(_progress(measurement, seen, len(runs))))
 
-        async with Load(plan.server, payloads, plan.timeout_s, stop, watch) as load:
+        async with Load(measurement.server, payloads, measurement.timeout_s, stop, watch) as load:
             await load.probe()
             saturation = 0.0
-            if any(rate.is_share for rate in plan.rates) or not plan.rates:
-                callers = max(plan.callers, SATURATING_CALLERS) if plan.rates else plan.callers
-                seen = await load.closed(callers, plan.warm_up_s, plan.seconds)
-                runs.append(Run(plan.rpc, callers, None, seen))
+            if any(rate.is_share for rate in measurement.rates) or not measurement.rates:
+                callers = max(measurement.callers, SATURATING_CALLERS) if measurement.rates else measurement.callers
+                seen = await load.closed(callers, measurement.warm_up_s, measurement.seconds)
+                runs.append(Run(measurement.rpc, callers, None, seen))
                 saturation = runs[-1].requests_per_s
-            for rate in plan.rates:
+            for rate in measurement.rates:
                 if stop.is_set():
                     break
                 offered = rate.value * saturation if rate.is_share else rate.value
                 if offered == 0:
                     raise UsageError("nothing was answered while the saturation was measured: use a longer --seconds")
-                seen = await load.open(offered, plan.warm_up_s, plan.seconds)
-                runs.append(Run(plan.rpc, None, offered, seen))
+                seen = await load.open(offered, measurement.warm_up_s, measurement.seconds)
+                runs.append(Run(measurement.rpc, None, offered, seen))
     return runs
 
 
-def _progress(plan: Plan, seen: Seen, done: int) -> str:
+def _progress(measurement: Measurement, seen: Seen, done: int) -> str:
     now = seen.now_s()
-    shares = sum(rate.is_share for rate in plan.rates) > 0
-    total = max(1, len(plan.rates) + shares)
-    phase = f"warm-up, {-now:.0f} s left" if now < 0 else f"{min(now, plan.seconds):.0f} of {plan.seconds:.0f} s"
+    shares = sum(rate.is_share for rate in measurement.rates) > 0
+    total = max(1, len(measurement.rates) + shares)
+    phase = (
+        f"warm-up, {-now:.0f} s left"
+        if now < 0
+        else f"{min(now, measurement.seconds):.0f} of {measurement.seconds:.0f} s"
+    )
     rate = seen.requests / now if now > 0 else 0.0
     counts = f"{len(seen.latencies_s)} answered, {rate:.1f}/s; {seen.failures.total()} failed"
     return f"run {done + 1} of {total}: {phase}; {counts}"

@@ -1,6 +1,6 @@
-"""The load of bench: requests sent in a closed or an open loop over one connection, and what came back.
+"""Makes the load of bench: sends requests in a closed or an open loop over one connection, and notes the outcomes.
 
-Requests are ready bytes on raw gRPC calls: the generator shares its cores with the server on one machine.
+Requests are ready bytes on raw gRPC calls, because the generator shares its cores with a server on the same machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rewardloop.v1 import reward_pb2
 from rewardloop_cli.bench.calls import Stream, Unary
 from rewardloop_cli.bench.seen import Seen
 from rewardloop_cli.bench.texts import Payloads
-from rewardloop_cli.connect import access
+from rewardloop_cli.connect import channel_access
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import Overloaded
 from rewardloop_client import _calls as calls
 from rewardloop_client._connection import OPTIONS, targets
 
-# An open loop does not slow down by itself: beyond this many unanswered requests it counts instead of sending.
+# An open loop does not slow down by itself. Beyond this many unanswered requests it counts them instead of sending.
 MAX_IN_FLIGHT = 10_000
 _LONGEST_PAUSE_S = 1.0
 
@@ -32,15 +32,17 @@ Watch = Callable[[Seen], None]
 
 
 class Load:
-    """Sends ``payloads`` over one connection. Use as an async context manager.
+    """Sends ``payloads`` over one connection. It is an asynchronous context manager.
 
-    Raises UsageError and InvalidAddress for a server that cannot be asked.
+    Raises:
+        UsageError: ``server`` is several host names.
+        InvalidAddress: ``server`` is malformed.
     """
 
     def __init__(self, server: str, payloads: Payloads, timeout_s: float, stop: asyncio.Event, watch: Watch) -> None:
         found = targets(server)
         if len(found) > 1:
-            raise UsageError("several host names: bench asks one, or IP addresses, over which gRPC spreads the calls")
+            raise UsageError("give bench one host name, or IP addresses, over which gRPC spreads the calls")
         self._target = found[0]
         self._payloads = payloads
         self._next = payloads.source()
@@ -49,8 +51,9 @@ class Load:
         self._watch = watch
 
     async def __aenter__(self) -> Load:
-        self._channel = access().open_aio(self._target, OPTIONS)
-        token = access().metadata()
+        access = channel_access()
+        self._channel = access.open_aio(self._target, OPTIONS)
+        token = access.metadata()
         score = self._channel.unary_unary(calls.SCORE, None, reward_pb2.ScoreResponse.FromString)
         batch = self._channel.unary_unary(calls.SCORE_BATCH, None, reward_pb2.ScoreBatchResponse.FromString)
         stream = self._channel.stream_stream(calls.SCORE_STREAM, None, reward_pb2.ScoreStreamResponse.FromString)
@@ -61,9 +64,9 @@ class Load:
         await self._channel.close(None)
 
     async def closed(self, callers: int, warm_up_s: float, seconds: float) -> Seen:
-        """``callers`` requests in flight, each followed by the next once it is answered.
+        """Keep ``callers`` requests in flight: each is followed by the next one once it is answered.
 
-        A refused caller waits as long as the server asks, at most a second.
+        A refused caller waits as long as the server asks, but at most a second.
         """
         seen = _window(warm_up_s, seconds)
         async with self._sender(seen) as send:
@@ -78,9 +81,10 @@ class Load:
         return seen
 
     async def open(self, rate: float, warm_up_s: float, seconds: float, seed: int = 0) -> Seen:
-        """Poisson arrivals, ``rate`` a second, whether or not earlier ones were answered.
+        """Send requests at random (Poisson) times, ``rate`` a second, without waiting for earlier answers.
 
-        Latency counts from when a request was due, so that a late generator or a stalled server shows.
+        Latency counts from when a request was due, so that it includes the delay of a late generator or a stalled
+        server.
         """
         loop = asyncio.get_running_loop()
         seen = _window(warm_up_s, seconds)
@@ -99,7 +103,7 @@ class Load:
                 task.add_done_callback(in_flight.discard)
 
             def clock() -> None:
-                # A thread of its own: the event loop's timers are only exact to a millisecond.
+                # It runs in a thread of its own, because the timers of the event loop are exact only to a millisecond.
                 chance, due = random.Random(seed), time.perf_counter()
                 while (due := due + chance.expovariate(rate)) < seen.end and not self._stop.is_set():
                     time.sleep(max(0.0, due - time.perf_counter()))
@@ -116,7 +120,7 @@ class Load:
         return seen
 
     async def _watched(self, seen: Seen, work: Awaitable[Any]) -> None:
-        """Runs ``work``, shows progress, and takes the CPU time of the window."""
+        """Run ``work``, show progress, and measure the CPU time of the window."""
         task = asyncio.ensure_future(work)
         cpu_started: float | None = None
         wall_started = seen.start
@@ -140,7 +144,7 @@ class Load:
         return Unary(self._batch if self._payloads.rpc == "batch" else self._score, self._next, self._timeout_s, seen)
 
     async def probe(self) -> None:
-        """One request. Raises RewardloopError when it fails other than by a full queue: there is nothing to measure."""
+        """Send one request. Raises RewardloopError if it fails, unless the queue is full, which passes."""
         seen = _window(0.0, self._timeout_s)
         async with self._sender(seen) as send:
             error = await send(time.perf_counter())

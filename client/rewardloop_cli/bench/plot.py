@@ -1,4 +1,4 @@
-"""The plot of bench: latency by percentile, and latency against the offered rate when there are several."""
+"""Draws the plot of bench: latency by percentile and, for several rates, latency against the offered rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHARES = (0.5, 0.9, 0.99)
 
 
 def check_plot(path: Path) -> None:
-    """Raises UsageError when no plot could be drawn, before anything is measured."""
+    """Raise UsageError if no plot could be drawn, before anything is measured."""
     if find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'rewardloop[local]'")
     if not path.parent.is_dir():
@@ -21,7 +21,7 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, runs: Sequence[Run]) -> None:
-    """Raises UsageError when the file cannot be written. Runs in which nothing was answered are left out."""
+    """Draw the runs in which anything was answered. Raises UsageError if the file cannot be written."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -34,7 +34,7 @@ def write_plot(path: Path, runs: Sequence[Run]) -> None:
     by_share = axes[0][0]
     for run in answered:
         latencies = sorted(run.seen.latencies_s)
-        # The axis is 1/(1-share): every further nine gets the same room.
+        # The axis is 1/(1-share) on a log scale, so that 90%, 99% and 99.9% are equally far apart.
         shares = [1 - 10 ** (-step / 50) for step in range(200) if 10 ** (step / 50) <= len(latencies)]
         name = f"{run.callers} callers" if run.rate is None else f"{run.rate:.1f}/s"
         by_share.plot([1 / (1 - s) for s in shares], [1000 * percentile(latencies, s) for s in shares], label=name)

@@ -1,4 +1,4 @@
-"""What bench prints: one row a run, the failures, and the same for machines."""
+"""Prints the figures of bench as a table, and writes them as JSON."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rewardloop_cli.bench.plan import ServerPlan
 from rewardloop_cli.bench.seen import Seen
 from rewardloop_cli.failures import UsageError
 
-# From this share of one core on, one Python process may be what limits the figures.
+# From this share of one core on, the generator itself may limit the figures.
 _BUSY_GENERATOR = 0.8
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` of all values do not exceed; NaN of none. ``values`` sorted."""
+    """Return the smallest of the sorted ``values`` that at least ``share`` of them do not exceed; NaN if empty."""
     return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One measured window. ``rate``: offered requests a second; None in a closed loop of ``callers``."""
+    """One measured window: an open loop of ``rate`` requests a second, or (None) a closed loop of ``callers``."""
 
     rpc: str
     callers: int | None
@@ -47,14 +47,17 @@ class Run:
 
     @property
     def cpu_share(self) -> float:
-        """Of one core, taken by the generator."""
+        """Share of one core that the generator used."""
         return self.seen.cpu_s / self.seconds
 
     def milliseconds(self, share: float) -> float:
         return 1000 * percentile(sorted(self.seen.latencies_s), share)
 
     def stage_shares(self) -> dict[str, float]:
-        """Mean share of a request's time by stage; "other" is the connection, both gRPC stacks and the generator."""
+        """Return the mean share of each stage in a request's time.
+
+        "other" is the time of the connection, of gRPC on both sides, and of the generator.
+        """
         seen = self.seen
         if not seen.groups or not seen.latencies_s:
             return {}
@@ -64,7 +67,7 @@ class Run:
         return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
 
     def to_json(self) -> dict[str, object]:
-        """Times in milliseconds; a figure of nothing is null."""
+        """Return the figures for JSON, with times in milliseconds. A figure without values is null."""
         seen, shares = self.seen, (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
 
         def percentiles(values: array[float]) -> dict[str, float | None]:
@@ -99,24 +102,24 @@ def _finite(value: float) -> float | None:
 
 
 def machine() -> dict[str, object]:
-    """The machine of the generator; the server's too when both share it."""
+    """Describe the machine of the generator, which the server may share."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
-        pass  # not Linux: the platform's name stays
+        pass  # this is not Linux, and the platform's name is used
     return {"cores": os.cpu_count(), "cpu": model, "python": platform.python_version()}
 
 
 def open_console() -> Console:
-    """Standard output; wide enough for the table where no terminal says how wide it is."""
+    """Return a console for standard output that is wide enough for the table if it is no terminal."""
     console = Console(markup=False)
     return console if console.is_terminal else Console(markup=False, width=max(console.width, 120))
 
 
 def print_runs(console: Console, runs: Sequence[Run]) -> None:
-    """The table, then what it does not hold."""
+    """Print the table of all runs, and then their other figures."""
     table = Table(box=SIMPLE)
     for name in ("load", "answered", "failed", "req/s", "resp/s", "tokens/s", "p50", "p90", "p99", "max"):
         table.add_column(name, justify="left" if name == "load" else "right", no_wrap=True)
@@ -161,17 +164,17 @@ def _print_details(console: Console, run: Run, *, named: bool) -> None:
 
 
 def print_plan(console: Console, rate: float, saturation: float, plan: ServerPlan) -> None:
-    """Servers like the measured one for a rate."""
-    away = f"{plan.load_without_one:.0%}" if math.isfinite(plan.load_without_one) else "nobody answers"
+    """Print how many servers like the measured one a rate needs."""
+    away = f"{plan.load_without_one:.0%}" if math.isfinite(plan.load_without_one) else "no server is left"
     console.print(
         f"{rate:g} requests/s at {saturation:.1f}/s a server: {plan.servers} servers, each at {plan.load:.0%}"
-        f" (one away: {away}); mean wait about {plan.mean_wait:.1f} times a request's run (M/G/1)",
+        f" (with one away: {away}); mean wait about {plan.mean_wait:.1f} times a request's run (M/G/1)",
         highlight=False,
     )
 
 
 def write_json(path: Path, runs: Sequence[Run], server: str) -> None:
-    """Raises UsageError when the file cannot be written."""
+    """Write the figures to ``path``. Raises UsageError if it cannot be written."""
     content = {"server": server, "machine": machine(), "runs": [run.to_json() for run in runs]}
     try:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

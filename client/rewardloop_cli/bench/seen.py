@@ -1,4 +1,4 @@
-"""What bench saw in one window of time."""
+"""Collects what bench sees in one window of time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from rewardloop_client import RewardloopError
 
 @dataclass(slots=True)
 class Seen:
-    """What was due between ``start`` and ``end`` (`time.perf_counter`), and how it went.
+    """The outcomes of a window from ``start`` to ``end`` (`time.perf_counter`).
 
-    ``latencies_s``, ``refused_s``: of requests due in the window that were answered or failed as a whole, from when
-    each was due. ``late_s``: how long after it was due each request of an open loop was sent. Sums of `ScoreTimings`
-    are over ``groups``. ``cpu_s``: of this process.
-    ``requests``, ``responses``, ``tokens``: what was worked off in the window. A request that is only partly inside
-    counts by the part of its time that is: answers come in bursts, a batch at a time, and a burst just inside or
-    outside would move a short window's throughput.
+    Attributes:
+        latencies_s: Seconds from when a request was due until it was answered, for requests due in the window.
+        refused_s: The same for requests that failed as a whole.
+        late_s: Seconds between when each request of an open loop was due and when it was sent.
+        requests: Requests that were worked off in the window. A request that lies partly inside counts by that part of
+            its time. Answers come in bursts, a batch at a time, and a burst just inside or outside the window would
+            otherwise change the throughput of a short one.
+        responses: Responses that were scored, counted in the same way.
+        tokens: Tokens that were scored, counted in the same way.
+        groups: Number of groups, over which the sums of `ScoreTimings` run.
+        cpu_s: CPU seconds of this process.
     """
 
     start: float
@@ -42,7 +47,7 @@ class Seen:
     cpu_s: float = 0.0
 
     def take(self, due: float, responses: list[reward_pb2.ScoreResponse], failures: list[RewardloopError]) -> None:
-        """One request's outcome, come just now."""
+        """Note the outcome of one request, which has arrived just now."""
         now = time.perf_counter()
         inside = min(now, self.end) - max(due, self.start)
         if responses and inside > 0:
@@ -67,5 +72,5 @@ class Seen:
             self.versions[response.model_version.version] += 1
 
     def now_s(self) -> float:
-        """Seconds into the window; negative during the warm-up."""
+        """Return the seconds since the window began; negative during the warm-up."""
         return time.perf_counter() - self.start

@@ -1,4 +1,4 @@
-"""What bench asks: groups of texts as ready request bytes, made before the clock starts."""
+"""Makes the requests of bench: groups of texts, serialized before the measurement starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rewardloop_client._types import LaneName
 from rewardloop_data.rows import RowError
 from rewardloop_data.source_file import SourceFile, UnreadableFile
 
-# Plain words, each one token of the common vocabularies, so that words count about as tokens.
+# Plain words that are one token each in the common vocabularies, so that a word counts about as a token.
 _PROSE = """
 please reset the account and tell me how long it takes since monday we could not open any of our files when you
 ask for help from this team they will call back in an hour or two but first check that your phone is on write
@@ -29,7 +29,7 @@ _WORDS = _PROSE.split()
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Words of a prompt and of a response: log-normal around a median; ``sigma`` 0 makes all alike."""
+    """Median numbers of words in a prompt and a response. Numbers are log-normal; a ``sigma`` of 0 makes all equal."""
 
     prompt: int
     response: int
@@ -41,12 +41,12 @@ class Lengths:
 
 LENGTHS = {
     "short": Lengths(prompt=18, response=40, sigma=0.4),  # about 64 tokens a pair
-    "real": Lengths(prompt=28, response=270, sigma=0.7),  # a chat assistant's: about 300 tokens, long tail
+    "real": Lengths(prompt=28, response=270, sigma=0.7),  # as a chat assistant's: about 300 tokens, with a long tail
 }
 
 
 def built_in(lengths: Lengths, responses: int, count: int, seed: int = 0) -> list[ScoreGroup]:
-    """``count`` groups of random words; the same for the same arguments."""
+    """Return ``count`` groups of random words, which are the same for the same arguments."""
     chance = random.Random(seed)
 
     def text(median: int) -> str:
@@ -56,7 +56,7 @@ def built_in(lengths: Lengths, responses: int, count: int, seed: int = 0) -> lis
 
 
 def read_groups(path: Path, count: int) -> list[ScoreGroup]:
-    """The first ``count`` groups of a file that `rewardloop score --input` reads. Raises UsageError."""
+    """Return the first ``count`` groups of a file that `rewardloop score --input` reads. Raises UsageError."""
 
     def groups() -> Iterator[ScoreGroup]:
         for line in SourceFile.of(path).lines():
@@ -73,14 +73,14 @@ def read_groups(path: Path, count: int) -> list[ScoreGroup]:
 
 @dataclass(frozen=True, slots=True)
 class Payloads:
-    """Serialized requests of one RPC, asked in turn. ``groups``: groups in each."""
+    """Serialized requests of one RPC, which are sent in turn. Each holds ``groups`` groups."""
 
     rpc: str
     requests: list[bytes]
     groups: int
 
     def source(self) -> Callable[[], bytes]:
-        """A function that gives the next request, for ever."""
+        """Return a function that returns the next request, over and over."""
         requests, position = self.requests, -1
 
         def next_request() -> bytes:
@@ -92,7 +92,17 @@ class Payloads:
 
 
 def payloads(rpc: str, groups: list[ScoreGroup], lane: LaneName, batch: int) -> Payloads:
-    """``rpc``: score, batch (``batch`` groups a request) or stream (a request without its id). Raises UsageError."""
+    """Serialize the requests.
+
+    Args:
+        rpc: "score", "batch", or "stream", whose requests get their ids later.
+        groups: The groups to send.
+        lane: The lane of all of them.
+        batch: Groups in each request of "batch".
+
+    Raises:
+        UsageError: There are no groups, or a text cannot be sent.
+    """
     try:
         requests = [group_request(group, lane) for group in groups]
     except RewardloopError as error:

@@ -1,4 +1,4 @@
-"""What several processes read and write: text layouts, the model store, Redis keys.
+"""The formats that several processes read and write: text layouts, the model store, and Redis keys.
 
-These modules are the part of the contract that a .proto cannot carry. They import neither torch nor onnxruntime.
+They are the part of the contract that a .proto cannot express. No module imports torch or onnxruntime.
 """

@@ -1,4 +1,4 @@
-"""The manifest: what a version is, where it came from, how it measured, and the sha256 of everything in it."""
+"""The manifest of a version: what it is, where it came from, how it measured, and the sha256 of each of its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from rewardloop.formats.store_errors import CorruptVersion
 
 FORMAT_VERSION = 1
-# A version is warmed with one row of its greatest length: this bounds what a manifest can make a server allocate.
+# A server warms a version with one row of its maximum length. This bounds the memory that a manifest can claim.
 MAX_TOKENS = 2**20
 _LARGEST = 1e300
 
@@ -23,7 +23,7 @@ class Calibration:
     """Maps a version's raw logits onto the common scale:
     ``score = scale * (logit - length_slope * log(response_tokens)) + offset``.
 
-    ``length_slope`` takes back what the model gives to length alone; 0 leaves it.
+    ``length_slope`` removes what the model credits to length alone; 0 removes nothing.
     """
 
     scale: float = 1.0
@@ -31,7 +31,12 @@ class Calibration:
     length_slope: float = 0.0
 
     def score(self, logit: float, response_tokens: int) -> float:
-        """``response_tokens``: of the whole response, end marker included, before any shortening; at least 1."""
+        """Return the calibrated score of a logit.
+
+        Args:
+            logit: Raw output of the model.
+            response_tokens: Tokens of the whole response, its end marker included, before any shortening; at least 1.
+        """
         return self.scale * (logit - self.length_slope * math.log(response_tokens)) + self.offset
 
 
@@ -39,7 +44,7 @@ class Calibration:
 class DataRange:
     """The part of the ledger that a version learned from.
 
-    ``arrivals``: arrival times (Unix seconds) of at most 1,000 of the signals that are new since the parent.
+    ``arrivals`` holds the arrival times (Unix seconds) of at most 1,000 signals that are new since the parent version.
     """
 
     first_stream_id: str
@@ -50,7 +55,7 @@ class DataRange:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """The version, by number and digest, over whose graph a delta runs."""
+    """Number and digest of the version over whose graph a delta runs."""
 
     version: str
     digest: str
@@ -60,10 +65,15 @@ class Trunk:
 class Manifest:
     """What a version is, where it came from and how it measured.
 
-    ``files``: sha256 (hex) of every file by its path within the version. ``trunk``: set on a delta, a reward version
-    that holds only an adapter (`ADAPTER`) and runs over the graph of another version, itself no delta.
-    ``precision``: of the graph's matrix products. ``digest`` covers files, trunk, calibration, text format and maximum
-    length: two versions with one digest give the same scores.
+    Attributes:
+        digest: Digest of files, trunk, calibration, text format and maximum length. Two versions with the same digest
+            give the same scores.
+        files: The sha256 (hex) of every file, by its path within the version.
+        data: The part of the ledger that it learned from; None for an exported base.
+        metrics: Figures of training and gates, by name.
+        precision: Number format of the graph's matrix products.
+        trunk: Set on a delta, which is a reward version that holds only an adapter (`ADAPTER`) and runs over the graph
+            of another version. That version is no delta itself.
     """
 
     model: str
@@ -91,7 +101,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Raises `CorruptVersion` on anything that is no manifest of a known format version."""
+        """Read a manifest. Raises CorruptVersion for a text that is no manifest of a known format version."""
         try:
             raw = json.loads(text)
             if raw["format_version"] != FORMAT_VERSION:
@@ -107,12 +117,14 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CorruptVersion(f"the manifest cannot be read: {ascii(str(error))[1:-1]}") from error
         if wrong:
-            raise CorruptVersion(f"the manifest cannot be read: {', '.join(wrong)} of another kind than it must be")
+            raise CorruptVersion(
+                f"the manifest cannot be read: {', '.join(wrong)} have the wrong type or an impossible number"
+            )
         return manifest
 
 
 def digest_of(manifest: Manifest, files: Mapping[str, str]) -> str:
-    """Over what decides the scores; see `Manifest`."""
+    """Return the digest of everything that decides the scores; see `Manifest`."""
     covered = {
         "files": dict(files),
         "calibration": asdict(manifest.calibration) if manifest.calibration else None,
@@ -125,7 +137,7 @@ def digest_of(manifest: Manifest, files: Mapping[str, str]) -> str:
 
 
 def _wrong_fields(manifest: Manifest) -> list[str]:
-    """Names of the fields that are not of their type, or whose numbers no version can have."""
+    """Return the names of the fields that have the wrong type, or a number that no version can have."""
     data, calibration, trunk = manifest.data, manifest.calibration, manifest.trunk
     texts = ("model", "version", "digest", "base", "code_version", "precision")
     sound = {name: isinstance(getattr(manifest, name), str) for name in texts}
@@ -172,7 +184,7 @@ def _is_finite(value: object) -> bool:
 
 
 def reads_alike(one: Manifest, other: Manifest) -> bool:
-    """Both versions turn the same text into the same token ids."""
+    """Return whether both versions turn the same text into the same token ids."""
     return (
         one.files.get("tokenizer.json") == other.files.get("tokenizer.json")
         and one.text_format == other.text_format

@@ -1,4 +1,4 @@
-"""What a Redis URL says, for every process.
+"""Parses the Redis URLs that every process takes.
 
     redis://[user[:password]@]host[:port][/db]              one server
     unix:///path/to/socket[?db=N]                           one server
@@ -33,16 +33,33 @@ _PARAMETERS = (
     *("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"),
     *("sentinel_username", "sentinel_password"),
 )
+_MOST_DIGITS = 10
 _PORTS = {"server": 6379, "cluster": 6379, "sentinel": 26379}
 
 
 class InvalidRedisUrl(ValueError):
-    """The text says what is wrong, without the password."""
+    """Raised for a URL that cannot be used. The text says what is wrong, and quotes nothing of the URL.
+
+    Any part of a URL may hold a part of the password, if a character of it is not percent-encoded.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """``hosts``: of the sentinels, of some of the cluster's nodes, or the one server's. ``path``: its Unix socket."""
+    """How Redis is reached.
+
+    Attributes:
+        kind: One server, Sentinel or Cluster.
+        hosts: Host and port of the sentinels, of some nodes of the cluster, or of the one server.
+        path: The Unix socket of the one server; empty for TCP.
+        service: The name that the sentinels give to the master.
+        db: Number of the database.
+        username: User of the data servers' ACL.
+        password: Password of that user.
+        sentinel_username: User of the sentinels themselves.
+        sentinel_password: Password of that user.
+        is_tls: Connections use TLS, with the files that the remaining fields name.
+    """
 
     kind: Kind
     hosts: tuple[tuple[str, int], ...] = ()
@@ -60,14 +77,15 @@ class RedisAddress:
     check_hostname: bool = True
 
     def credentials(self) -> dict[str, Any]:
-        """Arguments of a connection to a data server, as redis-py names them."""
+        """Return the arguments of a connection to a data server, as redis-py names them."""
         return {"username": self.username, "password": self.password, **self.tls()}
 
     def sentinel_credentials(self) -> dict[str, Any]:
-        """The same for a sentinel."""
+        """Return the arguments of a connection to a sentinel."""
         return {"username": self.sentinel_username, "password": self.sentinel_password, **self.tls()}
 
     def tls(self) -> dict[str, Any]:
+        """Return the arguments for TLS, as redis-py names them; empty without TLS."""
         if not self.is_tls:
             return {}
         return {
@@ -80,33 +98,40 @@ class RedisAddress:
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """Raises InvalidRedisUrl."""
+    """Return the address in a URL of the forms above. Raises InvalidRedisUrl."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
-        raise InvalidRedisUrl(f"{scheme!r} is none of {', '.join(_SCHEMES)}")
+        raise InvalidRedisUrl(f"what stands before '://' is not one of {', '.join(_SCHEMES)}")
     kind, is_tls = _SCHEMES[scheme]
-    parts = urlsplit(f"//{rest}" if scheme != "unix" else rest)  # a list of hosts is one network location
+    try:
+        parts = urlsplit(f"//{rest}" if scheme != "unix" else rest)  # a list of hosts is one network location
+    except ValueError:  # its text quotes the network location, with the password
+        raise InvalidRedisUrl("the user, the password or a host has characters that must be percent-encoded") from None
+    if scheme != "unix" and "@" in parts.path + parts.fragment:
+        raise InvalidRedisUrl("a '/', '?' or '#' before the last '@' must be percent-encoded")
     userinfo, _, location = parts.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(set(given) - set(_PARAMETERS)):
-        raise InvalidRedisUrl(f"unknown parameter {unknown[0]!r}; known are {', '.join(_PARAMETERS)}")
+    if not set(given) <= set(_PARAMETERS):
+        raise InvalidRedisUrl(f"unknown parameter; known are {', '.join(_PARAMETERS)}")
     path = [unquote(name) for name in parts.path.split("/") if name]
     service = ""
     if scheme == "unix":
-        return RedisAddress("server", path=parts.path, db=_number("db", given.get("db", "0")))
+        return RedisAddress("server", path=parts.path, db=_number("db", "the database", given.get("db", "0")))
     if kind == "sentinel":
         if not path:
-            raise InvalidRedisUrl("after the sentinels comes /SERVICE, the name that they give to the master")
+            raise InvalidRedisUrl("the URL must end with /SERVICE, the name that the sentinels give to the master")
         service = path.pop(0)
     if len(path) > 1:
-        raise InvalidRedisUrl(f"what is {'/'.join(path)!r}? The path ends with the number of the database")
-    db = _number("the database", path[0] if path else given.get("db", "0"))
+        raise InvalidRedisUrl("the path must be only the number of the database")
+    db = _number("the path", "the database", path[0]) if path else _number("db", "the database", given.get("db", "0"))
     if kind == "cluster" and db:
         raise InvalidRedisUrl("a cluster has database 0 only")
     hosts = tuple(_host(item, _PORTS[kind]) for item in location.split(",") if item)
     if not hosts or (kind == "server" and len(hosts) > 1):
-        raise InvalidRedisUrl(f"one host, not {len(hosts)}" if kind == "server" else "no host")
+        raise InvalidRedisUrl(
+            f"the URL must name one host, not {len(hosts)}" if kind == "server" else "no host is named"
+        )
     return RedisAddress(
         kind,
         hosts,
@@ -131,13 +156,13 @@ def _host(item: str, default_port: int) -> tuple[str, int]:
     else:
         name, _, port = item.partition(":")
     if not name:
-        raise InvalidRedisUrl(f"{item!r} is not host:port")
-    return name, _number("a port", port, 65_535) if port else default_port
+        raise InvalidRedisUrl("a host is not of the form host:port")
+    return name, _number("what follows the ':' of a host", "a port", port, 65_535) if port else default_port
 
 
-def _number(what: str, text: str, most: int = 2**31) -> int:
-    if not text.isdecimal() or int(text) > most:
-        raise InvalidRedisUrl(f"{text!r} is no number of {what}")
+def _number(where: str, what: str, text: str, most: int = 2**31) -> int:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) > most:
+        raise InvalidRedisUrl(f"{where} is not the number of {what}")
     return int(text)
 
 
@@ -146,5 +171,5 @@ def _checked(url: str) -> str:
     return url
 
 
-# The type of a setting; a wrong URL is named when the settings are read.
+# The type of a setting. Reading the settings fails for a URL that cannot be used.
 RedisUrl = Annotated[str, AfterValidator(_checked)]

@@ -1,7 +1,7 @@
-"""Signed versions: ed25519 over the bytes of a manifest, which names the sha256 of every file.
+"""Signs versions and checks signatures: ed25519 over the bytes of a manifest, which names the sha256 of every file.
 
-Keys are PEM files as ``openssl genpkey -algorithm ed25519`` makes them. Needs the package cryptography, which is
-imported only where a key is given.
+Keys are PEM files as ``openssl genpkey -algorithm ed25519`` makes them. The package cryptography is needed, and is
+imported only if a key is given.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Beside the manifest; base64 of the 64 bytes.
+# The file beside the manifest that holds the 64 bytes of the signature in base64.
 SIGNATURE = "manifest.json.sig"
 
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
 class UnusableKey(ValueError):
-    """The file holds no key of the kind that is wanted, or cryptography is not installed; the text says which."""
+    """Raised for a file without a key of the wanted kind, and if cryptography is not installed. The text says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Signer:
 
     @classmethod
     def from_file(cls, path: Path) -> Signer:
-        """Raises UnusableKey."""
+        """Read a private key. Raises UnusableKey."""
         ed25519, serialization = _cryptography()
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
@@ -42,19 +42,19 @@ class Signer:
         return cls(key.sign)
 
     def sign(self, manifest: bytes) -> bytes:
-        """The signature file's content."""
+        """Return the content of the signature file."""
         return b64encode(self._sign(manifest)) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedKeys:
-    """Public keys, any of which may have signed: while a key is replaced both are in the file."""
+    """Public keys. A signature by any of them counts, so that old and new key can overlap while a key is replaced."""
 
     _verify: Sequence[Callable[[bytes, bytes], None]]
 
     @classmethod
     def from_file(cls, path: Path) -> TrustedKeys:
-        """Raises UnusableKey."""
+        """Read one or more public keys. Raises UnusableKey."""
         ed25519, serialization = _cryptography()
         try:
             keys = [serialization.load_pem_public_key(pem) for pem in _PEM.findall(path.read_bytes())]
@@ -65,7 +65,7 @@ class TrustedKeys:
         return cls(tuple(key.verify for key in keys))
 
     def have_signed(self, manifest: bytes, signature: bytes) -> bool:
-        """``signature``: the signature file's content."""
+        """Return whether one of the keys has signed. ``signature`` is the content of the signature file."""
         from cryptography.exceptions import InvalidSignature
 
         try:
@@ -82,12 +82,12 @@ class TrustedKeys:
 
 
 def signer(path: str) -> Signer | None:
-    """Of a setting; None where it is empty. Raises UnusableKey."""
+    """Return the signer of a setting, or None if the setting is empty. Raises UnusableKey."""
     return Signer.from_file(Path(path)) if path else None
 
 
 def trusted_keys(path: str) -> TrustedKeys | None:
-    """Of a setting; None where it is empty. Raises UnusableKey."""
+    """Return the keys of a setting, or None if the setting is empty. Raises UnusableKey."""
     return TrustedKeys.from_file(Path(path)) if path else None
 
 

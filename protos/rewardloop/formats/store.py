@@ -1,8 +1,8 @@
-"""The model store: immutable version directories, ``<store>/<model>/<version>/``.
+"""The model store: immutable directories of versions, ``<store>/<model>/<version>/``.
 
-A version is written under a temporary name, hashed, fsynced and renamed, so a reader sees a whole version or
-none. On object stores, which cannot rename, the manifest is uploaded last: a directory without one is no version.
-What a version may hold: weights as safetensors and ONNX, text, no links, and nothing that runs when it is read.
+A version is written under a temporary name, hashed, fsynced and renamed, so that a reader sees a whole version or
+none. Object stores cannot rename, so there the manifest is uploaded last, and a directory without one is no version. A
+version holds weights as safetensors or ONNX, and text. It holds no links, and nothing that runs when it is read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import fsspec
 
+from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.manifest import Calibration as Calibration
 from rewardloop.formats.manifest import DataRange as DataRange
 from rewardloop.formats.manifest import Manifest as Manifest
@@ -38,18 +39,21 @@ MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
-TORCH = "torch"  # a directory with the weights that training goes on from
-# Formats that are or may hold pickles, and code. Nothing here reads them; that they are there is reason for suspicion.
+TORCH = "torch"  # the directory of the weights with which training continues
+# Formats that hold code or may hold pickles. Nothing here reads them, but a version with such a file is suspicious.
 _UNSAFE_SUFFIX = re.compile(
     r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE
 )
 
 
 class ModelStore:
-    """Reads and publishes versions under ``url``: a local path or any fsspec URL such as ``s3://bucket/models``.
+    """Reads and publishes versions.
 
-    Remote versions are fetched once into ``cache_dir`` (default: a directory under the system's temporary one).
-    With a ``signer`` what is published is signed; with ``trusted`` keys what they have not signed is never read.
+    Args:
+        url: A local path or any fsspec URL such as ``s3://bucket/models``.
+        cache_dir: Where remote versions are kept once they are fetched; by default under the temporary directory.
+        signer: Signs the versions that are published.
+        trusted: Public keys. Versions that none of them has signed are refused.
     """
 
     def __init__(
@@ -69,11 +73,11 @@ class ModelStore:
         self._cache = cache_dir or Path(tempfile.gettempdir()) / "rewardloop-store" / _sha256(self.url.encode())[:16]
 
     def versions(self, model: str) -> list[int]:
-        """Version numbers, ascending; empty where the store has none."""
+        """Return the numbers of the model's versions in ascending order."""
         return [v for v in self._numbers(model) if self._fs.exists(self._of(model, v, MANIFEST))]
 
     def _numbers(self, model: str) -> list[int]:
-        """Of all directories, those without a manifest included: their writer died, and their names are taken."""
+        """Return the numbers of all directories, also of those whose writer died before it wrote the manifest."""
         self._fs.invalidate_cache()
         try:
             entries = self._fs.ls(f"{self._root}/{model}", detail=False)
@@ -83,7 +87,12 @@ class ModelStore:
         return sorted(int(n) for n in names if n.isdecimal())
 
     def manifest(self, model: str, version: int | str) -> Manifest:
-        """Raises `VersionNotFound` or `CorruptVersion`, of which `UntrustedVersion` is one."""
+        """Read the manifest of a version.
+
+        Raises:
+            VersionNotFound: The store does not have the version.
+            CorruptVersion: The manifest cannot be read, or (`UntrustedVersion`) no trusted key has signed it.
+        """
         if not str(version).isdecimal():
             raise VersionNotFound(f"{version!r} is not a version of {model}: versions are integers")
         try:
@@ -102,13 +111,15 @@ class ModelStore:
         return manifest
 
     def path(self, model: str, version: int | str) -> str:
-        """Where the version lives in the store."""
+        """Return the path of the version inside the store."""
         return self._of(model, version)
 
     def fetch(self, model: str, version: int | str) -> Path:
-        """A local directory with the version, every file's sha256 checked.
+        """Return a local directory with the version, after checking the sha256 of every file.
 
-        Raises `VersionNotFound` or `CorruptVersion`, of which `UnsafeVersion` and `UntrustedVersion` are two.
+        Raises:
+            VersionNotFound: The store does not have the version.
+            CorruptVersion: A file is missing or altered. `UnsafeVersion` and `UntrustedVersion` are subclasses.
         """
         manifest = self.manifest(model, version)
         if self._is_local:
@@ -127,11 +138,19 @@ class ModelStore:
         write: Callable[[Path], None],
         held: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Manifest:
-        """Store a new version: ``write`` fills a directory, ``manifest`` gives the fields that are not derived.
+        """Store a new version.
 
-        Returns the manifest with version, digest, files and created_at filled in. The version becomes visible within
-        ``held()``. Whatever that or ``write`` raises goes through, and nothing is left behind. Raises `UnsafeVersion`
-        when it writes what no version may hold.
+        Args:
+            manifest: The fields that are not derived from the files.
+            write: Called with an empty directory, which it fills with the files of the version.
+            held: A context in which the version becomes visible, such as one that holds a lock.
+
+        Returns:
+            The manifest with version, digest, files and created_at filled in.
+
+        Raises:
+            UnsafeVersion: ``write`` has written a file that no version may hold. An exception of ``write`` or ``held``
+                is passed on. In both cases nothing is left in the store.
         """
         staging_root = Path(self._root) / manifest.model if self._is_local else self._cache / "staging"
         staging_root.mkdir(parents=True, exist_ok=True)
@@ -151,7 +170,7 @@ class ModelStore:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _place(self, manifest: Manifest, staging: Path, held: Callable[[], AbstractContextManager[None]]) -> Manifest:
-        """Give the staged directory the next free version number; retries when another writer takes it first."""
+        """Give the staged directory the next free version number, and try again if another writer takes it first."""
         while True:
             version = max(self._numbers(manifest.model), default=0) + 1
             numbered = replace(manifest, version=str(version))
@@ -164,12 +183,12 @@ class ModelStore:
                 target = self._of(manifest.model, version)
                 for name in names[:-1]:
                     self._fs.put_file(str(staging / name), f"{target}/{name}")
-                with held():  # without its manifest a version is none
+                with held():  # the manifest makes the version visible
                     self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
                 return numbered
+            give_default_modes(staging)
             for path in (*_files(staging), *_directories(staging)):
                 _fsync(path)
-            staging.chmod(0o755)
             try:
                 with held():
                     staging.rename(self._of(manifest.model, version))
@@ -232,7 +251,7 @@ def _refuse_unsafe(directory: Path, where: str) -> None:
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """The path of a manifest's file; refuses names that leave the version directory."""
+    """Return the path of a file in the manifest. Raises CorruptVersion for a name that leaves the directory."""
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve()):
         raise CorruptVersion(f"{name!r} leaves the version directory")

@@ -1,4 +1,4 @@
-"""What can be wrong with a stored version."""
+"""The exceptions of the model store."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ class StoreError(Exception):
 
 
 class VersionNotFound(StoreError):
-    """The store has no such version."""
+    """Raised if the store does not have the version."""
 
 
 class CorruptVersion(StoreError):
-    """A file of the version is missing, added or altered, or its manifest cannot be read."""
+    """Raised if a file of the version is missing, added or altered, or its manifest cannot be read."""
 
 
 class UnsafeVersion(CorruptVersion):
-    """The version holds what none may hold: links, pickles, code."""
+    """Raised if the version holds links, pickles or code."""
 
 
 class UntrustedVersion(CorruptVersion):
-    """The manifest is not signed with a trusted key."""
+    """Raised if no trusted key has signed the manifest."""

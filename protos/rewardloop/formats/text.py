@@ -1,8 +1,8 @@
-"""How a prompt and a response become token ids: one piece of code for training and serving.
+"""Turns a prompt and a response into token ids. Training and serving share this code.
 
-A pair is laid out as ``prompt_ids + response_ids``. The prompt's ids do not depend on the response, so a group
-of k responses pays for its prompt once, and role markers are token ids of the format, never text: a user who
-writes ``<|im_end|>`` or ``[SEP]`` gets those characters tokenised as plain text.
+A pair is ``prompt_ids + response_ids``. The prompt's ids do not depend on the response, so a group of k responses
+tokenizes and runs its prompt once. Role markers are token ids of the format and never text: the characters of
+``<|im_end|>`` or ``[SEP]`` in a caller's text are tokenized as plain text.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Messages: TypeAlias = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation; ``role`` is one of `ROLES`."""
+    """One turn of a conversation. ``role`` is one of `ROLES`."""
 
     role: str
     content: str
 
 
 def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
-    """The prompt's turns, oldest first; plain text is one user turn."""
+    """Return the turns of a prompt, oldest first. Plain text is one user turn."""
     if prompt.WhichOneof("content") == "text":
         return (Turn("user", prompt.text),)
     return tuple(Turn(m.role, m.content) for m in prompt.conversation.messages)
@@ -37,24 +37,29 @@ def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Affix:
-    """Token ids put before and after a turn's own tokens."""
+    """The token ids that stand before and after a turn's own tokens."""
 
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
 
 
 class UnusableChatTemplate(ValueError):
-    """The chat template is not a plain concatenation of turns, so it cannot be expressed as a `TextFormat`."""
+    """Raised for a chat template that is not a plain concatenation of turns, which a `TextFormat` cannot express."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
     """The layout of a conversation in token ids.
 
-    ``opening``: ids that start a conversation without a system turn; one with a system turn starts with that
-    turn's prefix. ``system``, ``user``, ``assistant``: the affixes of past turns.
-    ``response``: prefix = what invites the answer (part of the prompt), suffix = what ends it.
-    ``segment_ids``: the model takes token_type_ids, 0 for the prompt and 1 for the response. ``pad``: padding id.
+    Attributes:
+        opening: Ids that start a conversation without a system turn. A conversation with one starts with the prefix of
+            ``system`` instead.
+        system: Affixes of a system turn.
+        user: Affixes of a user's turn.
+        assistant: Affixes of an earlier turn of the assistant.
+        response: The prefix asks for the answer and belongs to the prompt; the suffix ends the answer.
+        segment_ids: The model takes token_type_ids: 0 for the prompt and 1 for the response.
+        pad: Id of the padding token.
     """
 
     opening: tuple[int, ...]
@@ -67,10 +72,15 @@ class TextFormat:
 
     @classmethod
     def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
-        """BERT-type layout ``[CLS] turn [SEP] turn [SEP] response [SEP]``; RoBERTa-type names work too.
+        """Return an encoder's layout: ``[CLS] turn [SEP] turn [SEP] response [SEP]``, or RoBERTa's names for these.
 
-        ``segment_ids`` marks the response with token type 1; leave it off for trunks whose pretraining never
-        saw segment 1 (sentence-transformers such as MiniLM).
+        Args:
+            tokenizer: Its special tokens are used.
+            segment_ids: Mark the response with token type 1. Leave it off for trunks whose pretraining had no segment
+                1, such as the MiniLM of sentence-transformers.
+
+        Raises:
+            ValueError: The tokenizer has none of the special tokens.
         """
         cls_id = _first_id(tokenizer, ("[CLS]", "<s>", "<cls>"))
         sep_id = _first_id(tokenizer, ("[SEP]", "</s>", "<sep>", "<eos>"))
@@ -82,7 +92,7 @@ class TextFormat:
     def for_decoder(
         cls, tokenizer: Tokenizer, *, eos_id: int, bos_id: int | None = None, pad_id: int | None = None
     ) -> TextFormat:
-        """Plain layout for a decoder without a chat template: ``User: ...\\nAssistant: ...<eos>``."""
+        """Return a layout for a decoder without a chat template: ``User: ...\\nAssistant: ...<eos>``."""
 
         def ids(text: str) -> tuple[int, ...]:
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -103,14 +113,21 @@ class TextFormat:
     def from_chat_template(
         cls, tokenizer: Tokenizer, render: Callable[[Messages, bool], str], *, eos_id: int, pad_id: int
     ) -> TextFormat:
-        """Read a Hugging Face chat template off its own renderings.
+        """Derive the layout of a Hugging Face chat template from what it renders.
 
-        ``render(messages, add_generation_prompt)`` is the tokenizer's ``apply_chat_template(tokenize=False)``.
-        Raises `UnusableChatTemplate` when a turn renders differently by its position.
+        Args:
+            tokenizer: Encodes the rendered text.
+            render: The tokenizer's ``apply_chat_template(tokenize=False)``, called with the messages and
+                ``add_generation_prompt``.
+            eos_id: The id that ends an answer.
+            pad_id: Id of the padding token.
+
+        Raises:
+            UnusableChatTemplate: The rendering of a turn depends on its position.
         """
 
         def pieces(*roles: str, invite: bool = False) -> list[str]:
-            """What stands before, between and after the contents of turns with these roles."""
+            """Return the texts before, between and after the contents of turns with these roles."""
             contents = [f"\u0001{i}\u0001" for i in range(len(roles))]
             said = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
             rest, parts = render(said, invite), []
@@ -130,7 +147,7 @@ class TextFormat:
         opening = start[: len(start) - len(user_start)]
         try:
             system_start, system_to_user, _ = pieces("system", "user")
-        except Exception as error:  # templates signal "no system role" by any exception they like
+        except Exception as error:  # templates raise exceptions of any type for a role that they do not have
             if isinstance(error, UnusableChatTemplate) or "template" in type(error).__name__.lower():
                 system_start, system_to_user = start, user_end + user_start
             else:
@@ -167,7 +184,7 @@ class TextFormat:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
-        """Raises KeyError or TypeError on a malformed mapping."""
+        """Return the layout that `to_json` wrote. Raises KeyError or TypeError for a malformed mapping."""
         affixes = {
             name: Affix(tuple(data[name]["prefix"]), tuple(data[name]["suffix"])) for name in (*ROLES, "response")
         }
@@ -181,8 +198,15 @@ class TextFormat:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One (prompt, response) sequence: ids, segment ids (or None), whether it was shortened, the tokens that the whole
-    response has, shortened or not, and how many of ``ids`` are the prompt's."""
+    """One sequence of a prompt and a response.
+
+    Attributes:
+        ids: Token ids.
+        token_type_ids: Segment of each token, or None if the model takes none.
+        truncated: The sequence was shortened.
+        response_tokens: Tokens of the whole response, before any shortening.
+        prompt_tokens: How many of ``ids`` are the prompt's.
+    """
 
     ids: list[int]
     token_type_ids: list[int] | None
@@ -192,25 +216,28 @@ class Encoded:
 
 
 class Encoder:
-    """Turns conversations and responses into ids. Safe to share between threads.
+    """Turns conversations and responses into token ids. Threads may share it.
 
-    ``max_length`` bounds a whole sequence in tokens.
+    Args:
+        tokenizer: Its truncation and padding are turned off.
+        text_format: The layout of a conversation.
+        max_length: Most tokens of a whole sequence.
     """
 
     def __init__(self, tokenizer: Tokenizer, text_format: TextFormat, max_length: int) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # special tokens in a caller's text are plain text
+        tokenizer.encode_special_tokens = True  # special tokens in a caller's text become plain text
         self.tokenizer = tokenizer
         self.format = text_format
         self.max_length = max_length
 
     def prompt_ids(self, conversation: Sequence[Turn]) -> list[int]:
-        """Ids of everything before the response; not shortened."""
+        """Return the ids of everything before the response, without shortening."""
         return self._prompt(conversation, [self._text_ids(turn.content) for turn in conversation])
 
     def groups(self, groups: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[list[Encoded]]:
-        """For each conversation and its responses their sequences, in order: one call of the tokenizer for all."""
+        """Return the sequences of each conversation with its responses, in order, after one call of the tokenizer."""
         texts = [text for turns, responses in groups for text in (*(turn.content for turn in turns), *responses)]
         ids = iter(e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         suffix = self.format.response.suffix
@@ -232,19 +259,19 @@ class Encoder:
         return ids
 
     def response_ids(self, response: str) -> list[int]:
-        """Ids of a complete response with what ends it; not shortened."""
+        """Return the ids of a complete response and of its end, without shortening."""
         return [*self._text_ids(response), *self.format.response.suffix]
 
     def response_ids_batch(self, responses: Sequence[str]) -> list[list[int]]:
-        """`response_ids` of many."""
+        """Return the `response_ids` of each response."""
         encoded = self.tokenizer.encode_batch_fast(list(responses), add_special_tokens=False)
         return [[*e.ids, *self.format.response.suffix] for e in encoded]
 
     def pair(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Encoded:
-        """The sequence that a reward model reads, at most ``max_length`` long.
+        """Return the sequence that a reward model reads, with at most ``max_length`` tokens.
 
-        A pair that does not fit first loses the middle of its prompt, down to a quarter of the length, then the
-        tail of the response before its end marker: the model always sees how the prompt opens, how it asks for
+        A pair that does not fit first loses the middle of its prompt, down to a quarter of the length, and then the
+        tail of the response before its end marker. So the model always sees the start of the prompt, the request for
         the answer, and an end.
         """
         prompt, response = list(prompt_ids), list(response_ids)
@@ -260,7 +287,7 @@ class Encoder:
         return Encoded(prompt + response, types, truncated, max(1, len(response_ids)), len(prompt))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of response ids; special tokens are left out."""
+        """Return the text of response ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _text_ids(self, text: str) -> list[int]:

@@ -1,1 +1,1 @@
-"""What every process does alike: settings, log, traces, process metrics, the look of plots."""
+"""The modules that every process shares: settings, logging, tracing, process metrics, and the style of plots."""

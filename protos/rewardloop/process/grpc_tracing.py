@@ -1,7 +1,7 @@
-"""Traces across gRPC: a span for each RPC on both of its sides, of one trace. Imported only where tracing is on.
+"""Makes a span of each RPC in the client and in the server, both in one trace. Imported only if tracing is on.
 
-The context travels in the metadata key ``traceparent`` (W3C Trace Context). Names and attributes are those of
-OpenTelemetry's conventions for RPCs.
+The metadata key ``traceparent`` (W3C Trace Context) carries the context. Names and attributes follow OpenTelemetry's
+conventions for RPCs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def tracer() -> trace.Tracer:
 
 
 def carried() -> str:
-    """The present span as a ``traceparent``; "" outside of any."""
+    """Return the current span as a ``traceparent``, or an empty text if there is none."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier.get("traceparent", "")
 
 
 def context_of(traceparent: str) -> contexts.Context:
-    """What `carried` gave, elsewhere."""
+    """Return the context of a ``traceparent`` that `carried` returned in another process."""
     return _PROPAGATOR.extract({"traceparent": traceparent}, contexts.Context())
 
 
@@ -52,7 +52,7 @@ class _CallDetails(_Details, grpc.ClientCallDetails):
 
 
 class ClientTracing(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[type-arg]
-    """For `grpc.intercept_channel`."""
+    """Makes a span of each call of a blocking channel, through `grpc.intercept_channel`."""
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         return self._traced(continuation, details, request)
@@ -71,6 +71,8 @@ class ClientTracing(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInt
 
 
 class AioUnaryTracing(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+    """Makes a span of each unary call of an asyncio channel."""
+
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         details = client_call_details
         span, metadata = _begin_call(details.method, details.metadata)
@@ -85,6 +87,8 @@ class AioUnaryTracing(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[typ
 
 
 class AioStreamTracing(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
+    """Makes a span of each stream of an asyncio channel."""
+
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         details = client_call_details
         span, metadata = _begin_call(details.method, details.metadata)
@@ -96,12 +100,15 @@ class AioStreamTracing(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[
 
 
 def aio_interceptors() -> list[Any]:
-    """For the channels of `grpc.aio`."""
+    """Return the interceptors for a channel of `grpc.aio`."""
     return [AioUnaryTracing(), AioStreamTracing()]
 
 
 class ServerTracing(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """The outermost interceptor: what the others do is within the span. Health and reflection have none."""
+    """Makes a span of each RPC, except those of health and reflection.
+
+    It must be the outermost interceptor, so that the work of the others is inside the span.
+    """
 
     def __init__(self) -> None:
         self._wrapped: dict[str, tuple[Any, Any]] = {}
@@ -151,8 +158,10 @@ def _traced_handler(handler: Any, method: str) -> Any:
 
 
 def _begin_service(method: str, context: Any) -> Span:
-    """The span is the present one in this task and those that it starts. Nothing takes that back: each RPC has a task
-    of its own, which ends with it."""
+    """Start the span of an RPC and make it the current one of this task and of the tasks that it starts.
+
+    The span stays the current one, because each RPC runs in a task of its own, which ends with it.
+    """
     parent = next((str(v) for k, v in context.invocation_metadata() or () if k == "traceparent"), "")
     span = _span(method, SpanKind.SERVER, context_of(parent))
     contexts.attach(trace.set_span_in_context(span))

@@ -1,4 +1,4 @@
-"""How every process logs."""
+"""Configures the log of a process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure_logging(level: str, log_format: str, has_traces: bool = False) -> None:
-    """One structlog event a line on standard error.
+    """Write each structlog event as a line on standard error.
 
-    As JSON, what others log or warn of and what nobody catches is such a line too. ``has_traces``: an event within a
-    trace names it.
+    As JSON, the log of libraries, warnings and uncaught exceptions become such lines, too.
+
+    Args:
+        level: Name of the lowest level that is written, such as "info".
+        log_format: "json", or "console" for people.
+        has_traces: Add the ids of trace and span to events inside a trace.
     """
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -40,7 +44,7 @@ def configure_logging(level: str, log_format: str, has_traces: bool = False) -> 
 
 
 def _take_what_others_say(common: list[Processor], renderer: Processor) -> None:
-    """The log of libraries, warnings, and exceptions that end a thread or the process."""
+    """Write the log of libraries, warnings, and exceptions that end a thread or the process, by the same renderer."""
     handler = logging.StreamHandler(sys.stderr)
     finish: list[Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,

@@ -1,4 +1,4 @@
-"""How every picture looks: matplotlib settings and the colours in them. Imports nothing."""
+"""The matplotlib settings and the colours of every plot. This module imports nothing."""
 
 from __future__ import annotations
 

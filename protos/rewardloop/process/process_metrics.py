@@ -1,4 +1,4 @@
-"""What every process reports of itself: build, memory, CPU and garbage collection, and its GPUs where it has any."""
+"""The metrics of a process itself: build, memory, CPU, garbage collection, and its GPUs if it has any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 
 def report_process(registry: CollectorRegistry) -> None:
-    """Put all of it on the process's page."""
+    """Register the metrics of the process in ``registry``."""
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
     build = Info("rewardloop_build", "The installed version of rewardloop and of Python.", registry=registry)
@@ -22,9 +22,9 @@ def report_process(registry: CollectorRegistry) -> None:
 
 
 class GpuCollector(Collector):
-    """Memory and utilisation of each NVIDIA GPU that this process can see, read when the page is.
+    """Reports memory and utilisation of each NVIDIA GPU that this process sees, whenever the page is read.
 
-    Without the package nvidia-ml-py, a driver or a GPU there are no such series.
+    There are no such series without the package nvidia-ml-py, a driver or a GPU.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class GpuCollector(Collector):
                 total.add_metric(labels, float(memory.total))
                 utilisation.add_metric(labels, nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100)
         except nvml.NVMLError:
-            pass  # a slice of a GPU tells less than a whole one: what was read so far is shown
+            pass  # a slice of a GPU does not report everything: show what was read before the error
         return (family for family in (used, total, utilisation) if family.samples)
 
     def _open(self) -> bool:

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, off unless a collector is named. Nothing of OpenTelemetry is imported while they are off."""
+"""Starts OpenTelemetry traces if a collector is named. Otherwise none of OpenTelemetry's packages is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PATH = "/v1/traces"
 
 
 class _Environment(BaseSettings):
-    """The standard variables that say whether there is a collector; the SDK reads these and all others itself."""
+    """The standard variables that say whether there is a collector. The SDK reads these and all others itself."""
 
     model_config = SettingsConfigDict(env_prefix="OTEL_", frozen=True, extra="ignore")
 
@@ -21,11 +21,18 @@ class _Environment(BaseSettings):
 
 
 def start_tracing(service: str, endpoint: str) -> bool:
-    """Send this process's spans to the collector at ``endpoint``, or to that of the OTEL_EXPORTER_OTLP_* variables.
+    """Send the spans of this process to a collector.
 
-    ``endpoint``: an OTLP/HTTP address such as http://127.0.0.1:4318. ``service``: the service's name, unless
-    OTEL_SERVICE_NAME says another. False: no collector is named, and there are no traces. Raises SystemExit when one
-    is and the extra "tracing" is not installed.
+    Args:
+        service: Name of the service, unless OTEL_SERVICE_NAME gives another.
+        endpoint: OTLP/HTTP address of the collector, such as http://127.0.0.1:4318; empty for the address in the
+            OTEL_EXPORTER_OTLP_* variables.
+
+    Returns:
+        False if no collector is named, so that there are no traces.
+
+    Raises:
+        SystemExit: A collector is named, but the extra "tracing" is not installed.
     """
     standard = _Environment()
     is_named = endpoint or standard.exporter_otlp_endpoint or standard.exporter_otlp_traces_endpoint

@@ -26,14 +26,17 @@ if _version_not_supported:
 
 
 class FeedbackServiceStub:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
-    spool and Redis is away, is on the server's disk and will be appended.
+    """Takes preference signals. A reply means that the signal has been appended to the durable stream. If the server has a
+    spool and Redis is away, it means that the signal is on the server's disk and will be appended.
 
-    Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
-    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
-    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
-    event_id, or has sent as many signals about it as one may).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
+    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment.
+    - UNAVAILABLE: Redis is away, or the server is draining. RetryInfo says when to try again.
+    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator has reached the bound of a minute or a day.
+    RetryInfo says when to try again.
+    - ALREADY_EXISTS: the annotator has given the same signal about this generation under another event_id, or has
+    reached the bound of signals about one generation.
     """
 
     def __init__(self, channel):
@@ -55,25 +58,28 @@ class FeedbackServiceStub:
 
 
 class FeedbackServiceServicer:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
-    spool and Redis is away, is on the server's disk and will be appended.
+    """Takes preference signals. A reply means that the signal has been appended to the durable stream. If the server has a
+    spool and Redis is away, it means that the signal is on the server's disk and will be appended.
 
-    Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
-    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
-    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
-    event_id, or has sent as many signals about it as one may).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
+    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment.
+    - UNAVAILABLE: Redis is away, or the server is draining. RetryInfo says when to try again.
+    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator has reached the bound of a minute or a day.
+    RetryInfo says when to try again.
+    - ALREADY_EXISTS: the annotator has given the same signal about this generation under another event_id, or has
+    reached the bound of signals about one generation.
     """
 
     def Record(self, request, context):
-        """Records one signal. Sending the same event_id again is answered with `duplicate`.
+        """Records one signal. If the event_id has been recorded before, nothing is appended and the reply sets `duplicate`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordBatch(self, request, context):
-        """Records many; a bad signal fails alone.
+        """Records many signals. A bad signal fails alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,14 +107,17 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeedbackService:
-    """Takes preference signals. A reply means that the signal is appended to the durable stream, or, where the server has a
-    spool and Redis is away, is on the server's disk and will be appended.
+    """Takes preference signals. A reply means that the signal has been appended to the durable stream. If the server has a
+    spool and Redis is away, it means that the signal is on the server's disk and will be appended.
 
-    Errors of every method: INVALID_ARGUMENT (BadRequest names the fields), NOT_FOUND (unknown
-    generation_id, or one that this deployment did not sign), UNAVAILABLE (Redis away, or draining;
-    RetryInfo), RESOURCE_EXHAUSTED (Redis or the spool full, or more signals of one annotator than a minute or day
-    may have; RetryInfo), ALREADY_EXISTS (the annotator said the same about this generation under another
-    event_id, or has sent as many signals about it as one may).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
+    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment.
+    - UNAVAILABLE: Redis is away, or the server is draining. RetryInfo says when to try again.
+    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator has reached the bound of a minute or a day.
+    RetryInfo says when to try again.
+    - ALREADY_EXISTS: the annotator has given the same signal about this generation under another event_id, or has
+    reached the bound of signals about one generation.
     """
 
     @staticmethod

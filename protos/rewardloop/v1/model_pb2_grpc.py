@@ -26,11 +26,14 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Shows and moves the active versions of the models "reward" and "policy".
+    """Shows and changes the active versions of the models "reward" and "policy".
 
-    Errors: INVALID_ARGUMENT (a model of another name), NOT_FOUND (unknown version),
-    FAILED_PRECONDITION (the version's files are missing or altered, do not load, or there is
-    nothing to roll back to), UNAVAILABLE (Redis or the policy worker away; RetryInfo).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: there is no model of this name.
+    - NOT_FOUND: the version is unknown.
+    - FAILED_PRECONDITION: the version's files are missing, altered or do not load, or there is no version to roll back
+    to.
+    - UNAVAILABLE: Redis or the policy worker is away. RetryInfo says when to try again.
     """
 
     def __init__(self, channel):
@@ -77,29 +80,33 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Shows and moves the active versions of the models "reward" and "policy".
+    """Shows and changes the active versions of the models "reward" and "policy".
 
-    Errors: INVALID_ARGUMENT (a model of another name), NOT_FOUND (unknown version),
-    FAILED_PRECONDITION (the version's files are missing or altered, do not load, or there is
-    nothing to roll back to), UNAVAILABLE (Redis or the policy worker away; RetryInfo).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: there is no model of this name.
+    - NOT_FOUND: the version is unknown.
+    - FAILED_PRECONDITION: the version's files are missing, altered or do not load, or there is no version to roll back
+    to.
+    - UNAVAILABLE: Redis or the policy worker is away. RetryInfo says when to try again.
     """
 
     def ListVersions(self, request, context):
-        """Every version in the store, newest first.
+        """Lists every version in the store, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns one version with its manifest.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Loads and warms the version beside the running one, then makes it active everywhere. Returns
-        once this server serves it. Promoting the active version changes nothing but ends its canary and shadow.
+        """Loads and warms the version beside the running one, then makes it active on every server. Returns once this server
+        serves it. Promoting the version that is active already only ends the canary and the shadow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,26 +120,27 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetCanary(self, request, context):
-        """Gives a version a share of the traffic beside the active one. Which version scores a request
-        depends only on its prompt, so one prompt's requests agree. A policy request falls into the share by its
-        prompt and seed; there the canary answers beside the active version, half of the candidates each (a single
-        candidate is the canary's). Loads and warms it first; returns once this server serves it. Replaces an
-        earlier canary. Promoting any version ends it.
+        """Gives a version a share of the requests beside the active one. The version is loaded and warmed first, and the call
+        returns once this server serves it. It replaces an earlier canary. Promoting any version ends it.
+
+        The prompt alone decides which version scores a request, so that the same prompt always gets the same version. For
+        the policy, prompt and seed decide whether a request falls into the share. There, canary and active version give
+        half of the candidates each; a single candidate comes from the canary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetShadow(self, request, context):
-        """Scores a share of the requests with a version too, after they were answered by another: its scores are
-        compared in metrics and never returned. Replaces an earlier shadow. Promoting any version ends it.
+        """Scores a share of the requests with a second version, after they have been answered. Its scores are compared in
+        metrics and never returned. It replaces an earlier shadow. Promoting any version ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchVersions(self, request, context):
-        """Sends the active version at once, then again after every change on this server.
+        """Sends the active version at once, and again after every change on this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,11 +193,14 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Shows and moves the active versions of the models "reward" and "policy".
+    """Shows and changes the active versions of the models "reward" and "policy".
 
-    Errors: INVALID_ARGUMENT (a model of another name), NOT_FOUND (unknown version),
-    FAILED_PRECONDITION (the version's files are missing or altered, do not load, or there is
-    nothing to roll back to), UNAVAILABLE (Redis or the policy worker away; RetryInfo).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: there is no model of this name.
+    - NOT_FOUND: the version is unknown.
+    - FAILED_PRECONDITION: the version's files are missing, altered or do not load, or there is no version to roll back
+    to.
+    - UNAVAILABLE: Redis or the policy worker is away. RetryInfo says when to try again.
     """
 
     @staticmethod

@@ -28,8 +28,12 @@ if _version_not_supported:
 class PolicyServiceStub:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, no warm reward model to choose by, Redis
-    away, draining; RetryInfo), RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
+    Generate may fail with these codes:
+    - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
+    - UNAVAILABLE: no policy is warm, no reward model is warm to choose with, Redis is away, or the server is draining.
+    RetryInfo says when to try again.
+    - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
+    - DEADLINE_EXCEEDED: the deadline passed.
     """
 
     def __init__(self, channel):
@@ -48,12 +52,17 @@ class PolicyServiceStub:
 class PolicyServiceServicer:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, no warm reward model to choose by, Redis
-    away, draining; RetryInfo), RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
+    Generate may fail with these codes:
+    - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
+    - UNAVAILABLE: no policy is warm, no reward model is warm to choose with, Redis is away, or the server is draining.
+    RetryInfo says when to try again.
+    - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
+    - DEADLINE_EXCEEDED: the deadline passed.
     """
 
     def Generate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Samples candidate answers to one prompt.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -77,8 +86,12 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 class PolicyService:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Errors: INVALID_ARGUMENT, UNAVAILABLE (no warm policy, no warm reward model to choose by, Redis
-    away, draining; RetryInfo), RESOURCE_EXHAUSTED (queue full; RetryInfo), DEADLINE_EXCEEDED.
+    Generate may fail with these codes:
+    - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
+    - UNAVAILABLE: no policy is warm, no reward model is warm to choose with, Redis is away, or the server is draining.
+    RetryInfo says when to try again.
+    - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
+    - DEADLINE_EXCEEDED: the deadline passed.
     """
 
     @staticmethod

@@ -28,10 +28,13 @@ if _version_not_supported:
 class RewardServiceStub:
     """Scores (prompt, response) pairs with the live reward model.
 
-    Errors of every method: INVALID_ARGUMENT (malformed, empty, too many or too long with
-    truncation refused; BadRequest names the fields), RESOURCE_EXHAUSTED (queue full; RetryInfo),
-    UNAVAILABLE (no warm model, or draining; RetryInfo), DEADLINE_EXCEEDED (the deadline passed in
-    the queue: dropped unrun), NOT_FOUND (the pinned version is not served here).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: a field is malformed or empty, there are too many responses or groups, or a pair is too long
+    and truncation is refused. BadRequest names the fields.
+    - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
+    - UNAVAILABLE: no model is warm, or the server is draining. RetryInfo says when to try again.
+    - DEADLINE_EXCEEDED: the deadline passed in the queue, and the request was dropped before it ran.
+    - NOT_FOUND: this server does not serve the pinned version.
     """
 
     def __init__(self, channel):
@@ -60,28 +63,31 @@ class RewardServiceStub:
 class RewardServiceServicer:
     """Scores (prompt, response) pairs with the live reward model.
 
-    Errors of every method: INVALID_ARGUMENT (malformed, empty, too many or too long with
-    truncation refused; BadRequest names the fields), RESOURCE_EXHAUSTED (queue full; RetryInfo),
-    UNAVAILABLE (no warm model, or draining; RetryInfo), DEADLINE_EXCEEDED (the deadline passed in
-    the queue: dropped unrun), NOT_FOUND (the pinned version is not served here).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: a field is malformed or empty, there are too many responses or groups, or a pair is too long
+    and truncation is refused. BadRequest names the fields.
+    - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
+    - UNAVAILABLE: no model is warm, or the server is draining. RetryInfo says when to try again.
+    - DEADLINE_EXCEEDED: the deadline passed in the queue, and the request was dropped before it ran.
+    - NOT_FOUND: this server does not serve the pinned version.
     """
 
     def Score(self, request, context):
-        """Scores one prompt with 1..N responses, all by one model version.
+        """Scores one prompt with 1..N responses. One model version scores all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScoreBatch(self, request, context):
-        """Scores many groups; a bad group fails alone.
+        """Scores many groups. A bad group fails alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScoreStream(self, request_iterator, context):
-        """Pipelined scoring: replies carry the request's id and come in any order.
+        """Scores groups over a stream. Each reply carries the id of its request, and replies come in any order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,10 +122,13 @@ def add_RewardServiceServicer_to_server(servicer, server):
 class RewardService:
     """Scores (prompt, response) pairs with the live reward model.
 
-    Errors of every method: INVALID_ARGUMENT (malformed, empty, too many or too long with
-    truncation refused; BadRequest names the fields), RESOURCE_EXHAUSTED (queue full; RetryInfo),
-    UNAVAILABLE (no warm model, or draining; RetryInfo), DEADLINE_EXCEEDED (the deadline passed in
-    the queue: dropped unrun), NOT_FOUND (the pinned version is not served here).
+    Every method may fail with these codes:
+    - INVALID_ARGUMENT: a field is malformed or empty, there are too many responses or groups, or a pair is too long
+    and truncation is refused. BadRequest names the fields.
+    - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
+    - UNAVAILABLE: no model is warm, or the server is draining. RetryInfo says when to try again.
+    - DEADLINE_EXCEEDED: the deadline passed in the queue, and the request was dropped before it ran.
+    - NOT_FOUND: this server does not serve the pinned version.
     """
 
     @staticmethod

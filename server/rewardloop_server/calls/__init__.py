@@ -1,1 +1,1 @@
-"""What every call shares: the errors that callers see, the checks of a request, the link to Redis."""
+"""Shared by all calls: the errors that callers see, the checks of requests, the link to Redis, the fixed words."""

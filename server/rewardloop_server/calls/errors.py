@@ -19,15 +19,16 @@ RewardloopError
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
 ├── ReplayedSignal          ALREADY_EXISTS        REPLAYED_SIGNAL
-├── CorruptVersionError     FAILED_PRECONDITION   CORRUPT_VERSION
-├── UnsafeVersionError      FAILED_PRECONDITION   UNSAFE_VERSION
-├── UntrustedVersionError   FAILED_PRECONDITION   UNTRUSTED_VERSION
-├── NotLoadable             FAILED_PRECONDITION   NOT_LOADABLE
+├── VersionRefused          base of
+│   ├── CorruptVersionError   FAILED_PRECONDITION   CORRUPT_VERSION
+│   ├── UnsafeVersionError    FAILED_PRECONDITION   UNSAFE_VERSION
+│   ├── UntrustedVersionError FAILED_PRECONDITION   UNTRUSTED_VERSION
+│   └── NotLoadable           FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
 ├── Overtaken               FAILED_PRECONDITION   OVERTAKEN
 └── InternalError           INTERNAL              INTERNAL
 
-Messages go to the caller: they name fields, limits and versions, never what a prompt or response says.
+A message goes to the caller. It names fields, limits and versions, and never quotes a prompt or a response.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ _MAX_VIOLATION_CHARS = 80
 class Violation:
     """What is wrong with one field.
 
-    ``field``: its path within the request, such as ``groups[3].responses[0]``; empty: the whole request.
+    Attributes:
+        field: Path within the request, such as ``groups[3].responses[0]``. Empty for the request as a whole.
+        description: What is wrong, without the caller's text.
     """
 
     field: str
@@ -60,7 +63,13 @@ class Violation:
 
 
 class RewardloopError(Exception):
-    """Base. ``retry_after_ms``: when a retry may succeed; None: retrying the same request will not help."""
+    """Base of all errors that callers see.
+
+    Attributes:
+        code: The gRPC status code.
+        reason: The word by which clients and metrics know the error.
+        retry_after_ms: Milliseconds after which a retry may succeed. None if retrying the same request does not help.
+    """
 
     code: ClassVar[grpc.StatusCode]
     reason: ClassVar[str]
@@ -75,9 +84,10 @@ class RewardloopError(Exception):
         self.retry_after_ms = self.default_retry_ms if retry_after_ms is None else retry_after_ms
 
     def to_status(self) -> status_pb2.Status:
-        """The error as it goes out: ErrorInfo always, BadRequest with violations, RetryInfo with a retry time.
+        """Return the rich status that the caller gets.
 
-        Long texts and long lists of violations are cut.
+        It always has an ErrorInfo; a BadRequest if there are violations; a RetryInfo if a retry may succeed. Long texts
+        and long lists of violations are cut.
         """
         details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
         if self.violations:
@@ -100,7 +110,7 @@ class RewardloopError(Exception):
 
 
 class InvalidRequest(RewardloopError):
-    """The request breaks the contract; carries every violation that was found, at least one."""
+    """Raised when a request breaks the contract. It carries every violation that was found, at least one."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "INVALID_REQUEST"
@@ -113,7 +123,7 @@ class InvalidRequest(RewardloopError):
 
 
 class QueueFull(RewardloopError):
-    """The lane's queue has no room for the request."""
+    """Raised when a lane's queue has no room for the request."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
@@ -121,7 +131,7 @@ class QueueFull(RewardloopError):
 
 
 class StoreFull(RewardloopError):
-    """Redis is at its memory limit and refuses writes, nothing being evicted; or the spool is full."""
+    """Raised when Redis is at its memory limit, where it evicts nothing and refuses writes, or the spool is full."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "STORE_FULL"
@@ -129,7 +139,7 @@ class StoreFull(RewardloopError):
 
 
 class TooManySignals(RewardloopError):
-    """The annotator has sent as many signals as one may in this minute or day."""
+    """Raised when an annotator has sent as many signals as are allowed in a minute or a day."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_SIGNALS"
@@ -137,7 +147,7 @@ class TooManySignals(RewardloopError):
 
 
 class QuotaSpent(RewardloopError):
-    """The caller has used up what it may ask for in this time; others are served."""
+    """Raised when a caller has used up its quota. Other callers are served."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUOTA_SPENT"
@@ -145,7 +155,7 @@ class QuotaSpent(RewardloopError):
 
 
 class NoModel(RewardloopError):
-    """No version of the model is warm in this process."""
+    """Raised when no version of the model is warm in this process."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "NO_MODEL"
@@ -153,7 +163,7 @@ class NoModel(RewardloopError):
 
 
 class Draining(RewardloopError):
-    """The process is shutting down; another replica may answer."""
+    """Raised when the process is shutting down. Another replica may answer."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DRAINING"
@@ -161,7 +171,7 @@ class Draining(RewardloopError):
 
 
 class RedisUnavailable(RewardloopError):
-    """Redis does not answer, or is still loading its data. A write may or may not have happened."""
+    """Raised when Redis does not answer, or is still loading its data. A write may or may not have happened."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "REDIS_UNAVAILABLE"
@@ -169,7 +179,7 @@ class RedisUnavailable(RewardloopError):
 
 
 class PolicyUnavailable(RewardloopError):
-    """The policy worker is not configured or does not answer."""
+    """Raised when no policy worker is configured, or it does not answer."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "POLICY_UNAVAILABLE"
@@ -177,7 +187,7 @@ class PolicyUnavailable(RewardloopError):
 
 
 class AuditUnavailable(RewardloopError):
-    """The audit log cannot be written, so nothing is done that must be in it."""
+    """Raised when the audit log cannot be written. Then nothing is done that must be recorded there."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "AUDIT_UNAVAILABLE"
@@ -185,105 +195,107 @@ class AuditUnavailable(RewardloopError):
 
 
 class NoCredentials(RewardloopError):
-    """Neither a bearer token nor a known client certificate came with the call."""
+    """Raised when a call comes with neither a bearer token nor a known client certificate."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "NO_CREDENTIALS"
 
 
 class WrongCredentials(RewardloopError):
-    """The bearer token is nobody's, or was taken back."""
+    """Raised when no caller has the bearer token, or it was taken back."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "WRONG_CREDENTIALS"
 
 
 class ExpiredCredentials(RewardloopError):
-    """The caller is known, but its credentials are past their time."""
+    """Raised when a known caller's credentials have expired."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
     reason = "EXPIRED_CREDENTIALS"
 
 
 class NotAllowed(RewardloopError):
-    """The caller is known and has no role that may call the method."""
+    """Raised when a known caller has no role that may call the method."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
     reason = "NOT_ALLOWED"
 
 
 class DeadlinePassed(RewardloopError):
-    """The caller's deadline passed before the work was begun."""
+    """Raised when the caller's deadline has passed, or would pass before the work that is ahead is done."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_PASSED"
 
 
 class UnknownVersion(RewardloopError):
-    """The store has no such version, or it is not served here."""
+    """Raised when the store does not have the version, or this process does not serve it."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "UNKNOWN_VERSION"
 
 
 class UnknownGeneration(RewardloopError):
-    """No generation is logged under that id, or it has expired."""
+    """Raised when no generation is logged under the id, or it has expired."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "UNKNOWN_GENERATION"
 
 
 class ReplayedSignal(RewardloopError):
-    """The annotator has said that about this generation before, or has said as much about it as one may."""
+    """Raised when an annotator repeats a signal about a generation, or has sent the most allowed about it."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
     reason = "REPLAYED_SIGNAL"
 
 
-class CorruptVersionError(RewardloopError):
-    """A file of the version is missing or altered, or its manifest cannot be read."""
+class VersionRefused(RewardloopError):
+    """Base of the errors that are raised when a stored version is not taken."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class CorruptVersionError(VersionRefused):
+    """Raised when a file of the version is missing or altered, or its manifest cannot be read."""
+
     reason = "CORRUPT_VERSION"
 
 
-class UnsafeVersionError(RewardloopError):
-    """The version holds what none may hold, or its graph asks for other files or unknown operators."""
+class UnsafeVersionError(VersionRefused):
+    """Raised when a version holds a forbidden kind of file, or its graph asks for foreign files or operators."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UNSAFE_VERSION"
 
 
-class UntrustedVersionError(RewardloopError):
-    """The version's manifest is not signed with a key that this process trusts."""
+class UntrustedVersionError(VersionRefused):
+    """Raised when the version's manifest is not signed with a key that this process trusts."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "UNTRUSTED_VERSION"
 
 
-class NotLoadable(RewardloopError):
-    """The version's files are as published, but do not load or run."""
+class NotLoadable(VersionRefused):
+    """Raised when the version's files are as published but do not load or run."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "NOT_LOADABLE"
 
 
 class NothingToRollBack(RewardloopError):
-    """No version was active before the present one."""
+    """Raised when a rollback is asked for and no version was active before the present one."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "NOTHING_TO_ROLL_BACK"
 
 
 class Overtaken(RewardloopError):
-    """A trainer that no longer leads asks."""
+    """Raised when a trainer that has lost leadership sends a request."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OVERTAKEN"
 
 
 class InternalError(RewardloopError):
-    """A bug: the caller is told no more than that, the log has all of it."""
+    """Raised for a bug. The caller learns no more than that; the details are in the log."""
 
     code = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
@@ -292,9 +304,10 @@ class InternalError(RewardloopError):
         super().__init__("internal error; the server's log has the details")
 
 
-def all_errors() -> Sequence[type[RewardloopError]]:
-    """Every class of the tree above that a caller may see."""
-    return RewardloopError.__subclasses__()
+def errors_of(base: type[RewardloopError] = RewardloopError) -> Sequence[type[RewardloopError]]:
+    """Return the classes of the tree under ``base`` that a caller may see: those that are no base themselves."""
+    children = base.__subclasses__()
+    return [error for child in children for error in errors_of(child)] if children else [base]
 
 
 def _cut(text: str, max_chars: int) -> str:
@@ -308,7 +321,7 @@ def _packed(detail: message.Message) -> any_pb2.Any:
 
 
 def status_name(code: Any) -> str:
-    """A status code's name; grpc.aio's context holds it as an enum member or as its number."""
+    """Return the name of a status code, which grpc.aio's context holds as an enum member or as its number."""
     if isinstance(code, grpc.StatusCode):
         return code.name
     return next((c.name for c in grpc.StatusCode if c.value[0] == code), "UNKNOWN")

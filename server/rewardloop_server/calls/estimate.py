@@ -1,19 +1,35 @@
-"""How many tokens a request asks a model to read, estimated from its bytes before anything is tokenized."""
+"""Estimates from its bytes how many tokens a request asks a model for, before anything is tokenized."""
 
 from __future__ import annotations
 
-from rewardloop.v1 import reward_pb2
+from typing import TYPE_CHECKING
 
-# English has 4 to 5 bytes to a token, other scripts fewer; see `estimated_tokens`.
+if TYPE_CHECKING:
+    from rewardloop.v1 import policy_pb2, reward_pb2
+
+# A request for new tokens that does not say how many gets this many by default.
+DEFAULT_NEW_TOKENS = 64
+
+# English has 4 to 5 bytes to a token, other scripts fewer.
 _BYTES_PER_TOKEN = 4
 
-
-# Longer than any model reads, for where the model is not chosen yet.
+# More tokens than any model reads, for an estimate that is made before the model is chosen.
 _LONGEST = 8192
 
 
 def estimated_tokens(request: reward_pb2.ScoreRequest, max_length: int = _LONGEST) -> int:
-    """About how many tokens the group's sequences have, from its bytes alone."""
+    """Return about how many tokens the group's sequences have, the prompt counted once for each response.
+
+    Args:
+        request: The prompt and its responses.
+        max_length: The most tokens of one sequence that the model reads.
+    """
     prompt, count = request.prompt.ByteSize(), len(request.responses)
     size = prompt * count + max(0, request.ByteSize() - prompt)
     return max(1, min(size // _BYTES_PER_TOKEN, max_length * count))
+
+
+def estimated_tokens_to_generate(request: policy_pb2.GenerateRequest) -> int:
+    """Return about how many tokens the prompt and its candidates have, each candidate as long as it may get."""
+    candidates = max(1, request.candidates, request.best_of)
+    return request.prompt.ByteSize() // _BYTES_PER_TOKEN + candidates * (request.max_new_tokens or DEFAULT_NEW_TOKENS)

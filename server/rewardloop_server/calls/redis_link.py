@@ -1,10 +1,11 @@
-"""The connection to Redis: timeouts tight enough that no RPC hangs on it, and its errors as callers see them."""
+"""The connection to Redis. Its timeouts are short, so that no RPC hangs on it; its errors become callers' errors."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from typing import Any, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, SSLConnection, UnixDomainSocketConnection
@@ -35,34 +36,35 @@ _CONNECT_TIMEOUT_S = 2.0
 _OPERATION_TIMEOUT_S = 2.0
 _MAX_CONNECTIONS = 64
 
-# What a client may raise when there is no Redis at the other end, or one that speaks nonsense.
+# What redis-py may raise if there is no Redis at the other end, or something else answers there.
 REDIS_FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeError, LookupError, AttributeError)
 
-# Within a script an error's own code comes late in the text.
+# These codes are looked for anywhere in an error's text, because an error within a script begins with other words.
 _NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "NOREPLICAS", "BUSY Redis")
 
 
-def connect(url: str) -> Redis:
-    """A client that connects when first used; see `redis_errors` for what its calls may raise.
+def connect_redis(url: str) -> Redis:
+    """Return a client that connects when it is first used.
 
-    Raises InvalidRedisUrl.
+    Its calls belong into `redis_errors`. Raises InvalidRedisUrl.
     """
     address = parse_redis_url(url)
     common: dict[str, Any] = {
         "socket_connect_timeout": _CONNECT_TIMEOUT_S,
         "socket_timeout": _OPERATION_TIMEOUT_S,
-        # One more try: after a restart of Redis each pooled connection is dead. A timeout is not tried again.
+        # After a restart of Redis every pooled connection is dead, so a command is tried once more if its connection is
+        # lost. It is not tried again after a timeout.
         "retry": Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
     }
     if address.kind == "cluster":
         cluster = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
             max_connections=_MAX_CONNECTIONS,
-            require_full_coverage=False,  # feedback goes on while the slot of another key has no server
+            require_full_coverage=False,  # feedback goes on while the slots of other keys have no server
             **common,
             **address.credentials(),
         )
-        return cast(Redis, cluster)  # the commands used here are the same
+        return cast(Redis, cluster)  # the commands that the server uses are the same
     if address.kind == "sentinel":
         sentinel = Sentinel(  # type: ignore[no-untyped-call]
             address.hosts,
@@ -93,11 +95,17 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
+def script_text(package: str, name: str) -> str:
+    """Return the Lua script ``name`` that lies in the folder of ``package``."""
+    return resources.files(package).joinpath(name).read_text("utf-8")
+
+
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Translate what Redis calls in the block raise: RedisUnavailable, StoreFull, or the RedisError of a bug.
+    """Translate the errors of Redis calls in the block into RedisUnavailable or StoreFull. An error of a bug passes.
 
-    What reads a reply belongs into the block, too: a reply of another form than asked for is not Redis's.
+    Code that parses a reply belongs into the block too, because a reply of an unexpected form means that something
+    else than Redis answers.
     """
     try:
         yield
@@ -107,20 +115,20 @@ def redis_errors() -> Iterator[None]:
             raise
         raise known from error
     finally:
-        # redis-py writes within asyncio.wait_for, which loses a cancellation now and then on Python 3.11; a task that
-        # is to end must not ask Redis for ever.
+        # redis-py writes within asyncio.wait_for, which now and then loses a cancellation on Python 3.11. Without this
+        # a cancelled task might ask Redis for ever.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
 
 
 def translated(error: Exception) -> RewardloopError | None:
-    """The caller's error for one of Redis; None: this is a bug of ours."""
+    """Return the error that a caller gets for an error of Redis, or None if the error is a bug of this server."""
     if isinstance(error, MaxConnectionsError):
         return RedisUnavailable("every connection to Redis is in use")
     if isinstance(error, AuthenticationError | NoPermissionError):
         return RedisUnavailable("Redis refuses this server's user")
-    # AskError is the base of MovedError, too: a slot that moves on and on.
+    # AskError is also the base of MovedError, which is raised when a slot keeps moving.
     if isinstance(
         error,
         ConnectionError
@@ -134,7 +142,7 @@ def translated(error: Exception) -> RewardloopError | None:
     ):
         return RedisUnavailable("Redis does not answer")
     if isinstance(error, InvalidResponse | ValueError | TypeError | LookupError | AttributeError):
-        return RedisUnavailable("Redis does not answer as Redis does")
+        return RedisUnavailable("what answers at Redis's address is not Redis")
     if isinstance(error, ResponseError):
         text = str(error)
         if "OOM command not allowed" in text:

@@ -1,26 +1,25 @@
-"""validate: what a request must be before anything is done with it. Pure functions that find every violation.
+"""validate: checks requests before anything is done with them. Pure functions that find every violation.
 
-Descriptions name limits and counts, never the caller's text.
+A description names limits and counts, never the caller's text.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from rewardloop.formats.signals import signal_problems
+from rewardloop.formats.text import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 
-_ROLES = ("system", "user", "assistant")
 _SOURCES = frozenset(feedback_pb2.Source.values())
 _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of requests. Texts in UTF-8 bytes, ids and tags in characters."""
+    """Bounds of requests: of texts in UTF-8 bytes, of ids and tags in characters."""
 
     max_text_bytes: int = 262_144
     max_responses: int = 256
@@ -32,7 +31,7 @@ class Limits:
 
 
 def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, violations: list[Violation]) -> None:
-    """Append what is wrong with ``prompt``, which is at the path ``field``, to ``violations``."""
+    """Append every violation of ``prompt``, whose path in the request is ``field``, to ``violations``."""
     kind = prompt.WhichOneof("content")
     if kind is None:
         violations.append(Violation(field, "neither text nor a conversation is set"))
@@ -43,7 +42,7 @@ def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, viola
 
 
 def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
-    """Raises InvalidRequest with every violation of a group to score."""
+    """Check a group to score. Raises InvalidRequest with every violation."""
     violations: list[Violation] = []
     validate_prompt(request.prompt, "prompt", limits, violations)
     _check_responses(request.responses, limits.max_responses, limits, violations)
@@ -58,9 +57,9 @@ def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
 
 
 def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
-    """Raises InvalidRequest with every violation of a signal as its caller sent it.
+    """Check a signal as its caller sent it. Raises InvalidRequest with every violation.
 
-    With a generation_id the responses are unknown here: what depends on them is checked by `validate_signal` once
+    If it names a generation_id, the responses are not known yet. `validate_signal` checks what depends on them once
     they are filled in.
     """
     violations: list[Violation] = []
@@ -88,9 +87,9 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 
     if generation_id:
         if event.HasField("prompt"):
-            violations.append(Violation("prompt", "left out with a generation_id: the server has it"))
+            violations.append(Violation("prompt", "must be left out with a generation_id: the server fills it in"))
         if event.responses:
-            violations.append(Violation("responses", "left out with a generation_id: the server has them"))
+            violations.append(Violation("responses", "must be left out with a generation_id: the server fills them in"))
         _check_signal(event, None, limits, violations)
     else:
         validate_prompt(event.prompt, "prompt", limits, violations)
@@ -101,7 +100,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 
 
 def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
-    """Raises InvalidRequest when the signal does not fit the event's responses, filled in from a generation."""
+    """Check a signal against responses that were filled in from a generation. Raises InvalidRequest."""
     violations: list[Violation] = []
     _check_signal(event, event.responses, limits, violations)
     if violations:
@@ -109,17 +108,21 @@ def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 
 
 def within(error: InvalidRequest, prefix: str) -> InvalidRequest:
-    """The same violations, seen from the request that holds the checked message at ``prefix``."""
+    """Return the same violations with paths from the request that holds the checked message at ``prefix``."""
     return InvalidRequest([Violation(f"{prefix}.{v.field}", v.description) for v in error.violations])
 
 
 def _check_text(text: str, field: str, limits: Limits, violations: list[Violation]) -> None:
     if not text or text.isspace():
         violations.append(Violation(field, "empty"))
-    elif len(text) > limits.max_text_bytes or (
-        len(text) * 4 > limits.max_text_bytes and len(text.encode()) > limits.max_text_bytes
-    ):
+    elif _is_too_long(text, limits):
         violations.append(Violation(field, f"more than {limits.max_text_bytes} bytes"))
+
+
+def _is_too_long(text: str, limits: Limits) -> bool:
+    # A character is 1 to 4 bytes, so most texts need not be encoded to know.
+    most = limits.max_text_bytes
+    return len(text) > most or (len(text) * 4 > most and len(text.encode()) > most)
 
 
 def _check_conversation(
@@ -132,8 +135,8 @@ def _check_conversation(
         violations.append(Violation(field, f"more than {limits.max_messages} messages"))
         return
     for i, message in enumerate(messages):
-        if message.role not in _ROLES:
-            violations.append(Violation(f"{field}[{i}].role", f"not one of {', '.join(_ROLES)}"))
+        if message.role not in ROLES:
+            violations.append(Violation(f"{field}[{i}].role", f"not one of {', '.join(ROLES)}"))
         _check_text(message.content, f"{field}[{i}].content", limits, violations)
     if messages[-1].role == "assistant":
         violations.append(Violation(f"{field}[{len(messages) - 1}].role", "the last message is the assistant's"))
@@ -163,68 +166,7 @@ def _is_timestamp(seconds: int, nanos: int) -> bool:
 def _check_signal(
     event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None, limits: Limits, violations: list[Violation]
 ) -> None:
-    """``responses`` None: not known yet."""
-    kind = event.WhichOneof("signal")
-    if kind is None:
-        violations.append(Violation("signal", "none of choice, ranking, thumb, rating, edit and tie is set"))
-        return
-    count = None if responses is None else len(responses)
-    _SIGNAL_CHECKS[kind](getattr(event, kind), count, violations)
-    if kind == "edit":
-        _check_text(event.edit.edited_text, "edit.edited_text", limits, violations)
-        index = event.edit.response
-        if responses is not None and 0 <= index < len(responses) and event.edit.edited_text == responses[index]:
-            violations.append(Violation("edit.edited_text", "the same as the response"))
-
-
-def _check_index(index: int, field: str, count: int | None, violations: list[Violation]) -> None:
-    if index < 0 or (count is not None and index >= count):
-        known = "" if count is None else f" of {count} responses"
-        violations.append(Violation(field, f"{index} is not an index{known}"))
-
-
-def _check_two(field: str, first: str, second: str) -> Callable[[Any, int | None, list[Violation]], None]:
-    def check(signal: Any, count: int | None, violations: list[Violation]) -> None:
-        for name in (first, second):
-            _check_index(getattr(signal, name), f"{field}.{name}", count, violations)
-        if getattr(signal, first) == getattr(signal, second):
-            violations.append(Violation(f"{field}.{second}", f"the same as {first}"))
-
-    return check
-
-
-def _check_ranking(ranking: feedback_pb2.Ranking, count: int | None, violations: list[Violation]) -> None:
-    order = list(ranking.order)
-    if len(order) < 2:
-        violations.append(Violation("ranking.order", "fewer than 2 responses"))
-    elif sorted(order) != list(range(len(order) if count is None else count)):
-        violations.append(Violation("ranking.order", "not a permutation of the indices of all responses"))
-
-
-def _check_one(field: str) -> Callable[[Any, int | None, list[Violation]], None]:
-    def check(signal: Any, count: int | None, violations: list[Violation]) -> None:
-        _check_index(signal.response, f"{field}.response", count, violations)
-
-    return check
-
-
-def _check_rating(rating: feedback_pb2.Rating, count: int | None, violations: list[Violation]) -> None:
-    _check_index(rating.response, "rating.response", count, violations)
-    infinite = [name for name in ("value", "minimum", "maximum") if not math.isfinite(getattr(rating, name))]
-    violations.extend(Violation(f"rating.{name}", "not a finite number") for name in infinite)
-    if infinite:
-        return
-    if rating.minimum >= rating.maximum:
-        violations.append(Violation("rating.maximum", "not greater than minimum"))
-    elif not rating.minimum <= rating.value <= rating.maximum:
-        violations.append(Violation("rating.value", "not between minimum and maximum"))
-
-
-_SIGNAL_CHECKS: dict[str, Callable[[Any, int | None, list[Violation]], None]] = {
-    "choice": _check_two("choice", "chosen", "rejected"),
-    "ranking": _check_ranking,
-    "thumb": _check_one("thumb"),
-    "rating": _check_rating,
-    "edit": _check_one("edit"),
-    "tie": _check_two("tie", "first", "second"),
-}
+    """Append every violation of the signal. ``responses`` is None if they are not known yet."""
+    violations.extend(Violation(field, problem) for field, problem in signal_problems(event, responses))
+    if event.WhichOneof("signal") == "edit" and _is_too_long(event.edit.edited_text, limits):
+        violations.append(Violation("edit.edited_text", f"more than {limits.max_text_bytes} bytes"))

@@ -1,5 +1,6 @@
-"""Who may come in and do what: TLS, callers with their tokens or certificates, roles, quotas, and the audit log.
+"""Who may call what: TLS, callers with their tokens or certificates, roles, quotas, and the audit log.
 
-A call passes ``listen`` and ``certificates`` (the transport), then ``door``: ``callers`` (who is it), ``roles`` (may
-they), ``quotas`` (not too much), ``audit`` (what an admin did). The files that these read are read again by ``reload``.
+A call passes the transport (``listen``, ``certificates``) and then the ``door``, which asks ``callers`` who calls,
+``roles`` whether they may, ``quotas`` whether it is not too much, and writes admins' actions to ``audit``. ``reload``
+reads changed files again.
 """

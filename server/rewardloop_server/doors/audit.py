@@ -1,7 +1,8 @@
-"""What admins did, and what was refused to those who tried: JSON lines, appended and on disk before the action begins.
+"""The audit log: what admins did, and who tried in vain, as JSON lines.
 
-An action has two lines with one ``id``: ``began``, without which it is not carried out, and ``ended`` with its outcome.
-The file is opened for each line, so it may be moved away (logrotate) at any time.
+An action has two lines with the same ``id``. The line ``began`` is on disk before the action starts; if it cannot be
+written, the action is not carried out. The line ``ended`` has the outcome. The file is opened for each line, so it may
+be moved away at any time, as logrotate does.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from rewardloop_server.calls.errors import AuditUnavailable
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.quotas import Bucket
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
 
-# Anybody who reaches the port can be refused; the log must not grow, nor the disk sync, as fast as they can ask.
+# Anybody who reaches the port can cause refusals, so their rate must not decide how fast the log grows and syncs.
 _REFUSALS_PER_S = 10.0
 _REFUSALS_BURST_S = 10.0
 _MAX_TEXT = 500
 
 
 class AuditLog:
-    """``path`` None: only the structlog events."""
+    """Appends lines to the file at ``path``. If it is None, actions are only logged."""
 
     def __init__(self, path: Path | None, metrics: DoorMetrics) -> None:
         self._path = path
@@ -43,7 +44,10 @@ class AuditLog:
         self._suppressed = 0
 
     async def began(self, caller: str, peer: str, method: str, request: Message) -> str:
-        """The action's id. Raises AuditUnavailable, and then the action must not be carried out."""
+        """Record that an action begins, and return its id.
+
+        Raises AuditUnavailable if the line cannot be written. Then the action must not be carried out.
+        """
         action = secrets.token_hex(8)
         line = _line("began", action, caller, peer, method) | {"parameters": _parameters(request)}
         try:
@@ -53,12 +57,12 @@ class AuditLog:
         return action
 
     async def ended(self, action: str, caller: str, peer: str, method: str, outcome: str, reason: str) -> None:
-        """The action happened whatever this says, so a line that cannot be written is only logged."""
+        """Record an action's outcome. A line that cannot be written is only logged, because the action has happened."""
         line = _line("ended", action, caller, peer, method) | {"outcome": outcome, "reason": reason}
         await self._write_if_possible(line)
 
     async def refused(self, caller: str, peer: str, method: str, outcome: str, reason: str) -> None:
-        """Somebody tried and was not let in. At most some ten lines a second; the next one counts those left out."""
+        """Record a refused attempt, at about ten lines a second at most. The next line counts those left out."""
         if self._refusals.wait_s(time.monotonic()) > 0:
             self._suppressed += 1
             self._metrics.audit_lines_total.labels(outcome="suppressed").inc()
@@ -92,7 +96,7 @@ class AuditLog:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 size = os.fstat(file).st_size
-                # A full disk or a crash may have left half a line: it must not swallow this one.
+                # A full disk or a crash may have left half a line. A line break keeps it apart from this one.
                 torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
                 data = b"\n" + line if torn else line
                 if os.write(file, data) < len(data):
@@ -110,7 +114,7 @@ def _line(event: str, action: str, caller: str, peer: str, method: str) -> dict[
 
 
 def _fields(line: dict[str, Any]) -> dict[str, Any]:
-    """As structlog takes them, to which ``event`` is the event's own name."""
+    """Return the line's fields under names that structlog takes, for which ``event`` is the name of its own event."""
     return {"step" if key == "event" else key: value for key, value in line.items()}
 
 

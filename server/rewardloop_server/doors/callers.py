@@ -1,23 +1,23 @@
-"""Who may come in: the callers' file, a TOML file of token hashes, certificate names and quotas.
+"""The callers' file: a TOML file of the callers' token hashes, certificate names, roles and quotas.
 
     [[token]]
     caller = "shop"
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     roles = ["score", "feedback"]
-    expires = 2027-06-01T00:00:00Z      # optional; without a zone UTC
+    expires = 2027-06-01T00:00:00Z      # optional; UTC if it names no zone
 
-    [[certificate]]                     # with --tls-client-ca: a subject alternative name or the common name
+    [[certificate]]                     # needs --tls-client-ca; a subject alternative name or the common name
     caller = "operators"
     name = "ops.internal"
     roles = ["admin"]
 
-    [quota.shop]                        # optional; "*" is each caller that has none of its own
+    [quota.shop]                        # optional; "*" is for each caller that has no quota of its own
     requests_per_s = 100
     tokens_per_s = 50_000
     bytes_per_s = 1_000_000
     concurrent = 64
 
-A caller may have several tokens: to change one, add the new one, hand it out, remove the old one.
+A caller may have several tokens. To change a token, add the new one, hand it out, then remove the old one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,14 @@ _SCHEME = "bearer "
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What lets a caller in. ``key``: a token's digest or a certificate's name; ``expires``: Unix time."""
+    """What lets a caller in.
+
+    Attributes:
+        caller: The caller's name.
+        key: The digest of a token, or the name in a certificate.
+        roles: What the caller may do with it.
+        expires: Unix time after which it is no longer good. None if it does not expire.
+    """
 
     caller: str
     key: str
@@ -55,13 +62,13 @@ class Credential:
     expires: float | None = None
 
 
-# By what the present call came in; None: nobody asked.
+# The credential of the present call. None if authentication is off, or the call is not admitted yet.
 PRESENT: ContextVar[Credential | None] = ContextVar("credential", default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One reading of the file."""
+    """The content of the file as it was read once."""
 
     tokens: Mapping[str, Credential] = field(default_factory=dict)
     certificates: Mapping[str, Credential] = field(default_factory=dict)
@@ -69,40 +76,41 @@ class Table:
 
 
 class Callers:
-    """The table in force and what each caller has left of its quotas."""
+    """The table in force, and what each caller has left of its quotas."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadFile."""
+        """Read the file at ``path``. Raises BadFile."""
         self.path = path
-        self.table = read(path)
+        self.table = read_table(path)
         self._allowances: dict[str, Allowance] = {}
 
     def take_file(self) -> None:
-        """Put the file's present content in force. Raises BadFile, and leaves the old one."""
-        self.table = read(self.path)
+        """Put the file's present content in force. Raises BadFile, and then the old content stays in force."""
+        self.table = read_table(self.path)
 
     def by_token(self, token: str) -> Credential | RewardloopError:
+        """Return the token's credential, or why it is not good."""
         digest = token_digest(token)
         found = self.table.tokens.get(digest)
-        # Finding the hash in a dictionary tells an attacker nothing: whoever chooses a token does not choose its hash.
+        # The time that this takes tells an attacker nothing, because nobody can choose the hash of a token to try.
         if found is None or not hmac.compare_digest(found.key, digest):
             return WrongCredentials("the token is not known here")
         return self._unless_expired(found)
 
     def by_certificate(self, names: Sequence[str]) -> Credential | RewardloopError:
-        """``names``: those that the verified client certificate has."""
+        """Return the credential of the first known one of a verified certificate's names, or why there is none."""
         for name in names:
             if (found := self.table.certificates.get(name)) is not None:
                 return self._unless_expired(found)
         return NoCredentials("no bearer token, and no name of the client certificate is a caller's")
 
     def still_lets_in(self, credential: Credential) -> bool:
-        """Whether a call that came in by it may go on: the file may have changed since, and time has passed."""
+        """Return whether the credential is still in the file and has not expired since it let a call in."""
         known = self.table.tokens.get(credential.key) or self.table.certificates.get(credential.key)
         return known == credential and not _is_past(credential.expires)
 
     def allowance(self, caller: str) -> Allowance:
-        """Kept for as long as the caller's quota stays the same."""
+        """Return what the caller has left. It is kept for as long as the caller's quota stays the same."""
         quotas = self.table.quotas
         quota = quotas.get(caller) or quotas.get(_EVERYBODY_ELSE) or _NO_QUOTA
         known = self._allowances.get(caller)
@@ -118,7 +126,7 @@ class Callers:
 
 
 def bearer_token(metadata: Sequence[tuple[str, str | bytes]] | None) -> str | None:
-    """The token in a call's metadata; None: it has no authorization of this scheme."""
+    """Return the bearer token in a call's metadata, or None if there is none."""
     for key, value in metadata or ():
         if key == "authorization" and isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
             return value[len(_SCHEME) :].strip()
@@ -165,8 +173,8 @@ class _File(_Entry):
     quota: dict[str, _Quota] = {}
 
 
-def read(path: Path) -> Table:
-    """Raises BadFile; its text names fields, never their values."""
+def read_table(path: Path) -> Table:
+    """Read the file. Raises BadFile with a text that names fields and never their values."""
     try:
         parsed = _File.model_validate(tomllib.loads(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The server's certificate: read, checked as a whole, and put in force for new connections when its files change."""
+"""The server's certificate. When its files change, they are read and checked together and serve new connections."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.reload import BadFile
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
+    """Paths of the PEM files: the certificate chain, its private key, and the authorities of clients, if any."""
+
     cert: Path
     key: Path
     client_ca: Path | None
@@ -29,10 +31,10 @@ class CertificateFiles:
 
 
 class ServerCertificate:
-    """Connections that are open keep the certificate they began with; new ones get the newest good one."""
+    """Gives new connections the newest good certificate. Open connections keep the one that they began with."""
 
     def __init__(self, files: CertificateFiles, metrics: DoorMetrics) -> None:
-        """Raises BadFile."""
+        """Read the files. Raises BadFile."""
         self._files = files
         self._metrics = metrics
         self._lock = threading.Lock()
@@ -40,7 +42,7 @@ class ServerCertificate:
         self.take_files()
 
     def take_files(self) -> None:
-        """Put the files' present content in force. Raises BadFile, and leaves the old one."""
+        """Put the files' present content in force. Raises BadFile, and then the old certificate stays in force."""
         configuration, expires = _load(self._files)
         with self._lock:
             self._fresh = configuration
@@ -52,14 +54,17 @@ class ServerCertificate:
         )
 
     def _take_fresh(self) -> Any:
-        """Asked by gRPC, in a thread of its own, before each handshake; None: as before."""
+        """Return a certificate that is new since the last call, or None.
+
+        gRPC calls this in a thread of its own before each handshake.
+        """
         with self._lock:
             fresh, self._fresh = self._fresh, None
         return fresh
 
 
 def _load(files: CertificateFiles) -> tuple[Any, datetime]:
-    """What gRPC takes, and when the certificate expires. Raises BadFile."""
+    """Return the configuration for gRPC, and when the certificate expires. Raises BadFile."""
     chain_pem, key_pem = _content(files.cert), _content(files.key)
     authorities_pem = None if files.client_ca is None else _content(files.client_ca)
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,8 +1,8 @@
-"""The door of one process: every call of every service passes here before its method runs.
+"""The door of one process, through which every call of every service passes before its method runs.
 
-`knock` comes first, when only the call's headers are there: whoever has no right to call is turned away before a byte
-of the message is read. `guard` surrounds the method: client certificates (which gRPC shows only there), what the
-message costs, and the audit log.
+`knock` comes first, when the server has only the call's headers. It turns unauthorised callers away before a byte of
+the message is read. `guard` surrounds the method. It checks client certificates, which gRPC shows only there, takes
+the message's cost from the caller's quota, and writes the audit log.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import grpc
 from rewardloop_server.calls.errors import NoCredentials, NotAllowed, RewardloopError, WrongCredentials, status_name
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.price import tokens_of
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -29,7 +29,7 @@ _NAMES_OF_A_CERTIFICATE = ("x509_subject_alternative_name", "x509_common_name")
 
 
 class Door:
-    """``callers`` None: everybody may call everything, and only the audit log is kept."""
+    """Decides who may call what. If ``callers`` is None, everybody may call everything; admins' calls are recorded."""
 
     def __init__(self, callers: Callers | None, audit: AuditLog, metrics: DoorMetrics) -> None:
         self._callers = callers
@@ -37,7 +37,7 @@ class Door:
         self._metrics = metrics
 
     def knock(self, method: str, metadata: Metadata) -> RewardloopError | None:
-        """Why a call is turned away; None: its method may run, which may still be refused by `guard`."""
+        """Return why a call is turned away, or None if its method may run. `guard` may still refuse it then."""
         callers = self._callers
         if callers is None or method in OPEN:
             return None
@@ -45,19 +45,19 @@ class Door:
         if token is not None:
             found = callers.by_token(token)
         elif callers.table.certificates and method in ALLOWED:
-            return None  # `guard` sees the certificate
+            return None  # `guard` checks the certificate
         else:
             found = NoCredentials("no bearer token came with the call")
         return found if isinstance(found, RewardloopError) else self._admit(found, method)
 
     async def turn_away(self, method: str, refusal: RewardloopError, context: Context) -> None:
-        """Put a refused attempt at an admin's method on record."""
+        """Record a refused attempt to call an admin's method."""
         if method in ADMIN:
             caller = _name(PRESENT.get())
             await self._audit.refused(caller, context.peer(), method, refusal.code.name, refusal.reason)
 
     def guard(self, handler: Any, method: str) -> Handler:
-        """The same method for those who may call it. It raises RewardloopError to the others."""
+        """Return the method with the checks around it. It raises RewardloopError for a call that may not be made."""
         if self._callers is None and method not in ADMIN:
             return handler  # type: ignore[no-any-return]
         decode, encode = handler.request_deserializer, handler.response_serializer
@@ -97,14 +97,14 @@ class Door:
             except RewardloopError as error:
                 outcome, reason = error.code.name, error.reason
                 raise
-            except grpc.aio.AbortError:  # the policy worker's own refusal, passed on
+            except grpc.aio.AbortError:  # the policy worker has refused, and its status is passed on
                 outcome, reason = status_name(context.code()), ""
                 raise
             except asyncio.CancelledError:
                 outcome, reason = "CANCELLED", ""
                 raise
             finally:
-                # Shielded: a caller that goes away must not take the line with it.
+                # Shielded, so that the line is written even if the caller goes away.
                 await asyncio.shield(self._audit.ended(action, caller, peer, method, outcome, reason))
 
         return unary
@@ -114,7 +114,7 @@ class Door:
             credential = self._let_in(method, request, context)
             async with aclosing(inner(request, context)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
-                    self._still(credential)
+                    self._check_still_good(credential)
                     yield reply
 
         return stream
@@ -129,9 +129,12 @@ class Door:
         return stream
 
     async def _metered(self, requests: AsyncIterator[Any], credential: Credential | None) -> AsyncIterator[Any]:
-        """Each request of a stream counts. A caller over its quota is not refused, but read from more slowly."""
+        """Yield the stream's requests and take each one's cost from the caller's quota.
+
+        A caller over its quota is not refused: its requests are read more slowly.
+        """
         async for request in requests:
-            self._still(credential)
+            self._check_still_good(credential)
             if credential is not None and self._callers is not None:
                 allowance = self._callers.allowance(credential.caller)
                 if (pause_s := allowance.pause_s()) > 0:
@@ -142,7 +145,7 @@ class Door:
             yield request
 
     def _let_in(self, method: str, request: Any, context: Context) -> Credential | None:
-        """By what the call came in; None: nobody asked. Raises RewardloopError."""
+        """Admit the call and return the credential used, or None if authentication is off. Raises RewardloopError."""
         if self._callers is None:
             return None
         credential = PRESENT.get()
@@ -159,14 +162,14 @@ class Door:
         return credential
 
     def _admit(self, credential: Credential, method: str) -> RewardloopError | None:
-        """Let a known caller in for one call, whose end the task's own is: also when its message never comes."""
+        """Admit the caller, or return why not; release its slot when the task ends, even if no message arrives."""
         PRESENT.set(credential)
         allowed = ALLOWED.get(method)
         if allowed is None:
             return NotAllowed("there is no such method")
         if not credential.roles & allowed:
             wanted = " or ".join(sorted(allowed))
-            return NotAllowed(f"{credential.caller} has not the role {wanted}, which this method needs")
+            return NotAllowed(f"{credential.caller} lacks the role {wanted}, which this method needs")
         assert self._callers is not None
         allowance = self._callers.allowance(credential.caller)
         if not allowance.is_bounded:
@@ -181,13 +184,14 @@ class Door:
         task.add_done_callback(allowance.leave)
         return None
 
-    def _still(self, credential: Credential | None) -> None:
+    def _check_still_good(self, credential: Credential | None) -> None:
+        """Raise WrongCredentials if the credential that began a stream has expired or was removed."""
         if credential is not None and self._callers is not None and not self._callers.still_lets_in(credential):
             raise WrongCredentials("the credentials that began this stream are no longer good")
 
 
 def _certificate_names(context: Context) -> list[str]:
-    """Of the verified client certificate: its subject alternative names, then its common name."""
+    """Return the names in the verified client certificate: its subject alternative names, then its common name."""
     shown: Any = context.auth_context() or {}
     if shown.get("transport_security_type") != [b"ssl"]:
         return []

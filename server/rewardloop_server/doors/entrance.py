@@ -1,4 +1,4 @@
-"""A listening process's door from its settings: what its composition root builds, opens and keeps up."""
+"""Builds a process's door and its server from the settings, and opens the port."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry
 
+from rewardloop_server.calls.vocabulary import ReloadedFile
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import Callers
 from rewardloop_server.doors.door import Door
-from rewardloop_server.doors.door_metrics import DoorMetrics
 from rewardloop_server.doors.listen import channel_options, is_local, refusal
-from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, follow
+from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
 
 
 class Entrance:
-    """Raises SystemExit, with what to do about it, for settings by which the process must not listen."""
+    """The door of a process that listens.
+
+    Raises SystemExit if a file of the door cannot be used, or if the process must not listen with these settings. The
+    text says what to do about it.
+    """
 
     def __init__(self, settings: DoorSettings, registry: CollectorRegistry, prog: str) -> None:
         self._settings = settings
@@ -38,7 +43,7 @@ class Entrance:
         self.door = Door(callers, AuditLog(settings.audit_file, self._metrics), self._metrics)
 
     def server(self, interceptors: Sequence[Any], max_message_bytes: int) -> grpc.aio.Server:
-        """A server within the settings' bounds, not listening yet."""
+        """Return a server within the settings' bounds, which does not listen yet."""
         return grpc.aio.server(
             interceptors=list(interceptors),
             options=channel_options(self._settings, max_message_bytes),
@@ -46,7 +51,7 @@ class Entrance:
         )
 
     def open(self, server: grpc.aio.Server, address: str) -> None:
-        """Listen. Raises SystemExit."""
+        """Make the server listen on the address. Raises SystemExit."""
         if (why := refusal(address, self._settings)) is not None:
             raise SystemExit(f"{self._prog}: {why}")
         try:
@@ -54,15 +59,15 @@ class Entrance:
                 port = server.add_insecure_port(address)
             else:
                 port = server.add_secure_port(address, self._credentials)
-        except RuntimeError:  # as gRPC says it since 1.60; a port of 0 before
+        except RuntimeError:  # gRPC raises since 1.60; before, it returned port 0
             port = 0
         if port == 0:
             raise SystemExit(f"{self._prog}: cannot listen on {address}")
         if not is_local(address) and self._settings.callers is None and self._settings.tls_client_ca is None:
-            log.warning("anybody who reaches this address may call everything: give --callers", address=address)
+            log.warning("without --callers anybody who reaches this address may call everything", address=address)
 
     def upkeep(self) -> list[Coroutine[Any, Any, None]]:
-        """What must run for as long as the server does: it reads changed files again."""
+        """Return the work that must run beside the server: it reads changed files again."""
         return [begin() for begin in self._upkeep]
 
     def _callers(self) -> Callers | None:
@@ -80,7 +85,7 @@ class Entrance:
         cert, key = self._settings.tls_cert, self._settings.tls_key
         if cert is None or key is None:
             return
-        # Only here: a process without TLS need not load it.
+        # Imported here, because a process without TLS need not load it.
         from rewardloop_server.doors.certificates import CertificateFiles, ServerCertificate
 
         files = CertificateFiles(cert, key, self._settings.tls_client_ca)
@@ -89,5 +94,7 @@ class Entrance:
         self._credentials = certificate.credentials()
         self._follow("certificate", files.paths, certificate.take_files, seen)
 
-    def _follow(self, what: str, paths: Sequence[Path], take: Callable[[], None], seen: Fingerprint) -> None:
-        self._upkeep.append(lambda: follow(what, paths, take, self._metrics, self._settings.reload_s, seen))
+    def _follow(self, what: ReloadedFile, paths: Sequence[Path], take: Callable[[], None], seen: Fingerprint) -> None:
+        self._upkeep.append(
+            lambda: reload_when_changed(what, paths, take, self._metrics, self._settings.reload_s, seen)
+        )

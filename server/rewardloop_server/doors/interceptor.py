@@ -1,6 +1,6 @@
-"""What surrounds every RPC of this project: error translation, counting, one log event, refusal while draining.
+"""The interceptor around every RPC: it translates errors, counts, logs one event, and refuses calls while draining.
 
-Health and reflection pass untouched: they must answer while the process drains.
+Health and reflection pass untouched, because they must answer while the process drains.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rewardloop_server.calls.errors import (
     Violation,
     status_name,
 )
+from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
 from rewardloop_server.observe.metrics import ServerMetrics
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 @dataclass(frozen=True, slots=True)
 class _Undecodable:
-    """Stands in for a request whose bytes protobuf refused."""
+    """Takes the place of a request whose bytes protobuf cannot parse."""
 
     description: str
 
@@ -49,7 +50,8 @@ class _Undecodable:
 class _Stoppable:
     """An async iterator that `stop` ends, even while its next item is awaited.
 
-    ``was_cut_off``: True when it ended by `stop` and not by itself.
+    Attributes:
+        was_cut_off: True if `stop` ended it, False if it ended by itself.
     """
 
     def __init__(self, items: AsyncIterator[Any]) -> None:
@@ -96,7 +98,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
     def drain(self) -> None:
         """Refuse new RPCs with DRAINING.
 
-        Server streams end so at once, two-way streams once they have answered what they had read.
+        Server streams end with it at once. Two-way streams end with it once they have answered what they had read.
         """
         self._is_draining = True
         for stream in tuple(self._open):
@@ -112,7 +114,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         if self._door is not None:
             refusal = self._door.knock(method, handler_call_details.invocation_metadata)
             if refusal is not None:
-                return self._refusing(method if handler is not None else _OURS + "unknown", refusal)
+                return self._refusing(method if handler is not None else UNKNOWN_METHOD, refusal)
         if handler is None or not method.startswith(_OURS):
             return handler
         known = self._wrapped.get(method)
@@ -121,39 +123,42 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         return known[1]
 
     def _refusing(self, method: str, refusal: RewardloopError) -> Handler:
-        """Ends a call whose message was not read, and is not: a two-way stream's handler runs without one."""
+        """Return a handler that ends a call without reading its message.
+
+        It is a two-way stream's handler, because gRPC runs that without a message.
+        """
 
         async def refuse(_: Any, context: Context) -> None:
-            call = _Call(method.removeprefix(_V1), self._metrics)
+            rpc = _Rpc(method.removeprefix(_V1), self._metrics)
             if self._door is not None:
                 await self._door.turn_away(method, refusal, context)
             try:
-                await call.fail(refusal, context)
+                await rpc.fail(refusal, context)
             finally:
                 del context
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _wrap(self, handler: Any, method: str) -> Handler:
-        """The same method with everything of this module around it."""
+        """Return the method with everything of this module around it."""
         if self._door is not None:
             handler = self._door.guard(handler, method)
         short = method.removeprefix(_V1)
 
         async def unary(request: Any, context: Context) -> Any:
-            call = _Call(short, self._metrics)
+            rpc = _Rpc(short, self._metrics)
             try:
                 self._admit(request)
                 reply = await handler.unary_unary(request, context)
             except BaseException as error:
-                await call.fail(error, context)
+                await rpc.fail(error, context)
             finally:
-                del context  # see `_Call.fail`
-            call.succeed()
+                del context  # see `_Rpc.fail`
+            rpc.succeed()
             return reply
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            call = _Call(short, self._metrics)
+            rpc = _Rpc(short, self._metrics)
             try:
                 self._admit(request)
                 if handler.request_streaming:
@@ -172,10 +177,10 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                 if stoppable.was_cut_off:
                     raise Draining("the server is shutting down")
             except BaseException as error:
-                await call.fail(error, context)
+                await rpc.fail(error, context)
             finally:
                 del context
-            call.succeed()
+            rpc.succeed()
 
         decode = _tolerant(handler.request_deserializer)
         encode = handler.response_serializer
@@ -192,8 +197,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
             raise InvalidRequest([Violation("", request.description)])
 
 
-class _Call:
-    """One RPC's end: counted once, logged once."""
+class _Rpc:
+    """One RPC, whose end is counted once and logged once."""
 
     def __init__(self, method: str, metrics: ServerMetrics) -> None:
         self._method = method
@@ -221,7 +226,7 @@ class _Call:
             known = InternalError()
             log.error("rpc", method=self._method, code=known.code.name, seconds=self._seconds(), exc_info=error)
         else:
-            # These are many, under overload or attack, and must be cheap; the metrics count them.
+            # Under overload or attack these are many and must be cheap. The metrics count them.
             write = log.debug if known.code in _QUIET else log.info
             write(
                 "rpc",
@@ -234,8 +239,8 @@ class _Call:
             )
         self._count(known.code.name)
         self._metrics.rejected_total.labels(reason=known.reason).inc()
-        # gRPC keeps the exception that ends the call in the call's context. The frames that the exception names must
-        # not name the context: the garbage collector would have to find them, and its pauses are felt in a flood.
+        # gRPC keeps the exception that ends the call in the call's context. If the exception's frames named the
+        # context, only the garbage collector could free both, and its pauses are felt in a flood.
         error.__traceback__ = None
         try:
             await context.abort(known.code, known.message, trailing_metadata(known))
@@ -252,7 +257,7 @@ class _Call:
 
 
 def trailing_metadata(error: RewardloopError) -> tuple[tuple[str, str | bytes], ...]:
-    """What carries the rich status, and the pushback that gRPC's own retries obey."""
+    """Return the metadata with the rich status, and with the pushback that gRPC's own retries obey."""
     status: tuple[str, str | bytes] = ("grpc-status-details-bin", error.to_status().SerializeToString())
     if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_ms is not None:
         return (status, ("grpc-retry-pushback-ms", str(error.retry_after_ms)))
@@ -260,7 +265,7 @@ def trailing_metadata(error: RewardloopError) -> tuple[tuple[str, str | bytes], 
 
 
 def _as_known(error: BaseException) -> RewardloopError | None:
-    """The RewardloopError that ``error`` is, or that a task group raised among others of its kind."""
+    """Return ``error`` if it is a RewardloopError, or the first of a group that holds nothing else; else None."""
     if isinstance(error, RewardloopError):
         return error
     if isinstance(error, BaseExceptionGroup):
@@ -271,7 +276,7 @@ def _as_known(error: BaseException) -> RewardloopError | None:
 
 
 def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that hands on what protobuf refuses: gRPC itself would answer INTERNAL."""
+    """Return a deserializer that marks bytes which protobuf cannot parse. gRPC itself would answer INTERNAL to them."""
 
     def decode_or_mark(data: bytes) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Where a process may listen, and what a connection may hold."""
+"""Decides where a process may listen, and bounds its connections."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import ipaddress
 
 from rewardloop_server.doors.settings import DoorSettings
 
-# Pings that a client may send, with RPCs or without, before it is taken for an attacker and hung up on.
+# A client that pings more often than this, with RPCs or without, is taken for an attacker and disconnected.
 _PING_INTERVAL_MS = 10_000
-_NEVER_S = 2_000_000.0  # gRPC takes milliseconds in 31 bits
+_NEVER_S = 2_000_000.0  # the longest time that fits: gRPC takes milliseconds in 31 bits
 
 _LOCAL_SCHEMES = ("unix:", "unix-abstract:")
 
 
 def is_local(address: str) -> bool:
-    """Whether only this machine can reach it: loopback or a Unix socket. What cannot be told is not local."""
+    """Return whether only this machine can reach the address: loopback or a Unix socket. A name counts as not local."""
     if address.startswith(_LOCAL_SCHEMES):
         return True
     host = address.rpartition(":")[0].strip("[]")
@@ -27,24 +27,24 @@ def is_local(address: str) -> bool:
 
 
 def refusal(address: str, settings: DoorSettings) -> str | None:
-    """Why the process must not listen there; None: it may."""
+    """Return why the process must not listen on the address, or None if it may."""
     if is_local(address) or settings.tls_cert is not None:
         return None
     if not settings.insecure_listen:
         return (
             f"{address} is not on loopback, and without TLS everybody on the way can read and change what is sent: "
-            "give --tls-cert and --tls-key, or --insecure-listen where something else protects it"
+            "give --tls-cert and --tls-key, or --insecure-listen if something else protects it"
         )
     if settings.callers is not None and not settings.insecure_tokens:
         return (
             f"{address} is not on loopback, and without TLS everybody on the way can read the callers' tokens: "
-            "give --tls-cert and --tls-key, or --insecure-tokens where something else protects them"
+            "give --tls-cert and --tls-key, or --insecure-tokens if something else protects them"
         )
     return None
 
 
 def channel_options(settings: DoorSettings, max_message_bytes: int) -> list[tuple[str, int]]:
-    """gRPC's own bounds, in the order in which a connection meets them."""
+    """Return the bounds that gRPC itself keeps, in the order in which a connection meets them."""
 
     def ms(seconds: float) -> int:
         return max(1, round(seconds * 1000))
@@ -52,7 +52,7 @@ def channel_options(settings: DoorSettings, max_message_bytes: int) -> list[tupl
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        # TCP to TLS to HTTP/2 settings, all of it.
+        # From the TCP connection over TLS to the HTTP/2 settings.
         ("grpc.server_handshake_timeout_ms", ms(settings.handshake_timeout_s)),
         ("grpc.max_connection_idle_ms", ms(settings.connection_idle_s)),
         ("grpc.max_connection_age_ms", ms(settings.max_connection_age_s or _NEVER_S)),

@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 import structlog
 
-from rewardloop_server.doors.door_metrics import DoorMetrics
+from rewardloop_server.calls.vocabulary import ReloadedFile
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
 
@@ -18,20 +19,32 @@ Fingerprint: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 
 class BadFile(Exception):
-    """A file of the door cannot be used; the text says which and why, and never what secret is in it."""
+    """Raised when a file of the door cannot be used. The text says which file and why, and shows no secret of it."""
 
 
 def fingerprint(paths: Sequence[Path]) -> Fingerprint:
-    """Changes when a file is written, replaced, or another one is linked to; None for one that is not there."""
+    """Return what changes when a file is written, replaced or linked to another one. A missing file has None."""
     return tuple(_of_one(path) for path in paths)
 
 
-async def follow(
-    what: str, paths: Sequence[Path], take: Callable[[], None], metrics: DoorMetrics, every_s: float, seen: Fingerprint
+async def reload_when_changed(
+    what: ReloadedFile,
+    paths: Sequence[Path],
+    take: Callable[[], None],
+    metrics: DoorMetrics,
+    every_s: float,
+    seen: Fingerprint,
 ) -> None:
-    """Call ``take`` in a thread whenever ``paths`` differ from ``seen``, which is what was taken first.
+    """Call ``take`` in a thread whenever the files change, until cancelled.
 
-    A file that ``take`` refuses with BadFile is logged and counted, and what was taken before stays.
+    Args:
+        what: The files' name in logs and metrics.
+        paths: The files.
+        take: Reads the files and puts their content in force. If it raises BadFile, that is logged and counted, and
+            the content that was taken before stays in force.
+        metrics: Where reloads are counted.
+        every_s: Pause between two looks at the files, in seconds.
+        seen: The fingerprint of the files as they were taken first.
     """
     while True:
         await asyncio.sleep(every_s)

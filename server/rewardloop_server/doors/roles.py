@@ -1,4 +1,4 @@
-"""Who may call what: every method of every service. A method that is not in this table is refused to everybody."""
+"""Which roles may call which method. The table has every method of every service; any other is refused to all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 _ANY = frozenset(ROLES)
 
-# Roles do not include one another: a token that promotes versions need not score. A caller may have several.
+# No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
@@ -27,17 +27,17 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.ModelService/SetShadow": frozenset({"admin"}),
 }
 
-# Anybody: probes and tools have no token, and learn no more here than that the service exists and its public protos.
+# Anybody may call these. Probes and tools have no token, and learn only that the service exists and its public protos.
 OPEN = frozenset(
     {
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/List",
         "/grpc.health.v1.Health/Watch",
-        # Tools ask for this one first, and for the next only where it is UNIMPLEMENTED.
+        # Tools ask for this one first, and for the next one if it is UNIMPLEMENTED.
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
 )
 
-# Each call of these goes into the audit log.
+# Calls of these are written to the audit log.
 ADMIN = frozenset(method for method, roles in ALLOWED.items() if roles == {"admin"})

@@ -1,1 +1,1 @@
-"""A signal's way: check, deduplicate, append to the stream; and the log of what was generated."""
+"""Takes signals: check, deduplicate, append to the stream. Also the log of generated answers."""

@@ -1,4 +1,4 @@
-"""How much one annotator may say: a bound on what a single voice, honest or not, weighs in what is learned."""
+"""Bounds on one annotator's signals, so that no single voice, honest or not, outweighs the others in training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ _MINUTE_S, _DAY_S = 60, 86_400
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One bound, kept in Redis under ``key`` for ``ttl_s`` seconds from its last change.
+    """One bound, which the script that appends checks in Redis.
 
-    Without ``member`` a counter of at most ``limit``; with it a set of at most ``limit`` members, each added once.
+    Attributes:
+        name: The bound's name in the script's answer.
+        key: The Redis key of its counter or set.
+        limit: The most that the counter may reach, or the most members of the set.
+        ttl_s: Seconds for which the key is kept after its last change.
+        member: What to add to the set, which may be added once. Empty if the key is a counter.
     """
 
     name: str
@@ -28,9 +33,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Signals by one annotator, in a minute and in a day by the server's clock, and different ones about one
-    generation; 0: no bound. Signals that name no annotator are not counted by time, and are one annotator's about a
-    generation. ``generation_ttl_s``: how long a generation can be named."""
+    """The most signals by one annotator; 0 means no bound.
+
+    Signals that name no annotator are not bounded by time. About one generation they count as one annotator's.
+
+    Attributes:
+        per_minute: In a minute of the server's clock.
+        per_day: In a day of UTC.
+        per_generation: Different signals about one generation.
+        generation_ttl_s: Seconds for which a generation can be named.
+    """
 
     per_minute: int = 0
     per_day: int = 0
@@ -38,7 +50,7 @@ class Caps:
     generation_ttl_s: int = 7 * _DAY_S
 
     def checks(self, event: feedback_pb2.FeedbackEvent, now: float) -> tuple[Check, ...]:
-        """What is to hold for this event, arrived at ``now`` (Unix seconds)."""
+        """Return the bounds that an event must keep which arrived at ``now``, in Unix seconds."""
         checks: list[Check] = []
         if event.annotator_id and (self.per_minute or self.per_day):
             who = _hashed(event.annotator_id)
@@ -47,7 +59,7 @@ class Caps:
                     key = f"{keys.FEEDBACK_COUNT}{name}:{int(now // window_s)}:{who}"
                     checks.append(Check(name, key, limit, 2 * window_s))
         if event.generation_id and self.per_generation:
-            # Separately by source: a judge model and a person may both be nameless.
+            # By source too, because a judge model and a person may both name no annotator.
             who = _hashed(event.generation_id, event.annotator_id, str(event.source))
             check = Check(
                 "generation",
@@ -60,7 +72,12 @@ class Caps:
         return tuple(checks)
 
     def error(self, refusal: str, now: float) -> RewardloopError:
-        """What a caller is told. ``refusal``: the name of the check that did not hold, or "replay"."""
+        """Return the error for a refused event.
+
+        Args:
+            refusal: The name of the check that does not hold, or "replay".
+            now: The present Unix time in seconds, which decides when to retry.
+        """
         if refusal == "replay":
             return ReplayedSignal("this annotator has said the same about this generation before")
         if refusal == "generation":
@@ -75,7 +92,7 @@ def _hashed(*parts: str) -> str:
 
 
 def _signal_hash(event: feedback_pb2.FeedbackEvent) -> str:
-    """Of what is said, as an integer: Redis keeps a small set of these in 8 bytes each."""
+    """Return a hash of the signal as an integer, because Redis keeps a small set of integers in 8 bytes each."""
     kind = event.WhichOneof("signal") or ""
     said = getattr(event, kind).SerializeToString(deterministic=True) if kind else b""
     digest = hashlib.blake2b(kind.encode() + b"\0" + said, digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Signed generation ids: one that no process of this deployment made is refused without a look at the log."""
+"""Signed generation ids. An id that no process of this deployment made is refused without a look at the log."""
 
 from __future__ import annotations
 
@@ -14,29 +14,24 @@ from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import RedisUnavailable
-from rewardloop_server.calls.redis_link import redis_errors
+from rewardloop_server.calls.redis_link import redis_errors, script_text
 
-# The key in use and the one before it: a rotation leaves the ids of a week's generations good.
+# The key in use and the one before it, so that ids which were signed before a change of the key stay good.
 _KEPT = 2
 _KEY_BYTES = 32
 _TAG_BYTES = 16
 _FRESH_S = 10.0
-_RETRY_S = 1.0  # at most so often does an unknown signature make a process look for a new key
+_RETRY_S = 1.0  # an unknown signature makes a process look for a new key, but no more often than this
 
-# KEYS[1]  rewardloop:{secrets}:generation   list of keys in hex, newest first
-# ARGV     a new random key, number of keys wanted
-# Returns  the keys: where there was none, the new one
-_KEYS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('LPUSH', KEYS[1], ARGV[1]) end
-return redis.call('LRANGE', KEYS[1], 0, ARGV[2] - 1)
-"""
+_KEYS = script_text(__package__, "generation_keys.lua")
 
 
 class GenerationKeys:
-    """HMAC keys that every server and policy worker of a deployment shares.
+    """HMAC keys that every server and policy worker of a deployment shares. The first key signs; two are accepted.
 
-    ``path``: a file with a key in hex on each line, the newest first; empty: they are in Redis, where the first process
-    that asks puts a random one. The first two are known, the first signs.
+    Args:
+        redis: Where the keys are if there is no file. The first process that asks puts a random key there.
+        path: A file with a key in hex on each line, the newest first. Empty for the keys in Redis.
     """
 
     def __init__(self, redis: Redis, path: str = "") -> None:
@@ -48,17 +43,17 @@ class GenerationKeys:
         self._reading = asyncio.Lock()
 
     async def new_id(self) -> str:
-        """A signed id. Raises RedisUnavailable while the key is unknown, and ValueError for a bad key file."""
+        """Return a signed id. Raises RedisUnavailable while the key is unknown, and ValueError for a bad key file."""
         await self._refresh(_FRESH_S)
         number = secrets.token_hex(16)
         return f"{number}.{_tag(self._keys[0], number)}"
 
     async def is_ours(self, generation_id: str) -> bool:
-        """Whether a process with one of the keys made it. Raises as `new_id`."""
+        """Return whether a process with one of the keys made the id. Raises as `new_id` does."""
         await self._refresh(_FRESH_S)
         if self._is_signed(generation_id):
             return True
-        # Perhaps another process signs with a newer key by now.
+        # Another process may sign with a newer key by now.
         await self._refresh(_RETRY_S)
         return self._is_signed(generation_id)
 
@@ -75,7 +70,7 @@ class GenerationKeys:
             except RedisUnavailable:
                 if not self._keys:
                     raise
-                # Those that are known go on to be good; the log itself is asked next, and says what is the matter.
+                # The known keys stay good. The log is asked next, which raises if Redis is still away.
             else:
                 self._keys = parse_keys(lines)
             self._read_at = time.monotonic()
@@ -89,7 +84,10 @@ class GenerationKeys:
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:
-    """The newest keys of one a line. Raises ValueError when there is none, or one is not 16 bytes or more in hex."""
+    """Return the newest keys of a text with one key a line.
+
+    Raises ValueError if there is no key, or one is not hex or has fewer than 16 bytes.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()][:_KEPT]
     if not lines:
         raise ValueError("no key for generation ids")

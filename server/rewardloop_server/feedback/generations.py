@@ -1,4 +1,4 @@
-"""The log of generated answers, by which feedback names what it is about."""
+"""The log of generated answers. Feedback names the answers that it is about by their generation's id."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from rewardloop_server.feedback.generation_keys import GenerationKeys
 
 
 class GenerationLog:
-    """Generations by id, each kept for ``ttl_s`` seconds.
+    """Generations by id, in Redis.
 
-    ``signing``: ids are signed, and one that is not is unknown without being looked for; None: ids are random only.
-    ``on_forged`` is told of each such id.
+    Args:
+        redis: Where they are.
+        ttl_s: Seconds for which each is kept.
+        signing: Signs ids, and tells ids that are not signed, which are not looked for. None if ids are only random.
+        on_forged: Called for each id that is not signed.
     """
 
     def __init__(
@@ -33,18 +36,18 @@ class GenerationLog:
         self._on_forged = on_forged
 
     async def new_id(self) -> str:
-        """For a generation to `put`. Raises RedisUnavailable."""
+        """Return an id for a generation to `put`. Raises RedisUnavailable."""
         return uuid.uuid4().hex if self._signing is None else await self._signing.new_id()
 
     async def put(self, generation: policy_pb2.Generation) -> None:
-        """Raises RedisUnavailable or StoreFull."""
+        """Log a generation under its id. Raises RedisUnavailable or StoreFull."""
         with redis_errors():
             await self._redis.set(
                 keys.GENERATION + generation.generation_id, generation.SerializeToString(), ex=self._ttl_s
             )
 
     async def get(self, generation_ids: Iterable[str]) -> dict[str, policy_pb2.Generation]:
-        """Those that are known, in one round trip. Raises RedisUnavailable."""
+        """Return the known ones of the generations, by id, in one round trip. Raises RedisUnavailable."""
         wanted = [each for each in sorted(set(generation_ids)) if await self._is_ours(each)]
         if not wanted:
             return {}

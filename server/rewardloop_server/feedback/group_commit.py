@@ -1,7 +1,7 @@
-"""append: what waits together is written together.
+"""Writes entries of concurrent callers together.
 
-A write starts when none is under way; what comes meanwhile goes with the next one. Where callers come together, the
-next one waits a moment for more of them, so that the busier it is, the fewer round trips and syncs a signal costs.
+A write starts if none is under way. Entries that come meanwhile go with the next write. If many callers come at once,
+the next write waits a moment for more entries. So a signal costs fewer round trips and syncs the busier it is.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """What is written. ``size``: in bytes."""
+    """An entry to write, with its size in bytes."""
 
     @property
     def size(self) -> int: ...
 
 
-# Where a few callers came within a moment while others waited, a write waits another such moment for enough entries: it
-# takes as long as a dozen signals do beside it, whatever its size. A caller who is alone never waits.
+# If `_FEW` callers came within `_MOMENT_S` seconds while others waited, a write waits up to such a moment for `_ENOUGH`
+# entries, because a write of any size costs as much time as a dozen signals do beside it. A lone caller never waits.
 _FEW, _MOMENT_S, _ENOUGH = 4, 0.005, 32
 
 E = TypeVar("E", bound=Sized)
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class _Submission(Generic[E, R]):
-    """What one caller wants written: the first ``taken`` entries are written or on their way."""
+    """The entries of one caller, of which the first ``taken`` are written or being written."""
 
     entries: Sequence[E]
     done: asyncio.Future[list[R]]
@@ -41,8 +41,10 @@ class _Submission(Generic[E, R]):
 class GroupCommit(Generic[E, R]):
     """Writes the entries of concurrent callers in groups, in the order in which they came, one group at a time.
 
-    ``write`` gives an outcome for each entry of a group of at most ``most_entries``, and of about ``most_bytes``: a
-    larger entry is a group of its own.
+    Args:
+        write: Writes a group and returns an outcome for each of its entries.
+        most_entries: Most entries of a group.
+        most_bytes: Most bytes of a group, unless it has a single, larger entry.
     """
 
     def __init__(
@@ -52,15 +54,16 @@ class GroupCommit(Generic[E, R]):
         self._most_entries = most_entries
         self._most_bytes = most_bytes
         self._waiting: deque[_Submission[E, R]] = deque()
-        self._overlapped: deque[float] = deque(maxlen=_FEW)  # when callers last came while others waited, loop's clock
+        # When callers last came while others waited, by the event loop's clock.
+        self._overlapped: deque[float] = deque(maxlen=_FEW)
         self._gathering: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
 
     async def add(self, entries: Sequence[E]) -> list[R]:
-        """An outcome for each entry, once all are written; raises what ``write`` raised.
+        """Return an outcome for each entry once all are written. Raises what ``write`` raises.
 
-        A failed write fails all who wait: they would wait for the same failure. A caller that is cancelled leaves what
-        is not on its way unwritten.
+        A failed write fails every waiting caller, because their writes would fail the same way. If the caller is
+        cancelled, those of its entries that are not being written yet are not written.
         """
         if not entries:
             return []
@@ -103,7 +106,7 @@ class GroupCommit(Generic[E, R]):
             self._writer = None
 
     async def _gather(self) -> None:
-        """Until enough entries wait, for a moment at most."""
+        """Wait until enough entries wait, but for a moment at most."""
         loop = asyncio.get_running_loop()
         self._gathering = loop.create_future()
         timer = loop.call_later(_MOMENT_S, self._end_gathering)
@@ -125,7 +128,7 @@ class GroupCommit(Generic[E, R]):
         return sum(len(each.entries) - each.taken for each in self._waiting) >= _ENOUGH
 
     async def _next_group(self) -> list[tuple[_Submission[E, R], Sequence[E]]]:
-        """What to write next, by who wants it; empty when nobody waits."""
+        """Return the next group, as each caller's part of it. Empty if nobody waits."""
         if self._is_busy() and not self._has_enough():
             await self._gather()
         parts: list[tuple[_Submission[E, R], Sequence[E]]] = []

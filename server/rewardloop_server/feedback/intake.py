@@ -1,8 +1,8 @@
-"""Where signals go in: the stream while Redis takes them, else the spool, if there is one.
+"""Takes signals: into the stream while Redis accepts them, else into the spool, if there is one.
 
-Once a signal is in the spool, all that come later go there, too, until it is drained: so they reach the stream in the
-order in which they were acknowledged. Where Redis is away without saying so (a connection that opens and never
-answers), the first call finds that out at its timeout, and the others are refused or spooled at once until it answers.
+While a signal is in the spool, later signals go there too, until it is drained. So signals reach the stream in the
+order in which they were acknowledged. If Redis accepts connections but never answers, the first call notices at its
+timeout, and until Redis answers again the other calls are refused or spooled at once.
 """
 
 from __future__ import annotations
@@ -29,19 +29,27 @@ log = structlog.get_logger()
 _DRAINED_AT_ONCE = 100
 _FIRST_PAUSE_S = 0.1
 _MAX_PAUSE_S = 2.0
-# A refusal that takes longer is one that others should not wait for, too.
+# If a refusal takes longer than this, other calls are not made to wait for theirs.
 _SLOW_S = 0.2
 _SPOOLED = Appended(stream_id="", is_duplicate=False)
 
 Event = feedback_pb2.FeedbackEvent
-# Fills an event in from its generation; returns what is wrong with it then.
+# Fills an event in from its generation, and returns what is wrong with it then, or None.
 FillIn = Callable[[Event, policy_pb2.Generation | None], RewardloopError | None]
 
 
 class Intake:
-    """Appends as `FeedbackStream` does. With a ``spool`` it must run `drain` beside, and `open` first.
+    """Appends signals to the stream, or to the spool while Redis is away.
 
-    ``max_bytes``: bound of the spool on the disk.
+    With a spool, `open` must be called first, and `drain` must run beside.
+
+    Args:
+        stream: The stream in Redis.
+        generations: The log from which events are filled in that name a generation.
+        fill_in: Fills an event in.
+        metrics: Where the spool's state is shown.
+        spool: Keeps signals while Redis is away. None if they are refused then.
+        max_bytes: The most that the spool takes of its disk.
     """
 
     def __init__(
@@ -65,15 +73,15 @@ class Intake:
         self._waiting_bytes = 0
         self._committing: asyncio.Task[None] | None = None
         self._spooled = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "spool")  # one: the spool's calls come one after another
+        self._thread = ThreadPoolExecutor(1, "spool")  # one thread, because the spool is for one thread at a time
 
     async def append(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
-        """Append in order; for each event its place, or why it is refused.
+        """Append the events in order, and return for each its place, or why it is refused.
 
-        What waits in the spool has no stream id, and is not held to the caps.
+        An event that goes to the spool has no stream id, and is not held to the annotator's bounds.
 
-        Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
-        appends the rest.
+        Raises:
+            RedisUnavailable, StoreFull: Some events may have been appended. Sending all of them again appends the rest.
         """
         if not self._is_away and (self._spool is None or self._spool.is_empty):
             started = time.monotonic()
@@ -90,9 +98,10 @@ class Intake:
         return [_SPOOLED] * len(events)
 
     async def generations(self, named: Iterable[str]) -> Mapping[str, policy_pb2.Generation] | None:
-        """The generations that events name; None: events are to be appended without, and filled in when drained.
+        """Return the generations that events name, by id.
 
-        Raises RedisUnavailable.
+        None means that Redis is away and there is a spool: the events are to be appended as they are, and `drain` fills
+        them in. Raises RedisUnavailable if there is no spool.
         """
         wanted = set(named)
         if wanted and not self._is_away:
@@ -108,22 +117,25 @@ class Intake:
         return None if wanted else {}
 
     async def is_reachable(self) -> bool:
-        """Whether signals are taken right now. To be asked again and again: it is what notices that Redis is back."""
+        """Return whether signals are taken right now.
+
+        This must be called again and again, because it is what notices that Redis is back.
+        """
         started = time.monotonic()
         is_there = await self._stream.is_reachable()
         self._is_away = not is_there and time.monotonic() - started > _SLOW_S
         return is_there or (self._spool is not None and self._spool.size_bytes < self._max_bytes)
 
     async def open(self) -> None:
-        """Find what an earlier process left in the spool. Raises SpoolInUse or OSError."""
+        """Open the spool, and find what an earlier process left in it. Raises SpoolInUse or OSError."""
         if self._spool is None:
             return
         await self._in_thread(self._spool.open)
-        await self._look()
+        await self._find_oldest()
         self._metrics.spool_oldest_seconds.set_function(self._age_s)
 
     async def drain(self) -> None:
-        """Move what is spooled to the stream whenever Redis takes it, until cancelled."""
+        """Move spooled signals to the stream whenever Redis takes them, until cancelled."""
         pause = _FIRST_PAUSE_S
         while True:
             await self._spooled.wait()
@@ -136,7 +148,7 @@ class Intake:
                 pause = min(2 * pause, _MAX_PAUSE_S)
 
     async def close(self) -> None:
-        """What is spooled stays for the next process."""
+        """Close the spool. What is in it stays for the next process."""
         if self._committing is not None:
             await self._committing
         if self._spool is not None:
@@ -159,12 +171,12 @@ class Intake:
         if good:
             await self._stream.append_entries([Entry(each.event_id, each.SerializeToString()) for each in good])
         await self._in_thread(self._spool.drop, payloads)
-        await self._look()
+        await self._find_oldest()
         if self._spool.is_empty:
             log.info("the spool is drained")
 
     async def _write(self, payloads: list[bytes]) -> None:
-        """Join the next write of the spool: calls that come during one share the next one's sync."""
+        """Join the next write of the spool. Calls that come during a write share the sync of the next one."""
         assert self._spool is not None
         size = sum(map(len, payloads))
         if self._spool.size_bytes + self._waiting_bytes + size > self._max_bytes:
@@ -190,22 +202,22 @@ class Intake:
                             done.set_exception(StoreFull(f"the spool cannot be written: {error.strerror}"))
                     continue
                 for _, done in batch:
-                    if not done.done():  # its caller went away
+                    if not done.done():  # it is done if its caller went away
                         done.set_result(None)
                 self._oldest_at = self._oldest_at or time.time()
                 self._report()
         finally:
             self._committing = None
 
-    async def _look(self) -> None:
-        """At the oldest signal that waits."""
+    async def _find_oldest(self) -> None:
+        """Note when the oldest spooled signal arrived, and update the metrics."""
         assert self._spool is not None
         oldest = await self._in_thread(self._spool.read, 1)
         self._oldest_at = Event.FromString(oldest[0]).arrival_time.ToNanoseconds() / 1e9 if oldest else None
         self._report()
 
     def _report(self) -> None:
-        """Metrics, and whether there is something to drain."""
+        """Update the metrics, and tell `drain` whether there is something to do."""
         assert self._spool is not None
         self._metrics.spool_events.set(self._spool.events)
         self._metrics.spool_bytes.set(self._spool.size_bytes)

@@ -1,4 +1,4 @@
-"""validate -> dedupe + append: the FeedbackService. A reply means that the signal is in the durable stream or spool."""
+"""The FeedbackService: validate -> fill in -> append. A reply means that the signal is in the stream or the spool."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from google.protobuf import timestamp_pb2
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
+from rewardloop_server.calls.vocabulary import FeedbackOutcome
 from rewardloop_server.feedback.intake import Intake
 from rewardloop_server.feedback.stream import Appended
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -22,12 +23,12 @@ from rewardloop_server.observe.metrics import ServerMetrics
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Event: TypeAlias = feedback_pb2.FeedbackEvent
 
-# Of a batch, between which other requests have their turn.
+# After this many checked events of a batch, other requests have their turn on the event loop.
 _CHECKED_AT_ONCE = 100
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    """Takes signals, fills in what the server knows about them, appends them."""
+    """Checks signals, fills in what the server knows about them, and appends them."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         return feedback_pb2.RecordBatchResponse(items=items)
 
     async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
-        """An outcome for each event: what it breaks, or where it is. Raises when Redis does not take them."""
+        """Return for each event its place, or what is wrong with it. Raises if Redis does not take the events."""
         try:
             errors = await self._prepare(events)
             appended = iter(
@@ -83,7 +84,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         return outcomes
 
     async def _prepare(self, events: Sequence[Event]) -> list[RewardloopError | None]:
-        """What each event breaks; those that break nothing are complete then. Raises RedisUnavailable."""
+        """Return what is wrong with each event, and complete the sound events. Raises RedisUnavailable."""
         errors: list[RewardloopError | None] = []
         for event in events:
             errors.append(_error_of(event, self._limits))
@@ -101,7 +102,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
                 event.arrival_time.CopyFrom(arrival)
         return errors
 
-    def _count(self, events: Sequence[Event], outcomes: Sequence[str]) -> None:
+    def _count(self, events: Sequence[Event], outcomes: Sequence[FeedbackOutcome]) -> None:
         kinds = (event.WhichOneof("signal") or "none" for event in events)
         for (kind, outcome), count in Counter(zip(kinds, outcomes, strict=True)).items():
             if (counter := self._counters.get((kind, outcome))) is None:
@@ -119,7 +120,10 @@ def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
 
 
 def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
-    """Put the generation's prompt, responses and versions into ``event``; returns what is wrong with it then."""
+    """Put the generation's prompt, responses and versions into the event.
+
+    Returns what is wrong with the event then, or None. ``generation`` is None if it is not known.
+    """
     if generation is None:
         return UnknownGeneration(f"no generation is logged as {event.generation_id}, or it has expired")
     event.prompt.CopyFrom(generation.prompt)
@@ -137,7 +141,7 @@ def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limi
     return None
 
 
-def _word(outcome: Appended | RewardloopError) -> str:
+def _word(outcome: Appended | RewardloopError) -> FeedbackOutcome:
     if isinstance(outcome, RewardloopError):
         return "rejected"
     return "duplicate" if outcome.is_duplicate else "recorded" if outcome.stream_id else "spooled"

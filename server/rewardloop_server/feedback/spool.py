@@ -1,12 +1,12 @@
-"""The spool: signals that Redis does not take, in files of this machine until it does.
+"""The spool: keeps signals that Redis does not take in files of this machine, until Redis takes them.
 
 DIR/lock              held by the one process that uses the directory
-DIR/<number>.spool    records one after another, in the order in which they came: length of the payload and its CRC32
-                      (4 bytes each, little-endian), payload. Deleted once all of it is in the stream.
-DIR/<number>.damaged  a file that could not be read to its end though later ones follow; what could be read was used
+DIR/<number>.spool    records in the order in which they came. A record is the length of the payload and its CRC32 (4
+                      bytes each, little-endian), then the payload. Deleted once all of it is in the stream.
+DIR/<number>.damaged  a file that could not be read to its end although later files follow. What could be read was used.
 
-Nothing says how much of a file is drained: after a crash its first part is drained again, and the stream knows those
-event ids. A tail that was torn by a crash was never acknowledged and is cut off.
+How much of a file is drained is not stored. After a crash its first part is drained again, and the stream recognises
+those event ids. A record that a crash cut short was never acknowledged; it is removed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,19 @@ _SEGMENT_BYTES = 8 * 2**20
 
 
 class SpoolInUse(Exception):
-    """Another process has the directory."""
+    """Raised when another process uses the directory."""
 
 
 @dataclass(slots=True)
 class _Segment:
-    """``size``: bytes of whole records. ``events``: how many of them are not drained yet."""
+    """One file.
+
+    Attributes:
+        path: Where it is.
+        size: Bytes of its whole records.
+        events: How many of its records are not drained yet.
+        is_damaged: It could not be read to its end.
+    """
 
     path: Path
     size: int = 0
@@ -43,25 +50,28 @@ class _Segment:
 
 
 class Spool:
-    """Blocking, and for one thread at a time; `events`, `size_bytes` and `is_empty` may be read from any."""
+    """Records in files of one directory.
+
+    The calls block, and are for one thread at a time. `events`, `size_bytes` and `is_empty` may be read by any thread.
+    """
 
     def __init__(self, directory: Path, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._segments: list[_Segment] = []
-        self._offset = 0  # of the first record of the first segment that is not drained
+        self._offset = 0  # where the first record that is not drained begins in the first segment
         self._next = 1
         self._writing: int | None = None
         self._lock: int | None = None
 
     @property
     def events(self) -> int:
-        """Records that wait."""
+        """How many records wait."""
         return sum(segment.events for segment in tuple(self._segments))
 
     @property
     def size_bytes(self) -> int:
-        """On the disk, those included that are drained of a file that is not."""
+        """Bytes on the disk, including drained records of a file that is not drained whole."""
         return sum(segment.size for segment in tuple(self._segments))
 
     @property
@@ -69,7 +79,7 @@ class Spool:
         return not self._segments
 
     def open(self) -> None:
-        """Take the directory and find what an earlier process left. Raises SpoolInUse or OSError."""
+        """Lock the directory and find what an earlier process left there. Raises SpoolInUse or OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
@@ -90,7 +100,7 @@ class Spool:
         self._writing = self._lock = None
 
     def write(self, payloads: Sequence[bytes]) -> None:
-        """Append records; they are on the disk when it returns. Raises OSError: then none of them is in the spool."""
+        """Append records and sync them to the disk. Raises OSError, and then none of them is in the spool."""
         if self._writing is None or self._segments[-1].size >= self._segment_bytes:
             self._begin_segment()
         segment, descriptor = self._segments[-1], self._writing
@@ -108,7 +118,7 @@ class Spool:
         segment.events += len(payloads)
 
     def read(self, most: int) -> list[bytes]:
-        """The oldest payloads, which stay until `drop`."""
+        """Return the oldest payloads, at most ``most``. They stay in the spool until `drop`."""
         if not self._segments:
             return []
         found: list[bytes] = []
@@ -122,7 +132,7 @@ class Spool:
         return found
 
     def drop(self, payloads: Sequence[bytes]) -> None:
-        """Be done with these, which `read` returned."""
+        """Remove the payloads that `read` returned."""
         segment = self._segments[0]
         segment.events -= len(payloads)
         self._offset += sum(_HEADER.size + len(payload) for payload in payloads)
@@ -144,7 +154,7 @@ class Spool:
         self._segments.append(_Segment(path))
 
     def _abandon(self, segment: _Segment, descriptor: int) -> None:
-        """After a failed write: back to what was there before it, and the next write tries another file."""
+        """Undo a failed write. The next write tries another file."""
         os.close(descriptor)
         self._writing = None
         if not segment.events:
@@ -186,7 +196,10 @@ class Spool:
 
 
 def _read_record(file: BufferedReader) -> bytes | None:
-    """None: no whole record follows. A length of 0 is what a disk may leave of a write that a power cut ended."""
+    """Return the next payload, or None if no whole record follows.
+
+    A length of 0 is no record: a disk may leave zeros of a write that a power cut interrupted.
+    """
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None

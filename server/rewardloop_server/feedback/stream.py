@@ -1,4 +1,4 @@
-"""dedupe + append: the durable stream of signals."""
+"""deduplicate and append: the durable stream of signals."""
 
 from __future__ import annotations
 
@@ -13,66 +13,31 @@ from redis.exceptions import NoScriptError
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.calls.errors import RewardloopError
-from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors
+from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors, script_text
 from rewardloop_server.feedback.caps import Caps, Check
 from rewardloop_server.feedback.group_commit import GroupCommit
 
-# Events and bytes in one script call. Redis runs a script without interruption, and syncs its file once for it.
+# Most events and bytes in one call of the script, during which Redis does nothing else. It syncs its file once for it.
 _EVENTS_A_CALL = 128
 _BYTES_A_CALL = 4 * 2**20
 
-# KEYS[1]     rewardloop:{feedback}:events            stream that the signals are appended to
-# then for each event:
-# KEYS        rewardloop:{feedback}:seen:<event_id>   string: the stream id of that event_id's first append
-# KEYS        rewardloop:{feedback}:count:...         counters, and
-#             rewardloop:{feedback}:judged:...        sets of what was said, one key for each of the event's checks
-# ARGV[1]     seconds that an event_id is remembered
-# then for each event:
-# ARGV        serialized FeedbackEvent, the traceparent that it was sent in or '', number of checks, and for each of
-#             these: name, limit, seconds, member or ''
-# Returns     one text, an answer an event with a blank between: <stream id> appended now; =<stream id> of its first
-#             append, an earlier one; !<name> of the check that does not hold, or !replay: not appended
-_APPEND = f"""
-local answers, prefix = {{}}, #'{keys.FEEDBACK_SEEN}' + 1
-local k, a = 2, 2
-while a < #ARGV do
-    local seen, event, trace, checks = KEYS[k], ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2])
-    local first = redis.call('GET', seen)
-    local answer = first and '=' .. first
-    for c = 1, checks do
-        if answer then break end
-        local key, at = KEYS[k + c], a + 4 * c - 1
-        local name, limit, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 3]
-        if member == '' then
-            if tonumber(redis.call('GET', key) or 0) >= limit then answer = '!' .. name end
-        elseif redis.call('SISMEMBER', key, member) == 1 then
-            answer = '!replay'
-        elseif redis.call('SCARD', key) >= limit then
-            answer = '!' .. name
-        end
-    end
-    if not answer then
-        local fields = {{'{keys.EVENT_FIELD}', event, '{keys.ID_FIELD}', seen:sub(prefix)}}
-        if trace ~= '' then fields[5], fields[6] = '{keys.TRACE_FIELD}', trace end
-        answer = redis.call('XADD', KEYS[1], '*', unpack(fields))
-        redis.call('SET', seen, answer, 'EX', ARGV[1])
-        for c = 1, checks do
-            local key, at = KEYS[k + c], a + 4 * c - 1
-            if ARGV[at + 3] == '' then redis.call('INCR', key) else redis.call('SADD', key, ARGV[at + 3]) end
-            redis.call('EXPIRE', key, ARGV[at + 2])
-        end
-    end
-    answers[#answers + 1] = answer
-    k, a = k + 1 + checks, a + 3 + 4 * checks
-end
-return table.concat(answers, ' ')
-"""
+# Names of what the script stores, which it gets as arguments so that they are defined once.
+_STORED_NAMES = (keys.FEEDBACK_SEEN, keys.EVENT_FIELD, keys.ID_FIELD, keys.TRACE_FIELD)
+
+_APPEND = script_text(__package__, "append.lua")
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event ready to append. ``data``: serialized. ``trace``: the traceparent that it was sent in, or ""."""
+    """An event ready to append.
+
+    Attributes:
+        event_id: Its id.
+        data: The serialized event.
+        checks: The annotator's bounds that it must keep.
+        trace: The traceparent in which it was sent, or "".
+    """
 
     event_id: str
     data: bytes
@@ -86,16 +51,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Where an event is in the stream. ``is_duplicate``: an earlier call had appended it."""
+    """An event's place in the stream; ``is_duplicate`` if an earlier call had appended it."""
 
     stream_id: str
     is_duplicate: bool
 
 
 class FeedbackStream:
-    """Appends each event_id once within ``ttl_s`` seconds, and no more than ``caps`` allow.
+    """Appends events to the stream in Redis, each event_id once.
 
-    ``on_group`` is told how many events each write took. ``carried``: the traceparent that a caller is in, or "".
+    Args:
+        redis: Where the stream is.
+        ttl_s: Seconds for which an event_id is remembered.
+        caps: Bounds on one annotator's signals.
+        on_group: Called with the number of events of each write.
+        carried: Returns the traceparent of the present call, or "".
     """
 
     def __init__(
@@ -116,10 +86,10 @@ class FeedbackStream:
         )
 
     async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended | RewardloopError]:
-        """Append in order; for each event its place, or why it is refused: TooManySignals or ReplayedSignal.
+        """Append the events in order, and return for each its place, or a TooManySignals or ReplayedSignal.
 
-        Raises RedisUnavailable or StoreFull: then some events may have been appended, and sending all of them again
-        appends the rest.
+        Raises:
+            RedisUnavailable, StoreFull: Some events may have been appended. Sending all of them again appends the rest.
         """
         now, trace = time.time(), self._carried()
         return await self.append_entries(
@@ -127,16 +97,16 @@ class FeedbackStream:
         )
 
     async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
-        """As `append`, for events that are serialized already; entries without checks are never refused."""
+        """Append serialized events as `append` does. Entries without checks are never refused."""
         return await self._commit.add(entries)
 
     async def length(self) -> int:
-        """Entries in the stream. Raises RedisUnavailable."""
+        """Return the number of entries in the stream. Raises RedisUnavailable."""
         with redis_errors():
             return int(await self._redis.xlen(keys.FEEDBACK_STREAM))
 
     async def is_reachable(self) -> bool:
-        """Whether Redis answers right now; takes at most the operation timeout."""
+        """Return whether Redis answers right now. Takes at most the operation timeout."""
         try:
             with redis_errors():
                 return bool(await self._redis.ping())
@@ -144,7 +114,7 @@ class FeedbackStream:
             return False
 
     async def bury(self, event: feedback_pb2.FeedbackEvent, reason: str) -> None:
-        """Put into the dead-letter stream what cannot be appended. Raises RedisUnavailable or StoreFull."""
+        """Put an event that cannot be appended into the dead-letter stream. Raises RedisUnavailable or StoreFull."""
         letter = {
             keys.DEAD_EVENT_FIELD: event.SerializeToString(),
             keys.DEAD_REASON_FIELD: reason,
@@ -155,7 +125,7 @@ class FeedbackStream:
 
     async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         names: list[str] = [keys.FEEDBACK_STREAM]
-        args: list[bytes | str | int] = [self._ttl_s]
+        args: list[bytes | str | int] = [self._ttl_s, *_STORED_NAMES]
         for entry in entries:
             names.append(keys.FEEDBACK_SEEN + entry.event_id)
             args += (entry.data, entry.trace, len(entry.checks))
@@ -172,7 +142,7 @@ class FeedbackStream:
         return [self._outcome(answer, now) for answer in places]
 
     async def _run(self, names: list[str], args: list[bytes | str | int]) -> bytes:
-        # Not redis-py's Script: what that does around this call is a tenth of what a single signal costs.
+        # redis-py's Script is not used, because its work around this call is a tenth of the cost of a single signal.
         command: Callable[..., Awaitable[bytes]] = self._redis.execute_command
         try:
             return await command("EVALSHA", _APPEND_SHA, len(names), *names, *args)

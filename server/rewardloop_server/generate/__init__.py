@@ -1,1 +1,1 @@
-"""Generation as callers see it: the way to the policy worker, and best of n."""
+"""Answers Generate: forwards it to the policy worker, and chooses the best of n candidates."""

@@ -1,57 +1,47 @@
-"""best of n: more candidates are sampled than are shown, and the live reward model helps to choose which."""
+"""best of n: samples more candidates than are shown, scores them, and chooses which to show."""
 
 from __future__ import annotations
 
 import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 
-from rewardloop.v1 import common_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import policy_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RedisUnavailable, Violation
-from rewardloop_server.calls.estimate import estimated_tokens
+from rewardloop_server.doors.call import Call
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.generate.choose import Choice, choose_best, choose_pair, choose_uniform
-from rewardloop_server.scoring.batch import Batcher
-from rewardloop_server.scoring.engine import Floats, RewardModel
-from rewardloop_server.scoring.servicer import reply_of
-from rewardloop_server.scoring.tokenize import TokenizePool
-from rewardloop_server.versions.host import VersionHost
+from rewardloop_server.scoring.score_group import GroupScorer, ScoredGroup
 
 MAX_SAMPLED = 64
 DEFAULT_RANDOM_SHARE = 0.1
 
-_LANE = "production"
-
 Sample = Callable[[policy_pb2.GenerateRequest], Awaitable[policy_pb2.GenerateResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateScores:
-    """By one reward version. ``logits``: (candidates, heads), raw; ``reply``: what Score would say of them."""
-
-    logits: Floats
-    reply: reward_pb2.ScoreResponse
 
 
 class BestOf:
     """Answers requests that have ``best_of``. The log has what is shown, and how it was chosen, before the caller."""
 
-    def __init__(
-        self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, generations: GenerationLog
-    ) -> None:
-        self._host = host
-        self._tokenizers = tokenizers
-        self._batcher = batcher
+    def __init__(self, scorer: GroupScorer, generations: GenerationLog) -> None:
+        self._scorer = scorer
         self._generations = generations
 
     async def answer(
-        self, request: policy_pb2.GenerateRequest, sample: Sample, deadline: float | None, caller: str
+        self, request: policy_pb2.GenerateRequest, sample: Sample, call: Call
     ) -> policy_pb2.GenerateResponse:
-        """``sample`` asks the policy, which logs what it says. ``deadline``: on the monotonic clock.
+        """Sample candidates, score them, and return those to show.
 
-        Raises what ``sample`` does, InvalidRequest, NoModel, QueueFull, DeadlinePassed, RedisUnavailable or StoreFull.
+        Args:
+            request: The caller's request, with ``best_of``.
+            sample: Asks the policy for plain candidates, which the policy logs.
+            call: Who asks, and by when.
+
+        Raises:
+            InvalidRequest: The request contradicts itself about choosing.
+            RedisUnavailable: The log of generations does not answer, or does not have the policy's answer.
+            StoreFull: The log of generations takes no more.
+            RewardloopError: Whatever ``sample`` and `GroupScorer.score` raise.
         """
         check(request)
         asked = policy_pb2.GenerateRequest()
@@ -62,10 +52,11 @@ class BestOf:
         if not asked.HasField("seed"):
             asked.seed = secrets.randbits(63)
         reply = await sample(asked)
-        scored = await self._score(request.prompt, [c.text for c in reply.candidates], deadline, caller)
+        group = reward_pb2.ScoreRequest(prompt=request.prompt, responses=[c.text for c in reply.candidates])
+        scored = await self._scorer.score(group, call)
         for candidate, found in zip(reply.candidates, scored.reply.scores, strict=True):
             candidate.score, candidate.uncertainty = found.score, found.uncertainty
-        # A stream of its own: the seed alone also drives what the policy samples.
+        # The text makes another random stream than that of the policy's samples, which the bare seed drives.
         choice = choose(request, scored, Random(f"choose {asked.seed}"))
         shown = [reply.candidates[i] for i in choice.shown]
         chosen = policy_pb2.Chosen(
@@ -85,21 +76,10 @@ class BestOf:
             chosen=chosen,
         )
 
-    async def _score(
-        self, prompt: common_pb2.Prompt, texts: Sequence[str], deadline: float | None, caller: str
-    ) -> CandidateScores:
-        group = reward_pb2.ScoreRequest(prompt=prompt, responses=texts)
-        with self._host.lease(key=prompt.SerializeToString(deterministic=True)) as model:
-            tokens = estimated_tokens(group, model.manifest.max_length)
-            with self._batcher.reserved(_LANE, tokens, deadline, caller):
-                rows = await self._tokenizers.encode(model.encoder, group)
-            scored = await self._batcher.score(model, rows, _LANE, deadline, caller)
-            return CandidateScores(scored.logits, reply_of(model, rows, scored))
-
     async def _log(
         self, generation_id: str, shown: Sequence[policy_pb2.Candidate], choice: Choice, chosen: policy_pb2.Chosen
     ) -> None:
-        """Feedback names a response by its place among the shown: the log must have these alone."""
+        """Log the shown candidates alone, because feedback names a response by its place among these."""
         generation = (await self._generations.get([generation_id])).get(generation_id)
         if generation is None:
             raise RedisUnavailable("the policy's answer is not in the log: the worker may use another Redis")
@@ -110,11 +90,11 @@ class BestOf:
         await self._generations.put(generation)
 
 
-def choose(request: policy_pb2.GenerateRequest, scored: CandidateScores, chance: Random) -> Choice:
-    """As the checked request says."""
+def choose(request: policy_pb2.GenerateRequest, scored: ScoredGroup, chance: Random) -> Choice:
+    """Choose what to show, as the request says, which `check` has passed."""
     match request.selection:
         case policy_pb2.SELECTION_INFORMATIVE:
-            # Raw logits: heads were fitted as Bradley-Terry strengths before any calibration.
+            # By raw logits, because the heads were fitted as Bradley-Terry strengths before any calibration.
             return choose_pair(scored.logits, random_share(request), chance)
         case policy_pb2.SELECTION_UNIFORM:
             return choose_uniform(scored.logits, max(1, request.candidates), chance)
@@ -123,7 +103,7 @@ def choose(request: policy_pb2.GenerateRequest, scored: CandidateScores, chance:
 
 
 def random_share(request: policy_pb2.GenerateRequest) -> float:
-    """Of the sets that are shown."""
+    """Return the share of the shown sets that is drawn at random."""
     match request.selection:
         case policy_pb2.SELECTION_INFORMATIVE:
             return request.random_share if request.HasField("random_share") else DEFAULT_RANDOM_SHARE
@@ -134,11 +114,14 @@ def random_share(request: policy_pb2.GenerateRequest) -> float:
 
 
 def check(request: policy_pb2.GenerateRequest) -> None:
-    """Raises InvalidRequest with every violation of what is said about choosing; the rest is the policy's to check."""
+    """Check what the request says about choosing. The policy worker checks the rest.
+
+    Raises InvalidRequest with every violation.
+    """
     violations: list[Violation] = []
     shown = request.candidates or 1
     if not max(1, shown) <= request.best_of <= MAX_SAMPLED:
-        violations.append(Violation("best_of", f"candidates to {MAX_SAMPLED}, not {request.best_of}"))
+        violations.append(Violation("best_of", f"from {max(1, shown)} to {MAX_SAMPLED}, not {request.best_of}"))
     if request.selection not in policy_pb2.Selection.values():
         violations.append(Violation("selection", "not a known choice"))
     is_informative = request.selection == policy_pb2.SELECTION_INFORMATIVE

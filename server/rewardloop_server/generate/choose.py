@@ -1,4 +1,4 @@
-"""choose: which of the sampled candidates are shown, and with what probability. Pure."""
+"""choose: pure functions that decide which sampled candidates are shown, and with what probability."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from rewardloop_server.scoring.engine import Floats
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``shown``: indices of candidates, in the order in which they are shown.
+    """Which candidates are shown. The probabilities are given the candidates and their scores.
 
-    ``set_probability``: that this set is shown, ``show_probabilities``: that each of the shown is in the set, both
-    given the candidates and their scores. ``is_random``: drawn uniformly. ``information``: see `expected_information`.
+    Attributes:
+        shown: Indices of the candidates, in the order in which they are shown.
+        set_probability: Probability with which this set is shown.
+        show_probabilities: For each shown candidate the probability with which it is in the shown set.
+        is_random: The set was drawn uniformly.
+        information: What a comparison of the pair tells, in nats; see `expected_information`.
     """
 
     shown: tuple[int, ...]
@@ -29,13 +33,13 @@ class Choice:
 
 
 def choose_best(scores: Sequence[float], count: int) -> Choice:
-    """The ``count`` highest scores, highest first; of equals the first."""
+    """Choose the ``count`` highest scores, highest first. Of equal scores the first is taken."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     return Choice(tuple(order[:count]), 1.0, (1.0,) * count)
 
 
 def choose_uniform(heads: Floats, count: int, chance: Random) -> Choice:
-    """Any ``count`` of the candidates, each set as likely as every other. heads: (candidates, heads) scores."""
+    """Choose ``count`` candidates, each set with the same probability. ``heads``: scores, (candidates, heads)."""
     total = len(heads)
     shown = tuple(sorted(chance.sample(range(total), count)))
     information = float(expected_information(heads)[shown[0], shown[1]]) if count == 2 else 0.0
@@ -43,15 +47,20 @@ def choose_uniform(heads: Floats, count: int, chance: Random) -> Choice:
 
 
 def choose_pair(heads: Floats, random_share: float, chance: Random) -> Choice:
-    """The pair with the most expected information, of equals any; for ``random_share`` of the calls any pair at all.
+    """Choose the pair with the most expected information, or with probability ``random_share`` any pair.
 
-    heads: (candidates, heads) scores, of at least two candidates. Heads that never differ make every pair equal.
+    Pairs with the same information are equally likely. If the heads never differ, all pairs have the same.
+
+    Args:
+        heads: Scores of at least two candidates, (candidates, heads).
+        random_share: Probability with which the pair is drawn uniformly.
+        chance: Source of random numbers.
     """
     information = expected_information(heads)
     total = len(heads)
     pairs = list(combinations(range(total), 2))
     gains = [float(information[pair]) for pair in pairs]
-    # Equal up to rounding: texts that are the same, or a model with one head.
+    # Equal texts, or a model with one head, give pairs that are equal up to rounding.
     most = max(gains) - 1e-9
     best = [pair for pair, gain in zip(pairs, gains, strict=True) if gain >= most]
     is_random = chance.random() < random_share
@@ -66,15 +75,21 @@ def choose_pair(heads: Floats, random_share: float, chance: Random) -> Choice:
 
 
 def expected_information(heads: Floats) -> Floats:
-    """What a comparison of two candidates would tell about which head is right, in nats, (candidates, candidates).
+    """Return what a comparison of two candidates would tell about which head is right.
 
-    heads: (candidates, heads) scores, each head's a Bradley-Terry strength: it says that i beats j with probability
-    sigmoid(score_i - score_j). The mutual information of the answer and the head, heads equally likely, is the
-    entropy of the mean probability less the mean entropy (BALD; Houlsby et al. 2011, equation 2). Large where heads are
-    sure and disagree; 0 where they agree, however even the comparison.
+    It is the mutual information of the answer and the head, with all heads equally likely: the entropy of the mean
+    probability less the mean entropy (BALD; Houlsby et al. 2011, equation 2). It is large if the heads are sure and
+    disagree, and 0 if they agree, however even the comparison is.
+
+    Args:
+        heads: Scores, (candidates, heads). Each head's score is a Bradley-Terry strength: the head says that i beats j
+            with probability sigmoid(score_i - score_j).
+
+    Returns:
+        The information in nats, (candidates, candidates).
     """
     difference = heads[:, None, :].astype(np.float64) - heads[None, :, :]
-    # -log sigmoid(x) = log(1 + exp(-x)): exact where the probability rounds to 0 or 1.
+    # -log sigmoid(x) = log(1 + exp(-x)), which stays exact if the probability rounds to 0 or 1.
     win, lose = np.logaddexp(0.0, -difference), np.logaddexp(0.0, difference)
     p = np.exp(-win)
     each = p * win + (1 - p) * lose
@@ -84,7 +99,7 @@ def expected_information(heads: Floats) -> Floats:
 
 
 def _entropy(p: Floats) -> Floats:
-    """Of a coin, in nats; 0 log 0 is 0."""
+    """Return the entropy of a coin with probability ``p``, in nats. 0 log 0 is 0."""
     safe = np.clip(p, 1e-300, 1.0)
     other = np.clip(1 - p, 1e-300, 1.0)
     entropy: Floats = -(p * np.log(safe) + (1 - p) * np.log(other))

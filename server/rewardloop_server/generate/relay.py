@@ -1,23 +1,21 @@
-"""PolicyService as callers see it: calls go to the worker, and those with ``best_of`` choose among its answers."""
+"""The PolicyService as callers see it: forwards calls to the policy worker, and answers those with ``best_of``."""
 
 from __future__ import annotations
 
-import time
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Any
 
 from rewardloop.v1 import policy_pb2, policy_pb2_grpc
+from rewardloop_server.doors.call import Context, call_of
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
 
 class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
-    """Forwards Generate to the worker behind ``link``.
+    """Forwards Generate to the policy worker.
 
-    ``best_of`` answers requests that have best_of; if it is None, they go to the worker, which refuses them.
+    Args:
+        link: The connection to the worker.
+        best_of: Answers requests that have ``best_of``. If it is None, they go to the worker, which refuses them.
     """
 
     def __init__(self, link: PolicyWorkerLink, best_of: BestOf | None = None) -> None:
@@ -32,6 +30,4 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         async def sample(asked: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
             return await self._link.forward(stub.Generate, asked, context)
 
-        remaining_s = context.time_remaining()
-        deadline = None if remaining_s is None else time.monotonic() + remaining_s
-        return await self._best_of.answer(request, sample, deadline, context.peer())
+        return await self._best_of.answer(request, sample, call_of(context))

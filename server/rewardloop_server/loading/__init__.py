@@ -1,1 +1,1 @@
-"""A stored version made ready to run: checked, opened, warmed."""
+"""Makes a stored version ready to run: checks, opens and warms it."""

@@ -1,8 +1,8 @@
-"""What a graph may ask for, read from its bytes before ONNX Runtime sees it: files of its own version, known operators.
+"""Checks a graph before ONNX Runtime reads it: it may ask only for files of its own version and known operators.
 
-ONNX Runtime opens whatever external file a graph names, anywhere on the machine, and takes a location of its own kind
-as an address in memory. The file is walked as protobuf fields, tensors' bytes skipped, so a large graph costs little
-and the server needs no onnx package. Field numbers: onnx.proto.
+This is needed because ONNX Runtime opens any external file that a graph names, anywhere on the machine, and takes some
+locations as addresses in memory. The file is walked as protobuf fields and the tensors' bytes are skipped, so a large
+graph costs little, and the server needs no onnx package. The field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Final
 
 from rewardloop_server.calls.errors import UnsafeVersionError
 
-# Whose operators ONNX Runtime itself brings; the rest would come from a library of somebody's.
+# The domains of the operators that ONNX Runtime itself has. Others would come from a foreign library.
 DOMAINS: Final = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
-# Nodes that hold compiled code of a device, or name a file that does.
+# Nodes that hold compiled code of a device, or name a file that holds it.
 _REFUSED_OPERATORS: Final = frozenset(("EPContext",))
 
 _DEEPEST = 32
@@ -33,17 +33,28 @@ _KEY, _VALUE = 1, 2  # of an entry of that
 
 
 class NotAGraph(ValueError):
-    """The bytes are no protobuf message."""
+    """Raised when the file cannot be read as a graph."""
 
 
 def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
-    """Raises UnsafeVersionError when the graph asks for files that are not in ``files`` (paths from its folder), or for
-    operators that ONNX Runtime does not bring; NotAGraph when it cannot be read."""
+    """Check the graph in the file at ``path``.
+
+    Args:
+        path: The ONNX file.
+        files: The version's files, by their paths from its folder.
+        where: The version's name, for error texts.
+
+    Raises:
+        UnsafeVersionError: The graph asks for a file that is not in ``files``, or for an operator that ONNX Runtime
+            does not have.
+        NotAGraph: The file cannot be read.
+    """
     if path.stat().st_size == 0:
         raise NotAGraph("the file is empty")
     asked = _Asked()
     with path.open("rb") as file:
-        # Closed with its last slice: one is still held where an error is raised.
+        # The map is not closed here, because a slice of it may still be held when an error is raised. It closes with
+        # its last slice.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _read_model(memoryview(mapped), asked)
     unknown = sorted(
@@ -60,7 +71,13 @@ def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
 
 @dataclass(slots=True)
 class _Asked:
-    """What a model's nodes and tensors name: operators by domain and name, those it defines itself, external files."""
+    """What a model's nodes and tensors name.
+
+    Attributes:
+        operators: Operators that nodes use, by domain and name.
+        functions: Operators that the model defines itself, by domain and name.
+        locations: External files.
+    """
 
     operators: set[tuple[str, str]] = field(default_factory=set)
     functions: set[tuple[str, str]] = field(default_factory=set)
@@ -143,7 +160,7 @@ def _read_tensor(data: memoryview, asked: _Asked) -> None:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """Number and bytes of each field; None instead of a number's bytes."""
+    """Yield each field's number and its bytes, or None if the field holds a number."""
     at, size = 0, len(data)
     while at < size:
         tag, at = _varint(data, at)

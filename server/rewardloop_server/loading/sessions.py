@@ -1,7 +1,7 @@
-"""load: a stored reward version made ready to run; versions over one graph share its ONNX Runtime session.
+"""load: makes stored reward versions ready to run. Versions over one graph share its ONNX Runtime session.
 
-A *delta* version is an adapter over the graph of another version, its trunk. It runs on the trunk's session, so that
-loading it costs a read of a small file, whether or not the trunk itself serves. A session lives as long as the last
+A *delta* version is an adapter over the graph of another version, its trunk. It runs on the trunk's session, so loading
+it costs no more than reading a small file, whether or not the trunk itself serves. A session lives as long as the last
 version over it.
 """
 
@@ -22,6 +22,7 @@ from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.loading.graph_check import NotAGraph, check_graph
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -29,13 +30,19 @@ from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import Device, RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
 
-_TERMS = {"fixed": "fixed_s", "per_token": "per_token_s", "per_token2": "per_token2_s"}
-
 
 @dataclass(slots=True)
 class _Shared:
-    """One graph's sessions, the version that they were opened for and its text encoder, what the graph takes, what its
-    runs cost, and how many versions run on it."""
+    """The sessions of one graph.
+
+    Attributes:
+        manifest: The version for which they were opened.
+        encoder: That version's text encoder.
+        sessions: The sessions.
+        signature: What inputs the graph takes.
+        cost: How long its runs take.
+        versions: How many versions run on it.
+    """
 
     manifest: Manifest
     encoder: Encoder
@@ -46,7 +53,7 @@ class _Shared:
 
 
 class SessionPool:
-    """Loads versions of the model "reward". Safe to use from several threads; loads happen one at a time."""
+    """Loads versions of the model "reward". It may be used from several threads; loads happen one at a time."""
 
     def __init__(self, store: ModelStore, device: Device, metrics: ServerMetrics) -> None:
         self._store = store
@@ -58,26 +65,33 @@ class SessionPool:
 
     @property
     def sessions(self) -> int:
-        """Of how many graphs."""
+        """The number of graphs that are open."""
         return len(self._shared)
 
     def load(self, manifest: Manifest, directory: Path) -> RewardModel:
-        """The version in its verified ``directory``, warm.
+        """Return the version, warm.
 
-        Raises NotLoadable with what is wrong, UnsafeVersionError for a graph that asks for what it may not have, and
-        CorruptVersion when a trunk that must be read is altered.
+        Args:
+            manifest: The version's manifest.
+            directory: Its files, which the store has verified.
+
+        Raises:
+            NotLoadable: The version does not load or run.
+            UnsafeVersionError: Its graph asks for foreign files or operators.
+            CorruptVersion: Its trunk must be read, and is altered.
         """
         with self._loading:
             digest = manifest.trunk.digest if manifest.trunk else manifest.digest
             is_open = self._take(digest)
             if not is_open:
-                # A trunk is read and warmed under its own manifest: its cost is that of the graph's default weights.
+                # A trunk is read and warmed under its own manifest, because its own weights are timed.
                 graph, where = (manifest, directory) if manifest.trunk is None else self._trunk(manifest)
                 self._open(graph, where)
             with self._giving_back_on_failure(digest):
                 return self._model(manifest, directory, self._shared[digest], digest)
 
     def _trunk(self, manifest: Manifest) -> tuple[Manifest, Path]:
+        """Return the manifest and the folder of a delta's trunk."""
         assert manifest.trunk is not None
         named = manifest.trunk
         where = f"reward {manifest.version} runs over version {named.version}"
@@ -93,7 +107,7 @@ class SessionPool:
         return trunk, directory
 
     def _open(self, manifest: Manifest, directory: Path) -> None:
-        """Open and warm the session of a version that is no delta; it counts one version."""
+        """Open and warm the sessions of a version that is no delta. They count one version."""
         where = f"reward {manifest.version}"
         try:
             check_graph(directory / "model.onnx", manifest.files, where)
@@ -101,7 +115,7 @@ class SessionPool:
             raise NotLoadable(f"{where} does not load: {error}") from error
         try:
             sessions = self._sessions(directory / "model.onnx")
-        except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a file
+        except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
             raise NotLoadable(f"{where} does not load: {error}") from error
         try:
             signature = Signature.of(sessions.alone)
@@ -125,7 +139,8 @@ class SessionPool:
         adapter = None
         if manifest.trunk is not None:
             adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"reward {manifest.version}")
-        # Reading a tokenizer holds the interpreter's lock for as long as everything else about a delta takes together.
+        # The encoder is shared if it can be. Reading a tokenizer holds the interpreter's lock, for as long as all else
+        # that a delta needs takes together.
         encoder = shared.encoder if reads_alike(manifest, shared.manifest) else _encoder(manifest, directory)
         model = RewardModel(
             manifest,
@@ -140,8 +155,8 @@ class SessionPool:
             check(model, 1, min(16, manifest.max_length))
         if encoder is not shared.encoder or shared.versions == 1:
             check_text(model)
-        for term, name in _TERMS.items():
-            self._metrics.cost_model.labels(version=manifest.version, term=term).set(getattr(shared.cost, name))
+        for term, seconds in shared.cost.terms().items():
+            self._metrics.cost_model.labels(version=manifest.version, term=term).set(seconds)
         return model
 
     def _take(self, digest: str) -> bool:
@@ -160,7 +175,7 @@ class SessionPool:
 
     def _close(self, manifest: Manifest, digest: str) -> None:
         self._give_back(digest)
-        for term in _TERMS:
+        for term in COST_TERMS:
             self._metrics.cost_model.remove(manifest.version, term)
 
     @contextmanager
@@ -176,9 +191,9 @@ def _options(device: Device, threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.spin else "0")
-    # Arenas grow to the largest shapes ever run and would hold two versions' worth after a swap.
+    # An arena grows to the largest shape that was ever run, and after a swap two of them would be held.
     options.enable_cpu_mem_arena = device.kind != "cpu"
-    options.log_severity_level = 3  # each adapter parameter would be warned of: it is no constant, on purpose
+    options.log_severity_level = 3  # a lower level warns of each adapter parameter, because it is no constant
     return options
 
 
@@ -186,12 +201,12 @@ def _encoder(manifest: Manifest, directory: Path) -> Encoder:
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
-    except Exception as error:  # tokenizers raises bare Exceptions for whatever is wrong with a file
+    except Exception as error:  # tokenizers raises bare Exceptions for a bad file
         raise NotLoadable(f"reward {manifest.version} does not load: {error}") from error
 
 
 def _adapter(path: Path, session: Any, where: str) -> Any:
-    """The adapter, its parameters checked against what the session's graph lets an adapter set."""
+    """Load the adapter, and check its parameters against what the session's graph lets an adapter set."""
     try:
         parameters = {
             name: (value.data_type(), value.shape())
@@ -199,7 +214,7 @@ def _adapter(path: Path, session: Any, where: str) -> Any:
         }
         adapter = ort.LoraAdapter()
         adapter.Load(str(path))
-    except Exception as error:  # as with a graph
+    except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
         raise NotLoadable(f"{where}: the adapter does not load: {error}") from error
     settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}
     if not parameters:

@@ -1,4 +1,4 @@
-"""warm: the runs that a version makes before it serves, and what they tell about its cost."""
+"""warm: runs a version before it serves, and fits the cost model to the times of these runs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rewardloop_server.scoring.plan import Run
 
 log = structlog.get_logger()
 
-# Rows and tokens of the timed runs, beside one row of the model's greatest length.
+# Rows and tokens of the timed runs. A run of one row of the model's greatest length is added.
 _SHAPES = ((1, 16), (8, 16), (1, 128), (4, 32), (1, 256), (8, 64), (2, 256))
-_ALWAYS = 3  # of these, and the longest: run whatever they cost
+_ALWAYS = 3  # so many of these, and the longest, are run whatever they cost
 _REPEATS = 3
 _BUDGET_S = 0.5
 
 
 def warm_up(model: RewardModel) -> CostModel:
-    """Run shapes up to the model's greatest length, and fit the cost model to their least times.
+    """Run the model on several shapes, and fit the cost model to the least time of each.
 
-    A run that would end after `_BUDGET_S` is left out, so a large model is fitted to a few. Raises NotLoadable when
-    the graph does not give finite logits of the stated shape.
+    A run that would end after `_BUDGET_S` is left out, so a large model is fitted to few shapes. Raises NotLoadable if
+    the graph does not give finite logits of the right shape.
     """
     longest = model.manifest.max_length
     shapes = [*((count, length) for count, length in _SHAPES if length < longest), (1, longest)]
     needed = {*shapes[:_ALWAYS], shapes[-1]}
     check(model, *shapes[0], alone=False)
-    token_s = check(model, *shapes[0]) / math.prod(shapes[0])  # a session's first run is slow: not a timing
+    token_s = check(model, *shapes[0]) / math.prod(shapes[0])  # a session's first run is slow and not counted
     started = time.monotonic()
     least: dict[tuple[int, int], float] = {}
     for shape in shapes * _REPEATS:
@@ -58,9 +58,16 @@ def warm_up(model: RewardModel) -> CostModel:
 
 
 def check(model: RewardModel, count: int, length: int, *, alone: bool = True) -> float:
-    """Run ``count`` rows of the graph's input, ``length`` tokens each; a decoder's hold two responses to one prompt.
+    """Run the graph once on padding tokens, and return the seconds that it took.
 
-    Returns the run's seconds. Raises NotLoadable when the graph does not run or gives other than finite logits.
+    Args:
+        model: The version to run.
+        count: Rows of the graph's input. A decoder's row holds two responses to one prompt.
+        length: Tokens of each row.
+        alone: Use the session of a run that has the device to itself.
+
+    Raises:
+        NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
     rows, run = _example(model, count, length)
     where = f"reward {model.manifest.version}"
@@ -68,7 +75,7 @@ def check(model: RewardModel, count: int, length: int, *, alone: bool = True) ->
         feeds = model.lay_out(rows, run)
         started = time.perf_counter()
         logits = model.execute(feeds, alone=alone)
-    except Exception as error:  # ONNX Runtime raises bare Exceptions for whatever is wrong with a graph; numpy its own
+    except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad graph, and NumPy its own
         raise NotLoadable(f"{where} does not run: {error}") from error
     seconds = time.perf_counter() - started
     if logits.shape != (len(rows), model.manifest.heads):
@@ -79,18 +86,19 @@ def check(model: RewardModel, count: int, length: int, *, alone: bool = True) ->
 
 
 def check_text(model: RewardModel) -> None:
-    """Score a text. Raises NotLoadable when tokenizer and text format do not give what the graph takes."""
+    """Score a text. Raises NotLoadable if the tokenizer and the text format do not give what the graph takes."""
     where = f"reward {model.manifest.version}"
     try:
         ((row,),) = model.encoder.groups([((Turn("user", "Hello"),), ("Hello",))])
         logits, _ = model.run([row])
-    except Exception as error:  # as above; and tokenizers raise theirs
+    except Exception as error:  # as above, and tokenizers raises its own
         raise NotLoadable(f"{where} does not score a text: {type(error).__name__}: {error}") from error
     if not np.isfinite(logits).all():
         raise NotLoadable(f"{where} gives a text a score that is not finite")
 
 
 def _example(model: RewardModel, count: int, length: int) -> tuple[list[Encoded], Run]:
+    """Return sequences of padding tokens and a run that holds them in ``count`` rows of ``length`` tokens."""
     pad = model.encoder.format.pad
     if not model.signature.is_decoder or length < 4:
         rows = [Encoded([pad] * length, None, truncated=False)] * count

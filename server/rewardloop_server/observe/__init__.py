@@ -1,1 +1,1 @@
-"""What the serving process measures of itself."""
+"""The metrics of the serving processes, and what is polled for them."""

@@ -1,4 +1,4 @@
-"""How far the reader of the feedback stream is behind, seen by its writer: known also while no trainer runs."""
+"""Measures how far the trainer is behind in reading the feedback stream, even while no trainer runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from rewardloop_server.calls.redis_link import redis_errors
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """``length``: entries in the stream. ``pending``: read and not acknowledged. ``lag_s``: age of the oldest entry
-    that is not archived, 0 for none. ``dead``: entries in the dead-letter stream."""
+    """The state of the feedback stream.
+
+    Attributes:
+        length: Entries in the stream.
+        pending: Entries that were read and not acknowledged.
+        lag_s: Age of the oldest entry that is not archived, in seconds; 0 if there is none.
+        dead: Entries in the dead-letter stream.
+    """
 
     length: int
     pending: int
@@ -24,7 +30,7 @@ class Backlog:
 
 
 async def read_backlog(redis: Redis) -> Backlog:
-    """Raises RedisUnavailable."""
+    """Read the state of the feedback stream. Raises RedisUnavailable."""
     client: Any = redis  # its types are unions over every protocol version and decoding
     with redis_errors():
         length, dead = int(await client.xlen(keys.FEEDBACK_STREAM)), int(await client.xlen(keys.DEAD_LETTERS))

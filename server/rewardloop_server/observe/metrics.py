@@ -1,4 +1,8 @@
-"""What the serving processes measure, on a registry of their own."""
+"""The metrics of the serving processes, on a registry of their own.
+
+Each label's values come from the definitions of the words. So the values that are announced, counted and asked for by
+alerts are the same: `LABEL_VALUES`.
+"""
 
 # ruff: noqa: RUF009 - what the functions called in the class body return is a dataclass field with a factory
 
@@ -6,54 +10,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from rewardloop.formats.store import Manifest
+from rewardloop.formats.store import MODELS, Manifest
+from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.process_metrics import report_process
-from rewardloop_server.calls.errors import all_errors
+from rewardloop_server.calls.errors import VersionRefused, errors_of
+from rewardloop_server.calls.vocabulary import (
+    AGREEMENTS,
+    CACHE_OUTCOMES,
+    CODES,
+    COMPARED_ORDERS,
+    COST_TERMS,
+    COUNTED_KINDS,
+    FEEDBACK_OUTCOMES,
+    METHODS,
+    QUEUE_LANES,
+    RESIDENT_ROLES,
+    SAMPLING_LANE,
+    SAMPLING_STAGES,
+    STAGES,
+    Agreement,
+    ComparedOrder,
+)
+from rewardloop_server.observe.declare import (
+    ANY,
+    DIFFERENCE_BUCKETS,
+    FRESHNESS_BUCKETS,
+    RATIO_BUCKETS,
+    ROWS_BUCKETS,
+    SECONDS_BUCKETS,
+    TOKENS_BUCKETS,
+    Values,
+    counter,
+    gauge,
+    histogram,
+    label_values,
+    listed,
+    register,
+)
+from rewardloop_server.observe.door_metrics import DoorMetrics
 
 NOT_KNOWN = float("nan")
 
-_ROLES = ("active", "canary", "shadow", "warm", "draining")
-_SIGNALS = ("choice", "ranking", "thumb", "rating", "edit", "tie", "none")
-_OUTCOMES = ("recorded", "duplicate", "rejected", "failed")
-_LOAD_FAILURES = ("UNKNOWN_VERSION", "CORRUPT_VERSION", "NOT_LOADABLE")
-
-# Those of gRPC's OpenTelemetry server metrics: 10 microseconds to 100 s.
-SECONDS_BUCKETS = (
-    *(1e-05, 5e-05, 0.0001, 0.0003, 0.0006, 0.0008, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008),
-    *(0.01, 0.013, 0.016, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4),
-    *(0.5, 0.65, 0.8, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
-)
-# A second to a week: training waits for signals, then takes its time.
-FRESHNESS_BUCKETS = (
-    *(1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0),
-    *(28800.0, 86400.0, 172800.0, 604800.0),
-)
-ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-TOKENS_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-RATIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-# Scores are calibrated to about unit spread; fine around 0, where versions are alike.
-DIFFERENCE_BUCKETS = (
-    *(-5.0, -2.0, -1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.01, -0.001),
-    *(0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
-)
-
-
-def _counter(name: str, text: str, *labels: str) -> Counter:
-    return field(default_factory=lambda: Counter(f"rewardloop_{name}", text, labels, registry=None))
-
-
-def _gauge(name: str, text: str, *labels: str) -> Gauge:
-    return field(default_factory=lambda: Gauge(f"rewardloop_{name}", text, labels, registry=None))
-
-
-def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return field(default_factory=lambda: Histogram(f"rewardloop_{name}", text, labels, buckets=buckets, registry=None))
+_REASONS = tuple(error.reason for error in errors_of())
+_REFUSALS = tuple(error.reason for error in errors_of(VersionRefused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,182 +66,204 @@ class ServerMetrics:
     """Every collector of one process; each instance has its own registry."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    requests_total: Counter = _counter("requests_total", "RPCs that ended, by gRPC code.", "method", "code")
-    request_seconds: Histogram = _histogram(
-        "request_seconds", "Time from an RPC's admission to its end.", SECONDS_BUCKETS, "method"
+    requests_total: Counter = counter("requests_total", "RPCs that ended, by gRPC code.", method=METHODS, code=CODES)
+    request_seconds: Histogram = histogram(
+        "request_seconds", "Time from an RPC's admission to its end.", SECONDS_BUCKETS, method=METHODS
     )
-    requests_in_flight: Gauge = _gauge("requests_in_flight", "RPCs that were admitted and have not ended.", "method")
-    rejected_total: Counter = _counter("rejected_total", "Requests and batch items refused, by error reason.", "reason")
-    stage_seconds: Histogram = _histogram(
+    requests_in_flight: Gauge = gauge(
+        "requests_in_flight", "RPCs that were admitted and have not ended.", method=METHODS
+    )
+    rejected_total: Counter = counter(
+        "rejected_total", "Requests and batch items refused, by error reason.", reason=_REASONS
+    )
+    stage_seconds: Histogram = histogram(
         "stage_seconds",
-        "Time of a scored group by stage: queue, tokenize, run, total.",
+        f"Time of a scored group by stage: {listed(STAGES)}.",
         SECONDS_BUCKETS,
-        "stage",
-        "lane",
+        stage=STAGES,
+        lane=LANES,
     )
-    queue_tokens: Gauge = _gauge("queue_tokens", "Tokens that wait in a lane's queue.", "lane")
-    queue_rows: Gauge = _gauge("queue_rows", "Candidates that wait in the policy worker's queue.", "lane")
-    queue_saturation_ratio: Gauge = _gauge(
+    queue_tokens: Gauge = gauge("queue_tokens", "Tokens that wait in a lane's queue.", lane=QUEUE_LANES)
+    queue_rows: Gauge = gauge("queue_rows", "Candidates that wait in the policy worker's queue.", lane=(SAMPLING_LANE,))
+    queue_saturation_ratio: Gauge = gauge(
         "queue_saturation_ratio",
-        "What a lane holds over the nearer one of its bounds (tokens or work; candidates); from 1 on it refuses.",
-        "lane",
+        "How much of the nearer of its bounds a lane uses (tokens or work; candidates); from 1 on it refuses.",
+        lane=QUEUE_LANES,
     )
-    queue_oldest_wait_seconds: Gauge = _gauge(
-        "queue_oldest_wait_seconds", "How long the longest waiting group of a lane has waited.", "lane"
+    queue_oldest_wait_seconds: Gauge = gauge(
+        "queue_oldest_wait_seconds", "How long the longest waiting group of a lane has waited.", lane=QUEUE_LANES
     )
-    queue_work_seconds: Gauge = _gauge(
-        "queue_work_seconds", "How long the engine will work on what waits in a lane, at its present pace.", "lane"
+    queue_work_seconds: Gauge = gauge(
+        "queue_work_seconds",
+        "How long the engine will work on what waits in a lane, at its present pace.",
+        lane=QUEUE_LANES,
     )
-    tokenize_waiting_requests: Gauge = _gauge(
+    tokenize_waiting_requests: Gauge = gauge(
         "tokenize_waiting_requests", "Requests that wait for a thread that tokenizes."
     )
-    batch_rows: Histogram = _histogram("batch_rows", "Sequences in one engine run.", ROWS_BUCKETS)
-    batch_tokens: Histogram = _histogram("batch_tokens", "Tokens in one engine run, without padding.", TOKENS_BUCKETS)
-    padding_ratio: Histogram = _histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
-    cache_lookups_total: Counter = _counter(
-        "cache_lookups_total", "Rows looked up in the cache of scores, by outcome (hit, miss).", "lane", "outcome"
+    batch_rows: Histogram = histogram("batch_rows", "Sequences in one engine run.", ROWS_BUCKETS)
+    batch_tokens: Histogram = histogram("batch_tokens", "Tokens in one engine run, without padding.", TOKENS_BUCKETS)
+    padding_ratio: Histogram = histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
+    cache_lookups_total: Counter = counter(
+        "cache_lookups_total",
+        f"Rows looked up in the cache of scores, by outcome ({listed(CACHE_OUTCOMES)}).",
+        lane=LANES,
+        outcome=CACHE_OUTCOMES,
     )
-    shadow_dropped_total: Counter = _counter(
+    shadow_dropped_total: Counter = counter(
         "shadow_dropped_total", "Groups in the shadow's share that it did not score: too much waited, or it failed."
     )
-    shadow_score_difference: Histogram = _histogram(
+    shadow_score_difference: Histogram = histogram(
         "shadow_score_difference",
         "Calibrated score of the shadow version less the one that was given out, by response.",
         DIFFERENCE_BUCKETS,
     )
-    shadow_order_agreement_total: Counter = _counter(
+    shadow_order_agreement_total: Counter = counter(
         "shadow_order_agreement_total",
         "Whether the shadow version orders a group's responses alike: the best one of each group, and each pair.",
-        "order",
-        "outcome",
+        order=COMPARED_ORDERS,
+        outcome=AGREEMENTS,
     )
-    active_version: Gauge = _gauge(
-        "active_version", "1 for the version that serves new requests.", "model", "version", "digest"
+    active_version: Gauge = gauge(
+        "active_version", "1 for the version that serves new requests.", model=MODELS, version=ANY, digest=ANY
     )
-    active_version_published_time_seconds: Gauge = _gauge(
-        "active_version_published_time_seconds", "Unix time at which the active version was published.", "model"
+    active_version_published_time_seconds: Gauge = gauge(
+        "active_version_published_time_seconds", "Unix time at which the active version was published.", model=MODELS
     )
-    active_version_activated_time_seconds: Gauge = _gauge(
-        "active_version_activated_time_seconds", "Unix time since which this process serves it.", "model"
+    active_version_activated_time_seconds: Gauge = gauge(
+        "active_version_activated_time_seconds", "Unix time since which this process serves it.", model=MODELS
     )
-    resident_versions: Gauge = _gauge(
+    resident_versions: Gauge = gauge(
         "resident_versions",
-        "Versions in memory by role: active, canary, shadow, warm, draining.",
-        "model",
-        "role",
+        f"Versions in memory by role: {listed(RESIDENT_ROLES)}.",
+        model=MODELS,
+        role=RESIDENT_ROLES,
     )
-    swaps_total: Counter = _counter("swaps_total", "Switches to another version, the first load included.", "model")
-    versions_refused_total: Counter = _counter(
+    swaps_total: Counter = counter("swaps_total", "Switches to another version, the first load included.", model=MODELS)
+    versions_refused_total: Counter = counter(
         "versions_refused_total",
-        "Versions that were not taken, by reason: CORRUPT_VERSION, UNSAFE_VERSION, UNTRUSTED_VERSION, NOT_LOADABLE.",
-        "model",
-        "reason",
+        f"Versions that were not taken, by reason: {listed(_REFUSALS)}.",
+        model=MODELS,
+        reason=_REFUSALS,
     )
-    swap_seconds: Histogram = _histogram(
-        "swap_seconds", "Time to fetch, load and warm a version before its switch.", SECONDS_BUCKETS, "model"
+    swap_seconds: Histogram = histogram(
+        "swap_seconds", "Time to fetch, load and warm a version before its switch.", SECONDS_BUCKETS, model=MODELS
     )
-    feedback_events_total: Counter = _counter(
+    feedback_events_total: Counter = counter(
         "feedback_events_total",
-        "Preference signals by kind and outcome (recorded, spooled, duplicate, rejected, failed).",
-        "kind",
-        "outcome",
+        f"Preference signals by kind and outcome ({listed(FEEDBACK_OUTCOMES)}).",
+        kind=COUNTED_KINDS,
+        outcome=FEEDBACK_OUTCOMES,
     )
-    feedback_group_events: Histogram = _histogram(
+    feedback_group_events: Histogram = histogram(
         "feedback_group_events", "Signals that went to Redis in one write.", ROWS_BUCKETS
     )
-    forged_generations_total: Counter = _counter(
+    forged_generations_total: Counter = counter(
         "forged_generations_total", "Generation ids named by callers that no key of this deployment signed."
     )
-    feedback_to_live_seconds: Histogram = _histogram(
+    feedback_to_live_seconds: Histogram = histogram(
         "feedback_to_live_seconds",
         "From a signal's arrival to the first request answered by a version that learned from it.",
         FRESHNESS_BUCKETS,
     )
-    cost_model: Gauge = _gauge(
+    cost_model: Gauge = gauge(
         "cost_model_seconds",
-        "Constants fitted to a version's runs: fixed, per_token, per_token2 (a token of a row, squared).",
-        "version",
-        "term",
+        f"Constants fitted to a version's runs: {listed(COST_TERMS)} (a token of a row, squared).",
+        version=ANY,
+        term=COST_TERMS,
     )
-    event_loop_lag_seconds: Histogram = _histogram(
+    event_loop_lag_seconds: Histogram = histogram(
         "event_loop_lag_seconds", "How late the event loop wakes a sleeping task.", SECONDS_BUCKETS
     )
-    redis_up: Gauge = _gauge("redis_up", "1 while Redis answers.")
-    stream_length: Gauge = _gauge("stream_length", "Entries in the feedback stream; NaN while Redis is away.")
-    spool_events: Gauge = _gauge("spool_events", "Signals in the local spool, which Redis has not taken yet.")
-    spool_bytes: Gauge = _gauge("spool_bytes", "Size of the local spool on its disk.")
-    spool_oldest_seconds: Gauge = _gauge(
-        "spool_oldest_seconds", "Age of the oldest signal in the local spool; 0: none."
-    )
-    stream_pending: Gauge = _gauge(
+    redis_up: Gauge = gauge("redis_up", "1 while Redis answers.")
+    stream_length: Gauge = gauge("stream_length", "Entries in the feedback stream; NaN while Redis is away.")
+    spool_events: Gauge = gauge("spool_events", "Signals in the local spool, which Redis has not taken yet.")
+    spool_bytes: Gauge = gauge("spool_bytes", "Size of the local spool on its disk.")
+    spool_oldest_seconds: Gauge = gauge("spool_oldest_seconds", "Age of the oldest signal in the local spool; 0: none.")
+    stream_pending: Gauge = gauge(
         "stream_pending", "Entries that the trainer has read and not acknowledged; NaN while Redis is away."
     )
-    stream_lag_seconds: Gauge = _gauge(
+    stream_lag_seconds: Gauge = gauge(
         "stream_lag_seconds", "Age of the oldest entry that is not archived; NaN while Redis is away."
     )
-    dead_letters: Gauge = _gauge(
+    dead_letters: Gauge = gauge(
         "dead_letters", "Entries in the stream of those that could not be read; NaN while Redis is away."
     )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.name != "registry":
-                self.registry.register(getattr(self, each.name))
-        for gauge in (
+        register(self, self.registry)
+        for unknown in (
             self.redis_up,
             self.stream_length,
             self.stream_pending,
             self.stream_lag_seconds,
             self.dead_letters,
         ):
-            gauge.set(NOT_KNOWN)
+            unknown.set(NOT_KNOWN)
         report_process(self.registry)
 
     def announce(self, model: str, methods: Iterable[str], lanes: Iterable[str]) -> None:
-        """Show what has not happened yet as 0: of a counter whose first value is 1 no alert sees the increase.
+        """Show every value that may be counted as 0. An alert does not see the increase of a counter that begins at 1.
 
-        ``methods``: as ``RewardService/Score``.
+        Args:
+            model: The model that the process serves.
+            methods: The methods that it answers, as ``RewardService/Score``.
+            lanes: The lanes in which its requests wait.
         """
-        codes = {"OK", "CANCELLED", *(error.code.name for error in all_errors())}
         for method in methods:
             self.requests_in_flight.labels(method=method)
             self.request_seconds.labels(method=method)
-            for code in sorted(codes):
+            for code in CODES:
                 self.requests_total.labels(method=method, code=code)
-        for error in all_errors():
-            self.rejected_total.labels(reason=error.reason)
+        for reason in _REASONS:
+            self.rejected_total.labels(reason=reason)
         for lane in lanes:
-            for gauge in (self.queue_saturation_ratio, self.queue_oldest_wait_seconds):
-                gauge.labels(lane=lane)
-        for reason in _LOAD_FAILURES:
+            for of_queue in (self.queue_saturation_ratio, self.queue_oldest_wait_seconds):
+                of_queue.labels(lane=lane)
+        for reason in _REFUSALS:
             self.versions_refused_total.labels(model=model, reason=reason)
         self.swaps_total.labels(model=model)
         self.swap_seconds.labels(model=model)
         self.resident(model, {})
 
     def announce_scoring(self) -> None:
-        """`announce`, of what only the process has that scores and takes feedback."""
-        for kind in _SIGNALS:
-            for outcome in _OUTCOMES:
+        """Announce what only the process has that scores and takes feedback."""
+        for lane in QUEUE_LANES:
+            self.queue_tokens.labels(lane=lane)
+            self.queue_work_seconds.labels(lane=lane)
+        for lane in LANES:
+            for stage in STAGES:
+                self.stage_seconds.labels(stage=stage, lane=lane)
+            for looked_up in CACHE_OUTCOMES:
+                self.cache_lookups_total.labels(lane=lane, outcome=looked_up)
+        for kind in COUNTED_KINDS:
+            for outcome in FEEDBACK_OUTCOMES:
                 self.feedback_events_total.labels(kind=kind, outcome=outcome)
-        for outcome in ("hit", "miss"):
-            for lane in ("production", "trainer"):
-                self.cache_lookups_total.labels(lane=lane, outcome=outcome)
-        for outcome in ("agree", "disagree"):
-            for order in ("best", "pair"):
-                self.shadow_order_agreement_total.labels(order=order, outcome=outcome)
+        for order in COMPARED_ORDERS:
+            for agreement in AGREEMENTS:
+                self.compared(order, agreement, 0)
+
+    def announce_sampling(self) -> None:
+        """Announce what only the policy worker has."""
+        self.queue_rows.labels(lane=SAMPLING_LANE)
+        for stage in SAMPLING_STAGES:
+            self.stage_seconds.labels(stage=stage, lane=SAMPLING_LANE)
+
+    def compared(self, order: ComparedOrder, outcome: Agreement, count: int) -> None:
+        """Count comparisons of the shadow version with the one that answered."""
+        self.shadow_order_agreement_total.labels(order=order, outcome=outcome).inc(count)
 
     def resident(self, model: str, counts: Mapping[str, int]) -> None:
-        """What is in memory now: versions by role."""
-        for role in _ROLES:
+        """Show how many versions of the model are in memory now, by role."""
+        for role in RESIDENT_ROLES:
             self.resident_versions.labels(model=model, role=role).set(counts.get(role, 0))
 
     def refused(self, model: str, reason: str) -> None:
-        """A version was not taken."""
+        """Count a version that was not taken."""
         self.versions_refused_total.labels(model=model, reason=reason).inc()
 
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
-        """A model's new requests go to ``manifest`` from now on; making it ready took ``seconds``."""
+        """Show that new requests go to ``manifest`` from now on, which took ``seconds`` to make ready."""
         if previous is not None:
             self.active_version.remove(previous.model, previous.version, previous.digest)
         self.active_version.labels(model=manifest.model, version=manifest.version, digest=manifest.digest).set(1)
@@ -246,3 +273,7 @@ class ServerMetrics:
             self.active_version_published_time_seconds.labels(model=manifest.model).set(published)
         self.swaps_total.labels(model=manifest.model).inc()
         self.swap_seconds.labels(model=manifest.model).observe(seconds)
+
+
+# For each metric of a serving process the values that each of its labels may have; ANY where they cannot be listed.
+LABEL_VALUES: Final[Mapping[str, Mapping[str, Values]]] = {**label_values(ServerMetrics), **label_values(DoorMetrics)}

@@ -1,1 +1,1 @@
-"""A scored group's way: tokenize, queue, batch, run, reply."""
+"""Scores groups: tokenize, wait in a lane, batch, run, reply."""

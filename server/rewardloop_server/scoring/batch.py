@@ -1,6 +1,6 @@
-"""batch: chooses the next run from what waits, lays it out while another runs, and keeps the engine fed.
+"""batch: chooses the next run from the waiting rows, lays it out while another runs, and keeps the engine busy.
 
-Work-conserving: the engine never waits while something is queued, and a run holds what came while the last one ran.
+It is work-conserving: the engine never idles while rows wait, and a run holds rows that came during the last one.
 """
 
 from __future__ import annotations
@@ -17,104 +17,52 @@ import structlog
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
 from rewardloop_server.scoring.lane import Group, Lane, Row, Scored
-from rewardloop_server.scoring.layout import Feeds
-from rewardloop_server.scoring.plan import Run
+from rewardloop_server.scoring.offer import Offer, Slot
 from rewardloop_server.scoring.priority import step_back
 
 log = structlog.get_logger()
 
-LANES = ("production", "trainer", "shadow")
-
-# However short runs should be, they may take this many times the fixed cost of a run: a tenth is lost at most.
+# A run may take this many times its fixed cost, however short runs should be. So at most a tenth of the time is lost.
 _LEAST_FIXED_COSTS = 10
 
-# A run is chosen from so many runs' worth of the most urgent rows: enough to find rows of like lengths, and planning
-# over all of a long queue would take the event loop a tenth of its time.
+# A run is chosen from this many runs' worth of the most urgent rows. That is enough to find rows of similar length, and
+# planning over all of a long queue would take a tenth of the event loop's time.
 _WINDOW_RUNS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """``max_tokens`` and ``max_s`` (of work, at the present pace) bound what waits; ``run_s`` bounds one run."""
+    """Bounds of one lane.
+
+    Attributes:
+        max_tokens: Most tokens that wait.
+        max_s: Most seconds of work that wait, at the present pace.
+        run_s: Most estimated seconds of one run.
+    """
 
     max_tokens: int
     max_s: float = math.inf
     run_s: float = math.inf
 
 
-@dataclass(slots=True, eq=False)
-class Offer:
-    """A run, laid out: its rows still wait in the lane until the engine takes it.
-
-    ``may_grow``: it has all that waited and is short of its limit, so it is better chosen again when more comes.
-    ``pushes``: the lane's count when it was chosen. ``alone``: nothing else waits and, once it is taken, nothing else
-    runs, so it may have the whole device.
-    """
-
-    lane: Lane
-    model: RewardModel
-    rows: list[Row]
-    run: Run
-    feeds: Feeds
-    may_grow: bool
-    pushes: int
-    alone: bool
-
-
-class Slot:
-    """Where the event loop leaves the next run for the engine's threads; the first that is free takes it at once."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._offer: Offer | None = None
-        self._running = 0
-        self._is_closed = False
-
-    def put(self, offer: Offer) -> None:
-        with self._changed:
-            self._offer = offer
-            self._changed.notify()
-
-    def withdraw(self) -> bool:
-        """Take the run back. False: the engine has it."""
-        with self._changed:
-            was_here, self._offer = self._offer is not None, None
-            return was_here
-
-    def take(self) -> Offer | None:
-        """Waits for a run. None: closed."""
-        with self._changed:
-            while self._offer is None and not self._is_closed:
-                self._changed.wait()
-            offer, self._offer = self._offer, None
-            if offer is None or self._is_closed:
-                return None
-            offer.alone = offer.alone and not self._running
-            self._running += 1
-            return offer
-
-    def done(self) -> None:
-        """A run that was taken has ended."""
-        with self._changed:
-            self._running -= 1
-
-    def close(self) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-
-
 class Batcher:
-    """Three lanes in front of the engine's threads, one a stream: production, then trainer, then shadow.
+    """Three lanes in front of the engine's threads: production goes before trainer, and trainer before shadow.
 
-    The trainer lane goes first once when it has waited ``trainer_max_wait_s`` for a run, so that it cannot starve. A
-    production group waits at most for the run in flight and one more before its turn comes (see `Lane`): a run of
-    another lane that is laid out is put back for it. A run has at most ``token_budget`` tokens, or one row.
-    ``engine_nice``: niceness of the engine's threads. ``streams``: how many runs there are at once; one that is alone
-    has all threads of the device.
+    A production group waits at most for the run in flight and one more before its turn comes (see `Lane`), because a
+    run of another lane that is laid out is put back for it.
+
+    Args:
+        token_budget: Most tokens of one run, unless it has a single row.
+        lanes: Bounds of each lane.
+        trainer_max_wait_s: After this many seconds without a run the trainer lane goes first once, so that it cannot
+            starve.
+        metrics: Where queues and runs are measured.
+        engine_nice: By how much the engine's threads raise their niceness.
+        streams: Most runs at once, each in a thread of its own. A run that is alone has all threads of the device.
     """
 
     def __init__(
@@ -133,13 +81,13 @@ class Batcher:
         self._limits = lanes
         self._lanes = {
             name: Lane(name, max_tokens=lanes[name].max_tokens, max_s=lanes[name].max_s, metrics=metrics)
-            for name in LANES
+            for name in QUEUE_LANES
         }
         self._trainer_max_wait_s = trainer_max_wait_s
         self._metrics = metrics
         self._slot = Slot()
         self._offered: Offer | None = None
-        self._ends: dict[Offer, float] = {}  # of the runs in flight, as estimated
+        self._ends: dict[Offer, float] = {}  # estimated ends of the runs in flight
         self._loop: asyncio.AbstractEventLoop | None = None
         self._will_feed = False
         self._broken: asyncio.Future[None] | None = None
@@ -148,17 +96,25 @@ class Batcher:
     def reserved(
         self, lane: str, tokens: int, deadline: float | None, caller: str, *, is_bounded: bool = True
     ) -> Iterator[None]:
-        """Room for a group of about ``tokens`` while it is made ready to be scored.
+        """Reserve room for a group while it is tokenized. This comes before any work, so that refusing is cheap.
 
-        Decided before any work is done on the request, so that refusing is cheap. Raises QueueFull (not unless
-        ``is_bounded``), or DeadlinePassed when what is ahead of the group takes longer than it has.
+        Args:
+            lane: The lane that it will wait in.
+            tokens: About how many tokens it has.
+            deadline: When its caller stops waiting, on the monotonic clock; None for never.
+            caller: The caller among whose groups it will wait.
+            is_bounded: Refuse the group if the lane is full.
+
+        Raises:
+            QueueFull: The lane is full and ``is_bounded``.
+            DeadlinePassed: The work ahead of the group takes longer than its caller waits.
         """
         queue = self._lanes[lane]
         if deadline is not None:
             now = time.monotonic()
             wait_s = self._wait_s(lane, caller, deadline, now)
             if now + wait_s > deadline:
-                raise DeadlinePassed(f"about {wait_s * 1000:.0f} ms of work are ahead of the request: too late for it")
+                raise DeadlinePassed(f"about {wait_s * 1000:.0f} ms of work are ahead, longer than the deadline leaves")
         queue.reserve(tokens, is_bounded=is_bounded)
         try:
             yield
@@ -166,20 +122,29 @@ class Batcher:
             queue.release(tokens)
 
     def has_bulk_room(self, lane: str) -> bool:
-        """Whether a bulk call that has work in flight may add to it."""
+        """Return whether a bulk call that has groups in flight may add another to the lane."""
         return self._lanes[lane].has_bulk_room
 
-    def measure(self) -> None:
+    def set_gauges(self) -> None:
         """Set the lanes' gauges."""
         for lane in self._lanes.values():
-            lane.measure()
+            lane.set_gauges()
 
     async def score(
         self, model: RewardModel, rows: Sequence[Encoded], lane: str, deadline: float | None, caller: str = ""
     ) -> Scored:
-        """Queue one group and wait for all of its rows. ``deadline`` is on the monotonic clock.
+        """Queue one group and wait for all of its rows. If the caller is cancelled, rows that have not run are dropped.
 
-        Cancelled, what has not run is dropped. Raises DeadlinePassed, or NotLoadable when the model fails on a run.
+        Args:
+            model: The version that scores it.
+            rows: Its sequences.
+            lane: The lane to wait in.
+            deadline: When its caller stops waiting, on the monotonic clock; None for never.
+            caller: The caller among whose groups it waits.
+
+        Raises:
+            DeadlinePassed: The deadline passed while it waited.
+            NotLoadable: The model failed on a run.
         """
         group = Group(model, rows, caller, deadline, asyncio.get_running_loop().create_future())
         queue = self._lanes[lane]
@@ -193,7 +158,7 @@ class Batcher:
                 self._feed_soon()
 
     async def score_shadow(self, model: RewardModel, rows: Sequence[Encoded]) -> Scored | None:
-        """Score where it holds nobody up; None, and counted, when too much waits for that already."""
+        """Score a group in the shadow lane. Returns None, and counts the group as dropped, if that lane is full."""
         try:
             with self.reserved("shadow", sum(len(row.ids) for row in rows), None, ""):
                 pass
@@ -203,7 +168,7 @@ class Batcher:
         return await self.score(model, rows, "shadow", None)
 
     async def run(self) -> None:
-        """Drive the engine until cancelled; ends within the run in flight."""
+        """Drive the engine until cancelled. Ends after the runs in flight."""
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
         engine = [
@@ -222,7 +187,7 @@ class Batcher:
                 await asyncio.shield(asyncio.to_thread(stream.join))
 
     def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A thread of the engine."""
+        """Execute runs in a thread of the engine until the slot is closed."""
         step_back(self._engine_nice)
         while (offer := self._slot.take()) is not None:
             started = time.monotonic()
@@ -230,14 +195,14 @@ class Batcher:
             outcome: Floats | Exception
             try:
                 outcome = offer.model.execute(offer.feeds, alone=offer.alone)
-            except Exception as error:  # whatever ONNX Runtime raises fails this run's groups, not the engine
+            except Exception as error:  # any exception of ONNX Runtime fails this run's groups and not the engine
                 outcome = error
             self._slot.done()
             loop.call_soon_threadsafe(self._ran, offer, outcome, time.monotonic() - started)
-            del offer, outcome  # a version must not live on in this thread while it waits
+            del offer, outcome  # else this thread would keep the version in memory while it waits
 
     def _feed_soon(self) -> None:
-        """Once for all that comes in one turn of the event loop."""
+        """Call `_feed` once for all groups that come in one turn of the event loop."""
         if self._loop is not None and not self._will_feed:
             self._will_feed = True
             self._loop.call_soon(self._feed)
@@ -249,9 +214,10 @@ class Batcher:
         try:
             self._offer_best(time.monotonic())
         except Exception as error:
-            self._broken.set_exception(error)  # a bug: `run` raises it, and the process ends rather than limps on
+            self._broken.set_exception(error)  # a bug: `run` raises it, so that the process ends rather than limps on
 
     def _offer_best(self, now: float) -> None:
+        """Put the best run into the slot, instead of the one that is there if that is no longer the best."""
         if (offered := self._offered) is not None:
             outranked = offered.lane.name != "production" and self._lanes["production"].tokens
             grown = offered.may_grow and offered.lane.pushes != offered.pushes
@@ -268,13 +234,14 @@ class Batcher:
                 return
 
     def _order(self, now: float) -> list[Lane]:
-        production, trainer, shadow = (self._lanes[name] for name in LANES)
+        """Return the lanes, the one to serve first at the front."""
+        production, trainer, shadow = (self._lanes[name] for name in QUEUE_LANES)
         if trainer.tokens and production.tokens and trainer.oldest_wait_s(now) > self._trainer_max_wait_s:
             return [trainer, production, shadow]
         return [production, trainer, shadow]
 
     def _choose(self, lane: Lane, now: float) -> Offer | None:
-        """The lane's best run that holds its most urgent row; None when nothing waits there."""
+        """Return the lane's best run that holds its most urgent row, or None if nothing waits there."""
         for group in lane.expired(now):
             self._fail(lane, group, DeadlinePassed("the deadline passed while the request was queued"))
         run_s = self._limits[lane.name].run_s
@@ -285,7 +252,7 @@ class Batcher:
             try:
                 run = model.plan(encoded, limit_s, self._budget)[0]
                 feeds = model.lay_out(encoded, run)
-            except Exception as error:  # as in the engine's thread
+            except Exception as error:  # as in `_drive`, it fails these groups only
                 self._fail_all(lane, waiting, model, error)
                 continue
             rows = [waiting[i] for i in run.rows]
@@ -296,7 +263,7 @@ class Batcher:
         return None
 
     def _taken(self, offer: Offer, now: float) -> None:
-        """The engine has the run; told again by its thread when `_offer_best` saw it first."""
+        """Note that the engine has taken the run. `_offer_best` may notice it before the engine's thread says so."""
         if offer is self._offered:
             self._offered = None
             offer.lane.take(offer.rows, now)
@@ -304,10 +271,11 @@ class Batcher:
             self._feed_soon()
 
     def _share(self, offer: Offer) -> int:
-        """How many such runs the device has at once: each takes that many times as long as it would alone."""
+        """Return how many such runs share the device, by which each of them takes longer than it would alone."""
         return 1 if offer.alone else self._streams
 
     def _ran(self, offer: Offer, outcome: Floats | Exception, run_s: float) -> None:
+        """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
         if isinstance(outcome, Exception):
             self._fail_all(offer.lane, offer.rows, offer.model, outcome)
@@ -329,7 +297,7 @@ class Batcher:
         self._metrics.padding_ratio.observe(1 - offer.feeds.real_tokens / offer.feeds.tokens)
 
     def _wait_s(self, lane: str, caller: str, deadline: float, now: float) -> float:
-        """The least that a group which came now would wait. Runs in flight count by their estimates."""
+        """Return the least seconds that a group which came now would wait. Runs in flight count as estimated."""
         busy_s = min(self._ends.values()) - now if len(self._ends) == self._streams else 0.0
         wait = max(0.0, busy_s) + self._lanes[lane].wait_s(caller, deadline)
         return wait + (0.0 if lane == "production" else self._lanes["production"].backlog_s)

@@ -1,12 +1,12 @@
-"""run: an ONNX reward model on its device."""
+"""run: executes an ONNX reward model on its device."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,54 +16,65 @@ import structlog
 from rewardloop.formats.store import Calibration, Manifest
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_server.scoring.cost import CostModel
+from rewardloop_server.scoring.devices import PROVIDERS, DeviceKind, WantedDevice
 from rewardloop_server.scoring.layout import Feeds, Signature, lay_out
 from rewardloop_server.scoring.plan import Limit, Run, plan_runs
 
 log = structlog.get_logger()
 
 Floats = npt.NDArray[np.float32]
-Kind = Literal["cpu", "cuda", "tensorrt"]
-
-_CPU, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
-_PROVIDERS: Mapping[Kind, Sequence[str]] = {"cpu": (_CPU,), "cuda": (_CUDA, _CPU), "tensorrt": (_TENSORRT, _CUDA, _CPU)}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where sessions run. ``threads``: of a run that has the device to itself. ``streams``: most runs at once."""
+    """Where sessions run.
 
-    kind: Kind
+    Attributes:
+        kind: The kind of device.
+        threads: Threads of a run that has the device to itself.
+        spin: Threads spin between runs instead of sleeping.
+        streams: Most runs at once.
+    """
+
+    kind: DeviceKind
     threads: int
     spin: bool
     streams: int = 1
 
     @property
     def providers(self) -> Sequence[str]:
-        """ONNX Runtime's, the first that can run an operator runs it."""
-        return _PROVIDERS[self.kind]
+        """The execution providers of ONNX Runtime, most wanted first."""
+        return PROVIDERS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """One graph, opened for a run that has the device to itself (``alone``) and for one of several at once (``beside``,
-    on its share of the threads). The same session where the device has one stream."""
+    """The ONNX Runtime sessions of one graph, which are the same session if the device has one stream.
+
+    Attributes:
+        alone: For a run that has the device to itself.
+        beside: For one of several runs at once, on its share of the threads.
+    """
 
     alone: Any
     beside: Any
 
 
-def choose_device(
-    wanted: Literal["auto", "cpu", "cuda", "tensorrt"], *, threads: int, spin: bool, streams: int = 1
-) -> Device:
-    """CUDA where ONNX Runtime has it, unless the setting says otherwise; says in the log what it chose.
+def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
+    """Choose the device, and log the choice.
 
-    ``threads`` 0: one a core. ``streams`` 0: two on a CPU with two threads or more, else one.
+    Args:
+        wanted: The kind of device. "auto" is CUDA if this ONNX Runtime has it, else the CPU.
+        threads: Threads of a run that has the device to itself; 0 for one a core.
+        spin: Threads spin between runs.
+        streams: Most runs at once; 0 for two on a CPU with two threads or more, else one.
 
-    Raises RuntimeError when a device is demanded that this ONNX Runtime lacks.
+    Raises:
+        RuntimeError: This ONNX Runtime does not have the wanted device.
     """
     available = ort.get_available_providers()
-    kind: Kind = wanted if wanted != "auto" else "cuda" if _CUDA in available else "cpu"
-    if _PROVIDERS[kind][0] not in available:
+    kind: DeviceKind = wanted if wanted != "auto" else "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
+    if PROVIDERS[kind][0] not in available:
         raise RuntimeError(
             f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
         )
@@ -84,14 +95,21 @@ def choose_device(
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class RewardModel:
-    """One loaded, warm version: its text encoder, its calibration, and the sessions and adapter that it runs on.
+    """One loaded, warm version. It may be used from several threads.
 
-    May be used from several threads.
+    Args:
+        manifest: The version's manifest.
+        encoder: Turns texts into its tokens.
+        sessions: The sessions that it runs on.
+        signature: What inputs the graph takes.
+        cost: How long its runs take.
+        adapter: The version's adapter, if it is a delta.
+        on_close: Called when the version is closed.
     """
 
     def __init__(
@@ -110,28 +128,34 @@ class RewardModel:
         self.cost = cost
         self.signature = signature
         self._sessions = sessions
-        # Held for as long as the version lives: ONNX Runtime scores with the graph's default weights, and says
-        # nothing, once Python has let go of an active adapter.
+        # Held for as long as the version lives. Once Python has freed an active adapter, ONNX Runtime scores with the
+        # graph's default weights and reports no error.
         self._adapter = adapter
         self._on_close = on_close
 
     def plan(self, rows: Sequence[Encoded], limit_s: float | None = None, limit_tokens: int | None = None) -> list[Run]:
-        """The cheapest runs of the rows, each within the limits where it has more than one row; the first holds row 0.
+        """Return the cheapest runs of the rows. The first run holds row 0.
 
-        ``limit_s``: seconds of a run by the cost model. ``limit_tokens``: its tokens, padding included.
+        Args:
+            rows: The sequences to run.
+            limit_s: Most estimated seconds of a run that has more than one row; None for no limit.
+            limit_tokens: Most tokens of such a run, padding included; None for no limit.
         """
         limit = Limit(math.inf if limit_s is None else limit_s, math.inf if limit_tokens is None else limit_tokens)
         return plan_runs(rows, self.cost, trees=self.signature.is_decoder, limit=limit)
 
     def lay_out(self, rows: Sequence[Encoded], run: Run) -> Feeds:
-        """The input of one of the runs that ``plan`` gave for ``rows``."""
+        """Return the input of one of the runs that `plan` gave for the rows."""
         return lay_out(rows, run, self.signature, self.encoder.format.pad)
 
     def execute(self, feeds: Feeds, *, alone: bool = True) -> Floats:
-        """Raw logits (rows, heads), in the order of the run's rows. ``alone``: no other run needs the device."""
+        """Run the graph and return raw logits, (rows, heads), in the order of the run's rows.
+
+        ``alone`` says that no other run needs the device.
+        """
         options = None
         if self._adapter is not None:
-            # Never through an IOBinding, which ignores active adapters without an error.
+            # An IOBinding must not be used, because it ignores active adapters without an error.
             options = ort.RunOptions()
             options.add_active_adapter(self._adapter)
         session = self._sessions.alone if alone else self._sessions.beside
@@ -139,13 +163,13 @@ class RewardModel:
         return logits
 
     def run(self, rows: Sequence[Encoded]) -> tuple[Floats, int]:
-        """Raw logits (len(rows), heads) in the rows' order, and how many padded tokens were run."""
+        """Plan and run the rows. Returns raw logits, (rows, heads), in their order, and the tokens run with padding."""
         logits = np.empty((len(rows), self.manifest.heads), dtype=np.float32)
         for run in (runs := self.plan(rows)):
             logits[list(run.rows)] = self.execute(self.lay_out(rows, run))
         return logits, sum(run.tokens for run in runs)
 
     def close(self) -> None:
-        """Let go of the session, which is freed with the last version over it, and of the adapter. Called once."""
+        """Let go of the adapter and of the sessions, which are freed with the last version over them. Called once."""
         del self._sessions, self._adapter
         self._on_close()

@@ -1,4 +1,4 @@
-"""lane: the groups that wait in one lane, and in what order they are urgent."""
+"""lane: the groups that wait in one lane, ordered by urgency."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from rewardloop_server.calls.errors import QueueFull
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
 
-# A request without a deadline is ordered as if it had this one, so that it cannot starve behind those with one.
+# A request without a deadline is ordered as if it had this one, so that it cannot starve behind requests with one.
 _IMPLIED_DEADLINE_S = 60.0
 
-# Weight of the newest run in the running mean of what a token costs: a handful of runs forget a burst of odd ones.
+# Weight of the newest run in the running mean of what a token costs. After a handful of runs a burst of odd ones is
+# forgotten.
 _NEWEST = 0.2
 
 # Most rows of a window: planning 256 takes 1 to 4 ms (2 cores, without and with tree rows), on the event loop.
@@ -32,8 +33,15 @@ _RETRY_MS = (20, 10_000)
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One group's outcome. ``logits``: (responses, heads). Times in seconds; ``run_rows`` and ``run_tokens`` are those
-    of the last engine run that scored part of it, 0 where none did."""
+    """What came of one group.
+
+    Attributes:
+        logits: Raw logits, (responses, heads).
+        queue_s: Seconds that it waited for its first run.
+        run_s: Seconds of the runs that scored parts of it.
+        run_rows: Rows of the last of these runs; 0 if there was none.
+        run_tokens: Tokens of that run without padding.
+    """
 
     logits: Floats
     queue_s: float = 0.0
@@ -44,7 +52,7 @@ class Scored:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Rows to be run by one model version, and who waits for them. ``deadline``: on the monotonic clock."""
+    """Rows to be run by one version, and who waits for them. Times are on the monotonic clock."""
 
     model: RewardModel
     rows: Sequence[Encoded]
@@ -68,6 +76,7 @@ class Group:
 
     @property
     def due(self) -> float:
+        """The deadline by which the group is ordered."""
         return self.enqueued + _IMPLIED_DEADLINE_S if self.deadline is None else self.deadline
 
 
@@ -76,7 +85,7 @@ Row = tuple[Group, int]
 
 @dataclass(slots=True)
 class _Caller:
-    """What one caller waits for, earliest deadline first, and how many tokens it has been given since it began to."""
+    """The groups of one caller, earliest deadline first, and the tokens it was served since it began to wait."""
 
     served: int
     queue: list[tuple[float, int, Group]] = field(default_factory=list)
@@ -85,15 +94,16 @@ class _Caller:
 class Lane:
     """A bounded queue of groups, fair between callers by tokens.
 
-    What always holds:
+    Invariants:
 
-    - the caller that was given the fewest tokens is the most urgent; a tie goes to the earlier deadline (start-time
-      fair queueing, Goyal et al. 1996, by row). A caller that begins to wait starts level with the most urgent one:
-      it neither makes up for the past nor waits behind the backlog of others. So callers that keep waiting differ by
-      no more than the tokens of one run, and one that arrives is in the next run that is chosen, or the one after;
-    - within a caller the earliest deadline is the most urgent, then the first to come;
-    - `tokens` is the sum over the rows that wait. It passes the bound by no more than what is admitted to an empty lane
-      and what the estimates of tokens in `reserve` were short of.
+    - The caller that was served the fewest tokens is the most urgent, and a tie goes to the earlier deadline
+      (start-time fair queueing, Goyal et al. 1996, by row). A caller that begins to wait starts level with the most
+      urgent one, so that it neither makes up for the past nor waits behind the backlog of others. Hence callers that
+      keep waiting differ by no more than the tokens of one run, and a caller that arrives is in the next chosen run or
+      the one after.
+    - Within a caller the group with the earliest deadline is the most urgent, then the one that came first.
+    - `tokens` is the sum over the rows that wait. It exceeds the bound by no more than a group that was admitted to an
+      empty lane, and the tokens by which the estimates in `reserve` were too low.
     """
 
     def __init__(self, name: str, *, max_tokens: int, max_s: float, metrics: ServerMetrics) -> None:
@@ -114,25 +124,26 @@ class Lane:
 
     @property
     def backlog_s(self) -> float:
-        """How long the engine will work on what waits here, at the pace of the latest runs."""
+        """Seconds that the engine will work on what waits here, at the pace of the latest runs."""
         return (self.tokens + self._reserved) * self._s_per_token
 
     def tokens_in(self, seconds: float) -> float:
-        """How many tokens the engine runs in that time, at the pace of the latest runs; infinite before the first."""
+        """Return how many tokens the engine runs in that time, at the pace of the latest runs; infinite before any."""
         return seconds / self._s_per_token if self._s_per_token else math.inf
 
     @property
     def has_bulk_room(self) -> bool:
-        """Below half of the bound. Bulk calls fill no more than that, so that single requests are not refused."""
+        """Whether less than half of the bound is used. Bulk calls use no more, so that single requests have room."""
         return self._share() < 0.5
 
     def reserve(self, tokens: int, *, is_bounded: bool = True) -> None:
-        """Keep room for a group of about ``tokens`` until `release`.
+        """Reserve room for a group of about ``tokens`` until `release`.
 
-        Raises QueueFull when ``is_bounded`` and the lane holds something beside which the group does not fit.
+        Raises QueueFull if ``is_bounded`` and the group does not fit beside what the lane holds. An empty lane takes a
+        group of any size.
         """
         if is_bounded and self.tokens + self._reserved and self._share(tokens) > 1:
-            # Not all that wait fit in at once: half the backlog from now there is room for as many as wait now.
+            # By then half of the backlog is done, so there is room for about as many tokens as still wait.
             retry_ms = min(max(int(self.backlog_s * 500), _RETRY_MS[0]), _RETRY_MS[1])
             raise QueueFull(
                 f"the {self.name} queue holds {self.tokens + self._reserved} of {self._max_tokens} tokens,"
@@ -142,9 +153,11 @@ class Lane:
         self._reserved += tokens
 
     def release(self, tokens: int) -> None:
+        """Give reserved room back."""
         self._reserved -= tokens
 
     def push(self, group: Group) -> None:
+        """Queue a group."""
         group.order = next(self._order)
         caller = self._callers.get(group.caller)
         if caller is None:
@@ -155,9 +168,9 @@ class Lane:
         self._count(group.tokens)
 
     def wait_s(self, caller: str, deadline: float | None) -> float:
-        """The least that a group which came now would wait for this lane's other work.
+        """Return the least seconds that a group which came now would wait for other work of this lane.
 
-        Its caller's earlier work goes first, and as much of each other caller's.
+        The earlier work of its own caller goes first, and as much work of each other caller.
         """
         if deadline is None or caller not in self._callers:
             return 0.0
@@ -166,7 +179,7 @@ class Lane:
         return min(self.tokens, ahead * len(self._callers)) * self._s_per_token
 
     def window(self, max_tokens: float) -> list[Row]:
-        """The most urgent rows, most urgent first, of one version: at least one, up to ``max_tokens``."""
+        """Return the most urgent rows of one version, most urgent first: up to ``max_tokens``, but at least one."""
         heap = [(c.served, *c.queue[0][:2], c, 0) for c in self._callers.values()]
         heapq.heapify(heap)
         rows: list[Row] = []
@@ -189,7 +202,7 @@ class Lane:
         return rows
 
     def take(self, rows: Iterable[Row], now: float) -> None:
-        """These rows run now. Rows whose group was dropped meanwhile are passed over."""
+        """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
         taken = 0
         for group, index in rows:
@@ -206,7 +219,7 @@ class Lane:
         self._count(-taken)
 
     def drop(self, group: Group) -> None:
-        """What still waits of the group is not run."""
+        """Remove the group's waiting rows, which are not run."""
         if group.waiting:
             group.waiting.clear()
             self._remove(group)
@@ -214,15 +227,18 @@ class Lane:
             group.tokens = 0
 
     def expired(self, now: float) -> list[Group]:
-        """Groups whose deadline has passed."""
+        """Return the groups whose deadline has passed."""
         return [group for c in self._callers.values() for group in _expired(c, now)]
 
     def oldest_wait_s(self, now: float) -> float:
-        """How long the most urgent group, or if shorter the lane as a whole, has been waiting for a run."""
+        """Return the seconds since the lane's last run, or since the oldest waiting group came if that is later.
+
+        Of each caller only the most urgent group is looked at.
+        """
         heads = [c.queue[0][2].enqueued for c in self._callers.values()]
         return now - max(min(heads), self.last_taken) if heads else 0.0
 
-    def measure(self) -> None:
+    def set_gauges(self) -> None:
         """Set the gauges that change with time alone."""
         heads = [caller.queue[0][2].enqueued for caller in self._callers.values()]
         self._saturation.set(self._share())
@@ -230,11 +246,12 @@ class Lane:
         self._work.set(self.backlog_s)
 
     def ran(self, tokens: int, seconds: float) -> None:
-        """A run of ``tokens`` of this lane took ``seconds``."""
+        """Note that a run of ``tokens`` of this lane took ``seconds``."""
         pace = seconds / max(1, tokens)
         self._s_per_token += (_NEWEST if self._s_per_token else 1.0) * (pace - self._s_per_token)
 
     def _share(self, more: int = 0) -> float:
+        """Return how much of its nearer bound the lane uses, with ``more`` tokens added."""
         tokens = self.tokens + self._reserved + more
         return max(tokens / self._max_tokens, tokens * self._s_per_token / self._max_s)
 

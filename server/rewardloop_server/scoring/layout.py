@@ -1,8 +1,8 @@
-"""lay out: a run's rows as the arrays that the graph takes.
+"""lay out: makes the arrays that a graph takes from the rows of a run.
 
-Encoder graphs take ``input_ids, attention_mask [, token_type_ids]``; decoder graphs ``input_ids, position_ids, mask,
-ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``: the positions of each response go
-on where the prompt's end, and the mask lets it see the prompt and itself.
+Encoder graphs take ``input_ids, attention_mask [, token_type_ids]``; decoder graphs take ``input_ids, position_ids,
+mask, ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``. In it, the positions of each
+response continue from the prompt's last one, and the mask lets a response see the prompt and itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop.formats.graph_inputs import decoder_rows, encoder_rows, tree_rows, tree_tokens
 from rewardloop.formats.text import Encoded
 from rewardloop_server.scoring.plan import Run
-
-Bools = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int64]
 
 _ENCODER = {"input_ids", "attention_mask"}
 _DECODER = {"input_ids", "position_ids", "mask", "ends"}
@@ -26,8 +24,14 @@ _DECODER = {"input_ids", "position_ids", "mask", "ends"}
 
 @dataclass(frozen=True, slots=True)
 class Feeds:
-    """A run's input, and what it holds: ``rows`` sequences in ``tokens`` tokens, of which ``real_tokens`` are not
-    padding (a prompt that rows share counts once)."""
+    """A run's input.
+
+    Attributes:
+        inputs: The arrays, by the names of the graph's inputs.
+        rows: How many sequences they hold.
+        tokens: How many tokens they hold.
+        real_tokens: How many of these are not padding. A prompt that rows share counts once.
+    """
 
     inputs: dict[str, npt.NDArray[Any]]
     rows: int
@@ -37,7 +41,13 @@ class Feeds:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a graph takes. ``broadcasts_mask``: one mask may stand for all rows."""
+    """What inputs a graph takes.
+
+    Attributes:
+        is_decoder: It takes a decoder's inputs.
+        takes_segments: It takes ``token_type_ids``.
+        broadcasts_mask: One mask may stand for all rows.
+    """
 
     is_decoder: bool
     takes_segments: bool
@@ -45,7 +55,7 @@ class Signature:
 
     @classmethod
     def of(cls, session: Any) -> Signature:
-        """Of an ONNX Runtime session. Raises ValueError when the graph is of neither kind."""
+        """Return the signature of an ONNX Runtime session. Raises ValueError if the graph is of neither kind."""
         inputs = {i.name: i.shape for i in session.get_inputs()}
         outputs = sorted(o.name for o in session.get_outputs())
         taken = set(inputs)
@@ -57,73 +67,17 @@ class Signature:
 
 
 def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int) -> Feeds:
-    """The input of ``run``, whose items index ``rows``."""
-    if not signature.is_decoder:
-        return _encoder_rows([rows[i] for i in run.rows], run.length, signature, pad)
-    if run.kind == "rows":
-        return _decoder_rows([rows[i] for i in run.rows], run.length, signature, pad)
-    return _tree_rows([[rows[i] for i in item] for item in run.items], run.length, pad)
-
-
-def _encoder_rows(rows: Sequence[Encoded], length: int, signature: Signature, pad: int) -> Feeds:
-    ids, lengths = _padded(rows, length, pad)
-    inputs = {"input_ids": ids, "attention_mask": (np.arange(length) < lengths[:, None]).astype(np.int64)}
-    if signature.takes_segments:
-        inputs["token_type_ids"] = segments = np.zeros_like(ids)
-        for i, row in enumerate(rows):
-            if row.token_type_ids is not None:
-                segments[i, : len(row.ids)] = row.token_type_ids
-    return Feeds(inputs, len(rows), ids.size, int(lengths.sum()))
-
-
-def _decoder_rows(rows: Sequence[Encoded], length: int, signature: Signature, pad: int) -> Feeds:
-    """Plainly causal rows: padding is at the end, so no token sees it."""
-    ids, lengths = _padded(rows, length, pad)
-    mask = np.tri(length, dtype=np.bool_)[None, None]
-    if not signature.broadcasts_mask:
-        mask = np.repeat(mask, len(rows), axis=0)
-    inputs = {
-        "input_ids": ids,
-        "position_ids": np.repeat(np.arange(length)[None], len(rows), axis=0),
-        "mask": mask,
-        "ends": np.arange(len(rows)) * length + lengths - 1,
-    }
-    return Feeds(inputs, len(rows), ids.size, int(lengths.sum()))
-
-
-def _tree_rows(items: Sequence[Sequence[Encoded]], length: int, pad: int) -> Feeds:
-    ids = np.full((len(items), length), pad, dtype=np.int64)
-    positions = np.zeros((len(items), length), dtype=np.int64)
-    mask = np.zeros((len(items), 1, length, length), dtype=np.bool_)
-    counting = np.arange(length)
-    causal = np.tri(max(len(row.ids) for item in items for row in item), dtype=np.bool_)
-    ends: list[int] = []
-    real = 0
-    for i, item in enumerate(items):
-        prompt = item[0].prompt_tokens
-        ids[i, :prompt] = item[0].ids[:prompt]
-        positions[i, :prompt] = counting[:prompt]
-        mask[i, 0, :prompt, :prompt] = causal[:prompt, :prompt]
-        start = prompt
-        for row in item:
-            size = len(row.ids) - prompt
-            stop = start + size
-            ids[i, start:stop] = row.ids[prompt:]
-            positions[i, start:stop] = counting[prompt : prompt + size]
-            mask[i, 0, start:stop, :prompt] = True
-            mask[i, 0, start:stop, start:stop] = causal[:size, :size]
-            ends.append(i * length + (stop if size else prompt) - 1)
-            start = stop
-        # Padding sees one token: attention over nothing is not a number, and 0 times that reaches real tokens.
-        mask[i, 0, start:, 0] = True
-        real += start
-    inputs = {"input_ids": ids, "position_ids": positions, "mask": mask, "ends": np.array(ends, dtype=np.int64)}
-    return Feeds(inputs, len(ends), ids.size, real)
-
-
-def _padded(rows: Sequence[Encoded], length: int, pad: int) -> tuple[Integers, Integers]:
-    """``ids`` (rows, length), padded at the end, and how many of each row are real."""
-    ids = np.full((len(rows), length), pad, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-    return ids, np.array([len(row.ids) for row in rows], dtype=np.int64)
+    """Return the input of a run, whose items are indices of ``rows``. ``pad`` is the id of the padding token."""
+    if signature.is_decoder and run.kind != "rows":
+        groups = [[rows[i] for i in item] for item in run.items]
+        inputs = tree_rows(groups, run.length, pad)
+        real = sum(tree_tokens(group) for group in groups)
+        return Feeds(inputs, len(inputs["ends"]), inputs["input_ids"].size, real)
+    sequences = [rows[i] for i in run.rows]
+    if signature.is_decoder:
+        inputs = decoder_rows(sequences, run.length, pad)
+        if not signature.broadcasts_mask:
+            inputs["mask"] = np.repeat(inputs["mask"], len(sequences), axis=0)
+    else:
+        inputs = encoder_rows(sequences, run.length, pad, has_segments=signature.takes_segments)
+    return Feeds(inputs, len(sequences), inputs["input_ids"].size, sum(len(row.ids) for row in sequences))

@@ -1,8 +1,8 @@
-"""plan: how the rows that wait together are cut into runs.
+"""plan: cuts the rows that wait together into runs.
 
-Three ways to run them, mixed freely: padded together, in buckets of like length, and, where the graph is a decoder's
-and rows share their prompt, as *tree rows* ``[prompt, response 1, .., response k]`` that pay for the prompt once. The
-cost model decides.
+Rows may be padded together, or run in buckets of similar length. If the graph is a decoder's and rows share their
+prompt, they may also run as *tree rows* ``[prompt, response 1, .., response k]``, which pay for the prompt once. A plan
+may mix all of these; the cost model decides.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ import numpy as np
 from rewardloop.formats.text import Encoded
 from rewardloop_server.scoring.cost import CostModel
 
-# A tree row may cost as much as this many of its rows alone, whatever a run may cost: who comes behind it waits that
-# much longer, and its rows one by one would cost more in all.
+# A tree row may cost as much as this many runs of its longest row alone, even above the limit of a run. Requests behind
+# it wait that much longer, but its rows one by one would cost more in all.
 _TREE_ROWS = 4
 
-# Attention holds heads * tokens**2 scores of a row at once: 12 heads of 4096 tokens are 800 MB.
+# Attention holds heads * tokens**2 scores of a row at once. For 12 heads and 4096 tokens these are 800 MB.
 _MOST_TREE_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call of the graph. ``items``: for each row of its input the indices of the batch's rows that it holds, more
-    than one in a tree row. ``length``: tokens of the longest item. ``cost_s``: seconds, by the cost model."""
+    """One call of the graph.
+
+    Attributes:
+        items: For each row of the input the indices of the sequences that it holds, more than one in a tree row.
+        length: Tokens of the longest item.
+        cost_s: Estimated seconds.
+    """
 
     items: tuple[tuple[int, ...], ...]
     length: int
@@ -37,24 +42,25 @@ class Run:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Indices of the rows, in the order in which the run gives their logits."""
+        """Indices of the sequences, in the order in which the run gives their logits."""
         return tuple(i for item in self.items for i in item)
 
     @property
     def kind(self) -> Literal["rows", "tree"]:
+        """Whether the run has tree rows."""
         return "tree" if any(len(item) > 1 for item in self.items) else "rows"
 
     @property
     def tokens(self) -> int:
-        """Padding included."""
+        """Tokens of the input, padding included."""
         return len(self.items) * self.length
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a run may cost and how many tokens it may have, padding included; a single row may always run.
+    """The most estimated seconds and tokens, padding included, of one run.
 
-    A single tree row may cost four times what its longest row does, where that is more.
+    A single row may always run, and a single tree row may take four times as long as its longest row.
     """
 
     seconds: float = math.inf
@@ -65,19 +71,29 @@ NO_LIMIT = Limit()
 
 
 def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: Limit = NO_LIMIT) -> list[Run]:
-    """Every row in exactly one run, at the least cost found: never above that of one padded run, of each row alone, of
-    the best buckets, or of all shared prompts in tree rows, so far as these keep the limit.
+    """Put every row into exactly one run, at the least cost that is found.
 
-    ``trees``: the graph takes tree rows. Runs come in the order of their first row, so the first holds row 0.
+    The cost is never above that of one padded run, of a run for each row, of the best buckets, or of tree rows for all
+    shared prompts, as far as these keep the limit.
+
+    Args:
+        rows: The sequences.
+        cost: Estimates a run's seconds.
+        trees: The graph takes tree rows.
+        limit: Bounds of one run.
+
+    Returns:
+        The runs in the order of their first row, so that the first run holds row 0.
     """
-    if len(rows) == 1:  # every run of an idle service: nothing to search
+    if len(rows) == 1:  # as in every run of an idle service: there is nothing to search
         length = len(rows[0].ids)
         return [Run(((0,),), length, cost.run_s(1, length))]
     groups = _by_prompt(rows) if trees and len(rows) > 1 else [(0, [i]) for i in range(len(rows))]
     longest = [_longest_tree(rows, members, cost, limit) for _, members in groups]
     choices = {tuple(len(members) for _, members in groups)}
     if len(groups) < len(rows):
-        # A tree row's share of a run's fixed cost depends on what it will share the run with: nothing, or all of it.
+        # How much of a run's fixed cost a tree row bears depends on what else is in its run, so several charges are
+        # tried.
         for charge_s in (0.0, cost.fixed_s, math.inf):
             counts = (
                 _tree_rows(rows, *group, cost, charge_s, most) for group, most in zip(groups, longest, strict=True)
@@ -90,12 +106,14 @@ def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: L
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """One row of an input: the sequences that it holds, and its tokens."""
+
     rows: tuple[int, ...]
     length: int
 
 
 def _by_prompt(rows: Sequence[Encoded]) -> list[tuple[int, list[int]]]:
-    """Rows that share their prompt: its length in tokens and their indices. Nothing is shared with an empty prompt."""
+    """Group rows that share their prompt: the prompt's tokens, and the rows' indices. An empty prompt is not shared."""
     groups: dict[tuple[int, ...], list[int]] = {}
     alone = []
     for index, row in enumerate(rows):
@@ -107,7 +125,7 @@ def _by_prompt(rows: Sequence[Encoded]) -> list[tuple[int, list[int]]]:
 
 
 def _longest_tree(rows: Sequence[Encoded], members: list[int], cost: CostModel, limit: Limit) -> float:
-    """The most tokens of a tree row of these rows."""
+    """Return the most tokens that a tree row of these rows may have."""
     alone_s = cost.run_s(1, max(len(rows[i].ids) for i in members))
     return min(cost.longest(max(limit.seconds, _TREE_ROWS * alone_s)), limit.tokens, _MOST_TREE_TOKENS)
 
@@ -115,9 +133,10 @@ def _longest_tree(rows: Sequence[Encoded], members: list[int], cost: CostModel, 
 def _tree_rows(
     rows: Sequence[Encoded], prompt: int, members: list[int], cost: CostModel, charge_s: float, longest: float
 ) -> int:
-    """Into how many tree rows, of like length, a group is best cut when each costs ``charge_s`` beside its tokens.
+    """Return into how many tree rows of similar length a group is best cut.
 
-    ``n`` of them cost ``n * (charge + row_s(prompt)) + per_token2 * responses**2 / n`` and what does not depend on n.
+    Each costs ``charge_s`` beside its tokens. So ``n`` of them cost ``n * (charge_s + row_s(prompt)) + per_token2 *
+    responses**2 / n``, and a part that does not depend on ``n``.
     """
     count = len(members)
     responses = sum(len(rows[i].ids) - prompt for i in members)
@@ -145,7 +164,7 @@ def _items(
 
 
 def _deal(rows: Sequence[Encoded], prompt: int, members: list[int], count: int) -> list[_Item]:
-    """Longest response first, each to the tree row that is shortest so far."""
+    """Deal a group's rows out, the longest response first, each to the tree row that is shortest so far."""
     if count == len(members):
         return [_Item((i,), len(rows[i].ids)) for i in members]
     heap: list[tuple[int, int]] = [(prompt, n) for n in range(count)]
@@ -159,11 +178,11 @@ def _deal(rows: Sequence[Encoded], prompt: int, members: list[int], count: int) 
 
 
 def _partition(items: list[_Item], cost: CostModel, limit: Limit) -> list[Run]:
-    """The cheapest runs of the items within the limit.
+    """Return the cheapest runs of the items within the limit.
 
-    With the items sorted by length, some cheapest partition has contiguous runs: exchanging items between two runs so
-    that the longer ones are together pads no run more. So the best partition of the items from ``i`` on is the best
-    first run ``i:j`` plus the best partition from ``j`` on.
+    If the items are sorted by length, some cheapest partition has contiguous runs, because exchanging items between
+    two runs so that the longer ones are together pads no run more. So the best partition of the items from ``i`` on is
+    the best first run ``i:j`` and the best partition from ``j`` on.
     """
     items = sorted(items, key=lambda item: -item.length)
     n = len(items)

@@ -1,5 +1,7 @@
-"""Threads that compute step back before the one that answers: a core that they fill is given up the moment a request
-comes, where it would otherwise wait for the scheduler's next turn (some 4 ms on Linux)."""
+"""Lowers the priority of threads that compute, so that the thread which answers requests gets a core at once.
+
+Otherwise a request would wait for the scheduler's next turn, which takes some 4 ms on Linux.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ import threading
 
 
 def step_back(nice: int) -> None:
-    """Raise the calling thread's niceness by ``nice``, 0 to 19; threads that it starts from now on have it too.
+    """Raise the niceness of the calling thread, and of threads that it starts from now on, by ``nice`` (0 to 19).
 
-    On Linux alone, where niceness is a thread's; elsewhere it would be the whole process's, and nothing is done.
+    This is done on Linux alone, where each thread has its own niceness. Elsewhere it would be the whole process's.
     """
     if nice and sys.platform == "linux":
         thread = threading.get_native_id()

@@ -1,7 +1,7 @@
-"""compare: a share of the answered groups is scored again by the shadow version, and only the metrics see it.
+"""compare: scores a share of the answered groups again with the shadow version, for the metrics alone.
 
-Nothing here delays or fails a request: it begins after the reply is made, runs behind all other work, and what it
-cannot keep up with is dropped and counted.
+Nothing here delays or fails a request. A comparison begins after the reply is made and runs behind all other work. If
+comparisons cannot keep up, groups are dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoded
 from rewardloop.v1 import reward_pb2
 from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.calls.vocabulary import AGREEMENTS, Agreement
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
 from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.reply import scores_of
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.versions.host import VersionHost
 
 log = structlog.get_logger()
 
-# Groups whose comparison has begun and not ended; each holds its request and its rows.
+# Most comparisons at once. Each holds its request and its rows in memory.
 _MAX_PENDING = 256
 
 
 class ShadowScorer:
-    """Compares the shadow's scores with those that were given out. Used from the event loop."""
+    """Compares the shadow version's scores with those that callers got. Used from the event loop."""
 
     def __init__(
         self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, metrics: ServerMetrics
@@ -46,12 +48,17 @@ class ShadowScorer:
         request: reward_pb2.ScoreRequest,
         key: bytes,
         live: Manifest,
-        rows: Sequence[Encoded],
+        rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
-        """``request`` was given ``scores`` by the version ``live`` from ``rows``. Compares in its own time, if at all.
+        """Compare a group that was answered, later, if it is in the shadow's share.
 
-        ``key``: the prompt's bytes, by which the share is drawn.
+        Args:
+            request: The group.
+            key: The prompt's bytes, by which the share is drawn.
+            live: The version that answered.
+            rows: What it read.
+            scores: What it gave, calibrated.
         """
         if not self._host.takes_shadow(key):
             return
@@ -67,7 +74,7 @@ class ShadowScorer:
         request: reward_pb2.ScoreRequest,
         key: bytes,
         live: Manifest,
-        rows: Sequence[Encoded],
+        rows: list[Encoded],
         scores: Sequence[float],
     ) -> None:
         with self._host.lease_shadow(key) as model:
@@ -77,16 +84,13 @@ class ShadowScorer:
                 if not reads_alike(live, model.manifest):
                     rows = await self._tokenizers.encode(model.encoder, request, is_bulk=True)
                 scored = await self._batcher.score_shadow(model, rows)
+                if scored is None:
+                    return
+                shadows = scores_of(model, rows, scored.logits)
             except RewardloopError as error:
                 log.warning("shadow not scored", version=model.manifest.version, reason=error.reason)
                 self._metrics.shadow_dropped_total.inc()
                 return
-            if scored is None:
-                return
-            means = scored.logits.astype(float).mean(axis=1).tolist()
-            shadows = [
-                model.calibration.score(mean, row.response_tokens) for mean, row in zip(means, rows, strict=True)
-            ]
         self._observe(scores, shadows)
 
     def _observe(self, live: Sequence[float], shadow: Sequence[float]) -> None:
@@ -94,21 +98,20 @@ class ShadowScorer:
             self._metrics.shadow_score_difference.observe(after - before)
         if len(live) < 2:
             return
-        count = self._metrics.shadow_order_agreement_total
-        first = "agree" if best(live) == best(shadow) else "disagree"
-        count.labels(order="best", outcome=first).inc()
+        first: Agreement = "agree" if best(live) == best(shadow) else "disagree"
+        self._metrics.compared("best", first, 1)
         for outcome, pairs in pair_agreement(live, shadow).items():
-            count.labels(order="pair", outcome=outcome).inc(pairs)
+            self._metrics.compared("pair", outcome, pairs)
 
 
 def best(scores: Sequence[float]) -> int:
-    """Index of the highest score; the first of equals."""
+    """Return the index of the highest score; of equal scores the first."""
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
-def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[str, int]:
-    """How many pairs of responses both order the same way; a pair that either holds equal is no order, not counted."""
-    counts = {"agree": 0, "disagree": 0}
+def pair_agreement(live: Sequence[float], shadow: Sequence[float]) -> dict[Agreement, int]:
+    """Count the pairs of responses that both versions order, by whether they agree. Equal scores are no order."""
+    counts: dict[Agreement, int] = dict.fromkeys(AGREEMENTS, 0)
     for i, j in combinations(range(len(live)), 2):
         product = (live[i] - live[j]) * (shadow[i] - shadow[j])
         if product:

@@ -1,4 +1,4 @@
-"""The stages of a scored group as spans of its RPC. Imported only where tracing is on."""
+"""Records the stages of a scored group as spans of its RPC. Imported only if tracing is on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from rewardloop_server.scoring.lane import Scored
 
 
 def trace_stages(manifest: Manifest, lane: str, rows: int, tokenize_s: float, total_s: float, scored: Scored) -> None:
-    """Made when all is known: tokenize, queue and run, one after another, ``total_s`` before now."""
+    """Record the spans of tokenize, queue and run after the group is scored.
+
+    Args:
+        manifest: The version that scored it.
+        lane: The lane in which it waited.
+        rows: How many responses it has.
+        tokenize_s: Seconds of tokenizing.
+        total_s: Seconds since it was validated.
+        scored: The outcome of the batch.
+    """
     began = time.time_ns() - int(total_s * 1e9)
     trace.get_current_span().add_event("validated", timestamp=began)
     attributes: dict[str, str | int] = {

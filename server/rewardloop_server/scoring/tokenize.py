@@ -1,4 +1,4 @@
-"""tokenize: prompts and responses to ids, in threads of their own."""
+"""tokenize: turns prompts and responses into ids, in threads of its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from rewardloop.formats.text import Encoded, Encoder, turns
 from rewardloop.v1 import reward_pb2
 
-# Single requests up to this many bytes are tokenized where they arrive when no other waits: 360 bytes, 64 tokens, took
-# 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).
+# A single request of up to this many bytes is tokenized on the event loop if no other waits. 360 bytes, which are 64
+# tokens, took 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).
 _INLINE_BYTES = 512
 
-# Most bytes of text that go to a thread at once, so that the threads share a flood and nothing waits long for its turn.
+# Most bytes of text that go to a thread at once, so that the threads share a flood and no request waits long.
 _JOB_BYTES = 32 * 1024
 
 
@@ -28,9 +28,9 @@ class _Pending:
 
 
 class TokenizePool:
-    """``threads`` threads that tokenize; the tokenizer releases the interpreter lock while it works.
+    """Tokenizes in ``threads`` threads; the tokenizer releases the interpreter lock while it works.
 
-    Work-conserving: what comes while all threads are busy goes to the next free one together, in one hop.
+    It is work-conserving: requests that come while all threads are busy go to the next free thread together.
     """
 
     def __init__(self, threads: int) -> None:
@@ -40,13 +40,16 @@ class TokenizePool:
 
     @property
     def waiting(self) -> int:
-        """Requests that no thread has taken yet."""
+        """How many requests no thread has taken yet."""
         return len(self._pending)
 
     async def encode(
         self, encoder: Encoder, request: reward_pb2.ScoreRequest, *, is_bulk: bool = False
     ) -> list[Encoded]:
-        """One sequence for each response, in order. ``is_bulk``: one of many, which go to the threads together."""
+        """Return one sequence for each response, in order.
+
+        ``is_bulk`` says that the request is one of many, which go to the threads together.
+        """
         if not is_bulk and not self._pending and request.ByteSize() <= _INLINE_BYTES:
             return _encode(encoder, [request])[0]
         loop = asyncio.get_running_loop()
@@ -60,7 +63,7 @@ class TokenizePool:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _start(self) -> None:
-        """Give the idle threads what waits."""
+        """Give waiting requests to the idle threads."""
         while self._idle and self._pending:
             job = [self._pending.popleft()]
             size = job[0].request.ByteSize()

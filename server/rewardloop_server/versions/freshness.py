@@ -1,4 +1,4 @@
-"""feedback to live: how long a signal took until a version that learned from it answered a request."""
+"""Measures the time from a signal to the first request that is answered by a version which learned from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class Freshness:
-    """Observes each version once across all replicas, when it first answers a request."""
+    """Measures each version once across all replicas, when it first answers a request."""
 
     def __init__(self, redis: Redis, metrics: ServerMetrics) -> None:
         self._redis = redis
@@ -26,7 +26,7 @@ class Freshness:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answered(self, manifest: Manifest) -> None:
-        """A request was answered by this version just now. Cheap after the first time."""
+        """Note that this version has just answered a request. This is cheap after the version's first time."""
         if manifest.digest in self._answered:
             return
         self._answered.add(manifest.digest)

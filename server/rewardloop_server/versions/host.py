@@ -1,8 +1,8 @@
-"""swap: one model's versions in this process - load beside, warm, switch, drain, free.
+"""swap: the versions of one model in this process, which are loaded, warmed, switched to, drained and freed.
 
-A version is leased for as long as a request needs it. A switch is one assignment on the event loop: requests
-admitted before it finish on the old version, requests after it get the new one, and a version that is not to stay
-is freed when its last lease ends.
+A request leases a version for as long as it needs it. A switch is one assignment on the event loop. Requests that were
+admitted before it finish on the old version, and later ones get the new version. A version that is not to stay is
+freed when its last lease ends.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     UnsafeVersionError,
     UntrustedVersionError,
+    VersionRefused,
 )
-from rewardloop_server.versions.pointer import ROLES, Active, ActivePointer, Role, Share
+from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
+from rewardloop_server.versions.pointer import Active, ActivePointer, Share
 from rewardloop_server.versions.residents import L, Residents
 
 log = structlog.get_logger()
@@ -45,13 +47,19 @@ _MAX_REDIS_PAUSE_S = 2.0
 
 
 class VersionHost(Generic[L]):
-    """Serves one model ("reward" or "policy") and follows its pointer.
+    """Serves one model and follows its pointer.
 
-    ``load(manifest, directory)`` runs in one of ``load_threads``, returns a warm version or raises NotLoadable.
-    ``on_switch(previous or None, manifest, seconds)`` is told of each switch and how long the version took to load.
-    ``on_residents(model, versions by state)`` is told what is in memory after each change.
-    ``on_refused(model, reason)`` is told of each version that was not taken.
-    ``resident_versions``: most versions in memory, those that cannot be freed yet aside.
+    Args:
+        model: The model's name, "reward" or "policy".
+        store: Where its versions are.
+        load: Called with a manifest and a folder, in one of ``load_threads``. Returns a warm version, or raises
+            NotLoadable.
+        on_switch: Called after each switch with the manifest before (or None), the new one, and the seconds that the
+            new version took to load.
+        on_residents: Called after each change with the model and the number of versions in memory by role.
+        resident_versions: Most versions in memory, not counting those that are leased and wait to be freed.
+        load_threads: Where versions are loaded. None for the event loop's own threads.
+        on_refused: Called with the model and the reason for each version that was not taken.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class VersionHost(Generic[L]):
         self._on_residents = on_residents
         self._on_refused = on_refused
         self._residents: Residents[L] = Residents(model, resident_versions)
-        self._load_s: dict[str, float] = {}  # of versions that were loaded and not active since
+        self._load_s: dict[str, float] = {}  # seconds of loading, of versions that were not active since
         self._warming: str | None = None
         self._followed: Active | None = None  # the pointer as it was last read
         self._one_at_a_time = asyncio.Lock()
@@ -84,38 +92,47 @@ class VersionHost(Generic[L]):
         return self._residents.active
 
     def state(self, version: str) -> model_pb2.VersionState:
-        """State of a version in this process."""
+        """Return the state of a version in this process."""
         if (state := self._residents.state(version)) is not None:
             return state
         return model_pb2.VERSION_STATE_WARMING if self._warming == version else model_pb2.VERSION_STATE_STORED
 
     @contextmanager
     def lease(self, pin: str | None = None, min_version: int | None = None, key: bytes = b"") -> Iterator[L]:
-        """The version that scores a request, kept alive until the block ends.
+        """Lease the version that serves a request; it stays in memory until the block ends.
 
-        ``pin``: exactly this version, by number or digest; any that is resident. Otherwise the canary when ``key``
-        (the prompt's bytes) falls into its share, else the active version; the other of the two where only that is
-        ``min_version`` or later. Raises NoModel when none is active, UnknownVersion when none is as asked.
+        Without ``pin`` it is the canary if ``key`` falls into the canary's share, else the active version. If only the
+        other of the two is ``min_version`` or later, it is that one.
+
+        Args:
+            pin: The number or the digest of the resident version to use.
+            min_version: The least number that the version may have.
+            key: The prompt's bytes.
+
+        Raises:
+            NoModel: No version is active.
+            UnknownVersion: No version is as asked for.
         """
         with self._residents.lease(pin, min_version, key) as loaded:
             yield loaded
 
     @contextmanager
     def lease_shadow(self, key: bytes) -> Iterator[L | None]:
-        """The shadow, kept alive until the block ends; None: there is none, or ``key`` is not in its share."""
+        """Lease the shadow version, or None if there is none or ``key`` is not in its share."""
         with self._residents.lease_shadow(key) as loaded:
             yield loaded
 
     def takes_shadow(self, key: bytes) -> bool:
-        """Whether `lease_shadow` would give a version."""
+        """Return whether `lease_shadow` would give a version."""
         return self._residents.takes_shadow(key)
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """The block in which alone `warm`, `activate`, `assign` and `end` are called; one at a time.
+        """Enter the block in which `warm`, `activate`, `assign` and `end` may be called. There is one block at a time.
 
-        A change is made in the order warm, pointer, switch: a failure before the pointer moved changes nothing, one
-        after it is mended by `follow`, which waits for the block's end. What got no role in the block is freed.
+        A change warms the version, moves the pointer, and then switches. A failure before the pointer has moved
+        changes nothing. A failure after it is mended by `follow`, which waits for the block's end. A version that got
+        no role in the block is freed.
         """
         async with self._one_at_a_time:
             try:
@@ -127,10 +144,9 @@ class VersionHost(Generic[L]):
                 self._on_residents(self.model, Counter(states.values()))
 
     async def warm(self, version: str) -> Manifest:
-        """Load, verify and warm ``version`` beside what serves. No-op when it is resident.
+        """Load, verify and warm a version beside those that serve, unless it is resident already.
 
-        Raises UnknownVersion, CorruptVersionError, UnsafeVersionError, UntrustedVersionError or NotLoadable; nothing
-        changes then.
+        Raises UnknownVersion or VersionRefused, and then nothing changes.
         """
         if (resident := self._residents.manifest(version)) is not None:
             return resident
@@ -141,7 +157,7 @@ class VersionHost(Generic[L]):
             loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
-        except RewardloopError as error:
+        except VersionRefused as error:
             self._on_refused(self.model, error.reason)
             log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
             raise
@@ -152,7 +168,7 @@ class VersionHost(Generic[L]):
         return loaded.manifest
 
     def activate(self, version: str) -> None:
-        """Serve a warm version from now on, and end canary and shadow."""
+        """Serve a warm version from now on, and end the canary and the shadow."""
         previous = self.active
         self._residents.activate(version)
         manifest = self.active
@@ -170,18 +186,21 @@ class VersionHost(Generic[L]):
         self._switched.set()
         self._switched = asyncio.Event()
 
-    def assign(self, role: Role, holder: Share) -> None:
+    def assign(self, role: VersionRole, holder: Share) -> None:
         """Give the role to a warm version."""
         self._residents.assign(role, holder)
         log.info("role given", model=self.model, role=role, version=holder.version, share=holder.share)
 
-    def end(self, role: Role) -> None:
-        """Take the role from whoever has it."""
+    def end(self, role: VersionRole) -> None:
+        """End the role, whichever version has it."""
         self._residents.end(role)
         log.info("role ended", model=self.model, role=role)
 
     async def changes(self) -> AsyncIterator[Manifest]:
-        """The active manifest (once there is one), then each one after a switch; skips what a slow reader missed."""
+        """Yield the active manifest once there is one, then the active one after each switch.
+
+        A slow reader gets only the latest of several switches.
+        """
         seen: Manifest | None = None
         while True:
             while (current := self.active) is None or current is seen:
@@ -190,12 +209,12 @@ class VersionHost(Generic[L]):
             yield current
 
     async def follow(self, pointer: ActivePointer, poll_s: float) -> None:
-        """Converge on the pointer until cancelled; a store's newest version becomes active where none is.
+        """Follow the pointer until cancelled. If no version is active, the store's newest becomes active.
 
-        A pointer that Redis lost is put back as this process last read it: what serves goes on serving, and what was
-        rolled back stays so.
-        Redis away or a version that does not load: logged, retried ever more slowly, what serves goes on. A pointer
-        that moves on from such a version is followed at once.
+        If Redis lost the pointer, it is put back as this process last read it. So the version that serves goes on
+        serving, and one that was rolled back does not return. If Redis is away or a version does not load, that is
+        logged and tried again at growing intervals, while the version that serves goes on. A pointer that moves on from
+        a version which does not load is followed at once.
         """
         pause, retry_at, given_up = poll_s, 0.0, None
         while True:
@@ -213,6 +232,7 @@ class VersionHost(Generic[L]):
             await asyncio.sleep(min(pause, _MAX_REDIS_PAUSE_S) if wanted is None else poll_s)
 
     async def _wanted(self, pointer: ActivePointer) -> Active | None:
+        """Return the pointer. Put it back if Redis lost it; let it begin at the newest version if it never was set."""
         if (active := await pointer.read(self.model)) is not None:
             self._followed = active
             return active
@@ -229,12 +249,12 @@ class VersionHost(Generic[L]):
         return await pointer.read(self.model)
 
     async def _converge(self, wanted: Active) -> None:
-        """A canary or shadow that does not load keeps neither the other nor the active version from its place."""
+        """Load what the pointer names. A canary or shadow that does not load does not keep others from their roles."""
         if self.active is None or self.active.version != wanted.version:
             await self.warm(wanted.version)
             self.activate(wanted.version)
         failures: list[RewardloopError] = []
-        for role in ROLES:
+        for role in VERSION_ROLES:
             holder = wanted.beside(role)
             if holder == self._residents.beside(role):
                 continue
@@ -250,21 +270,21 @@ class VersionHost(Generic[L]):
             raise failures[0]
 
     def _fetch_and_load(self, version: str) -> L:
-        """Raises VersionNotFound, and a RewardloopError for whatever else is the matter."""
+        """Fetch and load a version. Raises VersionNotFound, and VersionRefused for every other failure."""
         try:
             return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
         except CorruptVersion as error:
             raise refusal(error) from error
         except (VersionNotFound, RewardloopError):
             raise
-        except Exception as error:  # whatever a file makes a loader do is that version's failure, not this process's
+        except Exception as error:  # any exception that a file causes is that version's failure, not the process's
             log.exception("loading failed", model=self.model, version=version)
             reason = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"
             raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
 
 
-def refusal(error: CorruptVersion) -> RewardloopError:
-    """What a caller is told of a version that the store does not give out."""
+def refusal(error: CorruptVersion) -> VersionRefused:
+    """Return the error that a caller gets for a version that the store refuses."""
     if isinstance(error, UntrustedVersion):
         return UntrustedVersionError(str(error))
     return UnsafeVersionError(str(error)) if isinstance(error, UnsafeVersion) else CorruptVersionError(str(error))

@@ -1,4 +1,4 @@
-"""Which versions of each model serve everywhere: one pointer a model, in Redis, that every replica follows."""
+"""The pointer of each model, in Redis, which names the versions that serve. Every replica follows it."""
 
 from __future__ import annotations
 
@@ -6,83 +6,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import Overtaken
-from rewardloop_server.calls.redis_link import redis_errors
-
-Role: TypeAlias = Literal["canary", "shadow"]
-ROLES: tuple[Role, ...] = ("canary", "shadow")
+from rewardloop_server.calls.redis_link import redis_errors, script_text
+from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
 
 _MAX_PREVIOUS = 20
 _MAX_REASON_CHARS = 1000
 
-# KEYS[1]  rewardloop:{models}:active   hash: model name to the JSON that `keys` describes
-# KEYS[2]  rewardloop:{models}:promoted_by
-# ARGV     model, version, reason, time of the change, most previous versions kept,
-#          for a rollback the version that must be active, else '', and the epoch of a leader who asks, else 0
-# Returns  the version that was active before (nil: none), and 1 when the pointer is at `version` now, -1 when a later
-#          leader's promotion was taken
-# A promotion puts the version before it on the list of previous ones; a rollback takes its target off, so that a
-# second rollback goes further back and not forward again. Both end a canary and a shadow, which are left unwritten;
-# so does promoting the active version, which changes nothing else.
-_MOVE = """
-local raw = redis.call('HGET', KEYS[1], ARGV[1])
-local old = raw and cjson.decode(raw)
-local before, previous = false, {}
-if old then before, previous = old.version, old.previous end
-local epoch = tonumber(ARGV[7])
-if epoch > 0 then
-    if tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or 0) > epoch then return {before, -1} end
-    redis.call('HSET', KEYS[2], ARGV[1], ARGV[7])
-end
-if ARGV[6] == '' and old and before == ARGV[2] and not old.canary and not old.shadow then return {before, 1} end
-if ARGV[6] ~= '' then
-    if before ~= ARGV[6] or previous[1] ~= ARGV[2] then return {before, 0} end
-    table.remove(previous, 1)
-elseif before and before ~= ARGV[2] then
-    table.insert(previous, 1, before)
-    while #previous > tonumber(ARGV[5]) do table.remove(previous) end
-end
-local list = #previous > 0 and cjson.encode(previous) or '[]'
-redis.call('HSET', KEYS[1], ARGV[1],
-    '{"version":' .. cjson.encode(ARGV[2]) .. ',"previous":' .. list ..
-    ',"changed_at":' .. cjson.encode(ARGV[4]) .. ',"reason":' .. cjson.encode(ARGV[3]) .. '}')
-return {before, 1}
-"""
-
-# KEYS[1]  as above
-# ARGV     model, role, the role's JSON (empty: end it), version (empty: end it), reason, time of the change
-# Returns  1 when the role is as asked, 0 when the version is the active one or the model has none
-# The rest of the value is kept as it is: cjson would turn an empty list into an object.
-_ASSIGN = """
-local raw = redis.call('HGET', KEYS[1], ARGV[1])
-if not raw then return 0 end
-local old = cjson.decode(raw)
-if old.version == ARGV[4] then return 0 end
-local list = #old.previous > 0 and cjson.encode(old.previous) or '[]'
-local value = '{"version":' .. cjson.encode(old.version) .. ',"previous":' .. list ..
-    ',"changed_at":' .. cjson.encode(ARGV[6]) .. ',"reason":' .. cjson.encode(ARGV[5])
-for _, role in ipairs({'canary', 'shadow'}) do
-    local held = ''
-    if role == ARGV[2] then
-        held = ARGV[3]
-    elseif old[role] then
-        held = string.format('{"version":%s,"share":%.17g}', cjson.encode(old[role].version), old[role].share)
-    end
-    if held ~= '' then value = value .. ',"' .. role .. '":' .. held end
-end
-redis.call('HSET', KEYS[1], ARGV[1], value .. '}')
-return 1
-"""
+_MOVE = script_text(__package__, "move.lua")
+_ASSIGN = script_text(__package__, "assign.lua")
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A version beside the active one, and its share of the requests, above 0 and at most 1."""
+    """A version beside the active one, and its share of the requests: above 0, at most 1."""
 
     version: str
     share: float
@@ -90,7 +32,14 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """A model's active version, those that a rollback goes back to, newest first, and who stands beside it."""
+    """A model's pointer.
+
+    Attributes:
+        version: The active version.
+        previous: The versions that rollbacks go back to, newest first.
+        canary: The canary and its share, if there is one.
+        shadow: The shadow and its share, if there is one.
+    """
 
     version: str
     previous: tuple[str, ...] = ()
@@ -102,12 +51,13 @@ class Active:
         """The version that was active before this one."""
         return self.previous[0] if self.previous else None
 
-    def beside(self, role: Role) -> Share | None:
+    def beside(self, role: VersionRole) -> Share | None:
+        """Return the holder of the role."""
         return self.canary if role == "canary" else self.shadow
 
 
 class ActivePointer:
-    """Reads and moves the pointers. Every method raises RedisUnavailable when Redis is away."""
+    """Reads and moves the pointers. Every method raises RedisUnavailable if Redis is away."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -115,19 +65,26 @@ class ActivePointer:
         self._assign = redis.register_script(_ASSIGN)
 
     async def read(self, model: str) -> Active | None:
-        """None: no version was ever active."""
+        """Return the model's pointer, or None if no version was ever active."""
         with redis_errors():
             raw = await self._redis.hget(keys.ACTIVE, model)
             if raw is None:
                 return None
             value = json.loads(raw)
-            shares = {role: _share(value.get(role)) for role in ROLES}
+            shares = {role: _share(value.get(role)) for role in VERSION_ROLES}
             return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
 
     async def move(self, model: str, version: str, reason: str, leader_epoch: int = 0) -> str | None:
-        """Make ``version`` active and end canary and shadow; returns the version before.
+        """Make a version active, end the canary and the shadow, and return the version that was active before.
 
-        ``leader_epoch``: of a trainer that asks as the leader. Raises Overtaken when a later leader's move was taken.
+        Args:
+            model: The model's name.
+            version: The version to make active.
+            reason: Why, for the record.
+            leader_epoch: The epoch of a trainer that asks as the leader; 0 if nobody asks as a leader.
+
+        Raises:
+            Overtaken: A later leader has promoted a version of the model.
         """
         before, outcome = await self._run(model, version, reason, must_be_active="", leader_epoch=leader_epoch)
         if outcome < 0:
@@ -135,32 +92,32 @@ class ActivePointer:
         return before
 
     async def move_back(self, model: str, version: str, target: str, reason: str) -> bool:
-        """Go from ``version`` back to its rollback target, and end canary and shadow.
+        """Go back from ``version`` to its rollback target, and end the canary and the shadow.
 
-        False when the pointer was moved meanwhile.
+        Returns False, and changes nothing, if the pointer has moved meanwhile.
         """
         _, outcome = await self._run(model, target, reason, must_be_active=version)
         return bool(outcome)
 
-    async def assign(self, model: str, role: Role, holder: Share, reason: str) -> bool:
-        """Give the role to ``holder``; False when its version is the active one, or none is active."""
+    async def assign(self, model: str, role: VersionRole, holder: Share, reason: str) -> bool:
+        """Give the role to a version. Returns False if that version is the active one, or none is active."""
         return await self._set_role(model, role, holder, reason)
 
-    async def end(self, model: str, role: Role, reason: str) -> None:
-        """Take the role from whoever has it."""
+    async def end(self, model: str, role: VersionRole, reason: str) -> None:
+        """End the role, whichever version has it."""
         await self._set_role(model, role, None, reason)
 
     async def initialise(self, model: str, version: str) -> None:
-        """Make ``version`` active unless the model has an active one."""
+        """Make a version active unless the model has an active version."""
         value = {"version": version, "previous": [], "changed_at": _now(), "reason": "first version"}
         with redis_errors():
             await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value))
 
     async def restore(self, model: str, active: Active) -> bool:
-        """Put back a pointer that Redis lost; False when it has one."""
+        """Put back a pointer that Redis lost. Returns False if Redis has one."""
         value: dict[str, Any] = {"version": active.version, "previous": list(active.previous), "changed_at": _now()}
         value["reason"] = "put back after Redis lost it"
-        for role in ROLES:
+        for role in VERSION_ROLES:
             if (holder := active.beside(role)) is not None:
                 value[role] = {"version": holder.version, "share": holder.share}
         with redis_errors():
@@ -177,7 +134,7 @@ class ActivePointer:
             )
             return (None if before is None else before.decode()), int(outcome)
 
-    async def _set_role(self, model: str, role: Role, holder: Share | None, reason: str) -> bool:
+    async def _set_role(self, model: str, role: VersionRole, holder: Share | None, reason: str) -> bool:
         held = "" if holder is None else json.dumps({"version": holder.version, "share": holder.share})
         version = "" if holder is None else holder.version
         with redis_errors():

@@ -1,6 +1,6 @@
-"""Which versions of one model are in memory, and which of them scores a request.
+"""The versions of one model that are in memory, and the choice among them for a request.
 
-Everything here happens on the event loop and waits for nothing, so a request sees one state of it.
+Everything here happens on the event loop without waiting, so a request sees one consistent state.
 """
 
 from __future__ import annotations
@@ -13,32 +13,29 @@ from typing import Generic, Protocol, TypeVar
 from rewardloop.formats.store import Manifest
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls.errors import NoModel, UnknownVersion
-from rewardloop_server.versions.pointer import ROLES, Role, Share
+from rewardloop_server.calls.vocabulary import RESIDENT_ROLES, VERSION_ROLES, VersionRole
+from rewardloop_server.versions.pointer import Share
 
-_STATES = {
-    "active": model_pb2.VERSION_STATE_ACTIVE,
-    "canary": model_pb2.VERSION_STATE_CANARY,
-    "shadow": model_pb2.VERSION_STATE_SHADOW,
-    "warm": model_pb2.VERSION_STATE_WARM,
-    "draining": model_pb2.VERSION_STATE_DRAINING,
+_STATES: dict[str, model_pb2.VersionState] = {
+    role: getattr(model_pb2, f"VERSION_STATE_{role.upper()}") for role in RESIDENT_ROLES
 }
 
 
 class Loaded(Protocol):
-    """A version in memory, warm."""
+    """A warm version in memory."""
 
     @property
     def manifest(self) -> Manifest: ...
 
     def close(self) -> None:
-        """Free its memory; called once, after its last lease."""
+        """Free the memory. Called once, after the last lease."""
 
 
 L = TypeVar("L", bound=Loaded)
 
 
 class _Slot(Generic[L]):
-    """A loaded version and how many leases it has; one is ours while it is to stay."""
+    """A loaded version and the number of its leases. `Residents` itself holds one while the version is to stay."""
 
     __slots__ = ("leases", "loaded")
 
@@ -52,10 +49,11 @@ class _Slot(Generic[L]):
 
 
 class Residents(Generic[L]):
-    """The versions in memory: the active one, canary and shadow, and those kept warm.
+    """The versions in memory: the active one, the canary, the shadow, and those that are kept warm.
 
-    Versions that had a role lately and share their graph with one that has a role (a trunk and its deltas) stay
-    warm, at most ``keep`` versions with those that have a role. `settle` frees the others, each after its last lease.
+    A version stays warm if it had a role lately and shares its graph with a version that has one, as a trunk and its
+    deltas do. With those that have a role, at most ``keep`` versions stay. `settle` frees the others, each after its
+    last lease.
     """
 
     def __init__(self, model: str, keep: int) -> None:
@@ -64,18 +62,22 @@ class Residents(Generic[L]):
         self._slots: dict[str, _Slot[L]] = {}
         self._draining: dict[str, _Slot[L]] = {}
         self._active: _Slot[L] | None = None
-        self._beside: dict[Role, Share] = {}
-        self._recent: list[str] = []  # newest role first
+        self._beside: dict[VersionRole, Share] = {}
+        self._recent: list[str] = []  # versions that had a role, the latest first
 
     @property
     def active(self) -> Manifest | None:
         return self._active.loaded.manifest if self._active else None
 
-    def beside(self, role: Role) -> Share | None:
+    def beside(self, role: VersionRole) -> Share | None:
+        """Return the holder of the role."""
         return self._beside.get(role)
 
     def manifest(self, version: str) -> Manifest | None:
-        """Of a resident version. One that is draining becomes resident again: it need not be loaded anew."""
+        """Return the manifest of a version in memory, or None.
+
+        A draining version becomes resident again by this, so that it need not be loaded anew.
+        """
         if (slot := self._draining.pop(version, None)) is not None:
             slot.leases += 1
             self._slots[version] = slot
@@ -83,25 +85,26 @@ class Residents(Generic[L]):
         return found.loaded.manifest if found else None
 
     def add(self, loaded: L) -> None:
-        """Takes it over; it has no role yet, and the next `settle` frees it unless it gets one."""
+        """Take over a loaded version. The next `settle` frees it unless it gets a role before."""
         self._slots[loaded.manifest.version] = _Slot(loaded)
 
     def activate(self, version: str) -> None:
-        """Serve a resident version from now on; canary and shadow end."""
+        """Serve a resident version from now on, and end the canary and the shadow."""
         self._active = self._slots[version]
         self._beside.clear()
 
-    def assign(self, role: Role, holder: Share) -> None:
+    def assign(self, role: VersionRole, holder: Share) -> None:
         """Give the role to a resident version."""
         if holder.version not in self._slots:
             raise KeyError(holder.version)
         self._beside[role] = holder
 
-    def end(self, role: Role) -> None:
+    def end(self, role: VersionRole) -> None:
+        """End the role, whichever version has it."""
         self._beside.pop(role, None)
 
     def settle(self) -> None:
-        """Free every version that has no reason to stay."""
+        """Let go of every version that has no reason to stay."""
         held = list(self._with_roles().values())
         graphs = {_graph(self._slots[version]) for version in held}
         warm = [v for v in self._recent if v not in held and _graph(self._slots[v]) in graphs]
@@ -112,7 +115,7 @@ class Residents(Generic[L]):
             self._release(slot)
 
     def states(self) -> dict[str, str]:
-        """What each resident version is, by version and in this order: active, canary, shadow, warm, draining."""
+        """Return the role of each version in memory, in the order active, canary, shadow, warm, draining."""
         states: dict[str, str] = {}
         for role, version in self._with_roles().items():
             states.setdefault(version, role)
@@ -123,18 +126,18 @@ class Residents(Generic[L]):
         return states
 
     def state(self, version: str) -> model_pb2.VersionState | None:
-        """None: not in memory."""
+        """Return the version's state, or None if it is not in memory."""
         return _STATES.get(self.states().get(version, ""))
 
     @contextmanager
     def lease(self, pin: str | None, min_version: int | None, key: bytes) -> Iterator[L]:
-        """The version that scores a request, kept alive until the block ends; see `VersionHost.lease`."""
+        """Lease the version that serves a request; see `VersionHost.lease`."""
         with self._leased(self._pick(pin, min_version, key)) as loaded:
             yield loaded
 
     @contextmanager
     def lease_shadow(self, key: bytes) -> Iterator[L | None]:
-        """The shadow, kept alive until the block ends; None: the request is not in its share."""
+        """Lease the shadow version, or None if there is none or ``key`` is not in its share."""
         if not self.takes_shadow(key):
             yield None
             return
@@ -142,6 +145,7 @@ class Residents(Generic[L]):
             yield loaded
 
     def takes_shadow(self, key: bytes) -> bool:
+        """Return whether there is a shadow and ``key`` falls into its share."""
         shadow = self._beside.get("shadow")
         return shadow is not None and position(key, "shadow") < shadow.share
 
@@ -160,6 +164,7 @@ class Residents(Generic[L]):
             slot.loaded.close()
 
     def _pick(self, pin: str | None, min_version: int | None, key: bytes) -> _Slot[L]:
+        """Choose the version as `VersionHost.lease` describes. Raises NoModel or UnknownVersion."""
         if self._active is None:
             raise NoModel(f"no warm {self._model} model", retry_after_ms=500)
         if pin is not None:
@@ -180,19 +185,19 @@ class Residents(Generic[L]):
         raise UnknownVersion(f"{wanted} is not warm here; warm: {warm}")
 
     def _with_roles(self) -> dict[str, str]:
-        """Versions by role, the most telling role first."""
+        """Return the versions with a role, by role: active, canary, shadow."""
         roles = {"active": self._active.version} if self._active else {}
-        roles.update({role: self._beside[role].version for role in ROLES if role in self._beside})
+        roles.update({role: self._beside[role].version for role in VERSION_ROLES if role in self._beside})
         return roles
 
 
 def position(key: bytes, purpose: str) -> float:
-    """Where a request stands in [0, 1): the same for the same key on every server, independent between purposes."""
+    """Return a number in [0, 1) that is the same for a key on every server, and independent between purposes."""
     digest = hashlib.blake2b(key, digest_size=8, person=purpose.encode()).digest()
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
 def _graph(slot: _Slot[L]) -> str:
-    """Versions over one graph share their session."""
+    """Return the digest of the version's graph. Versions over one graph share their session."""
     manifest = slot.loaded.manifest
     return manifest.trunk.digest if manifest.trunk else manifest.digest

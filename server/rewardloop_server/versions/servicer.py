@@ -1,4 +1,4 @@
-"""Shows the versions and says which of them serve: the ModelService."""
+"""The ModelService: shows versions, and says which of them serve."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     Violation,
 )
+from rewardloop_server.calls.vocabulary import VersionRole
 from rewardloop_server.versions.host import refusal
-from rewardloop_server.versions.pointer import ActivePointer, Role, Share
+from rewardloop_server.versions.pointer import ActivePointer, Share
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
@@ -30,7 +31,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ModelHost(Protocol):
-    """Serves one model in this process; `VersionHost` of any kind of model."""
+    """The part of `VersionHost` that the service uses, for any kind of model."""
 
     @property
     def active(self) -> Manifest | None: ...
@@ -41,9 +42,9 @@ class ModelHost(Protocol):
 
     def activate(self, version: str) -> None: ...
 
-    def assign(self, role: Role, holder: Share) -> None: ...
+    def assign(self, role: VersionRole, holder: Share) -> None: ...
 
-    def end(self, role: Role) -> None: ...
+    def end(self, role: VersionRole) -> None: ...
 
     def state(self, version: str) -> model_pb2.VersionState: ...
 
@@ -51,7 +52,7 @@ class ModelHost(Protocol):
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Answers for the models that this process hosts; those of the policy worker go through ``worker``."""
+    """Answers for the models that this process hosts. Calls about the policy worker's model go through ``worker``."""
 
     def __init__(
         self, hosts: Mapping[str, ModelHost], store: ModelStore, pointer: ActivePointer, worker: PolicyWorkerLink | None
@@ -119,7 +120,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                     reason=request.reason,
                 )
                 return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
-            # Another caller moved the pointer meanwhile: start over from where it is now.
+            # Another caller has moved the pointer meanwhile, so start over from where it is now.
 
     async def SetCanary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
         if (worker := self._worker_of(request.model)) is not None:
@@ -141,9 +142,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             yield model_pb2.WatchVersionsResponse(active=_info(host, manifest))
 
     async def _set_role(
-        self, role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest
+        self, role: VersionRole, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest
     ) -> model_pb2.VersionInfo | None:
-        """The version that has the role now; None: it was ended."""
+        """Give or end a role, and return the version that has it now, or None if it was ended."""
         _check_role(role, request)
         host = self._hosts[request.model]
         if not request.version:
@@ -163,7 +164,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return _info(host, manifest)
 
     def _worker_of(self, model: str) -> PolicyWorkerLink | None:
-        """The link when the model lives in the worker, None when it is hosted here. Raises InvalidRequest."""
+        """Return the link if the worker hosts the model, None if this process does. Raises InvalidRequest."""
         if model in self._hosts:
             return None
         if model in MODELS and self._worker is not None:
@@ -179,8 +180,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             raise refusal(error) from error
 
 
-def _check_role(role: Role, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
-    """Raises InvalidRequest. The policy has no shadow: an answer that was not shown compares with nothing."""
+def _check_role(role: VersionRole, request: model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest) -> None:
+    """Check the request. Raises InvalidRequest.
+
+    The policy has no shadow, because an answer that was not shown cannot be compared with anything.
+    """
     if role == "shadow" and request.model != "reward":
         raise InvalidRequest([Violation("model", "only reward takes a shadow")])
     is_valid = 0 < request.share < 1 or (role == "shadow" and request.share == 1)  # false for NaN
@@ -196,7 +200,7 @@ def _active(host: ModelHost, model: str) -> Manifest:
 
 
 def _readable_manifests(store: ModelStore, model: str) -> list[Manifest]:
-    """Newest first. A version whose manifest is broken is left out and logged: it must not hide the others."""
+    """Return the manifests, newest first. A broken one is logged and left out, so that it does not hide the others."""
     manifests = []
     for version in reversed(store.versions(model)):
         try:

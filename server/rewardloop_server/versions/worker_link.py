@@ -1,4 +1,4 @@
-"""The serving process's connection to the policy worker: one channel, and ModelService for the model "policy"."""
+"""The connection to the policy worker: one channel, and the ModelService's calls about the model "policy"."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MAX_MESSAGE_BYTES = 64 * 2**20
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    # Over all addresses of the workers' name.
+    # Spread calls over all addresses of the workers' name.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-    # A restarted worker is found again quickly.
+    # Find a restarted worker quickly.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -38,7 +38,7 @@ class PolicyWorkerLink:
         address: host:port or unix:PATH of the worker. If it is empty there is no worker, and every call raises
             PolicyUnavailable.
         interceptors: Put around every call to the worker.
-        access: How the worker is known, and what it is shown.
+        access: How the worker is recognised, and what it is shown.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PolicyWorkerLink:
             call.cancel()
 
     async def is_serving(self) -> bool:
-        """Whether the worker says that it has a warm policy; takes at most a second."""
+        """Return whether the worker says that it has a warm policy. Takes at most a second."""
         if not self._address:
             return False
         stub = health_pb2_grpc.HealthStub(self.channel())
@@ -99,10 +99,10 @@ class PolicyWorkerLink:
             await self._opened.close(None)
 
     def channel(self) -> grpc.aio.Channel:
-        """The channel, opened at the first call. Raises PolicyUnavailable if there is no worker."""
+        """Return the channel, which the first call opens. Raises PolicyUnavailable if there is no worker."""
         if not self._address:
             raise PolicyUnavailable("this deployment has no policy worker")
-        if self._opened is None:  # not in the constructor: a channel belongs to the running event loop
+        if self._opened is None:  # not opened in the constructor, because a channel belongs to the running event loop
             self._opened = self._access.open_aio(self._address, _OPTIONS, self._interceptors)
         return self._opened
 
@@ -123,7 +123,7 @@ class PolicyWorkerLink:
 
 
 async def _pass_on(error: grpc.aio.AioRpcError, context: Context) -> NoReturn:
-    """The worker's own status as it is; what gRPC itself says about an unreachable or late worker as our errors."""
+    """Pass the worker's own status on, and translate what gRPC itself says of an unreachable or late worker."""
     trailing: Any = tuple(error.trailing_metadata() or ())
     is_the_workers = any(key == "grpc-status-details-bin" for key, _ in trailing)
     if error.code() is grpc.StatusCode.UNAVAILABLE and not is_the_workers:

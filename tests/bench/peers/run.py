@@ -34,7 +34,7 @@ from catalogue import PEERS, Peer, Setting  # noqa: E402
 from load import CallFailed, Target, first_answer, write_plan  # noqa: E402
 
 from rewardloop_client import RewardloopClient, ScoreGroup  # noqa: E402
-from rewardloop_local.deployment import free_port  # noqa: E402
+from rewardloop_local.ports import free_port  # noqa: E402
 
 COLUMNS = ("system", "pairs/s", "p50 ms", "p99 ms", "generator CPU", "failed", "we over it", "logits differ by")
 # Importing torch and loading a model takes a while on busy cores.

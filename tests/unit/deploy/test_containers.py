@@ -5,14 +5,11 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from support.deploy_files import (
     DEPLOY,
     DOCKERFILES,
@@ -62,7 +59,7 @@ def test_an_image_holds_every_package_of_the_wheel(dockerfile: Path) -> None:
     for path in needed:
         assert any(path == each or path.startswith(f"{each}/") for each in copied), path
         assert not _is_ignored(path), path
-    assert not _is_ignored("deploy/docker/constraints.txt")
+    assert not _is_ignored(f"requirements/{dockerfile.stem}.txt")
     for path in ("tests", ".git", ".venv", "deploy/kubernetes", "client/examples/javascript/node_modules"):
         assert _is_ignored(path), path
 
@@ -99,43 +96,6 @@ def test_an_images_command_health_check_and_environment_are_real(dockerfile: Pat
         assert all(name in setting_names(process) for process in runs), name
 
 
-def _closure(*extras: str) -> dict[str, str]:
-    """What pip would install for the extras on this machine, by what is installed here."""
-    waiting = [Requirement(each) for each in PROJECT["project"]["dependencies"]]
-    waiting += [Requirement(f"rewardloop[{extra}]") for extra in extras]
-    found: dict[str, str] = {}
-    seen: set[str] = set()
-    while waiting:
-        need = waiting.pop()
-        if str(need) in seen:
-            continue
-        seen.add(str(need))
-        name = canonicalize_name(need.name)
-        if name == "rewardloop":
-            groups = PROJECT["project"]["optional-dependencies"]
-            waiting += [Requirement(each) for extra in need.extras for each in groups[extra]]
-            continue
-        for text in metadata.distribution(name).requires or []:
-            more = Requirement(text)
-            if more.marker is None or any(more.marker.evaluate({"extra": e}) for e in ("", *need.extras)):
-                waiting.append(more)
-        found[name] = metadata.version(name)
-    return found
-
-
-def test_constraints_name_all_that_the_images_install() -> None:
-    lines = [line for line in (DEPLOY / "docker/constraints.txt").read_text().splitlines() if line[0] != "#"]
-    pinned = dict(line.split("==") for line in lines)
-    server, trainer = _closure("server"), _closure("trainer")
-    assert set(server) | set(trainer) <= set(pinned)
-    assert "torch" not in server
-    for extra in ("server", "trainer", "gpu"):
-        for text in (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"][extra]):
-            need = Requirement(text)
-            if need.name != "rewardloop":
-                assert need.specifier.contains(pinned[canonicalize_name(need.name)]), text
-
-
 @pytest.mark.parametrize("name", RUNNING)
 def test_a_service_of_compose_runs_with_real_settings(name: str) -> None:
     service = RUNNING[name]
@@ -159,13 +119,14 @@ def test_a_service_of_compose_runs_with_real_settings(name: str) -> None:
 
 
 def test_the_setup_services_of_compose_are_exports() -> None:
-    from rewardloop_trainer.commands.export import _parser
+    from rewardloop.process.settings import parse
+    from rewardloop_trainer.commands.export_settings import ExportSettings
 
     setup = [each for each in OURS.values() if "profiles" in each]
     for service in setup:
         program, command, *flags = service["entrypoint"]
         assert (program, command) == ("rewardloop", "export")
-        assert _parser().parse_args([*flags, "--base", "some/base"]).store == "/store"
+        assert parse(ExportSettings, [*flags, "--base", "some/base"], "rewardloop export").store == "/store"
     assert len(setup) == 2
 
 

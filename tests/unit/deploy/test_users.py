@@ -146,3 +146,11 @@ def test_users_without_prompts_or_with_no_rate_are_refused() -> None:
         SimulatedUsers(client, Taste(0), [])
     with pytest.raises(ValueError, match="rate"):
         SimulatedUsers(client, Taste(0), PROMPTS, rate=0)
+
+
+async def test_thumbs_can_be_asked_for_in_another_share() -> None:
+    fake = _answering()
+    users = SimulatedUsers(fake.as_async(), Taste(0), PROMPTS, rate=1e6, concurrency=4, thumb_share=0.5, seed=1)
+    await users.run(1_000)
+    assert users.recorded["thumb"] / users.total == pytest.approx(0.5, abs=0.06)
+    assert users.recorded["choice"] / users.total == pytest.approx(0.33, abs=0.06)

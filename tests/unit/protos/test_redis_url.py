@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from rewardloop.formats.redis_url import InvalidRedisUrl, RedisAddress, parse_redis_url
+from rewardloop.formats.redis_url import InvalidRedisUrl, RedisAddress, RedisUrl, parse_redis_url
+from rewardloop.process.settings import InvalidSettings, ProcessSettings
+from rewardloop.process.settings_origin import effective_settings
+
+
+class Needy(ProcessSettings):
+    redis_url: RedisUrl
 
 
 @pytest.mark.parametrize(
@@ -44,20 +50,58 @@ def test_url_is_read(url: str, address: RedisAddress) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("localhost:6379", "is none of redis"),
-        ("http://a", "is none of redis"),
+        ("localhost:6379", "is not one of redis"),
+        ("http://a", "is not one of redis"),
         ("redis://a,b", "one host, not 2"),
         ("redis://", "one host, not 0"),
-        ("redis://a:port", "no number"),
-        ("redis://a:99999", "no number"),
-        ("redis://a/main", "no number"),
-        ("redis://a/0/1", "what is"),
+        ("redis://a:port", "is not the number of"),
+        ("redis://a:99999", "is not the number of"),
+        ("redis://a/main", "is not the number of"),
+        ("redis://a/0/1", "must be only the number of the database"),
         ("redis+sentinel://a:1", "/SERVICE"),
         ("redis+cluster://a:1/2", "database 0 only"),
-        ("redis://a?ssl_ca=x", "unknown parameter 'ssl_ca'"),
+        ("redis://a?ssl_ca=x", "unknown parameter; known are db, ssl_ca_certs"),
     ],
 )
 def test_wrong_url_is_refused_with_a_reason_and_without_its_password(url: str, says: str) -> None:
     with pytest.raises(InvalidRedisUrl, match=says) as error:
         parse_redis_url(url.replace("//", "//me:s3cret@", 1))
     assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:SEK/RIT@host/0",
+        "redis://u:SEK#RIT@host/0",
+        "redis://u:SEK?RIT@host/0",
+        "redis://u:SEK?token=RIT@host/0",
+        "redis://u:12/RIT@host",
+        "redis://u:12#RIT@host",
+        "redis://u:12?db=RIT@host",
+        "redis://u:[SEK]RIT@host",
+        "redis://u:SEK\u2100RIT@host",
+        "redis://u:SEK:RIT",
+        "redis://:SEKRIT",
+        "redis:SEKRIT@host",
+        "redis:/u:SEKRIT@host",
+        "SEKRIT://u@host",
+        "rediss+cluster://u:SEK/RIT@a,b",
+        "redis+sentinel://u:SEK/RIT/x@a/main",
+        "redis+sentinel://a/s/0?sentinel_password=SEK&RIT",
+        "redis+sentinel://a/s/SEKRIT",
+        "unix:///run/redis.sock?password=SEKRIT",
+        "unix:///run/redis.sock?db=SEKRIT",
+        f"redis://u:{'7' * 5000}SEKRIT",
+        f"redis://host:{'7' * 5000}",
+    ],
+)
+def test_no_error_quotes_a_part_of_the_password(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InvalidRedisUrl) as error:
+        parse_redis_url(url)
+    with pytest.raises(InvalidSettings):
+        effective_settings(Needy, ["--redis-url", url], "needy")
+    shown = capsys.readouterr()
+    for text in (str(error.value), shown.out, shown.err):
+        assert not [part for part in ("SEK", "RIT", "777") if part in text]
+    assert "redis_url" in shown.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def write_files(directory: Path) -> None:
     (directory / "torch" / "config.json").write_text("{}")
 
 
+DIRECTORIES = {Path(), Path("torch")}
+
+
 def described(**fields: object) -> Manifest:
     return Manifest(
         model="reward",
@@ -44,6 +48,23 @@ def test_published_version_reads_back_whole(tmp_path: Path) -> None:
     assert store.manifest("reward", 1) == published
     assert (store.fetch("reward", 1) / "model.onnx").read_bytes() == b"weights"
     assert set(published.files) == {"model.onnx", "torch/config.json"}
+
+
+@pytest.mark.parametrize(("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_a_version_is_as_readable_as_the_umask_allows(tmp_path: Path, umask: int, file: int, directory: int) -> None:
+    def write(version: Path) -> None:
+        write_files(version)
+        (version / "model.onnx").chmod(0o600)  # as safetensors makes its files
+        (version / "torch").chmod(0o700)  # as a temporary directory is
+
+    before = os.umask(umask)
+    try:
+        published = ModelStore(tmp_path / "store").publish(described(), write)
+    finally:
+        os.umask(before)
+    version = tmp_path / "store" / "reward" / published.version
+    modes = {path.relative_to(version): path.stat().st_mode & 0o777 for path in (version, *version.rglob("*"))}
+    assert {path: mode for path, mode in modes.items() if mode != (directory if path in DIRECTORIES else file)} == {}
 
 
 def test_versions_count_up_and_the_digest_follows_content(tmp_path: Path) -> None:

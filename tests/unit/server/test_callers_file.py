@@ -8,7 +8,7 @@ import pytest
 
 from rewardloop.formats.tokens import PREFIX, new_token, token_digest
 from rewardloop_server.calls.errors import ExpiredCredentials, NoCredentials, WrongCredentials
-from rewardloop_server.doors.callers import Callers, Credential, read
+from rewardloop_server.doors.callers import Callers, Credential, read_table
 from rewardloop_server.doors.quotas import Quota
 from rewardloop_server.doors.reload import BadFile
 
@@ -26,7 +26,7 @@ def test_file_of_the_documentation_is_read(tmp_path: Path) -> None:
     from rewardloop_server.doors import callers
 
     example = (callers.__doc__ or "").split("quotas.\n", 1)[1].rsplit("\nA caller may", 1)[0]
-    table = read(file(tmp_path, example))
+    table = read_table(file(tmp_path, example))
     (token,) = table.tokens.values()
     assert (token.caller, token.roles) == ("shop", {"score", "feedback"})
     assert table.certificates["ops.internal"] == Credential("operators", "ops.internal", frozenset({"admin"}))
@@ -52,7 +52,7 @@ def test_file_of_the_documentation_is_read(tmp_path: Path) -> None:
 )
 def test_wrong_file_is_refused_by_the_name_of_what_is_wrong(text: str, names: str, tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=names) as refused:
-        read(file(tmp_path, text))
+        read_table(file(tmp_path, text))
     assert HASH not in str(refused.value)
 
 

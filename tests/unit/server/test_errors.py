@@ -23,9 +23,7 @@ from rewardloop_server.doors.interceptor import trailing_metadata
 M = TypeVar("M", bound=Message)
 
 CLASSES: list[Any] = [
-    c
-    for c in vars(errors).values()
-    if isinstance(c, type) and issubclass(c, RewardloopError) and c is not RewardloopError
+    c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, RewardloopError) and hasattr(c, "reason")
 ]
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rewardloop_trainer.policy.losses import dpo
+from rewardloop_trainer.policy.losses.kl import kl_estimate
+from rewardloop_trainer.policy.offline_settings import PreferenceLoss
 
 LOG_2 = math.log(2)
 
@@ -17,15 +19,29 @@ def tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_difference_is_of_log_ratios() -> None:
-    # (-10 + 11) - (-12 + 11) = 2; the reference's own preference is taken off.
-    assert dpo.difference(tensor(-10), tensor(-12), tensor(-11), tensor(-11)).item() == 2
-    assert dpo.difference(tensor(-10), tensor(-12), tensor(-10), tensor(-12)).item() == 0
+def pair(loss: str, *, length_normalised: bool = False, sft_weight: float = 0.0) -> float:
+    """The loss of a pair with log ratios 6 and -4, of 3 and 8 tokens, whose chosen response has -9 nats."""
+    settings = PreferenceLoss.model_validate(
+        {"loss": loss, "beta": 0.1, "length_normalised": length_normalised, "sft_weight": sft_weight}
+    )
+    policy, reference, tokens = tensor(-9, -12), tensor(-15, -8), tensor(3, 8)
+    return dpo.pair_losses(policy[None], reference[None], tokens[None], settings).item()
 
 
-def test_difference_per_token_divides_each_by_its_own_length() -> None:
-    # 6 / 3 - (-4) / 8 = 2.5
-    assert dpo.difference_per_token(tensor(6), tensor(-4), tensor(3), tensor(8)).item() == 2.5
+def test_a_pairs_loss_is_of_the_difference_of_its_log_ratios() -> None:
+    # D = (-9 + 15) - (-12 + 8) = 10; log(1 + exp(-0.1 * 10)) = 0.3132617; the hinge is max(0, 1 - 1)
+    assert pair("sigmoid") == pytest.approx(0.3132617, abs=1e-7)
+    assert pair("hinge") == 0.0
+
+
+def test_per_token_each_log_ratio_is_divided_by_its_own_length() -> None:
+    # D = 6 / 3 - (-4) / 8 = 2.5; (2.5 - 5)^2 = 6.25, which is so for IPO always
+    assert pair("ipo") == pair("ipo", length_normalised=True) == pytest.approx(6.25)
+    assert pair("hinge", length_normalised=True) == pytest.approx(0.75)
+
+
+def test_the_chosen_responses_own_loss_per_token_is_added() -> None:
+    assert pair("hinge", sft_weight=0.5) == pytest.approx(0.5 * 9 / 3)
 
 
 def test_sigmoid_at_the_reference_is_log_2_and_pulls_by_half_beta() -> None:
@@ -73,13 +89,14 @@ def test_hinge_is_zero_from_one_over_beta_on() -> None:
 
 def test_k3_is_zero_at_equality_positive_elsewhere_and_bounded() -> None:
     # exp(1) - 2 = 0.7182818; exp(-1) = 0.3678794
-    assert dpo.k3(tensor(0, 1, -1)).tolist() == pytest.approx([0, 0.7182818, 0.3678794], abs=1e-7)
-    assert math.isfinite(dpo.k3(tensor(1000)).item())
+    policy, reference = tensor(0, 1, -1), tensor(0, 0, 0)
+    assert kl_estimate(reference, policy, "k3").tolist() == pytest.approx([0, 0.7182818, 0.3678794], abs=1e-7)
+    assert math.isfinite(kl_estimate(tensor(0), tensor(1000), "k3").item())
 
 
 def test_k3_on_samples_of_the_reference_is_the_kl_to_the_policy() -> None:
     reference, policy = tensor(0.5, 0.3, 0.2), tensor(0.25, 0.25, 0.5)
-    estimate = (reference * dpo.k3(policy.log() - reference.log())).sum()
+    estimate = (reference * kl_estimate(reference.log(), policy.log(), "k3")).sum()
     torch.testing.assert_close(estimate, (reference * (reference / policy).log()).sum())
 
 

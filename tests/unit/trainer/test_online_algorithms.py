@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import Completion
+from rewardloop_trainer.policy.offline_settings import PreferenceLoss
 from rewardloop_trainer.policy.online.experience import Now, Samples
 from rewardloop_trainer.policy.online.grpo import Grpo
 from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
 from rewardloop_trainer.policy.online.ppo import Ppo
 from rewardloop_trainer.policy.online.rloo import Rloo
+from rewardloop_trainer.policy.online_registry import GrpoSettings, OnlineDpoSettings, PpoSettings, RlooSettings
 from rewardloop_trainer.policy.online_settings import CriticSettings, OnlineSettings
-from rewardloop_trainer.policy.settings import DpoSettings
 
 ROWS = [Completion((9, 3, 4), 1), Completion((9, 5), 1)]
 
@@ -50,19 +51,19 @@ def total(algorithm: Ppo | Grpo | Rloo | OnlineDpo, seen: Samples, now: Now, bet
 
 def test_grpo_gives_every_token_its_answers_score_less_the_mean_of_the_group() -> None:
     seen = samples((1.0, 0.0))
-    experience = Grpo(OnlineSettings()).experience(seen, 0.1)
+    experience = Grpo(GrpoSettings.of(OnlineSettings())).experience(seen, 0.1)
     assert experience.tensors["advantages"].tolist() == [[0.5, 0.5], [-0.5, 0.0]]
     assert experience.weight.tolist() == [2.0, 1.0]
     # Before an update every ratio is 1: -(0.5 + 0.5 - 0.5) / 3 tokens.
-    assert total(Grpo(OnlineSettings()), seen, Now(seen.logprobs, None)) == pytest.approx(-0.5 / 3)
+    assert total(Grpo(GrpoSettings.of(OnlineSettings())), seen, Now(seen.logprobs, None)) == pytest.approx(-0.5 / 3)
 
 
 def test_kl_of_the_whole_answer_is_taken_off_its_score_in_grpo_and_rloo() -> None:
     reference = torch.tensor([[-2.0, -4.0], [-3.0, 0.0]])  # log ratios 1 and 2: 3 nats for the first answer
     seen = samples((1.0, 0.0), reference)
-    grpo = Grpo(OnlineSettings()).experience(seen, 0.1).tensors["advantages"]
+    grpo = Grpo(GrpoSettings.of(OnlineSettings())).experience(seen, 0.1).tensors["advantages"]
     assert grpo[0, 0].item() == pytest.approx((0.7 - 0.0) / 2)
-    rloo = Rloo(OnlineSettings()).experience(seen, 0.1).tensors["advantages"]
+    rloo = Rloo(RlooSettings.of(OnlineSettings())).experience(seen, 0.1).tensors["advantages"]
     assert rloo.tolist() == pytest.approx([0.7, -0.7])
 
 
@@ -70,11 +71,11 @@ def test_rloo_clips_the_ratio_of_the_whole_answer() -> None:
     seen = samples((1.0, 0.0))
     moved = Now(seen.logprobs + torch.tensor([[0.1, 0.2], [-0.5, 0.0]]), None)
     # Ratios exp(0.3) = 1.35 and exp(-0.5) = 0.607; advantages 1 and -1; clipped at 1.2 and 0.8.
-    assert total(Rloo(OnlineSettings()), seen, moved) == pytest.approx((-1.2 + 0.8) / 2)
+    assert total(Rloo(RlooSettings.of(OnlineSettings())), seen, moved) == pytest.approx((-1.2 + 0.8) / 2)
 
 
 def test_groups_that_agree_are_counted_and_teach_nothing() -> None:
-    experience = Grpo(OnlineSettings()).experience(samples((1.0, 1.0)), 0.1)
+    experience = Grpo(GrpoSettings.of(OnlineSettings())).experience(samples((1.0, 1.0)), 0.1)
     assert experience.figures == {"groups_alike": 1.0}
     assert not experience.tensors["advantages"].any()
 
@@ -85,7 +86,7 @@ def test_ppo_pays_for_kl_at_each_token_and_learns_returns_with_its_critic() -> N
     reference = torch.tensor([[-2.0, -4.0], [-3.0, 0.0]])
     values = torch.tensor([[0.5, 0.25], [0.0, 0.0]])
     seen = samples((1.0, 0.0), reference, values)
-    tensors = Ppo(settings).experience(seen, 0.1).tensors
+    tensors = Ppo(PpoSettings.of(settings)).experience(seen, 0.1).tensors
     # Rewards -0.1 and 1 - 0.2; with lambda 1 the returns are the rewards still to come.
     assert tensors["returns"][0].tolist() == pytest.approx([0.7, 0.8])
     advantages = torch.tensor([0.7 - 0.5, 0.8 - 0.25, 0.0])
@@ -93,23 +94,23 @@ def test_ppo_pays_for_kl_at_each_token_and_learns_returns_with_its_critic() -> N
     assert tensors["advantages"][seen.is_token].tolist() == pytest.approx(whitened.tolist(), abs=1e-5)
     # Ratios are 1, and whitened advantages sum to 0: what is left is the critic's, ((0.2)^2 + (0.55)^2) / 2 / 3 tokens.
     now = Now(seen.logprobs, values)
-    assert total(Ppo(settings), seen, now) == pytest.approx(0.1 * (0.04 + 0.3025) / 2 / 3, abs=1e-6)
+    assert total(Ppo(PpoSettings.of(settings)), seen, now) == pytest.approx(0.1 * (0.04 + 0.3025) / 2 / 3, abs=1e-6)
 
 
 def test_online_dpo_pairs_the_best_with_the_worst() -> None:
     reference = torch.tensor([[-1.0, -1.5], [-3.5, 0.0]])
-    settings = DpoSettings(beta=0.5, sft_weight=0.0)
+    settings = PreferenceLoss(beta=0.5, sft_weight=0.0)
     seen = samples((0.0, 2.0), reference)
-    experience = OnlineDpo(settings).experience(seen, 0.0)
+    experience = OnlineDpo(OnlineDpoSettings(settings)).experience(seen, 0.0)
     assert experience.rows == [ROWS[1], ROWS[0]]
     # Log ratios: chosen -3 + 3.5 = 0.5, rejected -3 + 2.5 = -0.5; D = 1.
-    loss = OnlineDpo(settings).loss(Now(seen.logprobs[[1, 0]], None), experience.tensors)
+    loss = OnlineDpo(OnlineDpoSettings(settings)).loss(Now(seen.logprobs[[1, 0]], None), experience.tensors)
     assert loss.sum().item() / experience.weight.sum().item() == pytest.approx(math.log1p(math.exp(-0.5)))
 
 
 @pytest.mark.parametrize("seen", [samples((1.0, 1.0)), samples((1.0, 0.0), texts=("same", "same"))])
 def test_online_dpo_drops_pairs_that_do_not_differ(seen: Samples) -> None:
-    experience = OnlineDpo(DpoSettings()).experience(seen, 0.0)
+    experience = OnlineDpo(OnlineDpoSettings(PreferenceLoss())).experience(seen, 0.0)
     assert list(experience.rows) == []
     assert experience.figures == {"pairs_dropped": 1.0}
 
@@ -120,6 +121,9 @@ def test_tokens_of_an_older_policy_weigh_by_their_importance() -> None:
         fresh.rows, fresh.texts, 2, fresh.is_token, fresh.logprobs, fresh.reference,
         torch.tensor([[0.5, 2.0], [1.0, 0.0]]), fresh.scores, None,
     )  # fmt: skip
-    assert Grpo(OnlineSettings()).experience(stale, 0.1).tensors["advantages"].tolist() == [[0.25, 1.0], [-0.5, 0.0]]
-    rloo = Rloo(OnlineSettings(most_importance=2.0)).experience(stale, 0.1).tensors["advantages"]
+    assert Grpo(GrpoSettings.of(OnlineSettings())).experience(stale, 0.1).tensors["advantages"].tolist() == [
+        [0.25, 1.0],
+        [-0.5, 0.0],
+    ]
+    rloo = Rloo(RlooSettings.of(OnlineSettings(most_importance=2.0))).experience(stale, 0.1).tensors["advantages"]
     assert rloo.tolist() == pytest.approx([1.0, -1.0])

@@ -5,7 +5,7 @@ import pytest
 
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.evaluation.reward_gate import gate
+from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.reward.evaluate import accuracy_difference
 
 
@@ -18,7 +18,7 @@ def margins(right: int, of: int) -> np.ndarray:
 
 
 def test_a_better_candidate_passes_with_its_figures() -> None:
-    outcome = gate(pairs(200), margins(150, 200), margins(120, 200), parity=1e-6)
+    outcome = judge_reward(pairs(200), margins(150, 200), margins(120, 200), parity=1e-6)
     assert outcome.passed
     assert outcome.reasons == ()
     assert outcome.figures["gate_candidate_accuracy"] == 0.75
@@ -29,7 +29,7 @@ def test_a_better_candidate_passes_with_its_figures() -> None:
 
 
 def test_a_clearly_worse_candidate_is_refused_with_the_reason() -> None:
-    outcome = gate(pairs(400), margins(240, 400), margins(300, 400), parity=0.0)
+    outcome = judge_reward(pairs(400), margins(240, 400), margins(300, 400), parity=0.0)
     assert not outcome.passed
     assert "0.600" in outcome.reasons[0]
     assert "0.750" in outcome.reasons[0]
@@ -37,22 +37,22 @@ def test_a_clearly_worse_candidate_is_refused_with_the_reason() -> None:
 
 def test_a_candidate_worse_within_the_tolerance_passes() -> None:
     # One pair of 1,000 lost: the interval ends at about -0.003.
-    outcome = gate(pairs(1_000), margins(699, 1_000), margins(700, 1_000), parity=0.0, tolerance=0.02)
+    outcome = judge_reward(pairs(1_000), margins(699, 1_000), margins(700, 1_000), parity=0.0, tolerance=0.02)
     assert outcome.figures["gate_accuracy_difference"] == pytest.approx(-0.001)
     assert outcome.passed
 
 
 def test_the_same_loss_is_refused_without_tolerance() -> None:
-    assert not gate(pairs(1_000), margins(699, 1_000), margins(700, 1_000), parity=0.0, tolerance=0.0).passed
+    assert not judge_reward(pairs(1_000), margins(699, 1_000), margins(700, 1_000), parity=0.0, tolerance=0.0).passed
 
 
 def test_few_pairs_do_not_excuse_a_worse_candidate() -> None:
-    assert not gate(pairs(10), margins(4, 10), margins(6, 10), parity=0.0).passed
+    assert not judge_reward(pairs(10), margins(4, 10), margins(6, 10), parity=0.0).passed
 
 
 @pytest.mark.parametrize("parity", [1.1e-4, float("inf"), float("nan")])
 def test_bad_parity_is_refused(parity: float) -> None:
-    outcome = gate(pairs(10), margins(10, 10), margins(0, 10), parity=parity)
+    outcome = judge_reward(pairs(10), margins(10, 10), margins(0, 10), parity=parity)
     assert not outcome.passed
     assert "differ from torch" in outcome.reasons[0]
     assert all(np.isfinite(v) for v in outcome.figures.values())
@@ -61,28 +61,28 @@ def test_bad_parity_is_refused(parity: float) -> None:
 def test_margins_that_are_not_finite_are_refused() -> None:
     candidate = margins(10, 10)
     candidate[3] = np.nan
-    outcome = gate(pairs(10), candidate, margins(0, 10), parity=0.0)
+    outcome = judge_reward(pairs(10), candidate, margins(0, 10), parity=0.0)
     assert outcome.reasons == ("1 of 10 margins are not finite",)
 
 
 def test_the_first_version_has_nothing_to_be_compared_with() -> None:
-    outcome = gate(pairs(10), margins(3, 10), None, parity=0.0)
+    outcome = judge_reward(pairs(10), margins(3, 10), None, parity=0.0)
     assert outcome.passed
     assert outcome.figures["gate_candidate_accuracy"] == pytest.approx(0.3)
 
 
 def test_without_heldout_pairs_only_parity_counts() -> None:
-    assert gate([], np.zeros(0), np.zeros(0), parity=0.0).passed
-    assert not gate([], np.zeros(0), np.zeros(0), parity=1.0).passed
+    assert judge_reward([], np.zeros(0), np.zeros(0), parity=0.0).passed
+    assert not judge_reward([], np.zeros(0), np.zeros(0), parity=1.0).passed
 
 
 def test_margins_of_other_pairs_are_an_error() -> None:
     with pytest.raises(ValueError, match="number"):
-        gate(pairs(10), margins(3, 9), None, parity=0.0)
+        judge_reward(pairs(10), margins(3, 9), None, parity=0.0)
 
 
 def test_equal_logits_count_half() -> None:
-    outcome = gate(pairs(4), np.zeros(4), margins(2, 4), parity=0.0)
+    outcome = judge_reward(pairs(4), np.zeros(4), margins(2, 4), parity=0.0)
     assert outcome.figures["gate_candidate_accuracy"] == 0.5
 
 
@@ -118,5 +118,5 @@ def test_the_error_rate_of_the_gate_is_that_of_its_interval() -> None:
 
 def test_many_prompts_do_not_take_long() -> None:
     started = time.perf_counter()
-    gate(pairs(4_000), margins(3_000, 4_000), margins(2_900, 4_000), parity=0.0)
+    judge_reward(pairs(4_000), margins(3_000, 4_000), margins(2_900, 4_000), parity=0.0)
     assert time.perf_counter() - started < 30

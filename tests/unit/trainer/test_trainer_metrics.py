@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections import defaultdict
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from support.signals import choice
 
-from rewardloop_trainer.evaluation.policy_gate import Answered, gate
+from rewardloop.formats.text import Turn
+from rewardloop.formats.vocabulary import SIGNAL_KINDS, SOURCES
+from rewardloop.v1 import feedback_pb2
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.evaluation.live_comparison import LiveTest
+from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, judge_policy
+from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.learning.gradients import NonFiniteGradients, clip
-from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.policy.settings import PolicyGateLimits
-from rewardloop_trainer.vocabulary import RULES, Reason, rule_of
+from rewardloop_trainer.metrics import LABEL_VALUES, TrainerMetrics
+from rewardloop_trainer.policy.settings import LiveTestSettings, PolicyGateLimits
+from rewardloop_trainer.vocabulary import (
+    LIVE_TEST_FIGURES,
+    POLICY_GATE_FIGURES,
+    REWARD_GATE_FIGURES,
+    ROUND_OUTCOMES,
+    RULES,
+    Outcome,
+    Reason,
+    RoundEnd,
+    rule_of,
+)
+
+LIMITS = PolicyGateLimits.model_validate({})
 
 
 @pytest.fixture
@@ -53,6 +73,52 @@ def test_annotators_are_counted_and_never_named(metrics: TrainerMetrics) -> None
     assert not labels & {"ann", "bob"}
 
 
+def test_every_closed_label_is_announced_with_its_values_alone() -> None:
+    announced = defaultdict(lambda: defaultdict(set))
+    for family in TrainerMetrics().registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        for sample in family.samples:
+            for label, each in sample.labels.items():
+                announced[name][label].add(each)
+    values = {(name, label): values for name, labels in LABEL_VALUES.items() for label, values in labels.items()}
+    assert {pair for pair in values if values[pair] is None} == {("rewardloop_trainer_slice_signals_total", "slice")}
+    for (name, label), each in values.items():
+        assert each is None or announced[name][label] == set(each), (name, label)
+    # Beside them: buckets, and the labels of the process itself.
+    others = {(name, label) for name, labels in announced.items() for label in labels if (name, label) not in values}
+    assert {pair for pair in others if pair[0].startswith("rewardloop_trainer") and pair[1] != "le"} == set()
+
+
+def test_the_outcomes_that_end_a_round_are_among_those_that_are_counted() -> None:
+    assert set(get_args(RoundEnd)) == set(ROUND_OUTCOMES) - {"failed"}
+    assert set(get_args(Outcome)) < set(get_args(RoundEnd))
+
+
+def test_every_kind_and_source_of_signal_is_counted_under_its_announced_value(metrics: TrainerMetrics) -> None:
+    for number, kind in enumerate(SIGNAL_KINDS):
+        event = feedback_pb2.FeedbackEvent(event_id=str(number))
+        getattr(event, kind).SetInParent()
+        metrics.archived([event])
+        assert value(metrics, "signals_total", kind=kind) == 1
+    for source in SOURCES:
+        before = value(metrics, "source_signals_total", source=source)
+        event = choice(0)
+        event.source = feedback_pb2.Source.Value(f"SOURCE_{source.upper()}")
+        metrics.archived([event])
+        assert value(metrics, "source_signals_total", source=source) == before + 1
+
+
+def test_the_gates_measure_the_figures_that_are_announced() -> None:
+    pairs = [Pair((Turn("user", "Hi"),), "a", "b")]
+    reward = judge_reward(pairs, np.ones(1), np.ones(1), parity=0.0)
+    assert set(reward.figures) == set(REWARD_GATE_FIGURES)
+    answered = [[Answered("one two three four", 4, False, 1.0)]]
+    policy = judge_policy(answered, answered, LIMITS, judged=[1.0], fluency=Fluency(1.0, 1.0))
+    assert set(policy.figures) == set(POLICY_GATE_FIGURES)
+    live = LiveTest("2", "1", LiveTestSettings.model_validate({}))
+    assert set(live.figures) == set(LIVE_TEST_FIGURES)
+
+
 def test_a_refusal_counts_each_broken_rule_once(metrics: TrainerMetrics) -> None:
     metrics.refused("policy", [Reason("kl", "KL 9"), Reason("win_rate", "0.4"), Reason("win_rate", "0.3"), "unnamed"])
     counts = {rule: value(metrics, "refusals_total", model="policy", rule=rule) for rule in RULES}
@@ -62,7 +128,7 @@ def test_a_refusal_counts_each_broken_rule_once(metrics: TrainerMetrics) -> None
 def test_the_policy_gates_reasons_name_their_rules() -> None:
     said = Answered("a a a a a a a a", 80, True, -1.0, log_ratio=100.0)
     before = Answered("one two three four", 4, False, 1.0)
-    verdict = gate([[said]] * 4, [[before]] * 4, PolicyGateLimits.model_validate({}))
+    verdict = judge_policy([[said]] * 4, [[before]] * 4, LIMITS)
     assert {rule_of(reason) for reason in verdict.reasons} >= {
         "win_rate",
         "kl",

@@ -1,1 +1,1 @@
-"""The feedback stream's way into the ledger, by the one trainer that leads."""
+"""How the trainer that leads moves signals from the feedback stream into the ledger."""

@@ -1,11 +1,11 @@
 """Reads the feedback stream into the ledger: read, decode, archive, then acknowledge.
 
-An entry is acknowledged only when its row is on disk (or its bytes are in the dead-letter stream), so a consumer
-killed anywhere leaves it pending, and the next one claims it. What was archived but not acknowledged is recognised
-by its stream id, and a signal sent twice by its event_id, so the ledger has each once.
+An entry is acknowledged only when its row is on disk (or its bytes are in the dead-letter stream). A consumer that is
+killed before then leaves the entry pending, and the next consumer claims it. The ledger has each signal once: an entry
+that was archived but not acknowledged is recognised by its stream id, and a signal that was sent twice by its event_id.
 
-An entry that was read several times and is not archived yet may be what ends the process each time. It is read alone
-then, and where it ends the process again, the next one makes it a dead letter instead of reading it.
+An entry that was read several times and is not archived may be what ends the process each time. The consumer then
+reads it alone. If that ends the process again, the next consumer makes it a dead letter instead of reading it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -28,49 +29,57 @@ from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.archive.trim import trim_archived
 from rewardloop_trainer.metrics import TrainerMetrics
 
-if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
+if TYPE_CHECKING:  # OpenTelemetry is not installed unless tracing is on
     from rewardloop_trainer.tracing import TrainerTracing
 
 log = structlog.get_logger()
 
 _READ_COUNT = 1_000
-# A kill from outside or a full disk makes an entry come again, too: so many times are still no suspicion.
+# An entry is also read again after a kill from outside or a full disk, so a few reads are no reason for suspicion.
 _READS_OF_A_SUSPECT = 3
+# Only one trainer leads, so every consumer has the same name.
+_CONSUMER_NAME = "trainer"
 _MAX_PAUSE_S = 5.0
 _RECENT_EVENTS = 1_000_000
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
-class Consumer:
-    """The one reader of the group; runs in a thread of its own until ``stop`` is set.
+@dataclass(frozen=True, slots=True)
+class ConsumerSettings:
+    """When the consumer writes, looks and tidies up.
 
-    ``flush_rows``, ``flush_age_s``: a segment is written at so many rows, or so many seconds after its first.
-    ``on_archived``: called after every append, in this thread.
+    Attributes:
+        flush_rows: A segment is written when so many entries are waiting.
+        flush_age_s: A segment is written so many seconds after its first entry was read.
+        block_ms: How long one read waits for new entries.
+        maintain_every_s: How often pending entries are claimed, the stream trimmed and the ledger compacted.
     """
+
+    flush_rows: int = 5_000
+    flush_age_s: float = 2.0
+    block_ms: int = 250
+    maintain_every_s: float = 10.0
+
+
+class Consumer:
+    """The only reader of the stream's consumer group. `run` belongs in a thread of its own."""
 
     def __init__(
         self,
         client: redis.Redis,
         ledger: Ledger,
         metrics: TrainerMetrics,
+        settings: ConsumerSettings,
         *,
-        name: str = "trainer",
-        flush_rows: int = 5_000,
-        flush_age_s: float = 2.0,
-        block_ms: int = 250,
-        maintain_every_s: float = 10.0,
         on_archived: Callable[[], None] = lambda: None,
         tracing: TrainerTracing | None = None,
     ) -> None:
+        """``on_archived`` is called after every append, in the thread of `run`."""
         self._redis: Any = client  # redis-py's types are unions over every protocol version and decoding
         self._ledger = ledger
         self._metrics = metrics
-        self._name = name
-        self._flush_rows = flush_rows
-        self._flush_age_s = flush_age_s
-        self._block_ms = block_ms
-        self._maintain_every_s = maintain_every_s
+        self._settings = settings
         self._on_archived = on_archived
         self._tracing = tracing
         self._rows: list[Recorded] = []
@@ -78,11 +87,15 @@ class Consumer:
         self._first_row_at = 0.0
         self._is_joined = False
         self._maintained_at = time.monotonic()
-        # Insertion order is age: the oldest ids are forgotten first.
+        # A dict keeps insertion order, so the oldest ids are forgotten first.
         self._recent: dict[str, None] = dict.fromkeys(ledger.event_ids(newest=_RECENT_EVENTS))
 
     def run(self, stop: threading.Event) -> None:
-        """Consume until ``stop``; outlives any absence of Redis and a full disk. Raises `Fenced`."""
+        """Consume until ``stop`` is set, however long Redis is away or the disk full.
+
+        Raises:
+            Fenced: If another trainer leads.
+        """
         self._metrics.ledger_rows.set(self._ledger.row_count)
         delay = 0.1
         while not stop.is_set():
@@ -106,17 +119,20 @@ class Consumer:
                     delay = min(2 * delay, _MAX_PAUSE_S)
             except OSError as error:
                 self._metrics.disk_errors.inc()
-                log.error("the ledger's disk does not take signals: they wait in Redis", error=str(error))
+                log.error("the ledger cannot be written: signals wait in Redis", error=str(error))
                 stop.wait(delay)
                 delay = min(2 * delay, _MAX_PAUSE_S)
-            # Redis may come back without its last second: what this process holds is safe only in the ledger.
+            # Redis may come back without its last second of writes, so the rows that are held here are archived first.
             delay = self._archive_when_there_is_room(stop, delay)
-            self._unacked.clear()  # still pending there, or gone with the group: claimed again after `_join`
+            # These entries are still pending or, if the group is gone, unread: they are claimed or read after `_join`.
+            self._unacked.clear()
         self._archive()
         try:
             self._acknowledge()
         except REDIS_FAILURES as error:
-            log.warning("archived, not acknowledged: the next start does it", error=str(error))
+            log.warning(
+                "signals were archived but not acknowledged: the next start acknowledges them", error=str(error)
+            )
 
     def _archive_when_there_is_room(self, stop: threading.Event, delay: float) -> float:
         while not stop.is_set():
@@ -130,7 +146,7 @@ class Consumer:
         return delay
 
     def drained(self) -> bool:
-        """True when everything in the stream is archived and acknowledged. Raises redis.RedisError."""
+        """Say whether everything in the stream is archived and acknowledged. Raises redis.RedisError."""
         for group in self._redis.xinfo_groups(keys.FEEDBACK_STREAM) if self._redis.exists(keys.FEEDBACK_STREAM) else ():
             if group["name"] == keys.FEEDBACK_GROUP.encode():
                 unread = self._redis.xrange(keys.FEEDBACK_STREAM, b"(" + group["last-delivered-id"], "+", count=1)
@@ -145,12 +161,12 @@ class Consumer:
                 raise
 
     def _claim(self) -> None:
-        """Take over every pending entry, of whichever consumer: the leader lock says that none of them lives."""
+        """Take over every pending entry. By the leader's lock, no other consumer is alive."""
         suspects = self._suspects()
         cursor: bytes | str = "0-0"
         while True:
             cursor, entries, *_ = self._redis.xautoclaim(
-                keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, self._name, 0, cursor, count=_READ_COUNT
+                keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, _CONSUMER_NAME, 0, cursor, count=_READ_COUNT
             )
             present = [entry for entry in entries if entry[0] is not None]
             self._take([entry for entry in present if entry[0] not in suspects])
@@ -163,18 +179,18 @@ class Consumer:
         self._forget_deleted()
 
     def _suspects(self) -> set[bytes]:
-        """Pending entries that were read often."""
+        """Return the pending entries that were read so often that one of them may end the process."""
         pending = self._redis.xpending_range(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, "-", "+", 10_000)
         return {entry["message_id"] for entry in pending if entry["times_delivered"] >= _READS_OF_A_SUSPECT}
 
     def _take_alone(self, entry: Entry) -> None:
-        """With a note in Redis that only a process that lives takes back."""
+        """Read one entry, under a note in Redis that is deleted only if this process survives."""
         self._redis.set(keys.SUSPECT, entry[0])
         try:
             self._take([entry])
             self._flush()
         except (*REDIS_FAILURES, OSError, Fenced):
-            self._redis.delete(keys.SUSPECT)  # not the entry's fault
+            self._redis.delete(keys.SUSPECT)  # the entry did not cause this
             raise
         except Exception as error:
             self._unacked.clear()
@@ -183,17 +199,17 @@ class Consumer:
         self._redis.delete(keys.SUSPECT)
 
     def _bury_killer(self) -> None:
-        """The entry that an earlier process read alone and died."""
+        """Make a dead letter of the entry that an earlier process read alone before it died."""
         stream_id: bytes | None = self._redis.get(keys.SUSPECT)
-        if stream_id is not None and not self._is_joined:  # else this process wrote it, and lives
+        if stream_id is not None and not self._is_joined:  # after joining, the note is this process's own
             for raw_id, fields in self._redis.xrange(keys.FEEDBACK_STREAM, stream_id, stream_id):
                 if not self._ledger.holds([raw_id.decode()]):
-                    self._bury(raw_id.decode(), fields, "whoever read it died")
+                    self._bury(raw_id.decode(), fields, "the process that read it died")
         self._is_joined = True
         self._redis.delete(keys.SUSPECT)
 
     def _forget_deleted(self) -> None:
-        """Acknowledge pending ids that are no longer in the stream: they would hold up trimming for ever."""
+        """Acknowledge pending ids that are no longer in the stream, which would hold up trimming for ever."""
         for pending in self._redis.xpending_range(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, "-", "+", 10_000):
             stream_id: bytes = pending["message_id"]
             if not self._redis.xrange(keys.FEEDBACK_STREAM, stream_id, stream_id):
@@ -201,19 +217,27 @@ class Consumer:
                 self._redis.xack(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, stream_id)
 
     def _step(self) -> None:
-        room = min(_READ_COUNT, self._flush_rows - len(self._unacked))
+        room = min(_READ_COUNT, self._settings.flush_rows - len(self._unacked))
         read = self._redis.xreadgroup(
-            keys.FEEDBACK_GROUP, self._name, {keys.FEEDBACK_STREAM: ">"}, count=max(1, room), block=self._block_ms
+            keys.FEEDBACK_GROUP,
+            _CONSUMER_NAME,
+            {keys.FEEDBACK_STREAM: ">"},
+            count=max(1, room),
+            block=self._settings.block_ms,
         )
         self._take(read[0][1] if read else [])
-        is_old = bool(self._unacked) and time.monotonic() - self._first_row_at >= self._flush_age_s
-        if is_old or len(self._unacked) >= self._flush_rows:
+        is_old = bool(self._unacked) and time.monotonic() - self._first_row_at >= self._settings.flush_age_s
+        if is_old or len(self._unacked) >= self._settings.flush_rows:
             self._flush()
-        if time.monotonic() - self._maintained_at >= self._maintain_every_s:
+        if time.monotonic() - self._maintained_at >= self._settings.maintain_every_s:
             self._maintain()
 
     def _take(self, entries: Iterable[Entry]) -> None:
-        """Decode entries into the buffer; dead letters leave at once, those that the ledger has wait for their ack."""
+        """Decode entries into the buffer.
+
+        An entry that cannot be decoded becomes a dead letter at once. One that the ledger has already is not buffered,
+        and is acknowledged with the others.
+        """
         entries = list(entries)
         if not entries:
             return

@@ -1,13 +1,13 @@
 """Keeps a leader that was overtaken from writing.
 
-The lock in Redis says who should write, but a process that was stopped for longer than the lock lives still believes
-that it leads when it wakes up. So the archive itself names the newest leader's epoch, in the file ``leader``: a new
-leader writes its own there before anything else, and whatever a trainer makes visible (a segment of the ledger, its
-state, a version in the store) it makes visible only while its epoch stands there.
+The lock in Redis says who should write. But a process that was stopped for longer than the lock lives still believes
+that it leads when it wakes up. Therefore the archive itself names the epoch of the newest leader, in the file
+``leader``. A new leader writes its epoch there before anything else. A trainer makes something visible (a segment of
+the ledger, its state, a version in the store) only while the file names its own epoch.
 
-On a local disk a file lock makes look and rename one step. An object store has no such lock: there an overtaken leader
-may finish a write that it began before; segments of different leaders have different names there, so that it adds rows
-which the readers drop as repeated, and replaces none.
+On a local disk a file lock makes the check and the rename one step. An object store has no such lock, so an overtaken
+leader may finish a write there that it began before. Segments of different leaders have different names there: such a
+write replaces no segment, and readers drop the rows that it repeats.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ _LOCK = "leader.lock"
 
 
 class Fenced(Exception):
-    """Another trainer leads: this one may not write."""
+    """Raised when a trainer that another one has overtaken is about to write."""
 
 
 class Fence:
-    """``archive``: the ledger's directory or fsspec URL. ``epoch``: this process's, 0 until `advance`."""
+    """Compares this process's epoch with the newest one that the archive names.
+
+    Attributes:
+        epoch: The epoch of this process; 0 until `advance`.
+    """
 
     def __init__(self, archive: str | Path) -> None:
+        """``archive`` is the ledger's directory or fsspec URL."""
         self._fs, root = fsspec.core.url_to_fs(str(archive))
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
@@ -39,11 +44,11 @@ class Fence:
 
     @property
     def suffix(self) -> str:
-        """Of the names of this leader's segments, where nothing else keeps leaders apart."""
+        """The ending of this leader's segment names in an object store; empty on a local disk, which has the lock."""
         return "" if self._is_local else f".e{self.epoch}"
 
     def read(self) -> int:
-        """The newest leader's epoch; 0 before the first. Raises OSError."""
+        """Return the newest leader's epoch, or 0 before the first leader. Raises OSError."""
         self._fs.invalidate_cache()
         try:
             return int(self._fs.cat_file(f"{self._root}/{_FILE}"))
@@ -51,7 +56,7 @@ class Fence:
             return 0
 
     def advance(self, epoch: int) -> None:
-        """Name this process's epoch as the newest. Raises Fenced when a later one is named already."""
+        """Name ``epoch`` as this process's and the newest one. Raises `Fenced` if a later one is named already."""
         self._fs.makedirs(self._root, exist_ok=True)
         with self._locked():
             newest = self.read()
@@ -70,13 +75,13 @@ class Fence:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The block in which something becomes visible. Raises Fenced before it."""
+        """Let the block make something visible. Raises `Fenced` before the block if another trainer leads."""
         with self._locked():
             self.check()
             yield
 
     def check(self) -> None:
-        """Raises Fenced when another trainer leads."""
+        """Raise `Fenced` if another trainer leads."""
         if (newest := self.read()) != self.epoch:
             raise Fenced(f"epoch {self.epoch} is over: a trainer of epoch {newest} leads")
 

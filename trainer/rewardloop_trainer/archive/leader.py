@@ -1,4 +1,4 @@
-"""One trainer at a time: a lock in Redis that expires when its holder dies."""
+"""Lets one trainer lead at a time, by a lock in Redis that expires when its holder dies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from importlib.resources import files
 
 import redis
 import structlog
@@ -15,27 +16,19 @@ from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 
 log = structlog.get_logger()
 
-_RENEW = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-end
-return 0
-"""
-_RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
-end
-return 0
-"""
+_RENEW, _RELEASE = (files(__package__).joinpath(f"{name}_lock.lua").read_text() for name in ("renew", "release"))
 
 
 class LeaderLock:
-    """Held from `wait` until `release`; renewed in a thread of its own, so that a long step does not lose it.
+    """The lock that the leading trainer holds from `wait` until `release`.
 
-    ``epoch``: counts leaders; a later leader's is higher, and higher than ``newest_epoch()``, which outlives Redis:
-    `Fence` keeps an earlier leader from writing by it.
-    ``lost`` is set once another trainer holds the lock: this process must then stop. A Redis that is away, or came
-    back without the key, does not lose it: the lock is taken again unless another trainer was first.
+    A thread of its own renews the lock, so that a long training step does not lose it. While Redis is away the lock
+    counts as held. If Redis comes back without it, it is taken again unless another trainer was first.
+
+    Attributes:
+        epoch: The number of this leader. A later leader's is higher, even if Redis forgot the earlier ones, because it
+            is also higher than ``newest_epoch()``. By it `Fence` keeps an earlier leader from writing.
+        lost: Set once another trainer holds the lock. This process must then stop.
     """
 
     def __init__(self, client: redis.Redis, ttl_s: float = 10.0, newest_epoch: Callable[[], int] = lambda: 0) -> None:
@@ -49,7 +42,7 @@ class LeaderLock:
         self.epoch = 0
 
     def wait(self, stop: threading.Event, poll_s: float = 0.5) -> bool:
-        """Wait until this process is the leader; False when ``stop`` came first."""
+        """Wait until this process is the leader. Returns False if ``stop`` was set first."""
         said, delay = "", poll_s
         while not stop.is_set():
             try:
@@ -67,7 +60,7 @@ class LeaderLock:
         return False
 
     def release(self) -> None:
-        """Let the next trainer start at once."""
+        """Free the lock, so that the next trainer starts at once."""
         self._done.set()
         if self._thread is not None:
             self._thread.join()
@@ -80,7 +73,7 @@ class LeaderLock:
         if not self._redis.set(keys.TRAINER_LOCK, self._token, nx=True, px=self._ttl_ms):
             return False
         counted = int(self._redis.incr(keys.TRAINER_EPOCH))
-        # Taken again after Redis lost it, the epoch stays: if another led meanwhile, the fence says so.
+        # A lock that is taken again keeps its epoch: the fence stops this process if another trainer led meanwhile.
         self.epoch = self.epoch or max(counted, self._newest_epoch() + 1)
         if self.epoch > counted:
             self._redis.set(keys.TRAINER_EPOCH, self.epoch)

@@ -1,9 +1,9 @@
 """The ledger: every archived signal, in immutable Parquet segments.
 
 A segment ``<first_stream_id>_<last_stream_id>.parquet`` is written under a temporary name, fsynced and renamed, so
-it is whole or absent; an object store's put is atomic already. Compaction writes one segment that names the ones it
-replaces, and only then deletes those: whoever reads in between drops repeated events, and a compaction cut short is
-finished the next time the ledger is opened for writing.
+that it is whole or absent. An object store's put is atomic in itself. Compaction writes one segment that names the
+segments it replaces, and only then deletes those. A reader in between drops the events that it meets twice. A
+compaction that was cut short is finished the next time the ledger is opened for writing.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _READ_ROWS = 10_000
 
 
 class CorruptSegment(Exception):
-    """A file of the ledger is no Parquet file of this schema."""
+    """Raised when a file of the ledger is not a Parquet file of the ledger's schema."""
 
 
 def order(stream_id: str) -> tuple[int, int]:
-    """Sort key of a stream id such as "1763980000000-0". Raises ValueError on anything else."""
+    """Return the sort key of a stream id such as "1763980000000-0". Raises ValueError for any other text."""
     milliseconds, _, sequence = stream_id.partition("-")
     return int(milliseconds), int(sequence or 0)
 
@@ -53,10 +53,10 @@ class Segment:
 
 
 class Ledger:
-    """Appends to and reads the ledger at ``url`` (a directory or any fsspec URL).
+    """Appends to and reads the ledger at ``url``, a directory or any fsspec URL.
 
-    One process writes at a time (the trainer's lock and ``fence`` see to it); ``writable=False`` reads beside it.
-    Threads of one process may share an instance.
+    One process writes at a time, which the trainer's lock and ``fence`` ensure. Others may read with
+    ``writable=False`` meanwhile. Threads of one process may share an instance.
     """
 
     def __init__(self, url: str | Path, *, writable: bool = True, fence: Fence | None = None) -> None:
@@ -72,13 +72,13 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """List the segments again, after another process wrote."""
+        """List the segments again, to see what another process wrote."""
         with self._lock:
             self._segments = self._listed(self._segments)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """In stream order."""
+        """The segments in stream order."""
         with self._lock:
             return tuple(sorted(self._segments.values(), key=lambda s: (order(s.first), order(s.last))))
 
@@ -88,22 +88,26 @@ class Ledger:
 
     @property
     def last_stream_id(self) -> str | None:
-        """The highest id archived; None when the ledger is empty."""
+        """The highest stream id in the ledger; None if the ledger is empty."""
         return max((segment.last for segment in self.segments), key=order, default=None)
 
     @property
     def leader_epoch(self) -> int:
-        """Of the leader that this process was when it opened the ledger to write; 0: it has none."""
+        """The epoch in which this process leads; 0 for a ledger without a fence."""
         return 0 if self._fence is None else self._fence.epoch
 
     def held(self) -> AbstractContextManager[None]:
-        """The block in which this trainer may make something visible to others. Raises `Fenced` before it."""
+        """Return a block that may make something visible. Entering it raises `Fenced` if another trainer leads."""
         return nullcontext() if self._fence is None else self._fence.held()
 
     def append(self, rows: Sequence[Recorded]) -> Segment | None:
-        """Make rows durable as one segment; returns after the rename is on disk. No rows: nothing happens.
+        """Write rows as one segment, which is on disk when this returns. Without rows nothing is written.
 
-        Raises `Fenced` when another trainer leads, OSError when the disk is full: nothing of it is in the ledger then.
+        After an exception none of the rows is in the ledger.
+
+        Raises:
+            Fenced: If another trainer leads.
+            OSError: If the disk is full or fails.
         """
         if not rows:
             return None
@@ -115,9 +119,10 @@ class Ledger:
         return segment
 
     def scan(self, after_stream_id: str | None = None, until_stream_id: str | None = None) -> Iterator[Recorded]:
-        """Rows with after < id <= until, segment by segment, each event once.
+        """Yield the rows with after < stream id <= until, segment by segment, each event once.
 
-        Raises `CorruptSegment`.
+        Raises:
+            CorruptSegment: If a segment cannot be read.
         """
         low = order(after_stream_id) if after_stream_id else (-1, 0)
         high = order(until_stream_id) if until_stream_id else None
@@ -130,7 +135,10 @@ class Ledger:
                     yield row
 
     def event_ids(self, newest: int | None = None) -> list[str]:
-        """Event ids in stream order (each row's: a repeated one would show); with ``newest``, about that many."""
+        """Return the event id of every row in stream order, repeated ones included.
+
+        With ``newest``, only as many of the newest segments are read as are needed for that many rows.
+        """
         return self._though_compacted(lambda: self._event_ids(newest))
 
     def _event_ids(self, newest: int | None) -> list[str]:
@@ -144,7 +152,7 @@ class Ledger:
         return [i for segment in reversed(chosen) for i in self._column(segment, "event_id")]
 
     def holds(self, stream_ids: Iterable[str]) -> set[str]:
-        """Which of these stream ids are archived."""
+        """Return which of these stream ids the ledger has."""
         wanted = set(stream_ids)
         return self._though_compacted(lambda: self._held_of(wanted))
 
@@ -157,7 +165,7 @@ class Ledger:
         return found
 
     def rows_after(self, stream_id: str | None) -> int:
-        """How many rows have a higher stream id."""
+        """Return how many rows have a higher stream id than this one; all rows if it is None."""
         if stream_id is None:
             return self.row_count
         return self._though_compacted(lambda: self._rows_after(order(stream_id)))
@@ -172,7 +180,7 @@ class Ledger:
         return rows
 
     def arrivals(self, after_stream_id: str | None = None, until_stream_id: str | None = None) -> list[float]:
-        """Arrival times (Unix seconds) of the rows with after < id <= until."""
+        """Return the arrival times, in Unix seconds, of the rows with after < stream id <= until."""
         low = order(after_stream_id) if after_stream_id else (-1, 0)
         high = order(until_stream_id) if until_stream_id else None
         found: list[float] = []
@@ -183,9 +191,9 @@ class Ledger:
         return found
 
     def compact(self, *, segments: int = 32, small_rows: int = 5_000, target_rows: int = 200_000) -> Segment | None:
-        """Merge neighbouring small segments into one once there are ``segments`` of them.
+        """Merge neighbouring small segments into one if there are at least ``segments`` of them.
 
-        Returns the merged segment, or None where there was nothing to do.
+        Returns the merged segment, or None if nothing was merged.
         """
         merged: list[Segment] = []
         for segment in self.segments:
@@ -225,10 +233,10 @@ class Ledger:
                             yield table.slice(start, _READ_ROWS)
                 return
             except FileNotFoundError:
-                self.refresh()  # a compaction replaced it: its rows are in the new segment
+                self.refresh()  # a compaction deleted this segment; its rows are in the new one
 
     def _though_compacted(self, read: Callable[[], T]) -> T:
-        """What ``read`` makes of the segments; again where a compaction replaced one of them meanwhile."""
+        """Return ``read()``, which is repeated if a compaction deleted a segment meanwhile."""
         while True:
             try:
                 return read()
@@ -245,9 +253,8 @@ class Ledger:
             except FileNotFoundError:
                 if name in missed:
                     raise
-                missed.add(
-                    name
-                )  # a compaction deleted it after it was listed: its rows are in a segment written before
+                # A compaction deleted it after it was listed. Its rows are in a segment that was written before then.
+                missed.add(name)
                 continue
             return found
 
@@ -261,7 +268,7 @@ class Ledger:
         return [name for name in names if name.endswith(".parquet") and not name.startswith(_TEMPORARY)]
 
     def _open(self, name: str) -> tuple[Segment, list[str]]:
-        """The segment and the names it replaces, from the file's footer."""
+        """Read the segment and the names that it replaces from the file's footer."""
         first, _, last = name.removesuffix(".parquet").partition(".e")[0].partition("_")
         try:
             order(first), order(last)
@@ -313,7 +320,7 @@ class Ledger:
             os.close(directory)
 
     def _finish_interrupted(self) -> None:
-        """Delete half-written files, and segments that a finished compaction had not deleted yet."""
+        """Delete half-written files, and the segments that a compaction replaced but did not come to delete."""
         if self._is_local:
             for path in Path(self._root).glob(f"{_TEMPORARY}*"):
                 path.unlink()
@@ -327,7 +334,7 @@ class Ledger:
 
 
 def _distinct(table: pa.Table) -> pa.Table:
-    """The table without repeated events, the first of each kept."""
+    """Return the table with the first row of each event."""
     seen: set[str] = set()
     keep = []
     for event_id in table.column("event_id").to_pylist():

@@ -1,4 +1,4 @@
-"""How a signal lies in the ledger's Parquet columns, and back."""
+"""Converts signals to the ledger's Parquet columns and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         pa.field("kind", pa.string(), nullable=False),
         pa.field("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False),
         pa.field("responses", pa.list_(pa.string()), nullable=False),
-        # Which of these are set depends on `kind`; indices count the responses from 0.
+        # The kind decides which of the following columns are set. Indices count the responses from 0.
         pa.field("chosen", pa.int32()),
         pa.field("rejected", pa.int32()),
         pa.field("order", pa.list_(pa.int32())),
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-# The columns of each kind of signal, named as the fields of its message.
+# The columns of each kind of signal have the names of its message's fields.
 SIGNAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "choice": ("chosen", "rejected"),
     "ranking": ("order",),
@@ -60,7 +60,9 @@ SIGNAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 class Recorded:
     """One signal as the stream delivered it.
 
-    ``stream_id``: its position in the feedback stream. ``event.arrival_time`` is always set.
+    Attributes:
+        stream_id: Its position in the feedback stream.
+        event: The signal; its ``arrival_time`` is always set.
     """
 
     stream_id: str
@@ -68,7 +70,7 @@ class Recorded:
 
 
 def to_table(rows: Sequence[Recorded]) -> pa.Table:
-    """Rows in `SCHEMA`, in the given order."""
+    """Return a table in `SCHEMA` with the rows in their order."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row in rows:
         values = _values(row)
@@ -78,7 +80,11 @@ def to_table(rows: Sequence[Recorded]) -> pa.Table:
 
 
 def whole(table: pa.Table) -> pa.Table:
-    """A segment's table in `SCHEMA`; what was not recorded when it was written is null. Raises ValueError."""
+    """Bring a segment's table into `SCHEMA`. A column that did not exist when it was written becomes null.
+
+    Raises:
+        ValueError: If a column that must not be null is missing.
+    """
     for field in SCHEMA:
         if field.name not in table.column_names and field.nullable:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
@@ -86,7 +92,7 @@ def whole(table: pa.Table) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> Iterator[Recorded]:
-    """The rows of a table in `SCHEMA`, in its order."""
+    """Yield the rows of a table in `SCHEMA`, in its order."""
     for batch in table.to_batches():
         columns = {name: _python(batch.column(name)) for name in SCHEMA.names}
         for i, kind in enumerate(columns["kind"]):
@@ -156,7 +162,10 @@ def _prompt(said: Iterable[tuple[str, str]]) -> common_pb2.Prompt:
 
 
 def _python(column: pa.Array) -> list[Any]:
-    """Python values; turns as (role, content) pairs and times as microseconds: several times faster than dicts."""
+    """Return a column's Python values, with turns as (role, content) pairs and times as microseconds.
+
+    This is several times faster than pyarrow's dicts and datetimes.
+    """
     if pa.types.is_timestamp(column.type):
         return list(column.cast(pa.int64()).to_pylist())
     if column.type == SCHEMA.field("prompt").type:

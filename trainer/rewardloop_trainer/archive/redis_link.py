@@ -19,16 +19,16 @@ log = structlog.get_logger()
 
 _TIMEOUT_S = 5.0
 
-# What its calls may raise while Redis is away or moves.
+# What a client raises while Redis is away or fails over.
 REDIS_FAILURES = (redis.RedisError, RedisClusterException)
 
 
-def connect_until(url: str, stop: threading.Event) -> redis.Redis | None:
-    """As `connect`, but waits for a cluster that is away; None when ``stop`` came first."""
+def connect_redis_until(url: str, stop: threading.Event) -> redis.Redis | None:
+    """Connect as `connect_redis` does, and wait for a cluster that is away. Returns None if ``stop`` was set first."""
     delay = 0.5
     while not stop.is_set():
         try:
-            return connect(url)
+            return connect_redis(url)
         except REDIS_FAILURES as error:
             log.warning("Redis does not answer", error=str(error), retry_in_s=delay)
             stop.wait(delay)
@@ -36,10 +36,12 @@ def connect_until(url: str, stop: threading.Event) -> redis.Redis | None:
     return None
 
 
-def connect(url: str) -> redis.Redis:
-    """A client that connects when first used; to a cluster it connects here.
+def connect_redis(url: str) -> redis.Redis:
+    """Return a client that connects when it is first used; a client of a cluster connects at once.
 
-    Raises InvalidRedisUrl, for a cluster REDIS_FAILURES.
+    Raises:
+        InvalidRedisUrl: If the URL names no Redis.
+        redis.RedisError, RedisClusterException: If a cluster does not answer.
     """
     address = parse_redis_url(url)
     common: dict[str, Any] = {
@@ -54,7 +56,7 @@ def connect(url: str) -> redis.Redis:
             **common,
             **address.credentials(),
         )
-        return cast(redis.Redis, cluster)  # the commands used here are the same
+        return cast(redis.Redis, cluster)  # the commands that the trainer uses are the same
     if address.kind == "sentinel":
         timeouts = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
         sentinel = Sentinel(  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Frees Redis of what every reader of the feedback stream is done with; nothing unread or pending is ever trimmed."""
+"""Trims the feedback stream of the entries that every group has read and acknowledged, and of no others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from rewardloop_trainer.archive.ledger import order
 def trim_archived(client: redis.Redis) -> int:
     """Trim the stream up to the first entry that some group has not read or not acknowledged.
 
-    Returns how many entries the stream still holds. Does nothing while no group exists. Raises redis.RedisError.
+    Nothing is trimmed while no group exists.
+
+    Returns:
+        The number of entries that the stream still holds.
+
+    Raises:
+        redis.RedisError: If Redis does not answer.
     """
     needed: list[tuple[int, int]] = []
     for group in client.xinfo_groups(keys.FEEDBACK_STREAM):

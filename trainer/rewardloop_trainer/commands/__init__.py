@@ -1,1 +1,1 @@
-"""The one-off commands: `policy-train`, `sft` and `export`."""
+"""The commands that run once and end: `policy-train`, `sft` and `export`."""

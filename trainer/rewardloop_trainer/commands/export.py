@@ -1,19 +1,25 @@
-"""``rewardloop export``: any Hugging Face base becomes a version in the store."""
+"""``rewardloop export``: makes a version in the store of any Hugging Face base.
+
+Exit status: 0 if the version was published, 1 if it was not, 2 if the flags are not valid.
+"""
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+
+from rewardloop.process.settings import parse
+from rewardloop_trainer.commands.export_settings import ExportSettings
 
 if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
     from rewardloop.formats.text import Encoded, Encoder
+    from rewardloop_trainer.data.layout_check import LayoutCheck
     from rewardloop_trainer.data.preferences import Pair
     from rewardloop_trainer.export.precision import Precision, PrecisionChoice
     from rewardloop_trainer.reward.model import RewardModel
@@ -23,13 +29,14 @@ _CALIBRATION_PAIRS = 16
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export what the flags name and print the new version. Returns the exit status."""
-    options = _parser().parse_args(list(argv))
-    # Imported here: the parser above answers --help without torch.
+    """Export the base that the flags name and print the new version. Returns the exit status."""
+    options = parse(ExportSettings, argv, "rewardloop export")
+    # Imported here, so that --help does not load torch.
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
+    from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
@@ -38,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
     try:
+        check_base_path(options.base)
         manifest = export(options)
     except (
         UnusableBase,
@@ -56,8 +64,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
-    """Sequences of random tokens, 2 tokens to the maximum length long, two for each prompt: what parity is tried on
-    without texts."""
+    """Return sequences of random tokens, on which parity is tried without texts.
+
+    They have 2 tokens to the maximum length (at most 512). Each prompt has two responses.
+    """
     from rewardloop.formats.text import Encoded
 
     chance = random.Random(seed)
@@ -77,89 +87,40 @@ def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rewardloop export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--base", required=True, metavar="DIR_OR_HUB_ID", help="a Hugging Face model, safetensors only")
-    parser.add_argument("--store", required=True, metavar="URL", help="the model store: a directory or fsspec URL")
-    parser.add_argument("--signing-key", default="", metavar="FILE", help="private ed25519 key (PEM) that signs it")
-    parser.add_argument("--model", choices=("reward", "policy"), default="reward")
-    parser.add_argument("--max-length", type=_at_least(8), metavar="TOKENS", help="of prompt and response together")
-    parser.add_argument("--seed", type=int, default=0, help="draws new score heads")
-    reward = parser.add_argument_group("reward models")
-    reward.add_argument("--heads", type=_at_least(1), default=4, help="score heads; their spread is the uncertainty")
-    reward.add_argument("--pooling", choices=("auto", "mean", "cls"), default="auto", help="of encoders")
-    reward.add_argument(
-        "--segment-ids",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="mark the response with token type 1 (default: for sequence classifiers with segments)",
-    )
-    reward.add_argument(
-        "--adapters",
-        choices=("none", "query_value", "attention", "all"),
-        default="query_value",
-        help="linear layers whose changes later versions can publish as adapters over this graph",
-    )
-    reward.add_argument(
-        "--anchors", type=Path, metavar="FILE", help="JSONL rows {prompt, response} that fix the scale of scores"
-    )
-    reward.add_argument(
-        "--precision",
-        choices=("float32", "int8", "float16"),
-        default="float32",
-        help="of the graph: int8 for CPUs, float16 for CUDA",
-    )
-    reward.add_argument(
-        "--gate-pairs",
-        type=Path,
-        metavar="FILE",
-        help="JSONL rows {prompt, chosen, rejected}: the precision is taken only if it orders these as float32 does",
-    )
-    return parser
-
-
-def _at_least(minimum: int) -> type[int]:
-    class Bounded(int):
-        def __new__(cls, text: str) -> Bounded:
-            value = super().__new__(cls, text)
-            if value < minimum:
-                raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
-            return value
-
-    Bounded.__name__ = "integer"
-    return Bounded
-
-
-def _export_reward(options: argparse.Namespace) -> Manifest:
+def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
     from rewardloop_trainer.data.gate_pairs import read_pairs
     from rewardloop_trainer.export.parity import check_parity, export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
+    from rewardloop_trainer.reward.base_layout import check_reward_layout, reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.reward.model import RewardModel
+    from rewardloop_trainer.rounds.publish import code_version
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(options.base, options.heads, options.pooling, options.seed)
-    segment_ids = options.segment_ids
-    if segment_ids is None:
-        segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
-    text_format = text_format_of(tokenizer, is_decoder=model.is_decoder, segment_ids=segment_ids)
+    model = RewardModel.from_base(
+        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
+    )
+    check_vocabulary(tokenizer, model.vocabulary)
+    text_format = reward_layout(tokenizer, model, options.segment_ids)
+    layout = _layout_note(options, check_reward_layout(tokenizer, model, text_format))
     longest = longest_input(model.config, tokenizer)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
-    vocabulary = min(model.config.vocab_size, tokenizer.backend_tokenizer.get_vocab_size())
     with tempfile.TemporaryDirectory() as directory:
         candidate = Path(directory)
         adapters = linear_modules(model.trunk, options.adapters)
         export_reward(model, tokenizer.backend_tokenizer, text_format, candidate, adapters=adapters)
-        sequences = random_sequences(encoder, vocabulary, _PARITY_SEQUENCES)
+        sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
+        heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
+        notes = _said({"heads": heads, "layout": layout, **notes})
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},
@@ -169,7 +130,7 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
             heads=options.heads,
             base=options.base,
             seed=options.seed,
-            code_version=_code_version(),
+            code_version=code_version(),
             notes=notes,
             precision=choice.precision,
         )
@@ -183,14 +144,17 @@ def _export_reward(options: argparse.Namespace) -> Manifest:
 def _in_precision(
     wanted: Precision, candidate: Path, model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] | None
 ) -> tuple[PrecisionChoice, dict[str, str]]:
-    """Convert the candidate's graph where the pairs allow it; what came of it, for the manifest and the terminal.
+    """Convert the candidate's graph if its order of the held-out pairs allows it.
 
-    The first pairs tell how large activations are, and are not judged.
+    The first pairs calibrate the ranges of activations and are not judged.
+
+    Returns:
+        The precision that was chosen with its figures, and the manifest's notes about it.
     """
     from rewardloop.formats.store import MODEL
-    from rewardloop_trainer.export.precision import PrecisionChoice, choose_precision, convert
-    from rewardloop_trainer.reward.batches import encode_records
+    from rewardloop_trainer.export.precision import JudgedPairs, PrecisionChoice, choose_precision, convert
     from rewardloop_trainer.reward.evaluate import pair_margins
+    from rewardloop_trainer.reward.examples import encode_records
 
     if wanted == "float32":
         return PrecisionChoice("float32", {}, ()), {}
@@ -202,19 +166,49 @@ def _in_precision(
         seen, judged = pairs[:_CALIBRATION_PAIRS], pairs[_CALIBRATION_PAIRS:]
         calibration = [s for e in encode_records(encoder, seen).examples for s in e.sequences]
         margins = pair_margins(model, encoder, judged)
-        choice = choose_precision(candidate, wanted, judged, encoder, margins, calibration)
+        choice = choose_precision(candidate, wanted, JudgedPairs(judged, margins, encoder), calibration)
         notes = choice.notes(wanted)
-    for note in notes.values():
-        print(f"rewardloop export: {note}", file=sys.stderr)
     return choice, notes
 
 
-def _export_policy(options: argparse.Namespace) -> Manifest:
+def _layout_note(options: ExportSettings, check: LayoutCheck | None) -> str:
+    """Return the manifest's note about the layout. Raises `UnusableBase` if it differs and has to be exact."""
+    from rewardloop_trainer.data.base_text import UnusableBase
+
+    if check is None:
+        return "not compared: the base has no chat template and no encoding of pairs that its head was trained on"
+    if not check.difference:
+        skipped = f", and the template refuses {', '.join(check.skipped)}" if check.skipped else ""
+        return f"exact: {check.equal} probes have the ids that the base's tokenizer gives them{skipped}"
+    if options.layout == "exact":
+        raise UnusableBase(
+            f"{options.base}: the layout of texts would differ from the base's own: {check.difference}; "
+            "--layout approximate accepts this"
+        )
+    return f"approximate: {check.difference}"
+
+
+def _said(notes: dict[str, str]) -> dict[str, str]:
+    """Print the manifest's notes, and return them."""
+    for name, note in notes.items():
+        print(f"rewardloop export: {name}: {note}", file=sys.stderr)
+    return notes
+
+
+def _export_policy(options: ExportSettings) -> Manifest:
     from transformers import AutoModelForCausalLM
 
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
-    from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.data.base_text import (
+        UnusableBase,
+        check_vocabulary,
+        load_tokenizer,
+        longest_input,
+        text_format_of,
+    )
+    from rewardloop_trainer.data.layout_check import check_dialogues
+    from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(options.base)
     try:
@@ -223,14 +217,18 @@ def _export_policy(options: argparse.Namespace) -> Manifest:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{options.base}: {error}") from error
+    check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
     text_format = text_format_of(tokenizer, is_decoder=True)
+    check = check_dialogues(tokenizer, text_format, pad=None, stops=True) if tokenizer.chat_template else None
+    layout = _layout_note(options, check)
     longest = longest_input(model.config, tokenizer)
     manifest = Manifest(
         model="policy",
         text_format=text_format.to_json(),
         max_length=min(options.max_length or longest, longest),
         base=options.base,
-        code_version=_code_version(),
+        code_version=code_version(),
+        notes=_said({"layout": layout}),
     )
 
     def write(target: Path) -> None:
@@ -239,15 +237,6 @@ def _export_policy(options: argparse.Namespace) -> Manifest:
         model.generation_config.save_pretrained(target)
 
     return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
-
-
-def _code_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("rewardloop")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One training run outside the daemon: rows -> train -> win rate -> ``OUT/policy`` with its ``run.json`` -> store.
 
-``run.json`` is a version's manifest for a policy that is in no store: what it came from and how it measured. It appears
-with the weights, whole or not at all.
+``run.json`` is the manifest of a policy that is in no store: it says what the policy came from and how it measured. It
+appears together with the weights, whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
@@ -24,27 +23,20 @@ from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
+from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
-from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.answers import verdict
-from rewardloop_trainer.learning.offline_run import PolicyOutcome
+from rewardloop_trainer.evaluation.answers import compare_policies
 from rewardloop_trainer.learning.run_report import RunReport
-from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
+from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.dpo_train import train_policy
-from rewardloop_trainer.policy.kto_train import train_kto
-from rewardloop_trainer.policy.online.algorithms import task_of
-from rewardloop_trainer.policy.online.train import train_online
-from rewardloop_trainer.policy.online_settings import AlgorithmName
-from rewardloop_trainer.policy.rewards import Reward, score_groups
+from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
+from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
-from rewardloop_trainer.policy.start import Start, start_from_base, start_from_store
+from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
 from rewardloop_trainer.rounds.publish import code_version, publish_once
-from rewardloop_trainer.server_access import connect
-
-log = structlog.get_logger()
+from rewardloop_trainer.server_access import open_client
 
 RUN = "run.json"
 _HEALTH_S = 10.0
@@ -55,7 +47,7 @@ _SUMMARY = {
     "train_kl": "KL",
     "gate_win_rate": "win rate",
 }
-# What changes nothing about the weights.
+# The settings that change nothing about the weights: a run with others is the same run.
 _ASIDE = {
     *("out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"),
     *("signing_key", "trusted_keys"),
@@ -63,30 +55,37 @@ _ASIDE = {
 }
 
 
-def train_by_hand(settings: PolicyTrainSettings, data: PolicyData) -> int:
-    """Train, judge, write, publish; the exit status. Every process of the world makes this call.
+def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
+    """Train, judge, write and publish a policy. Under torchrun, every process makes this call.
 
-    Raises ValueError for what cannot be done as asked, RewardloopError without scores, and the store's errors.
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: If the run cannot be done as asked.
+        RewardloopError: If the server gave no scores.
+        StoreError: If the store cannot be read or written.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     if settings.base:
+        check_base_path(settings.base)
         start = start_from_base(settings.base, settings.max_length)
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
-    run = _Run(settings, data, start)
+    run = PolicyRun(settings, data, start)
     if not run.is_done():
-        with connect(settings, settings.server) as server:
+        with open_client(settings, settings.server) as server:
             run.train(server)
     return run.conclude()
 
 
-class _Run:
-    """What a command trains on and where, and the steps from there to its exit status."""
+class PolicyRun:
+    """One run of the command: its settings, data and start, and the steps from there to its exit status."""
 
-    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: Start) -> None:
+    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: PolicyStart) -> None:
         self._settings, self._start, self._data = settings, start, data
         self._train, self._heldout = data.split(settings.heldout_share)
         self._learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
@@ -96,16 +95,16 @@ class _Run:
         self._id = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def is_done(self) -> bool:
-        """Whether this very run has written its policy. Raises ValueError where another did."""
+        """Say whether this very run has written its policy already. Raises ValueError if another run did."""
         if not self._policy.exists():
             return False
         path = self._policy / RUN
         if not path.exists() or json.loads(path.read_text())["id"] != self._id:
-            raise ValueError(f"{self._policy}: is there already, and not from this run: choose another --out")
+            raise ValueError(f"{self._policy}: exists already, and not from this run: choose another --out")
         return True
 
     def train(self, server: RewardloopClient) -> None:
-        """Leaves the policy written."""
+        """Train the policy, judge it and write it. Needs the server for scores."""
         asks = self._settings.algorithm not in ("dpo", "kto") or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
@@ -115,91 +114,28 @@ class _Run:
         if self._world.is_first:
             report = RunReport(self._report, draw_every=self._settings.draw_every, console=Console())
         try:
-            self._learn(model, server, report or (lambda _: None))
+            learn_policy(
+                model,
+                self._start.encoder,
+                _examples(self._train),
+                _examples(self._heldout),
+                self._learning,
+                lambda asked, said: score_groups(server, asked, said),
+                self._settings.out / "checkpoints",
+                Hooks(report or (lambda _: None), lambda policy, figures: self._save(policy, server, figures)),
+            )
+        except NothingToLearnFrom as error:
+            raise ValueError(f"{self._settings.prompts}: {error}") from error
         finally:
             if report is not None:
                 report.close()
 
-    def _learn(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
-        match self._settings.algorithm:
-            case "dpo":
-                self._learn_from_pairs(model, server, on_step)
-            case "kto":
-                self._learn_from_thumbs(model, server, on_step)
-            case "ppo" | "grpo" | "rloo" | "online-dpo" as name:
-                self._learn_from_answers(model, name, server, on_step)
-
-    def _learn_from_pairs(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
-        if not self._train.pairs:
-            raise ValueError(f"{self._settings.prompts}: dpo learns from pairs, and has none to train on")
-        train_policy(
-            model,
-            self._start.encoder,
-            self._train.pairs,
-            self._heldout.pairs,
-            self._learning,
-            self._settings.out / "checkpoints",
-            lambda done: on_step(StepDone(done.step, done.steps, done.figures.shown())),
-            save=lambda outcome: self._save(model, server, self._figures(outcome)),
-        )
-
-    def _learn_from_thumbs(self, model: Any, server: RewardloopClient, on_step: Callable[[StepDone], None]) -> None:
-        if not self._train.thumbs:
-            raise ValueError(f"{self._settings.prompts}: kto learns from thumbs, and has none to train on")
-        train_kto(
-            model,
-            self._start.encoder,
-            self._train.thumbs,
-            self._heldout.thumbs,
-            self._learning.kto,
-            self._settings.out / "checkpoints",
-            lambda done: on_step(StepDone(done.step, done.steps, done.figures.named())),
-            save=lambda outcome: self._save(model, server, self._figures(outcome)),
-            seed=self._learning.seed,
-        )
-
-    def _learn_from_answers(
-        self, model: Any, name: AlgorithmName, server: RewardloopClient, on_step: Callable[[StepDone], None]
-    ) -> None:
-        encoder, seed = self._start.encoder, self._learning.seed
-        task = task_of(name, self._learning, encoder, self._train.prompts, self._train.pairs, seed)
-        if not task.prompts:
-            raise ValueError(f"{self._settings.prompts}: no prompt to train on leaves room for an answer")
-        if left_out := len(self._train.prompts) - len(task.prompts):
-            log.warning("prompts that leave no room for an answer are left out", prompts=left_out)
-
-        def score(asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
-            return score_groups(server, asked, said)
-
-        def save(policy: Any) -> None:
-            means = last_means(read_steps(self._report))
-            self._save(policy, server, {"train_prompts": float(len(task.prompts)), **means})
-
-        train_online(
-            model,
-            encoder,
-            task.prompts,
-            score,
-            task.algorithm,
-            task.settings,
-            seed=seed,
-            human_pairs=task.human_pairs,
-            checkpoint_dir=self._settings.out / "checkpoints",
-            on_step=on_step,
-            save=save,
-        )
-
-    def _figures(self, outcome: PolicyOutcome) -> Mapping[str, float]:
-        """Also the last steps', for without held-out prompts nothing is measured after them."""
-        return {**last_means(read_steps(self._report)), **outcome.figures}
-
     def _save(self, policy: Any, server: RewardloopClient, trained: Mapping[str, float]) -> None:
-        """Judged against the start, where prompts were kept out."""
-        figures, reasons = dict(trained), list[str]()
+        """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
+        figures, reasons = {**last_means(read_steps(self._report)), **trained}, list[str]()
         if self._heldout.prompts:
-            live, seed = self._start.load(), self._learning.seed
-            found = verdict(
-                policy, live, self._start.encoder, self._heldout.records(), server, self._learning, seed=seed
+            found = compare_policies(
+                policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
             )
             figures |= found.figures
             reasons += found.reasons
@@ -240,7 +176,7 @@ class _Run:
         }
 
     def conclude(self) -> int:
-        """Say what there is, and publish it if wanted and allowed. Returns the exit status."""
+        """Print how the policy measured, and publish it if that is wanted and allowed. Returns the exit status."""
         if not self._world.is_first:
             return 0
         about = json.loads((self._policy / RUN).read_text())
@@ -274,6 +210,10 @@ class _Run:
         version = publish_once(store, manifest, write, f"by-hand-{self._id[:16]}").version
         print(f"policy {version} published: `rewardloop models promote policy {version}` serves it", flush=True)
         return 0
+
+
+def _examples(data: PolicyData) -> Examples:
+    return Examples(data.prompts, data.pairs, data.thumbs)
 
 
 def _sha256(path: Path) -> str:

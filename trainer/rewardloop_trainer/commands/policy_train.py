@@ -1,8 +1,9 @@
-"""``rewardloop policy-train``: a policy learns once, by hand, and is written as a Hugging Face directory.
+"""``rewardloop policy-train``: trains one policy, outside of the daemon's rounds, into a Hugging Face directory.
 
-Several processes of one machine or many train it together under torchrun:
+Several processes, on one machine or many, train it together under torchrun:
 ``torchrun --nproc-per-node 2 -m rewardloop_trainer.commands.policy_train --base ... --prompts ... --out ...``
-Exit status: 0 all good, 1 the policy was written but its gate refuses to have it published, 2 nothing was written.
+Exit status: 0 if all went well, 1 if the policy was written but its gate refuses to publish it, 2 if nothing was
+written, 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSetting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the flags name. Returns the exit status."""
+    """Train the policy that the flags describe. Returns the exit status."""
     settings = parse(PolicyTrainSettings, sys.argv[1:] if argv is None else argv, "rewardloop policy-train")
-    # Imported here: the settings above answer --help without torch.
+    # Imported here, so that --help does not load torch.
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_client import InvalidAddress, RewardloopError
     from rewardloop_data.source_file import SourceFile, UnreadableFile
-    from rewardloop_trainer.commands.policy_run import train_by_hand
+    from rewardloop_trainer.commands.policy_run import run_policy_training
     from rewardloop_trainer.data.policy_rows import UnusableRows, read_policy_data
     from rewardloop_trainer.learning.world import joined
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         data = read_policy_data(SourceFile.of(settings.prompts))
         with joined():
-            return train_by_hand(settings, data)
+            return run_policy_training(settings, data)
     except RewardloopError as error:
         _say(f"no scores from {settings.server}: {error.reason or type(error).__name__}: {error}")
         _say("start a server with `rewardloop serve`, or name one with --server; the same command goes on from here")

@@ -1,4 +1,4 @@
-"""Settings of `rewardloop policy-train`. Imports no torch, so that `--help` is quick."""
+"""The settings of `rewardloop policy-train`. This module imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ class PolicyTrainSettings(ServerAccess, PolicySettings):
     goes on where a killed one stopped."""
 
     model_config = ProcessSettings.model_config
+    basic_settings = (
+        *("base", "store", "version", "prompts", "out", "server", "algorithm", "learning_rate"),
+        *("beta", "max_length", "heldout_share", "publish"),
+    )
+    setting_groups = (("epochs", "Training on people's choices"), ("base", "Start, files and the process"))
 
     base: str = Field("", description="where it starts: a Hugging Face directory or hub id, safetensors only")
     store: str = Field("", description="model store: of --version, and where --publish goes")

@@ -1,15 +1,12 @@
-"""``rewardloop sft``: a base learns from a file of conversations, and is written as a Hugging Face directory.
+"""``rewardloop sft``: trains a base on a file of conversations, and writes it as a Hugging Face directory.
 
-Exit status: 0 all good, 1 some rows were rejected, 2 nothing was written.
+Exit status: 0 if all went well, 1 if some rows were rejected, 2 if nothing was written.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,9 +26,9 @@ _SHOWN_REJECTIONS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the flags name and print one line."""
+    """Train the base that the flags name and print one line. Returns the exit status."""
     settings = parse(SftRunSettings, sys.argv[1:] if argv is None else argv, "rewardloop sft")
-    # Imported here: the settings above answer --help without torch.
+    # Imported here, so that --help does not load torch.
     from rewardloop.process.log import configure_logging
     from rewardloop_data.source_file import UnreadableFile
     from rewardloop_trainer.data.base_text import UnusableBase
@@ -48,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: SftRunSettings) -> int:
-    """Read, train, write. Returns 0, or 1 when rows were rejected. Raises what `main` reports."""
+    """Read, train and write. Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports."""
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop_data.source_file import SourceFile
+    from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.preferences import split_of
     from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
@@ -59,9 +57,9 @@ def run(settings: SftRunSettings) -> int:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     started = time.monotonic()
+    check_base_path(settings.base)
     out = settings.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is there already")
+    _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
     kept = _keep_aside(out, settings.data, rejections)
@@ -89,26 +87,29 @@ def run(settings: SftRunSettings) -> int:
     return int(bool(rejections))
 
 
+def _refuse_to_replace(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: exists already")
+
+
 def write(out: Path, model: Any, tokenizer: Any) -> None:
-    """The Hugging Face directory ``out``, there whole or not at all. Raises OSError."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.writing-", dir=out.parent))
-    try:
-        model.save_pretrained(staging, max_shard_size="1TB")
-        tokenizer.save_pretrained(staging)
-        for path in (*staging.iterdir(), staging):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        staging.chmod(0o755)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """Write the Hugging Face directory ``out``, which appears whole or not at all. Raises OSError and ValueError."""
+    from rewardloop_trainer.learning.write_whole import write_whole
+
+    def fill(directory: Path) -> None:
+        model.save_pretrained(directory, max_shard_size="1TB")
+        tokenizer.save_pretrained(directory)
+
+    _refuse_to_replace(out)
+    write_whole(out, fill)
 
 
 def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
-    """Model in float32, tokenizer, encoder, and the type that the base is stored in. Raises UnusableBase."""
+    """Load the base. Returns its model in float32, its tokenizer, its encoder, and the type that it is stored in.
+
+    Raises:
+        UnusableBase: If it cannot be loaded.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -136,7 +137,7 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
 
 
 def _keep_aside(out: Path, data: Path, rejections: Sequence[Rejection]) -> Path:
-    """Write the rejected rows beside the output, and name the first."""
+    """Write the rejected rows beside the output and print the first ones. Returns the file's path."""
     from rewardloop_data.side_files import keep_aside
 
     path = out.with_name(f"{out.name}.rejected.jsonl")
@@ -152,7 +153,7 @@ def _keep_aside(out: Path, data: Path, rejections: Sequence[Rejection]) -> Path:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
-    """A progress bar over the steps, on standard error where that is a terminal."""
+    """Show a progress bar over the steps, on standard error and only if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -171,7 +172,7 @@ def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; a second one ends the process as usual."""
+    """Yield a function that says whether SIGINT or SIGTERM came. A second signal ends the process as usual."""
     stopped = False
 
     def stop(number: int, _: object) -> None:

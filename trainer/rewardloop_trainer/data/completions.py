@@ -1,4 +1,4 @@
-"""Prompts with completions as token sequences, and a language model's log-probabilities of the completions."""
+"""Prompts with completions as token sequences, and log-probabilities of the completions under a language model."""
 
 from __future__ import annotations
 
@@ -11,27 +11,36 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import by_length
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.data.token_batches import by_length
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """``ids``: prompt, then completion with its end token; the completion starts at ``start`` (at least 1)."""
+    """A token sequence.
+
+    Attributes:
+        ids: The prompt's tokens, then the completion's with its end token.
+        start: Index of the completion's first token, at least 1.
+    """
 
     ids: tuple[int, ...]
     start: int
 
     @property
     def tokens(self) -> int:
-        """Tokens of the completion."""
+        """Tokens of the completion, its end token included."""
         return len(self.ids) - self.start
 
 
 def encode_completions(encoder: Encoder, items: Sequence[tuple[Prompt, str]]) -> list[Completion | None]:
-    """Each (prompt, response) as a sequence; None where it is longer than the encoder's maximum.
+    """Encode pairs of prompt and response.
 
-    Shortening would teach answers without an end, or to prompts that nobody asked.
+    A sequence that is too long is not shortened, because that would teach responses without an end, or responses to
+    prompts that nobody gave.
+
+    Returns:
+        One sequence for each pair; None if it is longer than the encoder's maximum or the prompt has no token.
     """
     prompts: dict[Prompt, tuple[int, ...]] = {}
     responses = list(dict.fromkeys(text for _, text in items))
@@ -48,10 +57,19 @@ def encode_completions(encoder: Encoder, items: Sequence[tuple[Prompt, str]]) ->
 def token_logprobs(
     model: Any, rows: Sequence[Completion], pad_id: int, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each completion token given what is before it, of logits divided by ``temperature``.
+    """Log-probability of each completion token given the tokens before it.
 
-    Returns (rows, columns) logprobs in nats, 0 where it is not a completion token, and is_completion (rows, columns)
-    bool. Rows are padded at the end, which a causal model does not see from before it.
+    Rows are padded at the end, which a causal model does not see from the tokens before.
+
+    Args:
+        model: A Hugging Face causal LM.
+        rows: The sequences.
+        pad_id: Token id of padding.
+        temperature: What the logits are divided by.
+
+    Returns:
+        Log-probabilities (rows, columns) in nats, 0 where there is no completion token; and is_completion (rows,
+        columns), bool, True at completion tokens.
     """
     logprobs, is_completion, _ = forward(model, rows, pad_id, temperature)
     return logprobs, is_completion
@@ -60,8 +78,12 @@ def token_logprobs(
 def forward(
     model: Any, rows: Sequence[Completion], pad_id: int, temperature: float = 1.0, *, with_states: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `token_logprobs`; with ``with_states`` also the last hidden states (rows, columns, width) that predicted the
-    tokens: what was known before each."""
+    """As `token_logprobs`; with ``with_states`` also the last hidden states.
+
+    Returns:
+        Log-probabilities and is_completion as `token_logprobs`, and the hidden states (rows, columns, width) from which
+        the tokens were predicted, or None.
+    """
     ids, first, is_completion = padded(rows, pad_id, model.device)
     output = model(
         input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first, output_hidden_states=with_states or None
@@ -73,11 +95,15 @@ def forward(
 
 
 def padded(rows: Sequence[Completion], pad_id: int, device: torch.device | str) -> tuple[Tensor, int, Tensor]:
-    """Ids (rows, longest); the first place that predicts a completion token; is_completion (rows, longest - first - 1)
-    of the tokens that the places from there on predict."""
+    """Pad sequences at the end.
+
+    Returns:
+        The ids (rows, longest); the first column ``first`` that predicts a completion token in some row; and
+        is_completion (rows, longest - first - 1), bool, for the tokens that the columns from ``first`` on predict.
+    """
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[pad_id] * (longest - len(row.ids))] for row in rows], device=device)
-    # The token at t is predicted at t - 1: the earliest place that matters is before the first completion token.
+    # The token at t is predicted at t - 1, so the first column that matters is the one before the first completion.
     first = min(row.start for row in rows) - 1
     place = torch.arange(first + 1, longest, device=device)
     starts = torch.tensor([[row.start] for row in rows], device=device)
@@ -88,7 +114,13 @@ def padded(rows: Sequence[Completion], pad_id: int, device: torch.device | str) 
 def from_start(per_token: Tensor, is_completion: Tensor, columns: int) -> Tensor:
     """Move each row's completion to column 0.
 
-    per_token, is_completion: (rows, any), as of `token_logprobs`. Returns (rows, columns), 0 after a completion's end.
+    Args:
+        per_token: (rows, any), aligned as the result of `token_logprobs`.
+        is_completion: (rows, any), bool.
+        columns: Columns of the result.
+
+    Returns:
+        (rows, columns), 0 after the end of a completion.
     """
     first = is_completion.int().argmax(1, keepdim=True)
     source = first + torch.arange(columns, device=per_token.device)
@@ -98,9 +130,19 @@ def from_start(per_token: Tensor, is_completion: Tensor, columns: int) -> Tensor
     return torch.where(is_there, per_token.gather(1, source), 0.0)
 
 
-@torch.no_grad()  # not inference_mode: the sums go on into losses
+@torch.no_grad()  # not inference_mode, because losses are computed with the sums
 def sequence_logprobs(model: Any, rows: Sequence[Completion], pad_id: int, token_budget: int) -> Tensor:
-    """Sum over each completion's tokens, (rows,) float32 on the CPU, in nats. ``token_budget``: padded, a forward."""
+    """Log-probability of each whole completion.
+
+    Args:
+        model: A Hugging Face causal LM.
+        rows: The sequences.
+        pad_id: Token id of padding.
+        token_budget: Most tokens of a forward pass, padding included.
+
+    Returns:
+        (rows,), float32 on the CPU, in nats.
+    """
     sums = torch.zeros(len(rows))
     for group in by_length([len(row.ids) for row in rows], token_budget):
         logprobs, _ = token_logprobs(model, [rows[i] for i in group], pad_id)

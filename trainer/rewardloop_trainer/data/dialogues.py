@@ -1,4 +1,4 @@
-"""Conversations as token sequences of which a model learns the assistant's turns; several in one row, if wanted."""
+"""Conversations as token sequences, of which a model learns the assistant's turns; a row may hold several."""
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ from rewardloop_trainer.data.preferences import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation whose last turn is the assistant's. Its turns from ``first_learned`` on are learned."""
+    """A conversation that ends with the assistant's turn. Its assistant turns from ``first_learned`` on are learned."""
 
     turns: tuple[Turn, ...]
     first_learned: int
 
     @classmethod
     def answered(cls, prompt: Prompt, response: str) -> Dialogue:
-        """The response alone is learned, whatever the assistant said before."""
+        """A dialogue of which only the response is learned, not what the assistant said before."""
         return cls((*prompt, Turn("assistant", response)), len(prompt))
 
     @property
     def opening(self) -> Prompt:
-        """What was said before the assistant first spoke."""
+        """The turns before the assistant's first turn."""
         first = next(i for i, turn in enumerate(self.turns) if turn.role == "assistant")
         return self.turns[:first]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """``ids`` and the places in them that are learned: each span from its start (at least 1) to before its end."""
+    """A token sequence, and the spans of it that are learned, each from its start (at least 1) to before its end."""
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
 
     @property
     def tokens(self) -> int:
-        """Tokens that are learned."""
+        """Number of tokens that are learned."""
         return sum(end - start for start, end in self.spans)
 
 
 def encode_dialogues(encoder: Encoder, dialogues: Sequence[Dialogue]) -> tuple[list[Example], int]:
-    """Examples in the dialogues' order, and how many were dropped for being longer than the encoder's maximum.
+    """Encode dialogues.
 
-    All learned turns of a dialogue are one example where the layout writes a past answer as it writes the one that is
-    asked for; else each is an example of its own, as it will be asked for.
+    If the layout writes an earlier response as it writes the one that is asked for, all learned turns of a dialogue are
+    one example. Otherwise each learned turn is an example of its own, written as the response that is asked for.
+
+    Returns:
+        The examples in the order of the dialogues, and how many were dropped because they are longer than the encoder's
+        maximum.
     """
     texts = list(dict.fromkeys(turn.content for dialogue in dialogues for turn in dialogue.turns))
     encoded = encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -93,8 +97,13 @@ def _example(
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices by row, so that no row is longer than ``capacity``: first-fit decreasing (Johnson 1973), which needs at
-    most 11/9 of the fewest rows. What is longer goes alone."""
+    """Pack sequences into rows of at most ``capacity`` tokens; a longer sequence is a row of its own.
+
+    The method is first-fit decreasing, which needs at most about 11/9 of the fewest rows (Johnson 1973).
+
+    Returns:
+        The indices of each row's sequences.
+    """
     rows: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -109,10 +118,18 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def token_losses(model: Any, rows: Sequence[Sequence[Example]], pad_id: int) -> Tensor:
-    """-log p of every learned token given what is before it in its example: (learned tokens,), in nats, row by row.
+    """-log p of every learned token given the tokens before it in its example.
 
-    Examples of one row do not see each other: the attention mask is block-diagonal, and each one's positions start at
-    0. ``model``: a Hugging Face causal LM that honours both; see `keeps_apart`. Rows are padded at the end.
+    Examples of one row do not see each other: the attention mask is block-diagonal, and the positions of each example
+    start at 0. Rows are padded at the end.
+
+    Args:
+        model: A Hugging Face causal LM that honours mask and positions; see `keeps_apart`.
+        rows: The examples of each row.
+        pad_id: Token id of padding.
+
+    Returns:
+        (learned tokens,), in nats, row by row.
     """
     longest = max(sum(len(example.ids) for example in row) for row in rows)
     ids = torch.full((len(rows), longest), pad_id)
@@ -129,9 +146,9 @@ def token_losses(model: Any, rows: Sequence[Sequence[Example]], pad_id: int) -> 
             for start, stop in example.spans:
                 is_learned[r, at + start : at + stop] = True
             at = end
-    # Without packing, causality alone keeps padding at the end out of sight.
+    # Without packing no mask is needed: padding is at the end, where a causal model does not look.
     layout = _apart(part, positions, model) if any(len(row) > 1 for row in rows) else {}
-    # The token at t is predicted at t - 1: nothing before the first learned token's place is looked at.
+    # The token at t is predicted at t - 1, so logits before the first learned token are not needed.
     first = int(is_learned.any(0).int().argmax()) - 1
     device = model.device
     output = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=longest - first, **layout)
@@ -143,15 +160,17 @@ def token_losses(model: Any, rows: Sequence[Sequence[Example]], pad_id: int) -> 
 def _apart(part: Tensor, positions: Tensor, model: Any) -> dict[str, Tensor]:
     same = part.unsqueeze(2) == part.unsqueeze(1)
     is_seen = same & torch.ones_like(same[0]).tril()
-    # Additive, for every attention implementation takes that; a bool mask would be added as 0 and 1 by some.
+    # Additive, because every attention implementation takes that. Some would add a bool mask as 0 and 1.
     mask = torch.zeros(is_seen.shape, dtype=model.dtype).masked_fill(~is_seen, torch.finfo(model.dtype).min)
     return {"attention_mask": mask.unsqueeze(1).to(model.device), "position_ids": positions.to(model.device)}
 
 
 @torch.no_grad()
 def keeps_apart(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
-    """Whether the model gives packed examples the losses that they have alone: a model with a state beside attention,
-    or with a window of its own, may not."""
+    """Whether the model gives packed examples the losses that they have alone.
+
+    A model with a state beside attention, or with an attention window of its own, may not.
+    """
     tried = examples[:3]
     if len(tried) < 2:
         return True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
+from typing import Any
 
 from rewardloop.formats.text import Turn
+from rewardloop_data.rows import RowError
+from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Pair
 
 
@@ -15,20 +16,26 @@ class CorruptPairs(ValueError):
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """JSONL rows ``{"prompt", "chosen", "rejected"}``, gzipped where the name ends in .gz; a prompt is a text or a list
-    of ``{"role", "content"}``. Pairs of equal texts are left out. Raises `CorruptPairs`."""
+    """Read rows ``{"prompt", "chosen", "rejected"}`` from JSONL (plain or gzipped) or Parquet.
+
+    A prompt is a text or a list of ``{"role", "content"}``. Pairs of equal texts are left out.
+
+    Raises:
+        CorruptPairs: The file cannot be read, or a row has another form.
+    """
     pairs: list[Pair] = []
-    reached = 1
+    number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                given = row["prompt"]
-                turns = [("user", given)] if isinstance(given, str) else [(t["role"], t["content"]) for t in given]
-                pair = Pair(tuple(Turn(str(r), str(c)) for r, c in turns), str(row["chosen"]), str(row["rejected"]))
-                if pair.chosen != pair.rejected:
-                    pairs.append(pair)
-                reached += 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptPairs(f"{path}, row {reached}: {error}") from error
+        for line in SourceFile.of(path).lines():
+            number = line.number
+            row: Any = line.value()
+            given = row["prompt"]
+            turns = [("user", given)] if isinstance(given, str) else [(t["role"], t["content"]) for t in given]
+            pair = Pair(tuple(Turn(str(r), str(c)) for r, c in turns), str(row["chosen"]), str(row["rejected"]))
+            if pair.chosen != pair.rejected:
+                pairs.append(pair)
+    except UnreadableFile as error:
+        raise CorruptPairs(str(error)) from error
+    except (RowError, KeyError, TypeError) as error:
+        raise CorruptPairs(f"{path}, row {number}: {error}") from error
     return pairs

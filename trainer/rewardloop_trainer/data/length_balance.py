@@ -1,7 +1,7 @@
-"""Weights under which the longer response wins half of the pairs, at every difference of length.
+"""Weighs pairs so that the longer response wins half of them at every difference of length.
 
-Inverse propensity weighting: a pair is divided by the share of its outcome (longer or shorter won) among pairs of
-about the same length ratio. A model that only learned "longer is better" then gains nothing from it.
+This is inverse propensity weighting: a pair's weight is divided by the share of its outcome (the longer or the shorter
+response won) among pairs of about the same length ratio. Then a model gains nothing from "longer is better" alone.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ MOST = 5.0
 
 
 def balance_length(records: Sequence[Record]) -> list[Record]:
-    """The records in their order, the weights of pairs multiplied by `length_weights`."""
+    """Return the records in their order, with the weights of pairs multiplied by `length_weights`."""
     ratios = [math.log((len(r.chosen) + 1) / (len(r.rejected) + 1)) for r in records if isinstance(r, Pair)]
     weights = iter(length_weights(np.asarray(ratios)).tolist())
     return [replace(r, weight=r.weight * next(weights)) if isinstance(r, Pair) else r for r in records]
 
 
 def length_weights(log_ratios: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """0.5 over the share of each pair's outcome within its bin of ``BINS`` quantiles of the absolute log ratio.
+    """0.5 divided by the share of each pair's outcome in its bin; bins are quantiles of the absolute log ratio.
 
-    ``log_ratios``: (n,), log of chosen's over rejected's length. Weights are at most ``MOST``, 1 at equal length or
-    where a bin has only one outcome, and (n,).
+    Args:
+        log_ratios: (n,), the log of the chosen response's length over the rejected one's.
+
+    Returns:
+        (n,), at most ``MOST``; 1 at equal length and in a bin that has only one outcome.
     """
     weights = np.ones(len(log_ratios))
     distance = np.abs(log_ratios)

@@ -1,9 +1,9 @@
-"""Rows of a data file as prompts to answer, and as pairs or thumbs where people judged.
+"""Reads rows of a data file as prompts, and as pairs and thumbs if they hold judgements.
 
 | row | gives |
 | --- | --- |
 | ``{prompt}``, text or a list of ``{role, content}`` | a prompt |
-| ``{messages: [{role, content}, ...]}`` | a prompt: what was said before the assistant's last turn |
+| ``{messages: [{role, content}, ...]}`` | a prompt: the turns before the assistant's last turn |
 | ``{prompt, chosen, rejected}`` and the other comparisons of ``rewardloop feedback import`` | a prompt and pairs |
 | ``{prompt, completion, label}``, ``{prompt, response, up, down}`` | a prompt and thumbs |
 
@@ -37,12 +37,12 @@ _THUMBS = (("completion", "label"), ("response", "up"), ("response", "down"))
 
 
 class UnusableRows(Exception):
-    """Rows of the file are no prompts; a line of the message for each of the first ones."""
+    """Raised when rows of a file cannot be used; the message has a line for each of the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyData:
-    """``prompts``: distinct, in the file's order. ``sha256``: of the file's rows."""
+    """The contents of a file. ``prompts`` are distinct and in the file's order; ``sha256`` is of the file's rows."""
 
     prompts: tuple[Prompt, ...]
     pairs: tuple[Pair, ...]
@@ -50,7 +50,7 @@ class PolicyData:
     sha256: str
 
     def split(self, heldout_share: float) -> tuple[PolicyData, PolicyData]:
-        """To learn from, and to judge by; no prompt is in both."""
+        """Split into data to learn from and data to judge by; no prompt is in both."""
 
         def of(side: Split) -> PolicyData:
             prompts = tuple(prompt for prompt in self.prompts if split_of(prompt, heldout_share) == side)
@@ -61,14 +61,19 @@ class PolicyData:
         return of("train"), of("heldout")
 
     def records(self) -> Sequence[Record]:
-        """What people judged, and the other prompts with an answer that nobody approved."""
+        """All judgements, and for every other prompt an empty response that nobody approved, to hold the prompt."""
         judged: list[Record] = [*self.pairs, *self.thumbs]
         seen = {record.prompt for record in judged}
         return [*judged, *(Labelled(prompt, "", 0.0) for prompt in self.prompts if prompt not in seen)]
 
 
 def read_policy_data(source: SourceFile) -> PolicyData:
-    """All rows, or none: raises `UnusableRows` when one is no prompt, and UnreadableFile."""
+    """Read all rows of a file.
+
+    Raises:
+        UnusableRows: If any row cannot be used.
+        UnreadableFile: If the file cannot be read.
+    """
     prompts: dict[Prompt, None] = {}
     records: list[Record] = []
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Preference signals as typed training records, and the split of prompts into training and held-out."""
+"""Preference signals as typed training records, and the split of prompts into training and held-out ones."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from rewardloop.formats.signals import judged_alone
 from rewardloop.formats.text import Turn, turns
 from rewardloop.v1 import feedback_pb2
 
 Prompt: TypeAlias = tuple[Turn, ...]
 Split: TypeAlias = Literal["train", "heldout"]
 
-# An inferred signal says less about a person's taste than a stated one.
+# A signal that was inferred from behaviour says less about a person's taste than one that was stated.
 SOURCE_WEIGHTS: Mapping[int, float] = {feedback_pb2.SOURCE_IMPLICIT: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """``chosen`` was preferred to ``rejected``. ``weight`` scales its share of the loss (1 is one human choice)."""
+    """``chosen`` was preferred to ``rejected``. ``weight`` scales its share of the loss; one human choice has 1."""
 
     prompt: Prompt
     chosen: str
@@ -55,7 +56,7 @@ class RankedList:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One response judged on its own: ``label`` is in [0, 1], 1 the best (thumbs are 0 and 1)."""
+    """One response judged on its own. ``label`` is in [0, 1], where 1 is the best; thumbs are 0 and 1."""
 
     prompt: Prompt
     response: str
@@ -64,24 +65,39 @@ class Labelled:
     event_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the label is in the upper half of the scale."""
+        return self.label > 0.5
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the label is in the very middle of the scale: neither wanted nor unwanted."""
+        return self.label == 0.5
+
 
 Record: TypeAlias = Pair | TiedPair | RankedList | Labelled
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Training records in the order of their events; ``identical``: events dropped because they compare equal texts."""
+    """Training records in the order of their events; ``identical`` events were dropped, as they compare equal texts."""
 
     records: tuple[Record, ...]
     identical: int
 
 
 def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
-    """The records that one valid event stands for.
+    """The records of one valid event.
 
-    Empty when the responses compared are the same text. A ranking keeps the best place of a repeated text; with two
-    responses left it is a pair. Ratings are mapped affinely from [minimum, maximum] onto [0, 1].
-    Raises ValueError for an event without a signal and IndexError for an index outside the responses.
+    A ranking keeps the best place of a text that it repeats; if two responses are left, it becomes a pair.
+
+    Returns:
+        One record; none if the compared responses are the same text.
+
+    Raises:
+        ValueError: If the event has no signal.
+        IndexError: If the signal names a response that is not there.
     """
     prompt = turns(event.prompt)
     responses = event.responses
@@ -100,18 +116,14 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
             if len(best_first) == 2:
                 return _pair(prompt, best_first[0], best_first[1], *about)
             return [RankedList(prompt, best_first, *about)] if len(best_first) > 2 else []
-        case "thumb":
-            label = 1.0 if event.thumb.up else 0.0
-            return [Labelled(prompt, _at(responses, event.thumb.response), label, *about)]
-        case "rating":
-            rating = event.rating
-            label = (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
-            return [Labelled(prompt, _at(responses, rating.response), label, *about)]
+    if (judged := judged_alone(event)) is not None:
+        response, label = judged
+        return [Labelled(prompt, _at(responses, response), label, *about)]
     raise ValueError(f"event {event.event_id!r} carries no signal")
 
 
 def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
-    """The records of many events, with the number of events that compared equal texts. Raises as `from_event`."""
+    """The records of many events, and the number of events that compare equal texts. Raises as `from_event`."""
     records: list[Record] = []
     identical = 0
     for event in events:
@@ -122,9 +134,14 @@ def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
 
 
 def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
-    """Where every record of this prompt belongs; depends on the prompt alone, so no prompt is ever on both sides.
+    """The side of the split that every record of this prompt belongs to.
 
-    Prompts that differ only in case, white space or Unicode form share a side.
+    It depends only on the prompt, so that no prompt is ever on both sides. Prompts that differ only in case, white
+    space or Unicode form are on the same side.
+
+    Args:
+        prompt: The turns of the prompt.
+        heldout_share: Share of prompts that are held out, from 0 to 1.
     """
     parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
     digest = hashlib.sha256("\x1e".join(parts).encode()).digest()
@@ -133,7 +150,11 @@ def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
 
 
 def pairs_of(records: Iterable[Record]) -> list[Pair]:
-    """Every strict comparison in the records: pairs, and all pairs of each ranking (each 1/C(k, 2) of its weight)."""
+    """Every strict comparison in the records: pairs, and all pairs of each ranking.
+
+    Each of the C(k, 2) pairs of a ranking of k has that part of the ranking's weight, so that a ranking counts as one
+    comparison.
+    """
     found: list[Pair] = []
     for record in records:
         if isinstance(record, Pair):
@@ -150,8 +171,8 @@ def pairs_of(records: Iterable[Record]) -> list[Pair]:
 
 
 def thumbs_of(records: Iterable[Record]) -> list[Labelled]:
-    """The responses judged on their own, but for those rated in the very middle: neither wanted nor unwanted."""
-    return [record for record in records if isinstance(record, Labelled) and record.label != 0.5]
+    """The responses judged on their own, without those that were rated in the very middle of the scale."""
+    return [record for record in records if isinstance(record, Labelled) and not record.is_undecided]
 
 
 def _pair(

@@ -1,4 +1,4 @@
-"""The data set of a round: the ledger's signals as records, split by prompt, old ones replayed beside the new."""
+"""The data set of a round: the ledger's signals as records, split by prompt, with old ones replayed beside new ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Records of training and held-out prompts, each in stream order; no prompt is on both sides.
+    """The records of a round.
 
-    ``counts``: signals read by kind (choice, ranking, ...), before any sampling. ``identical``: signals without
-    records, because they compare equal texts. ``left_out``: records that sampling left out.
+    Attributes:
+        train: Records of training prompts, in stream order.
+        heldout: Records of held-out prompts, in stream order; no prompt is in both.
+        counts: Signals read, by kind (choice, ranking, ...), before sampling.
+        identical: Signals without a record, because they compare equal texts.
+        left_out: Records that sampling left out.
     """
 
     train: tuple[Record, ...]
@@ -39,10 +43,16 @@ def load_replay(
     max_heldout: int | None = None,
     seed: int = 0,
 ) -> Replay:
-    """Everything up to ``until_stream_id``; the same arguments give the same data set.
+    """Read the ledger up to ``until_stream_id``. The same arguments give the same data set.
 
-    ``newest``: so many of the latest training records are kept, None for all. ``replayed``: of the older ones, so
-    many are drawn uniformly. ``max_heldout``: most held-out records, drawn uniformly.
+    Args:
+        ledger: The ledger.
+        until_stream_id: Stream id of the last signal to read.
+        heldout_share: Share of prompts that are held out, from 0 to 1.
+        newest: How many of the latest training records are kept; None: all.
+        replayed: How many of the older training records are drawn uniformly.
+        max_heldout: Most held-out records, drawn uniformly; None: all.
+        seed: The seed of the sampling.
     """
     sides: dict[Split, list[Record]] = {"train": [], "heldout": []}
     side_of: dict[Prompt, Split] = {}
@@ -69,7 +79,7 @@ def load_replay(
 
 
 def _sample(items: Sequence[T], size: int, chance: random.Random) -> list[T]:
-    """A uniform sample without replacement, in the items' order."""
+    """A uniform sample without replacement, in the order of the items."""
     if len(items) <= size:
         return list(items)
     return [items[i] for i in sorted(chance.sample(range(len(items)), size))]

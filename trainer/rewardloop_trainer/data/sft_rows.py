@@ -1,4 +1,4 @@
-"""Rows of a data file as conversations to learn from.
+"""Reads rows of a data file as conversations to learn from.
 
 | row | learned |
 | --- | --- |
@@ -21,7 +21,7 @@ from rewardloop_trainer.data.dialogues import Dialogue
 
 
 def read_dialogues(lines: Iterable[Line], learn: Literal["all", "last"]) -> tuple[list[Dialogue], list[Rejection]]:
-    """The conversations of the good rows, and the others with what is wrong with them, both in the file's order."""
+    """The conversations of the valid rows, and the rejected rows with their reasons, both in the file's order."""
     dialogues, rejections = [], []
     for line in lines:
         try:
@@ -32,7 +32,11 @@ def read_dialogues(lines: Iterable[Line], learn: Literal["all", "last"]) -> tupl
 
 
 def dialogue_of(row: Json, learn: Literal["all", "last"]) -> Dialogue:
-    """``learn``: which of the assistant's turns in ``messages``. Raises RowError."""
+    """The conversation of one row; ``learn`` tells which of the assistant's turns in ``messages`` are learned.
+
+    Raises:
+        RowError: If the row is not a conversation to learn from.
+    """
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
     messages = row.get("messages")

@@ -1,1 +1,1 @@
-"""Whether a candidate may replace the live version, and whether people prefer it."""
+"""Decides whether a candidate may replace the live version, by gates before and people's preferences after."""

@@ -1,4 +1,4 @@
-"""Reward hacking: the reward model likes the policy ever more, and whoever it does not learn from ever less."""
+"""Detects reward hacking: our reward rises while the preference of independent witnesses falls."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-_LEAST = 5
+from rewardloop_trainer.vocabulary import Witness
+
+_LEAST_POINTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One candidate, seen by the reward model that it learned from and by a ``witness`` that it did not.
+    """One candidate, as the reward model that trained it and a witness that did not train it see it.
 
-    ``score``: its mean calibrated score. ``score_lower``: lower 95% bound of its win rate over the live policy by
-    score. ``win_rate``: over the live policy, by the witness. ``win_rate_upper``: its upper 95% bound.
+    Attributes:
+        round: The number of the candidate's round.
+        witness: Who compared the candidate with the live policy.
+        score: The candidate's mean calibrated score.
+        score_lower: The lower 95% bound of its win rate over the live policy by score.
+        win_rate: Its win rate over the live policy by the witness.
+        win_rate_upper: The upper 95% bound of that win rate.
     """
 
     round: int
-    witness: Literal["judge", "live"]
+    witness: Witness
     score: float
     score_lower: float
     win_rate: float
@@ -30,13 +36,20 @@ class Point:
 
 
 def alarm(points: Sequence[Point], *, alpha: float = 0.01, window: int = 10) -> str | None:
-    """Why the last of ``points``, in the order of their rounds, shows reward hacking; None: it does not.
+    """Return why the last point shows reward hacking, or None if it does not.
 
-    1. In one candidate: its win rate by score is above one half, and by the witness below it, both beyond their 95%
-       intervals.
-    2. Over rounds: among the last ``window`` points of that witness (at least 5), scores rise and win rates fall, both
-       at level ``alpha`` by `rising_p`. Both must hold, so the level of the two together is no more than alpha
-       (an intersection-union test).
+    There are two signs:
+
+    1. In one candidate: its win rate by score is above one half and its win rate by the witness is below one half,
+       both beyond their 95% intervals.
+    2. Over rounds: among the last ``window`` points of the same witness (at least 5), scores rise and win rates fall,
+       both at level ``alpha`` by `rising_p`. Because both must hold, the level of the two together is at most
+       ``alpha`` (an intersection-union test).
+
+    Args:
+        points: The candidates seen so far, in the order of their rounds.
+        alpha: The level of the second sign's tests.
+        window: How many points the second sign looks at.
     """
     last = points[-1]
     if last.score_lower > 0.5 > last.win_rate and last.win_rate_upper <= 0.5:
@@ -45,7 +58,7 @@ def alarm(points: Sequence[Point], *, alpha: float = 0.01, window: int = 10) -> 
             f"(at most {last.win_rate_upper:.3f})"
         )
     seen = [point for point in points if point.witness == last.witness][-window:]
-    if len(seen) < _LEAST:
+    if len(seen) < _LEAST_POINTS:
         return None
     scores = rising_p([point.score for point in seen])
     wins = rising_p([-point.win_rate for point in seen])
@@ -58,14 +71,15 @@ def alarm(points: Sequence[Point], *, alpha: float = 0.01, window: int = 10) -> 
 
 
 def rising_p(values: Sequence[float]) -> float:
-    """How likely values in random order would rise at least so steadily: the exact one-sided test of Mann and Kendall.
+    """Return the probability that values in random order rise at least so steadily.
 
-    It counts the pairs that do not rise, equal ones included, and asks how many permutations have no more of them. It
-    needs no distribution, no scale and no large sample: five values that rise throughout give 1/120.
+    This is the exact one-sided test of Mann and Kendall: it counts the pairs that do not rise, equal ones included,
+    and the share of permutations that have no more of them. It assumes no distribution, no scale and no large sample.
+    Five values that rise throughout give 1/120.
     """
     falls = sum(later <= earlier for i, earlier in enumerate(values) for later in values[i + 1 :])
-    # Permutations of so many values by their number of inversions (Kendall and Stuart): a longer one inserts a new
-    # largest value with 0 to n inversions more.
+    # permutations[k] is the number of permutations with k inversions (Kendall and Stuart). Inserting a new largest
+    # value into a permutation of n values adds 0 to n inversions.
     permutations = [1]
     for size in range(1, len(values)):
         permutations = [sum(permutations[max(0, k - size) : k + 1]) for k in range(len(permutations) + size)]
@@ -73,18 +87,18 @@ def rising_p(values: Sequence[float]) -> float:
 
 
 class HackingWatch:
-    """Remembers points and alarms in ``path``, so that a halt outlives the process.
+    """Keeps points and alarms in the file ``path``, so that a halt outlives the process.
 
     After an alarm no policy is published until a reward version other than the hacked one is live, or an operator
-    removes the file. Points begin anew then; a new reward version without an alarm keeps them, for calibrated scores
-    keep their scale.
+    removes the file. The points are then forgotten. A new reward version without an alarm keeps them, because
+    calibrated scores keep their scale over versions.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def halt(self, reward_version: str) -> str | None:
-        """Why nothing is to be published while ``reward_version`` is live; None: nothing speaks against it."""
+        """Return why nothing may be published while ``reward_version`` is live, or None if publishing is allowed."""
         _, halted = self._read()
         if halted is None:
             return None
@@ -94,7 +108,10 @@ class HackingWatch:
         return self._reason(halted["reason"])
 
     def observe(self, point: Point, reward_version: str) -> str | None:
-        """Remember a point, which replaces that of its round and witness, and halt on an `alarm`: its reason."""
+        """Remember a point, and halt if it raises an `alarm`. Returns the reason of the halt, or None.
+
+        The point replaces an earlier one of the same round and witness.
+        """
         points, halted = self._read()
         points = [p for p in points if (p.round, p.witness) != (point.round, point.witness)] + [point]
         if (reason := alarm(points)) is not None:

@@ -1,4 +1,4 @@
-"""Whether people prefer a published policy to the one that it would replace: asked of their own preferences."""
+"""Decides by people's own preferences whether they prefer a published policy to the one that it would replace."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from rewardloop.formats.signals import judged_alone
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.evaluation.confidence_sequence import ConfidenceSequence
 from rewardloop_trainer.policy.settings import LiveTestSettings
@@ -16,21 +17,21 @@ Decision = Literal["running", "promote", "roll_back", "undecided"]
 class LiveTest:
     """Compares ``candidate`` with ``live``, two versions of the policy, by one signal after another.
 
-    What a person's signal says is a value in [0, 1], 1 for the candidate:
+    Each signal of a person becomes a value in [0, 1], where 1 favours the candidate:
 
-    - a choice, tie or ranking between answers of both versions to one prompt: the share of such pairs that the
-      candidate wins, a tie being half;
-    - thumbs and ratings judge one answer: each of the candidate's is set against the next one of the live version's,
-      first come, first served and each used once, so that it is half if both are alike. Chance alone decided which
-      version answered, so their mean is above half just where the candidate is the better one.
+    - A choice, tie or ranking between answers of both versions to one prompt gives the share of such pairs that the
+      candidate wins. A tie counts half.
+    - Thumbs and ratings judge one answer. Each one of the candidate is paired with the next one of the live version,
+      in the order of their arrival and each used once; the value is one half if both got the same grade. Chance alone
+      decided which version answered, so the mean is above one half exactly if the candidate is better.
 
-    Judges' and inferred signals, edits, and comparisons of equal texts or within one version say nothing here. Of one
-    person at most ``most_per_person`` values count (who is not named counts without bound).
+    Signals of judges, inferred signals, edits, and comparisons of equal texts or within one version do not count. At
+    most ``most_per_person`` values of one person count; signals that name nobody count without bound.
 
-    The interval is valid at every count (see `ConfidenceSequence`), so the test ends as soon as it lies on one side of
-    one half: above it the candidate is promoted, below it the live version stays. A candidate that is worse, or equal,
-    is promoted with probability at most alpha, however long one watches. After ``max_preferences`` values without a
-    decision it is undecided. What comes after the end changes nothing.
+    The interval is valid at every count (see `ConfidenceSequence`), so the test ends as soon as the interval lies on
+    one side of one half: above it the candidate is promoted, below it the live version stays. A candidate that is not
+    better is promoted with probability at most alpha, however long the test runs. The test is undecided after
+    ``max_preferences`` values without a decision. Later signals change nothing.
     """
 
     def __init__(self, candidate: str, live: str, settings: LiveTestSettings) -> None:
@@ -50,7 +51,7 @@ class LiveTest:
 
     @property
     def figures(self) -> dict[str, float]:
-        """For manifest and metrics: preferences, win rate, and its bounds."""
+        """The number of preferences, the win rate and its bounds, for the manifest and the metrics."""
         bounds = self._sequence.bounds
         return {
             "live_preferences": float(self._sequence.count),
@@ -60,7 +61,7 @@ class LiveTest:
         }
 
     def add(self, event: feedback_pb2.FeedbackEvent) -> Decision:
-        """The decision with one more signal, which may say nothing about these versions."""
+        """Take one more signal into account, if it says something about these versions. Returns the decision."""
         if self._decision != "running" or not self._counts(event):
             return self._decision
         value = self._value(event)
@@ -90,16 +91,14 @@ class LiveTest:
             case "tie":
                 won = self._share_won(event, [event.tie.first, event.tie.second])
                 return None if won is None else 0.5
-            case "thumb":
-                return self._paired(event, event.thumb.response, float(event.thumb.up))
-            case "rating":
-                rating = event.rating
-                label = (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
-                return self._paired(event, rating.response, label)
-        return None
+        judged = judged_alone(event)
+        return None if judged is None else self._paired(event, *judged)
 
     def _share_won(self, event: feedback_pb2.FeedbackEvent, best_first: Iterable[int]) -> float | None:
-        """By the candidate, of the pairs of different texts by different versions; None: there is no such pair."""
+        """Return the share that the candidate won of the pairs of different texts by different versions.
+
+        Returns None if there is no such pair.
+        """
         texts = [(_version_of(event, i), event.responses[i]) for i in best_first]
         won = [
             better[0] == self._candidate

@@ -1,4 +1,4 @@
-"""Whether a trained policy may replace the live one: judged on what both say to held-out prompts."""
+"""Decides whether a trained policy may replace the live one, by what both say to held-out prompts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.settings import PolicyGateLimits
 from rewardloop_trainer.vocabulary import Reason, Rule
 
@@ -18,10 +19,15 @@ _WORDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One policy's answer to a held-out prompt. ``score``: calibrated; None for an empty answer, which has none.
+    """One policy's answer to a held-out prompt.
 
-    ``log_ratio``: log-probability under the policy that said it less that under the live one, in nats a sequence;
-    0 for the live policy's own answers.
+    Attributes:
+        text: The answer.
+        tokens: Its length.
+        is_truncated: Whether it ended because it was too long.
+        score: Its calibrated score; None for an empty answer, which has none.
+        log_ratio: Its log-probability under the policy that gave it, less that under the live policy, in nats a
+            sequence; 0 for the live policy's own answers.
     """
 
     text: str
@@ -37,7 +43,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Fluency:
-    """Nats a token of people's own held-out texts under both policies; what learning cost shows there first."""
+    """How both policies predict people's own held-out texts, in nats a token.
+
+    The costs of learning (the "alignment tax") show here first.
+    """
 
     candidate: float
     live: float
@@ -47,16 +56,7 @@ class Fluency:
         return float(np.exp(self.candidate - self.live))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``reasons``: one line for each rule that was broken; empty when it passed. ``figures``: for the manifest."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-    figures: Mapping[str, float]
-
-
-def gate(
+def judge_policy(
     candidate: Sequence[Sequence[Answered]],
     live: Sequence[Sequence[Answered]],
     limits: PolicyGateLimits,
@@ -65,16 +65,25 @@ def gate(
     judged: Sequence[float] | None = None,
     fluency: Fluency | None = None,
 ) -> Verdict:
-    """Judge by the answers of both policies to the same prompts, one inner sequence a prompt, none empty.
+    """Judge the candidate by the answers of both policies to the same prompts.
 
-    It passes when it wins often enough, and nothing collapsed: the KL to the live policy, the length of its answers,
-    the empty and the endless ones, the variety of its word pairs, the phrases that it repeats, and what it thinks of
-    people's own texts stay within the limits. Without prompts it does not pass.
+    The candidate passes if it wins often enough and nothing collapsed: its KL to the live policy, the length of its
+    answers, the shares of empty and of endless ones, the variety of its word pairs, the phrases that it repeats, and
+    its perplexity on people's own texts stay within the limits. Without prompts it does not pass. The 95% intervals of
+    win rates are bootstraps over prompts, because the answers to one prompt share its difficulty.
 
-    ``judged``: the share that the candidate's answers won of each prompt, in [0, 1], by a judge that the update did
-    not learn from; it decides then, and the scores, which the update was drawn to, are reported beside it.
-    ``fluency``: None where there are no held-out texts; nothing is asked of it then. The 95% intervals of win rates are
-    bootstraps over prompts, because the answers to one prompt share its difficulty.
+    Args:
+        candidate: The candidate's answers, one inner sequence a prompt, none of them empty.
+        live: The live policy's answers to the same prompts.
+        limits: What the candidate must keep to.
+        seed: The seed of the bootstrap.
+        judged: For each prompt, the share in [0, 1] that the candidate's answers won by a judge that the candidate did
+            not learn from. If it is given, it decides; the scores, which the candidate was trained to raise, are then
+            reported beside it.
+        fluency: How both policies predict people's own texts; None if there are none, and perplexity is not judged.
+
+    Raises:
+        ValueError: If the numbers of prompts differ.
     """
     if len(candidate) != len(live) or (judged is not None and len(judged) != len(live)):
         raise ValueError("both policies answer the same prompts, and a judge judges them all")
@@ -86,7 +95,7 @@ def gate(
         "gate_prompts": float(len(wins)),
         **_interval("gate_win_rate", wins if judged is None else np.array(judged, dtype=float), seed),
         **_interval("gate_score_win_rate", wins, seed),
-        # k1 on the candidate's own samples: unbiased for KL(candidate || live).
+        # The k1 estimate on the candidate's own samples is unbiased for KL(candidate || live).
         "gate_kl": _mean([a.log_ratio for a in said]),
         "gate_length_ratio": _mean([a.tokens for a in said]) / _mean([a.tokens for a in before]),
     }
@@ -111,7 +120,7 @@ def gate(
 
 
 def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """95% bounds of the mean of (n,) values, resampled with replacement."""
+    """Return 95% bounds of the mean of ``values`` (n,), which are resampled with replacement."""
     n = len(values)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
     lower, upper = np.quantile(counts @ values / n, (0.025, 0.975))
@@ -119,13 +128,13 @@ def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[floa
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Distinct pairs of neighbouring words over all such pairs, in [0, 1]; 0 without any (Li et al. 2016)."""
+    """Return the share of distinct pairs among all pairs of neighbouring words (Li et al. 2016); 0 without a pair."""
     pairs = [pair for text in texts for words in [text.split()] for pair in pairwise(words)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def repeated_4(texts: Sequence[str]) -> float:
-    """Share of the runs of four words that their own text has said before, in [0, 1]; 0 without any."""
+    """Return the share of the runs of four words that occur earlier in the same text; 0 without such a run."""
     runs, repeated = 0, 0
     for text in texts:
         words = text.split()
@@ -136,7 +145,10 @@ def repeated_4(texts: Sequence[str]) -> float:
 
 
 def win_share(candidate: Sequence[float | None], live: Sequence[float | None]) -> float:
-    """Over all pairs of scored answers to one prompt; a tie is half, an empty answer (None) loses to any other."""
+    """Return the share of the pairs of answers to one prompt that the candidate wins by score.
+
+    A tie counts half. An empty answer, whose score is None, loses to any other and ties with another empty one.
+    """
     a, b = (np.array([-np.inf if score is None else score for score in scores]) for scores in (candidate, live))
     above, equal = a[:, None] > b[None, :], a[:, None] == b[None, :]
     return float((above + 0.5 * equal).mean())
@@ -205,7 +217,7 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
                 f"{limits.max_perplexity_ratio:g}",
             )
         )
-    # A figure that is not a number keeps no rule.
+    # A figure that is NaN breaks its rule, because no comparison with NaN is true.
     return [Reason(rule, text) for is_kept, rule, text in rules if not is_kept]
 
 

@@ -1,28 +1,19 @@
-"""Whether a trained reward model may replace the live one."""
+"""Decides whether a trained reward model may replace the live one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
 from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness
 from rewardloop_trainer.vocabulary import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class GateOutcome:
-    """``reasons``: one line for each rule that was broken; empty when it passed. ``figures``: for the manifest."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-    figures: Mapping[str, float]
-
-
-def gate(
+def judge_reward(
     pairs: Sequence[Pair],
     candidate: Floats,
     live: Floats | None,
@@ -31,19 +22,29 @@ def gate(
     tolerance: float = 0.02,
     resamples: int = 10_000,
     seed: int = 0,
-) -> GateOutcome:
-    """Judge a candidate on held-out pairs; it passes when all of these hold:
+) -> Verdict:
+    """Judge a candidate on held-out pairs. It passes if all of these hold:
 
-    1. parity, the largest difference of its ONNX logits from torch's, is at most 1e-4;
-    2. every margin is finite;
-    3. it is no worse than the live version beyond noise: its accuracy is at least the live one's, or the lower bound
+    1. Parity is at most 1e-4.
+    2. Every margin is finite.
+    3. It is no worse than the live version beyond noise: its accuracy is at least the live one's, or the lower bound
        of the 95% interval of (candidate - live) is at least -``tolerance``. The interval is a paired bootstrap over
        prompts, not pairs, because the pairs of a prompt share its difficulty.
 
-    A small data set makes rule 3 stricter for a candidate that looks worse, not looser: a wide interval ends below
-    -tolerance. Without a live version or without held-out pairs there is nothing to compare, and rule 3 holds.
+    A small data set makes rule 3 stricter for a candidate that looks worse, not looser, because a wide interval ends
+    below -tolerance. Without a live version or without held-out pairs there is nothing to compare, and rule 3 holds.
 
-    candidate, live: logit of chosen less that of rejected on ``pairs``, (pairs,). Raises ValueError on other lengths.
+    Args:
+        pairs: The held-out pairs.
+        candidate: The candidate's margins, (pairs,): the logit of the chosen response less that of the rejected one.
+        live: The live version's margins, (pairs,); None if there is no live version.
+        parity: The largest difference between the candidate's logits in ONNX and in torch.
+        tolerance: The loss of accuracy that the interval may reach down to.
+        resamples: How many samples the bootstrap draws.
+        seed: The seed of the bootstrap.
+
+    Raises:
+        ValueError: If margins and pairs differ in number.
     """
     if len(candidate) != len(pairs) or (live is not None and len(live) != len(pairs)):
         raise ValueError("margins and pairs differ in number")
@@ -74,4 +75,4 @@ def gate(
                     f"[{difference.lower:+.3f}, {difference.upper:+.3f}] allows more than {tolerance:g}"
                 )
                 reasons.append(Reason("accuracy", text))
-    return GateOutcome(not reasons, tuple(reasons), figures)
+    return Verdict(not reasons, tuple(reasons), figures)

@@ -1,1 +1,1 @@
-"""A trained reward model as ONNX: graph, adapter, precision, and the proof that it scores as torch does."""
+"""A trained reward model as ONNX: its graph, adapter and precision, and the check that it scores as torch does."""

@@ -1,4 +1,4 @@
-"""A delta version's files: an adapter over the trunk's graph, and what training goes on from."""
+"""The files of a delta version: an adapter over the trunk's graph, and the weights that training continues from."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import ADAPTER, TOKENIZER, TORCH
 from rewardloop_trainer.export.adapter_inputs import HEADS_BIAS, HEADS_WEIGHT, input_names
-from rewardloop_trainer.export.feeds import Feeds
 from rewardloop_trainer.reward.lora import lora_layers, lora_matrices, save_delta
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -21,7 +21,8 @@ from rewardloop_trainer.reward.model import RewardModel
 def export_delta(model: RewardModel, tokenizer: Tokenizer, out_dir: Path) -> None:
     """Write the adapter, tokenizer.json and torch/ (adapters and heads) of a model whose adapters are not merged.
 
-    Raises ValueError without adapters.
+    Raises:
+        ValueError: If the model has no adapters.
     """
     model.eval()
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -32,9 +33,9 @@ def export_delta(model: RewardModel, tokenizer: Tokenizer, out_dir: Path) -> Non
 
 
 def write_adapter(model: RewardModel, path: Path) -> None:
-    """The values of the graph's adapter inputs in ONNX Runtime's adapter format."""
+    """Write the values of the graph's adapter inputs in ONNX Runtime's adapter format."""
     parameters = adapter_parameters(model)
-    # The values are views of the arrays, which therefore live until the file is written.
+    # The OrtValues are views of the arrays, so the arrays must live until the file is written.
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in parameters.items()}
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(1)
@@ -44,7 +45,7 @@ def write_adapter(model: RewardModel, path: Path) -> None:
 
 
 def adapter_parameters(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]:
-    """By input: A (d_in, rank), B (rank, d_out) with LoRA's factor alpha / rank in it, and the heads."""
+    """The value of each adapter input: A (d_in, rank), B (rank, d_out) times LoRA's alpha / rank, and the heads."""
     found = {HEADS_WEIGHT: model.heads.weight.detach().numpy(), HEADS_BIAS: model.heads.bias.detach().numpy()}
     for module, layer in lora_layers(model).items():
         a, b, factor = lora_matrices(layer)
@@ -54,17 +55,17 @@ def adapter_parameters(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]
 
 
 class AdaptedSession:
-    """An ONNX Runtime session whose runs use one adapter."""
+    """An ONNX Runtime session that runs with one adapter."""
 
     def __init__(self, session: onnxruntime.InferenceSession, adapter: Path) -> None:
         self._session = session
-        # Held here: without a reference ONNX Runtime gives the trunk's scores, and no error.
+        # Without this reference the adapter is freed, and ONNX Runtime gives the trunk's scores without an error.
         self._adapter = onnxruntime.LoraAdapter()
         self._adapter.Load(str(adapter))
         self._options = onnxruntime.RunOptions()
         self._options.add_active_adapter(self._adapter)
 
-    def run(self, output_names: None, inputs: Feeds) -> Sequence[Any]:
+    def run(self, output_names: None, inputs: GraphInputs) -> Sequence[Any]:
         found: Sequence[Any] = self._session.run(output_names, inputs, self._options)
         return found
 

@@ -1,12 +1,12 @@
-"""The inputs through which a graph takes a version's adapter, and the linear layers that have them.
+"""Gives linear layers of a graph the inputs through which a version's adapter reaches them.
 
-A linear layer computes ``x @ W + (x @ A) @ B``. A and B are graph inputs with default initialisers of rank 0, so a
-graph without an adapter gives what it gave before. The score heads' weight and bias are inputs too.
+A linear layer then computes ``x @ W + (x @ A) @ B``. A and B are graph inputs with default initialisers of rank 0, so
+that a graph without an adapter computes what it computed before. The score heads' weight and bias become inputs too.
 
-What the inputs cost, as a ratio to the graph without them (6 x 384 encoder and 8 x 512 decoder, 1 x 64 and 8 x 128
-tokens, one thread, noise about 0.02): query and value 0.99 to 1.02 without an adapter, 1.00 to 1.04 with one of rank 8;
-all of the attention 1.00 to 1.04 and 1.01 to 1.02; all linear layers 1.02 to 1.06 and 1.04 to 1.06. From
-`python tests/bench/adapter_cost.py`.
+The inputs cost this much time, as a ratio to the graph without them, without an adapter and with one of rank 8: query
+and value 0.99 to 1.02 and 1.00 to 1.04; all of the attention 1.00 to 1.04 and 1.01 to 1.02; all linear layers 1.02 to
+1.06 and 1.04 to 1.06. Measured by `python tests/bench/adapter_cost.py` on a 6 x 384 encoder and an 8 x 512 decoder with
+1 x 64 and 8 x 128 tokens on one thread, where the noise is about 0.02.
 """
 
 from __future__ import annotations
@@ -28,21 +28,30 @@ _PREFIX = "lora."
 
 
 def input_names(module: str) -> tuple[str, str]:
-    """Of A (d_in, rank) and B (rank, d_out) of the linear layer at this path in the trunk."""
+    """Names of the inputs A (d_in, rank) and B (rank, d_out) of the linear layer at this path in the trunk."""
     return f"{_PREFIX}{module}.A", f"{_PREFIX}{module}.B"
 
 
 def adapted_modules(path: Path) -> frozenset[str]:
-    """Paths of the linear layers for which a version's graph takes an adapter."""
+    """Paths in the trunk of the linear layers for which the graph at ``path`` takes an adapter."""
     names = {i.name for i in onnx.load_model(str(path), load_external_data=False).graph.input}
     ends = {n.removeprefix(_PREFIX).removesuffix(".A") for n in names if n.startswith(_PREFIX) and n.endswith(".A")}
     return frozenset(m for m in ends if set(input_names(m)) <= names) if HEADS_WEIGHT in names else frozenset()
 
 
 def add_adapter_inputs(graph: onnx.ModelProto, places: Places, modules: Sequence[str]) -> Places:
-    """Give the layers and the heads their inputs, in place; where the parameters are now (the heads' are renamed).
+    """Give the layers and the heads their inputs, in place.
 
-    Raises `NoAdapterInputs`.
+    Args:
+        graph: The graph to change.
+        places: The initialisers that hold each parameter, and whether transposed.
+        modules: Paths in the trunk of the layers.
+
+    Returns:
+        The places after the change, which renames the initialisers of the heads.
+
+    Raises:
+        NoAdapterInputs: If a layer or the heads cannot have inputs in this graph.
     """
     if not modules:
         return places
@@ -51,7 +60,7 @@ def add_adapter_inputs(graph: onnx.ModelProto, places: Places, modules: Sequence
     for node in graph.graph.node:
         for name in node.input:
             followers.setdefault(name, []).append(node)
-    added: dict[str, list[onnx.NodeProto]] = {}  # by the output of the node they follow
+    added: dict[str, list[onnx.NodeProto]] = {}  # by the output of the node that they follow
     for module in modules:
         for name, _ in places[f"trunk.{module}.weight"]:
             for node in followers.get(name, ()):
@@ -70,7 +79,7 @@ def _adapt(
     followers: Mapping[str, list[onnx.NodeProto]],
     added: dict[str, list[onnx.NodeProto]],
 ) -> None:
-    """``width``: (d_in, d_out) of ``node``'s layer."""
+    """Add the product with the adapter to the layer of ``node``, whose ``width`` is (d_in, d_out)."""
     a, b = input_names(module)
     known = {i.name for i in graph.graph.input}
     if a not in known:  # a layer that is used twice has one adapter
@@ -79,7 +88,7 @@ def _adapt(
     last = node
     after = followers.get(node.output[0], [])
     if node.op_type == "MatMul" and len(after) == 1 and after[0].op_type == "Add":
-        last = after[0]  # its bias: the two stay together for the runtime to fuse
+        last = after[0]  # the bias stays next to the product, so that the runtime can fuse them
     output = last.output[0]
     base, low, delta = f"{output}.base", f"{output}.low", f"{output}.delta"
     last.output[0] = base
@@ -93,7 +102,7 @@ def _adapt(
 def _width(node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, int]:
     is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
     if node.op_type not in ("MatMul", "Gemm") or len(shape) != 2:
-        raise NoAdapterInputs(f"a linear layer became {node.op_type} of {shape}")
+        raise NoAdapterInputs(f"a linear layer was exported as {node.op_type} with weights of shape {shape}")
     return (shape[1], shape[0]) if is_transposed else (shape[0], shape[1])
 
 
@@ -101,7 +110,7 @@ def _expose_heads(graph: onnx.ModelProto, places: Places) -> Places:
     (weight, is_transposed), *others = places[HEADS_WEIGHT]
     ((bias, _),) = places[HEADS_BIAS]
     if others or is_transposed:
-        raise NoAdapterInputs("the score heads' weight is not held once, as torch holds it")
+        raise NoAdapterInputs("the graph holds the weight of the score heads transposed or more than once")
     names = {weight: HEADS_WEIGHT, bias: HEADS_BIAS}
     for node in graph.graph.node:
         for place, name in enumerate(node.input):

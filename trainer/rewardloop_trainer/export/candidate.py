@@ -1,8 +1,9 @@
-"""A trained candidate as the files of a version, with what shows that they score as it does.
+"""Writes a trained candidate as the files of a version, and checks that they score as the candidate does.
 
-A whole version is proved in float32 first; the precision that is wanted replaces it where that orders pairs alike. A
-delta runs at its trunk's precision: proved over the trunk's graph, written in float32 for the occasion where it is
-stored otherwise, and then judged as a change of precision is.
+A whole version is first checked in float32. If another precision is wanted, it replaces float32 provided that it orders
+held-out pairs alike. A delta runs at the precision of its trunk's graph: its parity is checked over that graph in
+float32, which is written for the occasion if the trunk is stored in another precision, and the delta over the stored
+graph is then judged like a change of precision.
 """
 
 from __future__ import annotations
@@ -20,19 +21,26 @@ from rewardloop_trainer.export.adapter import export_delta
 from rewardloop_trainer.export.adapter_inputs import adapted_modules
 from rewardloop_trainer.export.graph import graph_of, write_graph
 from rewardloop_trainer.export.parity import export_reward, parity
-from rewardloop_trainer.export.precision import choose_precision, graph_margins, judge
+from rewardloop_trainer.export.precision import JudgedPairs, choose_precision, graph_margins, judge
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.reward.evaluate import Floats
 from rewardloop_trainer.reward.lora import has_lora, lora_layers
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
-from rewardloop_trainer.reward.start import Start, TrunkFiles
+from rewardloop_trainer.reward.start import RewardStart, TrunkFiles
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """``parity``: largest difference of a logit, ONNX in float32 against torch. ``figures`` and ``notes``: about the
-    precision, for the manifest. ``reasons``: why the files must not be published."""
+    """The result of an export.
+
+    Attributes:
+        parity: Largest absolute difference of a logit between ONNX in float32 and torch.
+        precision: The precision of the written graph.
+        figures: Figures of the precision, for the manifest.
+        notes: Notes about the precision, for the manifest.
+        reasons: Why the files must not be published; empty if they may be.
+    """
 
     parity: float
     precision: str = "float32"
@@ -51,8 +59,17 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What an export is tried on. ``sequences``: for parity. ``margins``: the torch model's on ``pairs``, with the
-    length slope taken off; computed where a precision is judged. ``calibration``: training sequences.
+    """The data that an export is checked on.
+
+    Attributes:
+        encoder: The model's tokenizer and text layout.
+        sequences: Sequences to check parity on.
+        pairs: Held-out pairs to judge a precision on.
+        margins: Computes the torch model's margins of the pairs, (pairs,), without the length slope; called only if a
+            precision is judged.
+        calibration: Training sequences, to calibrate a precision with.
+        length_slope: What calibration takes off a score for each unit of log length.
+        seed: The seed of the bootstrap.
     """
 
     encoder: Encoder
@@ -64,8 +81,8 @@ class Trial:
     seed: int
 
 
-def is_delta(start: Start, settings: RewardHyperparameters) -> bool:
-    """Whether what is to be trained can be published as an adapter over the live version's graph."""
+def is_delta(start: RewardStart, settings: RewardHyperparameters) -> bool:
+    """Whether the layers that will be trained all have adapter inputs in the live version's graph."""
     if not settings.delta or start.trunk is None:
         return False
     wanted = lora_layers(start.model) or linear_modules(start.model.trunk, settings.lora.modules)
@@ -73,15 +90,19 @@ def is_delta(start: Start, settings: RewardHyperparameters) -> bool:
 
 
 def export_candidate(
-    model: RewardModel, start: Start, settings: RewardHyperparameters, trial: Trial, directory: Path
+    model: RewardModel, start: RewardStart, settings: RewardHyperparameters, trial: Trial, directory: Path
 ) -> Exported:
-    """Fill ``directory`` with the candidate's version; a model with adapters on becomes a delta over the start's trunk.
+    """Write the candidate's version into ``directory``.
 
-    Raises ValueError for adapters without a trunk, and what torch's exporter raises.
+    A model with adapters becomes a delta over the trunk that training started from; any other becomes a whole version.
+
+    Raises:
+        ValueError: If the model has adapters but training started without a trunk.
+        ExportFailed: If the architecture cannot be exported; other exceptions come from torch's exporter.
     """
     if has_lora(model):
         if start.trunk is None:
-            raise ValueError("adapters are trained on a live version's trunk")
+            raise ValueError("a model with adapters needs the trunk of a live version")
         export_delta(model, start.encoder.tokenizer, directory)
         return _delta_proof(model, start.trunk, settings, trial, directory / ADAPTER)
     adapters, parent = _adapters(start, model, settings), None if start.trunk is None else start.trunk.directory
@@ -92,19 +113,16 @@ def export_candidate(
     choice = choose_precision(
         directory,
         settings.precision,
-        trial.pairs,
-        trial.encoder,
-        trial.margins(),
+        JudgedPairs(trial.pairs, trial.margins(), trial.encoder, trial.length_slope),
         trial.calibration,
-        length_slope=trial.length_slope,
         tolerance=settings.gate_tolerance,
         seed=trial.seed,
     )
     return Exported(difference, choice.precision, choice.figures, choice.notes(settings.precision))
 
 
-def _adapters(start: Start, model: RewardModel, settings: RewardHyperparameters) -> tuple[str, ...]:
-    """The layers that get adapter inputs in a whole version: those that deltas need, or those of its parent."""
+def _adapters(start: RewardStart, model: RewardModel, settings: RewardHyperparameters) -> tuple[str, ...]:
+    """Layers that get adapter inputs in a whole version: those that later deltas need, or else those of the parent."""
     if settings.delta:
         return linear_modules(model.trunk, settings.lora.modules)
     return () if start.trunk is None else tuple(sorted(adapted_modules(start.trunk.graph)))

@@ -1,15 +1,15 @@
-"""What an export can fail with."""
+"""The errors of an export."""
 
 from __future__ import annotations
 
 
 class ExportFailed(RuntimeError):
-    """The architecture cannot be traced into a graph with a dynamic batch and length."""
+    """Raised when an architecture cannot be traced into a graph of any batch size and length."""
 
 
 class NoAdapterInputs(ExportFailed):
-    """A linear layer, or the heads, cannot be given inputs in the graph as it was traced."""
+    """Raised when a linear layer or the heads of a traced graph cannot be given adapter inputs."""
 
 
 class ParityError(Exception):
-    """The exported model's logits are not the torch model's."""
+    """Raised when the exported model's logits differ from the torch model's."""

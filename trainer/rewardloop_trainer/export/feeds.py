@@ -1,62 +1,27 @@
-"""Sequences as the inputs of an exported graph: plain rows, and a decoder's tree rows."""
+"""Sequences as the inputs of an exported graph, each batch as long as its longest row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from rewardloop.formats.graph_inputs import GraphInputs, decoder_rows, encoder_rows, tree_rows, tree_tokens
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.reward.batches import collate
-
-Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
-def encoder_feeds(sequences: Sequence[Encoded], pad: int) -> Feeds:
-    """One sequence a row: input_ids, attention_mask and, with segments, token_type_ids, each (n, longest)."""
-    ids, is_real, types = collate(sequences, pad)
-    feeds = {"input_ids": ids.numpy(), "attention_mask": is_real.numpy()}
-    if types is not None:
-        feeds["token_type_ids"] = types.numpy()
-    return feeds
+def encoder_feeds(sequences: Sequence[Encoded], pad: int) -> GraphInputs:
+    """One sequence a row, for an encoder; with segments if the sequences have segment ids."""
+    has_segments = sequences[0].token_type_ids is not None
+    return encoder_rows(sequences, _longest(sequences), pad, has_segments=has_segments)
 
 
-def decoder_feeds(sequences: Sequence[Encoded], pad: int) -> Feeds:
-    """One sequence a row, under one causal mask."""
-    ids, is_real, _ = collate(sequences, pad)
-    rows, length = ids.shape
-    return {
-        "input_ids": ids.numpy(),
-        "position_ids": np.repeat(np.arange(length)[None], rows, axis=0),
-        "mask": np.tri(length, dtype=np.bool_)[None, None],
-        "ends": np.arange(rows) * length + is_real.numpy().sum(1) - 1,
-    }
+def decoder_feeds(sequences: Sequence[Encoded], pad: int) -> GraphInputs:
+    """One sequence a row, for a decoder."""
+    return decoder_rows(sequences, _longest(sequences), pad)
 
 
-def tree_feeds(groups: Sequence[Sequence[Encoded]], pad: int) -> Feeds:
-    """One group a row, ``[prompt, response 1, .., response k]``; the ends are in the order of the groups' sequences.
-
-    The sequences of a group have one prompt. Each response's positions go on from the prompt's, and it sees the
-    prompt and itself.
-    """
-    trees = [_tree(group) for group in groups]
-    rows, length = len(trees), max(len(ids) for ids, *_ in trees)
-    feeds: Feeds = {
-        "input_ids": np.full((rows, length), pad, dtype=np.int64),
-        "position_ids": np.zeros((rows, length), dtype=np.int64),
-        "mask": np.zeros((rows, 1, length, length), dtype=np.bool_),
-        "ends": np.concatenate([row * length + ends for row, (*_, ends) in enumerate(trees)]),
-    }
-    for row, (ids, positions, sees, _) in enumerate(trees):
-        size = len(ids)
-        feeds["input_ids"][row, :size] = ids
-        feeds["position_ids"][row, :size] = positions
-        feeds["mask"][row, 0, :size, :size] = sees
-        # Attention over nothing is not a number, and 0 times that reaches real tokens: padding sees the first token.
-        feeds["mask"][row, 0, size:, 0] = True
-    return feeds
+def tree_feeds(groups: Sequence[Sequence[Encoded]], pad: int) -> GraphInputs:
+    """One group a row, for a decoder. The sequences of a group have one prompt."""
+    return tree_rows(groups, max(tree_tokens(group) for group in groups), pad)
 
 
 def by_prompt(sequences: Sequence[Encoded]) -> list[list[int]]:
@@ -68,15 +33,5 @@ def by_prompt(sequences: Sequence[Encoded]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _tree(group: Sequence[Encoded]) -> tuple[npt.NDArray[np.int64], ...]:
-    """Ids, positions (S,), what sees what (S, S), and the columns at which the sequences end."""
-    prompt = group[0].prompt_tokens
-    responses = [s.ids[prompt:] for s in group]
-    ids = np.array([*group[0].ids[:prompt], *(i for r in responses for i in r)])
-    positions = np.concatenate([np.arange(prompt), *(np.arange(prompt, prompt + len(r)) for r in responses)])
-    owner = np.repeat(np.arange(len(group) + 1), [prompt, *(len(r) for r in responses)])  # 0: the prompt
-    order = np.arange(len(ids))
-    sees = (order[:, None] >= order) & ((owner == 0) | (owner[:, None] == owner))
-    stops = prompt + np.cumsum([len(r) for r in responses])
-    ends = np.array([stop - 1 if r else prompt - 1 for stop, r in zip(stops, responses, strict=True)])
-    return ids, positions, sees, ends
+def _longest(sequences: Sequence[Encoded]) -> int:
+    return max(len(sequence.ids) for sequence in sequences)

@@ -1,8 +1,8 @@
-"""The ONNX graph of a reward model's architecture, and its filling with weights.
+"""Traces the ONNX graph of a reward model's architecture, and fills it with weights.
 
-Tracing an architecture takes seconds, and a training round changes weights only. So a graph is traced with stand-in
-weights, every parameter distinct, which tells which initialiser holds which parameter whatever the exporter renamed
-or transposed; the graph notes that in its metadata, and each version's weights are then written into it.
+Tracing takes seconds, but a training round changes only the weights. So a graph is traced with stand-in weights that
+are all different. They tell which initialiser holds which parameter, whatever the exporter renamed or transposed. The
+graph notes this in its metadata, and the weights of each version are then written into it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,22 @@ from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
 _SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
-_INTERFACE = 2  # of graphs: raise it when inputs or outputs change, so that no parent's older graph is filled
+_INTERFACE = 2  # raise it when a graph's inputs or outputs change, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
 
 def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> onnx.ModelProto:
-    """The model's graph with its weights. ``adapters``: the trunk's linear layers that get adapter inputs, if any.
+    """Trace the model's graph and fill it with its weights.
 
-    Raises `NoAdapterInputs`, `ExportFailed`, and what torch's exporter raises.
+    Args:
+        model: The model.
+        segment_ids: Whether the graph takes ``token_type_ids``.
+        adapters: Paths in the trunk of the linear layers that get adapter inputs.
+
+    Raises:
+        NoAdapterInputs: If a layer cannot have adapter inputs.
+        ExportFailed: If the architecture cannot be exported; other exceptions come from torch's exporter.
     """
     stand_in = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
@@ -48,24 +55,27 @@ def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()
     places = _places(graph, stand_in)
     if places is None:
         if adapters:
-            raise NoAdapterInputs("the exporter merged weights: this architecture takes no adapters")
-        return _trace(model, segment_ids)  # this architecture is traced every time
+            raise NoAdapterInputs("the exporter merged weights, so this architecture takes no adapters")
+        return _trace(model, segment_ids)  # its initialisers are unknown, so this architecture is traced every time
     places = add_adapter_inputs(graph, places, adapters)
     _note(graph, PARAMETERS, json.dumps(places))
     _note(graph, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
     if not fill(graph, model, segment_ids, adapters):
-        raise ExportFailed("a graph does not take the weights of its own model")
+        raise ExportFailed("the graph does not take the weights of the model that it was traced from")
     return graph
 
 
 def load_graph(path: Path) -> onnx.ModelProto | None:
-    """The graph of a version's model.onnx; None where there is no such file."""
+    """The graph of a version's model.onnx; None if there is no such file."""
     return onnx.load_model(str(path)) if path.exists() else None
 
 
 def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
-    """Write the model's weights into a graph in place; False, nothing changed, if it is of another architecture or
-    holds its weights in another precision."""
+    """Write the model's weights into a graph, in place.
+
+    Returns:
+        False, and nothing is changed, if the graph is of another architecture or not in float32.
+    """
     notes = {p.key: p.value for p in graph.metadata_props}
     if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids, adapters):
         return False
@@ -83,7 +93,7 @@ def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool, adapters
 
 
 def write_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """One file, or external data beside it where the weights outgrow protobuf."""
+    """Write one file, or weights that are too large for protobuf as external data beside it."""
     if sum(i.ByteSize() for i in graph.graph.initializer) > _SINGLE_FILE_BYTES:
         onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
     else:
@@ -100,7 +110,7 @@ class _DecoderGraph(nn.Module):
 
 
 def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
-    # Two rows of unequal length: sizes of 1 would be taken for constants.
+    # Two rows of unequal length, because the exporter takes a size of 1 for a constant.
     ids = torch.ones((2, 7), dtype=torch.long)
     row_axes = {0: torch.export.Dim("batch"), 1: (length := torch.export.Dim("sequence"))}
     if model.is_decoder:
@@ -123,10 +133,10 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
 
 
 def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
-    """``inputs``: an example of each, and its axes of any size."""
+    """Export the module. ``inputs`` has an example of each input, and its axes that may have any size."""
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)  # it warns of vision operators
+    exporter_log.setLevel(logging.ERROR)  # it warns that vision operators are missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,25 +153,29 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
     finally:
         exporter_log.setLevel(level)
     if program is None:
-        raise ExportFailed("torch gave no ONNX program")
+        raise ExportFailed("torch returned no ONNX program")
     graph = program.model_proto
     for given in graph.graph.input:
-        # Torch falls back to fixed sizes, without an error, where a model's code asks for a size.
+        # Torch silently falls back to a fixed size if a model's code depends on the size.
         sizes = given.type.tensor_type.shape.dim
         if not all(sizes[axis].dim_param for axis in inputs[given.name][1]):
-            raise ExportFailed(f"the exporter fixed the shape of {given.name}")
+            raise ExportFailed(f"the exporter fixed a size of the input {given.name}")
     return graph
 
 
 def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
-    """Attention broadcasts a mask of one row; the exporter may have read the batch's sizes off the mask, though."""
+    """Give the mask an own first axis, so that one mask may stand for all rows.
+
+    Attention broadcasts such a mask. But the exporter may have taken sizes of the batch from the mask; they are taken
+    from the ids instead.
+    """
     for node in graph.graph.node:
         if "mask" not in node.input or node.op_type == "Attention":
             continue
         span = {a.name: a.i for a in node.attribute}
         start, end = span.get("start", 0), span.get("end", 4)
         if node.op_type != "Shape" or (start, end) not in ((0, 1), (2, 3), (3, 4)):
-            raise ExportFailed(f"the decoder's mask is read by {node.op_type}, not by attention alone")
+            raise ExportFailed(f"the decoder's mask is read by {node.op_type}, not only by attention")
         column = min(start, 1)
         node.input[0] = "input_ids"
         del node.attribute[:]
@@ -173,7 +187,7 @@ def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
 
 
 def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> Places | None:
-    """For each parameter the initialisers that hold it and whether transposed; None if one is nowhere."""
+    """The initialisers that hold each parameter, and whether transposed; None if a parameter is in none."""
     by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
     for initialiser in graph.graph.initializer:
         array = numpy_helper.to_array(initialiser)
@@ -199,7 +213,7 @@ def _scored(model: RewardModel) -> dict[str, nn.Parameter]:
 
 
 def _architecture(model: RewardModel, segment_ids: bool, adapters: Sequence[str]) -> str:
-    """A hash of all that shapes the graph but the weights."""
+    """A hash of everything that determines the graph, except for the weights."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "architectures")}
     parts = {
         "config": config,

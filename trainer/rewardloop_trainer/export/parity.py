@@ -1,4 +1,4 @@
-"""A reward model as ONNX, and the proof that it gives the torch model's logits."""
+"""Writes a reward model as ONNX, and checks that it gives the torch model's logits."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ import structlog
 import torch
 from tokenizers import Tokenizer
 
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
 from rewardloop.formats.text import Encoded, TextFormat
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
-from rewardloop_trainer.export.feeds import Feeds, by_prompt, decoder_feeds, encoder_feeds, tree_feeds
+from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
 from rewardloop_trainer.export.graph import fill, graph_of, load_graph, write_graph
-from rewardloop_trainer.reward.batches import collate
+from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
 
 log = structlog.get_logger()
 
 PARITY_TOLERANCE = 1e-4
 _ORT_ERROR = 3
-_TREES = 4  # tree rows that are tried together
+_TREES = 4  # tree rows of one batch
 
 
 class Runs(Protocol):
-    """What parity needs of an ONNX Runtime session."""
+    """The part of an ONNX Runtime session that the check needs."""
 
-    def run(self, output_names: None, inputs: Feeds) -> Sequence[Any]: ...
+    def run(self, output_names: None, inputs: GraphInputs) -> Sequence[Any]: ...
 
     def get_inputs(self) -> Sequence[Any]: ...
 
@@ -47,9 +48,19 @@ def export_reward(
 ) -> None:
     """Write model.onnx, tokenizer.json and torch/ into ``out_dir``, as a reward version holds them.
 
-    ``parent``: the directory of a version, normally the one trained from; its graph is reused when it is of the same
-    architecture. ``adapters``: the trunk's linear layers that get adapter inputs; a graph that cannot have them is
-    written without. Raises ValueError on adapters that are not merged, and whatever torch's exporter raises.
+    Args:
+        model: A model whose adapters are merged.
+        tokenizer: Its tokenizer.
+        text_format: Its text layout.
+        out_dir: The directory to write.
+        parent: Directory of a version, normally the one that training started from. Its graph is reused if it is of the
+            same architecture.
+        adapters: Paths in the trunk of the layers that get adapter inputs. A graph that cannot have them is written
+            without them, with a warning.
+
+    Raises:
+        ValueError: If the model has adapters that are not merged.
+        ExportFailed: If the architecture cannot be exported; other exceptions come from torch's exporter.
     """
     model.eval()
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +73,7 @@ def export_reward(
         try:
             graph = graph_of(model, text_format.segment_ids, adapters)
         except NoAdapterInputs as error:
-            log.warning("the exported graph takes no adapters", reason=str(error))
+            log.warning("the graph is exported without adapter inputs", reason=str(error))
             graph = graph_of(model, text_format.segment_ids)
     write_graph(graph, out_dir / MODEL)
 
@@ -75,11 +86,21 @@ def parity(
     batch_rows: int = 16,
     adapter: Path | None = None,
 ) -> float:
-    """Largest absolute difference of a logit between ONNX, in batches of mixed length, and torch, one by one.
+    """Largest absolute difference of a logit between ONNX in batches and torch on each sequence alone.
 
-    Torch reads each sequence alone and unpadded, so the figure also shows that padding and neighbours change nothing.
-    A decoder is tried a second time with sequences of one prompt in one tree row. Infinite where ONNX gives a logit
-    that is not finite. ``adapter``: a delta's, which ONNX runs with; ``model`` is then the trunk with its adapters on.
+    Torch reads each sequence without padding, so the figure also shows that padding and other rows change nothing. A
+    decoder is run a second time with the sequences of one prompt in one tree row.
+
+    Args:
+        onnx_path: The graph's file.
+        model: The torch model; for a delta, the trunk with its adapters on.
+        sequences: Sequences of mixed length.
+        pad: Token id of padding.
+        batch_rows: Rows of a batch.
+        adapter: A delta's adapter file, which ONNX runs with.
+
+    Returns:
+        The difference; infinite if ONNX gives a logit that is not finite.
     """
     session = open_session(onnx_path, adapter)
     model.eval()
@@ -100,7 +121,7 @@ def parity(
 
 
 def check_parity(onnx_path: Path, model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
-    """`parity`. Raises `ParityError` above the tolerance."""
+    """Return `parity`. Raises `ParityError` if it is above `PARITY_TOLERANCE`."""
     difference = parity(onnx_path, model, sequences, pad)
     if not difference <= PARITY_TOLERANCE:
         raise ParityError(f"ONNX logits differ from torch by {difference:.3g}, above {PARITY_TOLERANCE:g}")
@@ -116,7 +137,7 @@ def run_session(session: Runs, sequences: Sequence[Encoded], pad: int) -> npt.ND
 
 
 def run_trees(session: Runs, groups: Sequence[Sequence[Encoded]], pad: int) -> npt.NDArray[np.float32]:
-    """A decoder's logits (n, k) of the groups' sequences in their order, each group, of one prompt, in a tree row."""
+    """A decoder's logits (n, k) of the groups' sequences in their order, with each group in one tree row."""
     logits: npt.NDArray[np.float32] = session.run(None, tree_feeds(groups, pad))[0]
     return logits
 
@@ -126,7 +147,7 @@ def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32
 
 
 def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
-    """On the CPU, with torch's number of threads."""
+    """An ONNX Runtime session on the CPU, with torch's number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ORT_ERROR  # it warns of each adapter input

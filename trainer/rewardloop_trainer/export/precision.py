@@ -1,4 +1,4 @@
-"""The number format of a reward version's graph, and the proof that it orders answers as float32 does."""
+"""Converts a reward version's graph to another precision, if it orders pairs as float32 does."""
 
 from __future__ import annotations
 
@@ -14,48 +14,61 @@ import numpy as np
 import onnx
 import structlog
 
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.export.feeds import Feeds, decoder_feeds, encoder_feeds
+from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
 from rewardloop_trainer.export.graph import write_graph
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
 from rewardloop_trainer.export.quantize import quantize
-from rewardloop_trainer.reward.batches import encode_records
 from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness, without_length
+from rewardloop_trainer.reward.examples import encode_records
 
 log = structlog.get_logger()
 
 Precision: TypeAlias = Literal["float32", "int8", "float16"]
 LEAST_AGREEMENT = 0.995
-LEAST_PAIRS = 200  # one pair of fewer would be more than the share that may differ
+LEAST_PAIRS = 200  # with fewer, a single pair would exceed the share that may differ
 CALIBRATION_TOKENS = 6_000
 
 _BATCH_TOKENS = 2048
 
 
 class UnconvertibleGraph(ValueError):
-    """The graph has nothing that the precision is for, or ONNX's converter cannot take it."""
+    """Raised when a graph has nothing to convert to the precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionChoice:
-    """``reasons``: why it is not the wanted one; empty when it is. ``figures``: for the manifest."""
+    """The precision that was chosen.
+
+    Attributes:
+        precision: What the graph now has.
+        figures: Figures of the comparison, for the manifest.
+        reasons: Why it is not the wanted precision; empty if it is.
+    """
 
     precision: Precision
     figures: Mapping[str, float]
     reasons: tuple[str, ...]
 
     def notes(self, wanted: Precision) -> dict[str, str]:
-        """For the manifest; empty when the wanted precision was taken."""
+        """Notes for the manifest; empty if the wanted precision was chosen."""
         return {"precision": f"{wanted} was refused: {'; '.join(self.reasons)}"} if self.reasons else {}
 
 
 def convert(model_path: Path, precision: Precision, calibration: Sequence[Encoded] = (), pad: int = 0) -> None:
-    """Rewrite a float32 graph in place; the file is the old one or the new one at any moment.
+    """Convert a float32 graph in place. At any moment the file is the old graph or the new one.
 
-    int8: for the CPU; ``calibration``: sequences such as it will score (see `quantize`). float16: for CUDA; ids in and
-    logits out keep their types, and so do heads and adapters. Raises `UnconvertibleGraph`.
+    Args:
+        model_path: The graph's file.
+        precision: int8 for CPUs, or float16 for CUDA. Float16 keeps the types of inputs, logits, heads and adapters.
+        calibration: Sequences such as the graph will score, for int8; see `quantize`.
+        pad: Token id of padding.
+
+    Raises:
+        UnconvertibleGraph: If the graph has nothing to convert.
     """
     if precision == "float32":
         return
@@ -74,7 +87,7 @@ def convert(model_path: Path, precision: Precision, calibration: Sequence[Encode
 
 
 def agreement(reference: Floats, converted: Floats) -> float:
-    """Share of pairs, of 1, that both margins (pairs,) order alike; a margin of 0 agrees only with 0."""
+    """Share of pairs, from 0 to 1, that both margins (pairs,) order alike; a margin of 0 agrees only with 0."""
     if len(reference) != len(converted):
         raise ValueError("margins differ in number")
     return float((np.sign(reference) == np.sign(converted)).mean()) if len(reference) else float("nan")
@@ -88,7 +101,7 @@ def graph_margins(
     length_slope: float = 0.0,
     adapter: Path | None = None,
 ) -> Floats:
-    """What `pair_margins` gives of the torch model, of a graph on the CPU: (pairs,)."""
+    """Margins (pairs,) of a graph on the CPU, as `pair_margins` computes them of the torch model."""
     sequences = [s for e in encode_records(encoder, pairs).examples for s in e.sequences]
     session = open_session(model_path, adapter)
     logits = _logits(session, sequences, encoder.format.pad).mean(1)
@@ -99,8 +112,20 @@ def graph_margins(
 def judge(
     pairs: Sequence[Pair], float32_margins: Floats, converted: Floats, *, tolerance: float = 0.02, seed: int = 0
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Figures, and a reason for each broken rule: at least `LEAST_PAIRS` pairs, finite margins, agreement of at least
-    `LEAST_AGREEMENT`, and accuracy that falls by no more than ``tolerance`` beyond noise (as the gate's rule 3).
+    """Compare converted margins with those of float32.
+
+    The rules are at least `LEAST_PAIRS` pairs, finite margins, agreement of at least `LEAST_AGREEMENT`, and an accuracy
+    that falls by no more than ``tolerance`` beyond noise, as in rule 3 of the reward gate.
+
+    Args:
+        pairs: Held-out pairs.
+        float32_margins: (pairs,), of the float32 model.
+        converted: (pairs,), of the converted graph.
+        tolerance: Accuracy that may be lost, from 0 to 1.
+        seed: The seed of the bootstrap.
+
+    Returns:
+        Figures for the manifest, and a reason for each broken rule.
     """
     if len(pairs) < LEAST_PAIRS:
         return {}, (f"{len(pairs)} held-out pairs: agreement is measured on at least {LEAST_PAIRS}",)
@@ -127,27 +152,49 @@ def judge(
     return figures, tuple(reasons)
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedPairs:
+    """Held-out pairs with the margins that a precision is compared with.
+
+    Attributes:
+        pairs: The pairs.
+        float32_margins: (pairs,), from `pair_margins` with the same length slope.
+        encoder: The model's tokenizer and text layout.
+        length_slope: What calibration takes off a score for each unit of log length.
+    """
+
+    pairs: Sequence[Pair]
+    float32_margins: Floats
+    encoder: Encoder
+    length_slope: float = 0.0
+
+
 def choose_precision(
     version_dir: Path,
     wanted: Precision,
-    pairs: Sequence[Pair],
-    encoder: Encoder,
-    float32_margins: Floats,
+    heldout: JudgedPairs,
     calibration: Sequence[Encoded] = (),
     *,
-    length_slope: float = 0.0,
     tolerance: float = 0.02,
     seed: int = 0,
 ) -> PrecisionChoice:
-    """Convert the version's model.onnx if the conversion passes `judge`; else leave it in float32 and say why.
+    """Convert the version's model.onnx if the conversion passes `judge`; otherwise leave it in float32.
 
-    Deterministic, so a round that was killed repeats it. ``float32_margins``: of the same pairs, with the length slope
-    taken off (`pair_margins`). ``calibration``: training sequences, none of the pairs'.
+    The result is deterministic, so that a round that was killed repeats it.
+
+    Args:
+        version_dir: Directory of the version.
+        wanted: The precision to convert to.
+        heldout: Pairs to judge the conversion by.
+        calibration: Training sequences, none of them of the held-out pairs.
+        tolerance: Accuracy that may be lost, from 0 to 1.
+        seed: The seed of the bootstrap.
     """
+    pairs, encoder = heldout.pairs, heldout.encoder
     if wanted == "float32":
         return PrecisionChoice("float32", {}, ())
     if len(pairs) < LEAST_PAIRS:
-        return _refused(wanted, *judge(pairs, float32_margins, float32_margins))
+        return _refused(wanted, *judge(pairs, heldout.float32_margins, heldout.float32_margins))
     path = version_dir / MODEL
     with tempfile.TemporaryDirectory(prefix=".candidate-", dir=version_dir) as directory:
         candidate = Path(directory) / MODEL
@@ -158,12 +205,12 @@ def choose_precision(
             convert(candidate, wanted, calibration, encoder.format.pad)
         except UnconvertibleGraph as error:
             return _refused(wanted, {}, (str(error),))
-        converted = graph_margins(candidate, pairs, encoder, length_slope=length_slope)
-        figures, reasons = judge(pairs, float32_margins, converted, tolerance=tolerance, seed=seed)
+        converted = graph_margins(candidate, pairs, encoder, length_slope=heldout.length_slope)
+        figures, reasons = judge(pairs, heldout.float32_margins, converted, tolerance=tolerance, seed=seed)
         if reasons:
             return _refused(wanted, figures, reasons)
         _replace(candidate, path)
-    log.info("precision taken", precision=wanted, **{name: round(value, 4) for name, value in figures.items()})
+    log.info("precision chosen", precision=wanted, **{name: round(value, 4) for name, value in figures.items()})
     return PrecisionChoice(wanted, figures, ())
 
 
@@ -173,7 +220,7 @@ def _refused(wanted: Precision, figures: Mapping[str, float], reasons: tuple[str
 
 
 def _replace(written: Path, path: Path) -> None:
-    """Put a graph in the place of another."""
+    """Move a graph, with its external data if it has any, to the place of another."""
     if _outside(written).exists():
         os.replace(_outside(written), _outside(path))
         os.replace(written, path)
@@ -183,12 +230,12 @@ def _replace(written: Path, path: Path) -> None:
 
 
 def _outside(path: Path) -> Path:
-    """Where the weights of a large graph are."""
+    """The file that holds the weights of a large graph."""
     return path.with_name(f"{path.name}.data")
 
 
-def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[Feeds]:
-    """One sequence a run, hence no padding, up to `CALIBRATION_TOKENS`."""
+def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[GraphInputs]:
+    """The inputs of each sequence alone, and therefore without padding, up to `CALIBRATION_TOKENS` tokens."""
     feeds_of = decoder_feeds if any(i.name == "ends" for i in graph.graph.input) else encoder_feeds
     feeds, tokens = [], 0
     for sequence in sequences:
@@ -200,7 +247,7 @@ def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad
 
 
 def _logits(session: Runs, sequences: Sequence[Encoded], pad: int) -> Floats:
-    """(n, k), in batches of like length."""
+    """Logits (n, k), computed in batches of similar length."""
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     batches: list[list[int]] = []
     for index in order:

@@ -1,11 +1,12 @@
-"""A graph whose linear layers multiply 8-bit integers, for the CPU.
+"""Rewrites a graph so that its linear layers multiply 8-bit integers, for CPUs.
 
-Each token has its own scale (its largest magnitude is 127), so a score depends on no neighbour and no padding. ONNX
-Runtime's own dynamic quantization takes one scale for the whole batch: there a logit moved by 0.3 with its neighbours.
+Each token has its own scale, so that its largest magnitude becomes 127. A score therefore depends neither on the other
+rows of a batch nor on padding. ONNX Runtime's own dynamic quantization takes one scale for the whole batch; with it a
+logit moved by 0.3 with the other rows.
 
-Few channels hold the large activations and would cost all others their precision. So the inputs are divided by a
-factor a channel, which the weights are multiplied by (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
-Attention, norms, embeddings, the heads and adapters' products stay in float32.
+A few channels hold large activations, which would cost the others their precision. So the inputs are divided by a
+factor for each channel, and the weights are multiplied by it (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
+Attention, norms, embeddings, the heads and the products of adapters stay in float32.
 """
 
 from __future__ import annotations
@@ -21,31 +22,41 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from rewardloop_trainer.export.feeds import Feeds
+from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop_trainer.export.graph import PARAMETERS
 from rewardloop_trainer.export.weight_rounding import Floats, round_weights
 
 MICROSOFT = "com.microsoft"
-_SMALLEST = 32  # a narrower layer costs nothing
-_GRAM_WIDTH = 4096  # of the widest layer whose inputs' correlations are kept in memory
+_SMALLEST = 32  # a narrower layer costs too little time to matter
+_GRAM_WIDTH = 4096  # widest layer whose inputs' correlations are kept in memory
 _SMOOTHING = 0.8
-_GELU_FLOOR = 0.18  # Gelu is nowhere below minus this
+_GELU_FLOOR = 0.18  # the least value of Gelu is above -0.18
 _ORT_ERROR = 3
 
 
 @dataclass(slots=True)
 class InputStatistics:
-    """Of a layer's inputs: largest magnitude of each channel (k,), and X'X (k, k) unless the layer is too wide."""
+    """Statistics of a layer's inputs X (tokens, k).
+
+    Attributes:
+        largest: (k,), the largest magnitude of each channel.
+        gram: (k, k), X'X; None if the layer is too wide.
+    """
 
     largest: Floats
     gram: npt.NDArray[np.float64] | None
 
 
-def quantize(graph: onnx.ModelProto, calibration: Sequence[Feeds]) -> int:
-    """Rewrite the graph in place; the number of products that are now of integers.
+def quantize(graph: onnx.ModelProto, calibration: Sequence[GraphInputs]) -> int:
+    """Rewrite the graph in place.
 
-    ``calibration``: inputs of the graph, some 5,000 tokens of the kind it will see; without any, channels are not
-    balanced and every weight goes to its nearest integer, which costs accuracy.
+    Args:
+        graph: The float32 graph.
+        calibration: Inputs of the graph without padding, some 5,000 tokens of the kind that it will see. Without any,
+            channels are not balanced and each weight is rounded to its nearest integer, which costs accuracy.
+
+    Returns:
+        The number of products that are now of integers.
     """
     weights = {i.name: i for i in graph.graph.initializer}
     consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -80,7 +91,7 @@ def quantize(graph: onnx.ModelProto, calibration: Sequence[Feeds]) -> int:
 
 
 class _Layer:
-    """The products that share one input."""
+    """The matrix products that share one input."""
 
     def __init__(
         self,
@@ -95,11 +106,13 @@ class _Layer:
         self.initializers: list[onnx.TensorProto] = []
         self._matrices = matrices
         self._statistics = statistics
-        # A Gelu's output, raised above 0, needs no sign: 7 bits serve it as 8 would, and the weights get all of theirs.
+        # A Gelu's output plus 0.18 is never negative, so that 7 bits and no sign represent it as well as 8 bits with a
+        # sign. Activations below 128 then leave the weights their full range.
         self._is_raised = producer is not None and producer.op_type == "Gelu"
         self._factors = None if statistics is None else _channel_factors(statistics.largest, matrices)
 
     def quantized_input(self) -> list[onnx.NodeProto]:
+        """The nodes that turn the shared input into integers and a scale for each token."""
         name, nodes, current = self.name, list[onnx.NodeProto](), self.name
 
         def step(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
@@ -123,6 +136,7 @@ class _Layer:
         return nodes
 
     def product(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that replace ``node``: the product of integers, its scale, and its bias."""
         name, output = self.name, node.output[0]
         matrix = self._matrices[next(i for i, n in enumerate(self.nodes) if n is node)]
         gram = None if self._statistics is None else self._statistics.gram
@@ -148,14 +162,14 @@ class _Layer:
         return made
 
     def _constant(self, name: str, value: npt.NDArray[Any], *, whole: bool = False) -> str:
-        """``whole``: the name is complete."""
+        """Add an initialiser and return its name; without ``whole`` the layer's name is put before it."""
         name = name if whole else f"{self.name}.{name}"
         self.initializers.append(numpy_helper.from_array(value, name))
         return name
 
 
 def _products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The trunk's products with constant matrices that are worth it."""
+    """The trunk's products with constant matrices that are wide enough to be worth converting."""
     weights = {i.name: i for i in graph.graph.initializer}
     kept = {i.name for i in graph.graph.input} | outside_trunk(graph)
     found = []
@@ -173,20 +187,20 @@ def _products(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def outside_trunk(graph: onnx.ModelProto) -> set[str]:
-    """Initialisers of the heads and what else scores the pooled vector, where the graph names its parameters."""
+    """Names of the initialisers that score the pooled vector; empty if the graph does not name its parameters."""
     noted = {p.key: p.value for p in graph.metadata_props}.get(PARAMETERS, "{}")
     places: Mapping[str, Sequence[tuple[str, bool]]] = json.loads(noted)
     return {name for parameter, found in places.items() if not parameter.startswith("trunk.") for name, _ in found}
 
 
 def _matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> Floats:
-    """(k, n)"""
+    """The constant matrix of a product, (k, n)."""
     matrix: Floats = numpy_helper.to_array(weights[node.input[1]])
     return matrix.T if any(a.name == "transB" and a.i for a in node.attribute) else matrix
 
 
 def _channel_factors(largest: Floats, matrices: Sequence[Floats]) -> Floats:
-    """What each channel is divided by; around 1."""
+    """The factor that each channel is divided by, (k,); the geometric mean is 1."""
     widest = np.maximum(np.abs(np.concatenate(matrices, axis=1)).max(1), 1e-5)
     factors = np.maximum(largest, 1e-5) ** _SMOOTHING / widest ** (1 - _SMOOTHING)
     scaled: Floats = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
@@ -194,9 +208,9 @@ def _channel_factors(largest: Floats, matrices: Sequence[Floats]) -> Floats:
 
 
 def _statistics(
-    graph: onnx.ModelProto, names: Sequence[str], calibration: Sequence[Feeds]
+    graph: onnx.ModelProto, names: Sequence[str], calibration: Sequence[GraphInputs]
 ) -> dict[str, InputStatistics]:
-    """Of these tensors over all tokens of the feeds, which must hold no padding."""
+    """Statistics of the named tensors over all tokens of the inputs, which must hold no padding."""
     probed = onnx.ModelProto()
     probed.CopyFrom(graph)
     outputs = {o.name for o in probed.graph.output}

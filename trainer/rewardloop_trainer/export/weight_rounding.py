@@ -1,7 +1,7 @@
-"""Weights as 8-bit integers, rounded so that the layer's output changes least.
+"""Rounds weights to 8-bit integers so that the layer's output changes as little as possible.
 
-GPTQ (Frantar et al. 2022, arXiv:2210.17323): the rows of W are rounded in turn, and what one row's rounding adds to the
-output is taken back by the rows that follow, as far as the layer's inputs are correlated.
+Source: GPTQ, Frantar et al. 2022, arXiv:2210.17323. The rows of W are rounded one after another. The error that one
+row's rounding adds to the output is compensated by the rows that follow, as far as the layer's inputs are correlated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int8]
 
-# AVX2 without VNNI adds two products of an activation and a weight in 16 bits, which must not overflow:
-# 255 * 128 < 2 ** 15 bounds the sum of two neighbouring weights, and an activation below 128 bounds neither.
+# AVX2 without VNNI adds two products of an activation and a weight in 16 bits, which must not overflow. With
+# activations up to 255, 255 * 128 < 2 ** 15 bounds the sum of two neighbouring weights. With activations below 128
+# (7 bits) no bound is needed.
 PAIR_LIMIT = 128
 LIMIT = 127
 _DAMPING = 0.01
@@ -25,10 +26,16 @@ _BLOCK = 64
 def round_weights(
     weights: Floats, gram: npt.NDArray[np.float64] | None, *, is_pair_limited: bool
 ) -> tuple[Integers, Floats]:
-    """Integers (k, n) and a scale for each column (n,), such that integers * scale is near ``weights`` (k, n).
+    """Round the weights of one layer.
 
-    ``gram``: X'X (k, k) of inputs that the layer sees; without it every weight goes to the nearest integer.
-    ``is_pair_limited``: rows 2i and 2i + 1 add up to at most `PAIR_LIMIT` in magnitude.
+    Args:
+        weights: (k, n), for inputs of width k and outputs of width n.
+        gram: (k, k), X'X of inputs X (tokens, k) that the layer sees; without it each weight is rounded to the nearest
+            integer.
+        is_pair_limited: Whether the magnitudes of rows 2i and 2i + 1 may add up to at most `PAIR_LIMIT`.
+
+    Returns:
+        Integers (k, n) and a scale for each column (n,); integers * scale approximates the weights.
     """
     size = np.abs(weights)
     if is_pair_limited:
@@ -58,7 +65,7 @@ def round_weights(
 
 
 def _feedback(gram: npt.NDArray[np.float64]) -> Floats:
-    """The upper Cholesky factor of the damped gram's inverse."""
+    """The upper Cholesky factor, (k, k), of the inverse of the damped gram matrix."""
     damped = gram + np.eye(len(gram)) * (_DAMPING * np.diag(gram).mean() + np.finfo(np.float32).tiny)
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
     return np.ascontiguousarray(upper, dtype=np.float32)

@@ -1,1 +1,1 @@
-"""The mechanics that every training run shares: checkpoints, gradients, processes, reports."""
+"""The mechanics that training runs share: checkpoints, gradients, several processes, reports."""

@@ -1,7 +1,7 @@
-"""Training checkpoints: safetensors and JSON, renamed into place whole; never pickle.
+"""Training checkpoints as safetensors and JSON, never pickle.
 
-``<directory>/<step>/`` holds ``tensors.safetensors`` and ``state.json``. A directory under another name is an
-unfinished write and is never read.
+``<directory>/<step>/`` holds ``tensors.safetensors`` and ``state.json``. It is written under another name and renamed
+when it is complete; a directory under another name is an unfinished write and is never read.
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ STATE = "state.json"
 
 
 class TrainingStopped(Exception):
-    """``should_stop`` said so. The checkpoint is written: the same call goes on from here."""
+    """Raised when ``should_stop`` returned true. A checkpoint is written, from which the same call goes on."""
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint's files are missing or cannot be read, or do not fit the model."""
+    """Raised when a checkpoint's files are missing, cannot be read or do not fit the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """``step`` optimizer steps were done. ``numbers`` and ``texts``: the caller's position; ``tensors`` by name."""
+    """The state of a run.
+
+    Attributes:
+        step: Optimizer steps done.
+        tensors: Weights, optimizer state and random state, by name.
+        numbers: Numbers of the caller's position, by name.
+        texts: Texts of the caller's position, by name; always with ``fingerprint``, which identifies the run.
+    """
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -52,7 +59,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     target = directory / str(checkpoint.step)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
     try:
-        # Copies: safetensors refuses tensors that share storage or are strided.
+        # Copied, because safetensors refuses tensors that share storage or are strided.
         tensors = {name: t.detach().cpu().clone().contiguous() for name, t in checkpoint.tensors.items()}
         save_file(tensors, staging / TENSORS)
         state = {"step": checkpoint.step, "numbers": dict(checkpoint.numbers), "texts": dict(checkpoint.texts)}
@@ -72,7 +79,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The checkpoint with the most steps; None where there is none. Raises `CorruptCheckpoint`."""
+    """The checkpoint with the most steps; None if there is none. Raises `CorruptCheckpoint`."""
     steps = _steps(directory)
     if not steps:
         return None
@@ -85,7 +92,7 @@ def latest(directory: Path) -> Checkpoint | None:
 
 
 def clear(directory: Path) -> None:
-    """Delete all checkpoints: the run that they belong to has ended."""
+    """Delete all checkpoints, after the run that they belong to has ended."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -98,10 +105,20 @@ def resume(
     steps: int,
     newest: Callable[[Path], Checkpoint | None] = latest,
 ) -> Checkpoint | None:
-    """Put back the training that was cut short, and return its checkpoint for the caller's position; None: begin.
+    """Restore the weights and optimizer of a run that was cut short.
 
-    ``fingerprint``: names the run, as the checkpoint's texts do. ``steps``: of the whole run, for the log. A checkpoint
-    of another run, or one that cannot be read, is logged and ignored.
+    A checkpoint of another run, or one that cannot be read, is logged and ignored.
+
+    Args:
+        directory: Where checkpoints are kept; None: nowhere.
+        fingerprint: Identifies the run.
+        model: The model to restore.
+        optimizer: The optimizer to restore.
+        steps: Steps of the whole run, for the log.
+        newest: Finds the newest checkpoint.
+
+    Returns:
+        The checkpoint, for the caller's position; None if the run has to begin.
     """
     if directory is None:
         return None
@@ -110,18 +127,18 @@ def resume(
         if found is None:
             return None
         if found.texts["fingerprint"] != fingerprint:
-            log.warning("a checkpoint of another training run is ignored", directory=str(directory))
+            log.warning("ignoring a checkpoint of another training run", directory=str(directory))
             return None
         restore_training(model, optimizer, found.tensors)
     except CorruptCheckpoint as error:
-        log.warning("a checkpoint that cannot be used is ignored", reason=str(error))
+        log.warning("ignoring a checkpoint that cannot be used", reason=str(error))
         return None
-    log.info("training goes on from a checkpoint", step=found.step, steps=steps)
+    log.info("continuing from a checkpoint", step=found.step, steps=steps)
     return found
 
 
 def fingerprint_of(model: nn.Module, data: Iterable[object]) -> str:
-    """Names a run: the weights that it starts from, and ``data`` in their order, by repr."""
+    """Identify a run by the weights that it starts from and by ``data`` in their order, compared by repr."""
     digest = hashlib.sha256()
     for item in data:
         digest.update(repr(item).encode())
@@ -132,7 +149,7 @@ def fingerprint_of(model: nn.Module, data: Iterable[object]) -> str:
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """What training changes: trainable parameters, the optimizer's moments and torch's random state, by name."""
+    """The tensors that training changes: trainable parameters, optimizer moments and torch's random state, by name."""
     tensors = {"random.torch": torch.get_rng_state()}
     for name, parameter in _trainable(model).items():
         tensors[f"model.{name}"] = parameter.data
@@ -142,7 +159,7 @@ def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor
 
 
 def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `training_tensors` gave, bit for bit. Raises `CorruptCheckpoint` when it does not fit the model."""
+    """Restore what `training_tensors` returned, bit for bit. Raises `CorruptCheckpoint` if the model is another."""
     parameters = _trainable(model)
     expected = {f"model.{name}" for name in parameters}
     if expected != {name for name in tensors if name.startswith("model.")}:

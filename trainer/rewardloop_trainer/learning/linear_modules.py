@@ -1,4 +1,4 @@
-"""The linear layers of a transformer that an adapter may change."""
+"""Finds the linear layers of a transformer that get adapters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _FUSED_QUERY_VALUE = {"c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv"}
 
 
 def linear_modules(trunk: nn.Module, which: AdapterModules) -> tuple[str, ...]:
-    """Paths in the trunk of its linear layers: the attention's query and value, all of the attention's, or all.
+    """Paths in the trunk of the linear layers that ``which`` chooses.
 
-    What an architecture names otherwise is not found: then it is the next larger choice.
+    Layers are recognised by their names. If an architecture names its layers differently, so that the choice would be
+    empty, the next larger choice is taken: all of the attention instead of query and value, all layers instead of the
+    attention.
     """
     if which == "none":
         return ()

@@ -1,5 +1,7 @@
-"""The optimizer steps of learning from data that stays as it is; a killed run goes on from its checkpoint to the same
-weights, and several processes take the same steps as one would."""
+"""The optimizer steps of learning from data that does not change during the run.
+
+A killed run goes on from its checkpoint to the same weights, and several processes take the same steps as one would.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,17 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from rewardloop_trainer.data.batches import rate_scale
 from rewardloop_trainer.data.completions import Completion, sequence_logprobs
+from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.settings import OfflineSettings
 from rewardloop_trainer.learning.world import World
 
@@ -26,8 +28,15 @@ FiguresT = TypeVar("FiguresT")
 
 @dataclass(frozen=True, slots=True)
 class Progress(Generic[FiguresT]):
-    """After a step; ``figures`` are of its items, from before it. ``gradient_norm``: before clipping. ``seconds``: that
-    the step took."""
+    """The progress of a run after one step.
+
+    Attributes:
+        step: Steps done so far, from 1.
+        steps: Steps of the whole run.
+        figures: Figures of the step's items, from before the step.
+        gradient_norm: Norm of the step's gradients before clipping.
+        seconds: Wall-clock time of the step.
+    """
 
     step: int
     steps: int
@@ -38,14 +47,14 @@ class Progress(Generic[FiguresT]):
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutcome:
-    """``figures`` are for the manifest."""
+    """The result of a finished run; ``figures`` are for the manifest."""
 
     steps: int
     figures: Mapping[str, float]
 
 
-class OfflineRun:
-    """A model with its optimizer, and the steps that are before it: which items each learns from, and at what rate."""
+class OfflineRun(Generic[FiguresT]):
+    """A model with its optimizer, and the steps of a run: the items that each learns from, and its learning rate."""
 
     def __init__(
         self,
@@ -54,12 +63,20 @@ class OfflineRun:
         plan: Sequence[Sequence[int]],
         settings: OfflineSettings,
         data: Iterable[object],
-        checkpoint_dir: Path | None,
+        control: RunControl[Progress[FiguresT], PolicyOutcome],
     ) -> None:
-        """``plan``: the items of each step; ``data``: what, beside the model's weights, tells this run from others, by
-        repr."""
+        """Prepare the run; nothing is read or written yet.
+
+        Args:
+            model: A Hugging Face causal LM, trained in place.
+            pad_id: Token id of padding.
+            plan: The indices of the items of each step.
+            settings: The settings of the optimizer and of checkpoints.
+            data: What, beside the model's weights, distinguishes this run from others; compared by repr.
+            control: Checkpoint directory and callbacks.
+        """
         self.world = World()
-        self.model, self.pad, self.settings, self.checkpoint_dir = model, pad_id, settings, checkpoint_dir
+        self.model, self.pad, self.settings, self.control = model, pad_id, settings, control
         self.model.eval()  # no dropout in policy and reference
         self.fingerprint = checkpoint.fingerprint_of(model, data)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -70,17 +87,17 @@ class OfflineRun:
         self.step = 0
         self.gradient_norm = 0.0  # of the last step
 
-    def take_steps(
-        self,
-        learn: Callable[[Sequence[int]], FiguresT],
-        on_progress: Callable[[Progress[FiguresT]], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """Those that are left: ``learn`` is called with the items of each. Raises `TrainingStopped` when asked to stop,
-        and ValueError when the processes were not all given the same."""
+    def take_steps(self, learn: Callable[[Sequence[int]], FiguresT]) -> None:
+        """Run the remaining steps, calling ``learn`` once per step with the indices of its items.
+
+        Raises:
+            TrainingStopped: If ``control.should_stop`` asked for it.
+            ValueError: If the processes were not all given the same weights, data and settings.
+            NonFiniteGradients: If a step's gradients are not finite.
+        """
         self._resume()
         while self.step < len(self.plan):
-            if self.world.largest(float(should_stop())):
+            if self.world.largest(float(self.control.should_stop())):
                 self._checkpoint()
                 raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
             began = time.monotonic()
@@ -90,10 +107,10 @@ class OfflineRun:
             if every and self.step % every == 0:
                 self._checkpoint()
             seconds = time.monotonic() - began
-            on_progress(Progress(self.step, len(self.plan), figures, self.gradient_norm, seconds))
+            self.control.on_step(Progress(self.step, len(self.plan), figures, self.gradient_norm, seconds))
 
     def descend(self, losses: Iterable[Tensor]) -> None:
-        """One optimizer step down the sum of ``losses`` over all micro-batches and processes."""
+        """Take one optimizer step on the sum of ``losses``, (), over all micro-batches and processes."""
         scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * scale
@@ -105,32 +122,42 @@ class OfflineRun:
         self.optimizer.step()
 
     def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int) -> Tensor:
-        """(items, ``per_item``): of the completions of each, summed over tokens, under the model as it is."""
+        """Log-probabilities of each item's completions under the model as it is, summed over tokens.
+
+        Each process computes its share of the items.
+
+        Args:
+            items: Each with ``per_item`` completions.
+            per_item: Completions of one item.
+
+        Returns:
+            (items, per_item), in nats.
+        """
         rows = [row for item in self.world.mine(items) for row in item]
         mine = sequence_logprobs(self.model, rows, self.pad, 2 * self.settings.micro_batch_tokens)
         return self.world.gather_rows(mine.view(-1, per_item), len(items))
 
-    def end(self, figures: Mapping[str, float], save: Callable[[PolicyOutcome], None]) -> PolicyOutcome:
-        """The first process saves; then the checkpoints are deleted."""
+    def end(self, figures: Mapping[str, float]) -> PolicyOutcome:
+        """Let the first process save, then delete the checkpoints. Returns what was saved."""
         outcome = PolicyOutcome(self.step, {"train_steps": float(self.step), **figures})
         if self.world.is_first:
-            save(outcome)
-            if self.checkpoint_dir is not None:
-                checkpoint.clear(self.checkpoint_dir)
+            self.control.save(outcome)
+            if self.control.checkpoint_dir is not None:
+                checkpoint.clear(self.control.checkpoint_dir)
         self.world.wait()
         return outcome
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None or not self.world.is_first:
+        if self.control.checkpoint_dir is None or not self.world.is_first:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
         texts = {"fingerprint": self.fingerprint}
-        checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, {}, texts))
+        checkpoint.save(self.control.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, {}, texts))
 
     def _resume(self) -> None:
         self.world.check_alike(self.fingerprint)
         found = checkpoint.resume(
-            self.checkpoint_dir,
+            self.control.checkpoint_dir,
             self.fingerprint,
             self.model,
             self.optimizer,
@@ -142,6 +169,9 @@ class OfflineRun:
 
 
 def sample_to_compare(trained: int, heldout: int, seed: int) -> list[int]:
-    """Places of as many training items as are held out, to be measured beside those: what was learned by heart shows,
-    at no more than the held-out items' cost."""
+    """Indices of training items to measure beside the held-out items.
+
+    As many are drawn as are held out, so that measuring them costs no more. A gap between the two shows what was
+    learned by heart.
+    """
     return random.Random(seed).sample(range(trained), min(trained, heldout))

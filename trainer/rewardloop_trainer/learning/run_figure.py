@@ -1,4 +1,4 @@
-"""The picture of a run: reward, KL, length, loss, clipped tokens and win rate over its steps, as far as it has them."""
+"""Draws a run: reward, KL, length, loss, clipped tokens and win rate over its steps, as far as it has them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rewardloop.process.plot_style import BLUE, ORANGE, QUIET, STYLE
-from rewardloop_trainer.learning.run_rows import Row
+from rewardloop_trainer.learning.run_rows import StepRow
 
 _COLOURS = (BLUE, ORANGE)
 _COLUMNS = 3
-# A mean over about so many steps is drawn over the steps themselves.
+# A long curve is drawn faintly, with its mean over about this many steps on top.
 _SMOOTHED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """``names``: of the figures in it, each with its legend."""
+    """One diagram. ``names`` maps the figures that it shows to their legends."""
 
     title: str
     unit: str
@@ -44,8 +44,8 @@ _PANELS = (
 _WIN_RATE = "gate_win_rate"
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """A PNG of the run so far, one step at least."""
+def draw(rows: Sequence[StepRow], path: Path) -> None:
+    """Write a PNG of the run so far, which has at least one step."""
     panels = [p for p in _PANELS if any(name in row.figures for row in rows for name in p.names)]
     has_wins = any(_WIN_RATE in row.figures for row in rows)
     count = len(panels) + has_wins
@@ -68,7 +68,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
+def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[StepRow]) -> None:
     drawn = 0
     for (name, legend), colour in zip(panel.names.items(), _COLOURS, strict=False):
         steps = [row.step for row in rows if name in row.figures]
@@ -95,7 +95,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _draw_wins(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_wins(axes: Axes, rows: Sequence[StepRow]) -> None:
     measured = [row for row in rows if _WIN_RATE in row.figures]
     steps, rates = [row.step for row in measured], [row.figures[_WIN_RATE] for row in measured]
     low = [r - row.figures.get(f"{_WIN_RATE}_lower", r) for r, row in zip(rates, measured, strict=True)]
@@ -108,7 +108,7 @@ def _draw_wins(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Means over the steps around each."""
+    """The mean over the steps around each step."""
     half = _SMOOTHED // 2
     spans = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(span) / len(span) for span in spans]

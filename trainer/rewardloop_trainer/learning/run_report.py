@@ -1,7 +1,7 @@
-"""What a run leaves to look at: a line, a row and TensorBoard scalars for each step, and one picture of all of them.
+"""The report of a run: a printed line, a row and TensorBoard scalars for each step, and a picture of all steps.
 
-``steps.jsonl`` is what counts. The event file and ``report.png`` are made from it, so that a run that goes on from a
-checkpoint, whose last steps are taken again, has each step once everywhere.
+``steps.jsonl`` is the source. The event file and ``report.png`` are made from it. A run that continues from a
+checkpoint repeats its last steps; each step is nevertheless in each file once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rewardloop_trainer.learning.run_rows import STEPS, TOKENS_PER_S, Row, StepDone, read_steps
+from rewardloop_trainer.learning.run_rows import STEPS, TOKENS_PER_S, StepDone, StepRow, read_steps
 
 log = structlog.get_logger()
 
@@ -25,28 +25,33 @@ FIGURE = "report.png"
 
 
 class RunReport:
-    """Give it to a run as ``on_step``; it keeps ``directory`` up to date, and draws every ``draw_every`` steps.
+    """Keeps the report in ``directory`` up to date; pass it to a run as ``on_step``.
 
-    ``console``: gets each step's line, and a progress bar where it is a terminal. Without tensorboardX there is no
-    event file, without matplotlib no picture, and a warning says so. Raises OSError.
+    Without tensorboardX there is no event file and without matplotlib no picture; a warning says so. Methods raise
+    OSError if the directory cannot be written.
+
+    Args:
+        directory: The directory to write.
+        draw_every: Steps after which the picture is drawn again.
+        console: Prints each step's line, and shows a progress bar if it is a terminal; None: nothing is printed.
     """
 
     def __init__(self, directory: Path, *, draw_every: int = 10, console: Console | None = None) -> None:
         self._directory, self._draw_every, self._console = directory, draw_every, console
-        self._rows: list[Row] = []
+        self._rows: list[StepRow] = []
         self._events: Any = None
         self._bar: Progress | None = None
         self._has_begun = False
         self._can_draw = find_spec("matplotlib") is not None
         if not self._can_draw:
-            log.warning("there will be no picture of the run: pip install 'rewardloop[trainer]' brings matplotlib")
+            log.warning("no picture of the run will be drawn: pip install 'rewardloop[trainer]' brings matplotlib")
 
     def __call__(self, done: StepDone) -> None:
-        """After a step. What the directory has of this and later steps, of a run that was cut off, is forgotten."""
+        """Add a step. Rows of this and later steps, which a run left that was cut off, are removed."""
         figures = dict(done.figures)
         if done.seconds and done.sampled_tokens:
             figures[TOKENS_PER_S] = done.sampled_tokens / done.seconds
-        row = Row(done.step, done.steps, time.time(), figures)
+        row = StepRow(done.step, done.steps, time.time(), figures)
         if not self._has_begun:
             self._begin(row)
         self._rows.append(row)
@@ -61,25 +66,25 @@ class RunReport:
             self.close()
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Figures that were measured after the last step, such as those of the gate; before any step, nothing."""
+        """Add figures that were measured after the last step, such as the gate's; without any step, do nothing."""
         self._rows = read_steps(self._directory)
         if not self._rows:
             return
         last = self._rows.pop()
-        self._rows.append(Row(last.step, last.steps, last.time, {**last.figures, **figures}))
+        self._rows.append(StepRow(last.step, last.steps, last.time, {**last.figures, **figures}))
         self._write_all()
         self._draw()
         self.close()
 
     def close(self) -> None:
-        """Ends the progress bar and the event file; the run's last step does so too."""
+        """Close the progress bar and the event file. The last step of a run closes them too."""
         if self._bar is not None:
             self._bar.stop()
         if self._events is not None:
             self._events.close()
         self._bar = self._events = None
 
-    def _begin(self, first: Row) -> None:
+    def _begin(self, first: StepRow) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._rows = [row for row in read_steps(self._directory) if row.step < first.step]
         self._has_begun = True
@@ -91,7 +96,7 @@ class RunReport:
             self._bar.start()
 
     def _write_all(self) -> None:
-        """Both files anew, from the rows."""
+        """Write both files anew from the rows."""
         partial = self._directory / f".{STEPS}"
         partial.write_text("".join(row.to_json() for row in self._rows))
         partial.replace(self._directory / STEPS)
@@ -103,14 +108,14 @@ class RunReport:
         for row in self._rows:
             self._to_events(row)
 
-    def _to_events(self, row: Row) -> None:
+    def _to_events(self, row: StepRow) -> None:
         if self._events is None:
             return
         for name, value in row.figures.items():
             self._events.add_scalar(name, value, row.step, row.time)
         self._events.flush()
 
-    def _show(self, row: Row) -> None:
+    def _show(self, row: StepRow) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=row.step)
         if self._console is not None:
@@ -128,7 +133,7 @@ class RunReport:
 
 def _event_writer(directory: Path) -> Any:
     if find_spec("tensorboardX") is None:
-        log.warning("there will be no TensorBoard events: pip install 'rewardloop[trainer]' brings tensorboardX")
+        log.warning("no TensorBoard events will be written: pip install 'rewardloop[trainer]' brings tensorboardX")
         return None
     from tensorboardX import SummaryWriter
 

@@ -10,9 +10,17 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """After a step. ``figures``: score and reward (means), kl (k1 to the reference, nats an answer), tokens and
-    no_end (a mean, a share), loss, update_kl (nats a token), clipped (a share), beta, and what the algorithm adds.
-    ``seconds``: that the step took, with the sampling of ``sampled_tokens``."""
+    """The progress of a run after one step.
+
+    Attributes:
+        step: Steps done so far, from 1.
+        steps: Steps of the whole run.
+        figures: Figures by name. Online: score and reward (means), kl (k1 estimate of the KL to the reference, nats per
+            response), tokens (mean per response), no_end (share of responses without an end token), loss, update_kl
+            (nats per token), clipped (share of tokens), beta, and what the algorithm adds.
+        sampled_tokens: Tokens sampled in the step.
+        seconds: Wall-clock time of the step, sampling included.
+    """
 
     step: int
     steps: int
@@ -26,7 +34,7 @@ STEPS = "steps.jsonl"
 TOKENS_PER_S = "tokens_per_s"
 
 
-# How a line shows each figure that is there, in this order.
+# The name and format of each figure in a step's line, in this order.
 _SHOWN = {
     "score": ("score", "{:.3f}"),
     "reward": ("reward", "{:.3f}"),
@@ -44,8 +52,8 @@ _SHOWN = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of ``steps.jsonl``. ``time``: Unix seconds."""
+class StepRow:
+    """One line of ``steps.jsonl``. ``time`` is in Unix seconds."""
 
     step: int
     steps: int
@@ -53,7 +61,7 @@ class Row:
     figures: Mapping[str, float]
 
     def line(self) -> str:
-        """For a person."""
+        """The step as a line for people."""
         width = len(str(self.steps))
         shown = [f"{n} {f.format(self.figures[key])}" for key, (n, f) in _SHOWN.items() if key in self.figures]
         return "  ".join([f"step {self.step:>{width}}/{self.steps}", *shown])
@@ -63,16 +71,16 @@ class Row:
         return json.dumps({**about, "figures": dict(self.figures)}) + "\n"
 
 
-def last_means(steps: Sequence[Row | StepDone]) -> dict[str, float]:
-    """For a manifest: how many steps were taken, and each figure's mean over the last 10 of them that have it."""
+def last_means(steps: Sequence[StepRow | StepDone]) -> dict[str, float]:
+    """Figures for a manifest: the number of steps, and each figure's mean over those of the last 10 that have it."""
     last = steps[-_LAST_STEPS:]
     names = dict.fromkeys(name for step in last for name in step.figures)
     means = {name: [step.figures[name] for step in last if name in step.figures] for name in names}
     return {"train_steps": float(last[-1].step), **{f"train_{n}": sum(v) / len(v) for n, v in means.items()}}
 
 
-def read_steps(directory: Path) -> list[Row]:
-    """What ``steps.jsonl`` holds; a line that a kill cut off is left out."""
+def read_steps(directory: Path) -> list[StepRow]:
+    """Read ``steps.jsonl``, without a last line that a kill cut off. Raises ValueError for any other broken line."""
     rows = []
     try:
         lines = (directory / STEPS).read_text().splitlines()
@@ -80,7 +88,7 @@ def read_steps(directory: Path) -> list[Row]:
         return []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(StepRow(**json.loads(line)))
         except ValueError:
             if number < len(lines):
                 raise

@@ -1,6 +1,6 @@
-"""The processes that train one policy together: each samples and learns from its share, all take the same steps.
+"""The processes that train one policy together. Each samples and learns from its share; all take the same steps.
 
-One process alone is a world of its own. Several are started by torchrun, which says in the environment who they are.
+A process that runs alone is a world of one. Several are started by torchrun, which numbers them in the environment.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Part = TypeVar("Part")
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block, the processes that torchrun started are one world; a process started alone stays alone.
+    """Connect the processes that torchrun started, within the block; a process that was started alone stays alone.
 
-    They talk over gloo, and with GPUs over NCCL too; each has the GPU of its local rank.
+    They communicate over gloo, and for GPU tensors over NCCL. Each process uses the GPU of its local rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -39,7 +39,7 @@ def joined() -> Iterator[None]:
 
 
 class World:
-    """This process among its equals; everything but `mine` and `rows` waits for all of them."""
+    """This process among the others. Every method except `mine` waits for all of them."""
 
     def __init__(self) -> None:
         is_shared = dist.is_available() and dist.is_initialized()
@@ -48,15 +48,15 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """The first process writes; the others only learn."""
+        """Whether this is the first process, the only one that writes files."""
         return self.rank == 0
 
     def mine(self, items: Sequence[Part]) -> Sequence[Part]:
-        """Every ``size``-th item, from ``rank`` on; empty where there are fewer items than processes."""
+        """This process's share: every ``size``-th item from ``rank`` on; it may be empty."""
         return items[self.rank :: self.size]
 
     def gather(self, mine: Sequence[Part]) -> list[Part]:
-        """All processes' parts, in the order that `mine` took them from."""
+        """The parts of all processes, in the order of the items that `mine` shared out."""
         if self.size == 1:
             return list(mine)
         parts: list[Sequence[Part] | None] = [None] * self.size
@@ -67,7 +67,7 @@ class World:
         return whole
 
     def gather_rows(self, mine: Tensor, rows: int) -> Tensor:
-        """As `gather`, of tensors: (my rows, ...) -> (``rows``, ...)."""
+        """As `gather`, for tensors: (my rows, ...) -> (``rows``, ...)."""
         if self.size == 1:
             return mine
         most = -(-rows // self.size)
@@ -78,13 +78,13 @@ class World:
         return torch.stack(parts, 1).flatten(0, 1)[:rows]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Summed over the processes, in place."""
+        """Sum a tensor over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def largest(self, value: float) -> float:
-        """Of all processes' values."""
+        """The largest of all processes' values."""
         if self.size == 1:
             return value
         found = torch.tensor(value, dtype=torch.float64)
@@ -92,7 +92,7 @@ class World:
         return found.item()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Each parameter's gradient becomes the sum of all processes'; None where no process has one."""
+        """Replace each parameter's gradient by the sum over the processes; None if no process has one."""
         if self.size == 1:
             return
         learning = list(parameters)
@@ -105,12 +105,16 @@ class World:
             parameter.grad = gradient.view_as(parameter) if count else None
 
     def check_alike(self, fingerprint: str) -> None:
-        """Raises ValueError when the processes were not all given the same."""
+        """Raise ValueError if the processes were not all given the same weights, data and settings."""
         if len(found := set(self.gather([fingerprint]))) > 1:
-            raise ValueError(f"{len(found)} of {self.size} processes differ in weights, data or settings")
+            raise ValueError(f"{self.size} processes have {len(found)} different sets of weights, data and settings")
 
     def newest_checkpoint(self, directory: Path) -> Checkpoint | None:
-        """The first process's; what the others have in ``directory`` does not count. Raises `CorruptCheckpoint`."""
+        """The newest checkpoint of the first process, sent to all; those of the other processes do not count.
+
+        Raises:
+            CorruptCheckpoint: If the checkpoint cannot be read.
+        """
         if self.size == 1:
             return latest(directory)
         found, about = None, list[Any]([None])
@@ -135,6 +139,6 @@ class World:
         return Checkpoint(step, tensors, numbers, texts)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until every process has made this call."""
         if self.size > 1:
             dist.barrier()

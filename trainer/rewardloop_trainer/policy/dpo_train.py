@@ -1,27 +1,28 @@
-"""Trains a policy on preference pairs with DPO; a killed run goes on from its checkpoint to the same weights."""
+"""Training a policy on preference pairs with DPO. A killed run goes on from its checkpoint to the same weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import by_length, plan_batches
 from rewardloop_trainer.data.completions import Completion, encode_completions, token_logprobs
 from rewardloop_trainer.data.preferences import Pair, Prompt
+from rewardloop_trainer.data.token_batches import by_length, plan_batches
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
-from rewardloop_trainer.policy.losses import dpo
-from rewardloop_trainer.policy.settings import DpoSettings
+from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
+from rewardloop_trainer.policy.losses.dpo import pair_losses
+from rewardloop_trainer.policy.losses.kl import kl_estimate
+from rewardloop_trainer.policy.offline_settings import DpoSettings
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyPair:
-    """A pair as sequences. ``weight`` scales its share of the loss."""
+    """A pair as token sequences. ``weight`` scales its share of the loss."""
 
     chosen: Completion
     rejected: Completion
@@ -33,12 +34,20 @@ class PolicyPair:
 
     @property
     def longest(self) -> int:
+        """Tokens of the longer sequence."""
         return max(len(row.ids) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyPairs:
-    """``merged``: pairs that repeat another's texts, whose weight it took. ``identical``, ``over_length``: dropped."""
+    """Encoded pairs, and what became of the others.
+
+    Attributes:
+        pairs: The pairs to train on.
+        merged: Number of pairs whose texts repeat another pair's; their weight was added to that pair.
+        identical: Number of pairs dropped because both responses are the same text.
+        over_length: Number of pairs dropped because a sequence is longer than the encoder's maximum.
+    """
 
     pairs: tuple[PolicyPair, ...]
     merged: int
@@ -47,12 +56,17 @@ class PolicyPairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Means over a set of pairs, all in nats but ``accuracy``.
+class DpoFigures:
+    """Means over a set of pairs, in nats except for ``accuracy``.
 
-    ``accuracy``: share of pairs whose chosen response has the higher implicit reward, beta * log(pi / ref).
-    ``margin``: implicit reward of chosen less that of rejected. ``chosen_log_ratio``, ``rejected_log_ratio``:
-    log(pi / ref) of a response. ``kl``: KL(reference || policy) a sequence, as if the reference had said the responses.
+    Attributes:
+        loss: The loss that is trained on.
+        accuracy: Share of pairs whose chosen response has the higher implicit reward, beta * log(pi / ref); equal
+            rewards count half.
+        margin: Implicit reward of the chosen response minus that of the rejected one.
+        chosen_log_ratio: log(pi / ref) of the chosen response.
+        rejected_log_ratio: log(pi / ref) of the rejected response.
+        kl: Estimate of KL(reference || policy) per sequence, as if the responses had been sampled from the reference.
     """
 
     loss: float
@@ -63,19 +77,20 @@ class Figures:
     kl: float
 
     def shown(self) -> dict[str, float]:
-        """Of a step, for people to watch."""
+        """The figures of a step that people watch."""
         return {name: getattr(self, name) for name in ("loss", "accuracy", "margin", "kl")}
 
     def named(self, prefix: str) -> dict[str, float]:
-        """For a manifest."""
-        return {f"{prefix}_{name}": getattr(self, name) for name in Figures.__slots__}
+        """All figures under names that start with ``prefix``, for a manifest."""
+        return {f"{prefix}_{name}": getattr(self, name) for name in DpoFigures.__slots__}
 
 
-PolicyProgress: TypeAlias = Progress[Figures]
+DpoProgress: TypeAlias = Progress[DpoFigures]
+DpoControl: TypeAlias = RunControl[DpoProgress, PolicyOutcome]
 
 
 def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> PolicyPairs:
-    """Tokenise pairs. Over-length ones are dropped, not truncated; pairs of the same texts become one."""
+    """Tokenise pairs. Over-length pairs are dropped, not truncated; pairs of the same texts become one."""
     weights: dict[tuple[Prompt, str, str], float] = {}
     identical = 0
     for pair in pairs:
@@ -101,29 +116,39 @@ def train_policy(
     train: Sequence[Pair],
     heldout: Sequence[Pair],
     settings: DpoSettings,
-    checkpoint_dir: Path | None = None,
-    on_progress: Callable[[PolicyProgress], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    save: Callable[[PolicyOutcome], None] = lambda _: None,
+    control: DpoControl = NO_CONTROL,
 ) -> PolicyOutcome:
-    """Train ``model`` (a Hugging Face causal LM) in place; as it comes, it is the reference.
+    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
 
     The reference's log-probabilities are computed once, before the first step. With the same arguments and a checkpoint
-    in ``checkpoint_dir``, goes on from it; the weights are then those of an uninterrupted run, bit for bit on one kind
-    of CPU and number of threads. A checkpoint of another run, or one that cannot be read, is logged and ignored. The
-    directory is emptied at the end. Where torch.distributed is initialised, every process makes this call and learns
-    from its share of each step; the first one's checkpoint counts. ``save`` is called before the directory is emptied,
-    in the first process only. Raises ValueError without training pairs, `TrainingStopped` when asked to stop.
+    in the control's directory, the run goes on from it; the weights are then those of an uninterrupted run, bit for bit
+    on one kind of CPU and number of threads. If torch.distributed is initialised, every process makes this call and
+    learns from its share of each step; the first process's checkpoint counts.
+
+    Args:
+        model: A Hugging Face causal LM.
+        encoder: The model's tokenizer and text layout.
+        train: Pairs to learn from.
+        heldout: Pairs to measure on after the last step; may be empty.
+        settings: The settings of the loss and the optimizer.
+        control: Checkpoint directory and callbacks.
+
+    Returns:
+        The steps taken and the figures for the manifest.
+
+    Raises:
+        ValueError: If no pair is left to train on.
+        TrainingStopped: If the control asked to stop.
+        NonFiniteGradients: If a step's gradients are not finite.
     """
     encoded = encode_pairs(encoder, train)
     if not encoded.pairs:
         raise ValueError("there is no pair to train on")
-    run = _Run(model, encoder, encoded, encode_pairs(encoder, heldout).pairs, settings, checkpoint_dir)
-    return run.to_the_end(on_progress, should_stop, save)
+    return DpoRun(model, encoder, encoded, encode_pairs(encoder, heldout).pairs, settings, control).to_the_end()
 
 
-class _Run:
-    """One training run: its pairs, and what the reference says of them."""
+class DpoRun:
+    """One run of DPO: its pairs, and their log-probabilities under the reference."""
 
     def __init__(
         self,
@@ -132,7 +157,7 @@ class _Run:
         encoded: PolicyPairs,
         heldout: Sequence[PolicyPair],
         settings: DpoSettings,
-        checkpoint_dir: Path | None,
+        control: DpoControl,
     ) -> None:
         self.encoded, self.pairs, self.heldout, self.settings = encoded, encoded.pairs, heldout, settings
         lengths = [pair.longest for pair in self.pairs]
@@ -141,18 +166,14 @@ class _Run:
             for epoch in range(settings.epochs)
             for step in plan_batches(lengths, settings.batch_pairs, settings.seed, epoch)
         ]
-        about = (settings.model_dump(mode="json", include=set(DpoSettings.model_fields)), *self.pairs)
-        self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, checkpoint_dir)
+        about = (settings.model_dump(mode="json"), *self.pairs)
+        self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
         self.reference = self._logprobs(self.pairs)
         self.heldout_reference = self._logprobs(heldout)
 
-    def to_the_end(
-        self,
-        on_progress: Callable[[PolicyProgress], None],
-        should_stop: Callable[[], bool],
-        save: Callable[[PolicyOutcome], None],
-    ) -> PolicyOutcome:
-        self.run.take_steps(self._learn, on_progress, should_stop)
+    def to_the_end(self) -> PolicyOutcome:
+        """Take the remaining steps, measure, and let the caller save."""
+        self.run.take_steps(self._learn)
         figures = {
             "train_pairs": float(len(self.pairs)),
             "train_pairs_merged": float(self.encoded.merged),
@@ -164,16 +185,16 @@ class _Run:
             figures |= self._measured([self.pairs[i] for i in seen], self.reference[seen]).named("train")
             figures |= self._measured(self.heldout, self.heldout_reference).named("heldout")
             figures["heldout_pairs"] = float(len(self.heldout))
-        return self.run.end(figures, save)
+        return self.run.end(figures)
 
-    def _learn(self, indices: Sequence[int]) -> Figures:
-        """One optimizer step; its figures are from before it."""
+    def _learn(self, indices: Sequence[int]) -> DpoFigures:
+        """Take one optimizer step. The figures returned are from before it."""
         total = sum(self.pairs[i].weight for i in indices)
         mine = self.run.world.mine(indices)
         policy = torch.zeros(len(mine), 2)
 
         def losses() -> Iterator[Tensor]:
-            # Two rows a pair, kept in one forward pass.
+            # The two sequences of a pair stay in one forward pass.
             for group in by_length([2 * self.pairs[i].longest for i in mine], self.settings.micro_batch_tokens):
                 places = [mine[g] for g in group]
                 pairs = [self.pairs[i] for i in places]
@@ -190,36 +211,28 @@ class _Run:
 
     def _losses(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> Tensor:
         """policy, reference: (pairs, 2), summed log-probabilities of chosen and rejected. Returns (pairs,)."""
-        settings = self.settings
         tokens = torch.tensor([[p.chosen.tokens, p.rejected.tokens] for p in pairs], device=policy.device)
-        ratio = policy - reference
-        if settings.loss == "ipo" or settings.length_normalised:
-            d = dpo.difference_per_token(ratio[:, 0], ratio[:, 1], tokens[:, 0], tokens[:, 1])
-        else:
-            d = ratio[:, 0] - ratio[:, 1]
-        losses = dpo.LOSSES[settings.loss](d, settings.beta, settings.label_smoothing)
-        # Iterative RPO (Pang et al. 2024), eq. 1: DPO alone may lower the chosen response's probability too.
-        return losses - settings.sft_weight * policy[:, 0] / tokens[:, 0]
+        return pair_losses(policy, reference, tokens, self.settings)
 
-    def _figures(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> Figures:
+    def _figures(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> DpoFigures:
         ratio = policy - reference
         margins = ratio[:, 0] - ratio[:, 1]
         weight = torch.tensor([pair.weight for pair in pairs])
         loss = (self._losses(policy, reference, pairs) * weight).sum() / weight.sum()
-        # Equal rewards, as before the first step, are right half the time.
+        # Equal rewards, which all pairs have before the first step, are right half the time.
         accuracy = ((margins > 0).float() + 0.5 * (margins == 0).float()).mean()
-        return Figures(
+        return DpoFigures(
             loss.item(),
             accuracy.item(),
             self.settings.beta * margins.mean().item(),
             ratio[:, 0].mean().item(),
             ratio[:, 1].mean().item(),
-            dpo.k3(ratio).mean().item(),
+            kl_estimate(reference, policy, "k3").mean().item(),
         )
 
-    def _measured(self, pairs: Sequence[PolicyPair], reference: Tensor) -> Figures:
+    def _measured(self, pairs: Sequence[PolicyPair], reference: Tensor) -> DpoFigures:
         return self._figures(self._logprobs(pairs), reference, pairs)
 
     def _logprobs(self, pairs: Sequence[PolicyPair]) -> Tensor:
-        """(pairs, 2): of chosen and rejected, under the model as it is."""
+        """(pairs, 2): log-probabilities of chosen and rejected under the model as it is."""
         return self.run.logprobs([pair.rows for pair in pairs], 2)

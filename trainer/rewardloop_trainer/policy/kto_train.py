@@ -1,32 +1,32 @@
-"""Trains a policy with KTO on responses that were judged one by one: thumbs, and ratings by their half of the scale."""
+"""Training a policy with KTO on single judged responses: thumbs, and ratings by their half of the scale."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import by_length
 from rewardloop_trainer.data.completions import Completion, encode_completions, token_logprobs
 from rewardloop_trainer.data.preferences import Labelled, Prompt
+from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
+from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
 from rewardloop_trainer.policy.losses import kto
-from rewardloop_trainer.policy.settings import KtoSettings
+from rewardloop_trainer.policy.offline_settings import KtoSettings
 
-# Responses tried for a prompt before it goes without a mismatched one.
+# Responses that are tried for a prompt before it goes without a mismatched one.
 _TRIES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """A judged response as a sequence. ``weight`` scales its share of the loss."""
+    """A judged response as a token sequence. ``weight`` scales its share of the loss."""
 
     said: Completion
     is_wanted: bool
@@ -43,7 +43,13 @@ class Thumb:
 
 @dataclass(frozen=True, slots=True)
 class Thumbs:
-    """``merged``: those that repeat another's text and verdict, whose weight it took. ``over_length``: dropped."""
+    """Encoded thumbs, and what became of the others.
+
+    Attributes:
+        thumbs: The thumbs to train on.
+        merged: Number of thumbs with another's text and verdict; their weight was added to that one.
+        over_length: Number of thumbs dropped because the sequence is longer than the encoder's maximum.
+    """
 
     thumbs: tuple[Thumb, ...]
     merged: int
@@ -52,9 +58,15 @@ class Thumbs:
 
 @dataclass(frozen=True, slots=True)
 class KtoFigures:
-    """Of a set of thumbs. ``accuracy``: the share whose log(pi / ref) is on the right side of z: above it where
-    wanted, below where not; half where equal. ``wanted_log_ratio``, ``unwanted_log_ratio``: means, in nats, None where
-    there is none. ``kl``: z, KTO's reference point, in nats."""
+    """Figures of a set of thumbs; r is log(pi / ref) of a response, in nats.
+
+    Attributes:
+        loss: Weighted mean of the loss.
+        accuracy: Share of thumbs with r above z if wanted, below z if unwanted; r = z counts half.
+        wanted_log_ratio: Mean r of the wanted responses; None without any.
+        unwanted_log_ratio: Mean r of the unwanted responses; None without any.
+        kl: z, KTO's reference point, in nats.
+    """
 
     loss: float
     accuracy: float
@@ -63,22 +75,24 @@ class KtoFigures:
     kl: float
 
     def named(self, prefix: str = "") -> dict[str, float]:
-        """For a manifest."""
+        """The figures that there are, under names that start with ``prefix``, for a manifest."""
         found = {f"{prefix}{name}": getattr(self, name) for name in KtoFigures.__slots__}
         return {name: value for name, value in found.items() if value is not None}
 
 
 KtoProgress: TypeAlias = Progress[KtoFigures]
+KtoControl: TypeAlias = RunControl[KtoProgress, PolicyOutcome]
 
 
 def encode_thumbs(encoder: Encoder, thumbs: Sequence[Labelled]) -> Thumbs:
-    """Tokenise; wanted is what is above the middle. Over-length ones are dropped, not truncated; alike ones become one.
+    """Tokenise thumbs; a label above the middle of the scale means wanted.
 
-    A text that one person wanted and another did not is kept as both.
+    Over-length thumbs are dropped, not truncated. Thumbs with the same text and verdict become one; a text that one
+    person wanted and another did not stays as two.
     """
     weights: dict[tuple[Prompt, str, bool], float] = {}
     for thumb in thumbs:
-        key = (thumb.prompt, thumb.response, thumb.label > 0.5)
+        key = (thumb.prompt, thumb.response, thumb.is_wanted)
         weights[key] = weights.get(key, 0.0) + thumb.weight
     encoded = encode_completions(encoder, [(prompt, text) for prompt, text, _ in weights])
     found = [
@@ -95,69 +109,81 @@ def train_kto(
     thumbs: Sequence[Labelled],
     heldout: Sequence[Labelled],
     settings: KtoSettings,
-    checkpoint_dir: Path | None = None,
-    on_progress: Callable[[KtoProgress], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    save: Callable[[PolicyOutcome], None] = lambda _: None,
+    control: KtoControl = NO_CONTROL,
     *,
     seed: int = 0,
 ) -> PolicyOutcome:
-    """Train ``model`` (a Hugging Face causal LM) in place; as it comes, it is the reference.
+    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
 
-    Wanted and unwanted thumbs count alike as a whole, however many there are of each (`kto.balanced_weights`). Goes on
-    from a checkpoint, shares the work among processes and saves as `policy_train.train_policy` does. Raises ValueError
-    without a thumb to train on, and `TrainingStopped` when asked to stop.
+    Wanted and unwanted thumbs have the same total weight, however many there are of each (`kto.balanced_weights`).
+    Checkpoints and several processes work as in `dpo_train.train_policy`.
+
+    Args:
+        model: A Hugging Face causal LM.
+        encoder: The model's tokenizer and text layout.
+        thumbs: Judged responses to learn from.
+        heldout: Judged responses to measure on after the last step; may be empty.
+        settings: The settings of the loss and the optimizer.
+        control: Checkpoint directory and callbacks.
+        seed: The seed of the order of the thumbs and of their mismatched responses.
+
+    Returns:
+        The steps taken and the figures for the manifest.
+
+    Raises:
+        ValueError: If no thumb is left to train on.
+        TrainingStopped: If the control asked to stop.
+        NonFiniteGradients: If a step's gradients are not finite.
     """
     encoded = encode_thumbs(encoder, thumbs)
     if not encoded.thumbs:
         raise ValueError("there is no thumb to train on")
-    run = _Run(model, encoder, encoded, encode_thumbs(encoder, heldout).thumbs, settings, checkpoint_dir, seed)
-    return run.to_the_end(on_progress, should_stop, save)
+    return KtoRun(model, encoder, encoded, encode_thumbs(encoder, heldout).thumbs, settings, control, seed).to_the_end()
 
 
 class _Side:
-    """The thumbs to train on, or the held-out ones, with what is fixed about them while the policy moves."""
+    """The thumbs to train on, or the held-out ones, with what does not change while the policy learns."""
 
     def __init__(self, thumbs: Sequence[Thumb], max_length: int, seed: int) -> None:
         self.thumbs = thumbs
         self.is_wanted = torch.tensor([thumb.is_wanted for thumb in thumbs], dtype=torch.bool)
         weight = torch.tensor([thumb.weight for thumb in thumbs])
         weight = weight * kto.balanced_weights(self.is_wanted, weight)
-        # Mean 1 over all of them, and not over each step's: a step with few of one kind would undo the balance.
+        # The mean is 1 over all thumbs, not over those of a step: a step with few of one kind would undo the balance.
         self.weight = weight / weight.mean()
         self.mismatched = _mismatched(thumbs, max_length, seed)
         self.reference = self.mismatched_reference = torch.zeros(0)
 
-    def measure(self, run: OfflineRun) -> None:
-        """Before the first step: the model is still the reference."""
+    def measure(self, run: OfflineRun[KtoFigures]) -> None:
+        """Compute the reference's log-probabilities. Call it before the first step, when it is the model."""
         every = range(len(self.thumbs))
         self.reference = run.logprobs([(thumb.said,) for thumb in self.thumbs], 1).squeeze(1)
         self.mismatched_reference = torch.zeros(len(self.thumbs))
         if has_one := [i for i in every if self.mismatched[i]]:
             self.mismatched_reference[has_one] = self._mismatched_logprobs(run, has_one)
 
-    def z(self, run: OfflineRun, places: Sequence[int]) -> Tensor:
-        """The reference point at these thumbs; 0 where none has a mismatched response."""
+    def z(self, run: OfflineRun[KtoFigures], places: Sequence[int]) -> Tensor:
+        """The reference point of these thumbs, (), in nats; 0 if none of them has a mismatched response."""
         has_one = [i for i in places if self.mismatched[i]]
         if not has_one:
             return torch.zeros(())
         return kto.reference_point(self._mismatched_logprobs(run, has_one) - self.mismatched_reference[has_one])
 
     def figures(self, places: Sequence[int], log_ratio: Tensor, z: Tensor, beta: float) -> KtoFigures:
-        """log_ratio: (places,)."""
+        """The figures of the thumbs at ``places``; log_ratio: (places,), in nats; z: ()."""
         wanted, weight = self.is_wanted[places], self.weight[places]
         loss = (weight * kto.kto(log_ratio, wanted, z, beta)).mean()
         above = torch.where(wanted, log_ratio - z, z - log_ratio)
         accuracy = ((above > 0).float() + 0.5 * (above == 0).float()).mean()
         return KtoFigures(loss.item(), accuracy.item(), _mean(log_ratio[wanted]), _mean(log_ratio[~wanted]), z.item())
 
-    def _mismatched_logprobs(self, run: OfflineRun, places: Sequence[int]) -> Tensor:
+    def _mismatched_logprobs(self, run: OfflineRun[KtoFigures], places: Sequence[int]) -> Tensor:
         rows = [row for i in places if (row := self.mismatched[i])]
         return run.logprobs([(row,) for row in rows], 1).squeeze(1)
 
 
-class _Run:
-    """One training run: its thumbs, and what the reference says of them."""
+class KtoRun:
+    """One run of KTO: its thumbs, and their log-probabilities under the reference."""
 
     def __init__(
         self,
@@ -166,7 +192,7 @@ class _Run:
         encoded: Thumbs,
         heldout: Sequence[Thumb],
         settings: KtoSettings,
-        checkpoint_dir: Path | None,
+        control: KtoControl,
         seed: int,
     ) -> None:
         self.encoded, self.settings, self.seed = encoded, settings, seed
@@ -174,17 +200,13 @@ class _Run:
         self.heldout = _Side(heldout, encoder.max_length, seed)
         plan = _plan(len(encoded.thumbs), settings, seed)
         about = (settings, seed, *encoded.thumbs)
-        self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, checkpoint_dir)
+        self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
         for side in (self.train, self.heldout):
             side.measure(self.run)
 
-    def to_the_end(
-        self,
-        on_progress: Callable[[KtoProgress], None],
-        should_stop: Callable[[], bool],
-        save: Callable[[PolicyOutcome], None],
-    ) -> PolicyOutcome:
-        self.run.take_steps(self._learn, on_progress, should_stop)
+    def to_the_end(self) -> PolicyOutcome:
+        """Take the remaining steps, measure, and let the caller save."""
+        self.run.take_steps(self._learn)
         figures = {
             "train_thumbs": float(len(self.train.thumbs)),
             "train_thumbs_wanted": float(self.train.is_wanted.sum()),
@@ -196,10 +218,10 @@ class _Run:
             figures |= self._measured(self.train, seen, "train_")
             figures |= self._measured(self.heldout, range(heldout), "heldout_")
             figures["heldout_thumbs"] = float(heldout)
-        return self.run.end(figures, save)
+        return self.run.end(figures)
 
     def _learn(self, indices: Sequence[int]) -> KtoFigures:
-        """One optimizer step; its figures are from before it."""
+        """Take one optimizer step. The figures returned are from before it."""
         train, beta = self.train, self.settings.beta
         z = train.z(self.run, indices)
         mine = self.run.world.mine(indices)
@@ -229,7 +251,10 @@ class _Run:
 
 
 def _plan(count: int, settings: KtoSettings, seed: int) -> list[list[int]]:
-    """Shuffled and not by length: where wanted answers are longer, a step would hold one kind alone."""
+    """The indices of each step's thumbs, shuffled.
+
+    They are not sorted by length: if wanted responses were longer, a step would hold one kind alone.
+    """
     steps: list[list[int]] = []
     for epoch in range(settings.epochs):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
@@ -238,7 +263,7 @@ def _plan(count: int, settings: KtoSettings, seed: int) -> list[list[int]]:
 
 
 def _mismatched(thumbs: Sequence[Thumb], max_length: int, seed: int) -> list[Completion | None]:
-    """Each thumb's prompt with a response to another prompt, drawn at random; None where none was found that fits."""
+    """Each thumb's prompt joined with a random response to another prompt; None if no response was found that fits."""
     order = list(range(len(thumbs)))
     random.Random(seed).shuffle(order)
     found: list[Completion | None] = [None] * len(thumbs)

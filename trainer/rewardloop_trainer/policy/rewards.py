@@ -1,4 +1,4 @@
-"""Rewards of answers, asked from the scoring service through the client."""
+"""Rewards of responses, which the scoring service gives through the client."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ _GROUPS = 64
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The calibrated score of a response, the spread of the score heads on its scale, and the version that scored."""
+    """The scoring service's verdict on a response.
+
+    Attributes:
+        score: The calibrated score.
+        uncertainty: The spread of the score heads, on the scale of the score.
+        version: The reward version that scored.
+    """
 
     score: float
     uncertainty: float = 0.0
     version: str = ""
 
     def pessimistic(self, caution: float) -> float:
-        """score - caution * uncertainty: what the heads disagree about is not worth chasing (Coste et al. 2023)."""
+        """score - caution * uncertainty, which makes responses that the heads disagree on less attractive.
+
+        Source: uncertainty-weighted optimisation, Coste et al. 2023; they subtract the variance of an ensemble.
+        """
         return self.score - caution * self.uncertainty
 
 
@@ -33,11 +42,23 @@ def score_groups(
     timeout_s: float = 60.0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[Reward | None]]:
-    """The reward of each response, in the trainer's lane; None for an empty response, which has none.
+    """Score responses in the trainer's lane.
 
-    The responses to one prompt are one group, so one reward model version scored them all: ``version``, which must be
-    warm on the server, or what serves. ``on_batch`` is called before each request, and may raise to stop. Raises
-    RewardloopError when a group was not scored.
+    The responses to one prompt are one group, so that a single reward version scores all of them.
+
+    Args:
+        server: Client of the scoring service.
+        prompts: The prompts.
+        responses: The responses to each prompt.
+        version: Reward version to score with, which must be warm on the server; None: the one that serves.
+        timeout_s: Deadline of one request, in seconds.
+        on_batch: Called before each request; may raise to stop.
+
+    Returns:
+        The rewards in the shape of ``responses``; None for an empty response, which cannot be scored.
+
+    Raises:
+        RewardloopError: If a group was not scored.
     """
     scores: list[list[Reward | None]] = [[None] * len(group) for group in responses]
     asked = [

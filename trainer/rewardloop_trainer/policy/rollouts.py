@@ -1,4 +1,4 @@
-"""What a policy says to prompts, with the log-probabilities that KL and policy gradients need."""
+"""Responses that a policy samples, with the log-probabilities that KL and policy gradients need."""
 
 from __future__ import annotations
 
@@ -15,10 +15,31 @@ _ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """One answer. ``sequence``: the very tokens that were sampled, which its text may not encode back to.
+class Sampling:
+    """How responses are sampled, at top_p 1 and without top_k.
 
-    ``logprobs``: of each of them, at the temperature that they were sampled with, in nats.
+    Attributes:
+        responses: Responses to each prompt.
+        max_new_tokens: Most tokens of a response, end token included.
+        seed: The same seed gives the same responses.
+        temperature: What the logits are divided by.
+    """
+
+    responses: int
+    max_new_tokens: int
+    seed: int
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response.
+
+    Attributes:
+        text: The decoded response, without its end token.
+        sequence: The tokens that were sampled, after the prompt's; encoding the text may give other tokens.
+        logprobs: Log-probability of each sampled token at the temperature it was sampled with, in nats.
+        finish: "stop" if it ended with an end token, "length" if it was cut off.
     """
 
     text: str
@@ -28,7 +49,7 @@ class Rollout:
 
     @property
     def logprob(self) -> float:
-        """Summed over the tokens."""
+        """Log-probability of the whole response, in nats."""
         return sum(self.logprobs)
 
 
@@ -36,27 +57,34 @@ def roll_out(
     model: Any,
     encoder: Encoder,
     prompts: Sequence[Prompt],
+    sampling: Sampling,
     *,
-    responses: int,
-    max_new_tokens: int,
-    seed: int,
-    temperature: float = 1.0,
     places: Sequence[int] | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[Rollout]]:
-    """``responses`` answers to each prompt, at top_p 1; the same seed gives the same answers.
+    """Sample responses to each prompt.
 
-    ``model``: a causal LM in evaluation mode. ``places``: what the prompts' random numbers go with, beside the seed; by
-    default their places in ``prompts``. ``on_batch`` is called before each batch, and may raise to stop.
-    Raises ValueError for a prompt that leaves no room for the new tokens: see `fitting_prompts`.
+    Args:
+        model: A causal LM in evaluation mode.
+        encoder: The model's tokenizer and text layout.
+        prompts: Prompts that leave room for the new tokens; see `fitting_prompts`.
+        sampling: How many responses, how long, with which seed and temperature.
+        places: A number for each prompt that, with the seed, determines its random numbers; by default its index.
+        on_batch: Called before each batch; may raise to stop.
+
+    Returns:
+        The responses to each prompt, in the order of the prompts.
+
+    Raises:
+        ValueError: If a prompt leaves no room for the new tokens.
     """
     prompt_ids = [encoder.prompt_ids(prompt) for prompt in prompts]
-    if any(len(ids) + max_new_tokens > encoder.max_length for ids in prompt_ids):
-        raise ValueError("a prompt does not fit beside its answer")
+    if any(len(ids) + sampling.max_new_tokens > encoder.max_length for ids in prompt_ids):
+        raise ValueError("a prompt leaves no room for its response")
     found: list[list[Rollout]] = [[] for _ in prompts]
-    # Prompts of one length need no padding; seeds go with the prompt's place, so order changes nothing.
+    # Prompts of one length need no padding. Random numbers belong to a prompt's place, so the order changes nothing.
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
-    per_batch = max(1, _ROWS // responses)
+    per_batch = max(1, _ROWS // sampling.responses)
     ends = end_ids(model, encoder.format.response.suffix)
     for start in range(0, len(order), per_batch):
         on_batch()
@@ -64,10 +92,10 @@ def roll_out(
         requests = [
             SampleRequest(
                 prompt_ids[i],
-                responses,
-                temperature=temperature,
-                seed=seed * 1_000_003 + (places[i] if places else i),
-                max_new_tokens=max_new_tokens,
+                sampling.responses,
+                temperature=sampling.temperature,
+                seed=sampling.seed * 1_000_003 + (places[i] if places else i),
+                max_new_tokens=sampling.max_new_tokens,
             )
             for i in batch
         ]
@@ -81,5 +109,5 @@ def roll_out(
 
 
 def fitting_prompts(encoder: Encoder, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Prompt]:
-    """Those that leave room for an answer."""
+    """The prompts that leave room for ``max_new_tokens`` tokens within the encoder's maximum length."""
     return [p for p in prompts if len(encoder.prompt_ids(p)) + max_new_tokens <= encoder.max_length]

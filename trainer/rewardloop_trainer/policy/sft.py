@@ -1,4 +1,4 @@
-"""Supervised training of a language model on the assistant's turns alone; a killed run goes on from its checkpoint."""
+"""Supervised training of a language model on the assistant's turns. A killed run goes on from its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import by_length, plan_batches, rate_scale
 from rewardloop_trainer.data.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
+from rewardloop_trainer.data.token_batches import by_length, plan_batches, rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
@@ -21,7 +21,7 @@ from rewardloop_trainer.policy.sft_settings import SftSettings
 
 @dataclass(frozen=True, slots=True)
 class SftProgress:
-    """After a step: its loss in nats a learned token."""
+    """The progress of a run after one step; ``loss`` is in nats per learned token, from before the step."""
 
     step: int
     steps: int
@@ -30,9 +30,16 @@ class SftProgress:
 
 @dataclass(frozen=True, slots=True)
 class SftOutcome:
-    """``last_loss``: mean over the last tenth of the steps, nats a token. ``dropped``: over-length examples.
+    """The result of a finished run.
 
-    ``perplexity_before``, ``perplexity_after``: exp of the mean loss of a held-out token; NaN without held-out ones.
+    Attributes:
+        steps: Optimizer steps.
+        last_loss: Mean loss of the last tenth of the steps, in nats per learned token.
+        examples: Examples trained on.
+        dropped: Examples dropped because they are longer than the maximum length.
+        heldout: Held-out examples.
+        perplexity_before: exp of the mean loss per held-out token before training; NaN without held-out examples.
+        perplexity_after: The same after training.
     """
 
     steps: int
@@ -55,13 +62,27 @@ def train_sft(
     checkpoint_dir: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> SftOutcome:
-    """Train ``model`` (a Hugging Face causal LM) in place; it is in evaluation mode afterwards.
+    """Train ``model`` in place; it is in evaluation mode afterwards.
 
-    The loss of a step is the mean over all its learned tokens, however it is split into forward passes or packed into
-    rows: a long answer weighs by its tokens. Dropout is off. With the same arguments and a checkpoint in
-    ``checkpoint_dir``, goes on from it to the weights of an uninterrupted run, bit for bit on one kind of CPU and
-    number of threads; the directory is emptied at the end. Raises ValueError when no example fits the maximum length,
-    or when packed examples would see each other in this model; `TrainingStopped` when asked to stop.
+    The loss of a step is the mean over all its learned tokens, however the step is split into forward passes or packed
+    into rows, so a response counts by its tokens. Dropout is off. With the same arguments and a checkpoint in
+    ``checkpoint_dir``, the run goes on from it to the weights of an uninterrupted run, bit for bit on one kind of CPU
+    and number of threads. The directory is emptied at the end.
+
+    Args:
+        model: A Hugging Face causal LM.
+        encoder: The model's tokenizer and text layout.
+        train: Conversations to learn from.
+        settings: The settings of the optimizer and of packing.
+        on_progress: Called after each step.
+        heldout: Conversations to measure the perplexity on, before and after; may be empty.
+        checkpoint_dir: Where checkpoints are kept; None: nowhere.
+        should_stop: Asked before each step.
+
+    Raises:
+        ValueError: If no example fits the maximum length, or packed examples would see each other in this model.
+        TrainingStopped: If ``should_stop`` returned true; the checkpoint is written.
+        NonFiniteGradients: If a step's gradients are not finite.
     """
     examples, dropped = encode_dialogues(encoder, train)
     judged, _ = encode_dialogues(encoder, heldout)
@@ -70,12 +91,12 @@ def train_sft(
     model.eval()
     if settings.packing and not keeps_apart(model, examples, encoder.format.pad):
         raise ValueError("packed examples would see each other in this model: train without packing")
-    run = _Run(model, encoder, examples, judged, settings, checkpoint_dir)
+    run = SftRun(model, encoder, examples, judged, settings, checkpoint_dir)
     return run.to_the_end(dropped, on_progress, should_stop)
 
 
-class _Run:
-    """One training run: its model, optimizer and position."""
+class SftRun:
+    """One run of supervised training: its model, its optimizer and the steps taken."""
 
     def __init__(
         self,
@@ -106,6 +127,7 @@ class _Run:
     def to_the_end(
         self, dropped: int, on_progress: Callable[[SftProgress], None], should_stop: Callable[[], bool]
     ) -> SftOutcome:
+        """Measure, take the remaining steps, and measure again; ``dropped`` is for the outcome."""
         before = self._perplexity()
         self._resume()
         while self.step < len(self.plan):
@@ -125,7 +147,7 @@ class _Run:
         )
 
     def _learn(self, batch: Sequence[Example]) -> float:
-        """One optimizer step. Returns its loss, from before it."""
+        """Take one optimizer step. Returns its loss from before it, in nats per learned token."""
         for group in self.optimizer.param_groups:
             scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
             group["lr"] = self.settings.learning_rate * scale
@@ -154,7 +176,7 @@ class _Run:
         if not total:
             return math.nan
         loss = sum(token_losses(self.model, rows, self.pad).sum().item() for rows in self._forwards(self.heldout))
-        return math.exp(min(loss / total, 700.0))  # a model that knows nothing must not end the run by overflow
+        return math.exp(min(loss / total, 700.0))  # an untrained model must not overflow exp
 
     def _checkpoint(self) -> None:
         if self.checkpoint_dir is None:
@@ -173,7 +195,7 @@ class _Run:
             self.losses = [found.numbers[name] for name in sorted(found.numbers)]
 
     def _fingerprint(self) -> str:
-        """Names the run: settings, examples in their order, and the weights it starts from."""
+        """Identifies the run by its settings, its examples in their order and the weights it starts from."""
         names = set(SftSettings.model_fields) - {"checkpoint_every_steps"}
         settings = self.settings.model_dump_json(include=names)
         return checkpoint.fingerprint_of(self.model, (settings, *self.examples, *self.heldout))

@@ -1,4 +1,4 @@
-"""What can be chosen about supervised training; light, for it is read before torch is imported."""
+"""Settings of supervised training. Imports no torch, for a fast --help."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from rewardloop.process.settings import ProcessSettings
 
 
 class SftSettings(BaseModel):
-    """Supervised training on the assistant's turns. The defaults suit a small model trained from nothing."""
+    """Supervised training on the assistant's turns. The defaults suit a small model that is trained from scratch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    warmup_share: float = Field(0.05, ge=0, le=1, description="of all steps; then linear to 0")
-    clip_norm: float = Field(1.0, gt=0)
+    warmup_share: float = Field(
+        0.05, ge=0, le=1, description="share of the steps in which the rate rises; it then falls linearly to 0"
+    )
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradients")
     batch_examples: int = Field(32, ge=1, description="examples in one optimizer step")
-    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass")
-    packing: bool = Field(False, description="several examples in a row of the maximum length, unseen by each other")
-    checkpoint_every_steps: int = Field(100, ge=0, description="0: never")
+    micro_batch_tokens: int = Field(8192, ge=1, description="tokens in one forward pass, padding included")
+    packing: bool = Field(
+        False, description="put several examples into a row of the maximum length, where they do not see each other"
+    )
+    checkpoint_every_steps: int = Field(100, ge=0, description="steps between two checkpoints; 0: none")
     seed: int = 0
 
 
@@ -31,15 +35,26 @@ class SftRunSettings(ProcessSettings, SftSettings):
     """Supervised training of a base on {prompt, completion} or {messages} rows: a Hugging Face directory in and out."""
 
     model_config = ProcessSettings.model_config
+    basic_settings = (
+        *("base", "data", "out", "epochs", "learning_rate", "batch_examples", "max_length"),
+        *("learn", "heldout_share", "device"),
+    )
+    setting_groups = (("epochs", "Training"), ("base", "Files and the process"))
 
     base: str = Field(description="Hugging Face directory or hub id of a causal LM, safetensors only")
     data: Path = Field(description="JSONL, plain or gzipped, or Parquet")
-    out: Path = Field(description="directory to write; the same command goes on where a killed one stopped")
+    out: Path = Field(
+        description="directory to write; after a kill the same command continues from the last checkpoint"
+    )
     learn: Literal["all", "last"] = Field("all", description="which of the assistant's turns in messages are learned")
-    heldout_share: float = Field(0.05, ge=0, lt=1, description="of the prompts, kept out for the perplexity; 0: none")
-    max_length: int = Field(0, ge=0, description="tokens of an example, and of a packed row; 0: what the base reads")
+    heldout_share: float = Field(
+        0.05, ge=0, lt=1, description="share of the prompts held out for the perplexity; 0: none"
+    )
+    max_length: int = Field(
+        0, ge=0, description="most tokens of an example and of a packed row; 0: as many as the base can read"
+    )
     learning_rate: float = Field(2e-5, gt=0)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it trains")
-    torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device to train on")
+    torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch chooses")
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"

@@ -1,4 +1,4 @@
-"""Where a policy's training starts: a Hugging Face base, or a version of the store."""
+"""Finds the policy that training starts from: a Hugging Face base, or a version of the store."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generat
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """``source``: a directory or hub id with the weights. ``version``: of the store, where it is from there.
+class PolicyStart:
+    """A policy to train.
 
-    ``digest``: the version's, or the hub's commit. ``write_rest`` puts into a directory what a policy needs beside its
-    weights.
+    Attributes:
+        source: Directory or hub id with the weights.
+        base: The base that the policy descends from, for the manifest.
+        version: The version in the store; None for a base.
+        digest: The version's digest, or the hub's commit.
+        encoder: The policy's tokenizer and text layout.
+        write_rest: Writes into a directory what a policy needs beside its weights.
     """
 
     source: str
@@ -35,18 +40,34 @@ class Start:
     write_rest: Callable[[Path], None]
 
     def load(self) -> Any:
-        """A causal LM in evaluation mode, in float32: small steps are lost in half precision. Raises `UnusableBase`."""
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                self.source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UnusableBase(f"{self.source}: {error}") from error
-        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        """Load the weights as `load_causal_lm` does. Raises `UnusableBase`."""
+        return load_causal_lm(self.source)
 
 
-def start_from_base(base: str, max_length: int) -> Start:
-    """``max_length``: at most, in tokens; 0: all that it reads. Raises `UnusableBase`."""
+def load_causal_lm(source: str) -> Any:
+    """Load a causal LM in evaluation mode and in float32: small steps are lost in half precision.
+
+    It is put on the first GPU if there is one. Raises `UnusableBase`.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBase(f"{source}: {error}") from error
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start_from_base(base: str, max_length: int) -> PolicyStart:
+    """Start from a Hugging Face directory or hub id.
+
+    Args:
+        base: The directory or hub id.
+        max_length: Most tokens of prompt and response together; 0: as many as the base can read.
+
+    Raises:
+        UnusableBase: If the base has no usable tokenizer or configuration.
+    """
     tokenizer = load_tokenizer(base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
@@ -55,11 +76,22 @@ def start_from_base(base: str, max_length: int) -> Start:
     longest = longest_input(config, tokenizer)
     text_format = text_format_of(tokenizer, is_decoder=True)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, min(max_length or longest, longest))
-    return Start(base, base, None, getattr(config, "_commit_hash", None) or "", encoder, tokenizer.save_pretrained)
+    return PolicyStart(
+        base, base, None, getattr(config, "_commit_hash", None) or "", encoder, tokenizer.save_pretrained
+    )
 
 
-def start_from_store(store: ModelStore, version: str, max_length: int) -> Start:
-    """``max_length``: at most, in tokens; 0: the version's. Raises the store's errors."""
+def start_from_store(store: ModelStore, version: str, max_length: int) -> PolicyStart:
+    """Start from a version of the model store.
+
+    Args:
+        store: The model store.
+        version: Number of the policy version.
+        max_length: Most tokens of prompt and response together; 0: the version's own maximum.
+
+    Raises:
+        StoreError: If the store does not have the version or its files were altered.
+    """
     manifest, directory = store.manifest("policy", version), store.fetch("policy", version)
     longest = min(max_length or manifest.max_length, manifest.max_length)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -68,4 +100,4 @@ def start_from_store(store: ModelStore, version: str, max_length: int) -> Start:
     def write_rest(target: Path) -> None:
         shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*_WEIGHTS, "run.json"), dirs_exist_ok=True)
 
-    return Start(str(directory), manifest.base, version, manifest.digest, encoder, write_rest)
+    return PolicyStart(str(directory), manifest.base, version, manifest.digest, encoder, write_rest)

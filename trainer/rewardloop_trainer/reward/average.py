@@ -1,7 +1,8 @@
-"""Reward training in several runs from one start, each on its share of the signals, whose weights are then averaged.
+"""Trains a reward model in several runs from one start, each on a share of the signals, and averages their weights.
 
-Wortsman et al. 2022 ("model soups") and Ramé et al. 2024 (WARM): runs that start from the same weights end in one
-basin, and the mean of their weights generalises better than one long run, at the same cost as one pass over all.
+Source: Wortsman et al. 2022 ("Model soups") and Ramé et al. 2024 ("WARM"). Runs that start from the same weights end in
+one basin, and the mean of their weights generalises better than one long run, at the same cost as one pass over all
+signals.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ def train_averaged(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainOutcome:
-    """As `train_reward`, with ``settings.averaged_runs`` runs; one run is just that.
+    """Train as `train_reward`, in ``settings.averaged_runs`` runs.
 
-    A killed call goes on in the run that it was in: finished ones are kept under ``checkpoint_dir``.
-    Raises as `train_reward` does; ValueError when a run's share holds no training example, or for adapters: the mean
-    of two low-rank products is not the product of their factors' means.
+    A killed call goes on in the run that it was in, because finished runs are kept under ``checkpoint_dir``. Arguments
+    are those of `train_reward`.
+
+    Raises:
+        ValueError: If a run's share has no training example, or the model has adapters: the mean of low-rank products
+            is not the product of the mean factors.
+        TrainingStopped: If ``should_stop`` returned true.
+        NonFiniteGradients: If a step's gradients are not finite.
     """
     runs = settings.averaged_runs
     if runs == 1:
@@ -83,14 +89,14 @@ def train_averaged(
 
 
 def shares(train: Sequence[Record], runs: int, seed: int) -> list[list[Record]]:
-    """Every record in exactly one share, at random and in the records' order; sizes differ by 1 at most."""
+    """Divide the records at random into shares whose sizes differ by at most 1, each in the order of the records."""
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)
     return [[train[i] for i in sorted(order[run::runs])] for run in range(runs)]
 
 
 def _totals(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts and seconds of all runs together; the last loss is their mean."""
+    """Sums of the runs' counts and seconds, and the mean of their last losses."""
     names = [name for name in figures[0] if name.startswith("train_")]
     totals = {name: sum(each[name] for each in figures) for name in names}
     totals["train_last_loss"] /= len(figures)
@@ -117,13 +123,13 @@ def _fingerprint(settings: RewardTraining, share: Sequence[Record]) -> dict[str,
 
 
 def _finished(kept: Path | None, model: RewardModel, about: Mapping[str, str]) -> Mapping[str, float] | None:
-    """The figures of a run that was finished before, its weights put into the model; None where there is none."""
+    """The figures of a run that was finished before, with its weights loaded into the model; None without one."""
     if kept is None:
         return None
     try:
         found = checkpoint.latest(kept)
     except checkpoint.CorruptCheckpoint as error:
-        log.warning("a finished run that cannot be read is trained again", reason=str(error))
+        log.warning("training a finished run again, because it cannot be read", reason=str(error))
         return None
     if found is None or found.texts != about:
         return None

@@ -1,7 +1,7 @@
-"""Keeps scores comparable across versions: each is fitted on one fixed set of anchors.
+"""Keeps scores comparable across versions by fitting each version on one fixed set of anchors.
 
-A fresh reward model moves and stretches its logits; a caller's threshold must not follow. So every version's affine
-map puts the same (prompt, response) pairs at mean 0 and standard deviation 1.
+A newly trained reward model has logits of another level and scale, but a caller's threshold must keep its meaning. So
+each version has an affine map under which the same (prompt, response) pairs have mean 0 and standard deviation 1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,10 @@ import torch
 
 from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoder, Turn
+from rewardloop_data.rows import RowError
+from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Prompt, Record
-from rewardloop_trainer.reward.batches import logits_of, responses_of
+from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
 
 ANCHORS = "anchors.jsonl"
@@ -29,22 +32,24 @@ MAX_ANCHORS = 256
 
 
 class CorruptAnchors(ValueError):
-    """The anchor file cannot be read. Scores would lose their meaning with another set, so it is not replaced."""
+    """Raised when the anchor file cannot be read. Replacing it would change the meaning of scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A pair whose score fixes the scale."""
+    """A prompt and response whose score fixes the scale."""
 
     prompt: Prompt
     response: str
 
 
 def fixed_anchors(work_dir: Path, records: Iterable[Record]) -> tuple[Anchor, ...]:
-    """The anchors in ``work_dir``; where there are none yet, chosen from the records and stored for good.
+    """The anchors in ``work_dir``. If there are none yet, they are chosen from the records and stored for good.
 
-    A starter ships its set as the same file. Nothing is stored while there are no records.
-    Raises `CorruptAnchors`.
+    A starter ships its anchors as the same file. Without records nothing is stored.
+
+    Raises:
+        CorruptAnchors: If the file cannot be read.
     """
     path = work_dir / ANCHORS
     if path.exists():
@@ -56,7 +61,7 @@ def fixed_anchors(work_dir: Path, records: Iterable[Record]) -> tuple[Anchor, ..
 
 
 def choose_anchors(records: Iterable[Record], limit: int = MAX_ANCHORS) -> tuple[Anchor, ...]:
-    """At most ``limit`` distinct pairs, spread over the prompts; fixed by the set of records, not their order."""
+    """Choose at most ``limit`` distinct anchors, spread over the prompts. The order of the records does not matter."""
     by_prompt: dict[Prompt, set[str]] = {}
     for record in records:
         by_prompt.setdefault(record.prompt, set()).update(responses_of(record))
@@ -70,21 +75,24 @@ def choose_anchors(records: Iterable[Record], limit: int = MAX_ANCHORS) -> tuple
 
 
 def read_anchors(path: Path) -> tuple[Anchor, ...]:
-    """Rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
+    """Read rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
     anchors = []
+    number = 0
     try:
-        # Not splitlines: JSON leaves U+2028 and its like in texts as they are.
-        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
-            row = json.loads(line)
+        for line in SourceFile.of(path).lines():
+            number = line.number
+            row: Any = line.value()
             prompt = tuple(Turn(str(t["role"]), str(t["content"])) for t in row["prompt"])
             anchors.append(Anchor(prompt, str(row["response"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptAnchors(f"{path}, row {len(anchors) + 1}: {error}") from error
+    except UnreadableFile as error:
+        raise CorruptAnchors(str(error)) from error
+    except (RowError, KeyError, TypeError) as error:
+        raise CorruptAnchors(f"{path}, row {number}: {error}") from error
     return tuple(anchors)
 
 
 def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
-    """Write the file whole: a killed process leaves the old one or none."""
+    """Write the anchor file. A killed process leaves the old file or none, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=".anchors-", dir=path.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -99,7 +107,7 @@ def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
 def anchor_logits(
     model: RewardModel, encoder: Encoder, anchors: Sequence[Anchor], length_slope: float = 0.0, token_budget: int = 4096
 ) -> npt.NDArray[np.float64]:
-    """Head-mean logits of the anchors less their length's share, (anchors,)."""
+    """Head-mean logits of the anchors, without the share of length, (anchors,)."""
     if not anchors:
         return np.zeros(0)
     sequences = [encoder.pair(encoder.prompt_ids(a.prompt), encoder.response_ids(a.response)) for a in anchors]
@@ -111,21 +119,32 @@ def anchor_logits(
 
 
 def fit_length_slope(margins: npt.NDArray[np.float64], log_ratios: npt.NDArray[np.float64], control: float) -> float:
-    """What a unit of log length is worth to the model, times ``control`` (0: keep it all, 1: take it all back).
+    """Fit how much a unit of log length is worth to the model, times ``control``.
 
-    ``margins``, (pairs,): logit of chosen less that of rejected. ``log_ratios``, (pairs,): log of chosen's over
-    rejected's response tokens. The least-squares slope through 0 of margins on log ratios: with control 1, margins
-    and length are uncorrelated over the pairs.
+    It is the least-squares slope through 0 of margins on log ratios. With a control of 1, what remains of the margins
+    is orthogonal to length over the pairs.
+
+    Args:
+        margins: (pairs,), the chosen response's logit minus the rejected one's.
+        log_ratios: (pairs,), the log of the chosen response's tokens over the rejected one's.
+        control: Share of the dependence on length to remove, from 0 to 1.
     """
     power = float(log_ratios @ log_ratios)
     return control * float(margins @ log_ratios) / power if power > 0 else 0.0
 
 
 def fit_calibration(logits: npt.NDArray[np.float64], length_slope: float = 0.0) -> Calibration:
-    """The map that gives the anchors' values, (anchors,), mean 0 and standard deviation 1.
+    """Fit the map under which the anchors have mean 0 and standard deviation 1.
 
-    ``logits`` are those of `anchor_logits` with this slope. Values that are all alike are only moved to 0; without
-    any the map keeps their scale. The scale is positive. Raises ValueError on a logit that is not finite.
+    If all logits are equal the map only shifts them to 0, and without any logit it changes nothing. The map's scale is
+    positive.
+
+    Args:
+        logits: (anchors,), from `anchor_logits` with the same slope.
+        length_slope: What the map takes off for each unit of log length.
+
+    Raises:
+        ValueError: If a logit is not finite.
     """
     if logits.size == 0:
         return Calibration(length_slope=length_slope)

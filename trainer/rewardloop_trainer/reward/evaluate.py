@@ -1,4 +1,4 @@
-"""How well a reward model orders held-out pairs, beside what length alone would do."""
+"""Measures how well a reward model orders held-out pairs, beside how well length alone would."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.reward.batches import encode_records, logits_of
+from rewardloop_trainer.reward.examples import encode_records, logits_of
 from rewardloop_trainer.reward.model import RewardModel
 
 Floats = npt.NDArray[np.float64]
@@ -19,12 +19,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Figures on held-out pairs; NaN where there are no pairs of the kind. Shares are of 1.
+    """Figures on held-out pairs; NaN if there are no pairs to compute them on. Shares are from 0 to 1.
 
-    ``accuracy``: the preferred response has the higher logit, equal ones count half. ``accuracy_shorter_won``: the
-    same on pairs whose preferred response has fewer characters. ``length_baseline``: the accuracy of preferring the
-    longer response. ``loss``: mean Bradley-Terry loss of the head-mean logits, nats. ``head_spread``: mean standard
-    deviation over the heads of a pair's margin.
+    Attributes:
+        pairs: Number of pairs.
+        accuracy: Share of pairs whose chosen response has the higher logit; equal logits count half.
+        accuracy_shorter_won: The same for pairs whose chosen response has fewer characters.
+        shorter_won: Number of those pairs.
+        length_baseline: The accuracy of always preferring the longer response.
+        loss: Mean Bradley-Terry loss of the head-mean logits, in nats.
+        head_spread: Mean standard deviation, over the heads, of a pair's margin.
     """
 
     pairs: int
@@ -36,7 +40,7 @@ class HeldOut:
     head_spread: float
 
     def figures(self, prefix: str) -> dict[str, float]:
-        """For a manifest's metrics, which hold only finite numbers."""
+        """The finite figures, for the metrics of a manifest, under names that start with ``prefix``."""
         named = {
             "pairs": float(self.pairs),
             "accuracy": self.accuracy,
@@ -49,7 +53,7 @@ class HeldOut:
 
 
 def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], token_budget: int = 4096) -> Floats:
-    """Logit of chosen less that of rejected, (pairs, k). Sequences are shortened where they must be."""
+    """The chosen response's logit minus the rejected one's, (pairs, k). Sequences that are too long are shortened."""
     if not pairs:
         return np.zeros((0, model.heads.out_features))
     examples = encode_records(encoder, pairs).examples
@@ -66,25 +70,25 @@ def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], to
 def pair_margins(
     model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], length_slope: float = 0.0, token_budget: int = 4096
 ) -> Floats:
-    """Head-mean logit of chosen less that of rejected, less their lengths' share, (pairs,): what the gate compares."""
+    """Margins of the head-mean logits, without the share of length, (pairs,). The gate compares these."""
     margins: Floats = head_margins(model, encoder, pairs, token_budget).mean(1)
     return without_length(margins, encoder, pairs, length_slope)
 
 
 def without_length(margins: Floats, encoder: Encoder, pairs: Sequence[Pair], length_slope: float) -> Floats:
-    """Margins (pairs,) less ``length_slope`` for each unit of the pair's log length ratio."""
+    """Margins (pairs,) minus ``length_slope`` for each unit of the pair's log length ratio."""
     return margins - length_slope * log_length_ratios(encoder, pairs) if length_slope else margins
 
 
 def log_length_ratios(encoder: Encoder, pairs: Sequence[Pair]) -> Floats:
-    """Log of chosen's over rejected's response tokens, (pairs,)."""
+    """Log of the chosen response's tokens over the rejected one's, (pairs,)."""
     chosen = encoder.response_ids_batch([p.chosen for p in pairs])
     rejected = encoder.response_ids_batch([p.rejected for p in pairs])
     return np.array([np.log(max(1, len(c)) / max(1, len(r))) for c, r in zip(chosen, rejected, strict=True)])
 
 
 def measure(pairs: Sequence[Pair], margins: Floats) -> HeldOut:
-    """The figures of margins (pairs, k) from `head_margins` on the same pairs."""
+    """The figures of ``margins``, (pairs, k), from `head_margins` on the same pairs."""
     mean = margins.mean(1)
     shorter = np.array([len(p.chosen) < len(p.rejected) for p in pairs], dtype=bool)
     longer = np.array([len(p.chosen) > len(p.rejected) for p in pairs], dtype=bool)
@@ -102,7 +106,7 @@ def measure(pairs: Sequence[Pair], margins: Floats) -> HeldOut:
 
 
 def correctness(margins: Floats) -> Floats:
-    """1 where the margin is positive, 1/2 where it is 0, else 0."""
+    """1 for a positive margin, 1/2 for a margin of 0, otherwise 0; the shape of ``margins``."""
     right: Floats = (margins > 0) + 0.5 * (margins == 0)
     return right
 
@@ -113,7 +117,7 @@ def _mean(values: Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its two-sided 95% bootstrap bounds."""
+    """An estimate with the bounds of its two-sided 95% bootstrap interval."""
 
     estimate: float
     lower: float
@@ -123,7 +127,15 @@ class Interval:
 def accuracy_difference(
     pairs: Sequence[Pair], candidate: Floats, live: Floats, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Accuracy of candidate less that of live on the same pairs (at least one), resampled by prompt."""
+    """The candidate's accuracy minus the live version's on the same pairs, with a bootstrap over prompts.
+
+    Args:
+        pairs: The pairs, at least one.
+        candidate: (pairs,), margins of the candidate.
+        live: (pairs,), margins of the live version.
+        resamples: Bootstrap samples.
+        seed: The seed of the bootstrap.
+    """
     places = {prompt: i for i, prompt in enumerate(dict.fromkeys(p.prompt for p in pairs))}
     prompt_of = np.array([places[p.prompt] for p in pairs])
     gains = correctness(candidate) - correctness(live)
@@ -138,7 +150,7 @@ def accuracy_difference(
 def _resampled_ratios(
     totals: Floats, sizes: Floats, resamples: int, generator: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """sum(totals) / sum(sizes) over clusters drawn with replacement, (resamples,)."""
+    """sum(totals) / sum(sizes) over clusters that are drawn with replacement, (resamples,)."""
     clusters = len(totals)
     shares = np.full(clusters, 1 / clusters)
     ratios = []

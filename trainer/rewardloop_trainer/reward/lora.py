@@ -1,4 +1,4 @@
-"""Low-rank adapters on a reward model's trunk: put on, kept on disk as a delta, put on again."""
+"""Low-rank adapters on a reward model's trunk: added, saved as a delta, and loaded again."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.reward.model import RewardModel
 
 LORA = "lora.safetensors"
-_NAME = "default"  # peft's, of the one adapter
+_NAME = "default"  # peft's name of a single adapter
 
 
 def with_lora(model: RewardModel, settings: LoraSettings) -> RewardModel:
-    """Freeze the trunk and put adapters on its linear layers; neck and heads stay trainable. Changes and returns it."""
+    """Freeze the trunk and add adapters to its linear layers; neck and heads stay trainable. Changes and returns it."""
     modules = linear_modules(model.trunk, settings.modules)
     return _put_on(model, modules, settings.rank, settings.alpha, settings.dropout)
 
 
 def as_delta(model: RewardModel, settings: LoraSettings) -> RewardModel:
-    """Let only what a delta holds be trained: adapters and heads. Adapters that the model has are kept as they are."""
+    """Make only adapters and heads trainable, which is what a delta holds; adds adapters if the model has none."""
     if not has_lora(model):
         with_lora(model, settings)
     if model.neck is not None:
@@ -36,12 +36,12 @@ def as_delta(model: RewardModel, settings: LoraSettings) -> RewardModel:
 
 
 def has_lora(model: RewardModel) -> bool:
-    """Whether adapters are on the trunk, not merged."""
+    """Whether the trunk has adapters that are not merged."""
     return hasattr(model.trunk, "merge_and_unload")
 
 
 def lora_layers(model: RewardModel) -> Mapping[str, Any]:
-    """Peft's layers by their path in the trunk; empty without adapters."""
+    """The layers with adapters, by their path in the trunk."""
     from peft.tuners.lora import LoraLayer
 
     if not has_lora(model):
@@ -51,12 +51,12 @@ def lora_layers(model: RewardModel) -> Mapping[str, Any]:
 
 
 def lora_matrices(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """A (rank, d_in), B (d_out, rank) and the factor of ``B @ A`` that is added to the layer's weight."""
+    """A (rank, d_in), B (d_out, rank), and the factor with which ``B @ A`` is added to the layer's weight."""
     return layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight, float(layer.scaling[_NAME])
 
 
 def save_delta(model: RewardModel, directory: Path) -> None:
-    """Write the adapters and heads.safetensors: what `load_delta` puts on the same trunk. Raises ValueError without."""
+    """Write the adapters and the heads, for `load_delta` on the same trunk. Raises ValueError without adapters."""
     layers = lora_layers(model)
     if not layers:
         raise ValueError("the model has no adapters: save it whole")
@@ -70,7 +70,7 @@ def save_delta(model: RewardModel, directory: Path) -> None:
 
 
 def load_delta(model: RewardModel, directory: Path, dropout: float = 0.0) -> RewardModel:
-    """Put on a model without adapters what `save_delta` wrote. Changes and returns it. Raises `UnusableBase`."""
+    """Add to a model without adapters what `save_delta` wrote. Changes and returns it. Raises `UnusableBase`."""
     try:
         with safe_open(directory / LORA, framework="pt") as file:
             about = file.metadata()

@@ -1,10 +1,8 @@
-"""The reward model: a Hugging Face trunk, the state of one position, and k linear score heads on it."""
+"""The reward model: k linear score heads on one pooled state of a Hugging Face trunk."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -12,35 +10,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_MAPPING,
-)
 
 from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_trainer.reward.base_heads import ACTIVATIONS, activation_name, load_start
+from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_config
 
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 HEADS = "heads.safetensors"
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a sequence classifier starts the heads: its last layer, and the layer between the trunk and that."""
-
-    weight: Tensor  # (1, hidden)
-    bias: Tensor  # (1,)
-    neck: nn.Sequential | None
 
 
 class RewardModel(nn.Module):
-    """Scores sequences; d is the trunk's width, k the number of heads, B the batch, S the padded length.
+    """Scores sequences of a prompt and a response.
 
-    Encoders (BERT-type) are pooled over their real tokens ("mean") or at the first token ("cls"), decoders
-    (Llama, Qwen, GPT-2) at the last real token ("last"). Padding is on the right and never changes a score.
+    Encoders (BERT-type) are pooled over their real tokens ("mean") or at the first token ("cls"), decoders (Llama,
+    Qwen, GPT-2) at the last real token ("last"). Padding is on the right and never changes a score. In shapes, B is the
+    batch, S the padded length, d the width of the trunk and k the number of heads.
     """
+
+    has_new_heads = False  # whether `from_base` drew the heads, and did not take them from the checkpoint
 
     def __init__(self, trunk: nn.Module, heads: int, pooling: Pooling, neck: nn.Sequential | None = None) -> None:
         super().__init__()
@@ -51,7 +38,7 @@ class RewardModel(nn.Module):
         self.heads = nn.Linear(width, heads)
         nn.init.normal_(self.heads.weight, std=1 / math.sqrt(width + 1))
         nn.init.zeros_(self.heads.bias)
-        # Level of pointwise labels (reward_losses.pointwise); no part of a score.
+        # The level of thumbs and ratings (`losses.pointwise`); it is not part of a score.
         self.threshold = nn.Parameter(torch.zeros(heads))
 
     @property
@@ -63,11 +50,23 @@ class RewardModel(nn.Module):
         """The trunk's Hugging Face configuration."""
         return cast(Any, self.trunk).config
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits (B, k) of right-padded input_ids (B, S); attention_mask (B, S) is 1 at real tokens, 0 at padding.
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the trunk's input embedding: a token's id must be below."""
+        return int(cast(Any, self.trunk).get_input_embeddings().num_embeddings)
 
-        token_type_ids (B, S): for trunks with segments. A decoder's attention is plainly causal here, so its real
-        tokens never see the padding after them.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Score right-padded sequences.
+
+        A decoder's attention is causal, so its real tokens never see the padding after them.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, S), 1 at real tokens and 0 at padding.
+            token_type_ids: (B, S), for trunks with segments.
+
+        Returns:
+            Logits (B, k).
         """
         inputs: dict[str, Tensor] = {"input_ids": input_ids}
         if token_type_ids is not None:
@@ -78,10 +77,16 @@ class RewardModel(nn.Module):
         return self._logits(_pool(states, attention_mask, self.pooling))
 
     def at_ends(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
-        """A decoder's logits (N, k) at N tokens of rows whose positions and attention are given: the exported form.
+        """Score N sequences of a decoder in rows with given positions and attention; this form is exported.
 
-        input_ids, position_ids (B, S); mask (B, 1, S, S) bool, True where a token (third axis) may look; ends (N,)
-        flat indices, row * S + column.
+        Args:
+            input_ids: (B, S).
+            position_ids: (B, S).
+            mask: (B, 1, S, S), bool; True if the token of the third axis sees that of the fourth.
+            ends: (N,), flat index row * S + column of the last token of each sequence.
+
+        Returns:
+            Logits (N, k).
         """
         states: Tensor = self.trunk(
             input_ids=input_ids, position_ids=position_ids, attention_mask=mask
@@ -93,20 +98,20 @@ class RewardModel(nn.Module):
         return logits
 
     def merge_lora(self) -> None:
-        """Fold adapters into the trunk's weights; nothing to do without them."""
+        """Merge adapters into the trunk's weights, if it has any."""
         if hasattr(self.trunk, "merge_and_unload"):
             self.trunk = cast(Any, self.trunk).merge_and_unload()
             self.requires_grad_(True)
 
     def save(self, directory: Path) -> None:
-        """Write config.json, model.safetensors and heads.safetensors. Raises ValueError on unmerged adapters."""
+        """Write config.json, model.safetensors and heads.safetensors. Raises ValueError if adapters are not merged."""
         if hasattr(self.trunk, "merge_and_unload"):
             raise ValueError("merge the adapters before saving the model")
         cast(Any, self.trunk).save_pretrained(directory)
         self.save_heads(directory)
 
     def save_heads(self, directory: Path) -> None:
-        """Write heads.safetensors: all but the trunk."""
+        """Write heads.safetensors, which holds everything but the trunk."""
         tensors = {
             "heads.weight": self.heads.weight,
             "heads.bias": self.heads.bias,
@@ -116,12 +121,12 @@ class RewardModel(nn.Module):
         if self.neck is not None:
             dense = cast(nn.Linear, self.neck[0])
             tensors |= {"neck.weight": dense.weight, "neck.bias": dense.bias}
-            activation = next(name for name, kind in _ACTIVATIONS.items() if isinstance(self.neck[1], kind))
+            activation = activation_name(self.neck[1])
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "activation": activation})
 
     def load_heads(self, directory: Path) -> None:
-        """Take what `save_heads` wrote of a model of the same form. Raises `UnusableBase`."""
+        """Load what `save_heads` wrote of a model with the same heads and neck. Raises `UnusableBase`."""
         stored, _ = _stored_heads(directory)
         with torch.no_grad():
             self.heads.weight.copy_(stored["heads.weight"])
@@ -134,50 +139,68 @@ class RewardModel(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
-        """What `save` wrote. Raises `UnusableBase`."""
-        trunk = _trunk(str(directory))
+        """Load what `save` wrote, in evaluation mode. Raises `UnusableBase`."""
+        trunk, _ = load_trunk(str(directory))
         stored, about = _stored_heads(directory)
         neck = None
         if about["activation"]:
             rows, columns = stored["neck.weight"].shape
-            neck = nn.Sequential(nn.Linear(columns, rows), _ACTIVATIONS[about["activation"]]())
+            neck = nn.Sequential(nn.Linear(columns, rows), ACTIVATIONS[about["activation"]]())
         model = cls(trunk, stored["heads.weight"].shape[0], cast(Pooling, about["pooling"]), neck)
         model.load_heads(directory)
         return model.eval()
 
     @classmethod
     def from_base(
-        cls, base: str | Path, heads: int = 4, pooling: Literal["auto", "mean", "cls"] = "auto", seed: int = 0
+        cls,
+        base: str | Path,
+        heads: int = 4,
+        pooling: Literal["auto", "mean", "cls"] = "auto",
+        seed: int = 0,
+        *,
+        new_heads: bool = False,
     ) -> RewardModel:
-        """A new reward model on any Hugging Face directory or hub id; only safetensors, no remote code.
+        """Make a new reward model on a Hugging Face model, from safetensors and without remote code.
 
-        ``pooling`` is for encoders ("auto" is the mean). A sequence classifier with one label gives its own pooling
-        and last layer, with which every head starts. Raises `UnusableBase`.
+        A sequence classifier with one label keeps its own pooling, and every head starts as its last layer. The model
+        then gives the classifier's own logits, which is checked.
+
+        Args:
+            base: Hugging Face directory or hub id.
+            heads: Number of score heads.
+            pooling: How an encoder is pooled; "auto" is the mean.
+            seed: New heads are drawn with it.
+            new_heads: Draw new heads, even if the checkpoint has trained ones.
+
+        Raises:
+            UnusableBase: If the base cannot be loaded, a reward model cannot be made of it, or trained heads of the
+                checkpoint would be dropped without ``new_heads``.
         """
         base = str(base)
-        config = _config(base)
-        is_decoder = _is_decoder(config)
+        config = read_config(base)
+        decodes = is_decoder(config)
         torch.manual_seed(seed)
-        names = config.architectures or []
-        start = None
-        if names and names[0].endswith("ForSequenceClassification") and config.num_labels == 1:
-            trunk, start = _classifier(base, is_decoder)
-        else:
-            trunk = _trunk(base)
+        trunk, start = load_start(base, config, decodes=decodes, new_heads=new_heads)
         chosen: Pooling = "mean" if pooling == "auto" else pooling
-        if is_decoder:
+        if decodes:
             chosen = "last"
         elif start is not None:
             chosen = "cls"
         model = cls(trunk, heads, chosen, start.neck if start else None)
+        model.has_new_heads = start is None
         if start is not None:
             model.heads.weight.data.copy_(start.weight.expand(heads, -1))
             model.heads.bias.data.copy_(start.bias.expand(heads))
+            start.check(base, model.eval())
         return model.eval()
 
 
 def freeze_layers(model: RewardModel, layers: int) -> None:
-    """Keep the embeddings and the lowest ``layers`` layers as they are. 0: nothing. Raises ValueError if too many."""
+    """Freeze the embeddings and the lowest ``layers`` layers; 0 freezes nothing.
+
+    Raises:
+        ValueError: If the model has fewer layers.
+    """
     if layers == 0:
         return
     stacks = [m for m in model.trunk.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
@@ -200,7 +223,7 @@ def _stored_heads(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """(B, S, d) -> (B, d)."""
+    """Pool states (B, S, d) to (B, d)."""
     if pooling == "cls":
         return states[:, 0]
     if pooling == "mean":
@@ -208,89 +231,3 @@ def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
         return (states * is_token).sum(1) / is_token.sum(1)
     last = attention_mask.sum(1) - 1
     return torch.gather(states, 1, last.view(-1, 1, 1).expand(-1, 1, states.shape[-1])).squeeze(1)
-
-
-def _config(base: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{base}: {error}") from error
-
-
-def _is_decoder(config: Any) -> bool:
-    if config.is_encoder_decoder:
-        raise UnusableBase(f"{config.model_type} is an encoder-decoder: bases are encoders or decoders")
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return False
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        _require_plain_attention(config)
-        return True
-    raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
-
-
-def _require_plain_attention(config: Any) -> None:
-    """A graph is given positions and a mask; what a decoder reads beside them would be wrong without an error.
-
-    A sliding window is allowed: inputs are kept within it (`attention_window`).
-    """
-    layers = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
-    local = {kind for kinds in getattr(config, "attention_types", None) or () for kind in kinds[0]} - {"global"}
-    odd = (layers | local) - {"full_attention", "sliding_attention", "attention"}
-    if getattr(config, "alibi", False):
-        odd.add("distances between tokens (alibi)")
-    if getattr(config, "use_bidirectional_attention", False):
-        odd.add("bidirectional attention")
-    trunk: Any = MODEL_MAPPING[type(config)]
-    kinds = trunk if isinstance(trunk, tuple) else (trunk,)
-    taken = [inspect.signature(kind.forward).parameters for kind in kinds]
-    if not odd and not all({"attention_mask", "position_ids"} <= set(parameters) for parameters in taken):
-        odd.add("no positions or no mask as inputs")
-    if odd:
-        raise UnusableBase(
-            f"{config.model_type}: a decoder's layers must be plain causal attention, not {', '.join(sorted(odd))}"
-        )
-
-
-def _load(kind: Any, base: str, **options: bool) -> nn.Module:
-    try:
-        model = kind.from_pretrained(
-            base,
-            **options,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{base}: {error}") from error
-    model.config.use_cache = False
-    return cast(nn.Module, model)
-
-
-def _trunk(base: str) -> nn.Module:
-    """The bare model, without the pooling layer that some encoders have and nothing here reads."""
-    kind: Any = MODEL_MAPPING[type(_config(base))]
-    has_pooler = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind).parameters
-    return _load(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
-
-
-def _classifier(base: str, is_decoder: bool) -> tuple[nn.Module, _Start]:
-    """The trunk and heads' start of a one-label sequence classifier."""
-    whole = cast(Any, _load(AutoModelForSequenceClassification, base))
-    trunk = whole.base_model
-    neck: nn.Sequential | None = None
-    if is_decoder:
-        last = whole.score
-    elif hasattr(whole.classifier, "out_proj"):  # RoBERTa-type
-        last, neck = whole.classifier.out_proj, nn.Sequential(whole.classifier.dense, nn.Tanh())
-    elif hasattr(whole, "pre_classifier"):  # DistilBERT
-        last, neck = whole.classifier, nn.Sequential(whole.pre_classifier, nn.ReLU())
-    elif hasattr(getattr(trunk, "pooler", None), "activation"):  # BERT-type
-        last, neck = whole.classifier, nn.Sequential(trunk.pooler.dense, nn.Tanh())
-    else:
-        raise UnusableBase(f"{base}: the classification layers of {type(whole).__name__} are not known")
-    if getattr(trunk, "pooler", None) is not None:
-        trunk.pooler = None
-    weight = last.weight.detach()
-    bias = torch.zeros(1) if last.bias is None else last.bias.detach()
-    return trunk, _Start(weight, bias, neck)

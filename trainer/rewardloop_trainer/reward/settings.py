@@ -1,4 +1,4 @@
-"""What can be chosen about a reward model and its training; light, for it is read before torch is imported."""
+"""Settings of a reward model and of its training. Imports no torch, for a fast --help."""
 
 from __future__ import annotations
 
@@ -15,48 +15,63 @@ class RewardTraining(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1)
-    averaged_runs: int = Field(1, ge=1, description="runs from one start on equal shares of the signals, averaged")
-    learning_rate: float = Field(5e-5, gt=0)
-    head_learning_rate: float = Field(1e-3, gt=0)
+    averaged_runs: int = Field(
+        1, ge=1, description="runs from one start, each on an equal share of the signals, whose weights are averaged"
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="learning rate of the trunk")
+    head_learning_rate: float = Field(1e-3, gt=0, description="learning rate of the score heads")
     weight_decay: float = Field(0.01, ge=0)
-    warmup_share: float = Field(0.06, ge=0, le=1, description="of all steps; then linear to 0")
-    clip_norm: float = Field(1.0, gt=0)
-    sequences_per_step: int = Field(32, ge=2, description="two for each pair")
-    micro_batch_tokens: int = Field(2048, ge=1, description="padded tokens in one forward pass")
+    warmup_share: float = Field(
+        0.06, ge=0, le=1, description="share of the steps in which the rate rises; it then falls linearly to 0"
+    )
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradients")
+    sequences_per_step: int = Field(32, ge=2, description="sequences in one optimizer step; a pair has two")
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass, padding included")
     megabatch_steps: int = Field(8, ge=1, description="steps whose examples are sorted by length together")
     dropout: bool = False
-    frozen_layers: int = Field(0, ge=0, description="lowest layers kept as they are, with the embeddings below them")
+    frozen_layers: int = Field(0, ge=0, description="lowest layers that do not learn, with the embeddings below them")
     over_length: Literal["truncate", "drop"] = "truncate"
     bootstrap: Literal["poisson", "bernoulli", "none"] = "poisson"
-    length_balance: bool = Field(False, description="weigh pairs so that length says nothing about who won")
-    pointwise_weight: float = Field(0.5, ge=0, description="of one thumb or rating beside one pair")
-    tie_weight: float = Field(0.5, ge=0, description="of one tie beside one pair")
-    centring: float = Field(0.01, ge=0)
-    evaluate_every_steps: int = Field(0, ge=0, description="0: only at the end of each epoch")
-    patience: int = Field(2, ge=1, description="evaluations without a lower held-out loss before it stops")
-    checkpoint_every_steps: int = Field(50, ge=0, description="0: never")
+    length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
+    pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")
+    tie_weight: float = Field(0.5, ge=0, description="weight of a tie beside a pair")
+    centring: float = Field(0.01, ge=0, description="weight of the loss that holds the level of the logits near 0")
+    evaluate_every_steps: int = Field(
+        0, ge=0, description="steps between two evaluations; 0: only at the end of each epoch"
+    )
+    patience: int = Field(2, ge=1, description="evaluations without a lower held-out loss after which training stops")
+    checkpoint_every_steps: int = Field(50, ge=0, description="steps between two checkpoints; 0: none")
     seed: int = 0
 
 
 class RewardHyperparameters(RewardTraining):
-    """How a reward model is made and learns. A later version keeps its parent's heads, pooling and length."""
+    """How a reward model is made and learns. A later version keeps the heads, pooling and length of its parent."""
 
-    base: str = Field("", description="Hugging Face directory or hub id of the first model, for an empty store")
-    heads: int = Field(4, ge=1, description="score heads of a first model; their spread is the uncertainty")
-    pooling: Literal["auto", "mean", "cls"] = Field("auto", description="of an encoder, in a first model")
-    max_length: int = Field(512, ge=8, description="most tokens of a (prompt, response) pair, in a first model")
+    base: str = Field(
+        "", description="Hugging Face directory or hub id that the first model of an empty store is made from"
+    )
+    heads: int = Field(
+        4, ge=1, description="score heads of a first model; the spread of their scores is the uncertainty"
+    )
+    new_heads: bool = Field(
+        False, description="give a first model new heads, even if its base has trained ones; else the base is refused"
+    )
+    pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how a first model pools an encoder's states")
+    max_length: int = Field(512, ge=8, description="most tokens of prompt and response together, in a first model")
     method: Literal["full", "lora"] = Field("full", description="which weights learn")
     lora: LoraSettings = LoraSettings.model_validate({})
     delta: bool = Field(
-        False, description="publish adapters and heads over an unchanged graph where there is one; for method lora"
+        False, description="with method lora, publish adapters and heads over an unchanged graph if there is one"
     )
     precision: Literal["float32", "int8", "float16"] = Field(
-        "float32", description="of the published graph, where it orders held-out pairs as float32 does"
+        "float32", description="precision of the published graph, used if it orders held-out pairs as float32 does"
     )
     length_control: float = Field(
-        0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration takes back"
+        0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration removes"
     )
-    gate_tolerance: float = Field(0.02, ge=0, lt=1, description="held-out accuracy that noise may hide a loss of")
+    gate_tolerance: float = Field(
+        0.02, ge=0, lt=1, description="loss of held-out accuracy that the gate accepts as hidden by noise"
+    )
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> Self:

@@ -1,28 +1,43 @@
-"""What a reward round trains from: the live version, or a new model on a base."""
+"""Loads the model that a reward round starts from: the live version, or a new model on a base."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from tokenizers import Tokenizer
 
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder, TextFormat
-from rewardloop_trainer.data.base_text import attention_window, load_tokenizer, longest_input, text_format_of
+from rewardloop_trainer.data.base_text import (
+    attention_window,
+    check_vocabulary,
+    load_tokenizer,
+    longest_input,
+)
+from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 
+log = structlog.get_logger()
+
 
 class NothingToStartFrom(Exception):
-    """The store has no reward model and the settings name no base."""
+    """Raised when the store has no reward model and the settings name no base."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """``model`` in evaluation mode, with a live delta's adapters on it, not merged. ``directory``: the live version's
-    files; ``trunk``: the version whose graph it runs on, itself or a delta's trunk. None for a new model.
+class RewardStart:
+    """A reward model to train.
+
+    Attributes:
+        model: In evaluation mode, with the adapters of a live delta, not merged.
+        encoder: The model's tokenizer and text layout.
+        base: The base that the model descends from, for the manifest.
+        directory: Files of the live version; None for a new model.
+        trunk: The version whose graph the live version runs on: itself, or a delta's trunk; None for a new model.
     """
 
     model: RewardModel
@@ -34,13 +49,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class TrunkFiles:
-    """A whole version: its manifest and its files."""
+    """The manifest and files of a whole version."""
 
     manifest: Manifest
     directory: Path
 
     def model(self) -> RewardModel:
-        """In evaluation mode. Raises `UnusableBase`."""
+        """Load the model in evaluation mode. Raises `UnusableBase`."""
         return RewardModel.load(self.directory / TORCH)
 
     @property
@@ -48,8 +63,20 @@ class TrunkFiles:
         return self.directory / MODEL
 
 
-def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> Start:
-    """Raises `NothingToStartFrom`, the store's errors, or `UnusableBase`."""
+def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> RewardStart:
+    """Load the live version, or make a new model if there is none.
+
+    Args:
+        store: The model store.
+        version: The live version; None if there is none.
+        settings: Name the base of a new model, its heads, pooling and length.
+        seed: New score heads are drawn with it.
+
+    Raises:
+        NothingToStartFrom: If there is neither a version nor a base.
+        StoreError: If the store does not have the version or its files were altered.
+        UnusableBase: If the base cannot be loaded, or has a trained head that would not be used as its class uses it.
+    """
     if version is not None:
         directory = store.fetch("reward", version)
         manifest = store.manifest("reward", version)
@@ -62,19 +89,20 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
             load_delta(model, directory / TORCH, settings.lora.dropout)
         max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
         encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), max_length)
-        return Start(model, encoder, manifest.base, directory, trunk)
+        return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
-    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed)
+    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
     of_base = load_tokenizer(settings.base)
-    segment_ids = model.neck is not None and getattr(model.config, "type_vocab_size", 0) > 1
-    text_format = text_format_of(of_base, is_decoder=model.is_decoder, segment_ids=segment_ids)
+    check_vocabulary(of_base, model.vocabulary)
+    text_format = reward_layout(of_base, model)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
-    return Start(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
+    return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
 
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:
     manifest = store.manifest("reward", named.version)
     if manifest.digest != named.digest or manifest.trunk is not None:
-        raise CorruptVersion(f"reward {named.version} is not the trunk that a delta names")
+        raise CorruptVersion(f"reward version {named.version} is not the trunk that the delta was trained on")
     return TrunkFiles(manifest, store.fetch("reward", named.version))

@@ -1,4 +1,4 @@
-"""One optimizer step of reward training: the loss over a step's signals of all kinds, rates and parameter groups."""
+"""One optimizer step of reward training: its loss over signals of all kinds, its accuracy, and the optimizer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 
 from rewardloop_trainer.reward import losses as reward_losses
-from rewardloop_trainer.reward.batches import Example, bootstrap_weights
+from rewardloop_trainer.reward.examples import Example, bootstrap_weights
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
 
 def step_loss(logits: Tensor, threshold: Tensor, examples: Sequence[Example], settings: RewardTraining) -> Tensor:
-    """The loss of one step, (): the weighted mean over its signals and heads, plus the centring term of its pairs.
+    """The loss of one step: the weighted mean over its signals and heads, plus the centring term of its pairs.
 
-    logits: (sequences, k), those of each example in its order, one example after another; threshold: (k,).
+    Args:
+        logits: (sequences, k), those of the first example's sequences, then those of the second's, and so on.
+        threshold: (k,), of thumbs and ratings.
+        examples: The signals of the step.
+        settings: Weights of the kinds of signals.
+
+    Returns:
+        (), in nats.
     """
     heads = logits.shape[1]
     places: dict[str, list[tuple[int, Example]]] = {"pair": [], "tie": [], "ranking": [], "label": []}
@@ -59,7 +66,7 @@ def step_loss(logits: Tensor, threshold: Tensor, examples: Sequence[Example], se
 
 
 def step_accuracy(logits: Tensor, examples: Sequence[Example]) -> float:
-    """Share of the step's pairs and adjacent ranks that the head-mean logits order rightly; NaN without any."""
+    """Share of the step's pairs and adjacent ranks that the head-mean logits order correctly; NaN without any."""
     mean = logits.detach().mean(1).tolist()
     right, start = [], 0
     for example in examples:
@@ -71,7 +78,7 @@ def step_accuracy(logits: Tensor, examples: Sequence[Example]) -> float:
 
 
 def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.AdamW:
-    """Trunk and heads at their own rates; no decay on biases and norms."""
+    """AdamW with separate rates for trunk and heads, and no decay on biases and norms."""
     groups = []
     for is_trunk, rate in ((True, settings.learning_rate), (False, settings.head_learning_rate)):
         for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):

@@ -1,4 +1,4 @@
-"""Trains a reward model on preference records; a killed run goes on from its checkpoint to the same weights."""
+"""Trains a reward model on preference records. A killed run goes on from its checkpoint to the same weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.batches import rate_scale
 from rewardloop_trainer.data.length_balance import balance_length
 from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
-from rewardloop_trainer.reward.batches import Example, Examples, encode_records, logits_of, plan_steps
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
+from rewardloop_trainer.reward.examples import Example, Examples, encode_records, logits_of, plan_steps
 from rewardloop_trainer.reward.model import RewardModel, freeze_layers
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
@@ -28,10 +28,17 @@ from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_los
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """After a step: its loss (nats), its share of comparisons in the right order, real tokens per second so far.
+    """The progress of a run after one step.
 
-    ``heldout``: the figures of an evaluation that followed this step. ``gradient_norm``: before clipping.
-    ``seconds``: that the step took.
+    Attributes:
+        step: Steps done so far, from 1.
+        steps: Steps of the whole run.
+        loss: Loss of the step, in nats, from before the step.
+        accuracy: Share of the step's comparisons in the right order.
+        tokens_per_second: Real tokens per second, over the run so far.
+        heldout: Figures of an evaluation that followed this step, if one did.
+        gradient_norm: Norm of the gradients before clipping.
+        seconds: Wall-clock time of the step.
     """
 
     step: int
@@ -46,9 +53,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """The model passed in now holds the weights with the least held-out loss (the last ones without held-out pairs).
+    """The result of a finished run.
 
-    ``steps``: optimizer steps done; ``best_step``: the one that the weights are from. ``figures`` are for the manifest.
+    Attributes:
+        steps: Optimizer steps done.
+        best_step: The step that the model's weights are from: that of the least held-out loss, or the last one without
+            held-out pairs.
+        heldout: Figures of those weights.
+        figures: For the manifest.
     """
 
     steps: int
@@ -59,7 +71,7 @@ class TrainOutcome:
 
 @dataclass(slots=True)
 class _Position:
-    """What a checkpoint keeps beside the weights. ``best_loss`` is infinite before the first evaluation."""
+    """The position of a run, which a checkpoint keeps. ``best_loss`` is infinite before the first evaluation."""
 
     step: int = 0
     best_step: int = 0
@@ -80,24 +92,38 @@ def train_reward(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainOutcome:
-    """Train ``model`` in place, from its present weights.
+    """Train ``model`` in place; it ends with the weights that had the least held-out loss.
 
-    With the same arguments and a checkpoint in ``checkpoint_dir``, goes on from it; the weights are then those of an
-    uninterrupted run, bit for bit on one kind of CPU and number of threads. A checkpoint of other data, settings or
-    heads, or one that cannot be read, is logged and ignored. The directory is emptied at the end.
-    Raises ValueError without training examples, `TrainingStopped` when asked to stop.
+    With the same arguments and a checkpoint in ``checkpoint_dir``, the run goes on from it; the weights are then those
+    of an uninterrupted run, bit for bit on one kind of CPU and number of threads. A checkpoint of other data, settings
+    or heads, or one that cannot be read, is logged and ignored. The directory is emptied at the end.
+
+    Args:
+        model: The model, trained from its present weights.
+        encoder: The model's tokenizer and text layout.
+        train: Records to learn from.
+        heldout: Records whose pairs are measured on; may be empty.
+        settings: The settings of the loss and the optimizer.
+        checkpoint_dir: Where checkpoints are kept; None: nowhere.
+        on_progress: Called after each step.
+        should_stop: Asked before each step.
+
+    Raises:
+        ValueError: If there is nothing to train on.
+        TrainingStopped: If ``should_stop`` returned true; the checkpoint is written.
+        NonFiniteGradients: If a step's gradients are not finite.
     """
     if settings.length_balance:
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)
     if not encoded.examples:
         raise ValueError("there is nothing to train on")
-    run = _Run(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
+    run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
     return run.to_the_end()
 
 
-class _Run:
-    """One training run: its model, optimizer and position, which checkpoints keep."""
+class RewardRun:
+    """One run of reward training: its model, its optimizer and its position, which checkpoints keep."""
 
     def __init__(
         self,
@@ -129,8 +155,9 @@ class _Run:
         self.steps_per_epoch = len(self.plan) // settings.epochs
 
     def to_the_end(self) -> TrainOutcome:
+        """Take the remaining steps, keep the best weights, and measure."""
         self._resume()
-        # In evaluation mode nothing differs but dropout, in the attention kernels too.
+        # Evaluation mode differs only in dropout, also in the attention kernels.
         self.model.train(self.settings.dropout)
         last: HeldOut | None = None
         while self.at.step < len(self.plan) and self.at.misses < self.settings.patience:
@@ -237,7 +264,7 @@ class _Run:
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
 
     def _fingerprint(self) -> str:
-        """Names the run: settings, data in their order, and the shapes that are trained."""
+        """Identify the run by its settings, its data in their order, and the shapes that are trained."""
         digest = hashlib.sha256(self.settings.model_dump_json().encode())
         for example in self.examples:
             digest.update(example.key.encode())

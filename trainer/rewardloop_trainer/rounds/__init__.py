@@ -1,1 +1,1 @@
-"""The daemon's rounds: when a model learns, and each phase from its data to the promoted version."""
+"""The daemon's rounds: when a model learns, and the phases from its data to the promoted version."""

@@ -1,10 +1,10 @@
-"""When which model learns: waits for signals, runs rounds, and survives the ones that fail."""
+"""Decides which model learns when: waits for signals, runs rounds, and survives the rounds that fail."""
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,40 +18,66 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.learning.gradients import NonFiniteGradients
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.rounds.round_state import ModelState, Round, StateFile
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack, ServerAway, Waiting
+from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting, is_disk_full
+from rewardloop_trainer.rounds.trainer_state import ModelState, RoundState, StateFile
+from rewardloop_trainer.vocabulary import ModelName, Outcome, RoundEnd
 
-if TYPE_CHECKING:  # OpenTelemetry is not there unless tracing is on
+if TYPE_CHECKING:  # OpenTelemetry is not installed unless tracing is on
     from rewardloop_trainer.tracing import TrainerTracing
 
 log = structlog.get_logger()
 
 _MAX_FAILURES = 3
-# What a full disk says; anything else that the system refuses is a failure of the round.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MAX_RETRY_S = 300.0
 
 
 class RoundKills(Exception):
-    """The round ended its process too often."""
+    """Names the reason why a round is given up: its process died too often while it ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """A model that learns from signals.
+    """A model that learns from signals, and when.
 
-    ``min_signals``: so many new signals start a round. ``max_interval_s``: so many seconds after the last round,
-    one new signal does. ``run``: one round, from the phase that its track is in; raises `Interrupted`, `ServerAway`
-    (the round waits to be promoted), `Waiting`, or anything else for a failure.
+    Attributes:
+        model: The model's name.
+        min_signals: How many new signals start a round.
+        max_interval_s: How many seconds after the last round one new signal starts the next.
+        run: Runs one round from the phase that it is in. Raises `Interrupted`, `ServerAway` or `Waiting` if the round
+            goes on later; any other exception is a failure.
     """
 
-    model: str
+    model: ModelName
     min_signals: int
     max_interval_s: float
-    run: Callable[[RoundTrack], Outcome]
+    run: Callable[[CurrentRound], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How the loop runs its rounds.
+
+    Attributes:
+        work_dir: Where the files of rounds that failed are kept.
+        seed: What the seed of each round is made from, together with its number.
+        retry_first_s: The first pause before a round is tried again; it doubles with each attempt.
+        max_deaths: How often the process may die in one phase of a round before the round is given up.
+        poll_s: How often the loop looks for new signals that nothing announced.
+    """
+
+    work_dir: Path
+    seed: int = 0
+    retry_first_s: float = 5.0
+    max_deaths: int = 5
+    poll_s: float = 1.0
 
 
 class Loop:
-    """Runs the learners' rounds one after another, in their order, until ``stop`` is set."""
+    """Runs the learners' rounds one after another, in their order, until ``stop`` is set.
+
+    Set `arrived` to make the loop look for signals at once. `ended` counts the rounds that this loop has ended.
+    """
 
     def __init__(
         self,
@@ -59,13 +85,9 @@ class Loop:
         ledger: Ledger,
         state_file: StateFile,
         metrics: TrainerMetrics,
-        work_dir: Path,
         stop: threading.Event,
+        settings: LoopSettings,
         *,
-        seed: int = 0,
-        retry_first_s: float = 5.0,
-        max_deaths: int = 5,
-        poll_s: float = 1.0,
         clock: Callable[[], float] = time.time,
         tracing: TrainerTracing | None = None,
     ) -> None:
@@ -73,25 +95,34 @@ class Loop:
         self._ledger = ledger
         self._file = state_file
         self._metrics = metrics
-        self._work_dir = work_dir
         self._stop = stop
-        self._seed = seed
-        self._retry_first_s = retry_first_s
-        self._max_deaths = max_deaths
-        self._poll_s = poll_s
+        self._settings = settings
         self._clock = clock
         self._tracing = tracing
         self._started_at = clock()
-        self._pauses: dict[str, tuple[float, float]] = {}  # from when until when a model's round waits
+        self._pauses: dict[str, tuple[float, float]] = {}  # by model: the times between which its round waits
         self._waits: dict[str, int] = {}
+        self._survived: dict[str, int] = {}  # by model: the number of the last round that raised in this process
         self._awaits_people: set[str] = set()
         self.arrived = threading.Event()
-        self.rounds_ended = 0
+        self.ended: Counter[RoundEnd] = Counter()
+
+    @property
+    def rounds_ended(self) -> int:
+        return self.ended.total()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a round was skipped or given up, or is open after a failed attempt."""
+        state = self._file.read()
+        rounds = (state.of(learner.model).round for learner in self._learners)
+        is_failing = any(each is not None and each.failures > 0 for each in rounds)
+        return is_failing or self.ended["skipped"] > 0 or self.ended["given_up"] > 0
 
     def run(self, *, max_rounds: int | None = None, ends: Callable[[], bool] = lambda: False) -> None:
-        """Until stopped, until ``max_rounds`` have ended, or until nothing is due and ``ends()``."""
+        """Run rounds until stopped, until ``max_rounds`` have ended, or until nothing is due and ``ends()`` is true."""
         if not self._file.path.exists():
-            self._file.write(self._file.read())  # the trainer's id is fixed from the first start
+            self._file.write(self._file.read())  # fixes the trainer's id at its first start
         state = self._file.read()
         for learner in self._learners:
             present = state.of(learner.model).round
@@ -100,33 +131,40 @@ class Loop:
             self._metrics.last_round.labels(model=learner.model).set(state.of(learner.model).ended_at)
         while not self._stop.is_set() and (max_rounds is None or self.rounds_ended < max_rounds):
             if not self._run_due() and not self._stop.is_set():
-                if ends() and not self._is_any_open():  # in this order: what arrived before the end is seen
+                # In this order, a signal that arrived before ``ends()`` became true is seen.
+                if ends() and not self._is_any_open():
                     return
-                self.arrived.wait(self._poll_s)
+                self.arrived.wait(self._settings.poll_s)
                 self.arrived.clear()
 
     def due(self, learner: Learner) -> bool:
-        """Whether a round should start now, by signals or by time."""
+        """Say whether a round should start now, because of its signals or of the time since the last one."""
         state = self._file.read().of(learner.model)
         new = self._ledger.rows_after(state.learned_through or None)
         self._metrics.new_signals.labels(model=learner.model).set(new)
         waited = self._clock() - (state.ended_at or self._started_at)
-        # Less than nothing: the clock was set back, by who knows how much.
+        # A negative time means that the clock was set back, by an unknown amount.
         return new >= learner.min_signals or (new >= 1 and not 0 <= waited < learner.max_interval_s)
 
     def _run_due(self) -> bool:
-        """Run each learner that has a round open or due; False when none had."""
+        """Run each learner that has a round open or due. Returns False if none had."""
         ran = False
         for learner in self._learners:
             state = self._file.read().of(learner.model)
             if self._stop.is_set() or self._is_paused(learner.model):
                 continue
-            if state.round is None:
-                if not self.due(learner):
-                    continue
-                self._open(learner.model, state)
+            if state.round is None and not self.due(learner):
+                continue
             ran = True
-            self._attempt(learner)
+            try:
+                if state.round is None:
+                    self._open(learner.model, state)
+                self._attempt(learner)
+            except Exception as error:  # a full disk may be met by the round or by the notes that are kept of it
+                if not is_disk_full(error):
+                    raise
+                self._metrics.disk_errors.inc()
+                self._later(learner.model, "the disk is full, trying again", str(error))
         return ran
 
     def _is_any_open(self) -> bool:
@@ -136,37 +174,38 @@ class Loop:
             for learner in self._learners
         )
 
-    def _open(self, model: str, state: ModelState) -> None:
+    def _open(self, model: ModelName, state: ModelState) -> None:
         until = self._ledger.last_stream_id
         if until is None:
             raise ValueError("a round needs signals")
         number = state.rounds + 1
         new = self._ledger.rows_after(state.learned_through or None)
-        opened = Round(
+        opened = RoundState(
             number=number,
             phase="training",
             after_stream_id=state.learned_through,
             until_stream_id=until,
             signals=self._ledger.row_count - self._ledger.rows_after(until),
             new_signals=new,
-            seed=self._seed * 1_000_003 + number,
+            seed=self._settings.seed * 1_000_003 + number,
             started_at=self._clock(),
         )
-        RoundTrack(model, self._file, self._metrics).reach(opened)
+        CurrentRound(model, self._file, self._metrics).reach(opened)
         log.info("round begins", model=model, round=number, new_signals=new, signals=opened.signals)
 
     def _attempt(self, learner: Learner) -> None:
-        track = RoundTrack(learner.model, self._file, self._metrics)
-        if track.now.starts >= self._max_deaths:
-            self._give_up(learner.model, track.now)
+        current = CurrentRound(learner.model, self._file, self._metrics)
+        deaths = 0 if self._survived.get(learner.model) == current.state.number else current.state.starts
+        if deaths >= self._settings.max_deaths:
+            self._give_up(learner.model, current.state)
             return
-        track.reach(replace(track.now, starts=track.now.starts + 1))
+        current.reach(replace(current.state, starts=deaths + 1))
         started = time.monotonic()
         try:
-            with self._tracing.in_round(learner.model, track.now.number) if self._tracing else nullcontext():
-                outcome: str = self._came_back(learner, track)
+            with self._tracing.in_round(learner.model, current.state.number) if self._tracing else nullcontext():
+                outcome: RoundEnd = self._run_and_survive(learner, current)
         except Interrupted:
-            log.info("round interrupted: it goes on at the next start", model=learner.model, round=track.now.number)
+            log.info("round interrupted: it goes on at the next start", model=learner.model, round=current.state.number)
             return
         except Waiting as wait:
             self._awaits_people.add(learner.model)
@@ -177,16 +216,14 @@ class Loop:
             return
         except Fenced:
             raise
-        except Exception as error:  # a round may fail in any way a model or its data can; three times, then skip
-            if isinstance(error, OSError) and error.errno in _DISK_FULL:
-                self._metrics.disk_errors.inc()
-                self._later(learner.model, "the disk is full, trying again", str(error))
-                return
-            self._metrics.rounds.labels(model=learner.model, outcome="failed").inc()
+        except Exception as error:  # models and data fail in any way; after three failures the round is skipped
+            if is_disk_full(error):
+                raise
+            self._metrics.count_round(learner.model, "failed")
             if isinstance(error, NonFiniteGradients):
                 self._metrics.nonfinite.labels(model=learner.model).inc()
-            failed = replace(track.now, failures=track.now.failures + 1)
-            track.reach(failed)
+            failed = replace(current.state, failures=current.state.failures + 1)
+            current.reach(failed)
             log.exception("round failed", model=learner.model, round=failed.number, failures=failed.failures)
             if failed.failures < _MAX_FAILURES:
                 self._later(learner.model, "trying the round again", str(error))
@@ -195,59 +232,61 @@ class Loop:
             outcome = "skipped"
         finally:
             self._metrics.train_seconds.labels(model=learner.model).observe(time.monotonic() - started)
-        self._close(learner.model, track.now, outcome)
+        self._close(learner.model, current.state, outcome)
 
-    def _later(self, model: str, event: str, reason: str) -> None:
+    def _later(self, model: ModelName, event: str, reason: str) -> None:
         self._waits[model] = self._waits.get(model, 0) + 1
-        delay = min(self._retry_first_s * 2 ** min(self._waits[model] - 1, 20), 300.0)
+        delay = min(self._settings.retry_first_s * 2 ** min(self._waits[model] - 1, 20), _MAX_RETRY_S)
         self._pause(model, delay)
         log.warning(event, model=model, reason=reason, retry_in_s=delay)
 
-    def _came_back(self, learner: Learner, track: RoundTrack) -> Outcome:
-        """Run the round, and note that it did not take the process with it."""
+    def _run_and_survive(self, learner: Learner, current: CurrentRound) -> Outcome:
+        """Run the round, then note in the state file that the process survived it."""
+        number = current.state.number
         try:
-            outcome = learner.run(track)
+            outcome = learner.run(current)
         except Fenced:
             raise
         except BaseException:
-            track.reach(replace(track.now, starts=0))
+            self._survived[learner.model] = number  # noted here too: a full disk takes no state file
+            current.reach(replace(current.state, starts=0))
             raise
-        track.reach(replace(track.now, starts=0))
+        current.reach(replace(current.state, starts=0))
         return outcome
 
-    def _give_up(self, model: str, now: Round) -> None:
-        """A round that ended the process again and again in one phase would do so for ever."""
+    def _give_up(self, model: ModelName, now: RoundState) -> None:
+        """End a round in whose present phase the process died too often: it would die in it for ever."""
         reason = f"the process died {now.starts} times in phase {now.phase!r}"
         log.error("round given up", model=model, round=now.number, reason=reason)
         self._keep_failed(model, now, RoundKills(reason))
-        rounds = self._work_dir / "rounds" / f"{model}-{now.number}"
+        rounds = self._settings.work_dir / "rounds" / f"{model}-{now.number}"
         if rounds.exists():
-            rounds.rename(self._work_dir / "failed" / f"{model}-{now.number}" / "round")
+            rounds.rename(self._settings.work_dir / "failed" / f"{model}-{now.number}" / "round")
         self._close(model, now, "given_up")
 
-    def _pause(self, model: str, seconds: float) -> None:
+    def _pause(self, model: ModelName, seconds: float) -> None:
         now = self._clock()
         self._pauses[model] = (now, now + seconds)
 
-    def _is_paused(self, model: str) -> bool:
+    def _is_paused(self, model: ModelName) -> bool:
         since, until = self._pauses.get(model, (0.0, 0.0))
-        return since <= self._clock() < until  # before `since` the clock was set back
+        return since <= self._clock() < until  # a time before `since` means that the clock was set back
 
-    def _keep_failed(self, model: str, failed: Round, error: Exception) -> None:
-        kept = self._work_dir / "failed" / f"{model}-{failed.number}"
+    def _keep_failed(self, model: ModelName, failed: RoundState, error: Exception) -> None:
+        kept = self._settings.work_dir / "failed" / f"{model}-{failed.number}"
         kept.mkdir(parents=True, exist_ok=True)
         (kept / "error.txt").write_text(f"{type(error).__name__}: {error}\n{failed}\n")
 
-    def _close(self, model: str, ended: Round, outcome: str) -> None:
+    def _close(self, model: ModelName, ended: RoundState, outcome: RoundEnd) -> None:
         state = self._file.read()
         self._file.write(state.with_model(model, state.of(model).finished(self._clock())))
         self._metrics.in_phase(model, "idle")
-        self._metrics.rounds.labels(model=model, outcome=outcome).inc()
+        self._metrics.count_round(model, outcome)
         self._metrics.last_round.labels(model=model).set(self._clock())
         self._waits.pop(model, None)
         self._awaits_people.discard(model)
         self._pauses.pop(model, None)
-        self.rounds_ended += 1
+        self.ended[outcome] += 1
         log.info(
             f"{model} round {ended.number} {outcome}"
             + (f": version {ended.version} is live" if outcome == "promoted" else ""),

@@ -1,7 +1,7 @@
-"""What every model's round shares: its phases, its data, publishing and promoting, and what becomes of a refusal.
+"""What the rounds of both models share: phases, data, publishing, promoting, and keeping refused candidates.
 
-Each phase of the state file is repeatable: a round that was killed goes on in the phase that it had reached, with the
-same data, seed and parent.
+Every phase can be repeated. A round that was killed goes on in the phase that it had reached, with the same data, seed
+and parent.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
@@ -36,9 +38,8 @@ from rewardloop_trainer.rounds.publish import (
     promote,
     publish_once,
 )
-from rewardloop_trainer.rounds.track import Interrupted, Outcome, RoundTrack
 from rewardloop_trainer.settings import TrainSettings
-from rewardloop_trainer.vocabulary import Phase, Reason
+from rewardloop_trainer.vocabulary import ModelName, Outcome, Phase, Reason
 
 log = structlog.get_logger()
 
@@ -47,13 +48,13 @@ _KEPT_REFUSED = 5
 
 
 class Refused(Exception):
-    """The candidate is not to be served; the arguments are the reasons."""
+    """Raised when the candidate may not be served. The arguments are the reasons."""
 
 
 class ModelRound(ABC):
-    """Runs one round of ``model`` from the phase that its track is in."""
+    """One round of ``model``. `run` goes on from the phase that the round has reached."""
 
-    model: ClassVar[str]
+    model: ClassVar[ModelName]
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class ModelRound(ABC):
         server: RewardloopClient,
         metrics: TrainerMetrics,
         stop: threading.Event,
-        track: RoundTrack,
+        current: CurrentRound,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -73,22 +74,27 @@ class ModelRound(ABC):
         self._server = server
         self._metrics = metrics
         self._stop = stop
-        self._track = track
-        self._directory = settings.work_dir / "rounds" / f"{self.model}-{track.now.number}"
+        self._current = current
+        self._directory = settings.work_dir / "rounds" / f"{self.model}-{current.state.number}"
         self._refused = settings.work_dir / "refused" / self._directory.name
         self._version = self._directory / "version"
         self._logged_at = 0.0
 
     def run(self) -> Outcome:
-        """Raises `Interrupted` when asked to stop, `ServerAway` where the server is what the round waits for."""
+        """Run the phases that are left.
+
+        Raises:
+            Interrupted: If the process was asked to stop.
+            ServerAway: If the server cannot do now what the round needs.
+        """
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if self._settings.torch_threads:
             torch.set_num_threads(self._settings.torch_threads)
-        if (self._refused / "reasons.json").exists():  # killed between the refusal and its note in the state
+        if (self._refused / "reasons.json").exists():  # killed before the refusal was noted in the state
             return "refused"
         phases = {**self._phases(), "gated": self._publish, "published": self._promote}
         try:
-            while (phase := self._track.now.phase) != "promoted":
+            while (phase := self._current.state.phase) != "promoted":
                 self._stop_if_asked()
                 phases[phase]()
         except Refused as refusal:
@@ -99,22 +105,22 @@ class ModelRound(ABC):
 
     @abstractmethod
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
-        """What is done in each phase before "gated". What is to be published is then in ``self._version``."""
+        """Return what is done in each phase before "gated", after which the candidate is in ``self._version``."""
 
     @abstractmethod
     def _manifest(self) -> Manifest:
-        """Of what is to be published."""
+        """Return the manifest of the candidate in ``self._version``."""
 
     def _begin(self) -> str | None:
-        """Fix the live version as the round's parent, and return it."""
-        now = self._track.now
+        """Fix the live version as the round's parent and return it; None if there is no version."""
+        now = self._current.state
         parent = now.parent or live_version(self._redis, self._store, self.model)
-        self._track.reach(replace(now, parent=parent))
+        self._current.reach(replace(now, parent=parent))
         return parent
 
     def _manifest_of_round(self, notes: Mapping[str, str]) -> Manifest:
-        """What a manifest says of the round alone."""
-        now = self._track.now
+        """Return a manifest with what the round alone says, and without what the model says."""
+        now = self._current.state
         return Manifest(
             model=self.model,
             parent=now.parent,
@@ -131,17 +137,17 @@ class ModelRound(ABC):
         def write(directory: Path) -> None:
             shutil.copytree(self._version, directory, dirs_exist_ok=True)
 
-        published = publish_once(self._store, manifest, write, self._track.key, self._ledger.held)
-        self._track.reach(replace(self._track.now, phase="published", version=published.version))
+        published = publish_once(self._store, manifest, write, self._current.key, self._ledger.held)
+        self._current.reach(replace(self._current.state, phase="published", version=published.version))
         log.info("published", model=self.model, version=published.version, parent=manifest.parent)
 
     def _promote(self) -> None:
-        now = self._track.now
+        now = self._current.state
         if now.version is None:
             raise ValueError("a published round has a version")
         try:
             reason = f"trainer round {now.number}: {now.new_signals} new signals"
-            with self._ledger.held():  # the call itself is too long to hold up a new leader
+            with self._ledger.held():  # only checked: the call takes too long to hold the fence during it
                 pass
             epoch = self._ledger.leader_epoch
             promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s, epoch)
@@ -151,7 +157,7 @@ class ModelRound(ABC):
 
     @cached_property
     def _replay(self) -> Replay:
-        settings, now = self._settings, self._track.now
+        settings, now = self._settings, self._current.state
         return load_replay(
             self._ledger,
             now.until_stream_id,
@@ -167,8 +173,8 @@ class ModelRound(ABC):
             raise Interrupted
 
     def _reach(self, phase: Phase, figures: Mapping[str, float] | None = None) -> None:
-        now = self._track.now
-        self._track.reach(replace(now, phase=phase, metrics={**now.metrics, **(figures or {})}))
+        now = self._current.state
+        self._current.reach(replace(now, phase=phase, metrics={**now.metrics, **(figures or {})}))
 
     def _report(
         self,
@@ -180,7 +186,7 @@ class ModelRound(ABC):
         seconds: float = math.nan,
         **figures: float,
     ) -> None:
-        """A training step: to the metrics, and every few seconds to the log."""
+        """Report a training step to the metrics and, every few seconds, to the log."""
         self._metrics.stepped(self.model, loss, gradient_norm, seconds)
         if time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
@@ -188,11 +194,11 @@ class ModelRound(ABC):
             log.info("training", model=self.model, step=f"{step}/{steps}", loss=round(loss, 4), **rounded)
 
     def _keep_refused(self, reasons: Sequence[object]) -> None:
-        """Move the candidate aside with the reasons; the oldest ones kept make room."""
+        """Move the candidate aside with the reasons, and delete the oldest of those that were kept."""
         self._metrics.refused(self.model, reasons)
-        log.warning("candidate refused", model=self.model, round=self._track.now.number, reasons=reasons)
+        log.warning("candidate refused", model=self.model, round=self._current.state.number, reasons=reasons)
         self._directory.mkdir(parents=True, exist_ok=True)
-        about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._track.now.metrics)}
+        about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._current.state.metrics)}
         (self._directory / "reasons.json").write_text(json.dumps(about, indent=2))
         self._refused.parent.mkdir(parents=True, exist_ok=True)
         self._directory.rename(self._refused)

@@ -1,4 +1,4 @@
-"""A published policy's share of the traffic, while people's preferences decide whether it replaces the live one."""
+"""Gives a published policy a share of the traffic until people's preferences decide whether it becomes the live one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
 from rewardloop_trainer.rounds.publish import PromotionRefused, canary_version, live_version, set_canary
-from rewardloop_trainer.rounds.round_state import Round
+from rewardloop_trainer.rounds.trainer_state import RoundState
 from rewardloop_trainer.settings import TrainSettings
 
 log = structlog.get_logger()
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What people have said so far. ``figures``: as `LiveTest.figures`."""
+    """What people's preferences say so far, with the figures of the `LiveTest`."""
 
     decision: Decision
     figures: Mapping[str, float]
@@ -39,9 +39,9 @@ class Look:
 
 
 class PolicyCanary:
-    """The version that a policy round published, beside the one that it learned from.
+    """Compares the version that a policy round published with the version that it started from.
 
-    Everything is read anew from ledger and pointer, so a test goes on wherever its process was killed.
+    Everything is read anew from the ledger and the pointer at each look, so a test goes on after a kill at any point.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PolicyCanary:
         ledger: Ledger,
         client: redis.Redis,
         server: RewardloopClient,
-        now: Round,
+        now: RoundState,
     ) -> None:
         if now.version is None or now.parent is None:
             raise ValueError("a published round has a version and a parent")
@@ -65,10 +65,14 @@ class PolicyCanary:
         self._parent = now.parent
 
     def look(self) -> Look:
-        """What the signals since the round began say; "undecided" also when they had long enough.
+        """Return what the signals since the round began say, and keep up the version's share while the test runs.
 
-        Gives the version its share while the test runs. Raises `PromotionRefused` where another hand ended the test or
-        the server refuses the version, `ServerAway` and redis.RedisError for what may pass.
+        A test that has run for its longest time is undecided.
+
+        Raises:
+            PromotionRefused: If somebody else ended the test, or the server refuses the version.
+            ServerAway: If the server cannot be reached now.
+            redis.RedisError: If Redis cannot be reached now.
         """
         limits = self._settings.policy.live_test
         test = LiveTest(self._version, self._parent, limits)
@@ -92,15 +96,15 @@ class PolicyCanary:
         return look
 
     def end(self, reason: str) -> None:
-        """Take the share back. Raises as `look`."""
+        """Take the version's share back. Raises what `look` raises."""
         if canary_version(self._redis, "policy") == self._version:
             set_canary(self._server, "policy", None, 0.0, reason, self._settings.promote_timeout_s)
 
     def _keep(self, share: float) -> None:
         if canary_version(self._redis, "policy") == self._version:
             return
-        # Figures of an earlier look: the test had begun.
+        # The figures of an earlier look show that the test had begun, so somebody else took the share away.
         if "live_preferences" in self._now.metrics or live_version(self._redis, self._store, "policy") != self._parent:
-            raise PromotionRefused("another hand ended its live test, or moved the live version")
+            raise PromotionRefused("somebody else ended its live test, or moved the live version")
         reason = f"live test of trainer round {self._now.number}"
         set_canary(self._server, "policy", self._version, share, reason, self._settings.promote_timeout_s)

@@ -1,4 +1,4 @@
-"""From a finished candidate to the version that serves: publish once, promote, wait until it is live."""
+"""Brings a finished candidate into service: publishes it once, promotes it, and waits until it is live."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rewardloop_client import (
 )
 from rewardloop_trainer.archive.fence import Fenced
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.rounds.track import ServerAway
+from rewardloop_trainer.rounds.pauses import ServerAway
 
 log = structlog.get_logger()
 
@@ -35,13 +35,13 @@ _LOOK_BACK = 100
 
 
 class PromotionRefused(Exception):
-    """The server will not serve this version: asking again changes nothing."""
+    """Raised when the server will not serve a version, however often it is asked."""
 
 
 def live_version(client: redis.Redis, store: ModelStore, model: str) -> str | None:
-    """The active version's number; before any was promoted, the newest in the store; None for an empty store.
+    """Return the number of the active version, or of the newest one in the store if none was promoted yet.
 
-    Raises redis.RedisError.
+    Returns None if the store is empty. Raises redis.RedisError.
     """
     raw = client.hget(keys.ACTIVE, model)
     if raw is not None:
@@ -51,14 +51,21 @@ def live_version(client: redis.Redis, store: ModelStore, model: str) -> str | No
 
 
 def canary_version(client: redis.Redis, model: str) -> str | None:
-    """The version that has a share of the traffic beside the active one; None for none. Raises redis.RedisError."""
+    """Return the version that has a share of the traffic beside the active one, if any. Raises redis.RedisError."""
     raw = client.hget(keys.ACTIVE, model)
     canary = None if raw is None else json.loads(raw).get("canary")
     return None if canary is None else str(canary["version"])
 
 
 def data_range(ledger: Ledger, after_stream_id: str, until_stream_id: str, seed: int) -> DataRange:
-    """What a version learned from, with a sample of the arrival times of the rows after ``after_stream_id``."""
+    """Describe what a version learned from, with a sample of the arrival times of its new rows.
+
+    Args:
+        ledger: The ledger that it learned from.
+        after_stream_id: Rows after this stream id are new; "" if all are.
+        until_stream_id: The last stream id that it learned from.
+        seed: Draws the sample.
+    """
     first = ledger.segments[0].first if ledger.segments else until_stream_id
     arrivals = ledger.arrivals(after_stream_id or None, until_stream_id)
     if len(arrivals) > _ARRIVAL_SAMPLE:
@@ -68,7 +75,10 @@ def data_range(ledger: Ledger, after_stream_id: str, until_stream_id: str, seed:
 
 
 def published(store: ModelStore, model: str, round_key: str) -> Manifest | None:
-    """The version that this round has already published, if any."""
+    """Return the manifest of the version that this round has published already, if any.
+
+    Only the newest versions of the store are looked at.
+    """
     for number in reversed(store.versions(model)[-_LOOK_BACK:]):
         try:
             manifest = store.manifest(model, number)
@@ -87,9 +97,17 @@ def publish_once(
     round_key: str,
     held: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Manifest:
-    """Publish, unless a process that died after publishing did so in this round already.
+    """Publish a version, unless this round has published it already in a process that then died.
 
-    The version gets its place in the store within ``held()``, whose exception leaves the store as it was.
+    Args:
+        store: Where the version goes.
+        manifest: The version's manifest, to which the note of the round is added.
+        write: Writes the version's files into a directory.
+        round_key: Identifies the round.
+        held: The version becomes visible inside this block. If entering it raises, the store stays as it was.
+
+    Returns:
+        The manifest of the published version.
     """
     existing = published(store, manifest.model, round_key)
     if existing is not None:
@@ -98,7 +116,7 @@ def publish_once(
 
 
 def code_version() -> str:
-    """Of the installed distribution, for manifests."""
+    """Return the version of the installed distribution, for manifests."""
     try:
         return metadata.version("rewardloop")
     except metadata.PackageNotFoundError:
@@ -108,10 +126,20 @@ def code_version() -> str:
 def promote(
     server: RewardloopClient, model: str, version: str, reason: str, timeout_s: float, leader_epoch: int = 0
 ) -> None:
-    """Make the version live; returns once the server reports that it serves it.
+    """Make the version live. Returns once the server reports that it serves the version.
 
-    Raises Fenced when a trainer that led later than ``leader_epoch`` has promoted a version (0: not asked),
-    `PromotionRefused` when the server never will, `ServerAway` for everything that may pass.
+    Args:
+        server: The client of the service.
+        model: The model's name.
+        version: The version's number.
+        reason: Why it is promoted, for the server's record.
+        timeout_s: How long the server may take.
+        leader_epoch: The epoch of the trainer that asks; 0 if none is to be checked.
+
+    Raises:
+        Fenced: If a trainer of a later epoch has promoted a version.
+        PromotionRefused: If the server will never serve this version.
+        ServerAway: If the same call may succeed later.
     """
     with _refusals_apart():
         try:
@@ -124,13 +152,17 @@ def promote(
 def set_canary(
     server: RewardloopClient, model: str, version: str | None, share: float, reason: str, timeout_s: float
 ) -> None:
-    """Give the version its share of the traffic; None ends the canary. Raises as `promote`."""
+    """Give the version its share of the traffic, or end the canary if ``version`` is None.
+
+    Raises `PromotionRefused` and `ServerAway` as `promote` does.
+    """
     with _refusals_apart():
         server.set_canary(model, version, share=share, reason=reason, timeout_s=timeout_s)
 
 
 @contextmanager
 def _refusals_apart() -> Iterator[None]:
+    """Turn the client's errors into `PromotionRefused` or `ServerAway`."""
     try:
         yield
     except (FailedPrecondition, NotFound, InvalidRequest) as error:

@@ -12,20 +12,20 @@ import structlog
 from rewardloop.formats.store import Manifest, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair, pairs_of
-from rewardloop_trainer.evaluation.reward_gate import gate
+from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.batches import encode_records
 from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
 from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.start import Start, start_from
+from rewardloop_trainer.reward.start import RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
-from rewardloop_trainer.rounds.track import Interrupted
+from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -37,7 +37,7 @@ _SLOPE_PAIRS = 200
 
 
 class RewardRound(ModelRound):
-    """Whole weights, adapters merged into them, or a delta over the live graph."""
+    """Trains whole weights, adapters that are merged into them, or a delta over the live version's graph."""
 
     model = "reward"
 
@@ -51,12 +51,12 @@ class RewardRound(ModelRound):
         trained = self._directory / "trained"
         if not trained.exists():
             start = self._start()
-            settings = self._settings.reward.model_copy(update={"seed": self._track.now.seed})
+            settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             if makes_delta := is_delta(start, settings):
                 as_delta(start.model, settings.lora)
             else:
                 if settings.delta:
-                    log.info("the live graph takes no such adapters: this round publishes a whole version that does")
+                    log.info("the live graph takes no such adapters: this round publishes a whole version")
                 start.model.merge_lora()
                 if settings.method == "lora":
                     with_lora(start.model, settings.lora)
@@ -111,17 +111,17 @@ class RewardRound(ModelRound):
             lambda: pair_margins(model, encoder, pairs, slope),
             [s for example in calibration for s in example.sequences],
             slope,
-            self._track.now.seed,
+            self._current.state.seed,
         )
 
     def _judge(self) -> None:
-        """Gate and calibration; the manifest of what passes is kept beside its files."""
-        start, model, now = self._start(), self._trained(), self._track.now
+        """Gate the candidate, calibrate it, and keep its manifest beside its files."""
+        start, model, now = self._start(), self._trained(), self._current.state
         encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
-        verdict = gate(
+        verdict = judge_reward(
             pairs,
             pair_margins(model, encoder, pairs, slope),
             pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
@@ -129,9 +129,6 @@ class RewardRound(ModelRound):
             tolerance=self._settings.reward.gate_tolerance,
             seed=now.seed,
         )
-        for side in ("candidate", "live"):
-            if (accuracy := verdict.figures.get(f"gate_{side}_accuracy")) is not None:
-                self._metrics.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
         self._metrics.show_reward_gate(verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
@@ -151,7 +148,7 @@ class RewardRound(ModelRound):
         self._reach("gated")
 
     def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
-        """What the candidate's scores give back of its preference for length."""
+        """Return how much of the logarithm of length is taken off the candidate's scores, 0 without length control."""
         control = self._settings.reward.length_control
         if control == 0:
             return 0.0
@@ -165,12 +162,12 @@ class RewardRound(ModelRound):
     def _manifest(self) -> Manifest:
         return Manifest.from_json((self._directory / "manifest.json").read_text())
 
-    def _start(self) -> Start:
-        now = self._track.now
+    def _start(self) -> RewardStart:
+        now = self._current.state
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 
     def _trained(self) -> RewardModel:
-        """The candidate; one that becomes a delta has its adapters on the trunk, not merged."""
+        """Load the candidate. One that becomes a delta has its adapters on the trunk, not merged into it."""
         trained = self._directory / "trained"
         if not (trained / LORA).exists():
             return RewardModel.load(trained)

@@ -1,1 +1,1 @@
-"""The policy's losses, as pure functions of tensors."""
+"""The policy's losses and what they are made of, as pure functions: tensors in, tensors out."""

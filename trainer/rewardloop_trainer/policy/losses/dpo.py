@@ -1,62 +1,54 @@
-"""Losses of direct preference optimisation, as pure functions on sums of log-probabilities.
+"""Losses of direct preference optimisation.
 
-D throughout is the difference of two log ratios, (log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x)),
-in nats, (pairs,): y_w the chosen response, y_l the rejected one. Losses are returned per pair, not reduced.
+y_w is the chosen response of a pair and y_l the rejected one. D is the difference of their log ratios,
+
+    D = (log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x)),
+
+in nats, (pairs,). Losses are returned per pair, (pairs,), and not reduced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-
-def difference(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
-    """D from log-probabilities summed over each response's tokens, end token included; all (pairs,)."""
-    return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
-
-
-def difference_per_token(chosen_ratio: Tensor, rejected_ratio: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """D of log ratios averaged over tokens.
-
-    chosen_ratio, rejected_ratio: log pi - log ref, summed; chosen, rejected: numbers of tokens, at least 1. (pairs,).
-    """
-    return chosen_ratio / chosen - rejected_ratio / rejected
+from rewardloop_trainer.policy.offline_settings import PreferenceLoss
 
 
 def sigmoid(d: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """-(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D), (pairs,).
+    """-(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D).
 
-    Rafailov et al. 2023, eq. 7; with label smoothing e the conservative DPO of Mitchell 2023: the gradient vanishes
-    where sigmoid(beta D) = 1 - e instead of at infinity.
+    Source: Rafailov et al. 2023, eq. 7. With label smoothing e it is the conservative DPO of Mitchell 2023: the
+    gradient vanishes at sigmoid(beta D) = 1 - e instead of at infinity.
     """
     return -(1 - label_smoothing) * logsigmoid(beta * d) - label_smoothing * logsigmoid(-beta * d)
 
 
 def robust(d: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """[(1 - e) l(D) - e l(-D)] / (1 - 2e) with l = -log sigmoid(beta .), (pairs,).
+    """[(1 - e) l(D) - e l(-D)] / (1 - 2e) with l(D) = -log sigmoid(beta D).
 
-    Chowdhury et al. 2024, eq. 12: its mean over labels flipped with probability e < 1/2 is the loss on clean labels.
+    Source: Chowdhury et al. 2024, eq. 12. If labels are flipped with probability e < 1/2, its mean is the loss on
+    unflipped labels.
     """
     right, flipped = -logsigmoid(beta * d), -logsigmoid(-beta * d)
     return ((1 - label_smoothing) * right - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
 def ipo(d: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """(D - 1 / (2 beta))^2, (pairs,), with D of per-token averages. Azar et al. 2023, eq. 17.
+    """(D - 1 / (2 beta))^2, with D of log ratios that are averaged over tokens.
 
-    Label smoothing mixes in the loss of the flipped label, as in `sigmoid`.
+    Source: Azar et al. 2023, eq. 17. Label smoothing mixes in the loss of the flipped label, as in `sigmoid`.
     """
     target = 1 / (2 * beta)
     return (1 - label_smoothing) * (d - target).square() + label_smoothing * (d + target).square()
 
 
 def hinge(d: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """max(0, 1 - beta D), (pairs,): SLiC-HF's calibration loss on log ratios, as in Liu et al. 2023 (RSO), eq. 11.
+    """max(0, 1 - beta D): the calibration loss of SLiC-HF on log ratios.
 
-    Label smoothing mixes in the loss of the flipped label, as in `sigmoid`.
+    Source: Liu et al. 2023 (RSO), eq. 11. Label smoothing mixes in the loss of the flipped label, as in `sigmoid`.
     """
     return (1 - label_smoothing) * relu(1 - beta * d) + label_smoothing * relu(1 + beta * d)
 
@@ -69,10 +61,23 @@ LOSSES: Mapping[str, Callable[[Tensor, float, float], Tensor]] = {
 }
 
 
-def k3(log_ratio: Tensor) -> Tensor:
-    """exp(r) - 1 - r with r = log pi - log ref, clamped to +-20: non-negative, in nats.
+def pair_losses(policy: Tensor, reference: Tensor, tokens: Tensor, settings: PreferenceLoss) -> Tensor:
+    """The loss that the settings name, plus their weight of the chosen response's loss per token.
 
-    On responses drawn from ref, its mean estimates KL(ref || pi) without bias (Schulman 2020).
+    The second term is that of iterative RPO (Pang et al. 2024, eq. 1): DPO alone may lower the probability of the
+    chosen response too.
+
+    Args:
+        policy: (pairs, 2), log-probabilities of chosen and rejected under the policy, summed over tokens, in nats.
+        reference: (pairs, 2), the same under the reference.
+        tokens: (pairs, 2), numbers of tokens, at least 1, end token included.
+        settings: Which loss, and its parameters.
+
+    Returns:
+        (pairs,).
     """
-    clamped = log_ratio.clamp(-20.0, 20.0)
-    return torch.expm1(clamped) - clamped
+    ratio = policy - reference
+    if settings.loss == "ipo" or settings.length_normalised:
+        ratio = ratio / tokens
+    losses = LOSSES[settings.loss](ratio[:, 0] - ratio[:, 1], settings.beta, settings.label_smoothing)
+    return losses - settings.sft_weight * policy[:, 0] / tokens[:, 0]

@@ -1,1 +1,1 @@
-"""Learning from a policy's own answers: one loop, and a small file for each algorithm."""
+"""Learning from a policy's own responses: one loop, and one file for each algorithm."""

@@ -1,4 +1,4 @@
-"""PPO's value function: what return may still be expected before each token of an answer."""
+"""PPO's value function: the return that is still expected before each token of a response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewardloop_trainer.data.completions import Completion, padded
 
 
 class Critic(nn.Module):
-    """A linear head, 0 at first, on the policy's last hidden states or on those of a trunk of its own."""
+    """A linear head, initialised to 0, on the last hidden states of the policy or of a trunk of its own."""
 
     def __init__(self, width: int, trunk: Any | None = None) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(rows, columns, width) -> (rows, columns)."""
+        """Values (rows, columns) of hidden states (rows, columns, width)."""
         values: Tensor = self.head(states).squeeze(-1)
         return values
 
     def states(self, rows: Sequence[Completion], pad_id: int) -> Tensor:
-        """Those of its own trunk, aligned as `completions.forward` has the policy's."""
+        """Hidden states (rows, columns, width) of its own trunk, aligned as those of `completions.forward`."""
         assert self.trunk is not None
         ids, first, _ = padded(rows, pad_id, self.head.weight.device)
         states: Tensor = self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, first:-1]

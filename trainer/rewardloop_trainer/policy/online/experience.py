@@ -1,24 +1,35 @@
-"""What a step learns from, in tensors: the sampled answers with what is fixed about them while the policy moves."""
+"""The samples and experience of a step as tensors, and the interface of an algorithm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import Completion
+from rewardloop_trainer.policy.online_registry import AlgorithmSettings, OnlineEntry
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The answers of one step: ``responses`` to each prompt, next to each other; (rows, columns) over their tokens.
+    """The responses of one step; the responses to one prompt are next to each other.
 
-    ``logprobs``: under the weights that the step begins with. ``reference``: under the frozen policy. ``values``: the
-    critic's, with PPO. ``importance``: of each token, 1 where those same weights sampled it. ``scores``: (rows,).
-    All log-probabilities are at the temperature that the tokens were sampled with.
+    A row is a response, and a column one of its tokens, from the first one on. Log-probabilities are in nats, at the
+    temperature that the tokens were sampled with.
+
+    Attributes:
+        rows: The token sequences, with their prompts.
+        texts: The responses as texts.
+        responses: Responses to each prompt.
+        is_token: (rows, columns), bool.
+        logprobs: (rows, columns), under the weights that the step begins with.
+        reference: (rows, columns), under the frozen policy.
+        importance: (rows, columns), importance weight of each token; 1 if the step's own weights sampled it.
+        scores: (rows,), the reward of each response.
+        values: (rows, columns), what the critic expects before each token; None without a critic.
     """
 
     rows: Sequence[Completion]
@@ -37,16 +48,26 @@ class Samples:
         return self.scores.view(-1, self.responses)
 
     def sequence_kl(self) -> Tensor:
-        """(rows,): log pi - log ref of each answer, k1, in nats."""
+        """(rows,): the k1 estimate of KL(policy || reference) per response, log pi - log ref, in nats."""
         return (self.logprobs - self.reference).sum(1)
+
+    def equal_groups(self) -> float:
+        """Share of groups whose responses all have the same score, from which nothing can be learned."""
+        scores = self.grouped_scores
+        return (scores.amax(1) - scores.amin(1) < 1e-6).float().mean().item()
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """Rows to learn from. ``tensors``: what the loss needs, each (rows, ...), with ``is_token`` and ``logprobs``.
+    """Rows to learn from, and what does not change about them while the policy learns.
 
-    ``weight``: (rows,), the share of a row in its minibatch: the loss is sum(row losses) / sum(weights), over all
-    micro-batches and processes. ``per_item``: rows that stay together, 2 for pairs.
+    Attributes:
+        rows: The token sequences, with their prompts.
+        tensors: What the loss needs, each (rows, ...); always with ``is_token`` and ``logprobs``.
+        weight: (rows,), share of each row in its minibatch. The loss of a minibatch is sum(row losses) / sum(weights)
+            over all its micro-batches and processes.
+        per_item: Rows that stay together in a minibatch: 2 for pairs.
+        figures: What to report of the step.
     """
 
     rows: Sequence[Completion]
@@ -56,7 +77,7 @@ class Experience:
     figures: Mapping[str, float]
 
     def joined(self, other: Experience) -> Experience:
-        """Both, to learn from in the same minibatches; the figures are this one's."""
+        """The rows of both, to learn from in the same minibatches, with the figures of this one."""
         return Experience(
             [*self.rows, *other.rows],
             {name: torch.cat([tensor, other.tensors[name]]) for name, tensor in self.tensors.items()},
@@ -68,21 +89,32 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """The policy as it is: (rows, columns) log-probabilities, and the critic's values with PPO."""
+    """The learning policy's view of a set of rows.
+
+    Attributes:
+        logprobs: (rows, columns), in nats.
+        values: (rows, columns), what the critic expects before each token; None without a critic.
+    """
 
     logprobs: Tensor
     values: Tensor | None
 
 
 class Algorithm(Protocol):
-    """What an algorithm makes of samples, and its loss."""
+    """An online algorithm: it turns a step's samples into experience, and has the loss."""
 
-    has_critic: bool
+    entry: ClassVar[OnlineEntry]
+    settings: AlgorithmSettings
 
     def experience(self, samples: Samples, beta: float) -> Experience:
-        """What the update learns from. ``beta``: reward that a nat of KL costs."""
+        """Turn samples into what the update learns from; ``beta`` is the reward that a nat of KL costs."""
         ...
 
     def loss(self, now: Now, part: Mapping[str, Tensor]) -> Tensor:
-        """(rows,), not divided by the weights. ``part``: the experience's tensors of these rows."""
+        """The loss of each row, (rows,), not divided by the weights.
+
+        Args:
+            now: The learning policy at these rows.
+            part: The experience's tensors of these rows.
+        """
         ...

@@ -1,4 +1,4 @@
-"""How strongly a policy is held to its reference: a fixed coefficient, or one that steers the KL to a target."""
+"""The coefficient of the KL in the reward: fixed, or adapted so that the KL stays near a target."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class KlControl:
-    """beta of the reward ``score - beta * KL``. With ``target`` it adapts: Ziegler et al. 2019, section 2.2.
+    """beta of the reward ``score - beta * KL``.
 
-    ``target``: nats a sequence; None keeps beta. ``horizon``: sequences over which a constant excess of 20% or more
-    would multiply beta by about exp(0.2). An excess beyond 20% counts as 20%, so that one bad batch cannot run away.
+    Source of the adaptation: Ziegler et al. 2019, section 2.2.
+
+    Attributes:
+        beta: The coefficient, in reward per nat.
+        target: Wanted KL in nats per sequence; None keeps beta fixed.
+        horizon: Sequences over which a KL that exceeds its target by 20% or more multiplies beta by about exp(0.2). A
+            larger excess counts as 20%, so that one bad batch cannot change beta much.
     """
 
     beta: float
@@ -18,7 +23,7 @@ class KlControl:
     horizon: float = 10_000.0
 
     def update(self, kl: float, sequences: int) -> None:
-        """``kl``: mean of the last rollout, in nats a sequence; ``sequences``: how many it was measured on."""
+        """Adapt beta to the last rollout, whose mean KL is ``kl`` nats per sequence over ``sequences`` sequences."""
         if self.target is not None:
             error = min(max(kl / self.target - 1.0, -0.2), 0.2)
             self.beta *= 1.0 + error * sequences / self.horizon

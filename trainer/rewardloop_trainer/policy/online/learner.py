@@ -1,4 +1,4 @@
-"""What learns in a run: the policy's weights or adapters on them, the critic, and their optimizer."""
+"""Holds what learns in a run: the policy's weights or adapters, the critic if there is one, and their optimizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewardloop_trainer.data.batches import by_length
 from rewardloop_trainer.data.completions import Completion, forward, from_start
+from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.policy.online.critic import Critic
 from rewardloop_trainer.policy.online.experience import Now
@@ -19,10 +19,19 @@ from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 
 class Learner:
-    """A causal LM in float32 that learns; as it comes, it is the reference that it is held to."""
+    """A causal LM that learns, and a frozen reference: the same model as it came."""
 
     def __init__(self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool) -> None:
-        model.eval()  # no dropout, in copies of it neither: the ratio of an update that has not begun is 1
+        """Set up the optimizer.
+
+        Args:
+            model: A causal LM in float32; it is trained in place.
+            pad_id: Token id of padding.
+            settings: The settings of the loop.
+            has_critic: Whether a value function learns beside the policy.
+        """
+        # Without dropout, here and in the copies, the probability ratio is exactly 1 before an update.
+        model.eval()
         self._pad = pad_id
         self._budget = settings.micro_batch_tokens
         self._adapted: Any = None
@@ -54,12 +63,21 @@ class Learner:
         return {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
 
     def set_rates(self, scale: float, *, critic_alone: bool) -> None:
-        """``scale`` of each learning rate; the policy's is 0 while the critic learns alone."""
+        """Multiply each learning rate by ``scale``; the policy's is 0 while the critic learns alone."""
         for i, group in enumerate(self.optimizer.param_groups):
             group["lr"] = 0.0 if critic_alone and i == 0 else group["base_lr"] * scale
 
     def now(self, rows: Sequence[Completion], columns: int, temperature: float) -> Now:
-        """With gradient: one micro-batch, its answers moved to column 0."""
+        """Run one micro-batch with gradient.
+
+        Args:
+            rows: Token sequences with their prompts.
+            columns: Columns of the result, at least as many as the longest response has tokens.
+            temperature: What the logits are divided by.
+
+        Returns:
+            Log-probabilities and values (rows, columns); each response starts in column 0.
+        """
         shares = self.critic is not None and self.critic.trunk is None
         logprobs, is_token, states = forward(self.policy, rows, self._pad, temperature, with_states=shares)
         values = None
@@ -71,7 +89,7 @@ class Learner:
 
     @torch.no_grad()
     def measured(self, rows: Sequence[Completion], columns: int, temperature: float) -> Now:
-        """As `now` for any number of rows, without gradient."""
+        """As `now`, for any number of rows and without gradient."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
         values = torch.zeros_like(logprobs) if self.critic is not None else None
         for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
@@ -83,7 +101,7 @@ class Learner:
 
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequence[Completion], columns: int, temperature: float) -> Tensor:
-        """(rows, columns), of the policy as it came."""
+        """Log-probabilities (rows, columns) under the reference, in nats."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
         with self._as_it_came() as model:
             for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
@@ -100,7 +118,7 @@ class Learner:
                 yield self.policy
 
     def merged(self) -> Any:
-        """The policy alone, with adapters merged into its weights: a causal LM to save."""
+        """The causal LM to save, with adapters merged into its weights."""
         return self.policy if self._adapted is None else self._adapted.merge_and_unload()
 
 

@@ -1,6 +1,7 @@
-"""Online DPO: the best and the worst of a prompt's answers, as the reward model has it, are a pair for DPO.
+"""Online DPO: the best and the worst response to a prompt, as the reward model scores them, are a pair for DPO.
 
-Guo et al. 2024 (direct alignment from AI feedback); best against worst as in RLHF-Workflow (Dong et al. 2024).
+Source: Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback"; the best is paired with the worst
+as in RLHF-Workflow (Dong et al. 2024). Pairs that people judged may be learned from in the same steps.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rewardloop_trainer.policy.losses import dpo
-from rewardloop_trainer.policy.online.experience import Experience, Now, Samples
-from rewardloop_trainer.policy.settings import DpoSettings
+from rewardloop_trainer.policy.losses.dpo import pair_losses
+from rewardloop_trainer.policy.online.experience import Algorithm, Experience, Now, Samples
+from rewardloop_trainer.policy.online_registry import ONLINE, OnlineDpoSettings
 
 
-class OnlineDpo:
-    """Pairs with equal texts or scores are dropped. The strength of the reference is DPO's own beta."""
+class OnlineDpo(Algorithm):
+    """Pairs of equal texts or equal scores are dropped. The KL is no part of a reward: the loss has its own beta."""
 
-    has_critic = False
+    entry = ONLINE["online-dpo"]
 
-    def __init__(self, settings: DpoSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: OnlineDpoSettings) -> None:
+        self.settings: OnlineDpoSettings = settings
 
     def experience(self, samples: Samples, beta: float) -> Experience:
         scores, k = samples.grouped_scores, samples.responses
@@ -43,12 +44,7 @@ class OnlineDpo:
         return Experience([samples.rows[i] for i in order], tensors, weight, 2, figures)
 
     def loss(self, now: Now, part: Mapping[str, Tensor]) -> Tensor:
-        """Each pair's loss, half of it at each of its rows."""
-        settings = self._settings
-        sums, tokens = now.logprobs.sum(1).view(-1, 2), part["is_token"].sum(1).view(-1, 2)
-        ratio = sums - part["reference"].view(-1, 2)
-        if settings.loss == "ipo" or settings.length_normalised:
-            ratio = ratio / tokens
-        losses = dpo.LOSSES[settings.loss](ratio[:, 0] - ratio[:, 1], settings.beta, settings.label_smoothing)
-        losses = losses - settings.sft_weight * sums[:, 0] / tokens[:, 0]
+        """The loss of each pair, half of it at each of its two rows."""
+        policy, tokens = now.logprobs.sum(1).view(-1, 2), part["is_token"].sum(1).view(-1, 2)
+        losses = pair_losses(policy, part["reference"].view(-1, 2), tokens, self.settings.loss)
         return losses.repeat_interleave(2) / 2

@@ -1,6 +1,7 @@
-"""RLOO: REINFORCE on whole answers, the others to the same prompt as the baseline. Ahmadian et al. 2024.
+"""RLOO: REINFORCE on whole responses, with the other responses to the same prompt as the baseline.
 
-An answer is one action: its ratio, which clips as PPO's, is that of its probability as a whole.
+Source: Ahmadian et al. 2024, "Back to Basics". A response is one action: the ratio that is clipped, as in PPO, is that
+of the probabilities of the whole response.
 """
 
 from __future__ import annotations
@@ -10,34 +11,35 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rewardloop_trainer.policy.losses.policy_gradient import clipped_surrogate, leave_one_out
-from rewardloop_trainer.policy.online.experience import Experience, Now, Samples
-from rewardloop_trainer.policy.online.grpo import agreement
-from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.losses.advantages import leave_one_out
+from rewardloop_trainer.policy.losses.clipped import clipped_surrogate
+from rewardloop_trainer.policy.online.experience import Algorithm, Experience, Now, Samples
+from rewardloop_trainer.policy.online_registry import ONLINE, RlooSettings
 
 
-class Rloo:
-    """The KL of the whole answer is part of its reward."""
+class Rloo(Algorithm):
+    """The KL of the whole response is part of its reward."""
 
-    has_critic = False
+    entry = ONLINE["rloo"]
 
-    def __init__(self, settings: OnlineSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RlooSettings) -> None:
+        self.settings: RlooSettings = settings
 
     def experience(self, samples: Samples, beta: float) -> Experience:
         rewards = (samples.scores - beta * samples.sequence_kl()).view(-1, samples.responses)
-        # An answer's importance is its tokens' product, bounded as each of them is.
-        importance = samples.importance.where(samples.is_token, 1.0).prod(1).clamp(max=self._settings.most_importance)
+        # A response's importance weight is the product of its tokens' weights, with the bound that each of them has.
+        importance = samples.importance.where(samples.is_token, 1.0).prod(1).clamp(max=self.settings.most_importance)
         tensors = {
             "is_token": samples.is_token,
             "logprobs": samples.logprobs,
             "advantages": leave_one_out(rewards).view(-1) * importance,
         }
-        return Experience(samples.rows, tensors, torch.ones_like(samples.scores), 1, agreement(samples))
+        figures = {"groups_alike": samples.equal_groups()}
+        return Experience(samples.rows, tensors, torch.ones_like(samples.scores), 1, figures)
 
     def loss(self, now: Now, part: Mapping[str, Tensor]) -> Tensor:
-        settings = self._settings
+        clip, clip_above = self.settings.clip, self.settings.clip_above
         logprob, old = now.logprobs.sum(1, keepdim=True), part["logprobs"].sum(1, keepdim=True)
-        whole = torch.ones_like(logprob, dtype=torch.bool)
+        is_response = torch.ones_like(logprob, dtype=torch.bool)
         advantages = part["advantages"].unsqueeze(1)
-        return clipped_surrogate(logprob, old, advantages, whole, settings.clip, settings.clip_above).squeeze(1)
+        return clipped_surrogate(logprob, old, advantages, is_response, clip, clip_above).squeeze(1)

@@ -1,4 +1,4 @@
-"""Where a step's answers come from: this process's weights, or a faster engine that follows them."""
+"""Samples the responses of a step, in this process or on a faster engine that is given the weights."""
 
 from __future__ import annotations
 
@@ -8,40 +8,44 @@ from typing import Any, Protocol
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.policy.rollouts import Rollout, roll_out
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling, roll_out
 
 
 @dataclass(frozen=True, slots=True)
 class SampleCall:
-    """What one step asks for. ``places``: what the prompts' random numbers go with, beside the seed."""
+    """The responses that one step asks for.
+
+    Attributes:
+        step: The step, from 0; it tells a remote engine which weights to sample with.
+        prompts: The prompts.
+        places: A number for each prompt that, with the seed, determines its random numbers.
+        sampling: How many responses, how long, with which seed and temperature.
+    """
 
     step: int
     prompts: Sequence[Prompt]
     places: Sequence[int]
-    responses: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
+    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The answers to each prompt, and the step whose weights gave them: at most that of the call."""
+    """The responses to each prompt, and the step whose weights sampled them, which is at most the step of the call."""
 
     groups: Sequence[Sequence[Rollout]]
     step: int
 
 
 class Sampler(Protocol):
-    """Samples from a policy that moves."""
+    """Samples from a policy that is learning."""
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
-        """``on_batch`` is called now and then, and may raise to stop."""
+        """Sample the responses. ``on_batch`` is called now and then, and may raise to stop."""
         ...
 
 
 class LocalSampler:
-    """With the very weights that learn."""
+    """Samples in this process, with the weights that are learning."""
 
     def __init__(self, model: Any, encoder: Encoder) -> None:
         self._model = model
@@ -49,14 +53,6 @@ class LocalSampler:
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
         groups = roll_out(
-            self._model,
-            self._encoder,
-            call.prompts,
-            responses=call.responses,
-            max_new_tokens=call.max_new_tokens,
-            seed=call.seed,
-            temperature=call.temperature,
-            places=call.places,
-            on_batch=on_batch,
+            self._model, self._encoder, call.prompts, call.sampling, places=call.places, on_batch=on_batch
         )
         return Said(groups, call.step)

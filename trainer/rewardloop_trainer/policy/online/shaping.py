@@ -1,4 +1,4 @@
-"""From the scoring service's rewards to what an algorithm learns from."""
+"""Turns the scores of the scoring service into the rewards that an algorithm learns from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewardloop_trainer.policy.rollouts import Rollout
 
 @dataclass(slots=True)
 class Moments:
-    """Running mean and deviation of one reward version's scores (Welford 1962)."""
+    """Running mean and deviation of the scores of one reward version. Source: Welford 1962."""
 
     version: str = ""
     count: float = 0.0
@@ -28,13 +28,16 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        """1 while there are too few values to say."""
+        """The standard deviation; 1 as long as it cannot be estimated."""
         return math.sqrt(self.squares / self.count) if self.count > 1 and self.squares > 0 else 1.0
 
 
 @dataclass(slots=True)
 class Shaping:
-    """Keeps the running statistics of a run; they begin anew when another reward version scores."""
+    """Shapes the rewards of one run and keeps its running statistics.
+
+    The statistics begin anew when another reward version scores, since its scores may have another scale.
+    """
 
     settings: RewardShaping
     moments: Moments = field(default_factory=Moments)
@@ -42,13 +45,18 @@ class Shaping:
     def shape(
         self, groups: Sequence[Sequence[Rollout]], rewards: Sequence[Sequence[Reward | None]]
     ) -> list[list[float]]:
-        """One reward for each rollout, in their order."""
+        """The reward of each rollout, in the order of the rollouts.
+
+        Args:
+            groups: The rollouts of each prompt.
+            rewards: What the scoring service says of each; None for an empty response.
+        """
         pessimistic = [
             [self.settings.empty_score if r is None else r.pessimistic(self.settings.caution) for r in group]
             for group in rewards
         ]
         if self.settings.normalise:
-            # Statistics of what was really scored; within a step the newest version counts.
+            # Empty responses were not scored and do not count. If versions change within a step, the last one counts.
             for group, values in zip(rewards, pessimistic, strict=True):
                 for reward, value in zip(group, values, strict=True):
                     if reward is not None:
@@ -66,10 +74,10 @@ class Shaping:
         ]
 
     def numbers(self) -> Mapping[str, float]:
-        """For a checkpoint."""
+        """The statistics, for a checkpoint."""
         return {f"moments.{name}": getattr(self.moments, name) for name in ("count", "mean", "squares")}
 
     def restore(self, version: str, numbers: Mapping[str, float]) -> None:
-        """From a checkpoint."""
+        """Take the statistics of reward version ``version`` from a checkpoint."""
         names = ("count", "mean", "squares")
         self.moments = Moments(version, *(numbers[f"moments.{name}"] for name in names))

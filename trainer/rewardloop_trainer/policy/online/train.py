@@ -1,13 +1,14 @@
-"""The loop of every algorithm: sample, score, measure, learn. A killed run goes on from its checkpoint to the same
-weights; several processes take the same steps as one would."""
+"""The loop that every online algorithm shares: sample, score, measure, learn.
+
+A killed run goes on from its checkpoint to the same weights, and several processes take the same steps as one would.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,21 +18,23 @@ from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.dpo_train import PolicyPair
-from rewardloop_trainer.policy.losses.policy_gradient import importance, token_mean
-from rewardloop_trainer.policy.online.experience import Algorithm, Samples
+from rewardloop_trainer.policy.losses.clipped import importance, token_mean
+from rewardloop_trainer.policy.online.algorithms import OnlineTask
+from rewardloop_trainer.policy.online.experience import Samples
 from rewardloop_trainer.policy.online.kl_control import KlControl
 from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online.sampler import LocalSampler, SampleCall, Sampler
 from rewardloop_trainer.policy.online.shaping import Shaping
 from rewardloop_trainer.policy.online.update import SEED_PRIME, Update
-from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.rollouts import Rollout
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling
 
-Score = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Sequence[Sequence[Reward | None]]]
+Score: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Sequence[Sequence[Reward | None]]]
+OnlineControl: TypeAlias = RunControl[StepDone, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,76 +48,78 @@ class OnlineOutcome:
 def train_online(
     model: Any,
     encoder: Encoder,
-    prompts: Sequence[Prompt],
+    task: OnlineTask,
     score: Score,
-    algorithm: Algorithm,
-    settings: OnlineSettings,
+    control: OnlineControl = NO_CONTROL,
     *,
     seed: int = 0,
-    human_pairs: Sequence[PolicyPair] = (),
     sampler: Sampler | None = None,
-    checkpoint_dir: Path | None = None,
-    on_step: Callable[[StepDone], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    save: Callable[[Any], None] = lambda _: None,
 ) -> OnlineOutcome:
-    """Train ``model`` (a Hugging Face causal LM in float32) in place; as it comes, it is the reference.
+    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
 
-    ``score`` gives each text's reward, None where it has none; it may raise. ``human_pairs``: for algorithms that learn
-    from pairs. With the same arguments, a checkpoint in ``checkpoint_dir`` and the same scores, goes on from there to
-    the weights of an uninterrupted run, bit for bit on one kind of CPU and number of threads. Where torch.distributed
-    is initialised, every process makes this call; the first one's checkpoint counts. ``save`` is called with the policy
-    before the checkpoint is deleted, in the first process only. Raises ValueError without prompts, `TrainingStopped`
-    when asked to stop, and ArithmeticError when sampled and learned probabilities disagree.
+    With the same arguments, a checkpoint in the control's directory and the same scores, the run goes on from the
+    checkpoint to the weights of an uninterrupted run, bit for bit on one kind of CPU and number of threads. If
+    torch.distributed is initialised, every process makes this call; the first process's checkpoint counts.
+
+    Args:
+        model: A Hugging Face causal LM in float32.
+        encoder: The model's tokenizer and text layout.
+        task: The algorithm, its prompts and people's pairs.
+        score: Gives the reward of each text, or None for a text without one. It may raise; the step is then repeated
+            when the run goes on.
+        control: Checkpoint directory and callbacks; ``save`` gets the policy as a causal LM.
+        seed: The seed of the order of prompts and minibatches and of the sampled responses.
+        sampler: Where responses come from; None: this process and the weights that learn.
+
+    Returns:
+        The policy and the figures of each step.
+
+    Raises:
+        ValueError: If there is no prompt, or there are too few responses to a prompt for the algorithm.
+        TrainingStopped: If the control asked to stop.
+        ArithmeticError: If sampled and learned probabilities disagree, or a step's gradients are not finite.
     """
-    if not prompts:
-        raise ValueError("there is no prompt to answer")
-    if settings.responses < 2 and not algorithm.has_critic:
-        raise ValueError("without a critic, an answer is measured against others to its prompt: 2 responses or more")
-    run = _Run(model, encoder, prompts, score, algorithm, settings, seed, human_pairs, sampler, checkpoint_dir)
-    return run.to_the_end(on_step, should_stop, save)
+    if not task.prompts:
+        raise ValueError("there is no prompt to respond to")
+    if task.settings.responses < (least := task.algorithm.entry.least_responses):
+        raise ValueError(f"the algorithm compares responses to one prompt: it needs {least} responses or more")
+    return OnlineRun(model, encoder, task, score, control, seed, sampler).to_the_end()
 
 
-class _Run:
-    """One run: what learns, and how far it is."""
+class OnlineRun:
+    """One run: what learns, and how many steps it has taken."""
 
     def __init__(
         self,
         model: Any,
         encoder: Encoder,
-        prompts: Sequence[Prompt],
+        task: OnlineTask,
         score: Score,
-        algorithm: Algorithm,
-        settings: OnlineSettings,
+        control: OnlineControl,
         seed: int,
-        human_pairs: Sequence[PolicyPair],
         sampler: Sampler | None,
-        checkpoint_dir: Path | None,
     ) -> None:
         self.world = World()
-        self.prompts, self.score, self.algorithm = prompts, score, algorithm
-        self.settings, self.seed, self.human_pairs = settings, seed, human_pairs
-        self.checkpoint_dir = checkpoint_dir
-        about = (type(algorithm).__name__, seed, settings.model_dump_json(), *prompts, *human_pairs)
+        self.prompts, self.human_pairs, self.score = task.prompts, task.human_pairs, score
+        self.algorithm, self.settings, self.control, self.seed = task.algorithm, task.settings, control, seed
+        of_algorithm = (type(task.algorithm).__name__, repr(task.algorithm.settings))
+        about = (*of_algorithm, seed, task.settings.model_dump_json(), *task.prompts, *task.human_pairs)
         self.fingerprint = checkpoint.fingerprint_of(model, about)
-        self.learner = Learner(model, encoder.format.pad, settings, has_critic=algorithm.has_critic)
-        self.update = Update(self.learner, self.world, algorithm, settings, seed)
+        has_critic = task.algorithm.entry.has_critic
+        self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic)
+        self.update = Update(self.learner, self.world, task.algorithm, task.settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
-        self.kl_control = KlControl(settings.beta, settings.kl_target, settings.kl_horizon)
-        self.shaping = Shaping(settings.rewards)
+        self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.kl_horizon)
+        self.shaping = Shaping(task.settings.rewards)
         self.step = 0
 
-    def to_the_end(
-        self,
-        on_step: Callable[[StepDone], None],
-        should_stop: Callable[[], bool],
-        save: Callable[[Any], None],
-    ) -> OnlineOutcome:
+    def to_the_end(self) -> OnlineOutcome:
+        """Take the remaining steps and let the caller save."""
         self._resume()
         steps, history = self.settings.steps, list[StepDone]()
 
         def stop_if_asked() -> None:
-            if self.world.largest(float(should_stop())):
+            if self.world.largest(float(self.control.should_stop())):
                 raise TrainingStopped(f"stopped in step {self.step + 1} of {steps}")
 
         while self.step < steps:
@@ -126,12 +131,12 @@ class _Run:
             every = self.settings.checkpoint_every_steps
             if every and self.step % every == 0 and self.step < steps:
                 self._checkpoint()
-            on_step(done)
+            self.control.on_step(done)
         policy = self.learner.merged()
         if self.world.is_first:
-            save(policy)
-            if self.checkpoint_dir is not None:
-                checkpoint.clear(self.checkpoint_dir)
+            self.control.save(policy)
+            if self.control.checkpoint_dir is not None:
+                checkpoint.clear(self.control.checkpoint_dir)
         self.world.wait()
         return OnlineOutcome(policy, history)
 
@@ -140,7 +145,7 @@ class _Run:
         try:
             groups, scored, rewards, age = self._answers(temperature, stop_if_asked)
         except Exception:
-            self._checkpoint()  # nothing of this step was learned yet: no step is lost with it
+            self._checkpoint()  # nothing of this step was learned yet, so the checkpoint has all steps
             raise
         said = [rollout for group in groups for rollout in group]
         pairs = self._human_pairs(len(groups))
@@ -156,7 +161,7 @@ class _Run:
         experience = self.algorithm.experience(samples, self.kl_control.beta)
         if pairs:
             verdicts = torch.tensor([1.0, 0.0], device=flat.device).repeat(len(pairs))
-            texts = [str(i) for i in range(len(paired))]  # each its own: people saw that they differ
+            texts = [str(i) for i in range(len(paired))]  # all different: pairs of equal texts were dropped before
             judged = self._samples(paired, texts, 2, verdicts, columns, temperature)
             experience = experience.joined(self.algorithm.experience(judged, self.kl_control.beta))
         figures = {
@@ -177,32 +182,32 @@ class _Run:
     def _answers(
         self, temperature: float, stop_if_asked: Callable[[], None]
     ) -> tuple[list[Sequence[Rollout]], list[Sequence[Reward | None]], list[list[float]], int]:
-        """All processes' groups of this step, their scores and rewards, and how old the weights were that spoke."""
+        """The responses of this step in all processes, their scores and rewards, and the age of the weights in steps.
+
+        Raises:
+            ValueError: If the weights that sampled are older than the settings allow.
+        """
         settings = self.settings
         chosen = self._chosen()
         places = self.world.mine(range(len(chosen)))
         prompts = [self.prompts[chosen[place]] for place in places]
-        call = SampleCall(
-            self.step,
-            prompts,
-            places,
-            settings.responses,
-            settings.max_new_tokens,
-            temperature,
-            self.seed * SEED_PRIME + self.step,
+        sampling = Sampling(
+            settings.responses, settings.max_new_tokens, self.seed * SEED_PRIME + self.step, temperature
         )
-        # Processes have different numbers of batches to sample: only alone can one be stopped between them.
+        call = SampleCall(self.step, prompts, places, sampling)
+        # Asking the others whether to stop needs all processes at once, but they sample different numbers of batches.
+        # So only a process that is alone can stop between batches.
         said = self.sampler.sample(call, stop_if_asked if self.world.size == 1 else lambda: None)
         age = self.step - said.step
         if age > settings.max_age:
-            raise ValueError(f"answers of weights {age} steps old; at most {settings.max_age}")
+            raise ValueError(f"the responses are from weights {age} steps old; at most {settings.max_age} are allowed")
         scored = self.score(prompts, [[r.text for r in group] for group in said.groups])
         whole = self.world.gather(list(zip(said.groups, scored, strict=True)))
         groups, rewards = [g for g, _ in whole], [r for _, r in whole]
         return groups, rewards, self.shaping.shape(groups, rewards), age
 
     def _chosen(self) -> list[int]:
-        """The prompts of this step: pass after pass over all of them, each in an order of its own."""
+        """Indices of this step's prompts. The run passes over all prompts repeatedly, each time in another order."""
         count = len(self.prompts)
         first = self.step * self.settings.prompts
         numbers = range(first, first + self.settings.prompts)
@@ -215,7 +220,7 @@ class _Run:
         return order
 
     def _human_pairs(self, sampled: int) -> list[PolicyPair]:
-        """So many that they are their share of all pairs; which ones goes round."""
+        """People's pairs for this step beside ``sampled`` sampled pairs, taken in turn from all of them."""
         if not self.human_pairs:
             return []
         share = self.settings.human_share
@@ -232,7 +237,7 @@ class _Run:
         columns: int,
         temperature: float,
     ) -> Samples:
-        """Measured by policy, reference and critic, each process its share."""
+        """Measure rows with policy, reference and critic; each process measures its share."""
         mine = self.world.mine(rows)
         now = self.learner.measured(mine, columns, temperature)
         reference = self.learner.reference_logprobs(mine, columns, temperature)
@@ -253,7 +258,7 @@ class _Run:
         )
 
     def _corrected(self, samples: Samples, said: Sequence[Rollout]) -> Samples:
-        """With importance weights against the older policy that spoke."""
+        """The samples with importance weights against the older policy that sampled them."""
         behaviour = torch.zeros_like(samples.logprobs)
         for i, rollout in enumerate(said):
             behaviour[i, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
@@ -261,17 +266,17 @@ class _Run:
         return replace(samples, importance=weights)
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None or not self.world.is_first:
+        if self.control.checkpoint_dir is None or not self.world.is_first:
             return
         tensors = checkpoint.training_tensors(self.learner.modules, self.learner.optimizer)
         numbers = {"beta": self.kl_control.beta, **self.shaping.numbers()}
         texts = {"fingerprint": self.fingerprint, "moments.version": self.shaping.moments.version}
-        checkpoint.save(self.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, numbers, texts))
+        checkpoint.save(self.control.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, numbers, texts))
 
     def _resume(self) -> None:
         self.world.check_alike(self.fingerprint)
         found = checkpoint.resume(
-            self.checkpoint_dir,
+            self.control.checkpoint_dir,
             self.fingerprint,
             self.learner.modules,
             self.learner.optimizer,

@@ -1,4 +1,4 @@
-"""One step's update: minibatches of its experience, over several epochs, each an optimizer step of all processes."""
+"""The update of one step: epochs over minibatches of its experience, each an optimizer step of all processes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from rewardloop_trainer.data.batches import by_length, rate_scale
+from rewardloop_trainer.data.token_batches import by_length, rate_scale
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.learning.world import World
-from rewardloop_trainer.policy.losses.policy_gradient import clipped_share, kl_estimate, token_mean
+from rewardloop_trainer.policy.losses.clipped import clipped_share, token_mean
+from rewardloop_trainer.policy.losses.kl import kl_estimate
 from rewardloop_trainer.policy.online.experience import Algorithm, Experience
 from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 
-# Keeps the random streams of seeds apart.
+# Keeps the random streams of different seeds apart.
 SEED_PRIME = 1_000_003
 
-# The ratio of an update that has not begun is 1 up to rounding; more says that sampling and learning disagree.
+# Before an update the probability ratio is 1 up to rounding. A larger difference means that sampling and learning
+# disagree about the probabilities.
 _RATIO_TOLERANCE = 1e-2
 
 
 class Update:
-    """How a run's learner learns."""
+    """Performs the updates of one run."""
 
     def __init__(
         self, learner: Learner, world: World, algorithm: Algorithm, settings: OnlineSettings, seed: int
@@ -41,10 +43,21 @@ class Update:
         temperature: float,
         stop_if_asked: Callable[[], None],
     ) -> dict[str, float]:
-        """Epochs of minibatches; ends early when the policy has moved too far from the one that spoke.
+        """Run the epochs; end early if the policy has moved too far from the one that sampled.
 
-        Returns means over the minibatches, and whether it ended early. Raises ArithmeticError when sampled and learned
-        probabilities disagree.
+        Args:
+            experience: The rows to learn from.
+            step: The step of the run, from 0; it determines the learning rates and the order of the minibatches.
+            columns: Columns of the experience's tensors.
+            temperature: What the logits are divided by.
+            stop_if_asked: Called before each minibatch; may raise to stop.
+
+        Returns:
+            Means over the minibatches, and ``ended_early`` (1 or 0).
+
+        Raises:
+            ArithmeticError: If the first probability ratios are not 1, so that sampled and learned probabilities
+                disagree; as `NonFiniteGradients`, if a minibatch's gradients are not finite.
         """
         settings = self._settings
         items = len(experience.rows) // experience.per_item
@@ -70,13 +83,13 @@ class Update:
     def _minibatch(
         self, experience: Experience, items: Sequence[int], columns: int, temperature: float
     ) -> dict[str, float]:
-        """Gradients of one optimizer step, summed over the processes."""
+        """Compute the gradients of one optimizer step, summed over the processes, and its figures."""
         self._learner.optimizer.zero_grad(set_to_none=True)
         width, device = experience.per_item, self._learner.policy.device
         total = sum(experience.weight[i * width : (i + 1) * width].sum().item() for i in items)
-        # Loss, KL from the policy that spoke and clipped tokens, weighed; tokens; the largest |ratio - 1| goes apart.
+        # Loss; KL from the policy that sampled and clipped tokens, both times tokens; tokens.
         sums = torch.zeros(4, device=device)
-        off = 0.0
+        off = 0.0  # the largest |ratio - 1|
         mine = self._world.mine(items)
         longest = [width * max(len(experience.rows[i * width + j].ids) for j in range(width)) for i in mine]
         for group in by_length(longest, self._settings.micro_batch_tokens):
@@ -101,7 +114,7 @@ class Update:
 
 
 def _means(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure over the minibatches that have it; 0 where none does, as when there was nothing to learn from."""
+    """The mean of each figure over the minibatches that have it; 0 if none has it, as when nothing was learned from."""
     means = {}
     for name in ("loss", "update_kl", "clipped", "grad_norm"):
         values = [figures[name] for figures in seen if name in figures]

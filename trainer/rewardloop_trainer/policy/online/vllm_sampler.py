@@ -1,16 +1,16 @@
-"""Answers from a vLLM server that follows the learning policy by its adapters; for `rewardloop[vllm]`.
+"""Samples responses on a vLLM server, which is given the learning policy's adapters; for `rewardloop[vllm]`.
 
-The server (vLLM 0.10.2 or later, for token ids in replies) must have been started with the base that the policy started
-from, as a Hugging Face directory, and
+The server must be vLLM 0.10.2 or later, which returns token ids. Start it with the base that the policy starts from, as
+a Hugging Face directory:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora --max-lora-rank RANK \\
         --max-loras 2 --logprobs-mode processed_logprobs
 
-It reads adapters from the path that the trainer writes them to: both need the same file system. Without the logprobs
-mode vLLM reports probabilities from before the temperature, which are right at temperature 1 alone. Only adapters are
-followed: a server takes new full weights by a restart, or by reloading in ways of vLLM's own, and a policy whose full
-weights learn is refused here. Its kernels round unlike torch's, so each token's log-probability is near the trainer's
-and not equal: where that matters, learn with importance weights.
+The server reads adapters from the path that the trainer writes them to, so both need the same file system. Without the
+logprobs mode vLLM reports probabilities from before the temperature, which are right only at temperature 1. A policy
+whose full weights learn is refused, because a server would have to load them anew for each step. vLLM's kernels round
+differently from torch's, so the log-probability of a token is near the trainer's but not equal; if that matters, learn
+with importance weights.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import structlog
@@ -31,90 +33,111 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from rewardloop.formats.text import Encoder
+from rewardloop_client._access import is_loopback
 from rewardloop_sampling.sampling import end_ids
 from rewardloop_trainer.data.completions import Completion
+from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.online.sampler import Said, SampleCall
-from rewardloop_trainer.policy.rollouts import Rollout
+from rewardloop_trainer.policy.rollouts import Rollout, Sampling
 
 log = structlog.get_logger()
 
 _POLL_S = 0.2
 _MOST_SEED = 2**63
-# A probability of 1 may come back a rounding above it.
+# A probability of 1 may be reported as slightly more, by rounding.
 _MOST_LOGPROB = 1e-3
 
 
 class VllmError(RuntimeError):
-    """Base of what the server can do wrong.
+    """Base of the errors of sampling on a server.
 
     VllmError
-    ├── VllmUnreachable   no answer in time, or 5xx and 429, after every attempt: the same call may succeed later
-    ├── VllmRefused       4xx: the same call fails again
-    └── VllmGarbage       an answer that is not one to the question
+    ├── VllmUnreachable   no reply in time, or status 5xx or 429, after every attempt; the call may succeed later
+    ├── VllmRefused       another status 4xx; the same call would fail again
+    └── VllmGarbage       a reply that does not answer the request
     """
 
 
 class VllmUnreachable(VllmError):
-    """No answer, after every attempt."""
+    """Raised when every attempt of a call failed for want of a usable reply."""
 
 
 class VllmRefused(VllmError):
-    """The server will not do this."""
+    """Raised when the server rejects a call."""
 
 
 class VllmGarbage(VllmError):
-    """The answer is none to the question."""
+    """Raised when a reply does not answer the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmEndpoint:
+    """How to reach a vLLM server.
+
+    Attributes:
+        url: Base URL.
+        name: Name of this trainer on the server. Adapters that an earlier trainer of the same name left are unloaded.
+        api_key: Sent as a bearer token unless it is empty.
+        parallel: Prompts that are sampled at once.
+        timeout_s: Deadline of one reply, in seconds.
+        attempts: Attempts of a call before it is given up.
+        first_pause_s: Pause before the second attempt, in seconds; it doubles from then on.
+    """
+
+    url: str
+    name: str = "rewardloop"
+    api_key: str = ""
+    parallel: int = 64
+    timeout_s: float = 600.0
+    attempts: int = 4
+    first_pause_s: float = 0.5
 
 
 class VllmSampler:
-    """A `Sampler`: each step whose adapters are older than wanted is put onto the server under a name of its own.
-
-    ``model``: the causal LM that `train_online` was given, in which the adapters learn. ``directory``: where adapters
-    are written for the server to read. ``name``: of this trainer on the server; what an earlier one of that name left
-    is unloaded. ``max_age_steps``: how many steps old an adapter may be that answers. ``parallel``: prompts asked at
-    once. ``timeout_s``: for one answer. ``attempts``: of a call before it is given up.
-    """
+    """A `Sampler` that loads the policy's adapters onto the server under a name for each step."""
 
     def __init__(
-        self,
-        url: str,
-        model: Any,
-        encoder: Encoder,
-        directory: Path,
-        *,
-        name: str = "rewardloop",
-        api_key: str = "",
-        max_age_steps: int = 0,
-        parallel: int = 64,
-        timeout_s: float = 600.0,
-        attempts: int = 4,
-        first_pause_s: float = 0.5,
+        self, server: VllmEndpoint, model: Any, encoder: Encoder, directory: Path, *, max_age_steps: int = 0
     ) -> None:
-        self._model = model
-        self._encoder = encoder
+        """Connect nothing yet.
+
+        Args:
+            server: How to reach the server.
+            model: The causal LM that `train_online` is given, in which the adapters learn.
+            encoder: The model's tokenizer and text layout.
+            directory: Where adapters are written for the server to read.
+            max_age_steps: Most steps by which the adapter that samples may be older than the weights that learn.
+        """
+        self._server, self._model, self._encoder, self._directory = server, model, encoder, directory
         self._ends = end_ids(model, encoder.format.response.suffix)
-        self._directory = directory
-        # A restarted trainer is at a step again that it had put there before, with other weights.
-        self._prefix, self._run = f"{name}.", f"{name}.{secrets.token_hex(4)}"
+        # The random part: a restarted trainer repeats steps, with other weights than those that it loaded before.
+        self._prefix, self._run = f"{server.name}.", f"{server.name}.{secrets.token_hex(4)}"
         self._max_age = max_age_steps
-        self._parallel = parallel
-        self._attempts, self._first_pause_s = attempts, first_pause_s
         self._loaded: str | None = None
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx2.Limits(max_connections=parallel)
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_s, limits=limits)
+        headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
+        limits = httpx2.Limits(max_connections=server.parallel)
+        # A proxy of the environment cannot reach what listens on this machine's loopback.
+        uses_proxy = not is_loopback(urlsplit(server.url).hostname or "")
+        self._http = httpx2.Client(
+            base_url=server.url, headers=headers, timeout=server.timeout_s, limits=limits, trust_env=uses_proxy
+        )
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
-        """Raises VllmError, and ValueError as `roll_out` does or where the policy has no adapters."""
+        """Sample the responses of one step.
+
+        Raises:
+            VllmError: If the server does not give them.
+            ValueError: If a prompt leaves no room for its response, or the policy has no adapters.
+        """
         prompts = [tuple(self._encoder.prompt_ids(prompt)) for prompt in call.prompts]
-        if any(len(ids) + call.max_new_tokens > self._encoder.max_length for ids in prompts):
-            raise ValueError("a prompt does not fit beside its answer")
+        if any(len(ids) + call.sampling.max_new_tokens > self._encoder.max_length for ids in prompts):
+            raise ValueError("a prompt leaves no room for its response")
         on_batch()
         adapter = self._adapter_for(call.step)
-        pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="vllm")
+        pool = ThreadPoolExecutor(self._server.parallel, thread_name_prefix="vllm")
         try:
             pending = {
-                pool.submit(self._complete, adapter, ids, call, call.seed * 1_000_003 + place): i
+                pool.submit(self._complete, adapter, ids, call.sampling, call.sampling.seed * 1_000_003 + place): i
                 for i, (ids, place) in enumerate(zip(prompts, call.places, strict=True))
             }
             groups: dict[int, list[Rollout]] = {}
@@ -128,14 +151,14 @@ class VllmSampler:
         return Said([groups[i] for i in range(len(prompts))], step_of(adapter))
 
     def close(self) -> None:
-        """Take the adapter off the server. Raises VllmError."""
+        """Unload the adapter from the server and disconnect. Raises VllmError."""
         if self._loaded is not None:
             self._unload(self._loaded)
             self._loaded = None
         self._http.close()
 
     def _adapter_for(self, step: int) -> str:
-        """The name of an adapter on the server that is of this step, or no older than it may be."""
+        """Name of an adapter on the server that is recent enough for this step; loads the current one if none is."""
         if self._loaded is not None and 0 <= step - step_of(self._loaded) <= self._max_age:
             return self._loaded
         if self._loaded is None:
@@ -159,17 +182,17 @@ class VllmSampler:
         names = [each.get("id") for each in _list(listed, "data")]
         for name in names:
             if isinstance(name, str) and name.startswith(self._prefix):
-                log.warning("an adapter that an earlier run left is unloaded", adapter=name)
+                log.warning("unloading an adapter that an earlier run left on the server", adapter=name)
                 self._unload(name)
 
-    def _complete(self, adapter: str, prompt: tuple[int, ...], call: SampleCall, seed: int) -> list[Rollout]:
+    def _complete(self, adapter: str, prompt: tuple[int, ...], sampling: Sampling, seed: int) -> list[Rollout]:
         body = {
             "model": adapter,
             "prompt": list(prompt),
-            "n": call.responses,
-            "max_tokens": call.max_new_tokens,
-            "temperature": call.temperature,
-            # Said even where they are the usual: else the server takes those of the base's generation config.
+            "n": sampling.responses,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            # Without these the server would use the values of the base's generation config.
             "top_p": 1.0,
             "top_k": -1,
             "min_p": 0.0,
@@ -184,36 +207,47 @@ class VllmSampler:
         }
         reply = _json(self._call("POST", "/v1/completions", body))
         if reply.get("model") != adapter:
-            raise VllmGarbage(f"asked {adapter}, {reply.get('model')!r} answered")
+            raise VllmGarbage(f"{reply.get('model')!r} replied instead of {adapter}")
         choices = sorted(_list(reply, "choices"), key=lambda choice: _int(choice, "index"))
-        if [choice["index"] for choice in choices] != list(range(call.responses)):
-            raise VllmGarbage(f"{len(choices)} answers, not one for each of {call.responses}")
-        return [self._rollout(prompt, choice, call.max_new_tokens) for choice in choices]
+        if [choice["index"] for choice in choices] != list(range(sampling.responses)):
+            raise VllmGarbage(f"{len(choices)} responses instead of {sampling.responses}")
+        return [self._rollout(prompt, choice, sampling.max_new_tokens) for choice in choices]
 
     def _rollout(self, prompt: tuple[int, ...], choice: Mapping[str, Any], max_new_tokens: int) -> Rollout:
         read = choice.get("prompt_token_ids")
         if read is not None and tuple(read) != prompt:
-            raise VllmGarbage("the server read another prompt than it was given")
+            raise VllmGarbage("the server read another prompt than the one it was sent")
         ids = _list(choice, "token_ids")
         logprobs = _list(choice.get("logprobs") or {}, "token_logprobs")
         finish = choice.get("finish_reason")
         if not all(isinstance(i, int) and i >= 0 for i in ids) or not 1 <= len(ids) <= max_new_tokens:
-            raise VllmGarbage(f"an answer of {len(ids)} tokens, not 1 to {max_new_tokens}")
+            raise VllmGarbage(f"a response of {len(ids)} tokens, not 1 to {max_new_tokens}")
         if len(logprobs) != len(ids) or not all(_is_logprob(each) for each in logprobs):
-            raise VllmGarbage("an answer without a log-probability for each of its tokens")
+            raise VllmGarbage("a response without a log-probability for each of its tokens")
         if finish == "stop" and ids[-1] in self._ends:
             said = ids[:-1]
         elif finish == "length" and len(ids) == max_new_tokens:
             said = ids
         else:
-            raise VllmGarbage(f"an answer of {len(ids)} tokens that ended by {finish!r}")
+            raise VllmGarbage(f"a response of {len(ids)} tokens with finish_reason {finish!r}")
         text = self._encoder.decode(said)
         return Rollout(text, Completion((*prompt, *ids), len(prompt)), tuple(map(float, logprobs)), finish)
 
     def _call(self, method: str, path: str, body: object = None, done: str | None = None) -> httpx2.Response:
-        """``done``: what a refusal says when an earlier attempt, whose answer was lost, had done the work."""
-        pause, reason = self._first_pause_s, ""
-        for attempt in range(self._attempts):
+        """Call the server, with pauses between attempts.
+
+        Args:
+            method: HTTP method.
+            path: Path below the base URL.
+            body: JSON body.
+            done: Text of the refusal that means that an earlier attempt, whose reply was lost, has done the work.
+
+        Raises:
+            VllmRefused: On status 4xx other than 429.
+            VllmUnreachable: If every attempt failed.
+        """
+        pause, reason = self._server.first_pause_s, ""
+        for attempt in range(self._server.attempts):
             if attempt:
                 time.sleep(pause)
                 pause *= 2
@@ -233,31 +267,35 @@ class VllmSampler:
 
 
 def step_of(adapter: str) -> int:
-    """The step whose weights an adapter of this sampler has."""
+    """The step whose weights an adapter of this sampler holds, read off its name."""
     found = re.fullmatch(r".*\.step(\d+)", adapter)
     if found is None:
-        raise VllmGarbage(f"{adapter!r} is no adapter of a trainer")
+        raise VllmGarbage(f"{adapter!r} is not the name of a trainer's adapter")
     return int(found[1])
 
 
 def save_adapter(model: Any, directory: Path) -> None:
-    """Write the adapters that learn in ``model`` (the causal LM itself) as PEFT lays them out, whole or not at all.
+    """Write the adapters of ``model`` in PEFT's layout, whole or not at all.
 
-    Raises ValueError where it has none: its full weights learn.
+    Args:
+        model: The causal LM itself, with adapters on its linear layers.
+        directory: The directory to write; one of that name is replaced.
+
+    Raises:
+        ValueError: If the model has no adapters, so that its full weights learn.
     """
     configs = getattr(model, "peft_config", None)
     if not configs:
-        raise ValueError("vLLM follows adapters alone, and the full weights of this policy learn: set weights to lora")
-    partial = directory.with_name(f".{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+        raise ValueError("vLLM is given adapters only, but the full weights of this policy learn: set weights to lora")
     adapter = next(iter(configs))
     weights = get_peft_model_state_dict(model, adapter_name=adapter)
     named = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(named, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-    configs[adapter].save_pretrained(partial)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+
+    def write(target: Path) -> None:
+        save_file(named, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        configs[adapter].save_pretrained(target)
+
+    write_whole(directory, write)
 
 
 def _json(reply: httpx2.Response) -> Mapping[str, Any]:
@@ -289,5 +327,5 @@ def _is_logprob(value: object) -> bool:
 
 
 def _said(reply: httpx2.Response) -> str:
-    """What an error's body says, in one line."""
+    """The text of an error reply, in one line."""
     return " ".join(reply.text.split())[:300]

@@ -1,0 +1,115 @@
+"""Measures each version that goes live: the reward model's accuracy, the policy's win rate, and how fresh they are.
+
+It asks held-out questions through the public RPCs. Neither the users nor the training ever ask these questions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup
+from rewardloop_demo.record import RoundRecord
+from rewardloop_demo.taste import Taste
+from rewardloop_demo.users import evaluate, first_texts
+
+# With three candidates, most held-out prompts have a pair of different answers.
+_CANDIDATES = 3
+# The live policy must not be asked with the starter's seed: the same answers would count as ties.
+_LIVE_SEED_OFFSET = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutChoice:
+    """One noisy choice between two of the starter's answers to a held-out prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class Observer:
+    """Measures live versions against the starter.
+
+    Attributes:
+        choices: The noisy choices that reward models are compared with. Empty before `begin`.
+        ceiling: The accuracy on `choices` that no reward model exceeds except by luck. NaN before `begin`.
+    """
+
+    def __init__(self, client: AsyncRewardloopClient, taste: Taste, prompts: Sequence[str], seed: int) -> None:
+        self._client = client
+        self._taste = taste
+        self._prompts = prompts
+        self._seed = seed
+        self._starter: list[Generation] = []
+        self.choices: list[HeldOutChoice] = []
+        self.ceiling = math.nan
+
+    async def begin(self) -> None:
+        """Ask the starter policy every prompt, and let the taste choose between its answers."""
+        self._starter = await evaluate(self._client, self._prompts, k=_CANDIDATES, seed=self._seed)
+        rng = random.Random(f"choices/{self._seed}")
+        pairs = []
+        for prompt, generation in zip(self._prompts, self._starter, strict=True):
+            texts = list(dict.fromkeys(c.text for c in generation.candidates if c.text.strip()))
+            if len(texts) >= 2:
+                loser = self._taste.prefers(prompt, texts[0], texts[1], rng)
+                self.choices.append(HeldOutChoice(prompt, texts[loser], texts[1 - loser]))
+                pairs.append((prompt, texts[0], texts[1]))
+        self.ceiling = self._taste.agreement_ceiling(pairs)
+
+    async def measure(self, last: RoundRecord) -> RoundRecord | None:
+        """Measure what went live since ``last``.
+
+        Returns:
+            The next record, with the figures of the new versions and NaN for what was not measured again; None if the
+            versions of ``last`` are still live. ``seconds`` and ``signals`` are those of ``last``.
+        """
+        reward = (await self._client.get_version("reward")).version
+        policy = (await self._client.get_version("policy")).version
+        if (reward, policy) == (last.reward_version, last.policy_version):
+            return None
+        nan = math.nan
+        now = replace(last, round=last.round + 1, win_rate=nan, win_low=nan, win_high=nan)
+        now = replace(now, freshness_p50_s=nan, freshness_max_s=nan)
+        if reward != last.reward_version:
+            accuracy = await self.reward_accuracy()
+            median, slowest = await self._freshness()
+            now = replace(now, reward_version=reward, reward_swaps=last.reward_swaps + 1, reward_accuracy=accuracy)
+            now = replace(now, freshness_p50_s=median, freshness_max_s=slowest)
+        if policy != last.policy_version:
+            mean, low, high = await self._win_rate()
+            now = replace(now, policy_version=policy, policy_swaps=last.policy_swaps + 1)
+            now = replace(now, win_rate=mean, win_low=low, win_high=high)
+        return now
+
+    async def reward_accuracy(self) -> float:
+        """Share of the noisy choices that the live reward model agrees with."""
+        groups = [ScoreGroup(c.prompt, [c.chosen, c.rejected]) for c in self.choices]
+        right = 0
+        for outcome in await self._client.score_batch(groups, timeout_s=60):
+            if isinstance(outcome, RewardloopError):
+                raise outcome
+            right += outcome.scores[0].score > outcome.scores[1].score
+        return right / len(groups)
+
+    async def _win_rate(self) -> tuple[float, float, float]:
+        """Win rate of the live policy against the starter, with the ends of its 95% interval."""
+        answers = await evaluate(self._client, self._prompts, seed=self._seed + _LIVE_SEED_OFFSET)
+        outcome = self._taste.win_rate(self._prompts, first_texts(answers), first_texts(self._starter))
+        return outcome.mean, outcome.low, outcome.high
+
+    async def _freshness(self) -> tuple[float, float]:
+        """Median and greatest age, in seconds, of the signals that the live reward version was the first to learn."""
+        version = await self._client.get_version("reward")
+        data = json.loads(version.manifest_json).get("data")
+        if not data or not data["arrivals"]:
+            return math.nan, math.nan
+        ages = time.time() - np.asarray(data["arrivals"])
+        return float(np.median(ages)), float(ages.max())

@@ -1,0 +1,103 @@
+"""Lets the simulated users use the deployment while its trainer learns, and records every version that goes live."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+from rewardloop_client import AsyncRewardloopClient
+from rewardloop_demo.display import Display
+from rewardloop_demo.learning import thumb_share
+from rewardloop_demo.observer import Observer
+from rewardloop_demo.record import DemoRecord, RoundRecord
+from rewardloop_demo.settings import DemoSettings
+from rewardloop_demo.taste import Taste
+from rewardloop_demo.users import SimulatedUsers
+from rewardloop_local import corpus
+
+_LOOK_EVERY_S = 0.3
+
+
+async def watch_rounds(
+    client: AsyncRewardloopClient, settings: DemoSettings, display: Display, stop: asyncio.Event, started: float
+) -> DemoRecord:
+    """Run until enough versions have gone live, the time is up, or ``stop`` is set.
+
+    Args:
+        client: Connected to the running deployment.
+        settings: How many versions are enough, and how long it may take.
+        display: Shows the progress.
+        stop: Set when the user wants to end the demo.
+        started: Start of the demo on the monotonic clock, in seconds.
+    """
+    taste = Taste(settings.seed)
+    held_out = [q.text for q in corpus.questions(settings.seed, held_out=True)][: settings.eval_prompts]
+    observer = Observer(client, taste, held_out, settings.seed)
+    display.say("asking the starter policy the held-out questions")
+    await observer.begin()
+    demo = await _first_record(observer, settings, len(held_out), started)
+    display.show(demo)
+    display.say("users ask, read and choose; the trainer learns")
+    users = SimulatedUsers(
+        client,
+        taste,
+        [q.text for q in corpus.questions(settings.seed)],
+        rate=settings.rate,
+        thumb_share=thumb_share(settings.algorithm),
+        seed=settings.seed,
+    )
+    using = asyncio.create_task(users.run())
+    try:
+        while not stop.is_set() and time.monotonic() - started < settings.minutes * 60:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if using.done():
+                using.result()  # raises what ended the users
+            display.show_signals(users.total)
+            measured = await observer.measure(demo.rounds[-1])
+            if measured is None:
+                continue
+            measured = replace(measured, seconds=time.monotonic() - started, signals=users.total)
+            demo = replace(
+                demo,
+                rounds=(*demo.rounds, measured),
+                signal_kinds=dict(users.recorded),
+                seconds=measured.seconds,
+            )
+            display.show(demo)
+            is_enough = measured.policy_swaps >= settings.policy_rounds
+            if is_enough and measured.reward_swaps >= settings.reward_rounds:
+                break
+    finally:
+        using.cancel()
+        await asyncio.gather(using, return_exceptions=True)
+    return replace(demo, signal_kinds=dict(users.recorded), failed_requests=users.refused)
+
+
+async def _first_record(
+    observer: Observer, settings: DemoSettings, held_out_prompts: int, started: float
+) -> DemoRecord:
+    """The record before anything is learned: the starter against itself."""
+    accuracy = await observer.reward_accuracy()
+    start = RoundRecord(
+        round=0,
+        seconds=time.monotonic() - started,
+        signals=0,
+        reward_version="1",
+        reward_accuracy=accuracy,
+        policy_version="1",
+        win_rate=0.5,
+        win_low=0.5,
+        win_high=0.5,
+    )
+    return DemoRecord(
+        algorithm=settings.algorithm,
+        seed=settings.seed,
+        rounds=(start,),
+        starter_accuracy=accuracy,
+        accuracy_ceiling=observer.ceiling,
+        held_out_pairs=len(observer.choices),
+        held_out_prompts=held_out_prompts,
+        signal_kinds={},
+        seconds=0.0,
+    )

@@ -1,0 +1,82 @@
+"""What a deployment on one machine runs, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_local.security import Security
+
+
+class DeploymentError(Exception):
+    """The deployment cannot start. The text says why, and which log has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentPlan:
+    """The parts of a deployment. Fields without a note here are those of `rewardloop up`.
+
+    Attributes:
+        redis_url: The user's own Redis. If it is empty, the deployment runs an embedded one.
+        reward_base: Base of the first reward model. If it is empty, starter models are trained.
+        security: TLS and tokens of all processes.
+    """
+
+    data: Path
+    listen: str = "127.0.0.1:50051"
+    policy_listen: str = "127.0.0.1:50052"
+    metrics_port: int = 9464
+    trainer_metrics_port: int = 9465
+    policy_metrics_port: int = 9466
+    redis_url: str = ""
+    reward_base: str = ""
+    policy_base: str = ""
+    seed: int = 0
+    export_args: Sequence[str] = field(default_factory=tuple)
+    policy_export_args: Sequence[str] = field(default_factory=tuple)
+    serve_args: Sequence[str] = field(default_factory=tuple)
+    policy_args: Sequence[str] = field(default_factory=tuple)
+    train_args: Sequence[str] = field(default_factory=tuple)
+    security: Security = field(default_factory=Security)
+
+    @property
+    def store(self) -> Path:
+        """The model store."""
+        return self.data / "models"
+
+    @property
+    def anchors(self) -> Path:
+        """The texts on which every version is calibrated. Without this file the trainer takes the first signals."""
+        return self.data / "trainer" / "anchors.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """The folder with a log for each process."""
+        return self.data / "logs"
+
+    def metrics_pages(self) -> str:
+        """The port of each metrics page with the process that has it, for a message; "none" without pages."""
+        pages = [(self.metrics_port, "server"), (self.trainer_metrics_port, "trainer")]
+        pages += [(self.policy_metrics_port, "policy worker")] if self.has_policy() else []
+        return ", ".join(f":{port} ({process})" for port, process in pages if port) or "none"
+
+    def status_command(self) -> str:
+        """The command that shows what this deployment does, with a flag for each address that is not the default."""
+        usual = DeploymentPlan(self.data)  # its addresses are also the defaults of `rewardloop status`
+        words = ["rewardloop status"]
+        if self.listen != usual.listen:
+            words.append(f"--server {self.listen}")
+        if self.metrics_port not in (0, usual.metrics_port):
+            words.append(f"--server-metrics 127.0.0.1:{self.metrics_port}")
+        if self.trainer_metrics_port not in (0, usual.trainer_metrics_port):
+            words.append(f"--trainer-metrics 127.0.0.1:{self.trainer_metrics_port}")
+        return " ".join(words)
+
+    def has_policy(self) -> bool:
+        """Whether the store has a policy, or gets one with its first versions."""
+        store = ModelStore(self.store)
+        if store.versions("policy"):
+            return True
+        return not store.versions("reward") and bool(self.policy_base or not self.reward_base)

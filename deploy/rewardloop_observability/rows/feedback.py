@@ -1,0 +1,92 @@
+"""The row "Feedback and stream": signals that come in, the stream that they wait in, and who gives them."""
+
+from __future__ import annotations
+
+from rewardloop_observability.panels import Alarm, Panel, graph
+from rewardloop_observability.queries import AT, quantiles, rate
+
+
+def panels() -> list[Panel]:
+    return [*_signals(), *_stream(), *_givers(), _redis()]
+
+
+def _signals() -> list[Panel]:
+    return [
+        graph(
+            "Signals by outcome",
+            "reqps",
+            (rate("rewardloop_feedback_events_total", "outcome"), "{{outcome}}"),
+            about="Recorded signals are in the durable stream, spooled ones on the server's disk. Callers send failed"
+            " ones again.",
+            stacked=True,
+        ),
+        graph(
+            "Signals archived, by kind",
+            "reqps",
+            (rate("rewardloop_trainer_signals_total", "kind"), "{{kind}}"),
+            (rate("rewardloop_trainer_duplicates_total", "job"), "known already"),
+            about="Signals that the trainer writes to the ledger in each second.",
+        ),
+    ]
+
+
+def _stream() -> list[Panel]:
+    return [
+        graph(
+            "Lag of the stream",
+            "s",
+            ("max(rewardloop_stream_lag_seconds)", "oldest entry not archived"),
+            about="How long the oldest signal has waited to be archived.",
+            alarm=Alarm(amber=60, red=300),
+        ),
+        graph(
+            "Entries in the stream",
+            "short",
+            ("max(rewardloop_stream_length)", "length"),
+            ("max(rewardloop_stream_pending)", "read, not acknowledged"),
+            about="The trainer removes archived entries every 10 s.",
+        ),
+        graph(
+            "Dead letters",
+            "short",
+            ("max(rewardloop_dead_letters)", "in the dead-letter stream"),
+            about="Number of entries that the trainer could not read.",
+            alarm=Alarm(red=1),
+        ),
+        graph(
+            "Signal to live model",
+            "s",
+            *quantiles("rewardloop_feedback_to_live_seconds"),
+            about="Time from a signal's arrival to the first reply of a version that learned from it.",
+        ),
+    ]
+
+
+def _givers() -> list[Panel]:
+    return [
+        graph(
+            "Signals by source and slice",
+            "reqps",
+            (rate("rewardloop_trainer_source_signals_total", "source"), "source {{source}}"),
+            (f"topk(10, {rate('rewardloop_trainer_slice_signals_total', 'slice')})", "slice {{slice}}"),
+            about="Archived signals by source, and by the ten slices with the most of them.",
+        ),
+        graph(
+            "Annotators",
+            "short",
+            (f"max(rewardloop_trainer_annotators{{{AT}}})", "people"),
+            (f"100 * max(rewardloop_trainer_busiest_annotator_ratio{{{AT}}})", "percent from the busiest"),
+            about="People who gave signals since the trainer started, and the share of the busiest one. If one person"
+            " gives most signals, the model learns that person's taste.",
+        ),
+    ]
+
+
+def _redis() -> Panel:
+    return graph(
+        "Redis",
+        "short",
+        (f"min by (job) (rewardloop_redis_up{{{AT}}})", "{{job}} answers"),
+        (rate("rewardloop_trainer_redis_errors_total", "job"), "{{job}} errors/s"),
+        about="1 while Redis answers the processes of a job.",
+    )

@@ -1,0 +1,120 @@
+"""The row "Scoring": requests, the queue in front of the engine, and the engine."""
+
+from __future__ import annotations
+
+from rewardloop_observability.panels import Alarm, Panel, graph
+from rewardloop_observability.queries import AT, mean, quantile, quantiles, rate, share
+
+
+def panels() -> list[Panel]:
+    return [*_requests(), *_stages(), *_queue(), *_engine()]
+
+
+def _requests() -> list[Panel]:
+    errors = f'{AT}, code!~"OK|CANCELLED"'
+    return [
+        graph(
+            "Requests by method",
+            "reqps",
+            (rate("rewardloop_requests_total", "method"), "{{method}}"),
+            about="RPCs that end in each second.",
+            stacked=True,
+        ),
+        graph(
+            "Errors by code",
+            "reqps",
+            (rate("rewardloop_requests_total", "method, code", errors), "{{method}} {{code}}"),
+            about="RPCs that end in each second with another code than OK or CANCELLED.",
+        ),
+        graph(
+            "Latency",
+            "s",
+            *quantiles("rewardloop_request_seconds", "method"),
+            about="Time from an RPC's admission to its end. A stream lasts as long as its caller keeps it open.",
+        ),
+        graph(
+            "Refusals by reason",
+            "reqps",
+            (rate("rewardloop_rejected_total", "reason"), "{{reason}}"),
+            about="Requests, and items of batches, that are refused in each second.",
+        ),
+        graph(
+            "In flight",
+            "short",
+            (f"sum by (method) (rewardloop_requests_in_flight{{{AT}}})", "{{method}}"),
+            about="RPCs that were admitted and have not ended.",
+        ),
+    ]
+
+
+def _stages() -> list[Panel]:
+    return [
+        graph(
+            "Stages, p99",
+            "s",
+            (quantile(0.99, "rewardloop_stage_seconds", "stage, lane"), "{{lane}} {{stage}}"),
+            about="99th percentile of the time that a group of responses spends in each stage of scoring.",
+        ),
+        graph(
+            "Stages, mean",
+            "s",
+            (mean("rewardloop_stage_seconds", "stage", f'{AT}, stage!="total"'), "{{stage}}"),
+            about="Mean time of queue, tokenize and run, stacked.",
+            stacked=True,
+        ),
+    ]
+
+
+def _queue() -> list[Panel]:
+    return [
+        graph(
+            "Lane saturation",
+            "percentunit",
+            (f"max by (lane, instance) (rewardloop_queue_saturation_ratio{{{AT}}})", "{{lane}} {{instance}}"),
+            about="How full a lane is, by tokens or by work, whichever is greater. A full lane refuses requests.",
+            alarm=Alarm(amber=0.5, red=0.9),
+        ),
+        graph(
+            "Oldest wait in a lane",
+            "s",
+            (f"max by (lane, instance) (rewardloop_queue_oldest_wait_seconds{{{AT}}})", "{{lane}} {{instance}}"),
+            (f"max by (lane, instance) (rewardloop_queue_work_seconds{{{AT}}})", "{{lane}} {{instance}} to be done"),
+            about="How long the oldest group has waited, and how long the engine needs for everything that waits.",
+        ),
+        graph(
+            "Queued tokens",
+            "short",
+            (f"sum by (lane) (rewardloop_queue_tokens{{{AT}}})", "{{lane}}"),
+            (f"sum(rewardloop_tokenize_waiting_requests{{{AT}}})", "requests to be tokenized"),
+            (f"sum(rewardloop_queue_rows{{{AT}}})", "candidates to be sampled"),
+            about="Tokens that wait for the engine, requests that wait for a thread that tokenizes them, and candidates"
+            " that wait for the policy worker.",
+        ),
+    ]
+
+
+def _engine() -> list[Panel]:
+    return [
+        graph(
+            "Throughput of the engine",
+            "short",
+            (rate("rewardloop_batch_tokens_sum", "job"), "{{job}} tokens/s"),
+            (rate("rewardloop_batch_rows_sum", "job"), "{{job}} rows/s"),
+            about="Tokens and rows that the engine runs in each second. Padding does not count.",
+        ),
+        graph(
+            "Rows and padding of a run",
+            "short",
+            (mean("rewardloop_batch_rows", "job"), "{{job}} rows"),
+            (mean("rewardloop_padding_ratio", "job"), "{{job}} padding"),
+            about="Mean rows of a run, and mean share of its tokens that is padding. Many rows use the engine well;"
+            " padding wastes it.",
+        ),
+        graph(
+            "Cache hits",
+            "percentunit",
+            (share("rewardloop_cache_lookups_total", "lane", 'outcome="hit"'), "{{lane}}"),
+            about="Share of rows whose score was in the cache. Production uses the cache only with --cache-production.",
+            highest=1,
+        ),
+    ]

@@ -1,0 +1,94 @@
+"""What a valid preference signal is, and what label a judged response has. Imports protobuf alone.
+
+The server refuses a signal with a problem, the client's fake does the same, and the trainer puts one that reached the
+stream some other way aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rewardloop.formats.vocabulary import SIGNAL_KINDS
+from rewardloop.v1 import feedback_pb2
+
+
+def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    """Find what is wrong with the signal of an event.
+
+    Args:
+        event: The event; only its signal is looked at.
+        responses: The responses that the signal is about; None if they are not known yet. What depends on them is then
+            not checked.
+
+    Yields:
+        The path of a field within the event, and what is wrong with it.
+    """
+    count = None if responses is None else len(responses)
+    match kind := event.WhichOneof("signal"):
+        case None:
+            yield "signal", f"none of {', '.join(SIGNAL_KINDS[:-1])} and {SIGNAL_KINDS[-1]} is set"
+        case "choice":
+            yield from _two("choice", "chosen", event.choice.chosen, "rejected", event.choice.rejected, count)
+        case "tie":
+            yield from _two("tie", "first", event.tie.first, "second", event.tie.second, count)
+        case "ranking":
+            order = event.ranking.order
+            if len(order) < 2:
+                yield "ranking.order", "fewer than 2 responses"
+            elif sorted(order) != list(range(len(order) if count is None else count)):
+                yield "ranking.order", "not a permutation of the indices of all responses"
+        case "thumb" | "rating" | "edit":
+            yield from _index(f"{kind}.response", getattr(event, kind).response, count)
+    if kind == "rating":
+        yield from _rating(event.rating)
+    if kind == "edit":
+        yield from _edit(event.edit, responses)
+
+
+def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
+    """The response that a valid thumb or rating judges, and its label; None for other signals.
+
+    The label is in [0, 1], where 1 is the best: 0 or 1 for a thumb, and the rating mapped affinely from
+    [minimum, maximum].
+    """
+    match event.WhichOneof("signal"):
+        case "thumb":
+            return event.thumb.response, float(event.thumb.up)
+        case "rating":
+            rating = event.rating
+            return rating.response, (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
+    return None
+
+
+def _index(field: str, index: int, count: int | None) -> Iterator[tuple[str, str]]:
+    if index < 0 or (count is not None and index >= count):
+        known = "" if count is None else f" of {count} responses"
+        yield field, f"{index} is not an index{known}"
+
+
+def _two(kind: str, one: str, index: int, other: str, other_index: int, count: int | None) -> Iterator[tuple[str, str]]:
+    yield from _index(f"{kind}.{one}", index, count)
+    yield from _index(f"{kind}.{other}", other_index, count)
+    if index == other_index:
+        yield f"{kind}.{other}", f"the same as {one}"
+
+
+def _rating(rating: feedback_pb2.Rating) -> Iterator[tuple[str, str]]:
+    infinite = [name for name in ("value", "minimum", "maximum") if not math.isfinite(getattr(rating, name))]
+    for name in infinite:
+        yield f"rating.{name}", "not a finite number"
+    if infinite:
+        return
+    if rating.minimum >= rating.maximum:
+        yield "rating.maximum", "not greater than minimum"
+    elif not rating.minimum <= rating.value <= rating.maximum:
+        yield "rating.value", "not between minimum and maximum"
+
+
+def _edit(edit: feedback_pb2.Edit, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    text = edit.edited_text
+    if not text or text.isspace():
+        yield "edit.edited_text", "empty"
+    if responses is not None and 0 <= edit.response < len(responses) and text == responses[edit.response]:
+        yield "edit.edited_text", "the same as the response"

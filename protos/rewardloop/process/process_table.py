@@ -1,0 +1,105 @@
+"""The table of rewardloop's processes: each one's command, its module and its settings class.
+
+Modules and classes are written as strings, because this package imports none of the packages that hold them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewardloop.process.settings import ProcessSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A command of ``rewardloop`` that runs as a process with settings of its own.
+
+    Attributes:
+        name: The command, such as ``serve``.
+        module: The module whose ``main(argv) -> int`` runs it.
+        extra: The extra that `pip install 'rewardloop[extra]'` must have installed.
+        help: Its line in ``rewardloop --help``.
+        settings: Its settings class, as ``module:Class``.
+    """
+
+    name: str
+    module: str
+    extra: str
+    help: str
+    settings: str = ""
+
+    def settings_class(self) -> type[ProcessSettings]:
+        """Import and return the settings class. No settings module imports torch or onnxruntime."""
+        module, _, name = self.settings.partition(":")
+        found: type[ProcessSettings] = getattr(importlib.import_module(module), name)
+        return found
+
+
+PROCESSES = (
+    Process(
+        "up",
+        "rewardloop_local.up",
+        "local",
+        "Run everything on this machine, with an embedded Redis.",
+        "rewardloop_local.up:UpSettings",
+    ),
+    Process(
+        "down",
+        "rewardloop_local.down",
+        "local",
+        "End what `up` runs, or has left running.",
+        "rewardloop_local.down:DownSettings",
+    ),
+    Process(
+        "demo",
+        "rewardloop_demo.app",
+        "local",
+        "Run `up` with simulated users; end with a table and plots.",
+        "rewardloop_demo.settings:DemoSettings",
+    ),
+    Process(
+        "serve",
+        "rewardloop_server.app",
+        "server",
+        "Run the scoring, feedback and model services.",
+        "rewardloop_server.settings:ServeSettings",
+    ),
+    Process(
+        "train",
+        "rewardloop_trainer.app",
+        "trainer",
+        "Run the trainer daemon.",
+        "rewardloop_trainer.settings:TrainSettings",
+    ),
+    Process(
+        "policy-worker",
+        "rewardloop_policy.app",
+        "trainer",
+        "Run the process that generates with the policy.",
+        "rewardloop_policy.settings:PolicyWorkerSettings",
+    ),
+    Process(
+        "sft",
+        "rewardloop_trainer.commands.sft",
+        "trainer",
+        "Fine-tune a base model on a file of conversations.",
+        "rewardloop_trainer.policy.sft_settings:SftRunSettings",
+    ),
+    Process(
+        "policy-train",
+        "rewardloop_trainer.commands.policy_train",
+        "trainer",
+        "Train a policy once, outside the daemon.",
+        "rewardloop_trainer.commands.policy_train_settings:PolicyTrainSettings",
+    ),
+    Process(
+        "export",
+        "rewardloop_trainer.commands.export",
+        "trainer",
+        "Export a Hugging Face model as a version in the store.",
+        "rewardloop_trainer.commands.export_settings:ExportSettings",
+    ),
+)

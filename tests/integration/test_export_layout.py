@@ -1,0 +1,258 @@
+"""A base reads texts as its own tokenizer lays them out, or it is refused; scores are then those of its own class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.reward_bases import config
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop_local import corpus, starter
+from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.data.base_text import load_tokenizer
+from rewardloop_trainer.data.layout_check import check_dialogues
+from rewardloop_trainer.reward.base_layout import check_reward_layout, reward_layout
+from rewardloop_trainer.reward.model import RewardModel
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TRIMMED = CHATML.replace("m['content']", "m['content'] | trim")
+ENDS_WITH_EOS = CHATML.replace("<|im_end|>\n", "<|im_end|>")
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+SYSTEM_IN_USER = (
+    "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<s>[INST] ' + (system + '\n' if loop.last else '')"
+    " + m['content'] + ' [/INST]' }}{% elif m['role'] == 'assistant' %}{{ m['content'] + '</s>' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def save_tokenizer(
+    directory: Path, template: str | None = None, *, eos: str = "<|im_end|>", pad: str = "<pad>", words: str = ""
+) -> None:
+    """Every byte is a token, and so is what is frequent in ``words``."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    size = 256 + len(SPECIAL) + (1 if words else 0)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([words] * 9 if words else [], trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token=eos, pad_token=pad)
+    fast.chat_template = template
+    fast.save_pretrained(directory)
+
+
+def save_pair_tokenizer(directory: Path, *, is_roberta: bool) -> None:
+    """Lay pairs out as RoBERTa's tokenizer does, or as BERT's."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    names = ["<pad>", "<s>", "</s>"] if is_roberta else ["[PAD]", "[CLS]", "[SEP]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=259, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    pad, cls, sep = names
+    between, second = (f"{sep} {sep}", 0) if is_roberta else (sep, 1)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {between} $B:{second} {sep}:{second}",
+        special_tokens=[(cls, 1), (sep, 2)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        cls_token=cls,
+        sep_token=sep,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(directory)
+
+
+def save_model(auto: Any, kind: str, directory: Path, pad_id: int = 0) -> Any:
+    chosen = config(kind)
+    chosen.vocab_size, chosen.num_labels, chosen.pad_token_id = 262, 1, pad_id
+    torch.manual_seed(0)
+    model = auto.from_config(chosen).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(directory)
+    return model
+
+
+def export(directory: Path, *flags: str, model: str = "reward") -> int:
+    store = str(directory.parent / "store")
+    return export_cli.main(["--base", str(directory), "--store", store, "--model", model, *flags])
+
+
+def note(directory: Path, version: int = 1, model: str = "reward") -> str:
+    return ModelStore(directory.parent / "store").manifest(model, version).notes["layout"]
+
+
+@pytest.mark.parametrize("model", ["reward", "policy"])
+def test_a_plain_template_is_exact_and_the_manifest_says_so(model: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    save_model(AutoModelForCausalLM, "llama", base)
+    save_tokenizer(base, CHATML)
+    assert export(base, model=model) == 0
+    assert note(base, model=model) == "exact: 10 probes have the ids that the base's tokenizer gives them"
+
+
+@pytest.mark.parametrize("model", ["reward", "policy"])
+@pytest.mark.parametrize(
+    ("template", "probe"),
+    [(TRIMMED, "outer white space"), (SYSTEM_IN_USER, "single turn")],
+    ids=["trim", "system in the user's turn"],
+)
+def test_a_template_that_the_layout_does_not_express_is_refused_or_noted(
+    template: str, probe: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    save_model(AutoModelForCausalLM, "llama", base)
+    save_tokenizer(base, template)
+    assert export(base, model=model) == 1
+    error = capsys.readouterr().err
+    assert f"probe '{probe}' differs at token" in error
+    assert "--layout approximate" in error
+    assert ModelStore(tmp_path / "store").versions(model) == []
+
+    assert export(base, "--layout", "approximate", model=model) == 0
+    assert note(base, model=model).startswith(f"approximate: probe '{probe}' differs at token")
+
+
+def test_tokens_that_merge_over_a_border_are_found(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, CHATML, words="\n\n")
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer("a\n\nb")["input_ids"]) == 3
+    model = save_model(AutoModelForSequenceClassification, "llama", tmp_path)
+    assert model.config.vocab_size == len(tokenizer)
+    reward = RewardModel.from_base(tmp_path)
+    check = check_reward_layout(tokenizer, reward, reward_layout(tokenizer, reward))
+    assert check is not None
+    assert check.difference.startswith("probe 'newlines first' differs at token 5")
+    ours, theirs = check.difference.split(" in this layout, ")
+    assert r"'\n', '\n\n', 'W'" in ours
+    assert r"'\n\n', '\n', 'W'" in theirs
+
+
+def test_probes_that_the_template_itself_refuses_are_named(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    save_model(AutoModelForCausalLM, "llama", base)
+    save_tokenizer(base, NO_SYSTEM)
+    assert export(base) == 0
+    assert note(base).startswith("exact: 7 probes")
+    assert note(base).endswith("refuses system, system and several turns, empty system")
+    save_tokenizer(base, "{{ raise_exception('none') }}")
+    with pytest.raises(Exception, match="none"):
+        load_tokenizer(base).apply_chat_template([{"role": "user", "content": "a"}])
+    assert export(base) == 1
+
+
+def test_a_policy_whose_template_ends_answers_with_another_token_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, CHATML, eos="</s>")
+    tokenizer = load_tokenizer(tmp_path)
+    ended = TextFormat.from_chat_template(
+        tokenizer.backend_tokenizer,
+        lambda m, invite: str(tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=invite)),
+        eos_id=tokenizer.eos_token_id,
+        pad_id=0,
+    )
+    assert "</s>" in check_dialogues(tokenizer, ended, pad=None, stops=True).difference
+
+
+def test_the_starters_bases_pass(tmp_path: Path) -> None:
+    texts = [text for example in corpus.sft_examples(100, 1) for text in example]
+    tokenizer = starter.train_tokenizer(texts)
+    policy = starter.new_policy(tokenizer)
+    for name, model in (("policy", policy), ("reward", starter.new_reward_model(policy))):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        assert export(tmp_path / name, model=name) == 0
+        assert note(tmp_path / name, model=name).startswith("exact: 10 probes")
+    assert ModelStore(tmp_path / "store").manifest("reward", 1).notes["heads"] == "the checkpoint's"
+
+
+def test_a_decoder_without_a_template_is_compared_with_nothing(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    save_model(AutoModelForCausalLM, "llama", base)
+    save_tokenizer(base)
+    assert export(base) == 0
+    assert note(base).startswith("not compared")
+
+
+@pytest.mark.parametrize("template", [CHATML, ENDS_WITH_EOS], ids=["newline last", "eos last"])
+@pytest.mark.parametrize("pad", ["<pad>", "<|im_end|>"])
+def test_scores_of_rendered_dialogues_are_those_of_the_class(template: str, pad: str, tmp_path: Path) -> None:
+    """Also if padding is the token that ends an answer, which the class then does not read."""
+    save_tokenizer(tmp_path, template, pad=pad)
+    tokenizer = load_tokenizer(tmp_path)
+    classifier = save_model(AutoModelForSequenceClassification, "llama", tmp_path, tokenizer.pad_token_id)
+    model = RewardModel.from_base(tmp_path, heads=2)
+    layout = reward_layout(tokenizer, model)
+    check = check_reward_layout(tokenizer, model, layout)
+    assert check is not None
+    assert (check.difference, check.equal) == ("", 10)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    answers = ("Because.", "I do not know.\n", "ok")
+    rendered = [
+        tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], return_dict=False)
+        for answer in answers
+    ]
+    encoder = Encoder(tokenizer.backend_tokenizer, layout, 200)
+    turns = [Turn(m["role"], m["content"]) for m in messages]
+    for answer, theirs in zip(answers, rendered, strict=True):
+        ours = torch.tensor([[*encoder.prompt_ids(turns), *encoder.response_ids(answer)]])
+        with torch.no_grad():
+            expected = classifier(input_ids=torch.tensor([theirs])).logits
+            torch.testing.assert_close(model(ours, torch.ones_like(ours)), expected.expand(-1, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_cross_encoder_reads_pairs_as_its_tokenizer_makes_them(kind: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    classifier = save_model(AutoModelForSequenceClassification, kind, base)
+    save_pair_tokenizer(base, is_roberta=kind == "roberta")
+    tokenizer = load_tokenizer(base)
+    pair = tokenizer("why is it blue", "light scatters", return_tensors="pt")
+    assert pair["input_ids"].tolist()[0].count(2) == (3 if kind == "roberta" else 2)
+    if kind == "roberta":
+        del pair["token_type_ids"]
+    with torch.no_grad():
+        expected = classifier(**pair).logits
+    assert export(base, "--heads", "2") == 0
+    assert note(base).startswith("exact: 6 probes")
+
+    manifest = ModelStore(tmp_path / "store").manifest("reward", 1)
+    text_format = TextFormat.from_json(manifest.text_format)
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format, 200)
+    ((ours,),) = encoder.groups([([Turn("user", "why is it blue")], ["light scatters"])])
+    assert ours.ids == pair["input_ids"].tolist()[0]
+    model = RewardModel.from_base(base, heads=2)
+    ids = torch.tensor([ours.ids])
+    types = None if ours.token_type_ids is None else torch.tensor([ours.token_type_ids])
+    with torch.no_grad():
+        logits = model(ids, torch.ones_like(ids), types)
+    torch.testing.assert_close(logits, expected.expand(-1, 2), atol=1e-5, rtol=0)
+
+
+def test_a_cross_encoder_with_segments_is_refused_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    save_model(AutoModelForSequenceClassification, "bert", base)
+    save_pair_tokenizer(base, is_roberta=False)
+    assert export(base, "--no-segment-ids") == 1
+    assert "the segment ids differ" in capsys.readouterr().err
+    assert export(base, "--no-segment-ids", "--layout", "approximate") == 0

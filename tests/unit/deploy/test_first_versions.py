@@ -1,0 +1,44 @@
+"""The flags with which the first versions are exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rewardloop.process.settings import parse
+from rewardloop_local.first_versions import publish_first_versions
+from rewardloop_local.plan import DeploymentPlan
+from rewardloop_trainer.commands.export_settings import ExportSettings
+
+
+async def _exports(plan: DeploymentPlan) -> list[ExportSettings]:
+    found: list[ExportSettings] = []
+
+    async def run(name: str, module: str, args: Sequence[str]) -> None:
+        found.append(parse(ExportSettings, args, name))
+
+    await publish_first_versions(plan, run, lambda phase: None)
+    return found
+
+
+async def test_variables_of_the_environment_change_no_first_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = DeploymentPlan(tmp_path, reward_base="r", policy_base="p", export_args=("--heads", "3", "--new-heads"))
+    expected = await _exports(plan)
+    variables = {"MODEL": "policy", "BASE": "x", "STORE": "y", "HEADS": "2", "SEED": "7", "MAX_LENGTH": "16"}
+    variables |= {"ANCHORS": "a", "GATE_PAIRS": "g", "PRECISION": "int8", "POOLING": "cls", "LAYOUT": "approximate"}
+    for name, value in {**variables, "NEW_HEADS": "true", "ADAPTERS": "none"}.items():
+        monkeypatch.setenv(f"REWARDLOOP_{name}", value)
+    reward, policy = await _exports(plan)
+    assert [reward, policy] == expected
+    assert (reward.model, reward.base, reward.heads, reward.new_heads) == ("reward", "r", 3, True)
+    assert (policy.model, policy.base, policy.heads, policy.new_heads) == ("policy", "p", 4, False)
+
+
+async def test_the_signing_key_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARDLOOP_SIGNING_KEY", "key.pem")
+    exports = await _exports(DeploymentPlan(tmp_path, reward_base="r", policy_base="p"))
+    assert [each.signing_key for each in exports] == ["key.pem"] * 2

@@ -1,0 +1,44 @@
+"""The dispatch on the algorithm: what each one needs before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.policy_versions import byte_encoder
+
+from rewardloop.formats.text import Turn
+from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList
+from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
+from rewardloop_trainer.policy.settings import PolicySettings
+
+PROMPT = (Turn("user", "How are you?"),)
+NOTHING = Examples((), (), ())
+
+
+def test_examples_hold_each_prompt_once_every_comparison_and_every_thumb() -> None:
+    examples = Examples.of([Pair(PROMPT, "a", "b"), RankedList(PROMPT, ("a", "b", "c")), Labelled(PROMPT, "a", 1.0)])
+    assert list(examples.prompts) == [PROMPT]
+    assert [(p.chosen, p.rejected) for p in examples.pairs] == [("a", "b"), ("a", "b"), ("a", "c"), ("b", "c")]
+    assert [t.response for t in examples.thumbs] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "train", "reason"),
+    [
+        ("dpo", Examples((PROMPT,), (), (Labelled(PROMPT, "a", 1.0),)), "dpo learns from pairs"),
+        ("kto", Examples((PROMPT,), (Pair(PROMPT, "a", "b"),), ()), "kto learns from thumbs"),
+        *((name, NOTHING, "no prompt to train on") for name in ("ppo", "grpo", "rloo", "online-dpo")),
+    ],
+)
+def test_an_algorithm_without_its_kind_of_example_says_what_it_needs(
+    algorithm: str, train: Examples, reason: str, tmp_path: Path
+) -> None:
+    def unexpected(*_: object) -> None:
+        raise AssertionError("nothing was learned")
+
+    settings = PolicySettings.model_validate({"algorithm": algorithm})
+    with pytest.raises(NothingToLearnFrom, match=reason):
+        learn_policy(
+            None, byte_encoder(), train, NOTHING, settings, lambda *_: [], tmp_path, Hooks(unexpected, unexpected)
+        )

@@ -1,0 +1,83 @@
+"""One registry has every online algorithm, what it needs and what its settings are."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, OnlineAlgorithm
+from rewardloop_trainer.policy.online.algorithms import algorithm_of
+from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
+from rewardloop_trainer.policy.online_registry import ONLINE
+from rewardloop_trainer.policy.settings import PolicySettings
+
+
+def beta_of(given: dict[str, Any]) -> float:
+    settings = PolicySettings.model_validate({"algorithm": "online-dpo", **given})
+    algorithm = algorithm_of("online-dpo", settings.online, settings.dpo)
+    assert isinstance(algorithm, OnlineDpo)
+    return algorithm.settings.loss.beta
+
+
+def test_the_registry_has_the_algorithms_that_the_words_name() -> None:
+    assert tuple(ONLINE) == ONLINE_ALGORITHMS
+
+
+@pytest.mark.parametrize("name", ONLINE_ALGORITHMS)
+def test_each_algorithm_is_built_with_its_own_settings_and_points_back_to_its_entry(name: OnlineAlgorithm) -> None:
+    settings = PolicySettings.model_validate({"algorithm": name, "loss": "ipo", "online": {"clip": 0.3}})
+    algorithm = algorithm_of(name, settings.online, settings.dpo)
+    assert algorithm.entry is ONLINE[name]
+    assert algorithm.settings == ONLINE[name].settings(settings.online, settings.dpo)
+    assert type(algorithm).__doc__
+    assert ("loss='ipo'" in repr(algorithm.settings)) == (name == "online-dpo")
+    assert ("clip=0.3" in repr(algorithm.settings)) == (name != "online-dpo")
+
+
+@pytest.mark.parametrize("name", ONLINE_ALGORITHMS)
+def test_algorithms_that_compare_responses_refuse_one_response_a_prompt(name: OnlineAlgorithm) -> None:
+    given = {"algorithm": name, "online": {"responses": 1}}
+    if ONLINE[name].least_responses == 1:
+        assert PolicySettings.model_validate(given).online.responses == 1
+        return
+    with pytest.raises(ValueError, match=r"online\.responses must be 2 or more"):
+        PolicySettings.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "beta"),
+    [
+        ({}, 0.1),
+        ({"beta": 0.7}, 0.7),
+        ({"online": {"beta": 0.3}}, 0.3),
+        ({"beta": 0.7, "online": {"beta": 0.3}}, 0.3),
+        ({"beta": 0.7, "online": {"beta": 0.05}}, 0.05),  # set, though it is what the default is
+        ({"beta": 0.7, "online": {"beta": 0.0}}, 0.7),  # no beta for DPO
+        ({"beta": 0.7, "online": {"steps": 3}}, 0.7),
+    ],
+)
+def test_online_dpo_takes_the_beta_of_the_online_settings_where_it_was_set_and_else_that_of_dpo(
+    given: dict[str, Any], beta: float
+) -> None:
+    assert beta_of(given) == beta
+
+
+def test_settings_and_registry_import_no_torch() -> None:
+    code = "import sys, rewardloop_trainer.policy.settings; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("given", ["(0.0001,)", "(0.5, 1.0)", "0.5,1.0", ["(0.5", "1.0)"], (0.5, 1.0), [0.5]])
+def test_temperatures_may_be_given_as_help_prints_them(given: Any) -> None:
+    settings = PolicySettings.model_validate({"online": {"temperatures": given}})
+    assert settings.online.temperatures in {(0.0001,), (0.5, 1.0), (0.5,)}
+
+
+@pytest.mark.parametrize("given", ["()", "", [], "(warm,)", [-1.0], [0], [1.0, math.nan], "inf"])
+def test_temperatures_that_are_none_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="temperatures"):
+        PolicySettings.model_validate({"online": {"temperatures": given}})

@@ -1,0 +1,21 @@
+"""What a gate decides of a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision of a gate.
+
+    Attributes:
+        passed: Whether the candidate may replace the live version.
+        reasons: One line for each rule that the candidate broke; empty if it passed.
+        figures: What the gate measured, by the names that a manifest gives it.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    figures: Mapping[str, float]

@@ -1,0 +1,45 @@
+"""Settings of learning from what people judged: DPO and KTO. Imports no torch, for a fast --help."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rewardloop_trainer.learning.settings import OfflineSettings
+
+
+class PreferenceLoss(BaseModel):
+    """The loss of a pair of responses, in DPO and in online DPO."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: Literal["sigmoid", "robust", "ipo", "hinge"] = "sigmoid"
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="how strongly the policy is held to the live policy; online-dpo uses it unless online.beta is set",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels that are assumed to be flipped")
+    length_normalised: bool = Field(
+        False, description="divide each response's log-probability by its tokens; ipo always does so"
+    )
+    sft_weight: float = Field(
+        0.1, ge=0, description="weight of the chosen response's loss per token, which keeps it probable (RPO)"
+    )
+
+
+class DpoSettings(PreferenceLoss, OfflineSettings):
+    """How one round trains the policy on preference pairs."""
+
+    batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
+    seed: int = 0
+
+
+class KtoSettings(OfflineSettings):
+    """How one round trains the policy on thumbs and ratings."""
+
+    beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the live policy")
+    batch_thumbs: int = Field(
+        32, ge=2, description="thumbs in one optimizer step; they also estimate how far the policy has moved"
+    )

@@ -1,0 +1,102 @@
+"""The online algorithms: what each is built from and what it needs. Imports no torch, for a fast --help.
+
+CONTRIBUTING.md lists the files to touch for a new algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from rewardloop.formats.vocabulary import OnlineAlgorithm
+from rewardloop_trainer.policy.offline_settings import DpoSettings, PreferenceLoss
+from rewardloop_trainer.policy.online_settings import CriticSettings, OnlineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PpoSettings:
+    """PPO's part of the public settings; their descriptions are in `OnlineSettings` and `CriticSettings`."""
+
+    clip: float
+    clip_above: float
+    kl_estimator: Literal["k1", "k3"]
+    critic: CriticSettings
+
+    @classmethod
+    def of(cls, online: OnlineSettings, _: DpoSettings | None = None) -> PpoSettings:
+        return cls(online.clip, online.clip_above, online.kl_estimator, online.critic)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoSettings:
+    """GRPO's part of the public settings; their descriptions are in `OnlineSettings`."""
+
+    clip: float
+    clip_above: float
+    scale_groups: bool
+
+    @classmethod
+    def of(cls, online: OnlineSettings, _: DpoSettings | None = None) -> GrpoSettings:
+        return cls(online.clip, online.clip_above, online.scale_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class RlooSettings:
+    """RLOO's part of the public settings; their descriptions are in `OnlineSettings`."""
+
+    clip: float
+    clip_above: float
+    most_importance: float
+
+    @classmethod
+    def of(cls, online: OnlineSettings, _: DpoSettings | None = None) -> RlooSettings:
+        return cls(online.clip, online.clip_above, online.most_importance)
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineDpoSettings:
+    """Online DPO's part of the public settings: the loss of `DpoSettings`, with its own beta where one was set."""
+
+    loss: PreferenceLoss
+
+    @classmethod
+    def of(cls, online: OnlineSettings, dpo: DpoSettings) -> OnlineDpoSettings:
+        """The beta is `online.beta` if that was set explicitly and is above 0, otherwise `dpo.beta`.
+
+        The default of `online.beta` is meant for rewards and would be wrong here, and a beta of 0 is none for DPO.
+        """
+        loss = {name: getattr(dpo, name) for name in PreferenceLoss.model_fields}
+        if "beta" in online.model_fields_set and online.beta > 0:
+            loss["beta"] = online.beta
+        return cls(PreferenceLoss.model_validate(loss))
+
+
+AlgorithmSettings: TypeAlias = PpoSettings | GrpoSettings | RlooSettings | OnlineDpoSettings
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineEntry:
+    """One algorithm.
+
+    Attributes:
+        implementation: ``module:class`` below `policy.online`. `algorithm_of` imports it, since it needs torch.
+        settings: Makes the algorithm's own settings from the public ones.
+        least_responses: Fewest responses to a prompt that it can learn from; 2 where they are compared.
+        has_critic: Whether a value function learns beside the policy.
+        takes_human_pairs: Whether it also learns from pairs that people judged.
+    """
+
+    implementation: str
+    settings: Callable[[OnlineSettings, DpoSettings], AlgorithmSettings]
+    least_responses: int = 2
+    has_critic: bool = False
+    takes_human_pairs: bool = False
+
+
+ONLINE: Mapping[OnlineAlgorithm, OnlineEntry] = {
+    "ppo": OnlineEntry("ppo:Ppo", PpoSettings.of, least_responses=1, has_critic=True),
+    "grpo": OnlineEntry("grpo:Grpo", GrpoSettings.of),
+    "rloo": OnlineEntry("rloo:Rloo", RlooSettings.of),
+    "online-dpo": OnlineEntry("online_dpo:OnlineDpo", OnlineDpoSettings.of, takes_human_pairs=True),
+}

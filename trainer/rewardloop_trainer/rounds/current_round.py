@@ -1,0 +1,40 @@
+"""The round of a model that is under way, as the state file has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.trainer_state import RoundState, StateFile
+from rewardloop_trainer.vocabulary import ModelName
+
+
+class CurrentRound:
+    """Reads and replaces the state of the round under way. A state that was reached is on disk when `reach` returns."""
+
+    def __init__(self, model: ModelName, file: StateFile, metrics: TrainerMetrics) -> None:
+        self.model = model
+        self._file = file
+        self._metrics = metrics
+
+    @property
+    def state(self) -> RoundState:
+        """Raises ValueError when no round is under way."""
+        current = self._file.read().of(self.model).round
+        if current is None:
+            raise ValueError(f"no round of {self.model} is under way")
+        return current
+
+    @property
+    def key(self) -> str:
+        """The name of this round in the notes of the version that it publishes."""
+        return self._file.read().round_key(self.model, self.state.number)
+
+    def reach(self, changed: RoundState) -> None:
+        """Replace the state of the round, which may be in another phase afterwards."""
+        whole = self._file.read()
+        before = whole.of(self.model).round
+        if before is not None and before.starts and before.phase != changed.phase:
+            changed = replace(changed, starts=1)  # this process has begun the next phase
+        self._file.write(whole.with_model(self.model, replace(whole.of(self.model), round=changed)))
+        self._metrics.in_phase(self.model, changed.phase)

@@ -1,0 +1,46 @@
+"""Why a round stops before it has ended. None of these is a failure: the round goes on later."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = tuple(os.strerror(number).lower() for number in _FULL)
+
+
+class Interrupted(Exception):
+    """Raised when the process was asked to stop. The round is saved and goes on at the next start."""
+
+
+class ServerAway(Exception):
+    """Raised when the server cannot do now what the round needs; the same call may succeed later."""
+
+
+class Waiting(Exception):
+    """Raised when the round waits for people's preferences; it should be looked at again after ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"look again in {seconds:g} s")
+        self.seconds = seconds
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Say whether a full disk or a spent quota led to ``error``, directly or through the errors that it came from.
+
+    Libraries that are not written in Python (safetensors, tokenizers) raise errors of their own with the system's text
+    and without its number.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, OSError) and each.errno in _FULL:
+            return True
+        if any(text in str(each).lower() for text in _FULL_TEXTS):
+            return True
+        waiting += [each.__cause__, each.__context__]
+    return False

@@ -1,0 +1,146 @@
+"""What each model has learned from and how far its present round has come, in a file that outlives the process.
+
+The file is replaced atomically. A trainer that was killed finds in it the round that was under way, with the same data
+range, seed and candidate, and goes on from the last finished phase.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rewardloop_trainer.archive.fence import Fence
+from rewardloop_trainer.vocabulary import PHASES, Phase
+
+FORMAT_VERSION = 1
+
+
+class CorruptState(Exception):
+    """Raised when the state file cannot be read. The file is left as it is, for a person to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """One attempt to make a better version.
+
+    Attributes:
+        number: Counts the model's rounds from 1.
+        phase: The phase that the round has reached: the step that it finished last, or "training" before the first.
+        after_stream_id: The last stream id of the last finished round, "" for none. Later rows are new.
+        until_stream_id: The round learns from the ledger up to and including this stream id.
+        signals: How many rows the ledger has up to there.
+        new_signals: How many of them are new.
+        seed: The seed of everything random in the round.
+        parent: The live version that the round starts from.
+        version: The version that the round published.
+        failures: How often the round raised an exception.
+        starts: How many processes began to work on the present phase and did not return from it, the one that works on
+            it now included.
+        started_at: When the round began, in Unix seconds.
+        metrics: Figures of training and gate.
+    """
+
+    number: int
+    phase: Phase
+    after_stream_id: str
+    until_stream_id: str
+    signals: int
+    new_signals: int
+    seed: int
+    parent: str | None = None
+    version: str | None = None
+    failures: int = 0
+    starts: int = 0
+    started_at: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What the trainer knows of one model.
+
+    Attributes:
+        learned_through: The last stream id of the last finished round, whatever its outcome; "" before the first.
+        rounds: How many rounds have ended.
+        ended_at: When the last one ended, in Unix seconds; 0 before the first.
+        round: The round under way, if any.
+    """
+
+    learned_through: str = ""
+    rounds: int = 0
+    ended_at: float = 0.0
+    round: RoundState | None = None
+
+    def finished(self, ended_at: float) -> ModelState:
+        """Return the state after the round under way has ended, whatever its outcome."""
+        if self.round is None:
+            raise ValueError("no round is under way")
+        return ModelState(self.round.until_stream_id, self.rounds + 1, ended_at, None)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The state of all models. ``trainer_id`` tells this work directory's rounds from another's in a shared store."""
+
+    trainer_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    models: Mapping[str, ModelState] = field(default_factory=dict)
+
+    def of(self, model: str) -> ModelState:
+        return self.models.get(model, ModelState())
+
+    def with_model(self, model: str, state: ModelState) -> TrainerState:
+        return replace(self, models={**self.models, model: state})
+
+    def round_key(self, model: str, number: int) -> str:
+        """Return what ``notes["round"]`` says in the manifest of a version that this round publishes."""
+        return f"{self.trainer_id}/{model}/{number}"
+
+
+class StateFile:
+    """Reads and atomically replaces ``<work_dir>/state.json``."""
+
+    def __init__(self, work_dir: Path, fence: Fence | None = None) -> None:
+        self.path = work_dir / "state.json"
+        self._fence = fence
+
+    def read(self) -> TrainerState:
+        """Read the state, which is a fresh one if there is no file. Raises `CorruptState`."""
+        try:
+            raw = json.loads(self.path.read_text())
+            if raw["format_version"] != FORMAT_VERSION:
+                raise CorruptState(f"{self.path}: format version {raw['format_version']!r} is not {FORMAT_VERSION}")
+            return TrainerState(raw["trainer_id"], {name: _model(m) for name, m in raw["models"].items()})
+        except FileNotFoundError:
+            return TrainerState()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptState(f"{self.path}: {error!r}") from error
+
+    def write(self, state: TrainerState) -> None:
+        """Replace the state, which is on disk when this returns. Raises `Fenced` if another trainer leads."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Each leader has a file of its own, because a leader that was stopped while it wrote may write on.
+        temporary = self.path.with_suffix(f".writing-{self._fence.epoch}" if self._fence else ".writing")
+        with temporary.open("w") as file:
+            json.dump({"format_version": FORMAT_VERSION, **asdict(state)}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        with nullcontext() if self._fence is None else self._fence.held():
+            os.replace(temporary, self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _model(raw: Mapping[str, Any]) -> ModelState:
+    now = raw["round"]
+    if now is not None and now["phase"] not in PHASES:
+        raise CorruptState(f"unknown phase {now['phase']!r}")
+    return ModelState(**{**raw, "round": None if now is None else RoundState(**now)})
