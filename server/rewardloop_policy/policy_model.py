@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest
-from rewardloop.formats.text import Encoder, RefusedConversation, Turn
+from rewardloop.formats.text import Encoder, FittedPrompt, RefusedConversation, Turn
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest, end_ids, sample
 from rewardloop_server.calls.errors import InvalidRequest, NotLoadable, Violation
@@ -46,8 +46,8 @@ class PolicyModel:
         """Most new tokens of a request that names no bound: half of the model's length."""
         return max(1, self._encoder.max_length // 2)
 
-    def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> SampleRequest:
-        """Return ``settings`` with the conversation as the prompt.
+    def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> tuple[SampleRequest, FittedPrompt]:
+        """Return ``settings`` with the conversation as the prompt, and what of the conversation is in it.
 
         A prompt that does not fit beside the new tokens is shortened as `Encoder` says.
 
@@ -63,7 +63,7 @@ class PolicyModel:
             fitted = self._encoder.fit_prompt(conversation, room)
         except RefusedConversation as error:
             raise InvalidRequest([Violation("prompt", str(error))]) from error
-        return replace(settings, prompt=fitted.ids)
+        return replace(settings, prompt=fitted.ids), fitted
 
     def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
         """Return the candidates of each request. Raises FloatingPointError for NaN logits, and whatever torch does."""
@@ -104,7 +104,7 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
         encoder = Encoder(tokenizer, text_format, min(manifest.max_length, positions))
         policy = PolicyModel(manifest, model, encoder, end_ids(model, text_format.ends))
         settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
-        policy.answer([policy.request((Turn("user", text),), settings) for text in ("Hello", "Hello, how are you?")])
+        policy.answer([policy.request((Turn("user", text),), settings)[0] for text in ("Hello", "Hello, how are you?")])
     except Exception as error:  # transformers, tokenizers and torch raise many kinds for a broken version
         raise NotLoadable(f"policy {manifest.version} does not load or run: {type(error).__name__}: {error}") from error
     return policy

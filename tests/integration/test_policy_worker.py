@@ -257,3 +257,15 @@ def test_sigterm_lets_answers_in_flight_finish(shared_worker: Worker) -> None:
             else:  # not yet admitted when the signal came
                 assert isinstance(failure, Unavailable)
     assert shared_worker.process.wait(30) == 0
+
+
+def test_an_answer_says_what_of_the_prompt_was_left_out(shared_worker: Worker) -> None:
+    talk = [("user", "word " * 4), ("assistant", "word " * 4), ("user", "a" * 40)]
+    with shared_worker.client() as client:
+        assert client.generate("Hello").truncated is None
+        dropped = client.generate(talk).truncated
+        cut = client.generate("word " * 2000 + "end").truncated
+    assert dropped is not None
+    assert (dropped.dropped_turns, dropped.is_cut) == (2, False)
+    assert cut is not None
+    assert (cut.dropped_turns, cut.is_cut) == (0, True)

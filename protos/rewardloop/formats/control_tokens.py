@@ -7,6 +7,7 @@ as control tokens. Text without such strings gets the ids that Hugging Face's ``
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -30,11 +31,13 @@ class GuardedTokenizer:
 
     Args:
         tokenizer: The base's tokenizer. It is copied.
-        literals: What the chat template may write: `ChatTemplate.literals`, and renderings of harmless conversations,
-            which show names that a template puts together, such as ``'<|' + role + '|>'``.
+        literals: What the chat template may write: `ChatTemplate.literals`.
+        renderings: Renderings of harmless conversations. They show names that a template puts together, such as
+            ``'<|' + role + '|>'``, and whether a text may be encoded in parts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, literals: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, literals: str, renderings: Sequence[str] = ()) -> None:
+        literals = "\0".join([literals, *renderings])
         described = json.loads(tokenizer.to_str())
         names = _control_tokens(described["added_tokens"], literals)
         salt = secrets.token_hex(8)
@@ -54,10 +57,32 @@ class GuardedTokenizer:
         self._beginnings = frozenset(name[:length] for name in names for length in range(1, len(name)))
         self._endings = frozenset(name[length:] for name in names for length in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
+        self._first_characters = {name[0] for name in names}
+        self._last_characters = {name[-1] for name in names}
+        strips = any(t["lstrip"] or t["rstrip"] for t in described["added_tokens"])
+        self._is_separable = not strips and all(self._divides(text) for text in renderings)
 
     def is_harmless(self, text: str) -> bool:
         """Whether the text holds no control token's name, and no part of one at an end where it could become whole."""
         return not (self._control.search(text) or self._could_join_after(text) or self._could_join_before(text))
+
+    def divide(self, texts: Sequence[str]) -> tuple[str, list[str]]:
+        """Divide texts into what they share and the rest of each, so that encoding both in turn gives the same ids.
+
+        The shared part ends after a control token. It is empty if there is none, or if the tokenizer may give a text
+        other ids in parts.
+        """
+        first, *others = texts
+        shared = min((_shared_length(first, other) for other in others), default=0)
+        if not self._is_separable or not shared:
+            return "", list(texts)
+        cut = 0
+        for found in self._control.finditer(first):
+            # A name may be part of a longer one in another text.
+            if found.end() > shared or any(self._name_at(text, found.start()) != found[0] for text in others):
+                break
+            cut = found.end()
+        return first[:cut], [text[cut:] for text in texts]
 
     def mark(self, text: str, guard: str) -> str:
         """The text with ``guard`` in every place where a control token could be read."""
@@ -84,17 +109,49 @@ class GuardedTokenizer:
                 raise ForgedControlToken("the tokenizer makes a control token of plain text")
         return ids
 
+    def _name_at(self, text: str, place: int) -> str:
+        found = self._control.match(text, place)
+        return found[0] if found else ""
+
     def _could_join_after(self, text: str) -> bool:
+        if self._first_characters.isdisjoint(text[-self._longest :]):
+            return False
         return any(text[-length:] in self._beginnings for length in range(1, min(self._longest, len(text) + 1)))
 
     def _could_join_before(self, text: str) -> bool:
+        if self._last_characters.isdisjoint(text[: self._longest]):
+            return False
         return any(text[:length] in self._endings for length in range(1, min(self._longest, len(text) + 1)))
+
+    def _divides(self, text: str) -> bool:
+        """Whether the text has the same ids if it is encoded in parts, each of which ends with a control token."""
+        ends = [0, *(found.end() for found in self._control.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise(ends) if end > start]
+        try:
+            whole, *found = self.encode([text, *parts])
+        except ForgedControlToken:
+            return False
+        return whole == [i for ids in found for i in ids]
 
 
 def unused_private_character(texts: Iterable[str]) -> str:
     """A private-use character that no text holds, to mark text with."""
     used = set().union(*map(set, texts))
     return next(character for character in _PRIVATE if character not in used)
+
+
+def _shared_length(one: str, other: str) -> int:
+    """Return how many characters at the start are the same."""
+    if other.startswith(one):
+        return len(one)
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _control_tokens(added: Sequence[dict[str, Any]], literals: str) -> list[str]:

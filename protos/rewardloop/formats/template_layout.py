@@ -76,6 +76,14 @@ class TemplateFormat:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A rendered text, and the character in it that interrupts names of control tokens; empty if there are none."""
+
+    text: str
+    guard: str = ""
+
+
 class TemplateLayout:
     """Renders by the template itself and encodes the whole text. Threads may share it.
 
@@ -97,8 +105,7 @@ class TemplateLayout:
     def __init__(self, tokenizer: Tokenizer, text_format: TemplateFormat) -> None:
         self._format = text_format
         self._template = ChatTemplate(text_format.template, text_format.names)
-        written = "\0".join([self._template.literals, *_harmless_renderings(self._template)])
-        self._guarded = GuardedTokenizer(tokenizer, written)
+        self._guarded = GuardedTokenizer(tokenizer, self._template.literals, _harmless_renderings(self._template))
         after = self._after_answers()
         self.end_tokens = len(self._read([0, *after])) - 1
         self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
@@ -114,19 +121,46 @@ class TemplateLayout:
 
     def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
         """Return a row for each response of each group: the whole rendering, split where it leaves the invited one."""
-        encoded = iter(self.encode([each for group in groups for each in _renderings(*group)]))
-        found: list[list[Row] | RefusedConversation] = []
-        for _, responses in groups:
-            invited = next(encoded)
-            prompt = [] if isinstance(invited, RefusedConversation) else invited
-            whole = [next(encoded) for _ in responses]
-            refused = next((each for each in whole if isinstance(each, RefusedConversation)), None)
-            if refused is not None:
-                found.append(refused)
+        found: list[list[Row] | RefusedConversation] = [[] for _ in groups]
+        pending: list[tuple[int, list[_Rendered]]] = []
+        for place, (conversation, responses) in enumerate(groups):
+            try:
+                whole = [self._render(m, invite=False) for m in _answered(conversation, responses)]
+            except RefusedByTemplate as error:
+                found[place] = RefusedConversation(str(error))
                 continue
-            read = [self._read(each) for each in whole if not isinstance(each, RefusedConversation)]
-            found.append([_split(prompt, ids, min(_shared(prompt, ids), len(ids) - 1)) for ids in read])
+            try:
+                invited = self._render(_messages(conversation), invite=True)
+            except RefusedByTemplate:
+                invited = _Rendered("")
+            pending.append((place, self._divided([invited, *whole])))
+        ids = iter(self._encode([part for _, parts in pending for part in parts]))
+        for place, parts in pending:
+            found[place] = self._rows([next(ids) for _ in parts])
         return found
+
+    def _divided(self, texts: list[_Rendered]) -> list[_Rendered]:
+        """Return what the texts share, and the rest of each."""
+        if any(text.guard for text in texts):
+            return [_Rendered(""), *texts]
+        head, rest = self._guarded.divide([text.text for text in texts])
+        return [_Rendered(head), *map(_Rendered, rest)]
+
+    def _rows(self, parts: Sequence[list[int] | RefusedConversation]) -> list[Row] | RefusedConversation:
+        """Join the ids of a group's parts: the shared one, the rest of the invited prompt, and of each answered one."""
+        read: list[list[int]] = []
+        for part in parts:
+            if isinstance(part, RefusedConversation):
+                return part
+            read.append(part)
+        head, invited, *rest = read
+        prompt = head + invited
+        rows = []
+        for tail in rest:
+            ids = self._read(head + tail)
+            shared = min(len(head) + _shared(invited, tail), len(ids) - 1)
+            rows.append(Row(prompt if shared == len(prompt) else ids[:shared], ids[shared:]))
+        return rows
 
     def completions(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
         """Return the invited prompt, and the response as the template writes it up to its end."""
@@ -144,35 +178,40 @@ class TemplateLayout:
 
     def encode(self, wanted: Sequence[tuple[Messages, bool]]) -> list[list[int] | RefusedConversation]:
         """Return the ids of messages, each with a choice whether the rendering invites an answer."""
-        ids: list[list[int] | RefusedConversation] = [[] for _ in wanted]
-        plain: list[tuple[int, str]] = []
-        for place, (messages, invite) in enumerate(wanted):
+        rendered: list[_Rendered | RefusedConversation] = []
+        for messages, invite in wanted:
             try:
-                if all(map(self._guarded.is_harmless, _texts(messages))):
-                    plain.append((place, self._template.render(messages, invite=invite)))
-                else:
-                    rendered, guard = self._rendered(messages, invite=invite)
-                    (ids[place],) = self._guarded.encode([rendered], guard)
-            except (RefusedByTemplate, ForgedControlToken) as error:
-                ids[place] = RefusedConversation(str(error))
-        for place, found in self._encoded(plain):
-            ids[place] = found
-        return ids
+                rendered.append(self._render(messages, invite=invite))
+            except RefusedByTemplate as error:
+                rendered.append(RefusedConversation(str(error)))
+        ids = iter(self._encode([each for each in rendered if isinstance(each, _Rendered)]))
+        return [next(ids) if isinstance(each, _Rendered) else each for each in rendered]
 
-    def _encoded(self, plain: Sequence[tuple[int, str]]) -> list[tuple[int, list[int] | RefusedConversation]]:
+    def _encode(self, texts: Sequence[_Rendered]) -> list[list[int] | RefusedConversation]:
+        found: list[list[int] | RefusedConversation] = [[] for _ in texts]
+        plain = [place for place, text in enumerate(texts) if not text.guard]
         try:
-            encoded = self._guarded.encode([text for _, text in plain])
-            return [(place, ids) for (place, _), ids in zip(plain, encoded, strict=True)]
-        except ForgedControlToken as error:
-            if len(plain) == 1:
-                return [(plain[0][0], RefusedConversation(str(error)))]
-            return [each for one in plain for each in self._encoded([one])]
+            encoded = self._guarded.encode([texts[place].text for place in plain])
+            for place, ids in zip(plain, encoded, strict=True):
+                found[place] = ids
+            left = [place for place, text in enumerate(texts) if text.guard]
+        except ForgedControlToken:
+            left = list(range(len(texts)))
+        for place in left:
+            try:
+                (found[place],) = self._guarded.encode([texts[place].text], texts[place].guard)
+            except ForgedControlToken as error:
+                found[place] = RefusedConversation(str(error))
+        return found
 
-    def _rendered(self, messages: Messages, *, invite: bool, guard: str = "") -> tuple[str, str]:
-        """Return the rendering of messages that may hold names of control tokens, and the guard in it."""
-        guard = guard or unused_private_character([self._format.template, *_texts(messages)])
+    def _render(self, messages: Messages, *, invite: bool, guard: str = "") -> _Rendered:
+        """Render messages; names of control tokens in them are marked with a guard. Raises `RefusedByTemplate`."""
+        if not guard:
+            if all(map(self._guarded.is_harmless, _texts(messages))):
+                return _Rendered(self._template.render(messages, invite=invite))
+            guard = unused_private_character([self._format.template, *_texts(messages)])
         marked = [_mapped(message, lambda text: self._guarded.mark(text, guard)) for message in messages]
-        return self._template.render(marked, invite=invite), guard
+        return _Rendered(self._template.render(marked, invite=invite), guard)
 
     def _read(self, ids: list[int]) -> list[int]:
         """Leave out what a reward model does not read at the end."""
@@ -185,10 +224,10 @@ class TemplateLayout:
 
     def _written(self, conversation: Sequence[Turn], response: str, prompt: Sequence[int]) -> list[int]:
         """Return the ids of a response that follows the prompt, with its end."""
-        (_, messages_invite), (answered, _) = _renderings(conversation, [response])
-        asked = _messages(conversation)
-        whole, guard = self._rendered(answered, invite=False)
-        invited, _ = self._rendered(asked, invite=messages_invite, guard=guard)
+        asked, (answered,) = _messages(conversation), _answered(conversation, [response])
+        guard = unused_private_character([self._format.template, *_texts(answered)])
+        whole = self._render(answered, invite=False, guard=guard).text
+        invited = self._render(asked, invite=True, guard=guard).text
         if whole.startswith(invited):
             rest = whole[len(invited) :]
         else:  # the template writes a past answer otherwise than it asks for one
@@ -215,14 +254,10 @@ def _messages(conversation: Sequence[Turn]) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in conversation]
 
 
-def _renderings(conversation: Sequence[Turn], responses: Sequence[str]) -> list[tuple[list[dict[str, str]], bool]]:
-    """Return the messages of the invited conversation, and of the conversation with each response."""
+def _answered(conversation: Sequence[Turn], responses: Sequence[str]) -> list[list[dict[str, str]]]:
+    """Return the messages of the conversation with each response."""
     asked = _messages(conversation)
-    return [(asked, True), *(([*asked, {"role": "assistant", "content": text}], False) for text in responses)]
-
-
-def _split(prompt: list[int], ids: list[int], shared: int) -> Row:
-    return Row(prompt if shared == len(prompt) else ids[:shared], ids[shared:])
+    return [[*asked, {"role": "assistant", "content": text}] for text in responses]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

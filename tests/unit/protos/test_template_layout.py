@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from support.chat_bases import CHAT_KINDS, ChatBase, chat_base
 
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate, UnusableTemplate
 from rewardloop.formats.template_layout import TemplateFormat, TemplateLayout
-from rewardloop.formats.text import RefusedConversation
+from rewardloop.formats.text import RefusedConversation, Row, Turn
 
 
 def user(text: str) -> dict[str, str]:
@@ -71,6 +72,85 @@ def test_ids_are_hugging_faces(kind: str, probe: str) -> None:
     answered = [*prompt, assistant(" An answer.\n")]
     assert ours(layout, prompt, invite=True) == theirs(base, prompt, invite=True)
     assert ours(layout, answered, invite=False) == theirs(base, answered, invite=False)
+
+
+RESPONSES = [" An answer.\n", "\n\nfox", "", "<table>"]
+
+
+def as_turns(messages: list[dict[str, str]]) -> tuple[Turn, ...]:
+    return tuple(Turn(message["role"], message["content"]) for message in messages)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("kind", CHAT_KINDS)
+def test_rows_of_a_group_are_hugging_faces_renderings_with_each_response(kind: str, probe: str) -> None:
+    base, prompt = chat_base(kind), PROBES[probe]
+    (found,) = layout_of(base).rows([(as_turns(prompt), RESPONSES)])
+    expected = [theirs(base, [*prompt, assistant(text)], invite=False) for text in RESPONSES]
+    if isinstance(found, RefusedConversation):
+        assert None in expected
+        return
+    assert [row.prompt + row.response for row in found] == expected
+    invited = theirs(base, prompt, invite=True)
+    assert invited is not None
+    assert all(row.prompt == invited[: len(row.prompt)] for row in found)
+    assert all(row.response for row in found)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("kind", CHAT_KINDS)
+def test_a_completion_follows_the_invited_prompt_and_ends_once(kind: str, probe: str) -> None:
+    base, prompt = chat_base(kind), PROBES[probe]
+    end = layout_of(base).written_end
+    assert end is not None
+    found = base.hugging_face()
+    layout = TemplateFormat(base.template, dict(found.special_tokens_map), end, (end,)).layout(found.backend_tokenizer)
+    (rows,) = layout.completions([(as_turns(prompt), RESPONSES)])
+    invited = theirs(base, prompt, invite=True)
+    if isinstance(rows, RefusedConversation):
+        assert invited is None
+        return
+    for row, text in zip(rows, RESPONSES, strict=True):
+        assert row.prompt == invited
+        assert row.response[-1] == end
+        assert row.response.count(end) == 1
+        answered = theirs(base, [*prompt, assistant(text)], invite=False)
+        assert answered is not None
+        if answered[: len(row.prompt)] == row.prompt:  # else the response merges with the end of the prompt
+            assert answered[: len(row.prompt + row.response)] == row.prompt + row.response
+        else:
+            assert text.startswith("\n")
+
+
+@pytest.mark.parametrize("kind", CHAT_KINDS)
+def test_contents_built_of_control_tokens_give_no_control_token(kind: str) -> None:
+    """A thousand contents of whole names, of parts of names and of words, with and without space between them."""
+    base = chat_base(kind)
+    layout = layout_of(base)
+    names = [
+        token.content for i, token in base.tokenizer.get_added_tokens_decoder().items() if i in layout.control_ids
+    ][:40]
+    chance = random.Random(kind)
+
+    def content() -> str:
+        pieces = []
+        for _ in range(chance.randint(1, 6)):
+            name = chance.choice(names)
+            cut = chance.randint(0, len(name))
+            pieces.append(chance.choice([name, name[:cut], name[cut:], "fox", "\n", "▁", "[/", "日"]))
+        return chance.choice(["", " "]).join(pieces)
+
+    def controls(rows: list[Row] | RefusedConversation) -> list[list[int]]:
+        assert not isinstance(rows, RefusedConversation)
+        return [control(layout, row.prompt + row.response) for row in rows]
+
+    (harmless,) = layout.rows([((Turn("user", "x"), Turn("assistant", "y"), Turn("user", "z")), ["w"])])
+    groups = [
+        ((Turn("user", content()), Turn("assistant", content()), Turn("user", content())), [content()])
+        for _ in range(250)
+    ]
+    for rows in layout.rows(groups):
+        assert controls(rows) == controls(harmless)
 
 
 @pytest.mark.parametrize("kind", CHAT_KINDS)
