@@ -68,6 +68,7 @@ from rewardloop_client._types import (
     ScoreGroup,
     ScoreResult,
     Timings,
+    TruncatedPrompt,
     VersionInfo,
 )
 
@@ -121,6 +122,7 @@ __all__ = [
     "StoreFull",
     "Timings",
     "TooManySignals",
+    "TruncatedPrompt",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -33,6 +33,7 @@ from rewardloop_client._types import (
     SelectionName,
     SourceName,
     Timings,
+    TruncatedPrompt,
     TruncationName,
     VersionInfo,
 )
@@ -270,6 +271,11 @@ def generation(response: policy_pb2.GenerateResponse, candidates: int) -> Genera
         ),
         policy_version=model_version(response.policy_version),
         chosen=_chosen(response.chosen) if response.HasField("chosen") else None,
+        truncated=(
+            TruncatedPrompt(response.truncated.dropped_turns, response.truncated.is_cut)
+            if response.HasField("truncated")
+            else None
+        ),
     )
 
 

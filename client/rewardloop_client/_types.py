@@ -143,16 +143,31 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
+class TruncatedPrompt:
+    """What of a prompt a policy did not read, because it was too long.
+
+    Attributes:
+        dropped_turns: How many of the oldest turns were left out whole.
+        is_cut: Whether the middle of the turns that remain was left out too.
+    """
+
+    dropped_turns: int
+    is_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """The policy's answers to one prompt. Feedback names them by ``generation_id``.
 
-    ``chosen`` says how they were chosen among the sampled ones; it is None without best_of.
+    ``chosen`` says how they were chosen among the sampled ones; it is None without best_of. ``truncated`` says what of
+    the prompt the policy did not read; it is None if it read all.
     """
 
     generation_id: str
     candidates: tuple[Candidate, ...]
     policy_version: ModelVersion
     chosen: Chosen | None = None
+    truncated: TruncatedPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from rewardloop.formats.store import Manifest
-from rewardloop.formats.text import turns
+from rewardloop.formats.text import FittedPrompt, turns
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 from rewardloop_policy.policy_model import Answer, PolicyModel
 from rewardloop_policy.sample_batcher import SampleBatcher
@@ -75,7 +75,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             if not request.max_new_tokens:
                 longest = min(policy.longest_answer for policy in policies)
                 settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, longest))
-            candidates = await self._candidates(policies, request.prompt, settings, deadline)
+            candidates, truncated = await self._candidates(policies, request.prompt, settings, deadline)
             manifests = [policy.manifest for policy in policies]
         generation = _generation(await self._generations.new_id(), request.prompt, settings, candidates, manifests[-1])
         await self._generations.put(generation)
@@ -85,6 +85,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             generation_id=generation.generation_id,
             candidates=generation.candidates,
             policy_version=generation.policy_version,
+            truncated=truncated,
         )
 
     def _choose(self, prompt: common_pb2.Prompt, settings: SampleRequest, leases: ExitStack) -> list[PolicyModel]:
@@ -106,10 +107,13 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         prompt: common_pb2.Prompt,
         settings: SampleRequest,
         deadline: float | None,
-    ) -> list[policy_pb2.Candidate]:
-        """Return about equally many candidates of each version. Candidates of the last version do not name it."""
+    ) -> tuple[list[policy_pb2.Candidate], policy_pb2.TruncatedPrompt | None]:
+        """Return about equally many candidates of each version, and what of the prompt they did not read.
+
+        Candidates of the last version do not name it.
+        """
         conversation = turns(prompt)
-        requests = [
+        asked = [
             policy.request(
                 conversation,
                 replace(
@@ -125,7 +129,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         outcomes = await asyncio.gather(
             *(
                 self._batcher.answer(policy, request, deadline)
-                for policy, request in zip(policies, requests, strict=True)
+                for policy, (request, _) in zip(policies, asked, strict=True)
             ),
             return_exceptions=True,
         )
@@ -137,7 +141,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             candidates += [_candidate(answer, manifest) for answer in outcome]
         if len(policies) > 1:
             random.Random(settings.seed).shuffle(candidates)
-        return candidates
+        return candidates, _truncated([fitted for _, fitted in asked])
 
 
 def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_tokens: int) -> SampleRequest:
@@ -196,6 +200,13 @@ def _generation(
     )
     generation.create_time.GetCurrentTime()
     return generation
+
+
+def _truncated(fitted: Sequence[FittedPrompt]) -> policy_pb2.TruncatedPrompt | None:
+    if not any(each.truncated for each in fitted):
+        return None
+    dropped = max(each.dropped_turns for each in fitted)
+    return policy_pb2.TruncatedPrompt(dropped_turns=dropped, is_cut=any(each.is_cut for each in fitted))
 
 
 def _candidate(answer: Answer, manifest: Manifest | None) -> policy_pb2.Candidate:

@@ -115,8 +115,21 @@ def test_bad_requests_name_their_fields_and_leave_the_worker_well(shared_worker:
         with pytest.raises(InvalidRequest):
             client.generate("")
         assert client.generate("Hello").candidates
-        # Far longer than the model's 128 positions: the last tokens are kept.
+        # Far longer than the model's 128 positions.
         assert client.generate("word " * 2000 + "end").candidates
+
+
+def test_an_answer_says_what_of_the_prompt_was_left_out(shared_worker: Worker) -> None:
+    said = (("user", "word " * 4), ("assistant", "word " * 4), ("user", "a" * 40))
+    talk = [{"role": role, "content": content} for role, content in said]
+    with shared_worker.client() as client:
+        assert client.generate("Hello").truncated is None
+        dropped = client.generate(talk).truncated
+        cut = client.generate("word " * 2000 + "end").truncated
+    assert dropped is not None
+    assert (dropped.dropped_turns, dropped.is_cut) == (2, False)
+    assert cut is not None
+    assert (cut.dropped_turns, cut.is_cut) == (0, True)
 
 
 def test_promoting_switches_between_answers_and_fails_none(worker: Worker) -> None:

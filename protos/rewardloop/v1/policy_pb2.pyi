@@ -90,16 +90,26 @@ class Candidate(_message.Message):
     def __init__(self, text: _Optional[str] = ..., log_probability: _Optional[float] = ..., token_count: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., score: _Optional[float] = ..., uncertainty: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("generation_id", "candidates", "policy_version", "chosen")
+    __slots__ = ("generation_id", "candidates", "policy_version", "chosen", "truncated")
     GENERATION_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     generation_id: str
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     policy_version: _common_pb2.ModelVersion
     chosen: Chosen
-    def __init__(self, generation_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ...) -> None: ...
+    truncated: TruncatedPrompt
+    def __init__(self, generation_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., chosen: _Optional[_Union[Chosen, _Mapping]] = ..., truncated: _Optional[_Union[TruncatedPrompt, _Mapping]] = ...) -> None: ...
+
+class TruncatedPrompt(_message.Message):
+    __slots__ = ("dropped_turns", "is_cut")
+    DROPPED_TURNS_FIELD_NUMBER: _ClassVar[int]
+    IS_CUT_FIELD_NUMBER: _ClassVar[int]
+    dropped_turns: int
+    is_cut: bool
+    def __init__(self, dropped_turns: _Optional[int] = ..., is_cut: _Optional[bool] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("generation_id", "prompt", "candidates", "policy_version", "temperature", "top_p", "seed", "max_new_tokens", "show_probabilities", "create_time", "chosen")

@@ -74,6 +74,7 @@ class BestOf:
             candidates=shown,
             policy_version=reply.policy_version,
             chosen=chosen,
+            truncated=reply.truncated if reply.HasField("truncated") else None,
         )
 
     async def _log(

@@ -29,7 +29,7 @@ async def test_variables_of_the_environment_change_no_first_version(
     plan = DeploymentPlan(tmp_path, reward_base="r", policy_base="p", export_args=("--heads", "3", "--new-heads"))
     expected = await _exports(plan)
     variables = {"MODEL": "policy", "BASE": "x", "STORE": "y", "HEADS": "2", "SEED": "7", "MAX_LENGTH": "16"}
-    variables |= {"ANCHORS": "a", "GATE_PAIRS": "g", "PRECISION": "int8", "POOLING": "cls", "LAYOUT": "approximate"}
+    variables |= {"ANCHORS": "a", "GATE_PAIRS": "g", "PRECISION": "int8", "POOLING": "cls", "LAYOUT": "plain"}
     for name, value in {**variables, "NEW_HEADS": "true", "ADAPTERS": "none"}.items():
         monkeypatch.setenv(f"REWARDLOOP_{name}", value)
     reward, policy = await _exports(plan)
