@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rewardloop.formats.text import Encoded, Encoder, turns
 from rewardloop.v1 import reward_pb2
@@ -25,6 +26,9 @@ class _Pending:
     encoder: Encoder
     request: reward_pb2.ScoreRequest
     outcome: asyncio.Future[list[Encoded]]
+
+
+_Outcome: TypeAlias = list[Encoded] | Exception
 
 
 class TokenizePool:
@@ -76,21 +80,30 @@ class TokenizePool:
             if wanted:
                 self._idle -= 1
                 task = asyncio.get_running_loop().run_in_executor(
-                    self._threads, _encode, wanted[0].encoder, [pending.request for pending in wanted]
+                    self._threads, _encode_each, wanted[0].encoder, [pending.request for pending in wanted]
                 )
                 task.add_done_callback(functools.partial(self._finish, wanted))
 
-    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[list[Encoded]]]) -> None:
+    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[_Outcome]]) -> None:
         self._idle += 1
         self._start()
-        error = done.exception()
-        for i, pending in enumerate(wanted):
+        for pending, outcome in zip(wanted, done.result(), strict=True):
             if pending.outcome.done():
                 continue
-            if error is not None:
-                pending.outcome.set_exception(error)
+            if isinstance(outcome, Exception):
+                pending.outcome.set_exception(outcome)
             else:
-                pending.outcome.set_result(done.result()[i])
+                pending.outcome.set_result(outcome)
+
+
+def _encode_each(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[_Outcome]:
+    """Return each request's sequences, or the error with which that request fails alone."""
+    try:
+        return [*_encode(encoder, requests)]
+    except Exception as error:  # tokenizers raises bare Exceptions
+        if len(requests) == 1:
+            return [error]
+    return [outcome for request in requests for outcome in _encode_each(encoder, [request])]
 
 
 def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[list[Encoded]]:
