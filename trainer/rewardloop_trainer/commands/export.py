@@ -9,9 +9,9 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.export_settings import ExportSettings
@@ -188,7 +188,7 @@ def _layout_note(options: ExportSettings, check: LayoutCheck | None) -> str:
     return f"approximate: {check.difference}"
 
 
-def _said(notes: dict[str, str]) -> dict[str, str]:
+def _said(notes: Mapping[str, str]) -> Mapping[str, str]:
     """Print the manifest's notes, and return them."""
     for name, note in notes.items():
         print(f"rewardloop export: {name}: {note}", file=sys.stderr)
@@ -196,47 +196,38 @@ def _said(notes: dict[str, str]) -> dict[str, str]:
 
 
 def _export_policy(options: ExportSettings) -> Manifest:
-    from transformers import AutoModelForCausalLM
-
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
-    from rewardloop_trainer.data.base_text import (
-        UnusableBase,
-        check_vocabulary,
-        load_tokenizer,
-        longest_input,
-        text_format_of,
-    )
+    from rewardloop.formats.text import Encoder
+    from rewardloop_trainer.data.base_text import load_tokenizer, text_format_of
     from rewardloop_trainer.data.layout_check import check_dialogues
+    from rewardloop_trainer.export.policy import write_policy
+    from rewardloop_trainer.policy.base_policy import PolicyBase
     from rewardloop_trainer.rounds.publish import code_version
 
-    tokenizer = load_tokenizer(options.base)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            options.base, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{options.base}: {error}") from error
-    check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
+    base = PolicyBase.of(options.base)
+    tokenizer = load_tokenizer(base.tokenizer)
     text_format = text_format_of(tokenizer, is_decoder=True)
     check = check_dialogues(tokenizer, text_format, pad=None, stops=True) if tokenizer.chat_template else None
     layout = _layout_note(options, check)
-    longest = longest_input(model.config, tokenizer)
+    longest = base.longest_input(tokenizer)
+    max_length = min(options.max_length or longest, longest)
     manifest = Manifest(
         model="policy",
         text_format=text_format.to_json(),
-        max_length=min(options.max_length or longest, longest),
+        max_length=max_length,
         base=options.base,
         code_version=code_version(),
-        notes=_said({"layout": layout}),
+        notes={"layout": layout},
     )
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
 
     def write(target: Path) -> None:
-        model.save_pretrained(target, max_shard_size="1TB")
-        tokenizer.save_pretrained(target)
-        model.generation_config.save_pretrained(target)
+        write_policy(base, tokenizer, encoder, target)
 
-    return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    published = ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    _said(published.notes)
+    return published
 
 
 if __name__ == "__main__":
