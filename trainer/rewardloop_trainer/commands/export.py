@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,7 +188,7 @@ def _layout_note(options: ExportSettings, check: LayoutCheck | None) -> str:
     return f"approximate: {check.difference}"
 
 
-def _said(notes: Mapping[str, str]) -> Mapping[str, str]:
+def _said(notes: dict[str, str]) -> dict[str, str]:
     """Print the manifest's notes, and return them."""
     for name, note in notes.items():
         print(f"rewardloop export: {name}: {note}", file=sys.stderr)
@@ -226,7 +226,7 @@ def _export_policy(options: ExportSettings) -> Manifest:
         write_policy(base, tokenizer, encoder, target)
 
     published = ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
-    _said(published.notes)
+    _said(dict(published.notes))
     return published
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rewardloop_sampling.generation_rules import GenerationRules, UnsupportedGeneration
 from rewardloop_sampling.loading import most_positions
 from rewardloop_trainer.data.base_text import UnusableBase
 
@@ -79,7 +80,8 @@ class PolicyBase:
         """Load the weights in evaluation mode, on the CPU, with the adapters merged into them.
 
         Raises:
-            UnusableBase: They do not load, or tensors that the model needs are missing.
+            UnusableBase: They do not load, tensors that the model needs are missing, or the generation config asks for
+                what is not supported.
         """
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,6 +99,10 @@ class PolicyBase:
             )
         if self.adapters is not None:
             model = self._merged(model)
+        try:
+            GenerationRules.of(model, ())
+        except UnsupportedGeneration as error:
+            raise UnusableBase(f"{self.weights}: {error}") from error
         _make_savable(model.generation_config)
         return model.eval()
 
