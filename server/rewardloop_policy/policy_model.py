@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,18 @@ class PolicyModel:
             ids = [*ids[:opening], *ids[len(ids) - (room - opening) :]]
         return replace(settings, prompt=ids)
 
-    def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
-        """Return the candidates of each request. Raises FloatingPointError for NaN logits, and whatever torch does."""
+    def answer(
+        self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool] = lambda request: False
+    ) -> list[list[Answer]]:
+        """Return the candidates of each request, as `sample` does.
+
+        Raises FloatingPointError for NaN logits, and whatever torch does.
+        """
         rules = self._rules
         pad = self._encoder.format.pad
-        groups = sample(self._model, requests, end_ids=rules.end_ids, pad_id=pad, rules=rules)
+        groups = sample(
+            self._model, requests, end_ids=rules.end_ids, pad_id=pad, rules=rules, is_abandoned=is_abandoned
+        )
         return [[self._read(sampled) for sampled in group] for group in groups]
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ CDF. So its text does not depend on what it is batched with. The candidates of o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -74,6 +74,7 @@ def sample(
     end_ids: Collection[int],
     pad_id: int,
     rules: GenerationRules | None = None,
+    is_abandoned: Callable[[int], bool] = lambda request: False,
 ) -> list[list[Sampled]]:
     """Return the candidates of each request, in order.
 
@@ -84,6 +85,8 @@ def sample(
         pad_id: The id of the padding token.
         rules: What the checkpoint's generation config does to the logits. Without rules the samples are of the plain
             policy, whose probabilities the losses of the trainer assume.
+        is_abandoned: Asked at each step, with a request's index. Once it returns True, the request's candidates end as
+            they are.
 
     Raises:
         ValueError: A request has an empty prompt, no candidate or no new token.
@@ -99,6 +102,7 @@ def sample(
     logits = forward.prefill(rows.request_of)
     while True:
         ids = rows.take(logits)
+        rows.end(is_abandoned)
         if not rows.is_running.any():
             return rows.results()
         if (~rows.is_running).float().mean() >= _COMPACT_SHARE:
@@ -216,6 +220,13 @@ class _Rows:
             elif len(said) == self._requests[self._places[row][0]].max_new_tokens:
                 self.is_running[place] = False
         return ids
+
+    def end(self, is_abandoned: Callable[[int], bool]) -> None:
+        """End the candidates of abandoned requests."""
+        running = self.is_running.tolist()
+        for place, row in enumerate(self._alive):
+            if running[place] and is_abandoned(self._places[row][0]):
+                self.is_running[place] = False
 
     def compact(self) -> Tensor:
         """Drop the rows that have ended. Returns the indices of the rows kept, ascending."""

@@ -16,9 +16,13 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Turn
+from rewardloop.v1 import common_pb2, policy_pb2
 from rewardloop_policy.policy_model import PolicyModel, load_policy_model
+from rewardloop_policy.worker import read_settings
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, NotLoadable
+from rewardloop_server.calls.estimate import DEFAULT_NEW_TOKENS
+from rewardloop_server.calls.validate import Limits
 from rewardloop_trainer.commands import export
 from rewardloop_trainer.policy.start import start_from_base
 
@@ -235,6 +239,17 @@ def test_answers_may_be_as_long_as_the_context_holds(tmp_path: Path) -> None:
     assert len(policy.request(short, most).prompt) == prompt
     with pytest.raises(InvalidRequest):
         policy.request(short, SampleRequest((), max_new_tokens=128))
+
+
+def test_without_a_bound_requests_that_name_no_number_get_the_default_one() -> None:
+    def new_tokens(asked: int, bound: int) -> int:
+        request = policy_pb2.GenerateRequest(prompt=common_pb2.Prompt(text="Hi"), max_new_tokens=asked)
+        return read_settings(request, Limits(), bound).max_new_tokens
+
+    assert (new_tokens(0, 0), new_tokens(5000, 0)) == (DEFAULT_NEW_TOKENS, 5000)
+    assert (new_tokens(0, 200), new_tokens(150, 200)) == (200, 150)
+    with pytest.raises(InvalidRequest):
+        new_tokens(201, 200)
 
 
 def test_a_published_version_that_generates_in_an_unsupported_way_is_refused_by_the_worker(tmp_path: Path) -> None:

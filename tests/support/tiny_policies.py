@@ -56,9 +56,20 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "qwen3_moe": {**_SHAPE, **_EXPERTS},
     # With attention biases by distance in place of positions.
     "bloom": {**_VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.3},
+    "mpt": {**_VOCABULARY, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 160, "initializer_range": 0.3},
     # With recurrent layers.
     "qwen3_next": {**_SHAPE, **_EXPERTS, **_LINEAR, "num_hidden_layers": 4},
     "lfm2": {**_SHAPE, "full_attn_idxs": [1], "block_multiple_of": 8},
+    "qwen3_5_text": {**_SHAPE, **_LINEAR, "num_hidden_layers": 4},
+    "mamba2": {
+        **_VOCABULARY,
+        "hidden_size": 32,
+        "state_size": 8,
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 8,
+        "initializer_range": 1.0,
+    },
     # Its layers read the padding, so it is refused.
     "mamba": {**_VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "initializer_range": 0.3},
 }
