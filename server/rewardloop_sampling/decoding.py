@@ -52,6 +52,8 @@ class Decoding:
         """
         positions = (self._is_token.long().cumsum(-1) - 1).clamp_min(0)
         logits = self._run(self._prompt_ids, positions)
+        if not any(isinstance(layer, CacheLayerMixin) for layer in self._cache.layers):
+            self._is_padded = False  # recurrent states alone: they left the padding out, and no later step sees it
         self.keep(request_of)
         return logits[request_of]
 

@@ -83,7 +83,7 @@ def generated(base: Path) -> list[str]:
     return answers
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mamba"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "rwkv"])
 def test_batched_answers_equal_those_of_generate(family: str, tmp_path: Path) -> None:
     base = save_tiny_policy(tmp_path / "base", family)
     policy = exported(base, tmp_path / "store")
@@ -128,8 +128,8 @@ def test_sampling_settings_without_do_sample_are_no_reason_to_refuse(tmp_path: P
     assert greedy(exported(base, tmp_path / "store"), TEXTS) == generated(base)
 
 
-def _mamba(directory: Path) -> None:
-    save_tiny_policy(directory, "mamba")
+def _rwkv(directory: Path) -> None:
+    save_tiny_policy(directory, "rwkv")
 
 
 def _not_numbers(directory: Path) -> None:
@@ -162,7 +162,7 @@ def _prompt_tuning(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_mamba, "answered together"),
+        (_rwkv, "cannot serve this rwkv model"),
         (_not_numbers, "not numbers"),
         (_without_a_head, "lm_head.weight"),
         (_config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised (gptq)"),

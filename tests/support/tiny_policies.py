@@ -70,8 +70,9 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 8,
         "initializer_range": 1.0,
     },
-    # Its layers read the padding, so it is refused.
-    "mamba": {**_VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "initializer_range": 0.3},
+    "mamba": {**_VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "initializer_range": 1.0},
+    # It keeps a state of its own, so it is refused.
+    "rwkv": {**_VOCABULARY, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
 }
 
 

@@ -45,7 +45,8 @@ def write_policy(base: PolicyBase, tokenizer: Any, encoder: Encoder, directory: 
     except Exception as error:  # transformers and torch raise many kinds for a version that does not load or run
         text = str(error).strip()
         reason = text.splitlines()[0] if text else type(error).__name__
-        raise ExportFailed(f"{base.name}: the policy worker could not serve it: {reason}") from error
+        kind = base.config.model_type
+        raise ExportFailed(f"{base.name}: the policy worker cannot serve this {kind} model: {reason}") from error
 
 
 def _try(directory: Path, encoder: Encoder) -> None:
