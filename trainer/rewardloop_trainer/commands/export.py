@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.export_settings import ExportSettings
@@ -180,39 +180,36 @@ def _said(notes: dict[str, str]) -> dict[str, str]:
 
 
 def _export_policy(options: ExportSettings) -> Manifest:
-    from transformers import AutoModelForCausalLM
-
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
+    from rewardloop.formats.text import Encoder
     from rewardloop_trainer.data.base_layout import decoder_layout
-    from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer, longest_input
+    from rewardloop_trainer.data.base_text import load_tokenizer
+    from rewardloop_trainer.export.policy import write_policy
+    from rewardloop_trainer.policy.base_policy import PolicyBase
     from rewardloop_trainer.rounds.publish import code_version
 
-    tokenizer = load_tokenizer(options.base)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            options.base, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{options.base}: {error}") from error
-    check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
+    base = PolicyBase.of(options.base)
+    tokenizer = load_tokenizer(base.tokenizer)
     layout = decoder_layout(tokenizer, "write", choice=options.layout)
-    longest = longest_input(model.config, tokenizer)
+    longest = base.longest_input(tokenizer)
+    max_length = min(options.max_length or longest, longest)
     manifest = Manifest(
         model="policy",
         text_format=layout.text_format.to_json(),
-        max_length=min(options.max_length or longest, longest),
+        max_length=max_length,
         base=options.base,
         code_version=code_version(),
-        notes=_said({"layout": layout.note}),
+        notes={"layout": layout.note},
     )
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, max_length)
 
     def write(target: Path) -> None:
-        model.save_pretrained(target, max_shard_size="1TB")
-        tokenizer.save_pretrained(target)
-        model.generation_config.save_pretrained(target)
+        write_policy(base, tokenizer, encoder, target)
 
-    return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    published = ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    _said(dict(published.notes))
+    return published
 
 
 if __name__ == "__main__":
