@@ -1,0 +1,124 @@
+"""Rendered text to token ids, without any of a caller's text becoming a control token.
+
+A tokenizer finds its added tokens in a text wherever they stand: ``<|im_end|>`` in a user's message is the end of the
+message. Here the caller's text is marked before a template renders it, and only what the template itself wrote is read
+as control tokens. Text without such strings gets the ids that Hugging Face's ``apply_chat_template`` gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+_PRIVATE = "".join(chr(code) for code in range(0xE000, 0xE100))
+
+
+class ForgedControlToken(ValueError):
+    """Raised when the tokenizer makes a control token of plain text, so that a caller's text could forge one."""
+
+
+class GuardedTokenizer:
+    """Encodes text in which control tokens are named by secret strings. Safe to share between threads.
+
+    An added token is a control token if the tokenizer flags it as special or if the chat template writes it. The other
+    added tokens, such as Gemma's HTML tags, are text.
+
+    Args:
+        tokenizer: The base's tokenizer. It is copied.
+        literals: What the chat template may write: `ChatTemplate.literals`, and renderings of harmless conversations,
+            which show names that a template puts together, such as ``'<|' + role + '|>'``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, literals: str) -> None:
+        described = json.loads(tokenizer.to_str())
+        names = _control_tokens(described["added_tokens"], literals)
+        salt = secrets.token_hex(8)
+        self._secrets = {name: f"\U000f0000{salt}:{number}\U000f0001" for number, name in enumerate(names)}
+        ids = {token["content"]: token["id"] for token in described["added_tokens"]}
+        for token in described["added_tokens"]:
+            token["content"] = self._secrets.get(token["content"], token["content"])
+        self._unknown = _unknown_piece(described["model"])
+        _rename_pieces(described["model"], self._secrets)
+        described["truncation"] = described["padding"] = None
+        self._tokenizer = Tokenizer.from_str(json.dumps(described))
+        inner = {name: self._tokenizer.token_to_id(secret) for name, secret in self._secrets.items()}
+        self._moved = {inner[name]: ids[name] for name in names if inner[name] != ids[name]}
+        self.control_ids = frozenset(ids[name] for name in names if name != self._unknown)
+        longest_first = sorted(names, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._beginnings = frozenset(name[:length] for name in names for length in range(1, len(name)))
+        self._endings = frozenset(name[length:] for name in names for length in range(1, len(name)))
+        self._longest = max(map(len, names), default=0)
+
+    def is_harmless(self, text: str) -> bool:
+        """Whether the text holds no control token's name, and no part of one at an end where it could become whole."""
+        return not (self._control.search(text) or self._could_join_after(text) or self._could_join_before(text))
+
+    def mark(self, text: str, guard: str) -> str:
+        """The text with ``guard`` in every place where a control token could be read."""
+        marked = self._control.sub(lambda found: f"{found[0][0]}{guard}{found[0][1:]}", text)
+        before = guard if self._could_join_before(text) else ""
+        after = guard if self._could_join_after(text) else ""
+        return f"{before}{marked}{after}"
+
+    def encode(self, rendered: Sequence[str], guard: str = "") -> list[list[int]]:
+        """Ids of rendered texts. Names of control tokens become their ids, and ``guard`` is taken out.
+
+        Raises:
+            ForgedControlToken: Plain text became a control token.
+        """
+        named = [self._control.sub(lambda found: self._secrets[found[0]], text) for text in rendered]
+        if guard:
+            named = [text.replace(guard, "") for text in named]
+        ids = [each.ids for each in self._tokenizer.encode_batch_fast(named, add_special_tokens=False)]
+        if self._moved:
+            ids = [[self._moved.get(i, i) for i in each] for each in ids]
+        for text, each in zip(rendered, ids, strict=True):
+            written = sum(1 for name in self._control.findall(text) if name != self._unknown)
+            if written != sum(1 for i in each if i in self.control_ids):
+                raise ForgedControlToken("the tokenizer makes a control token of plain text")
+        return ids
+
+    def _could_join_after(self, text: str) -> bool:
+        return any(text[-length:] in self._beginnings for length in range(1, min(self._longest, len(text) + 1)))
+
+    def _could_join_before(self, text: str) -> bool:
+        return any(text[:length] in self._endings for length in range(1, min(self._longest, len(text) + 1)))
+
+
+def unused_private_character(texts: Iterable[str]) -> str:
+    """A private-use character that no text holds, to mark text with."""
+    used = set().union(*map(set, texts))
+    return next(character for character in _PRIVATE if character not in used)
+
+
+def _control_tokens(added: Sequence[dict[str, Any]], literals: str) -> list[str]:
+    return [
+        token["content"]
+        for token in added
+        if token["content"] and (token["special"] or (token["content"] in literals and not token["content"].isspace()))
+    ]
+
+
+def _unknown_piece(model: dict[str, Any]) -> str | None:
+    """The piece that stands for text outside the vocabulary, which any text may hold."""
+    if isinstance(model.get("unk_id"), int):
+        return str(model["vocab"][model["unk_id"]][0])
+    found = model.get("unk_token")
+    return found if isinstance(found, str) else None
+
+
+def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Rename the control tokens' pieces in the model's vocabulary, so that plain text does not reach them."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
