@@ -49,6 +49,9 @@ def _save(family: Family, kind: Any, directory: Path, seed: int) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * _SPREAD)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0  # as transformers leaves it
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
