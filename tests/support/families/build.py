@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.chat_bases import chat_base
-from support.families.table import Family
-from support.families.tokenizers import encoder_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +13,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from support.chat_bases import chat_base
+from support.families.table import Family
+from support.families.tokenizers import encoder_tokenizer
 
 _SPREAD = 0.1  # standard deviation of what is added to each weight, so that scores differ clearly
 

@@ -158,8 +158,12 @@ DECODERS = (
         },
         fast=True,
     ),
-    _decoder("Mistral", "mistral", "inst_first", "mistralai/Mistral-7B-Instruct-v0.1", {**_GROUPED, "sliding_window": WINDOW}),
-    _decoder("Mixtral", "mixtral", "inst_first", "mistralai/Mixtral-8x7B-Instruct-v0.1", {**_GROUPED, "num_local_experts": 4}),
+    _decoder(
+        "Mistral", "mistral", "inst_first", "mistralai/Mistral-7B-Instruct-v0.1", {**_GROUPED, "sliding_window": WINDOW}
+    ),
+    _decoder(
+        "Mixtral", "mixtral", "inst_first", "mistralai/Mixtral-8x7B-Instruct-v0.1", {**_GROUPED, "num_local_experts": 4}
+    ),
     _decoder("Ministral", "ministral", "inst_first", "mistralai/Ministral-8B-Instruct-2410", {**_WIDE, **_LOCAL}),
     _decoder("Qwen2", "qwen2", "chatml", "internlm/internlm2-1_8b-reward", _GROUPED),
     _decoder(
@@ -202,7 +206,9 @@ DECODERS = (
         },
     ),
     _decoder("Phi", "phi", "built_markers", "microsoft/phi-2", _SIZES),
-    _decoder("Phi-3", "phi3", "built_markers", "microsoft/Phi-3-mini-4k-instruct", {**_GROUPED, "sliding_window": WINDOW}),
+    _decoder(
+        "Phi-3", "phi3", "built_markers", "microsoft/Phi-3-mini-4k-instruct", {**_GROUPED, "sliding_window": WINDOW}
+    ),
     _decoder(
         "Phi-3 (longrope)",
         "phi3",
@@ -283,14 +289,24 @@ DECODERS = (
     _decoder("StarCoder2", "starcoder2", "chatml", "bigcode/starcoder2-7b", {**_GROUPED, "sliding_window": WINDOW}),
     _decoder("StableLM", "stablelm", "chatml", "stabilityai/stablelm-2-zephyr-1_6b", _GROUPED),
     _decoder(
-        "Falcon", "falcon", "chatml", "tiiuae/falcon-7b-instruct", {**_TOWER, "alibi": False, "new_decoder_architecture": False}
+        "Falcon",
+        "falcon",
+        "chatml",
+        "tiiuae/falcon-7b-instruct",
+        {**_TOWER, "alibi": False, "new_decoder_architecture": False},
     ),
     _decoder(
         "Falcon (alibi)", "falcon", "chatml", "tiiuae/falcon-rw-1b", {**_TOWER, "alibi": True, "multi_query": False}
     ),
-    Family("BLOOM", "bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "chatml", example="bigscience/bloomz-560m"),
     Family(
-        "MPT", "mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}, "chatml", example="mosaicml/mpt-7b"
+        "BLOOM", "bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "chatml", example="bigscience/bloomz-560m"
+    ),
+    Family(
+        "MPT",
+        "mpt",
+        {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
+        "chatml",
+        example="mosaicml/mpt-7b",
     ),
     _decoder(
         "gpt-oss",

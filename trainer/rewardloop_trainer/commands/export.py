@@ -40,13 +40,15 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
+    from rewardloop_trainer.reward.adapter_base import merged_base
     from rewardloop_trainer.reward.calibrate import CorruptAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
     try:
         check_base_path(options.base)
-        manifest = export(options)
+        with merged_base(options.base) as base:
+            manifest = export(options, base)
     except (
         UnusableBase,
         ParityError,
@@ -87,7 +89,8 @@ def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 
     return found
 
 
-def _export_reward(options: ExportSettings) -> Manifest:
+def _export_reward(options: ExportSettings, base: str) -> Manifest:
+    """Export the checkpoint in ``base``, which is the options' base, or what its adapters were merged into."""
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
@@ -102,14 +105,12 @@ def _export_reward(options: ExportSettings) -> Manifest:
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
-    tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(
-        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
-    )
+    tokenizer = load_tokenizer(base)
+    model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, new_heads=options.new_heads)
     check_vocabulary(tokenizer, model.vocabulary)
     text_format = reward_layout(tokenizer, model, options.segment_ids)
     layout = _layout_note(options, check_reward_layout(tokenizer, model, text_format))
-    longest = longest_input(model.config, tokenizer)
+    longest = longest_input(model.config, tokenizer, within_window=False)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
     with tempfile.TemporaryDirectory() as directory:
@@ -195,7 +196,8 @@ def _said(notes: dict[str, str]) -> dict[str, str]:
     return notes
 
 
-def _export_policy(options: ExportSettings) -> Manifest:
+def _export_policy(options: ExportSettings, base: str) -> Manifest:
+    """Export the checkpoint in ``base``, as `_export_reward` does."""
     from transformers import AutoModelForCausalLM
 
     from rewardloop.formats.signatures import signer
@@ -210,11 +212,9 @@ def _export_policy(options: ExportSettings) -> Manifest:
     from rewardloop_trainer.data.layout_check import check_dialogues
     from rewardloop_trainer.rounds.publish import code_version
 
-    tokenizer = load_tokenizer(options.base)
+    tokenizer = load_tokenizer(base)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            options.base, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
+        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, use_safetensors=True, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{options.base}: {error}") from error
     check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)

@@ -30,7 +30,7 @@ from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
 _SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
-_INTERFACE = 2  # raise it when a graph's inputs or outputs change, so that no parent's older graph is reused
+_INTERFACE = 3  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
@@ -243,7 +243,7 @@ def _give_each_row_its_rotations(graph: onnx.ModelProto) -> None:
 
 
 def _repeated(name: str, output: str, rows_of: str, rank: int) -> list[onnx.NodeProto]:
-    """Nodes that repeat a tensor whose first axis is 1, for as many rows as ``rows_of`` has; others stay as they are."""
+    """Nodes that repeat a tensor whose first axis is 1 as often as ``rows_of`` has rows; others stay as they are."""
     make = onnx.helper.make_node
     ones = onnx.helper.make_tensor(f"{output}_value", onnx.TensorProto.INT64, [rank - 1], [1] * (rank - 1))
     return [

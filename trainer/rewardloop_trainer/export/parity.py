@@ -15,7 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
     InvalidGraph,
-    NotImplemented,  # noqa: A004 - the runtime's name of an operator that it does not have
+    NotImplemented,
     RuntimeException,
 )
 from tokenizers import Tokenizer

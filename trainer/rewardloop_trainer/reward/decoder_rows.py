@@ -48,14 +48,14 @@ def states_at(trunk: nn.Module, input_ids: Tensor, position_ids: Tensor, mask: T
 
 def obstacles(config: Any) -> Sequence[str]:
     """What a decoder computes that positions and a mask do not determine; empty if it can be run on such rows."""
-    found = {*_layer_kinds(config), *(getattr(config, "layers_block_type", None) or ())}
+    found = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
     found |= {kind for kinds in getattr(config, "attention_types", None) or () for kind in kinds[0]}  # GPT-Neo
     found -= {_FULL, *_SIZES, "attention", "global"}
     if getattr(config, "use_bidirectional_attention", False):
         found.add("bidirectional attention")
     parameters = inspect.signature(model_class(config).forward).parameters
     if not found and not ("attention_mask" in parameters and "create_causal_mask" in _source(config)):
-        found.add("a state that passes from token to token, or a mask of its own making")
+        found.add("a mask of its own making")
     if not found and "position_ids" not in parameters and not hasattr(_module(config), _ALIBI):
         found.add("columns of its row instead of positions")
     return sorted(found)
@@ -64,19 +64,11 @@ def obstacles(config: Any) -> Sequence[str]:
 def freeze_rotations(trunk: nn.Module) -> None:
     """Keep the frequencies of rotary embeddings that would depend on the longest row of a batch.
 
-    They are those of the length that the model was trained with, which `rotary_limit` gives.
+    They are those of the length that the model was trained with (`base_text.rotary_limit`).
     """
     for module in trunk.modules():
         if getattr(module, "rope_type", None) in ("dynamic", "longrope"):
             module.rope_type = "default"  # type: ignore[assignment]
-
-
-def rotary_limit(config: Any) -> int | None:
-    """Tokens up to which the frequencies of rotary embeddings do not depend on the length; None if they never do."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
-    return int(config.max_position_embeddings) if rope.get("rope_type") == "dynamic" else None
 
 
 @contextmanager

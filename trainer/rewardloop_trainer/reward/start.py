@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder, TextFormat
 from rewardloop_trainer.data.base_text import (
-    attention_window,
     check_vocabulary,
     load_tokenizer,
     longest_input,
 )
+from rewardloop_trainer.reward.adapter_base import merged_base
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
@@ -87,17 +87,17 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         model = trunk.model()
         if manifest.trunk is not None:
             load_delta(model, directory / TORCH, settings.lora.dropout)
-        max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
-        encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), max_length)
+        encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
         return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
-    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+    with merged_base(settings.base) as base:
+        model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+        of_base = load_tokenizer(base)
     log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
-    of_base = load_tokenizer(settings.base)
     check_vocabulary(of_base, model.vocabulary)
     text_format = reward_layout(of_base, model)
-    max_length = min(settings.max_length, longest_input(model.config, of_base))
+    max_length = min(settings.max_length, longest_input(model.config, of_base, within_window=False))
     return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
 
