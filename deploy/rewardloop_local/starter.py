@@ -31,7 +31,7 @@ from transformers import (
 from rewardloop.formats.file_modes import give_default_modes
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus
-from rewardloop_trainer.data.base_text import text_format_of
+from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.completions import Completion, encode_completions
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.token_batches import plan_batches, rate_scale
@@ -148,7 +148,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
     """The encoder with which the trainer and the servers render the tokenizer's chat template."""
-    text_format = text_format_of(tokenizer, is_decoder=True)
+    text_format = decoder_layout(tokenizer, "write").text_format
     return Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), text_format, MAX_LENGTH)
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest
-from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoder, RefusedConversation, Turn
+from rewardloop.formats.text_format import read_text_format
 from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest, end_ids, sample
 from rewardloop_server.calls.errors import InvalidRequest, NotLoadable, Violation
 
@@ -38,6 +39,7 @@ class PolicyModel:
         self._model: Any = model
         self._encoder = encoder
         self._end_ids = ends
+        self._least_prompt = len(encoder.prompt_ids((Turn("user", "a"),)))
 
     @property
     def longest_answer(self) -> int:
@@ -47,20 +49,21 @@ class PolicyModel:
     def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> SampleRequest:
         """Return ``settings`` with the conversation as the prompt.
 
-        A prompt that does not fit beside the new tokens keeps its opening and its last tokens. Raises InvalidRequest if
-        the new tokens leave no room for a prompt.
+        A prompt that does not fit beside the new tokens is shortened as `Encoder` says.
+
+        Raises:
+            InvalidRequest: The new tokens leave no room for a prompt, or the policy's text format has no form for the
+                conversation.
         """
-        ids = self._encoder.prompt_ids(conversation)
-        text_format = self._encoder.format
         room = self._encoder.max_length - settings.max_new_tokens
-        opening = len(text_format.opening)
-        least = opening + len(text_format.response.prefix) + 1
-        if room < min(least, len(ids)):
-            limit = self._encoder.max_length - least
+        if room < self._least_prompt:
+            limit = self._encoder.max_length - self._least_prompt
             raise InvalidRequest([Violation("max_new_tokens", f"at most {limit} with this policy version")])
-        if len(ids) > room:
-            ids = [*ids[:opening], *ids[len(ids) - (room - opening) :]]
-        return replace(settings, prompt=ids)
+        try:
+            fitted = self._encoder.fit_prompt(conversation, room)
+        except RefusedConversation as error:
+            raise InvalidRequest([Violation("prompt", str(error))]) from error
+        return replace(settings, prompt=fitted.ids)
 
     def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
         """Return the candidates of each request. Raises FloatingPointError for NaN logits, and whatever torch does."""
@@ -74,8 +77,7 @@ class PolicyModel:
     def _read(self, sampled: Sampled) -> Answer:
         ids = sampled.ids
         if sampled.finish == "stop":
-            suffix = self._encoder.format.response.suffix
-            ids = ids[: -len(suffix)] if tuple(ids[-len(suffix) :]) == suffix else ids[:-1]
+            ids = self._encoder.format.answer(ids)
         return Answer(self._encoder.decode(ids), sampled.logprob, len(sampled.ids), sampled.finish)
 
 
@@ -91,7 +93,7 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        text_format = TextFormat.from_json(manifest.text_format)
+        text_format = read_text_format(manifest.text_format)
         # On a CPU half precision is slower than float32. On a GPU the stored type is kept.
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -100,7 +102,7 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
         model.eval().requires_grad_(False).to(device)
         positions = getattr(model.config, "max_position_embeddings", None) or manifest.max_length
         encoder = Encoder(tokenizer, text_format, min(manifest.max_length, positions))
-        policy = PolicyModel(manifest, model, encoder, end_ids(model, text_format.response.suffix))
+        policy = PolicyModel(manifest, model, encoder, end_ids(model, text_format.ends))
         settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
         policy.answer([policy.request((Turn("user", text),), settings) for text in ("Hello", "Hello, how are you?")])
     except Exception as error:  # transformers, tokenizers and torch raise many kinds for a broken version

@@ -100,11 +100,11 @@ def sample(
         logits = forward.step(ids)
 
 
-def end_ids(model: Any, response_suffix: Sequence[int]) -> frozenset[int]:
-    """Return the ids that end an answer: the last id of the text format's suffix, and the model's own end tokens."""
+def end_ids(model: Any, ends: Sequence[int]) -> frozenset[int]:
+    """Return the ids that end an answer: those of the text format, and the model's own end tokens."""
     named = getattr(model.generation_config, "eos_token_id", None)
     others = [named] if isinstance(named, int) else list(named or ())
-    return frozenset([*response_suffix[-1:], *others])
+    return frozenset([*ends, *others])
 
 
 def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,9 @@ import onnxruntime as ort
 from models import Pair
 from tokenizers import Tokenizer
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import Manifest
-from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoded, Encoder, Turn
 
 BATCH_ROWS = (4, 8, 16, 32)
 
@@ -49,8 +50,7 @@ class Bare:
         self.encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
 
     def encode(self, pair: Pair) -> Encoded:
-        prompt_ids = self.encoder.prompt_ids((Turn("user", pair.prompt),))
-        return self.encoder.pair(prompt_ids, self.encoder.response_ids(pair.response))
+        return self.encoder.pair((Turn("user", pair.prompt),), pair.response)
 
     def run(self, feeds: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self._session.run(["logits"], feeds)[0]

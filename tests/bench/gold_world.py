@@ -114,9 +114,7 @@ class Proxy:
         found: list[list[Reward | None]] = [[None] * len(group) for group in texts]
         if not places:
             return found
-        prompt_ids = [encoder.prompt_ids(prompt) for prompt in prompts]
-        answers = encoder.response_ids_batch([texts[i][j] for i, j in places])
-        sequences = [encoder.pair(prompt_ids[i], ids) for (i, _), ids in zip(places, answers, strict=True)]
+        sequences = [encoder.pair(prompts[i], texts[i][j]) for i, j in places]
         logits = logits_of(self.model, sequences, encoder.format.pad, 8192)
         scale, offset = self.calibration.scale, self.calibration.offset
         scores = (logits.mean(1) * scale + offset).tolist()

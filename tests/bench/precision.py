@@ -30,10 +30,12 @@ from arguments import work_directory
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import MODEL, Manifest
-from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoded, Encoder, Turn
 from rewardloop_data.source_file import SourceFile
-from rewardloop_trainer.data.base_text import load_tokenizer, text_format_of
+from rewardloop_trainer.data.base_layout import encoder_layout
+from rewardloop_trainer.data.base_text import load_tokenizer
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.parity import export_reward, run_session
 from rewardloop_trainer.export.precision import agreement, convert
@@ -255,7 +257,7 @@ def _minilm_version(work: Path) -> Path:
     base, directory = str(minilm.fetch(work)), work / "version"
     tokenizer = load_tokenizer(base)
     model = RewardModel.from_base(base, 4, "auto", 0)
-    text_format = text_format_of(tokenizer, is_decoder=False, segment_ids=False)
+    text_format = encoder_layout(tokenizer, segment_ids=False, has_segments=False, is_trained=False).text_format
     export_reward(model, tokenizer.backend_tokenizer, text_format, directory)
     manifest = Manifest(model="reward", text_format=text_format.to_json(), max_length=256, heads=4)
     (directory / "manifest.json").write_text(manifest.to_json())

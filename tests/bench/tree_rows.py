@@ -21,8 +21,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, LlamaConfig
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import Manifest, ModelStore
-from rewardloop.formats.text import Encoded, TextFormat
+from rewardloop.formats.text import Encoded
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Device, RewardModel

@@ -10,7 +10,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from rewardloop.formats.text import Affix, Encoder, TextFormat, Turn
+from rewardloop.formats.affix_layout import Affix, TextFormat
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.data.preferences import Pair
 
 PAD, END, LONGEST = "<pad>", "<end>", 384

@@ -68,9 +68,9 @@ def test_the_chat_template_and_the_serving_layout_agree(starter: tuple[Path, dic
 def test_every_answer_of_the_corpus_survives_the_tokenizer(starter: tuple[Path, dict[str, float]]) -> None:
     encoder = encoder_of(AutoTokenizer.from_pretrained(starter[0] / "policy-base"))
     for _, completion in corpus.sft_examples(300, 9):
-        ids = encoder.response_ids(completion)
-        assert encoder.decode(ids) == completion
-        assert len(ids) <= 96
+        row = encoder.completion((Turn("user", "Hi!"),), completion)
+        assert encoder.decode(row.response) == completion
+        assert len(row.response) <= 96
 
 
 def test_the_reward_base_starts_every_head_of_a_reward_model_alike(starter: tuple[Path, dict[str, float]]) -> None:

@@ -79,8 +79,8 @@ class World:
         version = self.client.get_version("reward").version
         start = start_from(self.store, version, RewardHyperparameters(), 0)
         responses = ["poor answer 3", "good answer 71", "good"]
-        prompt = start.encoder.prompt_ids((Turn("user", "question 3"),))
-        pairs = [start.encoder.pair(prompt, start.encoder.response_ids(r)) for r in responses]
+        prompt = (Turn("user", "question 3"),)
+        pairs = [start.encoder.pair(prompt, r) for r in responses]
         with torch.inference_mode():
             logits = start.model(*collate(pairs, start.encoder.format.pad)).mean(1)
         reply = self.client.score("question 3", responses)

@@ -25,8 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from support.adapter_graphs import WIDTH, lora, write_adapter, write_decoder
 from support.reward_graphs import word_tokenizer
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ADAPTER, MANIFEST, CorruptVersion, Manifest, ModelStore, Trunk
-from rewardloop.formats.text import Encoded, TextFormat
+from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import RewardloopError
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics

@@ -14,8 +14,9 @@ from support.reward_bases import config, save_base, save_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ModelStore
-from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.commands import export as export_cli
 from rewardloop_trainer.reward.calibrate import Anchor, anchor_logits, read_anchors, write_anchors
 from rewardloop_trainer.reward.model import RewardModel

@@ -12,13 +12,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ModelStore
-from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus, starter
 from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer
-from rewardloop_trainer.data.layout_check import check_dialogues
-from rewardloop_trainer.reward.base_layout import check_reward_layout, reward_layout
+from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.model import RewardModel
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -107,44 +108,49 @@ def test_a_plain_template_is_exact_and_the_manifest_says_so(model: str, tmp_path
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, CHATML)
     assert export(base, model=model) == 0
-    assert note(base, model=model) == "exact: 10 probes have the ids that the base's tokenizer gives them"
+    assert note(base, model=model) == "exact, by affixes: 10 probes have the ids that the base's tokenizer gives them"
 
 
 @pytest.mark.parametrize("model", ["reward", "policy"])
-@pytest.mark.parametrize(
-    ("template", "probe"),
-    [(TRIMMED, "outer white space"), (SYSTEM_IN_USER, "single turn")],
-    ids=["trim", "system in the user's turn"],
-)
-def test_a_template_that_the_layout_does_not_express_is_refused_or_noted(
-    template: str, probe: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("template", [TRIMMED, SYSTEM_IN_USER], ids=["trim", "system in the user's turn"])
+def test_a_template_that_affixes_do_not_express_is_rendered(template: str, model: str, tmp_path: Path) -> None:
     base = tmp_path / "base"
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, template)
+    assert export(base, model=model) == 0
+    assert note(base, model=model).startswith("exact, by its template: 10 probes")
+    assert ModelStore(tmp_path / "store").manifest(model, 1).text_format["kind"] == "template"
+
+
+@pytest.mark.parametrize("model", ["reward", "policy"])
+def test_a_template_that_renders_at_random_is_refused_or_replaced_as_asked(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    save_model(AutoModelForCausalLM, "llama", base)
+    save_tokenizer(base, CHATML.replace("'\n' + m", "strftime_now('%f') + '\n' + m"))
     assert export(base, model=model) == 1
     error = capsys.readouterr().err
-    assert f"probe '{probe}' differs at token" in error
-    assert "--layout approximate" in error
+    assert "probe 'single turn' differs at token" in error
+    assert "--layout plain" in error
     assert ModelStore(tmp_path / "store").versions(model) == []
 
-    assert export(base, "--layout", "approximate", model=model) == 0
-    assert note(base, model=model).startswith(f"approximate: probe '{probe}' differs at token")
+    assert export(base, "--layout", "plain", model=model) == 0
+    assert note(base, model=model) == "plain, as asked"
 
 
-def test_tokens_that_merge_over_a_border_are_found(tmp_path: Path) -> None:
+def test_tokens_that_merge_over_a_border_are_those_of_the_rendered_text(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, CHATML, words="\n\n")
     tokenizer = load_tokenizer(tmp_path)
     assert len(tokenizer("a\n\nb")["input_ids"]) == 3
     model = save_model(AutoModelForSequenceClassification, "llama", tmp_path)
     assert model.config.vocab_size == len(tokenizer)
-    reward = RewardModel.from_base(tmp_path)
-    check = check_reward_layout(tokenizer, reward, reward_layout(tokenizer, reward))
-    assert check is not None
-    assert check.difference.startswith("probe 'newlines first' differs at token 5")
-    ours, theirs = check.difference.split(" in this layout, ")
-    assert r"'\n', '\n\n', 'W'" in ours
-    assert r"'\n\n', '\n', 'W'" in theirs
+    layout = reward_layout(tokenizer, RewardModel.from_base(tmp_path))
+    assert layout.note.startswith("exact, by its template: 10 probes")
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, 200)
+    answered = [{"role": "user", "content": "\nWhy?"}, {"role": "assistant", "content": "\nSo."}]
+    ids = encoder.pair((Turn("user", "\nWhy?"),), "\nSo.").ids
+    assert ids == tokenizer.apply_chat_template(answered, return_dict=False)
 
 
 def test_probes_that_the_template_itself_refuses_are_named(tmp_path: Path) -> None:
@@ -152,24 +158,23 @@ def test_probes_that_the_template_itself_refuses_are_named(tmp_path: Path) -> No
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, NO_SYSTEM)
     assert export(base) == 0
-    assert note(base).startswith("exact: 7 probes")
-    assert note(base).endswith("refuses system, system and several turns, empty system")
+    assert note(base).startswith("exact, by its template: 7 probes")
+    assert note(base).endswith("both refuse system, system and several turns, empty system")
     save_tokenizer(base, "{{ raise_exception('none') }}")
     with pytest.raises(Exception, match="none"):
         load_tokenizer(base).apply_chat_template([{"role": "user", "content": "a"}])
     assert export(base) == 1
 
 
-def test_a_policy_whose_template_ends_answers_with_another_token_is_refused(tmp_path: Path) -> None:
+def test_a_policy_whose_template_ends_answers_with_another_token_stops_at_both(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, CHATML, eos="</s>")
     tokenizer = load_tokenizer(tmp_path)
-    ended = TextFormat.from_chat_template(
-        tokenizer.backend_tokenizer,
-        lambda m, invite: str(tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=invite)),
-        eos_id=tokenizer.eos_token_id,
-        pad_id=0,
-    )
-    assert "</s>" in check_dialogues(tokenizer, ended, pad=None, stops=True).difference
+    layout = decoder_layout(tokenizer, "write")
+    assert layout.note.startswith("exact, by its template")
+    end, eos = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "</s>"))
+    assert layout.text_format.ends == (end, eos)
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, 200)
+    assert encoder.completion((Turn("user", "a"),), "b").response[-1] == end
 
 
 def test_the_starters_bases_pass(tmp_path: Path) -> None:
@@ -180,7 +185,7 @@ def test_the_starters_bases_pass(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         assert export(tmp_path / name, model=name) == 0
-        assert note(tmp_path / name, model=name).startswith("exact: 10 probes")
+        assert note(tmp_path / name, model=name).startswith("exact, by affixes: 10 probes")
     assert ModelStore(tmp_path / "store").manifest("reward", 1).notes["heads"] == "the checkpoint's"
 
 
@@ -189,7 +194,7 @@ def test_a_decoder_without_a_template_is_compared_with_nothing(tmp_path: Path) -
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base)
     assert export(base) == 0
-    assert note(base).startswith("not compared")
+    assert note(base) == "plain: the base has no chat template"
 
 
 @pytest.mark.parametrize("template", [CHATML, ENDS_WITH_EOS], ids=["newline last", "eos last"])
@@ -201,19 +206,17 @@ def test_scores_of_rendered_dialogues_are_those_of_the_class(template: str, pad:
     classifier = save_model(AutoModelForSequenceClassification, "llama", tmp_path, tokenizer.pad_token_id)
     model = RewardModel.from_base(tmp_path, heads=2)
     layout = reward_layout(tokenizer, model)
-    check = check_reward_layout(tokenizer, model, layout)
-    assert check is not None
-    assert (check.difference, check.equal) == ("", 10)
+    assert layout.note.startswith("exact, by affixes: 10 probes")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     answers = ("Because.", "I do not know.\n", "ok")
     rendered = [
         tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], return_dict=False)
         for answer in answers
     ]
-    encoder = Encoder(tokenizer.backend_tokenizer, layout, 200)
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, 200)
     turns = [Turn(m["role"], m["content"]) for m in messages]
     for answer, theirs in zip(answers, rendered, strict=True):
-        ours = torch.tensor([[*encoder.prompt_ids(turns), *encoder.response_ids(answer)]])
+        ours = torch.tensor([encoder.pair(turns, answer).ids])
         with torch.no_grad():
             expected = classifier(input_ids=torch.tensor([theirs])).logits
             torch.testing.assert_close(model(ours, torch.ones_like(ours)), expected.expand(-1, 2), atol=1e-5, rtol=0)
@@ -237,7 +240,7 @@ def test_a_cross_encoder_reads_pairs_as_its_tokenizer_makes_them(kind: str, tmp_
     manifest = ModelStore(tmp_path / "store").manifest("reward", 1)
     text_format = TextFormat.from_json(manifest.text_format)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, 200)
-    ((ours,),) = encoder.groups([([Turn("user", "why is it blue")], ["light scatters"])])
+    ours = encoder.pair([Turn("user", "why is it blue")], "light scatters")
     assert ours.ids == pair["input_ids"].tolist()[0]
     model = RewardModel.from_base(base, heads=2)
     ids = torch.tensor([ours.ids])
@@ -255,4 +258,4 @@ def test_a_cross_encoder_with_segments_is_refused_without_them(
     save_pair_tokenizer(base, is_roberta=False)
     assert export(base, "--no-segment-ids") == 1
     assert "the segment ids differ" in capsys.readouterr().err
-    assert export(base, "--no-segment-ids", "--layout", "approximate") == 0
+    assert export(base, "--no-segment-ids", "--layout", "plain") == 0

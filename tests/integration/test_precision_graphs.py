@@ -91,9 +91,9 @@ def test_a_tree_row_in_int8_scores_as_separate_rows(tmp_path: Path) -> None:
     export = exported("llama")
     path = _converted(export, tmp_path, "int8")
     encoder = export.encoder
-    prompt = encoder.prompt_ids((Turn("user", "why is the sky blue please"),))
+    prompt = (Turn("user", "why is the sky blue please"),)
     texts = ("because light scatters", "good", "bad refund, würde", "blue sky " * 6)
-    group = [encoder.pair(prompt, encoder.response_ids(text)) for text in texts]
+    group = [encoder.pair(prompt, text) for text in texts]
     session = open_session(path)
     rows = run_session(session, group, encoder.format.pad)
     assert np.abs(run_trees(session, [group], encoder.format.pad) - rows).max() <= 1e-4

@@ -21,9 +21,9 @@ from support.reward_graphs import publish_sum_version, word_tokenizer, write_sum
 from support.signing_keys import key_pair
 from support.statuses import failure, reason_of
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
-from rewardloop.formats.text import TextFormat
 from rewardloop.v1 import model_pb2, model_pb2_grpc
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.loading.sessions import SessionPool

@@ -102,7 +102,7 @@ def test_a_score_in_a_tree_row_is_that_of_the_sequence_alone(
 def test_any_text_scores_as_in_torch(kind: str, pairs: list[tuple[str, str]]) -> None:
     export = exported(kind)
     encoder = export.encoder
-    sequences = [encoder.pair(encoder.prompt_ids((Turn("user", p),)), encoder.response_ids(r)) for p, r in pairs]
+    sequences = [encoder.pair((Turn("user", p),), r) for p, r in pairs]
     found = run_session(session(kind), sequences, encoder.format.pad)
     assert np.abs(found - alone(export, sequences)).max() <= PARITY_TOLERANCE
 

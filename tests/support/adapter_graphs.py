@@ -17,8 +17,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
-from rewardloop.formats.text import TextFormat
 from support.reward_graphs import word_tokenizer
 
 WIDTH, HEADS, MAX_LENGTH, TOKENS = 16, 2, 512, 12

@@ -13,7 +13,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rewardloop.formats.text import Affix, Encoder, TextFormat, Turn
+from rewardloop.formats.affix_layout import Affix, TextFormat
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.data.completions import Completion, sequence_logprobs
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.policy.online.sampler import Said, SampleCall

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import Manifest, ModelStore
-from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop.formats.text import Encoder
 
 END, PAD = "<end>", "<pad>"
 # Of policies that are to learn within seconds: prompts like "q12", words and marks.

@@ -28,8 +28,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import MODEL, TORCH
-from rewardloop.formats.text import Encoded, Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoded, Encoder, Turn
 from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.learning.linear_modules import AdapterModules, linear_modules
 from rewardloop_trainer.learning.settings import LoraSettings
@@ -107,10 +108,7 @@ def mixed_sequences(encoder: Encoder, count: int, seed: int = 0) -> list[Encoded
     def text(most: int) -> str:
         return " ".join(chance.choice(WORDS) for _ in range(chance.randint(1, most)))
 
-    return [
-        encoder.pair(encoder.prompt_ids((Turn("user", text(20)),)), encoder.response_ids(text(25)))
-        for _ in range(count)
-    ]
+    return [encoder.pair((Turn("user", text(20)),), text(25)) for _ in range(count)]
 
 
 @dataclass(frozen=True, slots=True)

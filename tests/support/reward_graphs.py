@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import Calibration, DataRange, Manifest, ModelStore
-from rewardloop.formats.text import TextFormat
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 VOCABULARY = {name: i for i, name in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}

@@ -20,9 +20,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# The longest rendering of one conversation. A template that loops over a bound of its own stops here.
-_LONGEST_RANGE = 100_000
-
 
 class UnusableTemplate(ValueError):
     """Raised when a template is no valid Jinja2."""
@@ -70,7 +67,12 @@ class ChatTemplate:
         except UnusableTemplate:
             raise
         except Exception as error:  # a template is code: it may fail in any way that Jinja2 and Python have
-            raise RefusedByTemplate(f"the chat template refuses the conversation: {error}") from error
+            raise RefusedByTemplate(f"the chat template refuses the conversation{self._reason(error)}") from error
+
+    def _reason(self, error: Exception) -> str:
+        """Return the template's own words, but nothing that may hold a caller's text."""
+        said = str(error)
+        return f": {said}" if said and said in self.literals.split("\0") else ""
 
     @cached_property
     def literals(self) -> str:

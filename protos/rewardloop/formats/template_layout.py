@@ -1,74 +1,240 @@
-"""Conversations as the token ids that a chat template and its tokenizer make of them."""
+"""The template layout: the authors' chat template is rendered, and the whole text is encoded by their tokenizer.
+
+The ids are those of Hugging Face's ``apply_chat_template(tokenize=True)``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate
-from rewardloop.formats.control_tokens import GuardedTokenizer, unused_private_character
+from rewardloop.formats.control_tokens import ForgedControlToken, GuardedTokenizer, unused_private_character
+from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
 
-Messages = Sequence[Mapping[str, Any]]
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
-_HARMLESS = ("system", "developer", "user", "assistant", "tool")
+KIND = "template"
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateFormat:
+    """The layout of a conversation by its chat template.
+
+    Attributes:
+        template: The Jinja2 template.
+        names: What the template reads beside the messages; see `ChatTemplate`.
+        pad: Id of the padding token.
+        ends: The ids of which each ends an answer. The first is the one that the template writes after an answer.
+        unread: An id that a reward model does not read at the end of a sequence, because the Hugging Face class of its
+            head takes it for padding; None if there is none.
+    """
+
+    template: str
+    names: Mapping[str, Any] = field(default_factory=dict)
+    pad: int = 0
+    ends: tuple[int, ...] = ()
+    unread: int | None = None
+
+    @property
+    def segment_ids(self) -> bool:
+        """False: no model with a chat template takes token_type_ids."""
+        return False
+
+    def layout(self, tokenizer: Tokenizer) -> TemplateLayout:
+        """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
+        return TemplateLayout(tokenizer, self)
+
+    def answer(self, sampled: Sequence[int]) -> list[int]:
+        """Return the ids of a sampled answer that ended, without its end."""
+        return list(sampled[:-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a manifest holds of the format."""
+        return {
+            "kind": KIND,
+            "template": self.template,
+            "names": dict(self.names),
+            "pad": self.pad,
+            "ends": list(self.ends),
+            "unread": self.unread,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TemplateFormat:
+        """Return the layout that `to_json` wrote. Raises KeyError, TypeError or ValueError for a malformed mapping."""
+        return cls(
+            template=str(data["template"]),
+            names=dict(data["names"]),
+            pad=int(data["pad"]),
+            ends=tuple(map(int, data["ends"])),
+            unread=None if data["unread"] is None else int(data["unread"]),
+        )
 
 
 class TemplateLayout:
-    """Renders by the template itself and encodes the whole text, as ``apply_chat_template(tokenize=True)`` does.
+    """Renders by the template itself and encodes the whole text. Threads may share it.
 
     A caller's text never becomes a control token. A text that holds a control token's name gets the ids of its
     characters instead, and the template sees the name interrupted.
 
     Args:
-        tokenizer: The base's tokenizer.
-        template: The base's chat template.
+        tokenizer: The base's tokenizer; it is copied.
+        text_format: The base's chat template.
+
+    Attributes:
+        end_tokens: How many ids stand after the text of a response that is read.
+        written_end: The control token that the template writes after an answer; None if it writes none.
 
     Raises:
         UnusableTemplate: The template is not valid.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self.template = template
-        self._guarded = GuardedTokenizer(tokenizer, "\0".join([template.literals, *_harmless_renderings(template)]))
+    def __init__(self, tokenizer: Tokenizer, text_format: TemplateFormat) -> None:
+        self._format = text_format
+        self._template = ChatTemplate(text_format.template, text_format.names)
+        written = "\0".join([self._template.literals, *_harmless_renderings(self._template)])
+        self._guarded = GuardedTokenizer(tokenizer, written)
+        after = self._after_answers()
+        self.end_tokens = len(self._read([0, *after])) - 1
+        self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
 
     @property
     def control_ids(self) -> frozenset[int]:
         """Ids that no text of a caller may have."""
         return self._guarded.control_ids
 
-    def prompts(self, conversations: Sequence[Messages]) -> list[list[int]]:
-        """Ids of each conversation with what invites the answer.
+    def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:
+        """Return the ids of each conversation with what invites its answer."""
+        return self.encode([(_messages(conversation), True) for conversation in conversations])
 
-        Raises:
-            RefusedByTemplate: The template does not render a conversation.
-            ForgedControlToken: Plain text became a control token.
-        """
-        return self._encode([(messages, True) for messages in conversations])
+    def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
+        """Return a row for each response of each group: the whole rendering, split where it leaves the invited one."""
+        encoded = iter(self.encode([each for group in groups for each in _renderings(*group)]))
+        found: list[list[Row] | RefusedConversation] = []
+        for _, responses in groups:
+            invited = next(encoded)
+            prompt = [] if isinstance(invited, RefusedConversation) else invited
+            whole = [next(encoded) for _ in responses]
+            refused = next((each for each in whole if isinstance(each, RefusedConversation)), None)
+            if refused is not None:
+                found.append(refused)
+                continue
+            read = [self._read(each) for each in whole if not isinstance(each, RefusedConversation)]
+            found.append([_split(prompt, ids, min(_shared(prompt, ids), len(ids) - 1)) for ids in read])
+        return found
 
-    def answered(self, conversations: Sequence[Messages]) -> list[list[int]]:
-        """Ids of each conversation, whose last turn is the assistant's. Raises as `prompts` does."""
-        return self._encode([(messages, False) for messages in conversations])
+    def completions(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
+        """Return the invited prompt, and the response as the template writes it up to its end."""
+        prompts = self.prompts([conversation for conversation, _ in groups])
+        found: list[list[Row] | RefusedConversation] = []
+        for (conversation, responses), prompt in zip(groups, prompts, strict=True):
+            if isinstance(prompt, RefusedConversation):
+                found.append(prompt)
+                continue
+            try:
+                found.append([Row(prompt, self._written(conversation, text, prompt)) for text in responses])
+            except (RefusedByTemplate, ForgedControlToken) as error:
+                found.append(RefusedConversation(str(error)))
+        return found
 
-    def _encode(self, wanted: Sequence[tuple[Messages, bool]]) -> list[list[int]]:
-        harmless = [all(map(self._guarded.is_harmless, _texts(messages))) for messages, _ in wanted]
-        ids: list[list[int]] = [[] for _ in wanted]
-        plain = [place for place, is_harmless in enumerate(harmless) if is_harmless]
-        rendered = [self.template.render(wanted[i][0], invite=wanted[i][1]) for i in plain]
-        for place, found in zip(plain, self._guarded.encode(rendered), strict=True):
+    def encode(self, wanted: Sequence[tuple[Messages, bool]]) -> list[list[int] | RefusedConversation]:
+        """Return the ids of messages, each with a choice whether the rendering invites an answer."""
+        ids: list[list[int] | RefusedConversation] = [[] for _ in wanted]
+        plain: list[tuple[int, str]] = []
+        for place, (messages, invite) in enumerate(wanted):
+            try:
+                if all(map(self._guarded.is_harmless, _texts(messages))):
+                    plain.append((place, self._template.render(messages, invite=invite)))
+                else:
+                    rendered, guard = self._rendered(messages, invite=invite)
+                    (ids[place],) = self._guarded.encode([rendered], guard)
+            except (RefusedByTemplate, ForgedControlToken) as error:
+                ids[place] = RefusedConversation(str(error))
+        for place, found in self._encoded(plain):
             ids[place] = found
-        for place, is_harmless in enumerate(harmless):
-            if not is_harmless:
-                messages, invite = wanted[place]
-                guard = unused_private_character([self.template.source, *_texts(messages)])
-                marked = [_mapped(message, lambda text: self._guarded.mark(text, guard)) for message in messages]  # noqa: B023
-                (ids[place],) = self._guarded.encode([self.template.render(marked, invite=invite)], guard)
         return ids
+
+    def _encoded(self, plain: Sequence[tuple[int, str]]) -> list[tuple[int, list[int] | RefusedConversation]]:
+        try:
+            encoded = self._guarded.encode([text for _, text in plain])
+            return [(place, ids) for (place, _), ids in zip(plain, encoded, strict=True)]
+        except ForgedControlToken as error:
+            if len(plain) == 1:
+                return [(plain[0][0], RefusedConversation(str(error)))]
+            return [each for one in plain for each in self._encoded([one])]
+
+    def _rendered(self, messages: Messages, *, invite: bool, guard: str = "") -> tuple[str, str]:
+        """Return the rendering of messages that may hold names of control tokens, and the guard in it."""
+        guard = guard or unused_private_character([self._format.template, *_texts(messages)])
+        marked = [_mapped(message, lambda text: self._guarded.mark(text, guard)) for message in messages]
+        return self._template.render(marked, invite=invite), guard
+
+    def _read(self, ids: list[int]) -> list[int]:
+        """Leave out what a reward model does not read at the end."""
+        if self._format.unread is None:
+            return ids
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self._format.unread:
+            end -= 1
+        return ids[:end]
+
+    def _written(self, conversation: Sequence[Turn], response: str, prompt: Sequence[int]) -> list[int]:
+        """Return the ids of a response that follows the prompt, with its end."""
+        (_, messages_invite), (answered, _) = _renderings(conversation, [response])
+        asked = _messages(conversation)
+        whole, guard = self._rendered(answered, invite=False)
+        invited, _ = self._rendered(asked, invite=messages_invite, guard=guard)
+        if whole.startswith(invited):
+            rest = whole[len(invited) :]
+        else:  # the template writes a past answer otherwise than it asks for one
+            rest = self._guarded.mark(response, guard)
+            whole = invited + rest
+        (ids,) = self._guarded.encode([whole], guard)
+        shared = len(prompt)
+        if list(ids[:shared]) != list(prompt):  # the response would merge with the end of the prompt
+            (ids,), shared = self._guarded.encode([rest], guard), 0
+        said = ids[shared:]
+        stop = next((i for i, each in enumerate(said) if each in self._format.ends), None)
+        return [*said, self._format.ends[0]] if stop is None else said[: stop + 1]
+
+    def _after_answers(self) -> list[int]:
+        """Return the ids that the template writes after an answer."""
+        asked = Turn("user", "a")
+        first, second = self.encode([(_messages((asked, Turn("assistant", text))), False) for text in ("b", "c d")])
+        if isinstance(first, RefusedConversation) or isinstance(second, RefusedConversation):
+            return []
+        return first[len(first) - _shared(first[::-1], second[::-1]) :]
+
+
+def _messages(conversation: Sequence[Turn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in conversation]
+
+
+def _renderings(conversation: Sequence[Turn], responses: Sequence[str]) -> list[tuple[list[dict[str, str]], bool]]:
+    """Return the messages of the invited conversation, and of the conversation with each response."""
+    asked = _messages(conversation)
+    return [(asked, True), *(([*asked, {"role": "assistant", "content": text}], False) for text in responses)]
+
+
+def _split(prompt: list[int], ids: list[int], shared: int) -> Row:
+    return Row(prompt if shared == len(prompt) else ids[:shared], ids[shared:])
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids at the start are the same."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(i for i in range(length) if one[i] != other[i])
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """Every string in a message, keys left out."""
+    """Return every string in a message, without keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -79,7 +245,7 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(each)
 
 
-def _mapped(value: Any, change: Any) -> Any:
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -90,9 +256,9 @@ def _mapped(value: Any, change: Any) -> Any:
 
 
 def _harmless_renderings(template: ChatTemplate) -> list[str]:
-    """Renderings that show which control tokens the template puts together for each role."""
+    """Return renderings that show which control tokens the template puts together for each role."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    conversations = [said, *([{"role": role, "content": "d"}, *said] for role in _HARMLESS)]
+    conversations = [said, *([{"role": role, "content": "d"}, *said] for role in _ROLES)]
     found = []
     for conversation in conversations:
         for invite in (False, True):

@@ -1,23 +1,21 @@
-"""Turns a prompt and a response into token ids. Training and serving share this code.
+"""Turns conversations and responses into token ids of bounded length. Training and serving share this code.
 
-A pair is ``prompt_ids + response_ids``. The prompt's ids do not depend on the response, so a group of k responses
-tokenizes and runs its prompt once. Role markers are token ids of the format and never text: the characters of
-``<|im_end|>`` or ``[SEP]`` in a caller's text are tokenized as plain text.
+How a conversation is laid out is the model's text format: affixes around each turn (`affix_layout`) or the authors'
+chat template (`template_layout`). Whatever a caller writes, no text of theirs becomes a control token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from tokenizers import Tokenizer
 
 from rewardloop.v1 import common_pb2
 
 ROLES = ("system", "user", "assistant")
-
-Messages: TypeAlias = list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,165 +33,70 @@ def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
     return tuple(Turn(m.role, m.content) for m in prompt.conversation.messages)
 
 
-@dataclass(frozen=True, slots=True)
-class Affix:
-    """The token ids that stand before and after a turn's own tokens."""
-
-    prefix: tuple[int, ...] = ()
-    suffix: tuple[int, ...] = ()
+# A conversation with responses to it.
+Group: TypeAlias = tuple[Sequence[Turn], Sequence[str]]
 
 
-class UnusableChatTemplate(ValueError):
-    """Raised for a chat template that is not a plain concatenation of turns, which a `TextFormat` cannot express."""
+class RefusedConversation(ValueError):
+    """Raised, or returned in place of a result, if a model's text format has no form for a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
-class TextFormat:
-    """The layout of a conversation in token ids.
+class Row:
+    """The ids of one conversation with one response, before any shortening.
 
     Attributes:
-        opening: Ids that start a conversation without a system turn. A conversation with one starts with the prefix of
-            ``system`` instead.
-        system: Affixes of a system turn.
-        user: Affixes of a user's turn.
-        assistant: Affixes of an earlier turn of the assistant.
-        response: The prefix asks for the answer and belongs to the prompt; the suffix ends the answer.
-        segment_ids: The model takes token_type_ids: 0 for the prompt and 1 for the response.
-        pad: Id of the padding token.
+        prompt: Ids that do not depend on the response.
+        response: The ids after them; at least one.
     """
 
-    opening: tuple[int, ...]
-    system: Affix
-    user: Affix
-    assistant: Affix
-    response: Affix
-    segment_ids: bool
-    pad: int
+    prompt: list[int]
+    response: list[int]
 
-    @classmethod
-    def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
-        """Return an encoder's layout: ``[CLS] turn [SEP] turn [SEP] response [SEP]``, or RoBERTa's names for these.
 
-        Args:
-            tokenizer: Its special tokens are used.
-            segment_ids: Mark the response with token type 1. Leave it off for trunks whose pretraining had no segment
-                1, such as the MiniLM of sentence-transformers.
+class Layout(Protocol):
+    """Lays out texts as one text format does. Results are in the order of the arguments; a conversation that the format
+    cannot express gets a `RefusedConversation` in place of its result. Threads may share a layout.
 
-        Raises:
-            ValueError: The tokenizer has none of the special tokens.
-        """
-        cls_id = _first_id(tokenizer, ("[CLS]", "<s>", "<cls>"))
-        sep_id = _first_id(tokenizer, ("[SEP]", "</s>", "<sep>", "<eos>"))
-        pad_id = _first_id(tokenizer, ("[PAD]", "<pad>"))
-        turn = Affix((), (sep_id,))
-        return cls((cls_id,), Affix((cls_id,), (sep_id,)), turn, turn, turn, segment_ids, pad_id)
+    Attributes:
+        end_tokens: How many ids stand after the text of a response that is read.
+    """
 
-    @classmethod
-    def for_decoder(
-        cls, tokenizer: Tokenizer, *, eos_id: int, bos_id: int | None = None, pad_id: int | None = None
-    ) -> TextFormat:
-        """Return a layout for a decoder without a chat template: ``User: ...\\nAssistant: ...<eos>``."""
+    end_tokens: int
 
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:
+        """Return the ids of each conversation with what invites its answer."""
 
-        newline = ids("\n")
-        opening = () if bos_id is None else (bos_id,)
-        return cls(
-            opening=opening,
-            system=Affix(opening, newline),
-            user=Affix(ids("User: "), newline),
-            assistant=Affix(ids("Assistant:"), (eos_id, *newline)),
-            response=Affix(ids("Assistant:"), (eos_id,)),
-            segment_ids=False,
-            pad=eos_id if pad_id is None else pad_id,
-        )
+    def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
+        """Return the sequences that a reward model reads: a row for each response of each group."""
 
-    @classmethod
-    def from_chat_template(
-        cls, tokenizer: Tokenizer, render: Callable[[Messages, bool], str], *, eos_id: int, pad_id: int
-    ) -> TextFormat:
-        """Derive the layout of a Hugging Face chat template from what it renders.
+    def completions(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
+        """Return the sequences that a policy writes: ids as by `prompts`, then those of each response to its end."""
 
-        Args:
-            tokenizer: Encodes the rendered text.
-            render: The tokenizer's ``apply_chat_template(tokenize=False)``, called with the messages and
-                ``add_generation_prompt``.
-            eos_id: The id that ends an answer.
-            pad_id: Id of the padding token.
 
-        Raises:
-            UnusableChatTemplate: The rendering of a turn depends on its position.
-        """
+class Format(Protocol):
+    """A model's text format, as it stands in its manifest."""
 
-        def pieces(*roles: str, invite: bool = False) -> list[str]:
-            """Return the texts before, between and after the contents of turns with these roles."""
-            contents = [f"\u0001{i}\u0001" for i in range(len(roles))]
-            said = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
-            rest, parts = render(said, invite), []
-            for content in contents:
-                before, found, rest = rest.partition(content)
-                if not found:
-                    raise UnusableChatTemplate("the chat template drops or rewrites a turn")
-                parts.append(before)
-            return [*parts, rest]
+    @property
+    def pad(self) -> int:
+        """Id of the padding token."""
 
-        start, user_end = pieces("user")
-        invite = _without_prefix(pieces("user", invite=True)[1], user_end)
-        _, user_to_answer, answer_end = pieces("user", "assistant")
-        user_start = _without_prefix(pieces("user", "assistant", "user")[2], answer_end)
-        if not start.endswith(user_start):
-            raise UnusableChatTemplate("the chat template opens the first turn differently")
-        opening = start[: len(start) - len(user_start)]
-        try:
-            system_start, system_to_user, _ = pieces("system", "user")
-        except Exception as error:  # templates raise exceptions of any type for a role that they do not have
-            if isinstance(error, UnusableChatTemplate) or "template" in type(error).__name__.lower():
-                system_start, system_to_user = start, user_end + user_start
-            else:
-                raise
-        if not system_to_user.endswith(user_start):
-            raise UnusableChatTemplate("the chat template opens a turn after a system turn differently")
+    @property
+    def segment_ids(self) -> bool:
+        """Whether the model takes token_type_ids: 0 for the prompt and 1 for the response."""
 
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer.encode(text, add_special_tokens=False).ids) if text else ()
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids of which each ends an answer."""
 
-        tokenizer.encode_special_tokens = False
-        end_ids = ids(answer_end)
-        stop = end_ids[: end_ids.index(eos_id) + 1] if eos_id in end_ids else (*end_ids, eos_id)
-        return cls(
-            opening=ids(opening),
-            system=Affix(ids(system_start), ids(system_to_user[: len(system_to_user) - len(user_start)])),
-            user=Affix(ids(user_start), ids(user_end)),
-            assistant=Affix(ids(_without_prefix(user_to_answer, user_end)), end_ids),
-            response=Affix(ids(invite), stop),
-            segment_ids=False,
-            pad=pad_id,
-        )
+    def layout(self, tokenizer: Tokenizer) -> Layout:
+        """Return what lays texts out with this tokenizer."""
+
+    def answer(self, sampled: Sequence[int]) -> list[int]:
+        """Return the ids of a sampled answer that ended, without its end."""
 
     def to_json(self) -> dict[str, Any]:
-        def affix(a: Affix) -> dict[str, list[int]]:
-            return {"prefix": list(a.prefix), "suffix": list(a.suffix)}
-
-        return {
-            "opening": list(self.opening),
-            **{name: affix(getattr(self, name)) for name in (*ROLES, "response")},
-            "segment_ids": self.segment_ids,
-            "pad": self.pad,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
-        """Return the layout that `to_json` wrote. Raises KeyError or TypeError for a malformed mapping."""
-        affixes = {
-            name: Affix(tuple(data[name]["prefix"]), tuple(data[name]["suffix"])) for name in (*ROLES, "response")
-        }
-        return cls(
-            opening=tuple(data["opening"]),
-            segment_ids=bool(data["segment_ids"]),
-            pad=int(data["pad"]),
-            **affixes,
-        )
+        """Return what a manifest holds of the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +118,32 @@ class Encoded:
     prompt_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A prompt that leaves room for an answer.
+
+    Attributes:
+        ids: Token ids, with what invites the answer.
+        dropped_turns: How many of the oldest turns are left out.
+        is_cut: Tokens in the middle of the turns that remain are left out too.
+    """
+
+    ids: list[int]
+    dropped_turns: int = 0
+    is_cut: bool = False
+
+    @property
+    def truncated(self) -> bool:
+        """Whether anything is left out."""
+        return self.dropped_turns > 0 or self.is_cut
+
+
 class Encoder:
     """Turns conversations and responses into token ids. Threads may share it.
+
+    A conversation that is too long loses whole turns first, the oldest before the others, each time up to the next turn
+    of the user. System turns at the start and the latest turns stay. If these alone are too long, the middle of their
+    tokens is left out.
 
     Args:
         tokenizer: Its truncation and padding are turned off.
@@ -224,85 +151,151 @@ class Encoder:
         max_length: Most tokens of a whole sequence.
     """
 
-    def __init__(self, tokenizer: Tokenizer, text_format: TextFormat, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, text_format: Format, max_length: int) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # special tokens in a caller's text become plain text
         self.tokenizer = tokenizer
         self.format = text_format
         self.max_length = max_length
+        self._layout = text_format.layout(tokenizer)
 
-    def prompt_ids(self, conversation: Sequence[Turn]) -> list[int]:
-        """Return the ids of everything before the response, without shortening."""
-        return self._prompt(conversation, [self._text_ids(turn.content) for turn in conversation])
+    def groups(self, groups: Sequence[Group]) -> list[list[Encoded] | RefusedConversation]:
+        """Return the sequences that a reward model reads of each conversation with its responses, in order.
 
-    def groups(self, groups: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[list[Encoded]]:
-        """Return the sequences of each conversation with its responses, in order, after one call of the tokenizer."""
-        texts = [text for turns, responses in groups for text in (*(turn.content for turn in turns), *responses)]
-        ids = iter(e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        suffix = self.format.response.suffix
-        encoded = []
-        for conversation, responses in groups:
-            prompt = self._prompt(conversation, [next(ids) for _ in conversation])
-            encoded.append([self.pair(prompt, [*next(ids), *suffix]) for _ in responses])
+        A pair that does not fit first loses of its prompt, down to a quarter of the length, and then the tail of the
+        response before its end marker. So the model always sees the start of the prompt, the request for the answer,
+        and an end.
+        """
+        return [
+            rows
+            if isinstance(rows, RefusedConversation)
+            else [self._pair(conversation, text, row) for text, row in zip(responses, rows, strict=True)]
+            for (conversation, responses), rows in zip(groups, self._layout.rows(groups), strict=True)
+        ]
+
+    def pair(self, conversation: Sequence[Turn], response: str) -> Encoded:
+        """Return the sequence of one response as `groups` does. Raises `RefusedConversation`."""
+        ((encoded,),) = (_accepted(rows) for rows in self.groups([(conversation, [response])]))
         return encoded
 
-    def _prompt(self, conversation: Sequence[Turn], contents: Sequence[list[int]]) -> list[int]:
-        affixes = {"system": self.format.system, "user": self.format.user, "assistant": self.format.assistant}
-        ids = [] if conversation and conversation[0].role == "system" else list(self.format.opening)
-        for turn, content in zip(conversation, contents, strict=True):
-            affix = affixes[turn.role]
-            ids += affix.prefix
-            ids += content
-            ids += affix.suffix
-        ids += self.format.response.prefix
-        return ids
+    def prompt_ids(self, conversation: Sequence[Turn]) -> list[int]:
+        """Return the ids from which a policy answers, without shortening. Raises `RefusedConversation`."""
+        return _accepted(self._layout.prompts([conversation])[0])
 
-    def response_ids(self, response: str) -> list[int]:
-        """Return the ids of a complete response and of its end, without shortening."""
-        return [*self._text_ids(response), *self.format.response.suffix]
+    def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | None]:
+        """Return the `prompt_ids` of each conversation, None if the text format has no form for it."""
+        found = self._layout.prompts(conversations)
+        return [None if isinstance(ids, RefusedConversation) else ids for ids in found]
 
-    def response_ids_batch(self, responses: Sequence[str]) -> list[list[int]]:
-        """Return the `response_ids` of each response."""
-        encoded = self.tokenizer.encode_batch_fast(list(responses), add_special_tokens=False)
-        return [[*e.ids, *self.format.response.suffix] for e in encoded]
+    def reads(self, conversations: Sequence[Sequence[Turn]]) -> list[bool]:
+        """Return for each conversation whether the text format has a form for it with an answer."""
+        rows = self._layout.rows([(conversation, ["a"]) for conversation in conversations])
+        return [not isinstance(each, RefusedConversation) for each in rows]
 
-    def pair(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Encoded:
-        """Return the sequence that a reward model reads, with at most ``max_length`` tokens.
+    def fit_prompt(self, conversation: Sequence[Turn], room: int) -> FittedPrompt:
+        """Return the ids from which a policy answers, at most ``room`` of them.
 
-        A pair that does not fit first loses the middle of its prompt, down to a quarter of the length, and then the
-        tail of the response before its end marker. So the model always sees the start of the prompt, the request for
-        the answer, and an end.
+        Raises:
+            RefusedConversation: The text format has no form for the conversation.
         """
-        prompt, response = list(prompt_ids), list(response_ids)
-        truncated = len(prompt) + len(response) > self.max_length
-        if truncated:
-            keep = min(len(prompt), max(self.max_length - len(response), self.max_length // 4))
-            prompt = prompt[: keep // 2] + prompt[len(prompt) - (keep - keep // 2) :]
-            room = self.max_length - len(prompt)
-            if len(response) > room:
-                end = len(self.format.response.suffix)
-                response = response[: room - end] + response[len(response) - end :]
-        types = [0] * len(prompt) + [1] * len(response) if self.format.segment_ids else None
-        return Encoded(prompt + response, types, truncated, max(1, len(response_ids)), len(prompt))
+        whole = self.prompt_ids(conversation)
+        if len(whole) <= room:
+            return FittedPrompt(whole)
+        dropped, shorter = self._fewer_turns(conversation, whole, room, self.prompt_ids)
+        return FittedPrompt(_without_middle(shorter, room), dropped, len(shorter) > room)
+
+    def completions(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
+        """Return what a policy reads and writes, without shortening: `prompt_ids`, and each response with its end."""
+        return self._layout.completions(groups)
+
+    def completion(self, conversation: Sequence[Turn], response: str) -> Row:
+        """Return what a policy reads and writes of one response. Raises `RefusedConversation`."""
+        ((row,),) = (_accepted(rows) for rows in self.completions([(conversation, [response])]))
+        return row
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of response ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _text_ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+    def _pair(self, conversation: Sequence[Turn], text: str, row: Row) -> Encoded:
+        prompt, response = row.prompt, row.response
+        truncated = len(prompt) + len(response) > self.max_length
+        if truncated:
+            room = max(self.max_length - len(response), self.max_length // 4)
+            if len(prompt) > room:
+                prompt, response = self._shortened(conversation, text, row, room)
+            room = self.max_length - len(prompt)
+            if len(response) > room:
+                end = self._layout.end_tokens
+                response = response[: room - end] + response[len(response) - end :]
+        types = [0] * len(prompt) + [1] * len(response) if self.format.segment_ids else None
+        return Encoded(prompt + response, types, truncated, max(1, len(row.response)), len(prompt))
+
+    def _shortened(self, conversation: Sequence[Turn], text: str, whole: Row, room: int) -> tuple[list[int], list[int]]:
+        """Return the prompt with at most ``room`` ids, and the response after it."""
+        rows = {len(conversation): whole}
+
+        def prompt_of(turns: Sequence[Turn]) -> list[int]:
+            (rows[len(turns)],) = _accepted(self._layout.rows([(turns, [text])])[0])
+            return rows[len(turns)].prompt
+
+        dropped, prompt = self._fewer_turns(conversation, whole.prompt, room, prompt_of)
+        return _without_middle(prompt, room), rows[len(conversation) - dropped].response
+
+    def _fewer_turns(
+        self, conversation: Sequence[Turn], whole: list[int], room: int, ids_of: _Ids
+    ) -> tuple[int, list[int]]:
+        """Leave out as few of the oldest turns as fit.
+
+        Returns:
+            How many turns are left out, and the ids of the others, more than ``room`` if the latest do not fit.
+        """
+        kept = _system_turns(conversation)
+        cuts = [i for i in _exchanges(conversation) if i > kept]
+        if not cuts:
+            return 0, whole
+        shorter: dict[int, list[int]] = {}
+
+        def length(cut: int) -> int:
+            shorter[cut] = ids_of([*conversation[:kept], *conversation[cut:]])
+            return len(shorter[cut])
+
+        try:
+            place = min(bisect_left(cuts, True, key=lambda cut: length(cut) <= room), len(cuts) - 1)
+            cut = cuts[place]
+            if cut not in shorter:
+                length(cut)
+        except RefusedConversation:  # by a template that wants its first turns
+            return 0, whole
+        return cut - kept, shorter[cut]
 
 
-def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int:
-    for name in names:
-        found = tokenizer.token_to_id(name)
-        if found is not None:
-            return int(found)
-    raise ValueError(f"the tokenizer has none of the special tokens {', '.join(names)}")
+_T = TypeVar("_T")
 
 
-def _without_prefix(text: str, prefix: str) -> str:
-    if not text.startswith(prefix):
-        raise UnusableChatTemplate("the chat template renders a turn differently by its position")
-    return text[len(prefix) :]
+class _Ids(Protocol):
+    def __call__(self, conversation: Sequence[Turn], /) -> list[int]: ...
+
+
+def _accepted(found: _T | RefusedConversation) -> _T:
+    if isinstance(found, RefusedConversation):
+        raise found
+    return found
+
+
+def _system_turns(conversation: Sequence[Turn]) -> int:
+    """Return how many turns at the start are the product's and not the conversation's."""
+    return next((i for i, turn in enumerate(conversation) if turn.role not in ("system", "developer")), 0)
+
+
+def _exchanges(conversation: Sequence[Turn]) -> list[int]:
+    """Return the indices of the user's turns that follow a turn of somebody else."""
+    return [
+        i for i, turn in enumerate(conversation) if turn.role == "user" and i > 0 and conversation[i - 1].role != "user"
+    ]
+
+
+def _without_middle(ids: list[int], room: int) -> list[int]:
+    if len(ids) <= room:
+        return ids
+    return ids[: room // 2] + ids[len(ids) - (room - room // 2) :]

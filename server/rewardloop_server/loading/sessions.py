@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 
 from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
-from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop.formats.text import Encoder
+from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.loading.graph_check import NotAGraph, check_graph
@@ -200,7 +201,7 @@ def _options(device: Device, threads: int) -> ort.SessionOptions:
 def _encoder(manifest: Manifest, directory: Path) -> Encoder:
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        return Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
+        return Encoder(tokenizer, read_text_format(manifest.text_format), manifest.max_length)
     except Exception as error:  # tokenizers raises bare Exceptions for a bad file
         raise NotLoadable(f"reward {manifest.version} does not load: {error}") from error
 

@@ -89,7 +89,7 @@ def check_text(model: RewardModel) -> None:
     """Score a text. Raises NotLoadable if the tokenizer and the text format do not give what the graph takes."""
     where = f"reward {model.manifest.version}"
     try:
-        ((row,),) = model.encoder.groups([((Turn("user", "Hello"),), ("Hello",))])
+        row = model.encoder.pair((Turn("user", "Hello"),), "Hello")
         logits, _ = model.run([row])
     except Exception as error:  # as above, and tokenizers raises its own
         raise NotLoadable(f"{where} does not score a text: {type(error).__name__}: {error}") from error

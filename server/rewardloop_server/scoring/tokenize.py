@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rewardloop.formats.text import Encoded, Encoder, turns
+from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, turns
 from rewardloop.v1 import reward_pb2
+from rewardloop_server.calls.errors import InvalidRequest, Violation
 
 # A single request of up to this many bytes is tokenized on the event loop if no other waits. 360 bytes, which are 64
 # tokens, took 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).
@@ -25,6 +26,13 @@ class _Pending:
     encoder: Encoder
     request: reward_pb2.ScoreRequest
     outcome: asyncio.Future[list[Encoded]]
+
+    def settle(self, rows: list[Encoded] | RefusedConversation) -> None:
+        """Hand the rows or the refusal to the caller."""
+        try:
+            self.outcome.set_result(_accepted(rows))
+        except InvalidRequest as error:
+            self.outcome.set_exception(error)
 
 
 class TokenizePool:
@@ -49,9 +57,12 @@ class TokenizePool:
         """Return one sequence for each response, in order.
 
         ``is_bulk`` says that the request is one of many, which go to the threads together.
+
+        Raises:
+            InvalidRequest: The model's text format has no form for the conversation.
         """
         if not is_bulk and not self._pending and request.ByteSize() <= _INLINE_BYTES:
-            return _encode(encoder, [request])[0]
+            return _accepted(_encode(encoder, [request])[0])
         loop = asyncio.get_running_loop()
         pending = _Pending(encoder, request, loop.create_future())
         if not self._pending and self._idle:
@@ -80,7 +91,9 @@ class TokenizePool:
                 )
                 task.add_done_callback(functools.partial(self._finish, wanted))
 
-    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[list[Encoded]]]) -> None:
+    def _finish(
+        self, wanted: Sequence[_Pending], done: asyncio.Future[list[list[Encoded] | RefusedConversation]]
+    ) -> None:
         self._idle += 1
         self._start()
         error = done.exception()
@@ -90,8 +103,14 @@ class TokenizePool:
             if error is not None:
                 pending.outcome.set_exception(error)
             else:
-                pending.outcome.set_result(done.result()[i])
+                pending.settle(done.result()[i])
 
 
-def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[list[Encoded]]:
+def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[list[Encoded] | RefusedConversation]:
     return encoder.groups([(turns(request.prompt), request.responses) for request in requests])
+
+
+def _accepted(rows: list[Encoded] | RefusedConversation) -> list[Encoded]:
+    if isinstance(rows, RefusedConversation):
+        raise InvalidRequest([Violation("prompt", str(rows))])
+    return rows

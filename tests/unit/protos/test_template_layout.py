@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support.chat_bases import CHAT_KINDS, ChatBase, chat_base
 
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate, UnusableTemplate
-from rewardloop.formats.template_layout import TemplateLayout
+from rewardloop.formats.template_layout import TemplateFormat, TemplateLayout
+from rewardloop.formats.text import RefusedConversation
 
 
 def user(text: str) -> dict[str, str]:
@@ -42,7 +43,7 @@ PROBES = {
 
 def layout_of(base: ChatBase, **names: Any) -> TemplateLayout:
     found = base.hugging_face()
-    return TemplateLayout(found.backend_tokenizer, ChatTemplate(base.template, {**found.special_tokens_map, **names}))
+    return TemplateFormat(base.template, {**found.special_tokens_map, **names}).layout(found.backend_tokenizer)
 
 
 def theirs(base: ChatBase, messages: list[dict[str, str]], *, invite: bool, **options: Any) -> list[int] | None:
@@ -57,10 +58,8 @@ def theirs(base: ChatBase, messages: list[dict[str, str]], *, invite: bool, **op
 
 
 def ours(layout: TemplateLayout, messages: list[dict[str, str]], *, invite: bool) -> list[int] | None:
-    try:
-        return layout.prompts([messages])[0] if invite else layout.answered([messages])[0]
-    except RefusedByTemplate:
-        return None
+    (found,) = layout.encode([(messages, invite)])
+    return None if isinstance(found, RefusedConversation) else found
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -128,8 +127,9 @@ def test_dates_are_those_of_the_rendering() -> None:
 
 def test_a_template_that_refuses_says_why() -> None:
     base = chat_base("no_system")
-    with pytest.raises(RefusedByTemplate, match="no system turns"):
-        layout_of(base).prompts([PROBES["system"]])
+    (refused,) = layout_of(base).encode([(PROBES["system"], True)])
+    assert isinstance(refused, RefusedConversation)
+    assert "no system turns" in str(refused)
 
 
 def test_a_template_cannot_leave_its_sandbox() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from rewardloop.formats.text import Encoder, Messages, TextFormat, Turn, UnusableChatTemplate, turns
+from rewardloop.formats.affix_layout import Messages, TextFormat, UnusableChatTemplate
+from rewardloop.formats.text import Encoder, RefusedConversation, Turn, turns
 from rewardloop.v1 import common_pb2
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "<|im_start|>", "<|im_end|>"]
@@ -40,9 +41,10 @@ def qwen_like(messages: Messages, invite: bool) -> str:
 def test_encoder_layout_separates_turns_and_response(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer, TextFormat.for_encoder(tokenizer, segment_ids=True), 64)
     cls_id, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    prompt = encoder.prompt_ids((Turn("user", "fox"),))
-    response = encoder.response_ids("quick")
-    encoded = encoder.pair(prompt, response)
+    conversation = (Turn("user", "fox"),)
+    row = encoder.completion(conversation, "quick")
+    prompt, response = row.prompt, row.response
+    encoded = encoder.pair(conversation, "quick")
     assert prompt[0] == cls_id
     assert prompt[-1] == sep
     assert response[-1] == sep
@@ -87,20 +89,63 @@ def test_special_tokens_in_user_text_stay_plain_text(tokenizer: Tokenizer) -> No
 
 def test_overlong_pair_keeps_both_ends_of_the_prompt_and_the_end_marker(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer, TextFormat.for_encoder(tokenizer), 20)
-    prompt = encoder.prompt_ids((Turn("user", "the quick brown fox " * 10),))
-    response = encoder.response_ids("user assistant " * 10)
-    encoded = encoder.pair(prompt, response)
+    conversation, answer = (Turn("user", "the quick brown fox " * 10),), "user assistant " * 10
+    row = encoder.completion(conversation, answer)
+    encoded = encoder.pair(conversation, answer)
     assert encoded.truncated
     assert len(encoded.ids) == 20
-    assert encoded.ids[0] == prompt[0]
-    assert encoded.ids[-1] == response[-1]
-    assert encoded.ids[2:5] == prompt[-3:]
+    assert encoded.ids[0] == row.prompt[0]
+    assert encoded.ids[-1] == row.response[-1]
+    assert encoded.ids[2:5] == row.prompt[-3:]
+    assert encoded.response_tokens == len(row.response)
+
+
+TALK = (
+    Turn("system", "be quick"),
+    *(Turn(role, f"the {i} fox") for i in range(4) for role in ("user", "assistant")),
+    Turn("user", "the quick brown fox"),
+)
+
+
+@pytest.mark.parametrize("dropped", [2, 4, 6, 8])
+def test_a_long_conversation_loses_its_oldest_exchanges_whole(tokenizer: Tokenizer, dropped: int) -> None:
+    text_format = TextFormat.for_encoder(tokenizer)
+    kept = (TALK[0], *TALK[1 + dropped :])
+    expected = Encoder(tokenizer, text_format, 1_000).pair(kept, "quick")
+    for room in (0, 1):
+        encoded = Encoder(tokenizer, text_format, len(expected.ids) + room).pair(TALK, "quick")
+        assert encoded.ids == expected.ids
+        assert encoded.truncated
+    policy = Encoder(tokenizer, text_format, 1_000)
+    fitted = policy.fit_prompt(TALK, len(policy.prompt_ids(kept)) + 1)
+    assert (fitted.ids, fitted.dropped_turns, fitted.is_cut) == (policy.prompt_ids(kept), dropped, False)
+
+
+def test_the_latest_turn_is_cut_in_its_middle_if_it_alone_is_too_long(tokenizer: Tokenizer) -> None:
+    encoder = Encoder(tokenizer, TextFormat.for_encoder(tokenizer), 1_000)
+    latest = encoder.prompt_ids((TALK[0], TALK[-1]))
+    fitted = encoder.fit_prompt(TALK, len(latest) - 1)
+    assert (len(fitted.ids), fitted.dropped_turns, fitted.is_cut) == (len(latest) - 1, 8, True)
+    assert fitted.ids[:4] == latest[:4]
+    assert fitted.ids[-4:] == latest[-4:]
+    assert not encoder.fit_prompt(TALK, 1_000).truncated
 
 
 def test_batch_encoding_equals_one_by_one(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer, TextFormat.for_encoder(tokenizer), 64)
     texts = ["fox", "the quick", "ünïcode ☃", "x" * 300]
-    assert encoder.response_ids_batch(texts) == [encoder.response_ids(t) for t in texts]
+    conversation = (Turn("user", "the"),)
+    assert encoder.groups([(conversation, texts)]) == [[encoder.pair(conversation, text) for text in texts]]
+
+
+def test_a_role_without_an_affix_is_refused_alone(tokenizer: Tokenizer) -> None:
+    encoder = Encoder(tokenizer, TextFormat.for_encoder(tokenizer), 64)
+    refused, found = encoder.groups([((Turn("tool", "4"),), ["a"]), ((Turn("user", "4"),), ["a"])])
+    assert isinstance(refused, RefusedConversation)
+    assert "'tool'" in str(refused)
+    assert not isinstance(found, RefusedConversation)
+    with pytest.raises(RefusedConversation, match="no turns of the role"):
+        encoder.prompt_ids((Turn("tool", "4"),))
 
 
 def test_format_survives_json(tokenizer: Tokenizer) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from rewardloop.formats.text import Affix, Encoder, Turn
+from rewardloop.formats.affix_layout import Affix
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.data.completions import Completion, sequence_logprobs
 from rewardloop_trainer.data.dialogues import Dialogue, Example, encode_dialogues, keeps_apart, pack, token_losses
 
@@ -64,10 +65,10 @@ def test_every_assistant_turn_with_its_end_is_learned_and_nothing_else() -> None
 
 def test_an_example_is_laid_out_as_the_policy_is_asked_and_answers() -> None:
     (example,), _ = encode_dialogues(ENCODER, [TALK])
-    prompt = ENCODER.prompt_ids(TALK.turns[:-1])
-    assert list(example.ids) == prompt + ENCODER.response_ids("farewell")
-    earlier = ENCODER.prompt_ids(TALK.turns[:2]) + ENCODER.response_ids("hello")
-    assert list(example.ids[: len(earlier)]) == earlier
+    last = ENCODER.completion(TALK.turns[:-1], "farewell")
+    assert list(example.ids) == ENCODER.prompt_ids(TALK.turns[:-1]) + last.response
+    earlier = ENCODER.completion(TALK.turns[:2], "hello")
+    assert list(example.ids[: len(earlier.prompt + earlier.response)]) == earlier.prompt + earlier.response
 
 
 def test_a_layout_that_writes_past_answers_differently_gives_each_turn_its_own_example() -> None:
@@ -76,7 +77,7 @@ def test_a_layout_that_writes_past_answers_differently_gives_each_turn_its_own_e
     examples, _ = encode_dialogues(encoder, [TALK])
     assert [learned_texts(encoder, each) for each in examples] == [["hello<end>"], ["farewell<end>"]]
     for example, turns, answer in zip(examples, (TALK.turns[:2], TALK.turns[:4]), ("hello", "farewell"), strict=True):
-        assert list(example.ids) == encoder.prompt_ids(turns) + encoder.response_ids(answer)
+        assert list(example.ids) == encoder.prompt_ids(turns) + encoder.completion(turns, answer).response
 
 
 def test_over_length_examples_are_dropped_and_counted() -> None:

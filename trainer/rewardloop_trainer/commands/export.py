@@ -19,7 +19,6 @@ from rewardloop_trainer.commands.export_settings import ExportSettings
 if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
     from rewardloop.formats.text import Encoded, Encoder
-    from rewardloop_trainer.data.layout_check import LayoutCheck
     from rewardloop_trainer.data.preferences import Pair
     from rewardloop_trainer.export.precision import Precision, PrecisionChoice
     from rewardloop_trainer.reward.model import RewardModel
@@ -36,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
+    from rewardloop.formats.text import RefusedConversation
     from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         ExportFailed,
         CorruptAnchors,
         CorruptPairs,
+        RefusedConversation,
         StoreError,
         UnusableKey,
         OSError,
@@ -98,7 +99,7 @@ def _export_reward(options: ExportSettings, base: str) -> Manifest:
     from rewardloop_trainer.data.gate_pairs import read_pairs
     from rewardloop_trainer.export.parity import check_parity, export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
-    from rewardloop_trainer.reward.base_layout import check_reward_layout, reward_layout
+    from rewardloop_trainer.reward.base_layout import reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.reward.model import RewardModel
     from rewardloop_trainer.rounds.publish import code_version
@@ -108,8 +109,8 @@ def _export_reward(options: ExportSettings, base: str) -> Manifest:
     tokenizer = load_tokenizer(base)
     model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, new_heads=options.new_heads)
     check_vocabulary(tokenizer, model.vocabulary)
-    text_format = reward_layout(tokenizer, model, options.segment_ids)
-    layout = _layout_note(options, check_reward_layout(tokenizer, model, text_format))
+    layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
+    text_format = layout.text_format
     longest = longest_input(model.config, tokenizer, within_window=False)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
@@ -121,7 +122,7 @@ def _export_reward(options: ExportSettings, base: str) -> Manifest:
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
         heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
-        notes = _said({"heads": heads, "layout": layout, **notes})
+        notes = _said({"heads": heads, "layout": layout.note, **notes})
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},
@@ -172,23 +173,6 @@ def _in_precision(
     return choice, notes
 
 
-def _layout_note(options: ExportSettings, check: LayoutCheck | None) -> str:
-    """Return the manifest's note about the layout. Raises `UnusableBase` if it differs and has to be exact."""
-    from rewardloop_trainer.data.base_text import UnusableBase
-
-    if check is None:
-        return "not compared: the base has no chat template and no encoding of pairs that its head was trained on"
-    if not check.difference:
-        skipped = f", and the template refuses {', '.join(check.skipped)}" if check.skipped else ""
-        return f"exact: {check.equal} probes have the ids that the base's tokenizer gives them{skipped}"
-    if options.layout == "exact":
-        raise UnusableBase(
-            f"{options.base}: the layout of texts would differ from the base's own: {check.difference}; "
-            "--layout approximate accepts this"
-        )
-    return f"approximate: {check.difference}"
-
-
 def _said(notes: dict[str, str]) -> dict[str, str]:
     """Print the manifest's notes, and return them."""
     for name, note in notes.items():
@@ -202,14 +186,8 @@ def _export_policy(options: ExportSettings, base: str) -> Manifest:
 
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
-    from rewardloop_trainer.data.base_text import (
-        UnusableBase,
-        check_vocabulary,
-        load_tokenizer,
-        longest_input,
-        text_format_of,
-    )
-    from rewardloop_trainer.data.layout_check import check_dialogues
+    from rewardloop_trainer.data.base_layout import decoder_layout
+    from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer, longest_input
     from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(base)
@@ -218,17 +196,15 @@ def _export_policy(options: ExportSettings, base: str) -> Manifest:
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{options.base}: {error}") from error
     check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
-    text_format = text_format_of(tokenizer, is_decoder=True)
-    check = check_dialogues(tokenizer, text_format, pad=None, stops=True) if tokenizer.chat_template else None
-    layout = _layout_note(options, check)
+    layout = decoder_layout(tokenizer, "write", choice=options.layout)
     longest = longest_input(model.config, tokenizer)
     manifest = Manifest(
         model="policy",
-        text_format=text_format.to_json(),
+        text_format=layout.text_format.to_json(),
         max_length=min(options.max_length or longest, longest),
         base=options.base,
         code_version=code_version(),
-        notes=_said({"layout": layout}),
+        notes=_said({"layout": layout.note}),
     )
 
     def write(target: Path) -> None:

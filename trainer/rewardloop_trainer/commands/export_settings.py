@@ -23,8 +23,8 @@ class ExportSettings(ProcessSettings):
     max_length: int | None = Field(
         None, ge=8, description="most tokens of prompt and response together; default: 512, or what a policy reads"
     )
-    layout: Literal["exact", "approximate"] = Field(
-        "exact", description="whether a base is refused if texts would be laid out otherwise than by its own tokenizer"
+    layout: Literal["exact", "plain"] = Field(
+        "exact", description="lay texts out as the base's own tokenizer and chat template do, or refuse it; or plainly"
     )
     seed: int = Field(0, description="seed that new score heads are drawn with")
 

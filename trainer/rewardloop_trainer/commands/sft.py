@@ -114,7 +114,8 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+    from rewardloop_trainer.data.base_layout import decoder_layout
+    from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input
 
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
@@ -132,7 +133,7 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
     model.to("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     longest = longest_input(model.config, tokenizer)
     length = min(settings.max_length or longest, longest)
-    encoder = Encoder(tokenizer.backend_tokenizer, text_format_of(tokenizer, is_decoder=True), length)
+    encoder = Encoder(tokenizer.backend_tokenizer, decoder_layout(tokenizer, "write").text_format, length)
     return model, tokenizer, encoder, stored
 
 

@@ -1,19 +1,13 @@
-"""Tokenizer, text layout and longest input of a Hugging Face base."""
+"""Tokenizer and longest input of a Hugging Face base."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from rewardloop.formats.text import Affix, Messages, TextFormat, UnusableChatTemplate
-
-log = structlog.get_logger()
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
 _NAMED = 5  # tokens that an error names
 
@@ -27,66 +21,6 @@ def load_tokenizer(base: str | Path) -> Any:
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise UnusableBase(f"{base}: its tokenizer has no fast form (tokenizer.json)")
     return tokenizer
-
-
-def text_format_of(
-    tokenizer: Any, *, is_decoder: bool, segment_ids: bool = False, whole_answers: bool = False
-) -> TextFormat:
-    """The text layout to use with a base.
-
-    An encoder's layout is that of its tokenizer's pairs, or one of our own if the tokenizer marks no pairs. A decoder's
-    layout is its chat template, or the plain layout if it has none. A template that is more than a concatenation of
-    turns is replaced by the plain layout, with a warning.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer with a fast form.
-        is_decoder: Whether the base is a decoder.
-        segment_ids: Whether an encoder marks the response with token type 1.
-        whole_answers: Whether a chat template's response ends with all that the template puts after it; otherwise it
-            ends with the end-of-sequence token, as what a policy samples does.
-
-    Raises:
-        UnusableBase: If the tokenizer lacks tokens that the layout needs.
-    """
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    if not is_decoder:
-        try:
-            return _pair_format(tokenizer, segment_ids) or TextFormat.for_encoder(backend, segment_ids=segment_ids)
-        except ValueError as error:
-            raise UnusableBase(str(error)) from error
-    if tokenizer.eos_token_id is None:
-        raise UnusableBase("the tokenizer has no end-of-sequence token")
-    eos_id = int(tokenizer.eos_token_id)
-    pad_id = eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-    if tokenizer.chat_template:
-
-        def render(messages: Messages, add_generation_prompt: bool) -> str:
-            return str(
-                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
-
-        try:
-            found = TextFormat.from_chat_template(backend, render, eos_id=eos_id, pad_id=pad_id)
-            if whole_answers:
-                return replace(found, response=Affix(found.response.prefix, found.assistant.suffix))
-            return found
-        except (UnusableChatTemplate, TemplateError) as error:
-            log.warning("replacing the chat template by the plain layout", reason=str(error))
-    return TextFormat.for_decoder(backend, eos_id=eos_id, bos_id=tokenizer.bos_token_id, pad_id=pad_id)
-
-
-def _pair_format(tokenizer: Any, segment_ids: bool) -> TextFormat | None:
-    """Read an encoder's layout off its tokenizer's encoding of a pair; None if that has no tokens but the texts'."""
-    pair = tokenizer("a", "b")
-    sides = pair.sequence_ids(0)
-    if 0 not in sides or 1 not in sides or None not in sides or tokenizer.pad_token_id is None:
-        return None
-    first, second = sides.index(0), sides.index(1)
-    first_end, second_end = second - sides[:second][::-1].index(0), len(sides) - sides[::-1].index(1)
-    ids: tuple[int, ...] = tuple(pair["input_ids"])
-    opening, turn = ids[:first], Affix((), ids[first_end:second])
-    system, response = Affix(opening, turn.suffix), Affix((), ids[second_end:])
-    return TextFormat(opening, system, turn, turn, response, segment_ids, int(tokenizer.pad_token_id))
 
 
 def check_vocabulary(tokenizer: Any, rows: int) -> None:

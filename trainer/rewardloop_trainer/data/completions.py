@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rewardloop.formats.text import Encoder
+from rewardloop.formats.text import Encoder, RefusedConversation, Row
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.token_batches import by_length
 
@@ -40,18 +40,21 @@ def encode_completions(encoder: Encoder, items: Sequence[tuple[Prompt, str]]) ->
     prompts that nobody gave.
 
     Returns:
-        One sequence for each pair; None if it is longer than the encoder's maximum or the prompt has no token.
+        One sequence for each pair; None if it is longer than the encoder's maximum, if the prompt has no token, or if
+        the text format has no form for the conversation.
     """
-    prompts: dict[Prompt, tuple[int, ...]] = {}
-    responses = list(dict.fromkeys(text for _, text in items))
-    response_ids = dict(zip(responses, encoder.response_ids_batch(responses), strict=True))
-    found: list[Completion | None] = []
-    for prompt, text in items:
-        if (ids := prompts.get(prompt)) is None:
-            ids = prompts[prompt] = tuple(encoder.prompt_ids(prompt))
-        completion = Completion((*ids, *response_ids[text]), len(ids))
-        found.append(completion if len(completion.ids) <= encoder.max_length and ids else None)
-    return found
+    distinct = list(dict.fromkeys(items))
+    groups = encoder.completions([(prompt, [text]) for prompt, text in distinct])
+    encoded = {item: _completion(group, encoder.max_length) for item, group in zip(distinct, groups, strict=True)}
+    return [encoded[item] for item in items]
+
+
+def _completion(group: list[Row] | RefusedConversation, longest: int) -> Completion | None:
+    if isinstance(group, RefusedConversation):
+        return None
+    (row,) = group
+    completion = Completion((*row.prompt, *row.response), len(row.prompt))
+    return completion if len(completion.ids) <= longest and row.prompt else None
 
 
 def token_logprobs(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoder, RefusedConversation, Turn
 from rewardloop_trainer.data.preferences import Prompt
 
 
@@ -49,25 +49,32 @@ class Example:
 def encode_dialogues(encoder: Encoder, dialogues: Sequence[Dialogue]) -> tuple[list[Example], int]:
     """Encode dialogues.
 
-    If the layout writes an earlier response as it writes the one that is asked for, all learned turns of a dialogue are
-    one example. Otherwise each learned turn is an example of its own, written as the response that is asked for.
+    Learned turns are one example if the layout writes an earlier response as it writes the one that is asked for. A
+    learned turn that it writes otherwise is an example of its own, written as the response that is asked for.
 
     Returns:
         The examples in the order of the dialogues, and how many were dropped because they are longer than the encoder's
-        maximum.
+        maximum, or because the text format has no form for their dialogue.
     """
-    texts = list(dict.fromkeys(turn.content for dialogue in dialogues for turn in dialogue.turns))
-    encoded = encoder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    ids = {text: tuple(e.ids) for text, e in zip(texts, encoded, strict=True)}
-    is_one = _writes_past_as_asked(encoder.format)
-    found: list[Example] = []
+    learned = [
+        (number, i)
+        for number, dialogue in enumerate(dialogues)
+        for i in range(dialogue.first_learned, len(dialogue.turns))
+        if dialogue.turns[i].role == "assistant"
+    ]
+    groups = encoder.completions([(dialogues[d].turns[:i], [dialogues[d].turns[i].content]) for d, i in learned])
+    by_dialogue: dict[int, list[Example]] = {}
     dropped = 0
-    for dialogue in dialogues:
-        roles = [turn.role for turn in dialogue.turns]
-        learned = [i for i in range(dialogue.first_learned, len(roles)) if roles[i] == "assistant"]
-        for last, places in [(learned[-1], learned)] if is_one else [(i, [i]) for i in learned]:
-            contents = [ids[turn.content] for turn in dialogue.turns[: last + 1]]
-            example = _example(encoder.format, roles[: last + 1], contents, places)
+    for (number, _), group in zip(learned, groups, strict=True):
+        if isinstance(group, RefusedConversation):
+            dropped += 1
+            continue
+        (row,) = group
+        ids = (*row.prompt, *row.response)
+        by_dialogue.setdefault(number, []).append(Example(ids, ((len(row.prompt), len(ids)),)))
+    found: list[Example] = []
+    for examples in by_dialogue.values():
+        for example in _joined(examples):
             if len(example.ids) <= encoder.max_length and example.spans[0][0] > 0:
                 found.append(example)
             else:
@@ -75,25 +82,16 @@ def encode_dialogues(encoder: Encoder, dialogues: Sequence[Dialogue]) -> tuple[l
     return found, dropped
 
 
-def _writes_past_as_asked(layout: TextFormat) -> bool:
-    past, asked = layout.assistant, layout.response
-    return past.prefix == asked.prefix and past.suffix[: len(asked.suffix)] == asked.suffix
-
-
-def _example(
-    layout: TextFormat, roles: Sequence[str], contents: Sequence[tuple[int, ...]], learned: Sequence[int]
-) -> Example:
-    affixes = {"system": layout.system, "user": layout.user, "assistant": layout.assistant}
-    ids: list[int] = [] if roles[0] == "system" else list(layout.opening)
-    spans = []
-    for i, (role, content) in enumerate(zip(roles, contents, strict=True)):
-        affix = layout.response if i == len(roles) - 1 else affixes[role]
-        ids += affix.prefix
-        if i in learned:
-            spans.append((len(ids), len(ids) + len(content) + len(layout.response.suffix)))
-        ids += content
-        ids += affix.suffix
-    return Example(tuple(ids), tuple(spans))
+def _joined(examples: Sequence[Example]) -> list[Example]:
+    """Join each example with the next one that starts with its ids; ``examples`` are those of one dialogue's turns."""
+    joined: list[Example] = []
+    for example in reversed(examples):
+        later = joined[-1] if joined else None
+        if later is not None and later.ids[: len(example.ids)] == example.ids:
+            joined[-1] = Example(later.ids, (*example.spans, *later.spans))
+        else:
+            joined.append(example)
+    return joined[::-1]
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

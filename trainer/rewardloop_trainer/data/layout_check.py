@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 
-from rewardloop.formats.text import Encoder, TextFormat, Turn
+from rewardloop.formats.text import Encoder, Format, RefusedConversation, Turn
 
+# Whether texts are read by a reward model or written by a policy.
+Use: TypeAlias = Literal["read", "write"]
+
+_UNBOUNDED = 1_000_000
 _SHOWN = 3  # tokens on each side of a difference
 _QUIET = {"verbose": False}  # no warning that a probe is longer than the model reads
 _LONG = "A paragraph of several words, repeated until it is long. " * 60
@@ -47,46 +50,60 @@ class LayoutCheck:
 
     Attributes:
         equal: Number of probes with the same ids, before the first one that differs.
-        skipped: Names of the probes that the template itself refuses.
+        refused: Names of the probes that both the template and the layout refuse.
         difference: The first probe that differs, where, and the tokens of both sides; empty if none does.
     """
 
     equal: int
-    skipped: tuple[str, ...]
+    refused: tuple[str, ...]
     difference: str
 
 
-def check_dialogues(tokenizer: Any, text_format: TextFormat, *, pad: int | None, stops: bool) -> LayoutCheck:
+def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: int | None = None) -> LayoutCheck:
     """Compare a decoder's layout with `apply_chat_template` on dialogues that end with an answer.
+
+    What a reward model reads is compared whole. Of what a policy writes, the prompt that invites the answer is
+    compared, and the answer up to its end if the template writes it after that prompt.
 
     Args:
         tokenizer: A Hugging Face tokenizer with a chat template.
         text_format: The layout.
-        pad: An id that does not count at the end of a dialogue, because the model's class reads before it.
-        stops: The layout ends with the token that ends an answer; what the template puts after it does not count.
+        use: Whether the texts are read or written.
+        unread: An id that does not count at the end of what is read, because the model's class reads before it.
     """
-    encoder = _encoder(tokenizer, text_format)
-    equal, skipped = 0, []
+    layout = text_format.layout(copy_of(tokenizer))
+    equal = 0
+    refused: list[str] = []
     for name, dialogue in _DIALOGUES.items():
-        messages = [{"role": role, "content": content} for role, content in dialogue]
-        try:
-            theirs = list(
-                tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, tokenizer_kwargs=_QUIET)
-            )
-        except TemplateError:
-            skipped.append(name)
+        *before, answer = (Turn(role, content) for role, content in dialogue)
+        (found,) = (layout.rows if use == "read" else layout.completions)([(before, [answer.content])])
+        theirs = _by_template(tokenizer, dialogue, invite=False)
+        if theirs is None:
+            if not isinstance(found, RefusedConversation):
+                return LayoutCheck(
+                    equal, tuple(refused), f"the template refuses probe {name!r}, and this layout does not"
+                )
+            refused.append(name)
             continue
-        *before, (_, answer) = dialogue
-        ours = encoder.prompt_ids([Turn(role, content) for role, content in before]) + encoder.response_ids(answer)
-        if stops and theirs[: len(ours)] == ours:
-            theirs = ours
-        if difference := _difference(tokenizer, name, _without_end(ours, pad), _without_end(theirs, pad)):
-            return LayoutCheck(equal, tuple(skipped), difference)
+        if isinstance(found, RefusedConversation):
+            return LayoutCheck(equal, tuple(refused), f"probe {name!r}: {found}")
+        (row,) = found
+        ours = [*row.prompt, *row.response]
+        if use == "read":
+            ours, theirs = _without_end(ours, unread), _without_end(theirs, unread)
+        else:
+            asked = _by_template(tokenizer, dialogue[:-1], invite=True)
+            if asked is None or theirs[: len(asked)] != asked:  # the template writes a past answer otherwise
+                ours, theirs = list(row.prompt), asked or []
+            elif theirs[: len(ours)] == ours or theirs == ours[:-1]:  # a template may leave the end out
+                ours = theirs
+        if difference := _difference(tokenizer, name, ours, theirs):
+            return LayoutCheck(equal, tuple(refused), difference)
         equal += 1
-    return LayoutCheck(equal, tuple(skipped), "" if equal else "the chat template refuses every probe")
+    return LayoutCheck(equal, tuple(refused), "" if equal else "the chat template refuses every probe")
 
 
-def check_pairs(tokenizer: Any, text_format: TextFormat, *, has_segments: bool) -> LayoutCheck:
+def check_pairs(tokenizer: Any, text_format: Format, *, has_segments: bool) -> LayoutCheck:
     """Compare the layout of a cross-encoder with its tokenizer's encoding of a pair.
 
     Args:
@@ -94,13 +111,13 @@ def check_pairs(tokenizer: Any, text_format: TextFormat, *, has_segments: bool) 
         text_format: The layout.
         has_segments: Whether the model distinguishes segments, so that the ids of segments are compared too.
     """
-    encoder = _encoder(tokenizer, text_format)
+    encoder = Encoder(copy_of(tokenizer), text_format, _UNBOUNDED)
     equal = 0
     for name, dialogue in _DIALOGUES.items():
         if len(dialogue) != 2:
             continue
         (_, prompt), (_, response) = dialogue
-        ((ours,),) = encoder.groups([([Turn("user", prompt)], [response])])
+        ours = encoder.pair([Turn("user", prompt)], response)
         theirs = tokenizer(prompt, response, **_QUIET)
         difference = _difference(tokenizer, name, ours.ids, list(theirs["input_ids"]))
         none = [0] * len(ours.ids)
@@ -112,9 +129,22 @@ def check_pairs(tokenizer: Any, text_format: TextFormat, *, has_segments: bool) 
     return LayoutCheck(equal, (), "")
 
 
-def _encoder(tokenizer: Any, text_format: TextFormat) -> Encoder:
-    """Return an encoder on a copy, because an encoder changes how its tokenizer reads special tokens."""
-    return Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), text_format, 1_000_000)
+def copy_of(tokenizer: Any) -> Tokenizer:
+    """Return a copy of a Hugging Face tokenizer's fast form, because a layout changes how it reads special tokens."""
+    return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+
+def _by_template(tokenizer: Any, dialogue: Sequence[tuple[str, str]], *, invite: bool) -> list[int] | None:
+    """Return the ids that `apply_chat_template` gives a dialogue; None if the template refuses it."""
+    messages = [{"role": role, "content": content} for role, content in dialogue]
+    try:
+        return list(
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=invite, tokenize=True, return_dict=False, tokenizer_kwargs=_QUIET
+            )
+        )
+    except Exception:  # a template is code: it may fail in any way that Jinja2 and Python have
+        return None
 
 
 def _without_end(ids: Sequence[int], pad: int | None) -> list[int]:

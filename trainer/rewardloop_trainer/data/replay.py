@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import structlog
+
+from rewardloop.formats.text import Encoder
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.preferences import Prompt, Record, Split, from_event, split_of
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -23,7 +28,7 @@ class Replay:
         heldout: Records of held-out prompts, in stream order; no prompt is in both.
         counts: Signals read, by kind (choice, ranking, ...), before sampling.
         identical: Signals without a record, because they compare equal texts.
-        left_out: Records that sampling left out.
+        left_out: Records that sampling left out, or that the model cannot read.
     """
 
     train: tuple[Record, ...]
@@ -31,6 +36,17 @@ class Replay:
     counts: Mapping[str, int]
     identical: int
     left_out: int
+
+    def readable(self, encoder: Encoder) -> Replay:
+        """Return the records for whose conversation a model's text format has a form."""
+        prompts = list(dict.fromkeys(record.prompt for record in (*self.train, *self.heldout)))
+        is_read = dict(zip(prompts, encoder.reads(prompts), strict=True))
+        if all(is_read.values()):
+            return self
+        train, heldout = (tuple(r for r in records if is_read[r.prompt]) for records in (self.train, self.heldout))
+        unread = len(self.train) + len(self.heldout) - len(train) - len(heldout)
+        log.warning("the model's text format has no form for some conversations", left_out=unread)
+        return replace(self, train=train, heldout=heldout, left_out=self.left_out + unread)
 
 
 def load_replay(

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
-from rewardloop.formats.text import Encoded, TextFormat
+from rewardloop.formats.text import Encoded, Format
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
 from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
@@ -48,7 +48,7 @@ class Runs(Protocol):
 def export_reward(
     model: RewardModel,
     tokenizer: Tokenizer,
-    text_format: TextFormat,
+    text_format: Format,
     out_dir: Path,
     parent: Path | None = None,
     adapters: Sequence[str] = (),

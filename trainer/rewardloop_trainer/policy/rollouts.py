@@ -85,7 +85,7 @@ def roll_out(
     # Prompts of one length need no padding. Random numbers belong to a prompt's place, so the order changes nothing.
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
     per_batch = max(1, _ROWS // sampling.responses)
-    ends = end_ids(model, encoder.format.response.suffix)
+    ends = end_ids(model, encoder.format.ends)
     for start in range(0, len(order), per_batch):
         on_batch()
         batch = order[start : start + per_batch]
@@ -109,5 +109,9 @@ def roll_out(
 
 
 def fitting_prompts(encoder: Encoder, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Prompt]:
-    """The prompts that leave room for ``max_new_tokens`` tokens within the encoder's maximum length."""
-    return [p for p in prompts if len(encoder.prompt_ids(p)) + max_new_tokens <= encoder.max_length]
+    """The prompts that leave room for ``max_new_tokens`` tokens within the encoder's maximum length.
+
+    A prompt that the policy's text format has no form for is left out too.
+    """
+    room = encoder.max_length - max_new_tokens
+    return [p for p, ids in zip(prompts, encoder.prompts(prompts), strict=True) if ids is not None and len(ids) <= room]

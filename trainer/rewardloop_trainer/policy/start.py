@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rewardloop.formats.store import MANIFEST, ModelStore
-from rewardloop.formats.text import Encoder, TextFormat
-from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input, text_format_of
+from rewardloop.formats.text import Encoder
+from rewardloop.formats.text_format import read_text_format
+from rewardloop_trainer.data.base_layout import decoder_layout
+from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
 
@@ -74,7 +76,7 @@ def start_from_base(base: str, max_length: int) -> PolicyStart:
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{base}: {error}") from error
     longest = longest_input(config, tokenizer)
-    text_format = text_format_of(tokenizer, is_decoder=True)
+    text_format = decoder_layout(tokenizer, "write").text_format
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, min(max_length or longest, longest))
     return PolicyStart(
         base, base, None, getattr(config, "_commit_hash", None) or "", encoder, tokenizer.save_pretrained
@@ -95,7 +97,7 @@ def start_from_store(store: ModelStore, version: str, max_length: int) -> Policy
     manifest, directory = store.manifest("policy", version), store.fetch("policy", version)
     longest = min(max_length or manifest.max_length, manifest.max_length)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), longest)
+    encoder = Encoder(tokenizer, read_text_format(manifest.text_format), longest)
 
     def write_rest(target: Path) -> None:
         shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*_WEIGHTS, "run.json"), dirs_exist_ok=True)

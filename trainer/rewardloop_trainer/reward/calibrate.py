@@ -110,7 +110,7 @@ def anchor_logits(
     """Head-mean logits of the anchors, without the share of length, (anchors,)."""
     if not anchors:
         return np.zeros(0)
-    sequences = [encoder.pair(encoder.prompt_ids(a.prompt), encoder.response_ids(a.response)) for a in anchors]
+    sequences = [encoder.pair(a.prompt, a.response) for a in anchors]
     model.eval()
     with torch.inference_mode():
         logits = logits_of(model, sequences, encoder.format.pad, token_budget)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rewardloop.formats.text import Encoder
+from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.reward.examples import encode_records, logits_of
+from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.model import RewardModel
 
 Floats = npt.NDArray[np.float64]
@@ -56,11 +56,10 @@ def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], to
     """The chosen response's logit minus the rejected one's, (pairs, k). Sequences that are too long are shortened."""
     if not pairs:
         return np.zeros((0, model.heads.out_features))
-    examples = encode_records(encoder, pairs).examples
+    sequences = _sequences(encoder, pairs)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        sequences = [s for e in examples for s in e.sequences]
         logits = logits_of(model, sequences, encoder.format.pad, token_budget).double().numpy()
     model.train(was_training)
     margins: Floats = logits[0::2] - logits[1::2]
@@ -82,9 +81,19 @@ def without_length(margins: Floats, encoder: Encoder, pairs: Sequence[Pair], len
 
 def log_length_ratios(encoder: Encoder, pairs: Sequence[Pair]) -> Floats:
     """Log of the chosen response's tokens over the rejected one's, (pairs,)."""
-    chosen = encoder.response_ids_batch([p.chosen for p in pairs])
-    rejected = encoder.response_ids_batch([p.rejected for p in pairs])
-    return np.array([np.log(max(1, len(c)) / max(1, len(r))) for c, r in zip(chosen, rejected, strict=True)])
+    tokens = np.log([sequence.response_tokens for sequence in _sequences(encoder, pairs)])
+    ratios: Floats = tokens[0::2] - tokens[1::2]
+    return ratios
+
+
+def _sequences(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
+    """Return the chosen and the rejected sequence of each pair in turn. Raises `RefusedConversation`."""
+    found: list[Encoded] = []
+    for group in encoder.groups([(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]):
+        if isinstance(group, RefusedConversation):
+            raise group
+        found += group
+    return found
 
 
 def measure(pairs: Sequence[Pair], margins: Floats) -> HeldOut:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewardloop.formats.text import Encoded, Encoder
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair
+from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
+from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Record, TiedPair
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -55,7 +55,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Encoded records; ``truncated`` of them were shortened, and ``dropped`` others were too long and left out."""
+    """Encoded records; ``truncated`` of them were shortened, and ``dropped`` others left out."""
 
     examples: tuple[Example, ...]
     truncated: int
@@ -65,16 +65,18 @@ class Examples:
 def encode_records(
     encoder: Encoder, records: Sequence[Record], over_length: Literal["truncate", "drop"] = "truncate"
 ) -> Examples:
-    """Tokenise records; ``over_length`` tells whether examples that are too long are shortened or dropped."""
-    prompts: dict[Prompt, list[int]] = {}
-    responses = list(dict.fromkeys(text for record in records for text in responses_of(record)))
-    response_ids = dict(zip(responses, encoder.response_ids_batch(responses), strict=True))
+    """Tokenise records; ``over_length`` tells whether examples that are too long are shortened or dropped.
+
+    A record for whose conversation the text format has no form is dropped.
+    """
+    groups = encoder.groups([(record.prompt, responses_of(record)) for record in records])
     found: list[Example] = []
     truncated = dropped = 0
-    for record in records:
-        if (prompt := prompts.get(record.prompt)) is None:
-            prompt = prompts[record.prompt] = encoder.prompt_ids(record.prompt)
-        sequences = tuple(encoder.pair(prompt, response_ids[text]) for text in responses_of(record))
+    for record, group in zip(records, groups, strict=True):
+        if isinstance(group, RefusedConversation):
+            dropped += 1
+            continue
+        sequences = tuple(group)
         if any(s.truncated for s in sequences):
             if over_length == "drop":
                 dropped += 1

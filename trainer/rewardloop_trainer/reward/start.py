@@ -9,7 +9,8 @@ import structlog
 from tokenizers import Tokenizer
 
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
-from rewardloop.formats.text import Encoder, TextFormat
+from rewardloop.formats.text import Encoder
+from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_text import (
     check_vocabulary,
     load_tokenizer,
@@ -87,18 +88,20 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         model = trunk.model()
         if manifest.trunk is not None:
             load_delta(model, directory / TORCH, settings.lora.dropout)
-        encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
+        encoder = Encoder(tokenizer, read_text_format(manifest.text_format), manifest.max_length)
         return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     with merged_base(settings.base) as base:
         model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
         of_base = load_tokenizer(base)
-    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
     check_vocabulary(of_base, model.vocabulary)
-    text_format = reward_layout(of_base, model)
+    layout = reward_layout(of_base, model)
+    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads, layout=layout.note)
     max_length = min(settings.max_length, longest_input(model.config, of_base, within_window=False))
-    return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
+    return RewardStart(
+        model, Encoder(of_base.backend_tokenizer, layout.text_format, max_length), settings.base, None, None
+    )
 
 
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import structlog
@@ -12,6 +13,7 @@ import structlog
 from rewardloop.formats.store import Manifest, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair, pairs_of
+from rewardloop_trainer.data.replay import Replay
 from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
@@ -46,7 +48,7 @@ class RewardRound(ModelRound):
 
     def _train(self) -> None:
         self._begin()
-        if not self._replay.train:
+        if not self._records.train:
             raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
         trained = self._directory / "trained"
         if not trained.exists():
@@ -64,8 +66,8 @@ class RewardRound(ModelRound):
                 outcome = train_averaged(
                     start.model,
                     start.encoder,
-                    self._replay.train,
-                    self._replay.heldout,
+                    self._records.train,
+                    self._records.heldout,
                     settings,
                     self._directory / "checkpoints",
                     self._on_progress,
@@ -99,7 +101,7 @@ class RewardRound(ModelRound):
         self._reach("exported", found[0].figures)
 
     def _trial(self, model: RewardModel, encoder: Encoder) -> Trial:
-        heldout, train = self._replay.heldout, self._replay.train
+        heldout, train = self._records.heldout, self._records.train
         tried = encode_records(encoder, (*heldout, *train)[:_PARITY_RECORDS]).examples
         calibration = encode_records(encoder, train[:_CALIBRATION_RECORDS]).examples
         pairs = pairs_of(heldout)
@@ -117,7 +119,7 @@ class RewardRound(ModelRound):
     def _judge(self) -> None:
         """Gate the candidate, calibrate it, and keep its manifest beside its files."""
         start, model, now = self._start(), self._trained(), self._current.state
-        encoder, pairs = start.encoder, pairs_of(self._replay.heldout)
+        encoder, pairs = start.encoder, pairs_of(self._records.heldout)
         slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
@@ -133,7 +135,7 @@ class RewardRound(ModelRound):
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
             raise Refused(*reasons)
-        anchors = fixed_anchors(self._settings.work_dir, self._replay.train)
+        anchors = fixed_anchors(self._settings.work_dir, self._records.train)
         manifest = replace(
             self._manifest_of_round(exported.notes),
             calibration=fit_calibration(anchor_logits(model, encoder, anchors, slope), slope),
@@ -152,7 +154,7 @@ class RewardRound(ModelRound):
         control = self._settings.reward.length_control
         if control == 0:
             return 0.0
-        pairs = heldout if len(heldout) >= _SLOPE_PAIRS else pairs_of(self._replay.train)[:_SLOPE_PAIRS]
+        pairs = heldout if len(heldout) >= _SLOPE_PAIRS else pairs_of(self._records.train)[:_SLOPE_PAIRS]
         return fit_length_slope(pair_margins(model, encoder, pairs), log_length_ratios(encoder, pairs), control)
 
     def _live_length_slope(self, version: str | None) -> float:
@@ -161,6 +163,10 @@ class RewardRound(ModelRound):
 
     def _manifest(self) -> Manifest:
         return Manifest.from_json((self._directory / "manifest.json").read_text())
+
+    @cached_property
+    def _records(self) -> Replay:
+        return self._replay.readable(self._start().encoder)
 
     def _start(self) -> RewardStart:
         now = self._current.state

@@ -109,7 +109,7 @@ class VllmSampler:
             max_age_steps: Most steps by which the adapter that samples may be older than the weights that learn.
         """
         self._server, self._model, self._encoder, self._directory = server, model, encoder, directory
-        self._ends = end_ids(model, encoder.format.response.suffix)
+        self._ends = end_ids(model, encoder.format.ends)
         # The random part: a restarted trainer repeats steps, with other weights than those that it loaded before.
         self._prefix, self._run = f"{server.name}.", f"{server.name}.{secrets.token_hex(4)}"
         self._max_age = max_age_steps

@@ -1,0 +1,266 @@
+"""The affix layout: every turn's own tokens between a fixed prefix and a fixed suffix of token ids.
+
+Role markers are token ids of the format and never text: the characters of ``<|im_end|>`` or ``[SEP]`` in a caller's
+text are tokenized as plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tokenizers import Tokenizer
+
+from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
+
+Messages: TypeAlias = list[dict[str, str]]
+
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Affix:
+    """The token ids that stand before and after a turn's own tokens."""
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+
+
+class UnusableChatTemplate(ValueError):
+    """Raised for a chat template that is not a plain concatenation of turns, which a `TextFormat` cannot express."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """The layout of a conversation in token ids.
+
+    Attributes:
+        opening: Ids that start a conversation without a system turn. A conversation with one starts with the prefix of
+            ``system`` instead.
+        system: Affixes of a system turn.
+        user: Affixes of a user's turn.
+        assistant: Affixes of an earlier turn of the assistant.
+        response: The prefix asks for the answer and belongs to the prompt; the suffix ends the answer.
+        segment_ids: The model takes token_type_ids: 0 for the prompt and 1 for the response.
+        pad: Id of the padding token.
+    """
+
+    opening: tuple[int, ...]
+    system: Affix
+    user: Affix
+    assistant: Affix
+    response: Affix
+    segment_ids: bool
+    pad: int
+
+    @classmethod
+    def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
+        """Return an encoder's layout: ``[CLS] turn [SEP] turn [SEP] response [SEP]``, or RoBERTa's names for these.
+
+        Args:
+            tokenizer: Its special tokens are used.
+            segment_ids: Mark the response with token type 1. Leave it off for trunks whose pretraining had no segment
+                1, such as the MiniLM of sentence-transformers.
+
+        Raises:
+            ValueError: The tokenizer has none of the special tokens.
+        """
+        cls_id = _first_id(tokenizer, ("[CLS]", "<s>", "<cls>"))
+        sep_id = _first_id(tokenizer, ("[SEP]", "</s>", "<sep>", "<eos>"))
+        pad_id = _first_id(tokenizer, ("[PAD]", "<pad>"))
+        turn = Affix((), (sep_id,))
+        return cls((cls_id,), Affix((cls_id,), (sep_id,)), turn, turn, turn, segment_ids, pad_id)
+
+    @classmethod
+    def for_decoder(
+        cls, tokenizer: Tokenizer, *, eos_id: int, bos_id: int | None = None, pad_id: int | None = None
+    ) -> TextFormat:
+        """Return a layout for a decoder without a chat template: ``User: ...\\nAssistant: ...<eos>``."""
+
+        def ids(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        newline = ids("\n")
+        opening = () if bos_id is None else (bos_id,)
+        return cls(
+            opening=opening,
+            system=Affix(opening, newline),
+            user=Affix(ids("User: "), newline),
+            assistant=Affix(ids("Assistant:"), (eos_id, *newline)),
+            response=Affix(ids("Assistant:"), (eos_id,)),
+            segment_ids=False,
+            pad=eos_id if pad_id is None else pad_id,
+        )
+
+    @classmethod
+    def from_chat_template(
+        cls, tokenizer: Tokenizer, render: Callable[[Messages, bool], str], *, eos_id: int, pad_id: int
+    ) -> TextFormat:
+        """Derive the layout of a Hugging Face chat template from what it renders.
+
+        Args:
+            tokenizer: Encodes the rendered text.
+            render: The tokenizer's ``apply_chat_template(tokenize=False)``, called with the messages and
+                ``add_generation_prompt``.
+            eos_id: The id that ends an answer.
+            pad_id: Id of the padding token.
+
+        Raises:
+            UnusableChatTemplate: The rendering of a turn depends on its position.
+        """
+
+        def pieces(*roles: str, invite: bool = False) -> list[str]:
+            """Return the texts before, between and after the contents of turns with these roles."""
+            contents = [f"\u0001{i}\u0001" for i in range(len(roles))]
+            said = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+            rest, parts = render(said, invite), []
+            for content in contents:
+                before, found, rest = rest.partition(content)
+                if not found:
+                    raise UnusableChatTemplate("the chat template drops or rewrites a turn")
+                parts.append(before)
+            return [*parts, rest]
+
+        start, user_end = pieces("user")
+        invite = _without_prefix(pieces("user", invite=True)[1], user_end)
+        _, user_to_answer, answer_end = pieces("user", "assistant")
+        user_start = _without_prefix(pieces("user", "assistant", "user")[2], answer_end)
+        if not start.endswith(user_start):
+            raise UnusableChatTemplate("the chat template opens the first turn differently")
+        opening = start[: len(start) - len(user_start)]
+        try:
+            system_start, system_to_user, _ = pieces("system", "user")
+        except Exception as error:  # templates raise exceptions of any type for a role that they do not have
+            if isinstance(error, UnusableChatTemplate) or "template" in type(error).__name__.lower():
+                system_start, system_to_user = start, user_end + user_start
+            else:
+                raise
+        if not system_to_user.endswith(user_start):
+            raise UnusableChatTemplate("the chat template opens a turn after a system turn differently")
+
+        def ids(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(text, add_special_tokens=False).ids) if text else ()
+
+        tokenizer.encode_special_tokens = False
+        end_ids = ids(answer_end)
+        special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        if eos_id not in end_ids and special.intersection(end_ids):
+            raise UnusableChatTemplate("the chat template ends answers with another token than the tokenizer's")
+        stop = end_ids[: end_ids.index(eos_id) + 1] if eos_id in end_ids else (*end_ids, eos_id)
+        return cls(
+            opening=ids(opening),
+            system=Affix(ids(system_start), ids(system_to_user[: len(system_to_user) - len(user_start)])),
+            user=Affix(ids(user_start), ids(user_end)),
+            assistant=Affix(ids(_without_prefix(user_to_answer, user_end)), end_ids),
+            response=Affix(ids(invite), stop),
+            segment_ids=False,
+            pad=pad_id,
+        )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids of which each ends an answer."""
+        return self.response.suffix[-1:]
+
+    def layout(self, tokenizer: Tokenizer) -> AffixLayout:
+        """Return what lays texts out with this tokenizer."""
+        return AffixLayout(tokenizer, self)
+
+    def answer(self, sampled: Sequence[int]) -> list[int]:
+        """Return the ids of a sampled answer that ended, without its end."""
+        suffix = self.response.suffix
+        return list(sampled[: -len(suffix)] if tuple(sampled[-len(suffix) :]) == suffix else sampled[:-1])
+
+    def to_json(self) -> dict[str, Any]:
+        def affix(a: Affix) -> dict[str, list[int]]:
+            return {"prefix": list(a.prefix), "suffix": list(a.suffix)}
+
+        return {
+            "opening": list(self.opening),
+            **{name: affix(getattr(self, name)) for name in (*_ROLES, "response")},
+            "segment_ids": self.segment_ids,
+            "pad": self.pad,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
+        """Return the layout that `to_json` wrote. Raises KeyError or TypeError for a malformed mapping."""
+        affixes = {
+            name: Affix(tuple(data[name]["prefix"]), tuple(data[name]["suffix"])) for name in (*_ROLES, "response")
+        }
+        return cls(
+            opening=tuple(data["opening"]),
+            segment_ids=bool(data["segment_ids"]),
+            pad=int(data["pad"]),
+            **affixes,
+        )
+
+
+class AffixLayout:
+    """Lays out conversations by the affixes of their turns. Threads may share it.
+
+    Args:
+        tokenizer: Special tokens in a text become plain text for it from now on.
+        text_format: The affixes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text_format: TextFormat) -> None:
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._format = text_format
+        self._affixes = {"system": text_format.system, "user": text_format.user, "assistant": text_format.assistant}
+        self.end_tokens = len(text_format.response.suffix)
+
+    def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:
+        """Return the ids of each conversation with the prefix of its answer."""
+        ids = self._ids(turn.content for conversation in conversations for turn in conversation)
+        return [self._prompt(conversation, ids) for conversation in conversations]
+
+    def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
+        """Return a row for each response of each group."""
+        ids = self._ids(text for turns, responses in groups for text in (*(turn.content for turn in turns), *responses))
+        suffix = self._format.response.suffix
+        found: list[list[Row] | RefusedConversation] = []
+        for conversation, responses in groups:
+            prompt = self._prompt(conversation, ids)
+            if isinstance(prompt, RefusedConversation):
+                found.append(prompt)
+            else:
+                found.append([Row(prompt, [*ids[text], *suffix]) for text in responses])
+        return found
+
+    completions = rows  # an answer that is read and one that is written have the same ids
+
+    def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        encoded = self._tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
+        return {text: each.ids for text, each in zip(distinct, encoded, strict=True)}
+
+    def _prompt(
+        self, conversation: Sequence[Turn], contents: Mapping[str, list[int]]
+    ) -> list[int] | RefusedConversation:
+        ids = [] if conversation and conversation[0].role == "system" else list(self._format.opening)
+        for turn in conversation:
+            affix = self._affixes.get(turn.role)
+            if affix is None:
+                return RefusedConversation(f"the model has no turns of the role {turn.role!r}")
+            ids += affix.prefix
+            ids += contents[turn.content]
+            ids += affix.suffix
+        ids += self._format.response.prefix
+        return ids
+
+
+def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int:
+    for name in names:
+        found = tokenizer.token_to_id(name)
+        if found is not None:
+            return int(found)
+    raise ValueError(f"the tokenizer has none of the special tokens {', '.join(names)}")
+
+
+def _without_prefix(text: str, prefix: str) -> str:
+    if not text.startswith(prefix):
+        raise UnusableChatTemplate("the chat template renders a turn differently by its position")
+    return text[len(prefix) :]
