@@ -31,6 +31,7 @@ class Family:
         decodes: Whether it is a decoder.
         reward: Part of the line with which an export as a reward model is refused; empty if it must be right.
         policy: The same for an export as a policy.
+        why: The reason of a refusal, in transformers, torch or ONNX themselves.
         example: A published model of the family.
         fast: Whether it is one of the few that every test run covers.
     """
@@ -42,12 +43,15 @@ class Family:
     decodes: bool = True
     reward: str = ""
     policy: str = ""
+    why: str = ""
     example: str = ""
     fast: bool = field(default=False, kw_only=True)
 
 
-def _encoder(name: str, model_type: str, text: str, example: str, *, reward: str = "", **sizes: Any) -> Family:
-    return Family(name, model_type, {**_SIZES, **sizes}, text, False, reward, example=example)
+def _encoder(
+    name: str, model_type: str, text: str, example: str, *, reward: str = "", why: str = "", **sizes: Any
+) -> Family:
+    return Family(name, model_type, {**_SIZES, **sizes}, text, False, reward, why=why, example=example)
 
 
 def _decoder(name: str, model_type: str, text: str, example: str, sizes: Mapping[str, Any], **rest: Any) -> Family:
@@ -109,7 +113,15 @@ ENCODERS = (
     ),
     _encoder("MPNet", "mpnet", "bytes", "microsoft/mpnet-base", max_position_embeddings=514),
     _encoder("BigBird", "big_bird", "unigram", "google/bigbird-roberta-base", attention_type="original_full"),
-    _encoder("ConvBERT", "convbert", "wordpiece", "YituTech/conv-bert-base", embedding_size=32),
+    _encoder(
+        "ConvBERT",
+        "convbert",
+        "wordpiece",
+        "YituTech/conv-bert-base",
+        embedding_size=32,
+        reward="scores up to",
+        why="its convolutions read the padding after a text",
+    ),
     _encoder("RoFormer", "roformer", "wordpiece", "junnyu/roformer_chinese_base", embedding_size=32),
     _encoder("RemBERT", "rembert", "unigram", "google/rembert", input_embedding_size=16, output_embedding_size=32),
     _encoder(
@@ -119,6 +131,8 @@ ENCODERS = (
         "allenai/longformer-base-4096",
         attention_window=[16, 16],
         max_position_embeddings=514,
+        reward="torch cannot make an ONNX graph of it",
+        why="its code branches on the values of the mask, which torch.export does not trace",
     ),
     _encoder(
         "ModernBERT",
@@ -135,7 +149,14 @@ ENCODERS = (
     _encoder("MegatronBERT", "megatron-bert", "wordpiece", "nvidia/megatron-bert-uncased-345m"),
     _encoder("ERNIE", "ernie", "wordpiece", "nghuyong/ernie-3.0-base-zh"),
     _encoder("SqueezeBERT", "squeezebert", "wordpiece", "squeezebert/squeezebert-uncased", embedding_size=32),
-    _encoder("Nystromformer", "nystromformer", "unigram", "uw-madison/nystromformer-512"),
+    _encoder(
+        "Nystromformer",
+        "nystromformer",
+        "unigram",
+        "uw-madison/nystromformer-512",
+        reward="scores up to",
+        why="its landmarks are means over segments of the padded length",
+    ),
 )
 
 DECODERS = (
@@ -256,6 +277,8 @@ DECODERS = (
         },
         "chatml",
         example="EleutherAI/gpt-neo-1.3B",
+        reward="not local",
+        why="its local layers take windows of columns, in buffers of their own",
     ),
     _decoder("GPT-NeoX", "gpt_neox", "chatml", "EleutherAI/pythia-1.4b", {**_SIZES, "rotary_pct": 0.5}),
     Family(
@@ -296,7 +319,13 @@ DECODERS = (
         {**_TOWER, "alibi": False, "new_decoder_architecture": False},
     ),
     _decoder(
-        "Falcon (alibi)", "falcon", "chatml", "tiiuae/falcon-rw-1b", {**_TOWER, "alibi": True, "multi_query": False}
+        "Falcon (alibi)",
+        "falcon",
+        "chatml",
+        "tiiuae/falcon-rw-1b",
+        {**_TOWER, "alibi": True, "multi_query": False},
+        reward="ONNX Runtime cannot run the graph",
+        why="its biases are bfloat16, which ONNX Runtime does not multiply on a CPU",
     ),
     Family(
         "BLOOM", "bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "chatml", example="bigscience/bloomz-560m"
@@ -307,6 +336,8 @@ DECODERS = (
         {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
         "chatml",
         example="mosaicml/mpt-7b",
+        reward="columns of its row instead of positions",
+        why="its class takes biases on distances by column, the same for all rows",
     ),
     _decoder(
         "gpt-oss",
@@ -357,6 +388,8 @@ DECODERS = (
             "no_rope_layers": [1, 0],
             "layer_types": ["chunked_attention", "full_attention"],
         },
+        reward="complex-valued",
+        why="its rotations are complex numbers, which torch does not export to ONNX",
     ),
     _decoder(
         "ModernBERT decoder",
@@ -404,6 +437,7 @@ DECODERS = (
         },
         reward="linear_attention",
         policy="linear_attention",
+        why="its layers carry a state from token to token, so a row cannot hold several answers",
     ),
     _decoder(
         "Qwen3.5",
@@ -420,6 +454,7 @@ DECODERS = (
         },
         reward="linear_attention",
         policy="linear_attention",
+        why="its layers carry a state from token to token, so a row cannot hold several answers",
     ),
     _decoder(
         "LFM2",
@@ -429,14 +464,16 @@ DECODERS = (
         {**_GROUPED, "layer_types": ["conv", "full_attention"]},
         reward="conv",
         policy="conv",
+        why="its layers carry a state from token to token, so a row cannot hold several answers",
     ),
     Family(
         "Mamba",
         "mamba",
         {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
         "chatml",
-        reward="mamba",
-        policy="mamba",
+        reward="linear_attention",
+        policy="linear_attention",
+        why="its layers carry a state from token to token, so a row cannot hold several answers",
         example="state-spaces/mamba-1.4b-hf",
     ),
 )

@@ -9,6 +9,13 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
+# Encoders whose position ids start after the padding id.
+_POSITIONS_AFTER_PADDING = frozenset(
+    (
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "mpnet", "longformer"),
+        *("roberta-prelayernorm", "xmod", "ibert", "luke", "esm"),
+    )
+)
 _NAMED = 5  # tokens that an error names
 
 
@@ -52,8 +59,8 @@ def longest_input(config: Any, tokenizer: Any, *, within_window: bool = True) ->
         within_window: Whether inputs must not be longer than an attention window, because masks have no windows.
     """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # position ids start after the padding id
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
     known = [int(positions)]
     if within_window and (window := attention_window(config)) is not None:
         known.append(window)
