@@ -40,13 +40,17 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
+    from rewardloop_trainer.reward.adapter_base import merged_base
     from rewardloop_trainer.reward.calibrate import CorruptAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    export = _export_reward if options.model == "reward" else _export_policy
     try:
         check_base_path(options.base)
-        manifest = export(options)
+        if options.model == "policy":
+            manifest = _export_policy(options)
+        else:
+            with merged_base(options.base) as base:
+                manifest = _export_reward(options, base)
     except (
         UnusableBase,
         ParityError,
@@ -88,7 +92,8 @@ def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 
     return found
 
 
-def _export_reward(options: ExportSettings) -> Manifest:
+def _export_reward(options: ExportSettings, base: str) -> Manifest:
+    """Export the checkpoint in ``base``, which is the options' base, or what its adapters were merged into."""
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
@@ -103,14 +108,12 @@ def _export_reward(options: ExportSettings) -> Manifest:
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
-    tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(
-        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
-    )
+    tokenizer = load_tokenizer(base)
+    model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, new_heads=options.new_heads)
     check_vocabulary(tokenizer, model.vocabulary)
     layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
     text_format = layout.text_format
-    longest = longest_input(model.config, tokenizer)
+    longest = longest_input(model.config, tokenizer, within_window=False)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
     with tempfile.TemporaryDirectory() as directory:

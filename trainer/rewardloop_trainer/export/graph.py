@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
 from rewardloop_trainer.export.errors import ExportFailed, NoAdapterInputs
+from rewardloop_trainer.export.experts import dense_experts
 from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
 _SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
-_INTERFACE = 2  # raise it when a graph's inputs or outputs change, so that no parent's older graph is reused
+_INTERFACE = 3  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
@@ -121,7 +122,8 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
             "mask": (causal, {0: row_axes[0], 2: length, 3: length}),
             "ends": (torch.tensor([3, 9, 13]), {0: torch.export.Dim("responses")}),
         }
-        graph = _exported(_DecoderGraph(model), inputs)
+        with dense_experts(model.config):
+            graph = _exported_decoder(model, inputs)
         _let_one_mask_stand_for_all_rows(graph)
         return graph
     real = ids.clone()
@@ -130,6 +132,21 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
     if segment_ids:
         inputs["token_type_ids"] = (torch.zeros_like(ids), row_axes)
     return _exported(model, inputs)
+
+
+def _exported_decoder(model: RewardModel, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
+    """Export a decoder, with torch's attention as one operator if ONNX has it for this model."""
+    attention = model.config._attn_implementation
+    try:
+        return _exported(_DecoderGraph(model), inputs)
+    except ExportFailed:
+        if attention == "eager":
+            raise
+    model.config._attn_implementation = "eager"  # Falcon's attention with one head of keys has no such operator
+    try:
+        return _exported(_DecoderGraph(model), inputs)
+    finally:
+        model.config._attn_implementation = attention
 
 
 def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
@@ -150,6 +167,8 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
                 dynamic_shapes=tuple(dict(axes) for _, axes in inputs.values()),
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportFailed(f"torch cannot make an ONNX graph of it: {_cause(error)}") from error
     finally:
         exporter_log.setLevel(level)
     if program is None:
@@ -160,30 +179,79 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
         sizes = given.type.tensor_type.shape.dim
         if not all(sizes[axis].dim_param for axis in inputs[given.name][1]):
             raise ExportFailed(f"the exporter fixed a size of the input {given.name}")
+    _give_each_row_its_rotations(graph)
     return graph
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what the exporter failed on; what it says itself is advice about debugging."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
     """Give the mask an own first axis, so that one mask may stand for all rows.
 
-    Attention broadcasts such a mask. But the exporter may have taken sizes of the batch from the mask; they are taken
-    from the ids instead.
+    Attention broadcasts such a mask, and sizes of the batch that the exporter took from it are taken from the ids
+    instead. If anything else reads the mask, it is first repeated for all rows.
     """
-    for node in graph.graph.node:
-        if "mask" not in node.input or node.op_type == "Attention":
-            continue
-        span = {a.name: a.i for a in node.attribute}
-        start, end = span.get("start", 0), span.get("end", 4)
-        if node.op_type != "Shape" or (start, end) not in ((0, 1), (2, 3), (3, 4)):
-            raise ExportFailed(f"the decoder's mask is read by {node.op_type}, not only by attention")
-        column = min(start, 1)
-        node.input[0] = "input_ids"
-        del node.attribute[:]
-        node.attribute.extend(
-            [onnx.helper.make_attribute("start", column), onnx.helper.make_attribute("end", column + 1)]
-        )
+    readers = [node for node in graph.graph.node if "mask" in node.input and node.op_type != "Attention"]
+    spans = [{a.name: a.i for a in node.attribute} for node in readers]
+    axes = [(span.get("start", 0), span.get("end", 4)) for span in spans]
+    if all(n.op_type == "Shape" and axis in ((0, 1), (2, 3), (3, 4)) for n, axis in zip(readers, axes, strict=True)):
+        for node, (start, _) in zip(readers, axes, strict=True):
+            column = min(start, 1)
+            node.input[0] = "input_ids"
+            del node.attribute[:]
+            node.attribute.extend(
+                [onnx.helper.make_attribute("start", column), onnx.helper.make_attribute("end", column + 1)]
+            )
+    else:
+        nodes = _repeated("mask", "mask_rows", "input_ids", rank=4)
+        for node in graph.graph.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = nodes[-1].output[0] if name == "mask" else name
+        nodes += graph.graph.node
+        del graph.graph.node[:]
+        graph.graph.node.extend(nodes)
     (mask,) = (i for i in graph.graph.input if i.name == "mask")
     mask.type.tensor_type.shape.dim[0].dim_param = "masks"
+
+
+def _give_each_row_its_rotations(graph: onnx.ModelProto) -> None:
+    """Repeat cosines and sines that all rows share for each row, as the operator RotaryEmbedding wants them.
+
+    The exporter puts this operator in the place of products that would broadcast them.
+    """
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in graph.graph.value_info}
+    nodes: list[onnx.NodeProto] = []
+    repeated: dict[str, str] = {}
+    for node in graph.graph.node:
+        if node.op_type == "RotaryEmbedding" and len(node.input) == 3:
+            for place in (1, 2):
+                name = node.input[place]
+                if (shape := shapes.get(name)) and shape[0].dim_param:
+                    continue
+                if name not in repeated:
+                    nodes += _repeated(name, f"{name}_rows", node.input[0], rank=3)
+                    repeated[name] = nodes[-1].output[0]
+                node.input[place] = repeated[name]
+        nodes.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def _repeated(name: str, output: str, rows_of: str, rank: int) -> list[onnx.NodeProto]:
+    """Nodes that repeat a tensor whose first axis is 1 as often as ``rows_of`` has rows; others stay as they are."""
+    make = onnx.helper.make_node
+    ones = onnx.helper.make_tensor(f"{output}_value", onnx.TensorProto.INT64, [rank - 1], [1] * (rank - 1))
+    return [
+        make("Shape", [rows_of], [f"{output}_count"], start=0, end=1),
+        make("Constant", [], [f"{output}_ones"], value=ones),
+        make("Concat", [f"{output}_count", f"{output}_ones"], [f"{output}_shape"], axis=0),
+        make("Expand", [name, f"{output}_shape"], [output]),
+    ]
 
 
 def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> Places | None:
