@@ -17,8 +17,9 @@ from rewardloop.formats.graph_inputs import decoder_rows
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.export.experts import dense_experts
-from rewardloop_trainer.export.graph import graph_of, write_graph
+from rewardloop_trainer.export.graph import graph_of
 from rewardloop_trainer.export.parity import open_session, run_trees
+from rewardloop_trainer.export.weights import write_graph
 from rewardloop_trainer.reward import decoder_rows as rows
 from rewardloop_trainer.reward.model import RewardModel
 

@@ -1,41 +1,36 @@
 """Traces the ONNX graph of a reward model's architecture, and fills it with weights.
 
-Tracing takes seconds, but a training round changes only the weights. So a graph is traced with stand-in weights that
-are all different. They tell which initialiser holds which parameter, whatever the exporter renamed or transposed. The
-graph notes this in its metadata, and the weights of each version are then written into it.
+Tracing takes seconds, but a training round changes only the weights. So a graph is traced without weights. It notes in
+its metadata which initialiser holds which parameter, and the weights of each version are then written into it.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
-from rewardloop_trainer.export.errors import ExportFailed, NoAdapterInputs
+from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.experts import dense_experts
+from rewardloop_trainer.export.stand_in import optimise, without_weights
+from rewardloop_trainer.export.weights import Graph, Weight
 from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
-_SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
 _INTERFACE = 3  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
 
-def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> onnx.ModelProto:
+def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> Graph:
     """Trace the model's graph and fill it with its weights.
 
     Args:
@@ -47,58 +42,33 @@ def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()
         NoAdapterInputs: If a layer cannot have adapter inputs.
         ExportFailed: If the architecture cannot be exported; other exceptions come from torch's exporter.
     """
-    stand_in = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in stand_in.parameters():
-            parameter.normal_(generator=generator)
-    graph = _trace(stand_in, segment_ids)
-    places = _places(graph, stand_in)
-    if places is None:
-        if adapters:
-            raise NoAdapterInputs("the exporter merged weights, so this architecture takes no adapters")
-        return _trace(model, segment_ids)  # its initialisers are unknown, so this architecture is traced every time
-    places = add_adapter_inputs(graph, places, adapters)
-    _note(graph, PARAMETERS, json.dumps(places))
-    _note(graph, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
+    graph, places = _trace(without_weights(model), segment_ids)
+    places = add_adapter_inputs(graph, _without_transposes(graph.proto, places), adapters)
+    graph.keep({name for node in graph.proto.graph.node for name in node.input})
+    _note(graph.proto, PARAMETERS, json.dumps(places))
+    _note(graph.proto, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
     if not fill(graph, model, segment_ids, adapters):
         raise ExportFailed("the graph does not take the weights of the model that it was traced from")
     return graph
 
 
-def load_graph(path: Path) -> onnx.ModelProto | None:
-    """The graph of a version's model.onnx; None if there is no such file."""
-    return onnx.load_model(str(path)) if path.exists() else None
-
-
-def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
-    """Write the model's weights into a graph, in place.
+def fill(graph: Graph, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
+    """Give a graph the model's weights, in place. They are read when the graph is written.
 
     Returns:
         False, and nothing is changed, if the graph is of another architecture or not in float32.
     """
-    notes = {p.key: p.value for p in graph.metadata_props}
+    notes = {p.key: p.value for p in graph.proto.metadata_props}
     if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids, adapters):
         return False
     places: Places = json.loads(notes[PARAMETERS])
-    initialisers = {i.name: i for i in graph.graph.initializer}
-    held = [initialisers.get(name) for found in places.values() for name, _ in found]
-    if any(i is None or i.data_type != onnx.TensorProto.FLOAT for i in held):
+    kinds = {i.name: i.data_type for i in graph.proto.graph.initializer}
+    if any(kinds.get(name) != onnx.TensorProto.FLOAT for found in places.values() for name, _ in found):
         return False
     for name, parameter in _scored(model).items():
-        value = parameter.detach().cpu().numpy()
         for initialiser, is_transposed in places[name]:
-            stored = np.ascontiguousarray(value.T if is_transposed else value)
-            initialisers[initialiser].CopyFrom(numpy_helper.from_array(stored, initialiser))
+            graph.replace(initialiser, Weight.of_tensor(parameter, is_transposed=is_transposed))
     return True
-
-
-def write_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Write one file, or weights that are too large for protobuf as external data beside it."""
-    if sum(i.ByteSize() for i in graph.graph.initializer) > _SINGLE_FILE_BYTES:
-        onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
-    else:
-        onnx.save_model(graph, str(path))
 
 
 class _DecoderGraph(nn.Module):
@@ -110,7 +80,12 @@ class _DecoderGraph(nn.Module):
         return self.model.at_ends(input_ids, position_ids, mask, ends)
 
 
-def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
+def _trace(model: RewardModel, segment_ids: bool) -> tuple[Graph, Places]:
+    """Trace a model without weights.
+
+    Returns:
+        The graph, in which the parameters have no values yet, and the initialisers that hold each of them.
+    """
     # Two rows of unequal length, because the exporter takes a size of 1 for a constant.
     ids = torch.ones((2, 7), dtype=torch.long)
     row_axes = {0: torch.export.Dim("batch"), 1: (length := torch.export.Dim("sequence"))}
@@ -123,34 +98,39 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
             "ends": (torch.tensor([3, 9, 13]), {0: torch.export.Dim("responses")}),
         }
         with dense_experts(model.config):
-            graph = _exported_decoder(model, inputs)
-        _let_one_mask_stand_for_all_rows(graph)
-        return graph
+            graph, places = _exported_decoder(model, inputs)
+        _let_one_mask_stand_for_all_rows(graph.proto)
+        return graph, places
     real = ids.clone()
     real[0, 4:] = 0
     inputs = {"input_ids": (ids, row_axes), "attention_mask": (real, row_axes)}
     if segment_ids:
         inputs["token_type_ids"] = (torch.zeros_like(ids), row_axes)
-    return _exported(model, inputs)
+    return _exported(model, inputs, model)
 
 
-def _exported_decoder(model: RewardModel, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
+def _exported_decoder(model: RewardModel, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> tuple[Graph, Places]:
     """Export a decoder, with torch's attention as one operator if ONNX has it for this model."""
     attention = model.config._attn_implementation
     try:
-        return _exported(_DecoderGraph(model), inputs)
+        return _exported(_DecoderGraph(model), inputs, model)
     except ExportFailed:
         if attention == "eager":
             raise
     model.config._attn_implementation = "eager"  # Falcon's attention with one head of keys has no such operator
     try:
-        return _exported(_DecoderGraph(model), inputs)
+        return _exported(_DecoderGraph(model), inputs, model)
     finally:
         model.config._attn_implementation = attention
 
 
-def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
-    """Export the module. ``inputs`` has an example of each input, and its axes that may have any size."""
+def _exported(
+    module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]], model: RewardModel
+) -> tuple[Graph, Places]:
+    """Export ``module``, which calls ``model``.
+
+    ``inputs`` has an example of each input, and its axes that may have any size.
+    """
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)  # it warns that vision operators are missing
@@ -165,6 +145,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
                 input_names=list(inputs),
                 output_names=["logits"],
                 dynamic_shapes=tuple(dict(axes) for _, axes in inputs.values()),
+                optimize=False,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -173,6 +154,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
         exporter_log.setLevel(level)
     if program is None:
         raise ExportFailed("torch returned no ONNX program")
+    places = optimise(program, module, {id(p): name for name, p in _scored(model).items()})
     graph = program.model_proto
     for given in graph.graph.input:
         # Torch silently falls back to a fixed size if a model's code depends on the size.
@@ -180,7 +162,7 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
         if not all(sizes[axis].dim_param for axis in inputs[given.name][1]):
             raise ExportFailed(f"the exporter fixed a size of the input {given.name}")
     _give_each_row_its_rotations(graph)
-    return graph
+    return Graph.of(graph), {name: [(held, False) for held in places.get(name, ())] for name in _scored(model)}
 
 
 def _cause(error: BaseException) -> str:
@@ -254,25 +236,37 @@ def _repeated(name: str, output: str, rows_of: str, rank: int) -> list[onnx.Node
     ]
 
 
-def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> Places | None:
-    """The initialisers that hold each parameter, and whether transposed; None if a parameter is in none."""
-    by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
-    for initialiser in graph.graph.initializer:
-        array = numpy_helper.to_array(initialiser)
-        by_shape.setdefault(array.shape, []).append((initialiser.name, array))
-    places: Places = {}
-    for name, parameter in _scored(stand_in).items():
-        value = parameter.detach().numpy()
-        forms = [(value, False)] if value.ndim < 2 else [(value, False), (value.T, True)]
-        places[name] = [
-            (initialiser, is_transposed)
-            for form, is_transposed in forms
-            for initialiser, array in by_shape.get(form.shape, ())
-            if np.array_equal(array, form)
-        ]
-        if not places[name]:
-            return None
-    return places
+def _without_transposes(graph: onnx.ModelProto, places: Places) -> Places:
+    """Take out the nodes that transpose a parameter, so that it is stored transposed.
+
+    ONNX Runtime would transpose it at each load, which takes time and a second copy.
+
+    Returns:
+        The initialisers that hold each parameter, and whether transposed.
+    """
+    held = {i.name: i for i in graph.graph.initializer}
+    owners = {name: parameter for parameter, found in places.items() for name, _ in found}
+    changed = {parameter: list(found) for parameter, found in places.items()}
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in graph.graph.node:
+        name = node.input[0] if node.op_type == "Transpose" else ""
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [1, 0])
+        if name not in owners or len(held[name].dims) != 2 or order != [1, 0]:
+            kept.append(node)
+            continue
+        renamed[node.output[0]] = f"{name}.transposed"
+        if (f"{name}.transposed", True) not in changed[owners[name]]:
+            changed[owners[name]].append((f"{name}.transposed", True))
+            turned = graph.graph.initializer.add()
+            turned.CopyFrom(held[name])
+            turned.name, turned.dims[:] = f"{name}.transposed", list(reversed(held[name].dims))
+    for node in kept:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    del graph.graph.node[:]
+    graph.graph.node.extend(kept)
+    used = {name for node in kept for name in node.input}
+    return {parameter: [place for place in found if place[0] in used] for parameter, found in changed.items()}
 
 
 def _scored(model: RewardModel) -> dict[str, nn.Parameter]:

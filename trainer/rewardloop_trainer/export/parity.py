@@ -26,7 +26,8 @@ from rewardloop.formats.text import Encoded, Format
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
 from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
-from rewardloop_trainer.export.graph import fill, graph_of, load_graph, write_graph
+from rewardloop_trainer.export.graph import fill, graph_of
+from rewardloop_trainer.export.weights import load_graph, write_graph
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
 
