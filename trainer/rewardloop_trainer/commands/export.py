@@ -97,18 +97,18 @@ def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop_trainer.learning.linear_modules import linear_modules
     from rewardloop_trainer.reward.base_layout import check_reward_layout, reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
+    from rewardloop_trainer.reward.heads.step_token import with_step_end
     from rewardloop_trainer.reward.model import RewardModel
     from rewardloop_trainer.rounds.publish import code_version
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(
-        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
-    )
+    model = RewardModel.from_base(options.base, options.heads, options.pooling, options.seed, options)
     check_vocabulary(tokenizer, model.vocabulary)
     text_format = reward_layout(tokenizer, model, options.segment_ids)
     layout = _layout_note(options, check_reward_layout(tokenizer, model, text_format))
+    text_format = with_step_end(tokenizer, text_format, options)
     longest = longest_input(model.config, tokenizer)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
@@ -119,8 +119,7 @@ def _export_reward(options: ExportSettings) -> Manifest:
         sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
-        heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
-        notes = _said({"heads": heads, "layout": layout, **notes})
+        notes = _said({"heads": model.head_note, "layout": layout, **notes})
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},

@@ -51,7 +51,7 @@ def check_reward_layout(tokenizer: Any, model: RewardModel, text_format: TextFor
 
 def _unread(model: RewardModel) -> int | None:
     """The id that the class of the model's head does not read at the end of a sequence, if there is one."""
-    if not model.is_decoder or model.has_new_heads or model.config.pad_token_id is None:
+    if not model.is_decoder or not model.skips_padding or model.config.pad_token_id is None:
         return None
     return int(model.config.pad_token_id)
 

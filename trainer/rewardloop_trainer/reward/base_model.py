@@ -58,8 +58,8 @@ def is_decoder(config: Any) -> bool:
     raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
 
 
-def load_trunk(base: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """Load the bare model, without the pooling layer that some encoders have and that is not used here.
+def load_trunk(base: str, *, pooler: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
+    """Load the bare model, without the pooling layer that some encoders have unless ``pooler`` asks for it.
 
     Returns:
         The trunk, and the names of the trained heads in the checkpoint, which it does not use.
@@ -69,7 +69,7 @@ def load_trunk(base: str) -> tuple[nn.Module, tuple[str, ...]]:
     """
     kind: Any = MODEL_MAPPING[type(read_config(base))]
     has_pooler = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind).parameters
-    return load_complete(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
+    return load_complete(AutoModel, base, **({"add_pooling_layer": pooler} if has_pooler else {}))
 
 
 def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Module, tuple[str, ...]]:

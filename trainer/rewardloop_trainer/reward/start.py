@@ -17,6 +17,7 @@ from rewardloop_trainer.data.base_text import (
     longest_input,
 )
 from rewardloop_trainer.reward.base_layout import reward_layout
+from rewardloop_trainer.reward.heads.step_token import with_step_end
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -92,11 +93,11 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         return RewardStart(model, encoder, manifest.base, directory, trunk)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
-    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
-    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads)
+    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, settings)
+    log.info("first reward model", base=settings.base, heads=model.head_note)
     of_base = load_tokenizer(settings.base)
     check_vocabulary(of_base, model.vocabulary)
-    text_format = reward_layout(of_base, model)
+    text_format = with_step_end(of_base, reward_layout(of_base, model), settings)
     max_length = min(settings.max_length, longest_input(model.config, of_base))
     return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
