@@ -52,7 +52,13 @@ class ClassifierNeck(nn.Module):
 
     @classmethod
     def of_class(cls, name: str, last: str, config: Any, weights: Mapping[str, Tensor]) -> ClassifierNeck:
-        """Make the neck of a class of transformers. Arguments are those that `save_neck` stored."""
+        """Make the neck of a class of transformers. Arguments are those that `save_neck` stored.
+
+        Raises:
+            UnusableBase: If there is no such classifier.
+        """
+        if not name.endswith("ForSequenceClassification") or not hasattr(transformers, name):
+            raise UnusableBase(f"{name} is not a sequence classifier of transformers {transformers.__version__}")
         with torch.device("meta"):
             neck = cls(getattr(transformers, name)(config), last)
         neck.load_state_dict(dict(weights), assign=True)
