@@ -134,11 +134,11 @@ def _load_classifier(
         logits = tuple(float(summed @ each.float()) for each in found)
     _drop_unread_pooler(whole, sequences[0])
     neck = None if decodes else ClassifierNeck(whole, path)
-    if decodes and (more := sorted(_names_outside(whole, trunk) - {f"{path}.weight", f"{path}.bias"})):
+    if decodes and (more := sorted(_names_outside(whole, whole.base_model) - {f"{path}.weight", f"{path}.bias"})):
         raise UnusableBase(f"{base}: {type(whole).__name__} has layers that are not known: {some_of(more)}; {OFFER}")
-    pad = whole.config.pad_token_id
+    pad = whole.config.get_text_config().pad_token_id
     skips = not reads_end if remote is None else remote.skips(sequences[0], pad, len(summed))
-    weight, bias = folded(last.weight.detach(), last.bias, summed)
+    weight, bias = folded(last.weight, last.bias, summed)
     return trunk, HeadStart(weight, bias, neck, sequences, logits, skips, head_note(labels.note, choice))
 
 
@@ -165,11 +165,14 @@ def _last_layer(base: str, whole: Any, ids: Tensor) -> str:
 def _drop_unread_pooler(whole: Any, ids: Tensor) -> None:
     """Take the trunk's pooler away if the classifier does not read what it computes."""
     trunk = whole.base_model
-    pooler = list(trunk.pooler.parameters()) if getattr(trunk, "pooler", None) is not None else []
-    if pooler and "add_pooling_layer" in inspect.signature(type(trunk)).parameters:
-        logit = whole(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
-        if all(each is None for each in torch.autograd.grad(logit, pooler, allow_unused=True)):
-            trunk.pooler = None
+    if getattr(trunk, "pooler", None) is None or "add_pooling_layer" not in inspect.signature(type(trunk)).parameters:
+        return
+    hook = trunk.pooler.register_forward_hook(lambda module, inputs, output: torch.full_like(output, torch.nan))
+    with torch.no_grad():
+        is_read = bool(whole(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.isnan().any())
+    hook.remove()
+    if not is_read:
+        trunk.pooler = None
 
 
 def _names_outside(whole: Any, trunk: nn.Module) -> set[str]:

@@ -41,7 +41,7 @@ class ClassifierNeck(nn.Module):
         super().__init__()
         del classifier._modules[classifier.base_model_prefix]
         classifier.set_submodule(last, nn.Identity())
-        self.classifier = classifier
+        self.classifier = classifier.float()
         self.last = last
 
     def forward(self, trunk: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

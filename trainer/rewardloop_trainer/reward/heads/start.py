@@ -66,8 +66,8 @@ class HeadStart:
 
 def folded(weight: Tensor, bias: Tensor | None, summed: Tensor) -> tuple[Tensor, Tensor]:
     """Fold the sum of the labels into the last layer: weight (labels, d) to (1, d), and bias to (1,)."""
-    zero = torch.zeros(1)
-    return (summed @ weight)[None], zero if bias is None else (summed @ bias.detach())[None]
+    of_bias = torch.zeros(1) if bias is None else (summed @ bias.detach().float())[None]
+    return (summed @ weight.detach().float())[None], of_bias
 
 
 def labels_of(config: Any, count: int) -> tuple[str, ...]:
@@ -83,9 +83,10 @@ def head_note(score: str, choice: HeadChoice) -> str:
 
 def random_ids(model: Any) -> tuple[Tensor, ...]:
     """Return sequences of random tokens without padding, of 2 tokens or more, each (1, S)."""
-    chance, pad = random.Random(0), model.config.pad_token_id
+    config = model.config.get_text_config()
+    chance, pad = random.Random(0), config.pad_token_id
     rows = model.get_input_embeddings().num_embeddings
-    longest = min(_LONGEST, (getattr(model.config, "max_position_embeddings", None) or _LONGEST * 2) // 2)
+    longest = min(_LONGEST, (getattr(config, "max_position_embeddings", None) or _LONGEST * 2) // 2)
     usable = [i for i in (chance.randrange(rows) for _ in range(10 * _SEQUENCES * longest)) if i != pad]
     lengths = [chance.randint(2, longest) for _ in range(_SEQUENCES)]
     return tuple(torch.tensor([usable[i * longest : i * longest + n]]) for i, n in enumerate(lengths))
