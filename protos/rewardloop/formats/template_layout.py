@@ -32,6 +32,8 @@ class TemplateFormat:
         ends: The ids of which each ends an answer. The first is the one that the template writes after an answer.
         unread: An id that a reward model does not read at the end of a sequence, because the Hugging Face class of its
             head takes it for padding; None if there is none.
+        closing: What a reward model reads after a response in place of what the template writes there; None if it reads
+            what the template writes.
     """
 
     template: str
@@ -39,6 +41,7 @@ class TemplateFormat:
     pad: int = 0
     ends: tuple[int, ...] = ()
     unread: int | None = None
+    closing: tuple[int, ...] | None = None
 
     @property
     def segment_ids(self) -> bool:
@@ -48,7 +51,7 @@ class TemplateFormat:
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
-        return (self.pad, *self.ends)
+        return (self.pad, *self.ends, *(self.closing or ()))
 
     def layout(self, tokenizer: Tokenizer) -> TemplateLayout:
         """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
@@ -67,6 +70,7 @@ class TemplateFormat:
             "pad": self.pad,
             "ends": list(self.ends),
             "unread": self.unread,
+            "closing": None if self.closing is None else list(self.closing),
         }
 
     @classmethod
@@ -78,6 +82,7 @@ class TemplateFormat:
             pad=int(data["pad"]),
             ends=tuple(map(int, data["ends"])),
             unread=None if data["unread"] is None else int(data["unread"]),
+            closing=None if data.get("closing") is None else tuple(map(int, data["closing"])),
         )
 
 
@@ -112,6 +117,7 @@ class TemplateLayout:
         self._template = ChatTemplate(text_format.template, text_format.names)
         self._guarded = GuardedTokenizer(tokenizer, self._template.literals, _harmless_renderings(self._template))
         after = self._after_answers()
+        self._written_after = len(after)
         self.end_tokens = len(self._read([0, *after])) - 1
         self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
 
@@ -219,7 +225,9 @@ class TemplateLayout:
         return _Rendered(self._template.render(marked, invite=invite), guard)
 
     def _read(self, ids: list[int]) -> list[int]:
-        """Leave out what a reward model does not read at the end."""
+        """Leave out what a reward model does not read at the end, or put what it reads in its place."""
+        if self._format.closing is not None:
+            return [*ids[: len(ids) - self._written_after], *self._format.closing]
         if self._format.unread is None:
             return ids
         end = len(ids)

@@ -11,7 +11,6 @@ from jinja2.exceptions import TemplateError
 from rewardloop.formats.affix_layout import Affix, Messages, TextFormat, UnusableChatTemplate
 from rewardloop.formats.chat_template import UnusableTemplate
 from rewardloop.formats.template_layout import TemplateFormat
-from rewardloop.formats.text import Format
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.data.layout_check import LayoutCheck, Use, check_dialogues, check_pairs, copy_of
 
@@ -29,7 +28,7 @@ class BaseLayout:
         note: How it compares with the authors' own, for the manifest.
     """
 
-    text_format: Format
+    text_format: TextFormat | TemplateFormat
     note: str
 
 
@@ -114,7 +113,7 @@ def _compared(check: LayoutCheck) -> str:
 
 def _of_template(
     tokenizer: Any, use: Use, *, eos_id: int, pad_id: int, unread: int | None
-) -> Iterator[tuple[Format, str]]:
+) -> Iterator[tuple[TextFormat | TemplateFormat, str]]:
     """Yield the layouts to try, the fastest first. Raises `UnusableBase` for a template that is not valid."""
 
     def render(messages: Messages, add_generation_prompt: bool) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
+from rewardloop.formats.affix_layout import TextFormat
+from rewardloop.formats.template_layout import TemplateFormat
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 
-L = TypeVar("L", bound=Any)
 
-
-def with_step_end(tokenizer: Any, text_format: L, choice: HeadChoice) -> L:
+def with_step_end(
+    tokenizer: Any, text_format: TextFormat | TemplateFormat, choice: HeadChoice
+) -> TextFormat | TemplateFormat:
     """Return the layout whose answers end with the step token, if the score is that of an answer's last step.
 
     What the layout would put after an answer is left out: a decoder's score at the step token does not depend on it.
@@ -22,16 +24,14 @@ def with_step_end(tokenizer: Any, text_format: L, choice: HeadChoice) -> L:
         choice: Which head the score is.
 
     Raises:
-        UnusableBase: If the layout is not a concatenation of turns, or the step token is not one token.
+        UnusableBase: If the step token is not one token.
     """
     if choice.step_scores is None:
         return text_format
-    if not hasattr(text_format, "response"):
-        raise UnusableBase(
-            "--step-scores needs a layout that is a concatenation of turns, and the chat template is rendered whole"
-        )
-    ended = replace(text_format.response, suffix=(_id_of(tokenizer, choice.step_token),))
-    return replace(text_format, response=ended)
+    step = (_id_of(tokenizer, choice.step_token),)
+    if isinstance(text_format, TemplateFormat):
+        return replace(text_format, closing=step)
+    return replace(text_format, response=replace(text_format.response, suffix=step))
 
 
 def _id_of(tokenizer: Any, named: str) -> int:
