@@ -16,6 +16,7 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
+from rewardloop.formats.messages import content_text
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
@@ -78,7 +79,10 @@ def text_field(field: str, value: str) -> str:
 
 
 def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
-    """Return the message for a text, for a list of ``{"role", "content"}``, or the message that was given."""
+    """Return the message for a text, for a list of ``{"role", "content"}``, or the message that was given.
+
+    A content is a text, or a list of parts ``{"type": "text", "text"}``, which are joined.
+    """
     if isinstance(prompt, common_pb2.Prompt):
         return prompt
     if isinstance(prompt, str):
@@ -89,8 +93,10 @@ def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
     for i, turn in enumerate(prompt):
         if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
             raise invalid(f"prompt[{i}]", "is not a {role, content} message")
-        role, content = (text_field(f"prompt[{i}].{key}", turn[key]) for key in ("role", "content"))
-        messages.append(common_pb2.Message(role=role, content=content))
+        role = text_field(f"prompt[{i}].role", turn["role"])
+        with building(f"prompt[{i}].content"):
+            content = content_text(turn["content"])
+        messages.append(common_pb2.Message(role=role, content=text_field(f"prompt[{i}].content", content)))
     return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=messages))
 
 

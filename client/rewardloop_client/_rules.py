@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rewardloop.formats.signals import signal_problems
+from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import Violation
 
@@ -14,7 +15,6 @@ MAX_SAMPLED = 64
 MAX_ID_CHARACTERS = 128
 MAX_TAGS = 16
 MAX_TAG_CHARACTERS = 64
-ROLES = ("system", "user", "assistant")
 
 
 def score_violations(request: reward_pb2.ScoreRequest) -> Iterator[Violation]:

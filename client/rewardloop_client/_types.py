@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from rewardloop.v1 import common_pb2
 
@@ -13,7 +13,7 @@ LaneName: TypeAlias = Literal["production", "trainer"]
 TruncationName: TypeAlias = Literal["allowed", "refused"]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
 SelectionName: TypeAlias = Literal["best", "informative", "uniform"]
-PromptLike: TypeAlias = str | Sequence[Mapping[str, str]] | common_pb2.Prompt
+PromptLike: TypeAlias = str | Sequence[Mapping[str, Any]] | common_pb2.Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeGuard
 
+from rewardloop.formats.messages import content_text
+from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client import Feedback, InvalidRequest
 from rewardloop_client._feedback import Context
@@ -30,7 +32,6 @@ from rewardloop_client._types import SourceName
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Turns: TypeAlias = tuple[tuple[str, str], ...]
 
-ROLES = ("system", "user", "assistant")
 MAX_VOTES = 1000
 
 
@@ -250,7 +251,11 @@ def messages_of(field: str, value: list[Json]) -> Turns:
         role = turn["role"]
         if role not in ROLES:
             raise RowError(f"{field}[{i}].role: is {_short(role)}, not one of {', '.join(ROLES)}")
-        turns.append((str(role), text_of(f"{field}[{i}].content", turn["content"])))
+        try:
+            content = content_text(turn["content"])
+        except ValueError as error:
+            raise RowError(f"{field}[{i}].content: {error}") from error
+        turns.append((str(role), text_of(f"{field}[{i}].content", content)))
     return tuple(turns)
 
 

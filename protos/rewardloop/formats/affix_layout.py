@@ -17,6 +17,7 @@ from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
 Messages: TypeAlias = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
+_OTHER_ROLES = ("developer", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class TextFormat:
         response: The prefix asks for the answer and belongs to the prompt; the suffix ends the answer.
         segment_ids: The model takes token_type_ids: 0 for the prompt and 1 for the response.
         pad: Id of the padding token.
+        others: Affixes of the turns of other roles that the model has, such as tool.
     """
 
     opening: tuple[int, ...]
@@ -53,6 +55,7 @@ class TextFormat:
     response: Affix
     segment_ids: bool
     pad: int
+    others: tuple[tuple[str, Affix], ...] = ()
 
     @classmethod
     def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
@@ -143,6 +146,15 @@ class TextFormat:
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids) if text else ()
 
         tokenizer.encode_special_tokens = False
+        others: dict[str, Affix] = {}
+        for role in _OTHER_ROLES:
+            try:
+                _, before, after, _ = pieces("user", role, "user")
+                if after.endswith(user_start):
+                    end = after[: len(after) - len(user_start)]
+                    others[role] = Affix(ids(_without_prefix(before, user_end)), ids(end))
+            except Exception:  # as above: the template has no such role
+                continue
         end_ids = ids(answer_end)
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         if eos_id not in end_ids and special.intersection(end_ids):
@@ -156,6 +168,7 @@ class TextFormat:
             response=Affix(ids(invite), stop),
             segment_ids=False,
             pad=pad_id,
+            others=tuple(others.items()),
         )
 
     @property
@@ -166,7 +179,7 @@ class TextFormat:
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
-        affixes = (self.system, self.user, self.assistant, self.response)
+        affixes = (self.system, self.user, self.assistant, self.response, *dict(self.others).values())
         return (self.pad, *self.opening, *(i for affix in affixes for i in (*affix.prefix, *affix.suffix)))
 
     def layout(self, tokenizer: Tokenizer) -> AffixLayout:
@@ -187,18 +200,22 @@ class TextFormat:
             **{name: affix(getattr(self, name)) for name in (*_ROLES, "response")},
             "segment_ids": self.segment_ids,
             "pad": self.pad,
+            **({"others": {role: affix(a) for role, a in self.others}} if self.others else {}),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
         """Return the layout that `to_json` wrote. Raises KeyError or TypeError for a malformed mapping."""
-        affixes = {
-            name: Affix(tuple(data[name]["prefix"]), tuple(data[name]["suffix"])) for name in (*_ROLES, "response")
-        }
+
+        def affix(a: Mapping[str, Any]) -> Affix:
+            return Affix(tuple(a["prefix"]), tuple(a["suffix"]))
+
+        affixes = {name: affix(data[name]) for name in (*_ROLES, "response")}
         return cls(
             opening=tuple(data["opening"]),
             segment_ids=bool(data["segment_ids"]),
             pad=int(data["pad"]),
+            others=tuple((str(role), affix(a)) for role, a in data.get("others", {}).items()),
             **affixes,
         )
 
@@ -216,6 +233,7 @@ class AffixLayout:
         self._tokenizer = tokenizer
         self._format = text_format
         self._affixes = {"system": text_format.system, "user": text_format.user, "assistant": text_format.assistant}
+        self._affixes |= dict(text_format.others)
         self.end_tokens = len(text_format.response.suffix)
 
     def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate
 from rewardloop.formats.control_tokens import ForgedControlToken, GuardedTokenizer, unused_private_character
 from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
+from rewardloop.formats.vocabulary import ROLES
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 KIND = "template"
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 def _harmless_renderings(template: ChatTemplate) -> list[str]:
     """Return renderings that show which control tokens the template puts together for each role."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    conversations = [said, *([{"role": role, "content": "d"}, *said] for role in _ROLES)]
+    conversations = [said, *([{"role": role, "content": "d"}, *said] for role in ROLES)]
     found = []
     for conversation in conversations:
         for invite in (False, True):

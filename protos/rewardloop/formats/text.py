@@ -15,12 +15,10 @@ from tokenizers import Tokenizer
 
 from rewardloop.v1 import common_pb2
 
-ROLES = ("system", "user", "assistant")
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation. ``role`` is one of `ROLES`."""
+    """One turn of a conversation. ``role`` is one of `rewardloop.formats.vocabulary.ROLES`."""
 
     role: str
     content: str

@@ -24,6 +24,10 @@ SIGNAL_KINDS: tuple[str, ...] = tuple(
 SOURCES = _values(feedback_pb2.Source.DESCRIPTOR, "SOURCE_")
 LANES = _values(common_pb2.Lane.DESCRIPTOR, "LANE_")
 
+# Who speaks in a turn. Which of them a model has is said by its text format.
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
 OfflineAlgorithm: TypeAlias = Literal["dpo", "kto"]
 OnlineAlgorithm: TypeAlias = Literal["ppo", "grpo", "rloo", "online-dpo"]
 Algorithm: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo", "online-dpo"]

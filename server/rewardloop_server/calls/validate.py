@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewardloop.formats.signals import signal_problems
-from rewardloop.formats.text import ROLES
+from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 

@@ -138,6 +138,18 @@ def test_batch_encoding_equals_one_by_one(tokenizer: Tokenizer) -> None:
     assert encoder.groups([(conversation, texts)]) == [[encoder.pair(conversation, text) for text in texts]]
 
 
+def test_roles_of_a_template_beside_the_usual_ones_have_affixes_of_their_own(tokenizer: Tokenizer) -> None:
+    text_format = TextFormat.from_chat_template(tokenizer, chatml, eos_id=5, pad_id=0)
+    encoder = Encoder(tokenizer, text_format, 512)
+    conversation = (Turn("developer", "be quick"), Turn("user", "fox"), Turn("assistant", "the"), Turn("tool", "brown"))
+    ids = encoder.prompt_ids(conversation)
+    tokenizer.encode_special_tokens = False
+    rendered = chatml([{"role": t.role, "content": t.content} for t in conversation], True)
+    whole = tokenizer.encode(rendered, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.decode(whole, skip_special_tokens=False)
+    assert TextFormat.from_json(text_format.to_json()) == text_format
+
+
 def test_a_role_without_an_affix_is_refused_alone(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer, TextFormat.for_encoder(tokenizer), 64)
     refused, found = encoder.groups([((Turn("tool", "4"),), ["a"]), ((Turn("user", "4"),), ["a"])])

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from rewardloop.formats import keys
 from rewardloop.formats.signals import signal_problems
-from rewardloop.formats.text import ROLES
+from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2
 from rewardloop_trainer.archive.ledger_columns import Recorded
 

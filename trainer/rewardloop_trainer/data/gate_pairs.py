@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardloop.formats.text import Turn
-from rewardloop_data.rows import RowError
+from rewardloop_data.rows import RowError, text_of, turns_of
 from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Pair
 
@@ -29,9 +29,8 @@ def read_pairs(path: Path) -> list[Pair]:
         for line in SourceFile.of(path).lines():
             number = line.number
             row: Any = line.value()
-            given = row["prompt"]
-            turns = [("user", given)] if isinstance(given, str) else [(t["role"], t["content"]) for t in given]
-            pair = Pair(tuple(Turn(str(r), str(c)) for r, c in turns), str(row["chosen"]), str(row["rejected"]))
+            prompt = tuple(Turn(role, content) for role, content in turns_of("prompt", row["prompt"]))
+            pair = Pair(prompt, text_of("chosen", row["chosen"]), text_of("rejected", row["rejected"]))
             if pair.chosen != pair.rejected:
                 pairs.append(pair)
     except UnreadableFile as error:

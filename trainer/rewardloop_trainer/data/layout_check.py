@@ -40,6 +40,8 @@ _DIALOGUES: dict[str, tuple[tuple[str, str], ...]] = {
     "newlines first": (("user", "\n\nWhy?"), ("assistant", "\nBecause.")),
     "unicode": (("user", _UNICODE), ("assistant", _UNICODE[::-1])),
     "code": (("user", f"Explain:\n{_CODE}"), ("assistant", f"```python\n{_CODE}```")),
+    "developer": (("developer", "Be brief."), ("user", "Why?"), ("assistant", "Because.")),
+    "tool": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("assistant", "Four.")),
     "long": (("user", _LONG), ("assistant", _LONG)),
 }
 
