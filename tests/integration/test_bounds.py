@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.adapter_graphs import HEADS, TOKENS, write_decoder
+from support.reward_bases import exported
 from support.reward_graphs import word_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
@@ -127,6 +129,33 @@ def test_vocabulary_with_holes_is_searched_to_its_highest_id(store) -> None:
     data = word_tokenizer().to_str().replace('"theta":11', f'"theta":{TOKENS + 70}')
     with pytest.raises(NotLoadable, match=f"ids up to {TOKENS + 70}"):
         load(store, tokenizer=Tokenizer.from_str(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("bert", 256), ("roberta", 256), ("llama", None), ("qwen2", None), ("gpt2", 256)]
+)
+def test_tables_of_exported_graphs_are_read(kind: str, positions: int | None) -> None:
+    assert read_tables(exported(kind).onnx) == Tables(tokens=260, positions=positions)
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("bert", 256), ("roberta", 255), ("gpt2", 256)])
+def test_exported_graph_is_loaded_with_as_many_tokens_as_it_has_positions_and_no_more(store, kind, longest) -> None:
+    export = exported(kind)
+
+    def write(directory: Path) -> None:
+        shutil.copyfile(export.onnx, directory / "model.onnx")
+        export.encoder.tokenizer.save(str(directory / "tokenizer.json"))
+
+    pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
+    for max_length in (longest, longest + 1):
+        manifest = Manifest(model="reward", text_format=export.encoder.format.to_json(), max_length=max_length, heads=3)
+        manifest = store.publish(manifest, write)
+        directory = store.fetch("reward", manifest.version)
+        if max_length == longest:
+            pool.load(manifest, directory).close()
+            continue
+        with pytest.raises(NotLoadable):
+            pool.load(manifest, directory)
 
 
 def test_tables_of_a_decoder_are_read(tmp_path: Path) -> None:
