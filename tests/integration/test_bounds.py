@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.adapter_graphs import HEADS, TOKENS, write_decoder
+from support.reward_bases import exported
 from support.reward_graphs import word_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
@@ -71,12 +74,17 @@ def load(
         write_encoder(directory / "model.onnx", **graph)  # type: ignore[arg-type]
         (tokenizer or word_tokenizer()).save(str(directory / "tokenizer.json"))
 
-    manifest = store.publish(
-        Manifest(model="reward", text_format=text_format.to_json(), max_length=max_length, heads=HEADS), write
-    )
+    about = Manifest(model="reward", text_format=text_format.to_json(), max_length=max_length, heads=HEADS)
+    publish_and_load(store, about, write)
+
+
+def publish_and_load(store: ModelStore, about: Manifest, write: Callable[[Path], None]) -> None:
+    manifest = store.publish(about, write)
     pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
-    pool.load(manifest, store.fetch("reward", manifest.version)).close()
-    assert pool.sessions == 0
+    try:
+        pool.load(manifest, store.fetch("reward", manifest.version)).close()
+    finally:
+        assert pool.sessions == 0
 
 
 def test_version_within_its_tables_is_loaded_to_its_last_position(store) -> None:
@@ -127,6 +135,31 @@ def test_vocabulary_with_holes_is_searched_to_its_highest_id(store) -> None:
     data = word_tokenizer().to_str().replace('"theta":11', f'"theta":{TOKENS + 70}')
     with pytest.raises(NotLoadable, match=f"ids up to {TOKENS + 70}"):
         load(store, tokenizer=Tokenizer.from_str(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("bert", 256), ("roberta", 256), ("llama", None), ("qwen2", None), ("gpt2", 256)]
+)
+def test_tables_of_exported_graphs_are_read(kind: str, positions: int | None) -> None:
+    assert read_tables(exported(kind).onnx) == Tables(tokens=260, positions=positions)
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("bert", 256), ("roberta", 255), ("gpt2", 256)])
+def test_exported_graph_is_loaded_with_as_many_tokens_as_it_has_positions_and_no_more(store, kind, longest) -> None:
+    load_export(store, kind, longest)
+    with pytest.raises(NotLoadable, match=f"does not run on 1 x {longest + 1} tokens|up to {longest + 1} tokens"):
+        load_export(store, kind, longest + 1)
+
+
+def load_export(store: ModelStore, kind: str, max_length: int) -> None:
+    export = exported(kind)
+
+    def write(directory: Path) -> None:
+        shutil.copyfile(export.onnx, directory / "model.onnx")
+        export.encoder.tokenizer.save(str(directory / "tokenizer.json"))
+
+    text_format = export.encoder.format.to_json()
+    publish_and_load(store, Manifest(model="reward", text_format=text_format, max_length=max_length, heads=3), write)
 
 
 def test_tables_of_a_decoder_are_read(tmp_path: Path) -> None:

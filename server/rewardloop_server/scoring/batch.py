@@ -256,7 +256,7 @@ class Batcher:
             try:
                 run = model.plan(encoded, limit_s, self._budget)[0]
                 feeds = model.lay_out(encoded, run)
-            except Exception as error:  # as in `_drive`, it fails these groups only
+            except Exception as error:  # as in `_drive`, it fails these rows and not the engine
                 self._failed(lane, waiting, model, part, Failure(error))
                 continue
             rows = [waiting[i] for i in run.rows]

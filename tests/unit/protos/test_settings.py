@@ -79,6 +79,13 @@ def test_help_lists_some_settings_and_says_how_many_there_are(
     assert text.splitlines()[-1] == f"`--help-all` shows all {len(settings)} settings."
 
 
+def test_help_of_down_says_on_which_data_directory_it_works(capsys: pytest.CaptureFixture[str]) -> None:
+    (down,) = (process for process in PROCESSES if process.name == "down")
+    for flag in ("--help", "--help-all"):
+        text = " ".join(_help(capsys, down, flag).split())
+        assert "The data directory is the one that --data names: rewardloop-data in the present folder" in text
+
+
 @EVERY
 def test_help_all_lists_every_setting_once_under_a_title(capsys: pytest.CaptureFixture[str], process: Process) -> None:
     settings = settings_of(process.settings_class())
