@@ -30,6 +30,7 @@ async def test_variables_of_the_environment_change_no_first_version(
     expected = await _exports(plan)
     variables = {"MODEL": "policy", "BASE": "x", "STORE": "y", "HEADS": "2", "SEED": "7", "MAX_LENGTH": "16"}
     variables |= {"ANCHORS": "a", "GATE_PAIRS": "g", "PRECISION": "int8", "POOLING": "cls", "LAYOUT": "approximate"}
+    variables |= {"LABEL_WEIGHTS": "a=1", "STEP_SCORES": "last", "STEP_TOKEN": "x", "TRUST_REMOTE_CODE": "true"}
     for name, value in {**variables, "NEW_HEADS": "true", "ADAPTERS": "none"}.items():
         monkeypatch.setenv(f"REWARDLOOP_{name}", value)
     reward, policy = await _exports(plan)

@@ -101,16 +101,17 @@ def _export_reward(options: ExportSettings, base: str) -> Manifest:
     from rewardloop_trainer.learning.linear_modules import linear_modules
     from rewardloop_trainer.reward.base_layout import reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
+    from rewardloop_trainer.reward.heads.step_token import with_step_end
     from rewardloop_trainer.reward.model import RewardModel
     from rewardloop_trainer.rounds.publish import code_version
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(base)
-    model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, new_heads=options.new_heads)
+    model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, options)
     check_vocabulary(tokenizer, model.vocabulary)
     layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
-    text_format = layout.text_format
+    text_format = with_step_end(tokenizer, layout.text_format, options)
     longest = longest_input(model.config, tokenizer, within_window=False)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
@@ -121,8 +122,7 @@ def _export_reward(options: ExportSettings, base: str) -> Manifest:
         sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
-        heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
-        notes = _said({"heads": heads, "layout": layout.note, **notes})
+        notes = _said({"heads": model.head_note, "layout": layout.note, **notes})
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},

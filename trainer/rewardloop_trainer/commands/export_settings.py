@@ -8,13 +8,14 @@ from typing import Literal
 from pydantic import Field
 
 from rewardloop.process.settings import ProcessSettings
+from rewardloop_trainer.reward.heads.choice import HeadChoice
 
 
-class ExportSettings(ProcessSettings):
+class ExportSettings(ProcessSettings, HeadChoice):
     """Exports a Hugging Face model as a version in the model store, and prints the version."""
 
     basic_settings = ("base", "store", "model", "max_length", "anchors", "precision", "gate_pairs", "signing_key")
-    setting_groups = (("base", "Every model"), ("heads", "Reward models"))
+    setting_groups = (("new_heads", "Trained heads"), ("base", "Every model"), ("heads", "Reward models"))
 
     base: str = Field(description="Hugging Face directory or hub id of the model, safetensors only")
     store: str = Field(description="model store to publish to: a path or an fsspec URL such as s3://...")
@@ -29,9 +30,6 @@ class ExportSettings(ProcessSettings):
     seed: int = Field(0, description="seed that new score heads are drawn with")
 
     heads: int = Field(4, ge=1, description="score heads; the spread of their scores is the uncertainty")
-    new_heads: bool = Field(
-        False, description="draw new score heads, even if the checkpoint has trained ones; else such a base is refused"
-    )
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how an encoder's states become one")
     segment_ids: bool | None = Field(
         None, description="mark the response with token type 1; default: in sequence classifiers whose tokenizer does"

@@ -2,153 +2,176 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import inspect
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.base_model import load_complete, load_trunk, some_of, text_model
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-}
-SCORE_TOLERANCE = 1e-4
-_SEQUENCES, _LONGEST = 8, 48  # on which scores are compared
-_CLASSIFIER_LAYERS = ("score.", "classifier.", "pre_classifier.")
-_OFFER = "--new-heads (reward.new_heads of the trainer) drops it and draws new heads"
+from rewardloop_trainer.reward.heads.by_tensors import QWEN_SCORES, QWEN_STEPS, read_head
+from rewardloop_trainer.reward.heads.choice import HeadChoice, parse_weights
+from rewardloop_trainer.reward.heads.labels import label_sum
+from rewardloop_trainer.reward.heads.neck import ClassifierNeck
+from rewardloop_trainer.reward.heads.remote_code import RemoteModel, remote_class
+from rewardloop_trainer.reward.heads.start import OFFER, HeadStart, folded, head_note, labels_of, random_ids
+from rewardloop_trainer.reward.heads.tensors import last_rows, value_head_names
 
 
-@dataclass(frozen=True, slots=True)
-class HeadStart:
-    """The layers of a one-label sequence classifier that heads start with, and what the classifier computes.
-
-    Attributes:
-        weight: Of the last layer, (1, hidden).
-        bias: Of the last layer, (1,).
-        neck: The layer between the trunk and the last layer, if there is one.
-        ids: Random sequences, each (1, S).
-        logits: The classifier's logit of each sequence.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    neck: nn.Sequential | None
-    ids: tuple[Tensor, ...]
-    logits: tuple[float, ...]
-
-    def check(self, base: str, model: nn.Module) -> None:
-        """Check that a reward model gives the classifier's logits.
-
-        Args:
-            base: Named in the error.
-            model: Maps ids and mask, both (1, S), to logits (1, heads).
-
-        Raises:
-            UnusableBase: If the mean of its heads differs by more than `SCORE_TOLERANCE`.
-        """
-        with torch.no_grad():
-            ours = [float(model(ids, torch.ones_like(ids)).mean()) for ids in self.ids]
-        differences = [abs(mine - theirs) for mine, theirs in zip(ours, self.logits, strict=True)]
-        if not all(difference <= SCORE_TOLERANCE for difference in differences):  # nor is any of them NaN
-            raise UnusableBase(
-                f"{base}: its scores as a reward model differ from those of its own class by up to "
-                f"{max(differences):.2g}: "
-                f"the layers of its head are not known; {_OFFER}"
-            )
-
-
-def load_start(base: str, config: Any, *, decodes: bool, new_heads: bool) -> tuple[nn.Module, HeadStart | None]:
-    """Load the trunk of a base, and its head if it is a sequence classifier with one label.
+def load_start(base: str, config: Any, *, decodes: bool, choice: HeadChoice) -> tuple[nn.Module, HeadStart | None]:
+    """Load the trunk of a base, and its trained head if it has one.
 
     Args:
         base: Hugging Face directory or hub id.
         config: Its configuration.
         decodes: Whether it is a decoder.
-        new_heads: Ignore the head.
+        choice: Which head the score is.
 
     Raises:
-        UnusableBase: If the base cannot be loaded, or has a head that cannot be used and ``new_heads`` is False.
+        UnusableBase: If the base cannot be loaded, or has a head that cannot be used although ``choice`` wants no new
+            one.
     """
-    names = config.architectures or []
-    if not new_heads and names and names[0].endswith("ForSequenceClassification"):
-        if config.num_labels != 1:
-            raise UnusableBase(
-                f"{base}: a classifier with {config.num_labels} labels, and which of them would be the score is not "
-                f"known; {_OFFER}"
-            )
-        return _load_classifier(base, decodes)
-    trunk, heads = load_trunk(base)
-    if new_heads or not heads:
+    if choice.new_heads:
+        return load_trunk(base)[0], None
+    name = (config.architectures or [""])[0]
+    is_native = hasattr(transformers, name)
+    remote = _remote_model(base, config, name, choice)
+    scores_steps = name.endswith("ForTokenClassification") or name == QWEN_STEPS or not name
+    if choice.step_scores is not None and not scores_steps:
+        raise UnusableBase(f"{base}: --step-scores is for token classifiers, and this is {name}")
+    if name and scores_steps:
+        _check_steps(base, decodes, choice)
+    if (is_native and name.endswith("ForTokenClassification")) or (not name and choice.step_scores is not None):
+        return _load_classifier(base, AutoModelForTokenClassification, decodes, choice, remote)
+    if is_native and name.endswith("ForSequenceClassification"):
+        return _load_classifier(base, AutoModelForSequenceClassification, decodes, choice, remote)
+    trunk, unused = load_trunk(base)
+    unused = (*unused, *(each for each in value_head_names(base) if each not in unused))
+    if not unused:
+        if remote is not None:
+            raise UnusableBase(f"{base}: its own class has no trained head that is known; {OFFER}")
+        if choice.label_weights:
+            raise UnusableBase(f"{base}: --label-weights is for a trained head, and the checkpoint has none")
         return trunk, None
-    if not names and all(name.startswith(_CLASSIFIER_LAYERS) for name in heads):
-        return _load_classifier(base, decodes)
-    raise UnusableBase(f"{base}: the checkpoint has a trained head that is not known: {some_of(heads)}; {_OFFER}")
+    rows = last_rows(base, unused)
+    if not name and rows is not None:
+        return _load_classifier(base, AutoModelForSequenceClassification, decodes, choice, remote, rows)
+    return trunk, read_head(base, trunk, unused, decodes, choice, remote)
 
 
-def activation_name(module: nn.Module) -> str:
-    """Return the name in `ACTIVATIONS` of the function that a module computes. Raises `UnusableBase` for another."""
-    values = torch.linspace(-4, 4, 33)
-    with torch.no_grad():
-        for name, kind in ACTIVATIONS.items():
-            if torch.allclose(kind()(values), module(values), rtol=0, atol=1e-6):
-                return name
-    raise UnusableBase(f"the activation {type(module).__name__} of a head is not known; {_OFFER}")
+def _remote_model(base: str, config: Any, name: str, choice: HeadChoice) -> RemoteModel | None:
+    """Load the base's own code if its score depends on that. Raises `UnusableBase` if the user does not allow it."""
+    reference = remote_class(config)
+    if reference is None or (name in QWEN_SCORES and not choice.trust_remote_code):
+        return None
+    if not choice.trust_remote_code:
+        raise UnusableBase(
+            f"{base}: code of its own computes its score ({reference}): --trust-remote-code "
+            "(reward.trust_remote_code of the trainer) runs it here once, to compare with; "
+            "--new-heads (reward.new_heads) does without it and draws new heads"
+        )
+    return RemoteModel(base, reference)
 
 
-def _load_classifier(base: str, decodes: bool) -> tuple[nn.Module, HeadStart]:
-    """Load a one-label sequence classifier as its trunk and the start of the heads."""
+def _check_steps(base: str, decodes: bool, choice: HeadChoice) -> None:
+    """Raise `UnusableBase` unless the user chose a score of steps that can be exported."""
+    if not decodes:
+        raise UnusableBase(
+            f"{base}: a token classifier on an encoder, whose classifier.weight scores every token: a step score can "
+            f"be read off a decoder only; {OFFER}"
+        )
+    if choice.step_scores is None:
+        raise UnusableBase(
+            f"{base}: a token classifier, whose score.weight scores every token: --step-scores last --step-token TOKEN "
+            f"reads its last step; {OFFER}"
+        )
+    if choice.step_scores != "last":
+        raise UnusableBase(
+            f"{base}: --step-scores {choice.step_scores} is not exported, because the graph reads one token of each "
+            "response: use --step-scores last, and score the steps as responses of their own to combine them"
+        )
+    if not choice.step_token:
+        raise UnusableBase(f"{base}: --step-scores last needs --step-token, the token at which a step is scored")
+
+
+def _load_classifier(
+    base: str, kind: Any, decodes: bool, choice: HeadChoice, remote: RemoteModel | None, rows: int | None = None
+) -> tuple[nn.Module, HeadStart]:
+    """Load a classifier of transformers as its trunk and the start of the heads.
+
+    Args:
+        base: Hugging Face directory or hub id.
+        kind: The automatic class of its kind.
+        decodes: Whether it is a decoder.
+        choice: Which sum of labels the score is.
+        remote: The base's own code, which is then right.
+        rows: Number of its labels, if its configuration does not say it.
+    """
+    reads_end = kind is AutoModelForTokenClassification
+    if reads_end:
+        _check_steps(base, decodes, choice)
     try:
-        loaded, heads = load_complete(AutoModelForSequenceClassification, base, num_labels=1)
+        loaded, unused = load_complete(kind, base, **({} if rows is None else {"num_labels": rows}))
     except UnusableBase as error:
-        raise UnusableBase(f"{error} (read as a sequence classifier with one label; {_OFFER})") from error
-    if heads:
-        raise UnusableBase(f"{base}: the classifier does not use all trained weights: {some_of(heads)}; {_OFFER}")
+        raise UnusableBase(f"{error} (read as a {kind.__name__.removeprefix('AutoModelFor')}; {OFFER})") from error
+    if unused:
+        raise UnusableBase(f"{base}: the classifier does not use all trained weights: {some_of(unused)}; {OFFER}")
     whole = cast(Any, loaded.eval())
-    trunk = cast(Any, text_model(whole.base_model))
-    last, neck = _layers(base, whole, decodes)
-    sequences = _random_ids(whole)
+    trunk, sequences = cast(Any, text_model(whole.base_model)), random_ids(whole)
+    labels = label_sum(base, labels_of(whole.config, whole.config.num_labels), parse_weights(choice.label_weights))
+    path = _last_layer(base, whole, sequences[0])
+    last = whole.get_submodule(path)
+    summed = torch.tensor(labels.weights)
     with torch.no_grad():
-        logits = tuple(float(whole(input_ids=ids, attention_mask=torch.ones_like(ids)).logits) for ids in sequences)
-    if getattr(trunk, "pooler", None) is not None:
-        trunk.pooler = None
-    bias = torch.zeros(1) if last.bias is None else last.bias.detach()
-    return trunk, HeadStart(last.weight.detach(), bias, neck, sequences, logits)
+        if remote is not None:
+            found = [remote.logits(ids, len(summed)) for ids in sequences]
+        else:
+            outputs = [whole(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in sequences]
+            found = [each[0, -1] if reads_end else each[0] for each in outputs]
+        logits = tuple(float(summed @ each.float()) for each in found)
+    _drop_unread_pooler(whole, sequences[0])
+    neck = None if decodes else ClassifierNeck(whole, path)
+    if decodes and (more := sorted(_names_outside(whole, whole.base_model) - {f"{path}.weight", f"{path}.bias"})):
+        raise UnusableBase(f"{base}: {type(whole).__name__} has layers that are not known: {some_of(more)}; {OFFER}")
+    pad = whole.config.get_text_config().pad_token_id
+    skips = not reads_end if remote is None else remote.skips(sequences[0], pad, len(summed))
+    weight, bias = folded(last.weight.detach(), last.bias, summed)
+    return trunk, HeadStart(weight, bias, neck, sequences, logits, skips, head_note(labels.note, choice))
 
 
-def _layers(base: str, whole: Any, decodes: bool) -> tuple[nn.Linear, nn.Sequential | None]:
-    """Return a classifier's last layer, and the layer between it and the trunk."""
-    classifier: Any = getattr(whole, "classifier", None)
-    pooler: Any = getattr(whole.base_model, "pooler", None)
-    last, dense, activation = classifier, None, cast(nn.Module, nn.Tanh())
-    if decodes:
-        last = getattr(whole, "score", None)
-    elif hasattr(classifier, "out_proj"):  # RoBERTa applies tanh without a module, ELECTRA has one
-        last, dense = classifier.out_proj, classifier.dense
-        activation = getattr(classifier, "activation", activation)
-    elif hasattr(whole, "pre_classifier"):  # DistilBERT
-        dense, activation = whole.pre_classifier, nn.ReLU()
-    elif hasattr(pooler, "activation"):  # BERT
-        dense, activation = pooler.dense, pooler.activation
-    if not isinstance(last, nn.Linear) or (dense is None and not decodes):
-        raise UnusableBase(f"{base}: the classification layers of {type(whole).__name__} are not known; {_OFFER}")
-    return last, None if dense is None else nn.Sequential(dense, ACTIVATIONS[activation_name(activation)]())
+def _last_layer(base: str, whole: Any, ids: Tensor) -> str:
+    """Return the path of the linear layer outside the trunk that computes a classifier's logits."""
+    called: list[str] = []
+    inside = f"{whole.base_model_prefix}."
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: called.append(path))
+        for path, module in whole.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == whole.config.num_labels
+        and not path.startswith(inside)
+    ]
+    with torch.no_grad():
+        whole(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    if not called or whole.base_model is whole:
+        raise UnusableBase(f"{base}: the classification layers of {type(whole).__name__} are not known; {OFFER}")
+    return called[-1]
 
 
-def _random_ids(whole: Any) -> tuple[Tensor, ...]:
-    """Return sequences of random tokens without padding, of 2 tokens or more, each (1, S)."""
-    config = whole.config.get_text_config()
-    chance, pad = random.Random(0), config.pad_token_id
-    rows = whole.get_input_embeddings().num_embeddings
-    longest = min(_LONGEST, (getattr(config, "max_position_embeddings", None) or _LONGEST * 2) // 2)
-    usable = [i for i in (chance.randrange(rows) for _ in range(10 * _SEQUENCES * longest)) if i != pad]
-    lengths = [chance.randint(2, longest) for _ in range(_SEQUENCES)]
-    return tuple(torch.tensor([usable[i * longest : i * longest + n]]) for i, n in enumerate(lengths))
+def _drop_unread_pooler(whole: Any, ids: Tensor) -> None:
+    """Take the trunk's pooler away if the classifier does not read what it computes."""
+    trunk = whole.base_model
+    pooler = list(trunk.pooler.parameters()) if getattr(trunk, "pooler", None) is not None else []
+    if pooler and "add_pooling_layer" in inspect.signature(type(trunk)).parameters:
+        logit = whole(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
+        if all(each is None for each in torch.autograd.grad(logit, pooler, allow_unused=True)):
+            trunk.pooler = None
+
+
+def _names_outside(whole: Any, trunk: nn.Module) -> set[str]:
+    inside = {id(parameter) for parameter in trunk.parameters()}
+    return {name for name, parameter in whole.named_parameters() if id(parameter) not in inside}

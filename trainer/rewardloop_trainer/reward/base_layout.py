@@ -42,7 +42,7 @@ def reward_layout(
 
 def _unread(model: RewardModel) -> int | None:
     """The id that the class of the model's head does not read at the end of a sequence, if there is one."""
-    if model.has_new_heads or model.config.pad_token_id is None:
+    if not model.skips_padding or model.config.pad_token_id is None:
         return None
     return int(model.config.pad_token_id)
 

@@ -69,8 +69,8 @@ def is_decoder(config: Any) -> bool:
     raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
 
 
-def load_trunk(base: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """Load the bare model, without the pooling layer that some encoders have and that is not used here.
+def load_trunk(base: str, *, pooler: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
+    """Load the bare model, without the pooling layer that some encoders have unless ``pooler`` asks for it.
 
     Returns:
         The trunk, and the names of the trained heads in the checkpoint, which it does not use.
@@ -79,7 +79,7 @@ def load_trunk(base: str) -> tuple[nn.Module, tuple[str, ...]]:
         UnusableBase: If the base cannot be loaded, or its checkpoint lacks a weight of the trunk.
     """
     has_pooler = "add_pooling_layer" in inspect.signature(model_class(read_config(base))).parameters
-    whole, heads = load_complete(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
+    whole, heads = load_complete(AutoModel, base, **({"add_pooling_layer": pooler} if has_pooler else {}))
     return text_model(whole), heads
 
 

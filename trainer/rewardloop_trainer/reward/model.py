@@ -12,31 +12,43 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.base_heads import ACTIVATIONS, activation_name, load_start
+from rewardloop_trainer.reward.base_heads import load_start
 from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_config
 from rewardloop_trainer.reward.decoder_rows import states_at
+from rewardloop_trainer.reward.heads.choice import HeadChoice
+from rewardloop_trainer.reward.heads.neck import ClassifierNeck, Neck, load_neck, neck_weights, save_neck
 from rewardloop_trainer.reward.row_check import check_rows
 
-Pooling: TypeAlias = Literal["mean", "cls", "last"]
+# "classifier": as the sequence classifier does whose layers are the neck.
+Pooling: TypeAlias = Literal["mean", "cls", "last", "classifier"]
 HEADS = "heads.safetensors"
+_OWN_HEAD = HeadChoice.model_validate({})
 
 
 class RewardModel(nn.Module):
     """Scores sequences of a prompt and a response.
 
-    Encoders (BERT-type) are pooled over their real tokens ("mean") or at the first token ("cls"), decoders (Llama,
-    Qwen, GPT-2) at the last real token ("last"). Padding is on the right and never changes a score. In shapes, B is the
-    batch, S the padded length, d the width of the trunk and k the number of heads.
+    Encoders (BERT-type) are pooled over their real tokens ("mean"), at the first token ("cls") or as their own
+    classifier does ("classifier"), decoders (Llama, Qwen, GPT-2) at the last real token ("last"). Padding is on the
+    right and never changes a score. In shapes, B is the batch, S the padded length, d the width of what the heads read
+    and k the number of heads.
     """
 
-    has_new_heads = False  # whether `from_base` drew the heads, and did not take them from the checkpoint
+    # What `from_base` found: whether it drew the heads, whether the class of the checkpoint's head reads before padding
+    # tokens at the end of a sequence, and which head of the checkpoint the score is.
+    has_new_heads = False
+    skips_padding = False
+    head_note = ""
 
-    def __init__(self, trunk: nn.Module, heads: int, pooling: Pooling, neck: nn.Sequential | None = None) -> None:
+    def __init__(
+        self, trunk: nn.Module, heads: int, pooling: Pooling, neck: Neck | None = None, width: int | None = None
+    ) -> None:
+        """Draw heads that read ``width`` values, by default the trunk's."""
         super().__init__()
         self.trunk = trunk
         self.pooling = pooling
         self.neck = neck
-        width = int(cast(Any, trunk).config.hidden_size)
+        width = int(cast(Any, trunk).config.hidden_size) if width is None else width
         self.heads = nn.Linear(width, heads)
         nn.init.normal_(self.heads.weight, std=1 / math.sqrt(width + 1))
         nn.init.zeros_(self.heads.bias)
@@ -75,6 +87,9 @@ class RewardModel(nn.Module):
             inputs["token_type_ids"] = token_type_ids
         if not self.is_decoder:
             inputs["attention_mask"] = attention_mask
+        if isinstance(self.neck, ClassifierNeck):
+            logits: Tensor = self.heads(self.neck(self.trunk, inputs))
+            return logits
         states: Tensor = self.trunk(**inputs).last_hidden_state
         return self._logits(_pool(states, attention_mask, self.pooling))
 
@@ -117,13 +132,10 @@ class RewardModel(nn.Module):
             "heads.bias": self.heads.bias,
             "threshold": self.threshold,
         }
-        activation = ""
-        if self.neck is not None:
-            dense = cast(nn.Linear, self.neck[0])
-            tensors |= {"neck.weight": dense.weight, "neck.bias": dense.bias}
-            activation = activation_name(self.neck[1])
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "activation": activation})
+        of_neck, about = save_neck(self.neck)
+        pooler = "yes" if getattr(self.trunk, "pooler", None) is not None else ""
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in (tensors | of_neck).items()}
+        save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "pooler": pooler, **about})
 
     def load_heads(self, directory: Path) -> None:
         """Load what `save_heads` wrote of a model with the same heads and neck. Raises `UnusableBase`."""
@@ -133,20 +145,16 @@ class RewardModel(nn.Module):
             self.heads.bias.copy_(stored["heads.bias"])
             self.threshold.copy_(stored["threshold"])
             if self.neck is not None:
-                dense = cast(nn.Linear, self.neck[0])
-                dense.weight.copy_(stored["neck.weight"])
-                dense.bias.copy_(stored["neck.bias"])
+                self.neck.load_state_dict(neck_weights(stored))
 
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
         """Load what `save` wrote, in evaluation mode. Raises `UnusableBase`."""
-        trunk, _ = load_trunk(str(directory))
         stored, about = _stored_heads(directory)
-        neck = None
-        if about["activation"]:
-            rows, columns = stored["neck.weight"].shape
-            neck = nn.Sequential(nn.Linear(columns, rows), ACTIVATIONS[about["activation"]]())
-        model = cls(trunk, stored["heads.weight"].shape[0], cast(Pooling, about["pooling"]), neck)
+        trunk, _ = load_trunk(str(directory), pooler=about.get("pooler") == "yes")
+        neck = load_neck(cast(Any, trunk).config, stored, about)
+        heads, width = stored["heads.weight"].shape
+        model = cls(trunk, heads, cast(Pooling, about["pooling"]), neck, width)
         model.load_heads(directory)
         return model.eval()
 
@@ -157,44 +165,43 @@ class RewardModel(nn.Module):
         heads: int = 4,
         pooling: Literal["auto", "mean", "cls"] = "auto",
         seed: int = 0,
-        *,
-        new_heads: bool = False,
+        choice: HeadChoice = _OWN_HEAD,
     ) -> RewardModel:
         """Make a new reward model on a Hugging Face model, from safetensors and without remote code.
 
-        A sequence classifier with one label keeps its own pooling, and every head starts as its last layer. The model
-        then gives the classifier's own logits, which is checked.
+        A base with a trained head keeps the head's layers and pooling, and every score head starts as its last layer,
+        or as the sum of its labels that is the score. The model then gives the logits of the head's own class, which is
+        checked.
 
         Args:
             base: Hugging Face directory or hub id.
             heads: Number of score heads.
             pooling: How an encoder is pooled; "auto" is the mean.
             seed: New heads are drawn with it.
-            new_heads: Draw new heads, even if the checkpoint has trained ones.
+            choice: Which head of the checkpoint the score is, or that new ones are wanted.
 
         Raises:
             UnusableBase: If the base cannot be loaded, a reward model cannot be made of it, or trained heads of the
-                checkpoint would be dropped without ``new_heads``.
+                checkpoint would be dropped without ``choice.new_heads``.
         """
         base = str(base)
         config = read_config(base)
         decodes = is_decoder(config)
         torch.manual_seed(seed)
-        trunk, start = load_start(base, config, decodes=decodes, new_heads=new_heads)
-        chosen: Pooling = "mean" if pooling == "auto" else pooling
-        if decodes:
-            chosen = "last"
-        elif start is not None:
-            chosen = "cls"
-        model = cls(trunk, heads, chosen, start.neck if start else None)
-        model.has_new_heads = start is None
-        if start is not None:
+        trunk, start = load_start(base, config, decodes=decodes, choice=choice)
+        if start is None:
+            model = cls(trunk, heads, "last" if decodes else "mean" if pooling == "auto" else pooling).eval()
+            model.has_new_heads = True
+            model.head_note = f"new, drawn with seed {seed}"
+        else:
+            model = cls(trunk, heads, "last" if decodes else "classifier", start.neck, start.weight.shape[1]).eval()
+            model.skips_padding, model.head_note = start.skips_padding, start.note
             model.heads.weight.data.copy_(start.weight.expand(heads, -1))
             model.heads.bias.data.copy_(start.bias.expand(heads))
-            start.check(base, model.eval())
+            start.check(base, model)
         if decodes:
-            check_rows(base, model.eval())
-        return model.eval()
+            check_rows(base, model)
+        return model
 
 
 def freeze_layers(model: RewardModel, layers: int) -> None:

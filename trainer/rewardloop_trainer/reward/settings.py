@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.heads.choice import HeadChoice
 
 
 class RewardTraining(BaseModel):
@@ -44,7 +45,7 @@ class RewardTraining(BaseModel):
     seed: int = 0
 
 
-class RewardHyperparameters(RewardTraining):
+class RewardHyperparameters(RewardTraining, HeadChoice):
     """How a reward model is made and learns. A later version keeps the heads, pooling and length of its parent."""
 
     base: str = Field(
@@ -52,9 +53,6 @@ class RewardHyperparameters(RewardTraining):
     )
     heads: int = Field(
         4, ge=1, description="score heads of a first model; the spread of their scores is the uncertainty"
-    )
-    new_heads: bool = Field(
-        False, description="give a first model new heads, even if its base has trained ones; else the base is refused"
     )
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how a first model pools an encoder's states")
     max_length: int = Field(512, ge=8, description="most tokens of prompt and response together, in a first model")

@@ -18,6 +18,7 @@ from rewardloop_trainer.data.base_text import (
 )
 from rewardloop_trainer.reward.adapter_base import merged_base
 from rewardloop_trainer.reward.base_layout import reward_layout
+from rewardloop_trainer.reward.heads.step_token import with_step_end
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -93,15 +94,14 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     with merged_base(settings.base) as base:
-        model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+        model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, settings)
         of_base = load_tokenizer(base)
     check_vocabulary(of_base, model.vocabulary)
     layout = reward_layout(of_base, model)
-    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads, layout=layout.note)
+    log.info("first reward model", base=settings.base, heads=model.head_note, layout=layout.note)
+    text_format = with_step_end(of_base, layout.text_format, settings)
     max_length = min(settings.max_length, longest_input(model.config, of_base, within_window=False))
-    return RewardStart(
-        model, Encoder(of_base.backend_tokenizer, layout.text_format, max_length), settings.base, None, None
-    )
+    return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
 
 
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:

@@ -1,0 +1,48 @@
+"""The settings that say which layers of a base become its score. Imports no torch, for a fast --help."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+
+class HeadChoice(BaseModel, extra="forbid"):
+    """Which layers of a base become its score."""
+
+    new_heads: bool = Field(
+        False, description="draw new score heads, even if the checkpoint has trained ones; else such a base is refused"
+    )
+    label_weights: str = Field(
+        "",
+        description="NAME=WEIGHT,...: the score of a classifier with several labels is this sum of their logits; "
+        "default for two labels: their difference",
+    )
+    step_scores: Literal["last", "mean", "min", "product"] | None = Field(
+        None, description="how the step scores of a token classifier become one; only the last step can be exported"
+    )
+    step_token: str = Field("", description="token at which a token classifier scores a step: its id, or its text")
+    trust_remote_code: bool = Field(
+        False, description="run the base's own code while it is exported, to compare its scores with the graph's"
+    )
+
+    @field_validator("label_weights")
+    @classmethod
+    def _is_readable(cls, text: str) -> str:
+        if text and not any(parse_weights(text).values()):
+            raise ValueError("every weight is 0")
+        return text
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Read ``NAME=WEIGHT,...``. Raises ValueError if it has another form, or a weight is not finite."""
+    found: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        name, equals, weight = part.rpartition("=")
+        if not equals or not (name := name.strip()) or name in found:
+            raise ValueError(f"{part!r} is not NAME=WEIGHT, or the name comes twice")
+        found[name] = float(weight)
+        if not math.isfinite(found[name]):
+            raise ValueError(f"the weight of {name!r} is not finite")
+    return found

@@ -1,0 +1,48 @@
+"""Ends the answers that a token classifier reads with the token at which it scores a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_trainer.reward.heads.choice import HeadChoice
+
+L = TypeVar("L", bound=Any)
+
+
+def with_step_end(tokenizer: Any, text_format: L, choice: HeadChoice) -> L:
+    """Return the layout whose answers end with the step token, if the score is that of an answer's last step.
+
+    What the layout would put after an answer is left out: a decoder's score at the step token does not depend on it.
+
+    Args:
+        tokenizer: The base's Hugging Face tokenizer.
+        text_format: The layout.
+        choice: Which head the score is.
+
+    Raises:
+        UnusableBase: If the layout is not a concatenation of turns, or the step token is not one token.
+    """
+    if choice.step_scores is None:
+        return text_format
+    if not hasattr(text_format, "response"):
+        raise UnusableBase(
+            "--step-scores needs a layout that is a concatenation of turns, and the chat template is rendered whole"
+        )
+    ended = replace(text_format.response, suffix=(_id_of(tokenizer, choice.step_token),))
+    return replace(text_format, response=ended)
+
+
+def _id_of(tokenizer: Any, named: str) -> int:
+    """Return the id of a token that is named by its id, by its piece of the vocabulary, or by its text."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if named.isdecimal() and int(named) in vocabulary.values():
+        return int(named)
+    text = named.replace("\\n", "\n")
+    if text in vocabulary:
+        return vocabulary[text]
+    ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise UnusableBase(f"--step-token {named!r} is {len(ids)} tokens ({ids}), not one: name one of them by its id")
+    return ids[0]
