@@ -24,8 +24,9 @@ from rewardloop_trainer.reward import decoder_rows as rows
 from rewardloop_trainer.reward.model import RewardModel
 
 BY_NAME = {family.name: family for family in FAMILIES}
-QUICK = [family for family in FAMILIES if family.fast]
-OTHERS = [family for family in FAMILIES if not family.fast]
+# One of each way: plain, rotations that rows share, a mask alone, a window, and eager attention with soft caps.
+QUICK = [BY_NAME[name] for name in ("DistilBERT", "NomicBERT", "OPT", "Mistral", "Gemma 2")]
+OTHERS = [family for family in FAMILIES if family not in QUICK]
 SERVED = [family for family in DECODERS if not family.reward]
 EXPERTS = ["Mixtral", "Qwen2-MoE", "Qwen3-MoE", "PhiMoE", "OLMoE", "gpt-oss", "DeepSeek-V3"]
 

@@ -6,7 +6,7 @@ Sizes are small, and every attention window is shorter than the conversations th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 # Sizes that nearly every configuration of transformers has.
@@ -33,7 +33,6 @@ class Family:
         policy: The same for an export as a policy.
         why: The reason of a refusal, in transformers, torch or ONNX themselves.
         example: A published model of the family.
-        fast: Whether it is one of the few that every test run covers.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Family:
     policy: str = ""
     why: str = ""
     example: str = ""
-    fast: bool = field(default=False, kw_only=True)
 
 
 def _encoder(
@@ -74,7 +72,6 @@ ENCODERS = (
         "wordpiece",
         False,
         example="distilbert-base-uncased",
-        fast=True,
     ),
     _encoder("ALBERT", "albert", "unigram", "albert-base-v2", embedding_size=16),
     _encoder("ELECTRA", "electra", "wordpiece", "cross-encoder/ms-marco-electra-base", embedding_size=16),
@@ -177,7 +174,6 @@ DECODERS = (
                 "original_max_position_embeddings": 64,
             },
         },
-        fast=True,
     ),
     _decoder(
         "Mistral", "mistral", "inst_first", "mistralai/Mistral-7B-Instruct-v0.1", {**_GROUPED, "sliding_window": WINDOW}
@@ -210,7 +206,6 @@ DECODERS = (
         "no_system",
         "Skywork/Skywork-Reward-Gemma-2-27B-v0.2",
         {**_WIDE, **_LOCAL, "query_pre_attn_scalar": 16},
-        fast=True,
     ),
     _decoder(
         "Gemma 3", "gemma3_text", "no_system", "google/gemma-3-1b-it", {**_WIDE, **_LOCAL, "query_pre_attn_scalar": 16}
@@ -262,7 +257,6 @@ DECODERS = (
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
         "chatml",
         example="openai-community/gpt2",
-        fast=True,
     ),
     Family(
         "GPT-Neo",
@@ -345,7 +339,6 @@ DECODERS = (
         "chatml",
         "openai/gpt-oss-20b",
         {**_WIDE, **_LOCAL, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": _ROTARY},
-        fast=True,
     ),
     _decoder(
         "DeepSeek-V3",

@@ -202,19 +202,17 @@ def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
 
 
 def _give_each_row_its_rotations(graph: onnx.ModelProto) -> None:
-    """Repeat cosines and sines that all rows share for each row, as the operator RotaryEmbedding wants them.
+    """Repeat cosines and sines that all rows of an encoder share, as the operator RotaryEmbedding wants them.
 
-    The exporter puts this operator in the place of products that would broadcast them.
+    The exporter puts this operator in the place of products that would broadcast them. A decoder is given the positions
+    of each row, so it has cosines and sines of each row.
     """
-    shapes = {v.name: v.type.tensor_type.shape.dim for v in graph.graph.value_info}
     nodes: list[onnx.NodeProto] = []
     repeated: dict[str, str] = {}
     for node in graph.graph.node:
         if node.op_type == "RotaryEmbedding" and len(node.input) == 3:
             for place in (1, 2):
                 name = node.input[place]
-                if (shape := shapes.get(name)) and shape[0].dim_param:
-                    continue
                 if name not in repeated:
                     nodes += _repeated(name, f"{name}_rows", node.input[0], rank=3)
                     repeated[name] = nodes[-1].output[0]

@@ -190,24 +190,18 @@ class RewardModel(nn.Module):
         torch.manual_seed(seed)
         trunk, start = load_start(base, config, decodes=decodes, choice=choice)
         if start is None:
-            model = cls(trunk, heads, "last" if decodes else "mean" if pooling == "auto" else pooling)
+            model = cls(trunk, heads, "last" if decodes else "mean" if pooling == "auto" else pooling).eval()
             model.has_new_heads = True
             model.head_note = f"new, drawn with seed {seed}"
-            return _checked(base, model)
-        model = cls(trunk, heads, "last" if decodes else "classifier", start.neck, start.weight.shape[1])
-        model.skips_padding, model.head_note = start.skips_padding, start.note
-        model.heads.weight.data.copy_(start.weight.expand(heads, -1))
-        model.heads.bias.data.copy_(start.bias.expand(heads))
-        start.check(base, model.eval())
-        return _checked(base, model)
-
-
-def _checked(base: str, model: RewardModel) -> RewardModel:
-    """Put the model into evaluation mode, and check a decoder's rows of several answers. Raises `UnusableBase`."""
-    model.eval()
-    if model.is_decoder:
-        check_rows(base, model)
-    return model
+        else:
+            model = cls(trunk, heads, "last" if decodes else "classifier", start.neck, start.weight.shape[1]).eval()
+            model.skips_padding, model.head_note = start.skips_padding, start.note
+            model.heads.weight.data.copy_(start.weight.expand(heads, -1))
+            model.heads.bias.data.copy_(start.bias.expand(heads))
+            start.check(base, model)
+        if decodes:
+            check_rows(base, model)
+        return model
 
 
 def freeze_layers(model: RewardModel, layers: int) -> None:
