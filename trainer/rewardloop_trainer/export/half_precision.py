@@ -66,7 +66,9 @@ def to_bfloat16(whole: Graph) -> int:
     graph = whole.proto.graph
     fixed = {i.name for i in graph.input} | outside_trunk(whole.proto)
     stored = {
-        i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT and len(i.dims) > 1 and i.name not in fixed
+        i.name
+        for i in graph.initializer
+        if i.data_type == TensorProto.FLOAT and len(i.dims) > 1 and i.name not in fixed
     } & whole.weights.keys()
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     for name in stored:

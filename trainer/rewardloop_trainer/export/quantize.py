@@ -8,7 +8,8 @@ A few channels hold large activations, which would cost the others their precisi
 factor for each channel, and the weights are multiplied by it (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
 Attention, norms, embeddings, the heads and the products of adapters stay in float32.
 
-One layer is read, rounded and laid down in a file at a time, so that a large model needs no more memory than a small one.
+One layer is read, rounded and laid down in a file at a time, so that the memory that is needed does not grow with the
+model.
 """
 
 from __future__ import annotations
@@ -73,9 +74,7 @@ def quantize(graph: Graph, path: Path, scratch: Path, calibration: Sequence[Grap
     widths = {name: _width(found[0], sizes) for name, found in consumers.items()}
     statistics = _statistics(path, widths, calibration) if calibration else {}
     producers = {name: node for node in graph.proto.graph.node for name in node.output}
-    layers = {
-        name: _Layer(name, found, producers.get(name), graph, scratch) for name, found in consumers.items()
-    }
+    layers = {name: _Layer(name, found, producers.get(name), graph, scratch) for name, found in consumers.items()}
     nodes: list[onnx.NodeProto] = []
     begun = set()
     for node in graph.proto.graph.node:
