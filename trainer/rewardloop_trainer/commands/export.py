@@ -5,6 +5,7 @@ Exit status: 0 if the version was published, 1 if it was not, 2 if the flags are
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Sequence
@@ -133,6 +134,7 @@ def _export_reward(options: ExportSettings, progress: FileProgress) -> Manifest:
         heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
         calibration = fit_calibration(anchor_logits(model, encoder, anchors))
         del model  # a large one need not be in memory beside its graph
+        gc.collect()
         figures, notes, precision = _proved(options.precision, candidate, encoder, torch_side)
         notes = _said({"heads": heads, "layout": layout, **notes})
         manifest = Manifest(
