@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
+from rewardloop_server.loading.progress import LoadingLog
 from rewardloop_server.settings import ServingSettings
 
 log = structlog.get_logger()
@@ -31,7 +32,7 @@ log = structlog.get_logger()
 def open_store(settings: ServingSettings, prog: str) -> ModelStore:
     """Return the model store. Raises SystemExit if a key that the settings trust cannot be used."""
     try:
-        return ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+        return ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys), watch=LoadingLog())
     except UnusableKey as error:
         raise SystemExit(f"{prog}: {error}") from error
 

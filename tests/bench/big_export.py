@@ -42,17 +42,16 @@ def main() -> None:
         flags = ["--base", str(base), "--store", str(store), "--precision", options.precision]
         command = [sys.executable, "-c", _EXPORT]
         _, seconds, peak = _measured([*command, *flags])
-        print(
-            f"export in {options.precision}: {seconds:.0f} s, peak {peak / GB:.2f} GB, {peak / stored:.2f} of the checkpoint"
-        )
+        share = f"{peak / stored:.2f} of the checkpoint"
+        print(f"export in {options.precision}: {seconds:.0f} s, peak {peak / GB:.2f} GB, {share}")
         version = store / "reward" / "1"
         for file in sorted(p for p in version.rglob("*") if p.stat().st_size > 1e6):
             print(f"  {file.relative_to(version)}: {file.stat().st_size / GB:.2f} GB")
         said, seconds, peak = _measured([sys.executable, __file__, "--load", str(store)])
         found = json.loads(said.splitlines()[-1])
         print(
-            f"load {found['load_s']:.1f} s (hashing {found['hash_s']:.1f} s more), first score {found['score_s']:.2f} s, "
-            f"peak {peak / GB:.2f} GB; score {found['score']:.5f}"
+            f"load {found['load_s']:.1f} s, after {found['hash_s']:.1f} s of hashing; "
+            f"first score {found['score_s']:.2f} s, peak {peak / GB:.2f} GB; score {found['score']:.5f}"
         )
         if options.work is None or not options.keep:
             subprocess.run(["rm", "-r", str(store)], check=True)

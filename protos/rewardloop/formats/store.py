@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import fsspec
 
@@ -34,6 +34,8 @@ from rewardloop.formats.store_errors import UnsafeVersion as UnsafeVersion
 from rewardloop.formats.store_errors import UntrustedVersion as UntrustedVersion
 from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
 
+Watch: TypeAlias = Callable[[str, int, int], None]  # what is done, bytes that are done, bytes in all
+
 MODELS = ("reward", "policy")
 MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
@@ -45,6 +47,8 @@ _UNSAFE_SUFFIX = re.compile(
     r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE
 )
 
+_CHUNK = 4 * 2**20
+
 
 class ModelStore:
     """Reads and publishes versions.
@@ -54,6 +58,7 @@ class ModelStore:
         cache_dir: Where remote versions are kept once they are fetched; by default under the temporary directory.
         signer: Signs the versions that are published.
         trusted: Public keys. Versions that none of them has signed are refused.
+        watch: Called in short intervals while files are hashed, uploaded or fetched.
     """
 
     def __init__(
@@ -63,10 +68,12 @@ class ModelStore:
         *,
         signer: Signer | None = None,
         trusted: TrustedKeys | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.url = str(url)
         self._signer = signer
         self._trusted = trusted
+        self._watch = watch
         self._fs, root = fsspec.core.url_to_fs(self.url)
         self._root = str(root).rstrip("/")
         self._is_local = "file" in _protocols(self._fs)
@@ -124,13 +131,20 @@ class ModelStore:
         manifest = self.manifest(model, version)
         if self._is_local:
             directory = Path(self._of(model, version))
-            _verify(directory, manifest)
+            _verify(directory, manifest, self._watch)
             return directory
         directory = self._cache / model / f"{manifest.version}-{manifest.digest[:16]}"
         if not directory.exists():
             self._download(manifest, directory)
-        _verify(directory, manifest)
+        _verify(directory, manifest, self._watch)
         return directory
+
+    @contextmanager
+    def scratch(self, model: str) -> Iterator[Path]:
+        """Give a directory to prepare a version in, on the disk from which `publish` takes it without a copy."""
+        root = self._staging_root(model)
+        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=root) as directory:
+            yield Path(directory)
 
     def publish(
         self,
@@ -152,13 +166,11 @@ class ModelStore:
             UnsafeVersion: ``write`` has written a file that no version may hold. An exception of ``write`` or ``held``
                 is passed on. In both cases nothing is left in the store.
         """
-        staging_root = Path(self._root) / manifest.model if self._is_local else self._cache / "staging"
-        staging_root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=staging_root))
+        staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=self._staging_root(manifest.model)))
         try:
             write(staging)
             _refuse_unsafe(staging, f"a new version of {manifest.model}")
-            files = {str(p.relative_to(staging)): _sha256_file(p) for p in _files(staging)}
+            files = _hashes(staging, [str(p.relative_to(staging)) for p in _files(staging)], self._watch)
             complete = replace(
                 manifest,
                 files=files,
@@ -181,8 +193,9 @@ class ModelStore:
                 names.insert(-1, SIGNATURE)
             if not self._is_local:
                 target = self._of(manifest.model, version)
+                told = _Told("uploading", sum((staging / name).stat().st_size for name in names), self._watch)
                 for name in names[:-1]:
-                    self._fs.put_file(str(staging / name), f"{target}/{name}")
+                    self._fs.put_file(str(staging / name), f"{target}/{name}", callback=told)
                 with held():  # the manifest makes the version visible
                     self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
                 return numbered
@@ -203,15 +216,29 @@ class ModelStore:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
             partial = Path(temporary) / "version"
+            sizes = [self._size(self._of(manifest.model, manifest.version, name)) for name in manifest.files]
+            told = _Told("fetching", sum(sizes), self._watch)
             for name in (*manifest.files, MANIFEST):
                 target = _inside(partial, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    self._fs.get_file(self._of(manifest.model, manifest.version, name), str(target))
+                    path = self._of(manifest.model, manifest.version, name)
+                    self._fs.get_file(path, str(target), callback=told)
                 except FileNotFoundError as error:
                     raise CorruptVersion(f"{manifest.model} {manifest.version}: {name!r} is missing") from error
             if not directory.exists():
                 partial.rename(directory)
+
+    def _size(self, path: str) -> int:
+        try:
+            return int(self._fs.size(path) or 0)
+        except FileNotFoundError:
+            return 0
+
+    def _staging_root(self, model: str) -> Path:
+        root = Path(self._root) / model if self._is_local else self._cache / "staging"
+        root.mkdir(parents=True, exist_ok=True)
+        return root
 
     def _check_signature(self, model: str, version: int | str, manifest: bytes, trusted: TrustedKeys) -> None:
         try:
@@ -225,7 +252,7 @@ class ModelStore:
         return "/".join((self._root, model, str(version), *names))
 
 
-def _verify(directory: Path, manifest: Manifest) -> None:
+def _verify(directory: Path, manifest: Manifest, watch: Watch | None) -> None:
     where = f"{manifest.model} {manifest.version}"
     present = {str(p.relative_to(directory)) for p in _files(directory)} - {MANIFEST, SIGNATURE}
     for name in sorted(set(manifest.files) | present):
@@ -235,7 +262,9 @@ def _verify(directory: Path, manifest: Manifest) -> None:
             raise CorruptVersion(f"{where}: {name!r} is missing")
     _refuse_unsafe(directory, where)
     for name in manifest.files:
-        if _sha256_file(_inside(directory, name)) != manifest.files[name]:
+        _inside(directory, name)
+    for name, found in _hashes(directory, list(manifest.files), watch).items():
+        if found != manifest.files[name]:
             raise CorruptVersion(f"{where}: {name} was altered (sha256 differs from the manifest)")
     if digest_of(manifest, manifest.files) != manifest.digest:
         raise CorruptVersion(f"{where}: the manifest was altered (digest differs)")
@@ -270,9 +299,34 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _Told(fsspec.callbacks.Callback):  # type: ignore[misc]  # fsspec has no types
+    """Tells a watcher how far the files of one transfer are, all together."""
+
+    def __init__(self, what: str, total: int, watch: Watch | None) -> None:
+        super().__init__(size=total)
+        self._what, self._total, self._done, self._watch = what, total, 0, watch
+
+    def set_size(self, size: int) -> None:
+        """Ignored: fsspec calls it with the size of a single file."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._done += inc
+        if self._watch is not None:
+            self._watch(self._what, self._done, self._total)
+
+
+def _hashes(directory: Path, names: list[str], watch: Watch | None) -> dict[str, str]:
+    """Return the sha256 of each of the files."""
+    told = _Told("hashing", sum((directory / name).stat().st_size for name in names), watch)
+    found = {}
+    for name in names:
+        digest = hashlib.sha256()
+        with (directory / name).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                told.relative_update(len(chunk))
+        found[name] = digest.hexdigest()
+    return found
 
 
 def _fsync(path: Path) -> None:

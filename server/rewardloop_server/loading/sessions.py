@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+import structlog
 from tokenizers import Tokenizer
 
 from rewardloop.formats.manifest import reads_alike
@@ -28,11 +30,14 @@ from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_check import check_graph
 from rewardloop_server.loading.graph_fields import NotAGraph
 from rewardloop_server.loading.graph_tables import Tables, read_tables
+from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import Device, RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -122,10 +127,16 @@ class SessionPool:
         except (NotAGraph, OSError) as error:
             raise NotLoadable(f"{where} does not load: {error}") from error
         highest = check_bounds(encoder, tables, where)
+        size = sum((directory / name).stat().st_size for name in manifest.files if name.startswith("model.onnx"))
+        if size > LARGE_BYTES:
+            log.info("opening a large graph", version=manifest.version, gb=round(size / 1e9, 1))
+        started = time.monotonic()
         try:
             sessions = self._sessions(directory / "model.onnx")
         except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
             raise NotLoadable(f"{where} does not load: {error}") from error
+        if size > LARGE_BYTES:
+            log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
         try:
             signature = Signature.of(sessions.alone)
         except ValueError as error:

@@ -5,18 +5,23 @@ Exit status: 0 if the version was published, 1 if it was not, 2 if the flags are
 
 from __future__ import annotations
 
+import gc
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.export_settings import ExportSettings
+from rewardloop_trainer.commands.progress import FileProgress
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from rewardloop.formats.store import Manifest
     from rewardloop.formats.text import Encoded, Encoder
     from rewardloop_trainer.data.preferences import Pair
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from rewardloop_trainer.reward.model import RewardModel
 
 _PARITY_SEQUENCES = 16
+_PARITY_TOKENS = 512
+_LARGE_PARAMETERS, _PARITY_TOKENS_OF_LARGE = 500_000_000, 128  # a long sequence would take minutes
 _CALIBRATION_PAIRS = 16
 
 
@@ -46,11 +53,12 @@ def main(argv: Sequence[str]) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         check_base_path(options.base)
-        if options.model == "policy":
-            manifest = _export_policy(options)
-        else:
-            with merged_base(options.base) as base:
-                manifest = _export_reward(options, base)
+        with FileProgress("rewardloop export") as progress:
+            if options.model == "policy":
+                manifest = _export_policy(options, progress)
+            else:
+                with merged_base(options.base) as base:
+                    manifest = _export_reward(options, base, progress)
     except (
         UnusableBase,
         ParityError,
@@ -68,15 +76,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
+def random_sequences(
+    encoder: Encoder, vocabulary: int, count: int, seed: int = 0, longest: int = _PARITY_TOKENS
+) -> list[Encoded]:
     """Return sequences of random tokens, on which parity is tried without texts.
 
-    They have 2 tokens to the maximum length (at most 512). Each prompt has two responses.
+    They have 2 tokens to the maximum length (at most ``longest``). Each prompt has two responses.
     """
     from rewardloop.formats.text import Encoded
 
     chance = random.Random(seed)
-    longest = min(encoder.max_length, 512)
+    longest = min(encoder.max_length, longest)
 
     def draw(length: int) -> list[int]:
         ids = [chance.randrange(vocabulary) for _ in range(length)]
@@ -92,43 +102,50 @@ def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 
     return found
 
 
-def _export_reward(options: ExportSettings, base: str) -> Manifest:
+def _export_reward(options: ExportSettings, base: str, progress: FileProgress) -> Manifest:
     """Export the checkpoint in ``base``, which is the options' base, or what its adapters were merged into."""
     from rewardloop.formats.signatures import signer
-    from rewardloop.formats.store import MODEL, Manifest, ModelStore
+    from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop.formats.text import Encoder
     from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
     from rewardloop_trainer.data.gate_pairs import read_pairs
-    from rewardloop_trainer.export.parity import check_parity, export_reward
+    from rewardloop_trainer.export.parity import export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
     from rewardloop_trainer.reward.base_layout import reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
     from rewardloop_trainer.reward.heads.step_token import with_step_end
     from rewardloop_trainer.reward.model import RewardModel
+    from rewardloop_trainer.reward.stored_weights import keep_stored_weights
     from rewardloop_trainer.rounds.publish import code_version
 
     anchors = read_anchors(options.anchors) if options.anchors else ()
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(base)
-    model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, options)
+    with keep_stored_weights():
+        model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, options)
     check_vocabulary(tokenizer, model.vocabulary)
     layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
     text_format = with_step_end(tokenizer, layout.text_format, options)
     longest = longest_input(model.config, tokenizer, within_window=False)
     max_length = min(options.max_length or 512, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
-    with tempfile.TemporaryDirectory() as directory:
-        candidate = Path(directory)
+    store = ModelStore(options.store, signer=signer(options.signing_key), watch=progress)
+    with store.scratch("reward") as candidate:
         adapters = linear_modules(model.trunk, options.adapters)
-        export_reward(model, tokenizer.backend_tokenizer, text_format, candidate, adapters=adapters)
-        sequences = random_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size(), _PARITY_SEQUENCES)
-        difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
-        choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
-        notes = _said({"heads": model.head_note, "layout": layout.note, **notes})
+        backend = tokenizer.backend_tokenizer
+        watch = partial(progress, "writing weights")
+        export_reward(model, backend, text_format, candidate, adapters=adapters, watch=watch)
+        torch_side = _torch_side(model, encoder, pairs, backend.get_vocab_size())
+        heads = model.head_note
+        calibration = fit_calibration(anchor_logits(model, encoder, anchors))
+        del model  # a large one need not be in memory beside its graph
+        gc.collect()
+        figures, notes, precision = _proved(options.precision, candidate, encoder, torch_side)
+        notes = _said({"heads": heads, "layout": layout.note, **notes})
         manifest = Manifest(
             model="reward",
-            metrics={"gate_parity": difference, **choice.figures},
-            calibration=fit_calibration(anchor_logits(model, encoder, anchors)),
+            metrics=figures,
+            calibration=calibration,
             text_format=text_format.to_json(),
             max_length=max_length,
             heads=options.heads,
@@ -136,17 +153,89 @@ def _export_reward(options: ExportSettings, base: str) -> Manifest:
             seed=options.seed,
             code_version=code_version(),
             notes=notes,
-            precision=choice.precision,
+            precision=precision,
         )
 
         def write(target: Path) -> None:
-            shutil.copytree(candidate, target, dirs_exist_ok=True)
+            for path in candidate.iterdir():
+                path.rename(target / path.name)
 
-        return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+        return store.publish(manifest, write)
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchSide:
+    """What the torch model says, for the graph to be compared with.
+
+    Attributes:
+        sequences: Random sequences.
+        logits: Their logits, (sequences, heads).
+        pairs: Held-out pairs; None if there are none.
+        margins: Their margins, (pairs,).
+        stored: The type that the weights are held in.
+        shift: How far padding moves a logit in torch itself.
+    """
+
+    sequences: Sequence[Encoded]
+    logits: npt.NDArray[np.float32]
+    pairs: Sequence[Pair] | None
+    margins: npt.NDArray[np.float64]
+    stored: str
+    shift: float
+
+
+def _torch_side(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] | None, vocabulary: int) -> _TorchSide:
+    import numpy as np
+
+    from rewardloop_trainer.export.parity import padding_shift, torch_logits
+    from rewardloop_trainer.reward.evaluate import pair_margins
+
+    is_large = sum(p.numel() for p in model.parameters()) > _LARGE_PARAMETERS
+    longest = _PARITY_TOKENS_OF_LARGE if is_large else _PARITY_TOKENS
+    sequences = random_sequences(encoder, vocabulary, _PARITY_SEQUENCES, longest=longest)
+    margins = pair_margins(model, encoder, pairs[_CALIBRATION_PAIRS:]) if pairs else np.zeros(0)
+    stored = str(next(model.trunk.parameters()).dtype).removeprefix("torch.")
+    pad = encoder.format.pad
+    logits, shift = torch_logits(model, sequences, pad), padding_shift(model, sequences, pad)
+    return _TorchSide(sequences, logits, pairs, margins, stored, shift)
+
+
+def _proved(
+    wanted: Precision, candidate: Path, encoder: Encoder, torch_side: _TorchSide
+) -> tuple[dict[str, float], dict[str, str], Precision]:
+    """Check the graph against torch, and convert it.
+
+    Returns:
+        Figures and notes for the manifest, and the precision that the graph has.
+
+    Raises:
+        ParityError: If the float32 graph gives other logits than torch.
+    """
+    from rewardloop.formats.store import MODEL
+    from rewardloop_trainer.export.parity import PARITY_TOLERANCE, logit_difference, require_parity
+
+    def difference() -> float:
+        return logit_difference(candidate / MODEL, torch_side.logits, torch_side.sequences, encoder.format.pad)
+
+    figures = {"gate_parity": require_parity(difference(), torch_side.shift)}
+    notes = {}
+    if torch_side.stored != "float32":
+        longest = max(len(s.ids) for s in torch_side.sequences)
+        notes["parity"] = (
+            f"of torch with the weights in {torch_side.stored}, as the checkpoint has them, and layers that compute in "
+            f"float32; {len(torch_side.sequences)} sequences of at most {longest} tokens"
+        )
+    choice, about = _in_precision(wanted, candidate, encoder, torch_side)
+    figures |= choice.figures
+    if choice.precision == "bfloat16":
+        figures["precision_parity"] = difference()
+        if figures["precision_parity"] <= PARITY_TOLERANCE:
+            about = {"precision": "bfloat16 holds the weights exactly: the logits are those of float32"}
+    return figures, {**notes, **about}, choice.precision
 
 
 def _in_precision(
-    wanted: Precision, candidate: Path, model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] | None
+    wanted: Precision, candidate: Path, encoder: Encoder, torch_side: _TorchSide
 ) -> tuple[PrecisionChoice, dict[str, str]]:
     """Convert the candidate's graph if its order of the held-out pairs allows it.
 
@@ -157,11 +246,11 @@ def _in_precision(
     """
     from rewardloop.formats.store import MODEL
     from rewardloop_trainer.export.precision import JudgedPairs, PrecisionChoice, choose_precision, convert
-    from rewardloop_trainer.reward.evaluate import pair_margins
     from rewardloop_trainer.reward.examples import encode_records
 
     if wanted == "float32":
         return PrecisionChoice("float32", {}, ()), {}
+    pairs = torch_side.pairs
     if pairs is None:
         convert(candidate / MODEL, wanted, pad=encoder.format.pad)
         choice = PrecisionChoice(wanted, {}, ())
@@ -169,8 +258,7 @@ def _in_precision(
     else:
         seen, judged = pairs[:_CALIBRATION_PAIRS], pairs[_CALIBRATION_PAIRS:]
         calibration = [s for e in encode_records(encoder, seen).examples for s in e.sequences]
-        margins = pair_margins(model, encoder, judged)
-        choice = choose_precision(candidate, wanted, JudgedPairs(judged, margins, encoder), calibration)
+        choice = choose_precision(candidate, wanted, JudgedPairs(judged, torch_side.margins, encoder), calibration)
         notes = choice.notes(wanted)
     return choice, notes
 
@@ -182,7 +270,7 @@ def _said(notes: dict[str, str]) -> dict[str, str]:
     return notes
 
 
-def _export_policy(options: ExportSettings) -> Manifest:
+def _export_policy(options: ExportSettings, progress: FileProgress) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop.formats.text import Encoder
@@ -210,7 +298,8 @@ def _export_policy(options: ExportSettings) -> Manifest:
     def write(target: Path) -> None:
         write_policy(base, tokenizer, encoder, target)
 
-    published = ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    store = ModelStore(options.store, signer=signer(options.signing_key), watch=progress)
+    published = store.publish(manifest, write)
     _said(dict(published.notes))
     return published
 

@@ -11,13 +11,6 @@ import numpy.typing as npt
 import onnxruntime
 import structlog
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    NotImplemented,
-    RuntimeException,
-)
 from tokenizers import Tokenizer
 
 from rewardloop.formats.graph_inputs import GraphInputs
@@ -27,7 +20,7 @@ from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
 from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
 from rewardloop_trainer.export.graph import fill, graph_of
-from rewardloop_trainer.export.weights import load_graph, write_graph
+from rewardloop_trainer.export.weights import Watch, load_graph, outside_of, write_graph
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -53,6 +46,7 @@ def export_reward(
     out_dir: Path,
     parent: Path | None = None,
     adapters: Sequence[str] = (),
+    watch: Watch | None = None,
 ) -> None:
     """Write model.onnx, tokenizer.json and torch/ into ``out_dir``, as a reward version holds them.
 
@@ -65,6 +59,7 @@ def export_reward(
             same architecture.
         adapters: Paths in the trunk of the layers that get adapter inputs. A graph that cannot have them is written
             without them, with a warning.
+        watch: Called with the bytes of a large graph's weights that are written, and that there are.
 
     Raises:
         ValueError: If the model has adapters that are not merged.
@@ -83,7 +78,7 @@ def export_reward(
         except NoAdapterInputs as error:
             log.warning("the graph is exported without adapter inputs", reason=str(error))
             graph = graph_of(model, text_format.segment_ids)
-    write_graph(graph, out_dir / MODEL)
+    write_graph(graph, out_dir / MODEL, watch)
 
 
 def parity(
@@ -110,15 +105,55 @@ def parity(
     Returns:
         The difference; infinite if ONNX gives a logit that is not finite.
     """
-    session = open_session(onnx_path, adapter)
+    return logit_difference(
+        onnx_path, torch_logits(model, sequences, pad), sequences, pad, batch_rows=batch_rows, adapter=adapter
+    )
+
+
+def torch_logits(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:
+    """The torch model's logits (n, k), of each sequence alone."""
     model.eval()
     with torch.inference_mode():
-        expected = torch.cat([model(*collate([s], pad)) for s in sequences]).numpy()
+        logits: npt.NDArray[np.float32] = torch.cat([model(*collate([s], pad)) for s in sequences]).numpy()
+    return logits
+
+
+def logit_difference(
+    onnx_path: Path,
+    expected: npt.NDArray[np.float32],
+    sequences: Sequence[Encoded],
+    pad: int,
+    *,
+    batch_rows: int = 16,
+    adapter: Path | None = None,
+) -> float:
+    """Return `parity` with logits that were computed before, so that the torch model need not be in memory as well.
+
+    Args:
+        onnx_path: The graph's file.
+        expected: `torch_logits` of the sequences.
+        sequences: The sequences.
+        pad: Token id of padding.
+        batch_rows: Rows of a batch.
+        adapter: A delta's adapter file, which ONNX runs with.
+
+    Raises:
+        ParityError: If ONNX Runtime cannot run the graph.
+    """
+    try:
+        return _worst(open_session(onnx_path, adapter), expected, sequences, pad, batch_rows)
+    except (RuntimeException, Fail, NotImplemented, InvalidGraph, InvalidArgument) as error:
+        raise ParityError(f"ONNX Runtime cannot run the graph: {error}") from error
+
+
+def _worst(
+    session: Runs, expected: npt.NDArray[np.float32], sequences: Sequence[Encoded], pad: int, batch_rows: int
+) -> float:
     worst = 0.0
     for start in range(0, len(sequences), batch_rows):
         found = run_session(session, sequences[start : start + batch_rows], pad)
         worst = max(worst, _difference(found, expected[start : start + batch_rows]))
-    if model.is_decoder:
+    if any(i.name == "ends" for i in session.get_inputs()):
         groups = by_prompt(sequences)
         trees = [group[start : start + batch_rows] for group in groups for start in range(0, len(group), batch_rows)]
         for start in range(0, len(trees), _TREES):
@@ -129,31 +164,43 @@ def parity(
 
 
 def check_parity(onnx_path: Path, model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
-    """Return `parity`.
+    """Return `parity`. Raises `ParityError` as `require_parity` does."""
+    difference = parity(onnx_path, model, sequences, pad)
+    shift = 0.0 if difference <= PARITY_TOLERANCE else padding_shift(model, sequences, pad)
+    return require_parity(difference, shift)
+
+
+def require_parity(difference: float, shift: float) -> float:
+    """Return the difference of logits.
+
+    Args:
+        difference: From `logit_difference`.
+        shift: From `padding_shift` of the torch model.
 
     Raises:
-        ParityError: If it is above `PARITY_TOLERANCE`, or ONNX Runtime cannot run the graph.
+        ParityError: If the difference is above `PARITY_TOLERANCE`. The message says whether the model itself is at
+            fault.
     """
-    try:
-        difference = parity(onnx_path, model, sequences, pad)
-    except (RuntimeException, Fail, NotImplemented, InvalidGraph, InvalidArgument) as error:
-        raise ParityError(f"ONNX Runtime cannot run the graph of {model.config.model_type}: {error}") from error
     if difference <= PARITY_TOLERANCE:
         return difference
-    if not (padded := _padding_shift(model, sequences, pad)) <= PARITY_TOLERANCE:
+    if not shift <= PARITY_TOLERANCE:
         raise ParityError(
-            f"a sequence beside longer ones, and so with padding, scores up to {padded:.2g} from the same one alone: "
-            f"{model.config.model_type} does so in transformers itself, and requests are scored in batches; take a "
-            "base of another family"
+            f"a sequence beside longer ones, and so with padding, scores up to {shift:.2g} from the same one alone: "
+            "the model does so in transformers itself, and requests are scored in batches; take a base of another family"
         )
     raise ParityError(f"ONNX logits differ from torch by {difference:.3g}, above {PARITY_TOLERANCE:g}")
 
 
-def _padding_shift(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
-    """Largest absolute difference of a torch model's logits between sequences in one padded batch and each alone."""
+def padding_shift(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
+    """Largest absolute difference of a torch model's logits between sequences in one padded batch and each alone.
+
+    It is 0 for a decoder, whose tokens do not see the padding after them.
+    """
+    if model.is_decoder:
+        return 0.0
     with torch.inference_mode():
-        alone = torch.cat([model(*collate([s], pad)) for s in sequences])
-        return float((model(*collate(sequences, pad)) - alone).abs().max())
+        padded = model(*collate(sequences, pad)).numpy()
+    return _difference(padded, torch_logits(model, sequences, pad))
 
 
 def run_session(session: Runs, sequences: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:
@@ -179,5 +226,13 @@ def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ORT_ERROR  # it warns of each adapter input
-    session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+    skipped = []
+    if outside_of(onnx_path).exists():
+        # A large graph runs a few times only. Its weights stay where they are mapped, and are not copied into other
+        # layouts and types.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        skipped.append("ConstantFolding")
+    session = onnxruntime.InferenceSession(
+        str(onnx_path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
+    )
     return session if adapter is None else AdaptedSession(session, adapter)

@@ -8,7 +8,8 @@ A few channels hold large activations, which would cost the others their precisi
 factor for each channel, and the weights are multiplied by it (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
 Attention, norms, embeddings, the heads and the products of adapters stay in float32.
 
-One layer is read, rounded and laid down in a file at a time, so that a large model needs no more memory than a small one.
+One layer is read, rounded and laid down in a file at a time, so that the memory that is needed does not grow with the
+model.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.decoder_rows import freeze_rotations, model_class, obstacles
+from rewardloop_trainer.reward.stored_weights import compute_in_float32, loading_dtype
 
 # Tensors without which a trunk is complete: heads of pretraining, poolers, and buffers that are computed anew.
 _NO_HEADS = (
@@ -100,12 +101,13 @@ def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Modul
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.ERROR)  # what it would report is judged below
     try:
+        dtype = loading_dtype(base)
         model, report = kind.from_pretrained(
             base,
             **options,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=_attention(kind, base),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -119,6 +121,8 @@ def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Modul
             f"{base}: the checkpoint lacks weights of {type(model).__name__}, or has them in another shape: "
             f"{some_of(missing)}"
         )
+    if dtype is not torch.float32:
+        compute_in_float32(model)
     model.config.use_cache = model.config.get_text_config().use_cache = False
     freeze_rotations(model)
     ignored = re.compile("|".join((*_NO_HEADS, *_NO_HEADS_OF.get(model.config.model_type, ()))))
