@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
-    from rewardloop_trainer.reward.calibrate import CorruptAnchors
+    from rewardloop_trainer.reward.anchors import UnusableAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     export = _export_reward if options.model == "reward" else _export_policy
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         UnusableBase,
         ParityError,
         ExportFailed,
-        CorruptAnchors,
+        UnusableAnchors,
         CorruptPairs,
         RefusedConversation,
         StoreError,
@@ -92,16 +92,18 @@ def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
+    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer
     from rewardloop_trainer.data.gate_pairs import read_pairs
+    from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
     from rewardloop_trainer.export.parity import check_parity, export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
+    from rewardloop_trainer.reward.anchors import ANCHORS, anchors_to_export, check_anchors, write_anchors
     from rewardloop_trainer.reward.base_layout import reward_layout
-    from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
+    from rewardloop_trainer.reward.calibrate import calibrate
     from rewardloop_trainer.reward.model import RewardModel
     from rewardloop_trainer.rounds.publish import code_version
 
-    anchors = read_anchors(options.anchors) if options.anchors else ()
+    anchors = anchors_to_export(options.anchors)
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(options.base)
     model = RewardModel.from_base(
@@ -110,9 +112,11 @@ def _export_reward(options: ExportSettings) -> Manifest:
     check_vocabulary(tokenizer, model.vocabulary)
     layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
     text_format = layout.text_format
-    longest = longest_input(model.config, tokenizer)
-    max_length = min(options.max_length or 512, longest)
-    encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
+    length = input_length(
+        model.config, tokenizer, options.max_length, default=DEFAULT_REWARD_LENGTH, setting="--max-length"
+    )
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format, length.tokens)
+    check_anchors(options.anchors, anchors, encoder)
     with tempfile.TemporaryDirectory() as directory:
         candidate = Path(directory)
         adapters = linear_modules(model.trunk, options.adapters)
@@ -121,18 +125,20 @@ def _export_reward(options: ExportSettings) -> Manifest:
         difference = check_parity(candidate / MODEL, model, sequences, text_format.pad)
         choice, notes = _in_precision(options.precision, candidate, model, encoder, pairs)
         heads = f"new, drawn with seed {options.seed}" if model.has_new_heads else "the checkpoint's"
-        notes = _said({"heads": heads, "layout": layout.note, **notes})
+        scale = calibrate(model, encoder, anchors)
+        write_anchors(candidate / ANCHORS, anchors.anchors)
+        notes = {"heads": heads, "layout": layout.note, "max_length": length.reason, "anchors": scale.note, **notes}
         manifest = Manifest(
             model="reward",
             metrics={"gate_parity": difference, **choice.figures},
-            calibration=fit_calibration(anchor_logits(model, encoder, anchors)),
+            calibration=scale.calibration,
             text_format=text_format.to_json(),
-            max_length=max_length,
+            max_length=length.tokens,
             heads=options.heads,
             base=options.base,
             seed=options.seed,
             code_version=code_version(),
-            notes=notes,
+            notes=_said(notes),
             precision=choice.precision,
         )
 
@@ -185,7 +191,8 @@ def _export_policy(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop_trainer.data.base_layout import decoder_layout
-    from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer, longest_input
+    from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer
+    from rewardloop_trainer.data.input_length import input_length
     from rewardloop_trainer.rounds.publish import code_version
 
     tokenizer = load_tokenizer(options.base)
@@ -197,14 +204,14 @@ def _export_policy(options: ExportSettings) -> Manifest:
         raise UnusableBase(f"{options.base}: {error}") from error
     check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
     layout = decoder_layout(tokenizer, "write", choice=options.layout)
-    longest = longest_input(model.config, tokenizer)
+    length = input_length(model.config, tokenizer, options.max_length, default=None, setting="--max-length")
     manifest = Manifest(
         model="policy",
         text_format=layout.text_format.to_json(),
-        max_length=min(options.max_length or longest, longest),
+        max_length=length.tokens,
         base=options.base,
         code_version=code_version(),
-        notes=_said({"layout": layout.note}),
+        notes=_said({"layout": layout.note, "max_length": length.reason}),
     )
 
     def write(target: Path) -> None:

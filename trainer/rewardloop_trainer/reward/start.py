@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -15,14 +16,16 @@ from rewardloop_trainer.data.base_text import (
     attention_window,
     check_vocabulary,
     load_tokenizer,
-    longest_input,
 )
+from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 log = structlog.get_logger()
+
+_INHERITED_NOTES = ("layout", "max_length")
 
 
 class NothingToStartFrom(Exception):
@@ -39,6 +42,7 @@ class RewardStart:
         base: The base that the model descends from, for the manifest.
         directory: Files of the live version; None for a new model.
         trunk: The version whose graph the live version runs on: itself, or a delta's trunk; None for a new model.
+        notes: What was chosen for a new model, or stands in the live version's manifest, for the next manifest.
     """
 
     model: RewardModel
@@ -46,6 +50,7 @@ class RewardStart:
     base: str
     directory: Path | None
     trunk: TrunkFiles | None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +95,22 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
             load_delta(model, directory / TORCH, settings.lora.dropout)
         max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
         encoder = Encoder(tokenizer, read_text_format(manifest.text_format), max_length)
-        return RewardStart(model, encoder, manifest.base, directory, trunk)
+        notes = {name: manifest.notes[name] for name in _INHERITED_NOTES if name in manifest.notes}
+        return RewardStart(model, encoder, manifest.base, directory, trunk, notes)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
     of_base = load_tokenizer(settings.base)
     check_vocabulary(of_base, model.vocabulary)
     layout = reward_layout(of_base, model)
-    log.info("first reward model", base=settings.base, new_heads=model.has_new_heads, layout=layout.note)
-    max_length = min(settings.max_length, longest_input(model.config, of_base))
-    return RewardStart(
-        model, Encoder(of_base.backend_tokenizer, layout.text_format, max_length), settings.base, None, None
+    length = input_length(
+        model.config, of_base, settings.max_length, default=DEFAULT_REWARD_LENGTH, setting="--reward.max-length"
     )
+    heads = f"new, drawn with seed {seed}" if model.has_new_heads else "the checkpoint's"
+    notes = {"heads": heads, "layout": layout.note, "max_length": length.reason}
+    log.info("first reward model", base=settings.base, **notes)
+    encoder = Encoder(of_base.backend_tokenizer, layout.text_format, length.tokens)
+    return RewardStart(model, encoder, settings.base, None, None, notes)
 
 
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:
