@@ -37,6 +37,15 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
             if model == "reward":
                 args += ("--anchors", str(plan.anchors)) if plan.anchors.exists() else ()
             await run(f"export-{model}", "rewardloop_trainer.commands.export", args)
+            _say_choices(plan, model, on_phase)
+
+
+def _say_choices(plan: DeploymentPlan, model: str, on_phase: Callable[[str], None]) -> None:
+    """Say what the export has chosen, such as the length; its own output is in a log."""
+    store = ModelStore(plan.store)
+    for version in store.versions(model)[-1:]:
+        for name, note in store.manifest(model, version).notes.items():
+            on_phase(f"{model} version {version}: {name}: {note}")
 
 
 def _defaults() -> list[str]:

@@ -88,7 +88,7 @@ async def _run(settings: UpSettings) -> int:
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
     plan = DeploymentPlan(**fields, security=Security.of(settings))
-    deployment = Deployment(plan, on_phase=lambda phase: say(f"[dim]{phase}[/dim]"))
+    deployment = Deployment(plan, on_phase=lambda phase: say(f"[dim]{escape(phase)}[/dim]"))
     stop = asyncio.Event()
     stop_on_signals(stop)
     starting = asyncio.create_task(deployment.start())

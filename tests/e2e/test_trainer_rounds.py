@@ -28,12 +28,13 @@ from rewardloop.formats.text import Turn
 from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.commands.export import main as export
+from rewardloop_trainer.reward.anchors import ANCHORS, shipped_anchors
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
 
 DELTA = ("--reward.method", "lora", "--reward.delta", "--reward.learning-rate", "0.01", "--reward.lora.rank", "4")
-DELTA_FILES = {ADAPTER, "tokenizer.json", "torch/heads.safetensors", "torch/lora.safetensors"}
+DELTA_FILES = {ADAPTER, ANCHORS, "tokenizer.json", "torch/heads.safetensors", "torch/lora.safetensors"}
 
 
 @dataclass
@@ -129,6 +130,11 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
     assert manifest.data is not None
     assert (manifest.data.signals, len(manifest.data.arrivals)) == (300, 300)
     assert manifest.metrics["gate_candidate_accuracy"] > 0.95
+    first = world.store.manifest("reward", 1)
+    assert manifest.files[ANCHORS] == first.files[ANCHORS]  # the scale of version 1, on whichever machine it is trained
+    assert not (world.directory / "work" / ANCHORS).exists()
+    assert [m.notes["anchors"].split(",")[0] for m in (first, manifest)] == [str(shipped_anchors())] * 2
+    assert manifest.notes["max_length"] == first.notes["max_length"]
     poor, good = world.client.score("question 3", ["poor answer 9", "good answer 9"]).scores
     assert good.score > poor.score
     assert not list((world.directory / "work" / "rounds").iterdir())

@@ -108,11 +108,10 @@ def test_a_decoder_whose_attention_is_not_by_positions_is_refused(
         RewardModel.from_base(tmp_path)
 
 
-def test_inputs_may_be_longer_than_an_attention_window_if_masks_have_it(tmp_path: Path) -> None:
+def test_inputs_may_be_longer_than_an_attention_window(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save_base("llama", tmp_path))
     window = MistralConfig(sliding_window=64, max_position_embeddings=256)
-    assert longest_input(window, tokenizer, within_window=False) == 256
-    assert longest_input(window, tokenizer) == 64
+    assert longest_input(window, tokenizer) == 256
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("longrope", 64), ("dynamic", 256), ("yarn", 256)])
@@ -125,7 +124,7 @@ def test_inputs_stay_where_rotations_do_not_depend_on_the_longest_of_a_batch(
     stretched = LlamaConfig(
         hidden_size=32, num_attention_heads=4, max_position_embeddings=256, rope_parameters={**rope, **factors}
     )
-    assert longest_input(stretched, tokenizer, within_window=False) == longest
+    assert longest_input(stretched, tokenizer) == longest
 
 
 def test_quantised_weights_are_refused_with_their_method(tmp_path: Path) -> None:

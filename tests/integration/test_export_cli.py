@@ -18,7 +18,8 @@ from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.commands import export as export_cli
-from rewardloop_trainer.reward.calibrate import Anchor, anchor_logits, read_anchors, write_anchors
+from rewardloop_trainer.reward.anchors import ANCHORS, Anchor, read_anchors, shipped_anchors, write_anchors
+from rewardloop_trainer.reward.calibrate import anchor_logits
 from rewardloop_trainer.reward.model import RewardModel
 
 
@@ -30,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_base_becomes_a_version_whose_scores_are_on_the_anchors_scale(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    anchors = [Anchor((Turn("user", f"question {i}"),), f"answer {i * i}") for i in range(12)]
+    anchors = [Anchor((Turn("user", f"question {i}"),), f"answer {i * i}") for i in range(70)]
     write_anchors(tmp_path / "anchors.jsonl", anchors)
     flags = ["--heads", "2", "--max-length", "64", "--anchors", str(tmp_path / "anchors.jsonl")]
     status = export_cli.main(["--base", str(base), "--store", str(tmp_path / "store"), *flags])
@@ -45,11 +46,45 @@ def test_a_base_becomes_a_version_whose_scores_are_on_the_anchors_scale(
     model = RewardModel.load(directory / "torch")
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     encoder = Encoder(tokenizer, TextFormat.from_json(manifest.text_format), manifest.max_length)
-    logits = anchor_logits(model, encoder, read_anchors(tmp_path / "anchors.jsonl"))
+    assert read_anchors(directory / ANCHORS) == tuple(anchors)
+    assert manifest.notes["anchors"].startswith("70 given (sha256 ")
+    logits = anchor_logits(model, encoder, anchors)
     assert manifest.calibration is not None
     scores = manifest.calibration.scale * logits + manifest.calibration.offset
     assert scores.mean() == pytest.approx(0.0, abs=1e-5)
     assert np.std(scores) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_without_a_file_the_scale_is_fixed_on_the_shipped_anchors_and_lengths_are_said(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_cli.main(["--base", str(base), "--store", str(tmp_path / "store"), "--heads", "2"]) == 0
+    store = ModelStore(tmp_path / "store")
+    manifest, directory = store.manifest("reward", 1), store.fetch("reward", 1)
+    assert read_anchors(directory / ANCHORS) == shipped_anchors().anchors
+    assert ANCHORS in manifest.files
+    assert manifest.calibration is not None
+    assert manifest.calibration.scale != 1.0
+    assert manifest.notes["anchors"].startswith("96 shipped (sha256 ")
+    assert (manifest.max_length, manifest.notes["max_length"]) == (
+        256,
+        "256, all of the 256 that the base reads (its positions)",
+    )
+    said = capsys.readouterr().err
+    for name in ("anchors", "max_length"):
+        assert f"rewardloop export: {name}: {manifest.notes[name]}" in said
+
+
+def test_too_few_anchors_are_one_line_and_no_version(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_anchors(tmp_path / "few.jsonl", [Anchor((Turn("user", f"q{i}"),), "a") for i in range(20)])
+    flags = ["--base", str(base), "--store", str(tmp_path / "store"), "--anchors", str(tmp_path / "few.jsonl")]
+    assert export_cli.main(flags) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"rewardloop export: {tmp_path}/few.jsonl: the model reads 20 distinct anchors of 20, and a")
+    assert said.count("\n") == 1
+    assert ModelStore(tmp_path / "store").versions("reward") == []
 
 
 def test_a_causal_model_becomes_a_policy(tmp_path: Path) -> None:
@@ -63,6 +98,8 @@ def test_a_causal_model_becomes_a_policy(tmp_path: Path) -> None:
     names = {p.name for p in directory.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
     assert "generation_config.json" in names
+    notes = ModelStore(tmp_path / "store").manifest("policy", 1).notes
+    assert notes["max_length"] == "256, all of the 256 that the base reads (its positions)"
     loaded = AutoModelForCausalLM.from_pretrained(directory)
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
 

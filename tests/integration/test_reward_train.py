@@ -17,6 +17,7 @@ from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Reco
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.reward.evaluate import head_margins
+from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import Progress, train_reward
@@ -55,6 +56,20 @@ HELDOUT = [pair(i) for i in range(1_000, 1_040)]
 
 def weights(model: RewardModel) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def at_level(base: Path, level: float, seed: int = 0) -> RewardModel:
+    """A start whose logits all are about ``level``, as those of a trained reward model may be."""
+    model = RewardModel.from_base(base, heads=2, seed=seed)
+    with torch.no_grad():
+        model.heads.bias.fill_(level)
+    return model
+
+
+def level_of(model: RewardModel, encoder: Encoder) -> float:
+    sequences = [encoder.pair(p.prompt, text) for p in HELDOUT for text in (p.chosen, p.rejected)]
+    with torch.inference_mode():
+        return float(logits_of(model, sequences, encoder.format.pad, 4096).mean())
 
 
 def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -128,6 +143,47 @@ def test_a_run_asked_to_stop_saves_itself(base: Path, encoder: Encoder, tmp_path
     resumed = RewardModel.from_base(base, heads=2)
     train_reward(resumed, encoder, TRAIN, HELDOUT, FAST, tmp_path)
     assert are_equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.learning
+def test_a_start_s_own_level_is_kept_and_learning_is_the_same_at_any_level(base: Path, encoder: Encoder) -> None:
+    settings = FAST.model_copy(update={"centring": 0.1})
+    outcomes, moved = [], []
+    for level in (0.0, 7.0):
+        model = at_level(base, level, learning_seed())
+        before = level_of(model, encoder)
+        outcomes.append(train_reward(model, encoder, TRAIN, HELDOUT, settings))
+        moved.append(level_of(model, encoder) - before)
+    assert abs(moved[1]) < 0.5  # centred on 0, the level falls by 7
+    assert moved[1] == pytest.approx(moved[0], abs=0.05)
+    low, high = outcomes
+    assert high.heldout.loss == pytest.approx(low.heldout.loss, rel=0.02)
+    assert high.figures["train_last_loss"] == pytest.approx(low.figures["train_last_loss"], rel=0.02)
+
+
+@pytest.mark.learning
+def test_thumbs_do_not_pull_a_start_s_level_to_0(base: Path, encoder: Encoder) -> None:
+    thumbs = [
+        Labelled(replace_prompt(i), f"{text} ok", label, event_id=f"{text}{i}")
+        for i in range(60)
+        for text, label in (("thanks", 1.0), ("no", 0.0))
+    ]
+    model = at_level(base, 7.0, learning_seed())
+    before = level_of(model, encoder)
+    train_reward(model, encoder, thumbs, [], FAST)
+    assert level_of(model, encoder) == pytest.approx(before, abs=1.0)
+
+
+def test_a_resumed_run_is_centred_on_the_start_s_level(base: Path, encoder: Encoder, tmp_path: Path) -> None:
+    settings = FAST.model_copy(update={"centring": 0.5, "epochs": 1})
+    whole, resumed = at_level(base, 7.0), at_level(base, 7.0)
+    train_reward(whole, encoder, TRAIN, [], settings)
+    asked = iter([False] * 6 + [True])
+    with pytest.raises(TrainingStopped):
+        train_reward(resumed, encoder, TRAIN, [], settings, tmp_path, should_stop=lambda: next(asked))
+    other = at_level(base, -3.0, seed=5)
+    train_reward(other, encoder, TRAIN, [], settings, tmp_path)
+    assert are_equal(weights(other), weights(whole))
 
 
 @pytest.mark.parametrize("change", ["data", "settings", "damage"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.process.settings import parse
 from rewardloop_local.first_versions import publish_first_versions
 from rewardloop_local.plan import DeploymentPlan
@@ -43,3 +44,19 @@ async def test_the_signing_key_may_come_from_the_environment(tmp_path: Path, mon
     monkeypatch.setenv("REWARDLOOP_SIGNING_KEY", "key.pem")
     exports = await _exports(DeploymentPlan(tmp_path, reward_base="r", policy_base="p"))
     assert [each.signing_key for each in exports] == ["key.pem"] * 2
+
+
+async def test_what_an_export_chose_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = DeploymentPlan(tmp_path, reward_base="r")
+
+    async def run(name: str, module: str, args: Sequence[str]) -> None:
+        notes = {"max_length": "2,048, of the 32,768 that the base reads", "anchors": "96 shipped"}
+        ModelStore(plan.store).publish(Manifest("reward", notes=notes), lambda directory: None)
+
+    await publish_first_versions(plan, run, said.append)
+    assert said == [
+        "exporting reward version 1",
+        "reward version 1: anchors: 96 shipped",
+        "reward version 1: max_length: 2,048, of the 32,768 that the base reads",
+    ]

@@ -1,26 +1,16 @@
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.reward_bases import encoder_for, save_base
 
 from rewardloop.formats.store import Calibration
-from rewardloop.formats.text import Turn
-from rewardloop_trainer.data.preferences import Labelled, Pair, Record
-from rewardloop_trainer.reward.calibrate import (
-    Anchor,
-    CorruptAnchors,
-    choose_anchors,
-    fit_calibration,
-    fit_length_slope,
-    fixed_anchors,
-    read_anchors,
-    write_anchors,
-)
-
-
-def records(count: int, start: int = 0) -> list[Record]:
-    return [Pair((Turn("user", f"question {i // 3}"),), f"good {i}", f"bad {i}") for i in range(start, start + count)]
+from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
+from rewardloop_trainer.reward.anchors import LEAST_ANCHORS, Anchor, AnchorSet, UnusableAnchors
+from rewardloop_trainer.reward.calibrate import anchor_logits, calibrate, fit_calibration, fit_length_slope
+from rewardloop_trainer.reward.model import RewardModel
 
 
 def test_anchors_get_mean_0_and_deviation_1() -> None:
@@ -50,42 +40,76 @@ def test_without_anchors_scores_are_logits() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_logit_that_is_not_finite_is_an_error(bad: float) -> None:
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UnusableAnchors, match="1 anchors are not finite"):
         fit_calibration(np.array([0.0, bad]))
 
 
-def test_anchors_are_distinct_spread_over_prompts_and_independent_of_order() -> None:
-    given = [*records(300), Labelled((Turn("user", "question 0"),), "good 0", 1.0)]
-    chosen = choose_anchors(given, limit=120)
-    assert chosen == choose_anchors(given[::-1], limit=120)
-    assert len(set(chosen)) == len(chosen) == 120
-    assert len({a.prompt for a in chosen}) == 100  # all prompts, before any prompt's second response
+def test_an_outlier_does_not_fix_the_scale() -> None:
+    logits = np.random.default_rng(0).normal(2.0, 0.5, size=64)
+    plain = fit_calibration(logits)
+    for outlier in (50.0, -1e6):
+        found = fit_calibration(np.append(logits[:-1], outlier))
+        # Drawn in to less than 4 deviations, one of 64 adds at most a quarter to the variance.
+        assert found.scale == pytest.approx(plain.scale, rel=0.15)
+        assert found.offset == pytest.approx(plain.offset, rel=0.15)
 
 
-def test_the_first_choice_is_kept_for_good(tmp_path: Path) -> None:
-    first = fixed_anchors(tmp_path, records(30))
-    assert len(first) == 60
-    assert fixed_anchors(tmp_path, records(30, start=1_000)) == first
+def test_one_outlier_among_equal_logits_is_no_scale() -> None:
+    assert fit_calibration(np.append(np.full(63, 3.0), 100.0)) == Calibration(1.0, -3.0)
 
 
-def test_nothing_is_fixed_before_there_is_data(tmp_path: Path) -> None:
-    assert fixed_anchors(tmp_path, []) == ()
-    assert len(fixed_anchors(tmp_path, records(3))) == 6
+def test_two_kinds_of_logits_without_an_outlier_are_standardised_plainly() -> None:
+    found = fit_calibration(np.repeat([0.0, 1.0], [70, 30]))  # variance 0.7 * 0.3
+    assert found.scale == pytest.approx(0.21**-0.5)
 
 
-def test_any_text_is_read_as_it_was_written(tmp_path: Path) -> None:
-    odd = Anchor((Turn("system", "\u2028 line\n"), Turn("user", '"日本"\r\n🙂')), "tab\t\u0085 end")
-    write_anchors(tmp_path / "a.jsonl", [odd, odd])
-    assert read_anchors(tmp_path / "a.jsonl") == (odd, odd)
+def _anchor_set(count: int, least: int = LEAST_ANCHORS) -> AnchorSet:
+    texts = ["ok " * (i % 9) + f"answer {i}" for i in range(count)]
+    return AnchorSet(tuple(Anchor((Turn("user", f"q{i}"),), text) for i, text in enumerate(texts)), "given", least)
 
 
-@pytest.mark.parametrize("row", ["{", '{"prompt": []}', "[]", '{"prompt": [{"role": "user"}], "response": "x"}'])
-def test_a_damaged_anchor_file_is_an_error_and_stays(tmp_path: Path, row: str) -> None:
-    path = tmp_path / "anchors.jsonl"
-    path.write_text('{"prompt": [{"role": "user", "content": "q"}], "response": "x"}\n' + row + "\n")
-    with pytest.raises(CorruptAnchors, match="row 2"):
-        fixed_anchors(tmp_path, records(3))
-    assert row in path.read_text()
+def test_the_note_says_on_what_a_version_is_calibrated(tmp_path: Path) -> None:
+    model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
+    encoder = encoder_for("llama")
+    anchors = _anchor_set(70)
+    scale = calibrate(model, encoder, anchors)
+    logits = anchor_logits(model, encoder, anchors.anchors)
+    assert scale.calibration == fit_calibration(logits)
+    assert scale.note.startswith(f"{anchors}, 70 distinct: level {logits.mean():.4g}, deviation ")
+    assert str(anchors).startswith("70 given (sha256 ")
+
+
+def test_too_few_anchors_leave_scores_as_logits_and_the_note_says_so(tmp_path: Path) -> None:
+    model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
+    few = _anchor_set(12)
+    scale = calibrate(model, encoder_for("llama"), few)
+    assert scale.calibration == Calibration(1.0, 0.0)
+    assert scale.note == f"none, scores are logits: the model reads 12 distinct anchors of {few}, fewer than 64"
+    kept = calibrate(model, encoder_for("llama"), _anchor_set(12, least=2))
+    assert kept.calibration.scale != 1.0
+
+
+def test_anchors_that_the_layout_refuses_are_left_out_and_counted(tmp_path: Path) -> None:
+    model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
+    anchors = _anchor_set(70)
+    refused = AnchorSet((*anchors.anchors, Anchor((), "an answer to nothing")), "given")
+    scale = calibrate(model, _Refusing("llama"), refused)
+    assert "71 given" in scale.note
+    assert "1 of which the text layout has no form for, 70 distinct" in scale.note
+    assert scale.calibration == calibrate(model, encoder_for("llama"), anchors).calibration
+
+
+class _Refusing(Encoder):
+    """An encoder whose layout has no form for an empty conversation."""
+
+    def __init__(self, kind: str) -> None:
+        known = encoder_for(kind)
+        super().__init__(known.tokenizer, known.format, known.max_length)
+
+    def pair(self, conversation: Sequence[Turn], response: str) -> Encoded:
+        if not conversation:
+            raise RefusedConversation("empty")
+        return super().pair(conversation, response)
 
 
 def test_full_length_control_leaves_margins_uncorrelated_with_length() -> None:

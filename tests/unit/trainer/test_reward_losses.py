@@ -111,6 +111,11 @@ def test_centring_is_the_squared_sum_of_both_logits() -> None:
     assert centring(column(3.0, 1.0), column(1.0, -1.0)).squeeze(1).tolist() == [16.0, 0.0]
 
 
+def test_centring_around_a_level_is_that_of_the_logits_without_it() -> None:
+    level = torch.tensor([7.0])
+    assert centring(column(10.0, 8.0), column(8.0, 6.0), level).squeeze(1).tolist() == [16.0, 0.0]
+
+
 def test_weighted_mean_divides_by_the_weights_not_the_items() -> None:
     losses = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     # (1*1 + 0*2 + 3*3 + 2*4) / 6

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
     from rewardloop_trainer.reward.adapter_base import merged_base
-    from rewardloop_trainer.reward.calibrate import CorruptAnchors
+    from rewardloop_trainer.reward.anchors import UnusableAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         UnusableBase,
         ParityError,
         ExportFailed,
-        CorruptAnchors,
+        UnusableAnchors,
         CorruptPairs,
         RefusedConversation,
         StoreError,
@@ -107,18 +107,20 @@ def _export_reward(options: ExportSettings, base: str, progress: FileProgress) -
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
+    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer
     from rewardloop_trainer.data.gate_pairs import read_pairs
+    from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
     from rewardloop_trainer.export.parity import export_reward
     from rewardloop_trainer.learning.linear_modules import linear_modules
+    from rewardloop_trainer.reward.anchors import ANCHORS, anchors_to_export, check_anchors, write_anchors
     from rewardloop_trainer.reward.base_layout import reward_layout
-    from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
+    from rewardloop_trainer.reward.calibrate import calibrate
     from rewardloop_trainer.reward.heads.step_token import with_step_end
     from rewardloop_trainer.reward.model import RewardModel
     from rewardloop_trainer.reward.stored_weights import keep_stored_weights
     from rewardloop_trainer.rounds.publish import code_version
 
-    anchors = read_anchors(options.anchors) if options.anchors else ()
+    anchors = anchors_to_export(options.anchors)
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
     tokenizer = load_tokenizer(base)
     with keep_stored_weights():
@@ -126,9 +128,11 @@ def _export_reward(options: ExportSettings, base: str, progress: FileProgress) -
     check_vocabulary(tokenizer, model.vocabulary)
     layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
     text_format = with_step_end(tokenizer, layout.text_format, options)
-    longest = longest_input(model.config, tokenizer, within_window=False)
-    max_length = min(options.max_length or 512, longest)
-    encoder = Encoder(tokenizer.backend_tokenizer, text_format, max_length)
+    length = input_length(
+        model.config, tokenizer, options.max_length, default=DEFAULT_REWARD_LENGTH, setting="--max-length"
+    )
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format, length.tokens)
+    check_anchors(options.anchors, anchors, encoder)
     store = ModelStore(options.store, signer=signer(options.signing_key), watch=progress)
     with store.scratch("reward") as candidate:
         adapters = linear_modules(model.trunk, options.adapters)
@@ -136,23 +140,23 @@ def _export_reward(options: ExportSettings, base: str, progress: FileProgress) -
         watch = partial(progress, "writing weights")
         export_reward(model, backend, text_format, candidate, adapters=adapters, watch=watch)
         torch_side = _torch_side(model, encoder, pairs, backend.get_vocab_size())
-        heads = model.head_note
-        calibration = fit_calibration(anchor_logits(model, encoder, anchors))
+        scale = calibrate(model, encoder, anchors)
+        write_anchors(candidate / ANCHORS, anchors.anchors)
+        chosen = {"heads": model.head_note, "layout": layout.note, "max_length": length.reason, "anchors": scale.note}
         del model  # a large one need not be in memory beside its graph
         gc.collect()
         figures, notes, precision = _proved(options.precision, candidate, encoder, torch_side)
-        notes = _said({"heads": heads, "layout": layout.note, **notes})
         manifest = Manifest(
             model="reward",
             metrics=figures,
-            calibration=calibration,
+            calibration=scale.calibration,
             text_format=text_format.to_json(),
-            max_length=max_length,
+            max_length=length.tokens,
             heads=options.heads,
             base=options.base,
             seed=options.seed,
             code_version=code_version(),
-            notes=notes,
+            notes=_said(chosen | notes),
             precision=precision,
         )
 
@@ -276,6 +280,7 @@ def _export_policy(options: ExportSettings, progress: FileProgress) -> Manifest:
     from rewardloop.formats.text import Encoder
     from rewardloop_trainer.data.base_layout import decoder_layout
     from rewardloop_trainer.data.base_text import load_tokenizer
+    from rewardloop_trainer.data.input_length import input_length
     from rewardloop_trainer.export.policy import write_policy
     from rewardloop_trainer.policy.base_policy import PolicyBase
     from rewardloop_trainer.rounds.publish import code_version
@@ -283,17 +288,16 @@ def _export_policy(options: ExportSettings, progress: FileProgress) -> Manifest:
     base = PolicyBase.of(options.base)
     tokenizer = load_tokenizer(base.tokenizer)
     layout = decoder_layout(tokenizer, "write", choice=options.layout)
-    longest = base.longest_input(tokenizer)
-    max_length = min(options.max_length or longest, longest)
+    length = input_length(base.config, tokenizer, options.max_length, default=None, setting="--max-length")
     manifest = Manifest(
         model="policy",
         text_format=layout.text_format.to_json(),
-        max_length=max_length,
+        max_length=length.tokens,
         base=options.base,
         code_version=code_version(),
-        notes={"layout": layout.note},
+        notes={"layout": layout.note, "max_length": length.reason},
     )
-    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, max_length)
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, length.tokens)
 
     def write(target: Path) -> None:
         write_policy(base, tokenizer, encoder, target)

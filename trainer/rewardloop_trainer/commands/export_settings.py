@@ -22,7 +22,9 @@ class ExportSettings(ProcessSettings, HeadChoice):
     signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs the version")
     model: Literal["reward", "policy"] = Field("reward", description="what the model becomes")
     max_length: int | None = Field(
-        None, ge=8, description="most tokens of prompt and response together; default: 512, or what a policy reads"
+        None,
+        ge=8,
+        description="most tokens of prompt and response; default: all that the base reads, for rewards to 2048",
     )
     layout: Literal["exact", "plain"] = Field(
         "exact", description="lay texts out as the base's own tokenizer and chat template do, or refuse it; or plainly"
@@ -37,7 +39,10 @@ class ExportSettings(ProcessSettings, HeadChoice):
     adapters: Literal["none", "query_value", "attention", "all"] = Field(
         "query_value", description="linear layers whose changes later versions can publish as adapters of this graph"
     )
-    anchors: Path | None = Field(None, description="JSONL rows {prompt, response} that fix the scale of the scores")
+    anchors: Path | None = Field(
+        None,
+        description="JSONL rows {prompt, response}, 64 or more, that fix the scale of scores; default: shipped ones",
+    )
     precision: Literal["float32", "int8", "float16", "bfloat16"] = Field(
         "float32", description="precision of the graph: int8 suits CPUs, float16 CUDA; bfloat16 halves the file"
     )

@@ -8,6 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from rewardloop_sampling.loading import most_positions
+
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
 # Encoders whose position ids start after the padding id.
 _POSITIONS_AFTER_PADDING = frozenset(
@@ -16,6 +18,7 @@ _POSITIONS_AFTER_PADDING = frozenset(
         *("roberta-prelayernorm", "xmod", "ibert", "luke", "esm"),
     )
 )
+_UNKNOWN_LENGTH = 512
 _NAMED = 5  # tokens that an error names
 
 
@@ -50,43 +53,19 @@ def check_vocabulary(tokenizer: Any, rows: int) -> None:
         )
 
 
-def longest_input(config: Any, tokenizer: Any, *, within_window: bool = True) -> int:
-    """Most tokens that the model can read, by its positions, attention window and tokenizer; 512 if none tells.
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Most tokens that the model can read, by its positions, rotary frequencies and tokenizer; 512 if none tells.
 
-    Args:
-        config: The model's configuration.
-        tokenizer: Its Hugging Face tokenizer.
-        within_window: Whether inputs must not be longer than an attention window, because masks have no windows.
+    An attention window is no bound, because masks have windows.
     """
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
-    if config.model_type in _POSITIONS_AFTER_PADDING:
-        positions -= config.pad_token_id + 1
-    known = [int(positions)]
-    if within_window and (window := attention_window(config)) is not None:
-        known.append(window)
-    if (limit := rotary_limit(config)) is not None:
-        known.append(limit)
+    bounds = []
+    if (positions := most_positions(config)) is not None:
+        offset = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+        bounds.append(positions - offset)
     if tokenizer.model_max_length < _UNBOUNDED:
-        known.append(int(tokenizer.model_max_length))
-    return min(known)
-
-
-def rotary_limit(config: Any) -> int | None:
-    """Tokens up to which the frequencies of rotary embeddings do not depend on the length; None if they never do.
-
-    Beyond it (dynamic NTK, longrope), a text's frequencies would depend on the longest text beside it in a batch.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
-    return int(config.max_position_embeddings) if rope.get("rope_type") == "dynamic" else None
+        bounds.append(int(tokenizer.model_max_length))
+    return min(bounds, default=_UNKNOWN_LENGTH)
 
 
 class UnusableBase(ValueError):
     """Raised when a directory or hub id is not a model that can be used."""
-
-
-def attention_window(config: Any) -> int | None:
-    """Tokens up to which sliding-window attention equals plain causal attention; None if there is no window."""
-    window = getattr(config, "sliding_window", None)
-    return int(window) if window and getattr(config, "use_sliding_window", True) else None

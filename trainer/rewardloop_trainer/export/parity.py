@@ -11,6 +11,13 @@ import numpy.typing as npt
 import onnxruntime
 import structlog
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,
+    RuntimeException,
+)
 from tokenizers import Tokenizer
 
 from rewardloop.formats.graph_inputs import GraphInputs
@@ -186,7 +193,7 @@ def require_parity(difference: float, shift: float) -> float:
     if not shift <= PARITY_TOLERANCE:
         raise ParityError(
             f"a sequence beside longer ones, and so with padding, scores up to {shift:.2g} from the same one alone: "
-            "the model does so in transformers itself, and requests are scored in batches; take a base of another family"
+            "the model does so in transformers itself, and requests are scored in batches: take another family"
         )
     raise ParityError(f"ONNX logits differ from torch by {difference:.3g}, above {PARITY_TOLERANCE:g}")
 

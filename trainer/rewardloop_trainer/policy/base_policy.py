@@ -11,12 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rewardloop_sampling.generation_rules import GenerationRules, UnsupportedGeneration
-from rewardloop_sampling.loading import most_positions
 from rewardloop_trainer.data.base_text import UnusableBase
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
-_UNKNOWN_LENGTH = 512
 _NAMED = 3  # tensors that an error names
 
 
@@ -65,16 +62,6 @@ class PolicyBase:
         """The directory or hub id of the tokenizer: that of the adapters if they have one."""
         has_own = self.adapters is None or (Path(self.adapters) / "tokenizer_config.json").exists()
         return self.name if has_own else self.weights
-
-    def longest_input(self, tokenizer: Any) -> int:
-        """Return the most tokens of prompt and answer together; 512 if neither the config nor the tokenizer says.
-
-        A sliding window does not bound them, because a policy reads with the windows of its own layers.
-        """
-        bounds = [] if (positions := most_positions(self.config)) is None else [positions]
-        if tokenizer.model_max_length < _UNBOUNDED:
-            bounds.append(int(tokenizer.model_max_length))
-        return min(bounds, default=_UNKNOWN_LENGTH)
 
     def load(self, dtype: torch.dtype | str) -> Any:
         """Load the weights in evaluation mode, on the CPU, with the adapters merged into them.

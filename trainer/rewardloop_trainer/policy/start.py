@@ -15,7 +15,7 @@ from rewardloop.formats.store import MANIFEST, ModelStore
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_layout import decoder_layout
-from rewardloop_trainer.data.base_text import load_tokenizer
+from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
 from rewardloop_trainer.policy.base_policy import PolicyBase
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
@@ -67,7 +67,7 @@ def start_from_base(base: str, max_length: int) -> PolicyStart:
     """
     policy = PolicyBase.of(base)
     tokenizer = load_tokenizer(policy.tokenizer)
-    longest = policy.longest_input(tokenizer)
+    longest = longest_input(policy.config, tokenizer)
     text_format = decoder_layout(tokenizer, "write").text_format
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, min(max_length or longest, longest))
     commit = getattr(policy.config, "_commit_hash", None) or ""

@@ -64,7 +64,7 @@ def obstacles(config: Any) -> Sequence[str]:
 def freeze_rotations(trunk: nn.Module) -> None:
     """Keep the frequencies of rotary embeddings that would depend on the longest row of a batch.
 
-    They are those of the length that the model was trained with (`base_text.rotary_limit`).
+    They are those of the length that the model was trained with (`base_text.longest_input`).
     """
     for module in trunk.modules():
         if getattr(module, "rope_type", None) in ("dynamic", "longrope"):

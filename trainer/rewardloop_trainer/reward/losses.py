@@ -87,19 +87,20 @@ def pointwise(logits: Tensor, label: Tensor, threshold: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(logits - threshold, target, reduction="none")
 
 
-def centring(first: Tensor, second: Tensor) -> Tensor:
-    """(r_1 + r_2)^2: keeps the level of the logits from drifting, which comparisons do not determine.
+def centring(first: Tensor, second: Tensor, level: Tensor | float = 0.0) -> Tensor:
+    """(r_1 + r_2 - 2 l)^2: keeps the level of the logits from drifting, which comparisons do not determine.
 
-    Source: Eisenstein et al. 2023, eq. 4. Use a coefficient of about 0.01.
+    Source: Eisenstein et al. 2023, eq. 4, in which l is 0. Use a coefficient of about 0.01.
 
     Args:
         first: (n, k), logits of one response of each pair.
         second: (n, k), logits of the other.
+        level: The level l to stay at; broadcastable to (n, k). A trained model's own level may be far from 0.
 
     Returns:
         (n, k).
     """
-    return (first + second).square()
+    return (first + second - 2 * level).square()
 
 
 def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:

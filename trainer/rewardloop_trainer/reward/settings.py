@@ -36,7 +36,7 @@ class RewardTraining(BaseModel):
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
     pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")
     tie_weight: float = Field(0.5, ge=0, description="weight of a tie beside a pair")
-    centring: float = Field(0.01, ge=0, description="weight of the loss that holds the level of the logits near 0")
+    centring: float = Field(0.01, ge=0, description="weight of the loss that holds the logits near the start's level")
     evaluate_every_steps: int = Field(
         0, ge=0, description="steps between two evaluations; 0: only at the end of each epoch"
     )
@@ -55,7 +55,11 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
         4, ge=1, description="score heads of a first model; the spread of their scores is the uncertainty"
     )
     pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how a first model pools an encoder's states")
-    max_length: int = Field(512, ge=8, description="most tokens of prompt and response together, in a first model")
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="most tokens of prompt and response in a first model; default: all that the base reads, to 2048",
+    )
     method: Literal["full", "lora"] = Field("full", description="which weights learn")
     lora: LoraSettings = LoraSettings.model_validate({})
     delta: bool = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -14,8 +15,8 @@ from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_text import (
     check_vocabulary,
     load_tokenizer,
-    longest_input,
 )
+from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
 from rewardloop_trainer.reward.adapter_base import merged_base
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.heads.step_token import with_step_end
@@ -24,6 +25,8 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 log = structlog.get_logger()
+
+_INHERITED_NOTES = ("layout", "max_length")
 
 
 class NothingToStartFrom(Exception):
@@ -40,6 +43,7 @@ class RewardStart:
         base: The base that the model descends from, for the manifest.
         directory: Files of the live version; None for a new model.
         trunk: The version whose graph the live version runs on: itself, or a delta's trunk; None for a new model.
+        notes: What was chosen for a new model, or stands in the live version's manifest, for the next manifest.
     """
 
     model: RewardModel
@@ -47,6 +51,7 @@ class RewardStart:
     base: str
     directory: Path | None
     trunk: TrunkFiles | None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         if manifest.trunk is not None:
             load_delta(model, directory / TORCH, settings.lora.dropout)
         encoder = Encoder(tokenizer, read_text_format(manifest.text_format), manifest.max_length)
-        return RewardStart(model, encoder, manifest.base, directory, trunk)
+        notes = {name: manifest.notes[name] for name in _INHERITED_NOTES if name in manifest.notes}
+        return RewardStart(model, encoder, manifest.base, directory, trunk, notes)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
     with merged_base(settings.base) as base:
@@ -98,10 +104,14 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         of_base = load_tokenizer(base)
     check_vocabulary(of_base, model.vocabulary)
     layout = reward_layout(of_base, model)
-    log.info("first reward model", base=settings.base, heads=model.head_note, layout=layout.note)
+    length = input_length(
+        model.config, of_base, settings.max_length, default=DEFAULT_REWARD_LENGTH, setting="--reward.max-length"
+    )
+    notes = {"heads": model.head_note, "layout": layout.note, "max_length": length.reason}
+    log.info("first reward model", base=settings.base, **notes)
     text_format = with_step_end(of_base, layout.text_format, settings)
-    max_length = min(settings.max_length, longest_input(model.config, of_base, within_window=False))
-    return RewardStart(model, Encoder(of_base.backend_tokenizer, text_format, max_length), settings.base, None, None)
+    encoder = Encoder(of_base.backend_tokenizer, text_format, length.tokens)
+    return RewardStart(model, encoder, settings.base, None, None, notes)
 
 
 def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:

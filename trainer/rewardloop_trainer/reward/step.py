@@ -15,7 +15,13 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
 
-def step_loss(logits: Tensor, threshold: Tensor, examples: Sequence[Example], settings: RewardTraining) -> Tensor:
+def step_loss(
+    logits: Tensor,
+    threshold: Tensor,
+    examples: Sequence[Example],
+    settings: RewardTraining,
+    level: Tensor | float = 0.0,
+) -> Tensor:
     """The loss of one step: the weighted mean over its signals and heads, plus the centring term of its pairs.
 
     Args:
@@ -23,6 +29,7 @@ def step_loss(logits: Tensor, threshold: Tensor, examples: Sequence[Example], se
         threshold: (k,), of thumbs and ratings.
         examples: The signals of the step.
         settings: Weights of the kinds of signals.
+        level: (k,), the level of each head's logits from which centring keeps them from drifting.
 
     Returns:
         (), in nats.
@@ -61,7 +68,7 @@ def step_loss(logits: Tensor, threshold: Tensor, examples: Sequence[Example], se
         add("label", reward_losses.pointwise(at("label"), labels, threshold), settings.pointwise_weight)
     loss = reward_losses.weighted_mean(torch.cat(losses), torch.tensor(weights))
     if places["pair"] and settings.centring:
-        loss = loss + settings.centring * reward_losses.centring(at("pair"), at("pair", 1)).mean()
+        loss = loss + settings.centring * reward_losses.centring(at("pair"), at("pair", 1), level).mean()
     return loss
 
 

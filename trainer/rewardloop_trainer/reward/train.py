@@ -25,6 +25,8 @@ from rewardloop_trainer.reward.model import RewardModel, freeze_layers
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
 
+_LEVEL_STEPS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -144,6 +146,7 @@ class RewardRun:
         self.optimizer = optimizer_of(model, settings)
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.best: dict[str, Tensor] = {}
+        self.level = torch.zeros(model.heads.out_features)
         self.at = _Position()
         self.plan = [
             [self.examples[i] for i in indices]
@@ -191,7 +194,7 @@ class RewardRun:
             group["lr"] = group["base_lr"] * scale
         sequences = [s for e in examples for s in e.sequences]
         logits = logits_of(self.model, sequences, self.encoder.format.pad, self.settings.micro_batch_tokens)
-        loss = step_loss(logits, self.model.threshold, examples, self.settings)
+        loss = step_loss(logits, self.model.threshold, examples, self.settings, self.level)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient_norm = clip(self.trainable.values(), self.settings.clip_norm)
@@ -250,6 +253,7 @@ class RewardRun:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors["level"] = self.level
         numbers = {name: float(getattr(self.at, name)) for name in _Position.__slots__}
         state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint()})
         checkpoint.save(self.checkpoint_dir, state)
@@ -258,10 +262,27 @@ class RewardRun:
         fingerprint = self._fingerprint() if self.checkpoint_dir else ""
         found = checkpoint.resume(self.checkpoint_dir, fingerprint, self.model, self.optimizer, steps=len(self.plan))
         if found is None:
+            self._take_level()
             return
+        # A checkpoint without a level was written by a run that was centred on 0, and goes on so.
+        self.level = found.tensors.get("level", self.level)
         self.best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
         kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
+
+    def _take_level(self) -> None:
+        """Measure the mean logit of each head on the first steps' sequences, before anything is learned.
+
+        A threshold of thumbs and ratings that was never trained starts there, too. Otherwise labels would pull a
+        trained model's level to 0.
+        """
+        sequences = [s for examples in self.plan[:_LEVEL_STEPS] for e in examples for s in e.sequences]
+        self.model.eval()
+        with torch.no_grad():
+            logits = logits_of(self.model, sequences, self.encoder.format.pad, 2 * self.settings.micro_batch_tokens)
+            self.level = logits.mean(0)
+            if not self.model.threshold.any():
+                self.model.threshold.copy_(self.level)
 
     def _fingerprint(self) -> str:
         """Identify the run by its settings, its data in their order, and the shapes that are trained."""

@@ -18,8 +18,9 @@ from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
+from rewardloop_trainer.reward.anchors import ANCHORS, UnusableAnchors, anchors_of_round, write_anchors
 from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, fit_length_slope, fixed_anchors
+from rewardloop_trainer.reward.calibrate import calibrate, fit_length_slope
 from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
@@ -135,10 +136,16 @@ class RewardRound(ModelRound):
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
             raise Refused(*reasons)
-        anchors = fixed_anchors(self._settings.work_dir, self._records.train)
+        anchors = anchors_of_round(self._settings.work_dir, start.directory, self._records.train, encoder)
+        try:
+            scale = calibrate(model, encoder, anchors, slope)
+        except UnusableAnchors as error:
+            raise Refused(Reason("not_finite", str(error))) from error
+        if anchors.is_kept_with_version:
+            write_anchors(self._version / ANCHORS, anchors.anchors)
         manifest = replace(
-            self._manifest_of_round(exported.notes),
-            calibration=fit_calibration(anchor_logits(model, encoder, anchors, slope), slope),
+            self._manifest_of_round({**start.notes, "anchors": scale.note, **exported.notes}),
+            calibration=scale.calibration,
             text_format=encoder.format.to_json(),
             max_length=encoder.max_length,
             heads=model.heads.out_features,
