@@ -18,7 +18,7 @@ from rewardloop_trainer.export.parity import check_parity, export_reward
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.model import RewardModel
-from support.reward_bases import byte_tokenizer, config, save_tokenizer
+from support.reward_bases import config, encoder_for, save_tokenizer
 
 VOCABULARY = 260
 _IDS: dict[str, Any] = {
@@ -152,9 +152,8 @@ def check_everywhere(model: RewardModel, expected: torch.Tensor, directory: Path
 
 def _check_graph(model: RewardModel, directory: Path, parent: Path | None) -> None:
     """Export the model with adapter inputs, and compare the graph with torch on the sequences in one padded batch."""
-    tokenizer = byte_tokenizer()
-    text_format = TextFormat.for_encoder(tokenizer)
+    encoder = encoder_for("bert")
     encoded = [Encoded(each[0].tolist(), None, False, 1, each.shape[1] - 1) for each in sequences()]
     layers = linear_modules(model.trunk, "query_value")
-    export_reward(model, tokenizer, text_format, directory, parent, layers)
+    export_reward(model, encoder.tokenizer, encoder.format, directory, parent, layers)
     check_parity(directory / MODEL, model, encoded, 0)
