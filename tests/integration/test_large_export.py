@@ -36,6 +36,8 @@ KINDS = ("bert", "llama", "gpt2")
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every graph is large, and its weights are read in blocks of a few rows."""
+    for kind in KINDS:
+        exported(kind)  # other tests share these, as small graphs
     monkeypatch.setattr(weights, "INLINE_BYTES", 0)
     monkeypatch.setattr(weights, "_BLOCK_BYTES", 700)
 
@@ -66,14 +68,14 @@ def test_weights_beside_the_graph_are_the_models_to_the_bit(kind: str, tmp_path:
     inside = {i.name: i for i in onnx.load(str(export.onnx)).graph.initializer}
     written = onnx.load(str(tmp_path / MODEL), load_external_data=False).graph.initializer
     external = [i for i in written if i.data_location == onnx.TensorProto.EXTERNAL]
-    assert len(external) > 10
+    assert len(external) >= 10  # GPT-2 has two embeddings and four matrices a layer
     for tensor in external:
         info = ExternalDataInfo(tensor)
         assert info.location == f"{MODEL}.data"
         assert info.offset is not None
         assert info.offset % 4096 == 0
-        values = np.fromfile(tmp_path / info.location, np.float32, offset=info.offset, count=info.length // 4)
-        np.testing.assert_array_equal(values, numpy_helper.to_array(inside[tensor.name]).ravel())
+        values = (tmp_path / info.location).read_bytes()[info.offset : info.offset + (info.length or 0)]
+        assert values == numpy_helper.to_array(inside[tensor.name]).tobytes()
     assert {i.name for i in written} == set(inside)
     onnx.checker.check_model(str(tmp_path / MODEL))
     sequences = mixed_sequences(export.encoder, 16)
