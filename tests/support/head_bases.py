@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PretrainedConfig
 
-from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import MODEL, TORCH
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.export.parity import check_parity, export_reward

@@ -146,15 +146,15 @@ class TextFormat:
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids) if text else ()
 
         tokenizer.encode_special_tokens = False
-        others: dict[str, Affix] = {}
-        for role in _OTHER_ROLES:
+
+        def affix_of(role: str) -> Affix | None:
             try:
                 _, before, after, _ = pieces("user", role, "user")
-                if after.endswith(user_start):
-                    end = after[: len(after) - len(user_start)]
-                    others[role] = Affix(ids(_without_prefix(before, user_end)), ids(end))
+                start = _without_prefix(before, user_end)
             except Exception:  # as above: the template has no such role
-                continue
+                return None
+            return Affix(ids(start), ids(after[: len(after) - len(user_start)])) if after.endswith(user_start) else None
+
         end_ids = ids(answer_end)
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         if eos_id not in end_ids and special.intersection(end_ids):
@@ -168,7 +168,7 @@ class TextFormat:
             response=Affix(ids(invite), stop),
             segment_ids=False,
             pad=pad_id,
-            others=tuple(others.items()),
+            others=tuple((role, affix) for role in _OTHER_ROLES if (affix := affix_of(role)) is not None),
         )
 
     @property

@@ -76,7 +76,7 @@ def test_sound_prompts_pass(prompt: common_pb2.Prompt) -> None:
         (text("😀" * 26), "prompt.text"),
         (conversation(), "prompt.conversation.messages"),
         (conversation(*[("user", "hi")] * 4), "prompt.conversation.messages"),
-        (conversation(("tool", "hi")), "prompt.conversation.messages[0].role"),
+        (conversation(("moderator", "hi")), "prompt.conversation.messages[0].role"),
         (conversation(("", "hi")), "prompt.conversation.messages[0].role"),
         (conversation(("user", "hi"), ("user", "")), "prompt.conversation.messages[1].content"),
         (conversation(("user", "hi"), ("assistant", "hello")), "prompt.conversation.messages[1].role"),

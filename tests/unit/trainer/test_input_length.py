@@ -59,8 +59,8 @@ OF = "of the 32,768 that the base reads (its positions)"
         (
             MistralConfig(max_position_embeddings=8192, sliding_window=1024),
             {},
-            1024,
-            "1,024, all of the 1,024 that the base reads (its sliding window)",
+            2048,
+            "2,048, of the 8,192 that the base reads (its positions): the default; --max-length changes it",
         ),
     ],
 )
