@@ -156,8 +156,7 @@ class TextFormat:
             return Affix(ids(start), ids(after[: len(after) - len(user_start)])) if after.endswith(user_start) else None
 
         end_ids = ids(answer_end)
-        special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        if eos_id not in end_ids and special.intersection(end_ids):
+        if eos_id not in end_ids and _special_ids(tokenizer).intersection(end_ids):
             raise UnusableChatTemplate("the chat template ends answers with another token than the tokenizer's")
         stop = end_ids[: end_ids.index(eos_id) + 1] if eos_id in end_ids else (*end_ids, eos_id)
         return cls(
@@ -274,6 +273,10 @@ class AffixLayout:
             ids += affix.suffix
         ids += self._format.response.prefix
         return ids
+
+
+def _special_ids(tokenizer: Tokenizer) -> set[int]:
+    return {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
 def _first_id(tokenizer: Tokenizer, names: Iterable[str]) -> int:
