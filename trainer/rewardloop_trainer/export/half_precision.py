@@ -74,7 +74,7 @@ def to_bfloat16(whole: Graph) -> int:
     for name in stored:
         whole.replace(name, whole.weights[name].mapped(lambda block: block.astype(bfloat16), bfloat16))
     nodes: list[NodeProto] = []
-    cast: set[str] = set()
+    casts: dict[str, NodeProto] = {}
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in stored:
             # Only the rows that are looked up are cast, so that an embedding stays as it is stored.
@@ -85,13 +85,13 @@ def to_bfloat16(whole: Graph) -> int:
         for place, name in enumerate(node.input):
             if name not in stored:
                 continue
-            if name not in cast:
-                cast.add(name)
-                nodes.append(helper.make_node("Cast", [name], [f"{name}.float32"], to=TensorProto.FLOAT))
+            casts[name] = helper.make_node("Cast", [name], [f"{name}.float32"], to=TensorProto.FLOAT)
             node.input[place] = f"{name}.float32"
         nodes.append(node)
     del graph.node[:]
-    graph.node.extend(nodes)
+    # ONNX Runtime computes the input of a node last whose own node comes first in the list. So a weight is cast when it
+    # is needed, and only one layer's weights are in memory in float32.
+    graph.node.extend([*casts.values(), *nodes])
     return len(stored)
 
 

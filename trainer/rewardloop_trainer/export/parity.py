@@ -238,6 +238,7 @@ def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
         # A large graph runs a few times only. Its weights stay where they are mapped, and are not copied into other
         # layouts and types.
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         skipped.append("ConstantFolding")
     session = onnxruntime.InferenceSession(
         str(onnx_path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
