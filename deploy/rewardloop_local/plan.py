@@ -48,7 +48,7 @@ class DeploymentPlan:
 
     @property
     def anchors(self) -> Path:
-        """The texts on which every version is calibrated. Without this file the trainer takes the first signals."""
+        """The texts on which the starter is calibrated. It holds them, and later versions are calibrated on the same."""
         return self.data / "trainer" / "anchors.jsonl"
 
     @property
