@@ -48,7 +48,7 @@ class DeploymentPlan:
 
     @property
     def anchors(self) -> Path:
-        """The texts on which the starter is calibrated. It holds them, and so do the versions that are trained from it."""
+        """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
         return self.data / "trainer" / "anchors.jsonl"
 
     @property
