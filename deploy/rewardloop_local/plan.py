@@ -49,7 +49,7 @@ class DeploymentPlan:
 
     @property
     def anchors(self) -> Path:
-        """The texts on which every version is calibrated. Without this file the trainer takes the first signals."""
+        """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
         return self.data / "trainer" / "anchors.jsonl"
 
     @property

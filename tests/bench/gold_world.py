@@ -21,7 +21,8 @@ from rewardloop_local.starter import encoder_of, write_starter
 from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.policy.rewards import Reward
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling, roll_out
-from rewardloop_trainer.reward.calibrate import Anchor, anchor_logits, fit_calibration
+from rewardloop_trainer.reward.anchors import Anchor
+from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration
 from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining

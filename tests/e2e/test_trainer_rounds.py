@@ -29,6 +29,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.commands.export import main as export
 from rewardloop_trainer.reward.anchors import ANCHORS, shipped_anchors
+from rewardloop_trainer.reward.calibrate import anchor_logits
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
@@ -135,6 +136,12 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
     assert not (world.directory / "work" / ANCHORS).exists()
     assert [m.notes["anchors"].split(",")[0] for m in (first, manifest)] == [str(shipped_anchors())] * 2
     assert manifest.notes["max_length"] == first.notes["max_length"]
+    for version in (first, manifest):  # a threshold means the same in both
+        assert version.calibration is not None
+        start = start_from(world.store, version.version, RewardHyperparameters(), 0)
+        logits = anchor_logits(start.model, start.encoder, shipped_anchors().anchors)
+        scores = version.calibration.scale * logits + version.calibration.offset
+        assert (scores.mean(), scores.std()) == (pytest.approx(0.0, abs=0.1), pytest.approx(1.0, abs=0.1))
     poor, good = world.client.score("question 3", ["poor answer 9", "good answer 9"]).scores
     assert good.score > poor.score
     assert not list((world.directory / "work" / "rounds").iterdir())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.reward_bases import encoder_for, save_base
 
 from rewardloop.formats.store import Calibration
@@ -97,6 +98,14 @@ def test_anchors_that_the_layout_refuses_are_left_out_and_counted(tmp_path: Path
     assert "71 given" in scale.note
     assert "1 of which the text layout has no form for, 70 distinct" in scale.note
     assert scale.calibration == calibrate(model, encoder_for("llama"), anchors).calibration
+
+
+def test_a_model_without_finite_logits_has_no_scale(tmp_path: Path) -> None:
+    model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
+    with torch.no_grad():
+        model.heads.bias.fill_(math.nan)
+    with pytest.raises(UnusableAnchors, match="70 anchors are not finite"):
+        calibrate(model, encoder_for("llama"), _anchor_set(70))
 
 
 class _Refusing(Encoder):
