@@ -116,7 +116,7 @@ ENCODERS = (
         "wordpiece",
         "YituTech/conv-bert-base",
         embedding_size=32,
-        reward="scores up to",
+        reward="padding after a text changes",
         why="its convolutions read the padding after a text",
     ),
     _encoder("RoFormer", "roformer", "wordpiece", "junnyu/roformer_chinese_base", embedding_size=32),
@@ -151,7 +151,7 @@ ENCODERS = (
         "nystromformer",
         "unigram",
         "uw-madison/nystromformer-512",
-        reward="scores up to",
+        reward="padding after a text changes",
         why="its landmarks are means over segments of the padded length",
     ),
 )
@@ -390,6 +390,8 @@ DECODERS = (
         "chatml",
         "jhu-clsp/ettin-decoder-400m",
         {**_SIZES, "local_attention": WINDOW, "layer_types": ["full_attention", "sliding_attention"]},
+        reward="has layers that are not known",
+        why="its classifier has layers between the trunk and the score, of which only encoders' are read",
     ),
     _decoder(
         "Llama with dynamic NTK",

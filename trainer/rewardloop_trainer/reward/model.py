@@ -17,7 +17,7 @@ from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_co
 from rewardloop_trainer.reward.decoder_rows import states_at
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.heads.neck import ClassifierNeck, Neck, load_neck, neck_weights, save_neck
-from rewardloop_trainer.reward.row_check import check_rows
+from rewardloop_trainer.reward.row_check import check_padding, check_rows
 
 # "classifier": as the sequence classifier does whose layers are the neck.
 Pooling: TypeAlias = Literal["mean", "cls", "last", "classifier"]
@@ -201,6 +201,8 @@ class RewardModel(nn.Module):
             start.check(base, model)
         if decodes:
             check_rows(base, model)
+        else:
+            check_padding(base, trunk)
         return model
 
 

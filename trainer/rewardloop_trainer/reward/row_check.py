@@ -1,4 +1,4 @@
-"""Checks that a decoder scores answers that share a row as its own class scores each of them alone."""
+"""Checks that what shares a batch with a sequence does not change its score: other answers in its row, or padding."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from rewardloop_trainer.reward.decoder_rows import short_windows
 
 _TOLERANCE = 1e-4
 _PROMPT, _ANSWERS, _WINDOW = 14, (11, 7), 6  # tokens; the window is short, so that the sequences reach beyond it
+
+
+_TOKENS, _PADDING = 13, 11  # of the sequence that is padded
 
 
 class Decoder(Protocol):
@@ -60,4 +63,29 @@ def check_rows(base: str, model: Decoder) -> None:
         raise UnusableBase(
             f"{base}: {model.config.model_type} scores two answers in one row differently from each alone (by "
             f"{difference:.2g}): its attention depends on more than positions and a mask, so it cannot be served"
+        )
+
+
+def check_padding(base: str, trunk: Any) -> None:
+    """Compare an encoder's states of a sequence with padding after it with those of the sequence alone.
+
+    Args:
+        base: Named in the error.
+        trunk: An encoder's bare model in evaluation mode.
+
+    Raises:
+        UnusableBase: If a state differs by more than 1e-4 of the largest.
+    """
+    chance, pad = random.Random(0), trunk.config.pad_token_id or 0
+    rows = trunk.get_input_embeddings().num_embeddings
+    drawn = [i for i in (chance.randrange(rows) for _ in range(20 * _TOKENS)) if i != pad][:_TOKENS]
+    ids, padded = torch.tensor([drawn]), torch.tensor([drawn + [pad] * _PADDING])
+    mask = (torch.arange(_TOKENS + _PADDING) < _TOKENS).long()[None]
+    with torch.no_grad():
+        alone = trunk(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        beside = trunk(input_ids=padded, attention_mask=mask).last_hidden_state[:, :_TOKENS]
+    if not float((beside - alone).abs().max()) <= _TOLERANCE * float(alone.abs().max()):
+        raise UnusableBase(
+            f"{base}: padding after a text changes what {trunk.config.model_type} computes of it, in transformers "
+            "itself, and texts are scored in batches; take a base of another family"
         )
