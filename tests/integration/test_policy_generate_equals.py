@@ -62,7 +62,7 @@ def exported(base: Path, store: Path) -> PolicyModel:
 
 def greedy(policy: PolicyModel, texts: tuple[str, ...]) -> list[str]:
     settings = SampleRequest((), temperature=0.0, max_new_tokens=NEW_TOKENS)
-    requests = [policy.request((Turn("user", text),), settings) for text in texts]
+    requests = [policy.request((Turn("user", text),), settings)[0] for text in texts]
     return [group[0].text for group in policy.answer(requests)]
 
 
@@ -231,12 +231,12 @@ def test_answers_may_be_as_long_as_the_context_holds(tmp_path: Path) -> None:
     manifest = publish_policy(store, small_llama(), byte_encoder(128))
     policy = load_policy_model(manifest, store.fetch("policy", 1), device=CPU)
     short, long = (Turn("user", "a"),), (Turn("user", "a" * 100),)
-    prompt = len(policy.request(short, SampleRequest(())).prompt)
+    prompt = len(policy.request(short, SampleRequest(()))[0].prompt)
     assert policy.longest_answer(short, wanted=20) == 20
     assert policy.longest_answer(short, wanted=4096) == 128 - prompt
     assert policy.longest_answer(long, wanted=4096) == 64
     most = SampleRequest((), max_new_tokens=128 - prompt)
-    assert len(policy.request(short, most).prompt) == prompt
+    assert len(policy.request(short, most)[0].prompt) == prompt
     with pytest.raises(InvalidRequest):
         policy.request(short, SampleRequest((), max_new_tokens=128))
 

@@ -115,7 +115,7 @@ def show_policy(family: Family, work: Path, prompts: int = 8) -> Shown:
     conversations = [conversation for conversation, _ in dialogues(prompts)]
     try:
         policy = load_policy_model(manifest, directory, device=torch.device("cpu"))
-        requests = [policy.request(conversation, settings) for conversation in conversations]
+        requests = [policy.request(conversation, settings)[0] for conversation in conversations]
         together = [answers[0].text for answers in policy.answer(requests)]
         alone = [policy.answer([request])[0][0].text for request in requests]
     except (NotLoadable, InvalidRequest, RuntimeError) as error:
