@@ -431,7 +431,6 @@ DECODERS = (
             "layer_types": ["linear_attention", "full_attention"],
         },
         reward="linear_attention",
-        policy="linear_attention",
         why="its layers carry a state from token to token, so a row cannot hold several answers",
     ),
     _decoder(
@@ -448,7 +447,6 @@ DECODERS = (
             "layer_types": ["linear_attention", "full_attention"],
         },
         reward="linear_attention",
-        policy="linear_attention",
         why="its layers carry a state from token to token, so a row cannot hold several answers",
     ),
     _decoder(
@@ -458,7 +456,6 @@ DECODERS = (
         "LiquidAI/LFM2-1.2B",
         {**_GROUPED, "layer_types": ["conv", "full_attention"]},
         reward="conv",
-        policy="conv",
         why="its layers carry a state from token to token, so a row cannot hold several answers",
     ),
     Family(
@@ -467,7 +464,6 @@ DECODERS = (
         {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
         "chatml",
         reward="linear_attention",
-        policy="linear_attention",
         why="its layers carry a state from token to token, so a row cannot hold several answers",
         example="state-spaces/mamba-1.4b-hf",
     ),
