@@ -18,13 +18,13 @@ from typing import Any
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from rewardloop.formats.graph_check import NotAGraph, check_graph
 from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.calls.vocabulary import COST_TERMS
-from rewardloop_server.loading.graph_check import NotAGraph, check_graph
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
@@ -78,7 +78,7 @@ class SessionPool:
 
         Raises:
             NotLoadable: The version does not load or run.
-            UnsafeVersionError: Its graph asks for foreign files or operators.
+            UnsafeVersion: Its graph asks for foreign files or operators.
             CorruptVersion: Its trunk must be read, and is altered.
         """
         with self._loading:
