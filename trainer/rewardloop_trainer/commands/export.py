@@ -5,7 +5,6 @@ Exit status: 0 if the version was published, 1 if it was not, 2 if the flags are
 
 from __future__ import annotations
 
-import random
 import shutil
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from rewardloop_trainer.commands.export_settings import ExportSettings
 
 if TYPE_CHECKING:
     from rewardloop.formats.store import Manifest
-    from rewardloop.formats.text import Encoded, Encoder
+    from rewardloop.formats.text import Encoder
     from rewardloop_trainer.data.preferences import Pair
     from rewardloop_trainer.export.precision import Precision, PrecisionChoice
     from rewardloop_trainer.reward.model import RewardModel
@@ -39,11 +38,12 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
-    from rewardloop_trainer.export.errors import ExportFailed, ParityError
+    from rewardloop_trainer.export.errors import ExportFailed, ParityError, UnusableGraph
     from rewardloop_trainer.reward.calibrate import CorruptAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    export = _export_reward if options.model == "reward" else _export_policy
+    of_base = _export_reward if options.model == "reward" else _export_policy
+    export = of_base if options.onnx is None else _export_onnx
     try:
         check_base_path(options.base)
         manifest = export(options)
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         UnusableBase,
         ParityError,
         ExportFailed,
+        UnusableGraph,
         CorruptAnchors,
         CorruptPairs,
         RefusedConversation,
@@ -64,30 +65,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
-    """Return sequences of random tokens, on which parity is tried without texts.
-
-    They have 2 tokens to the maximum length (at most 512). Each prompt has two responses.
-    """
-    from rewardloop.formats.text import Encoded
-
-    chance = random.Random(seed)
-    longest = min(encoder.max_length, 512)
-
-    def draw(length: int) -> list[int]:
-        ids = [chance.randrange(vocabulary) for _ in range(length)]
-        return [i if i != encoder.format.pad else (i + 1) % vocabulary for i in ids]
-
-    found: list[Encoded] = []
-    while len(found) < count:
-        prompt = draw(chance.randint(1, longest - 1))
-        for _ in range(min(2, count - len(found))):
-            response = draw(chance.randint(1, longest - len(prompt)))
-            types = [0] * len(prompt) + [1] * len(response) if encoder.format.segment_ids else None
-            found.append(Encoded(prompt + response, types, False, len(response), len(prompt)))
-    return found
-
-
 def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
@@ -95,6 +72,7 @@ def _export_reward(options: ExportSettings) -> Manifest:
     from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
     from rewardloop_trainer.data.gate_pairs import read_pairs
     from rewardloop_trainer.export.parity import check_parity, export_reward
+    from rewardloop_trainer.export.random_sequences import random_sequences
     from rewardloop_trainer.learning.linear_modules import linear_modules
     from rewardloop_trainer.reward.base_layout import reward_layout
     from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration, read_anchors
@@ -140,6 +118,16 @@ def _export_reward(options: ExportSettings) -> Manifest:
             shutil.copytree(candidate, target, dirs_exist_ok=True)
 
         return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+
+
+def _export_onnx(options: ExportSettings) -> Manifest:
+    from rewardloop.formats.signatures import signer
+    from rewardloop.formats.store import ModelStore
+    from rewardloop_trainer.commands.export_onnx import own_version
+
+    manifest, write = own_version(options)
+    _said(dict(manifest.notes))
+    return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
 
 
 def _in_precision(

@@ -43,13 +43,16 @@ def check_vocabulary(tokenizer: Any, rows: int) -> None:
         )
 
 
-def longest_input(config: Any, tokenizer: Any) -> int:
-    """Most tokens that the model can read, by its positions, attention window and tokenizer; 512 if none tells."""
+def longest_input(config: Any, tokenizer: Any, *, within_window: bool = True) -> int:
+    """Most tokens that the model can read, by its positions, attention window and tokenizer; 512 if none tells.
+
+    ``within_window`` bounds it by the attention window, for graphs that have no window of their own.
+    """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= config.pad_token_id + 1  # position ids start after the padding id
     known = [int(positions)]
-    if (window := attention_window(config)) is not None:
+    if within_window and (window := attention_window(config)) is not None:
         known.append(window)
     if tokenizer.model_max_length < _UNBOUNDED:
         known.append(int(tokenizer.model_max_length))

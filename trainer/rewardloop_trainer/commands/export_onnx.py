@@ -1,0 +1,248 @@
+"""``rewardloop export --onnx``: a version of a user's own ONNX graph, under the checks of every other export.
+
+The graph is read, its texts get the layout of the base's tokenizer, and its scores are compared with those of the
+base's own class. If the base has weights that a round can start from, the version holds them beside the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from rewardloop.formats.store import TOKENIZER, TORCH, Calibration, Manifest
+from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.commands.export_settings import ExportSettings
+from rewardloop_trainer.data.base_layout import BaseLayout, decoder_layout, encoder_layout
+from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer, longest_input
+from rewardloop_trainer.export.errors import ParityError, UnusableGraph
+from rewardloop_trainer.export.own_graph import OwnGraph, read_own_graph
+from rewardloop_trainer.export.own_parity import (
+    Floats,
+    OwnScores,
+    class_logits,
+    compared_sequences,
+    extreme_sequences,
+    has_weights,
+    largest_difference,
+    model_scores,
+)
+from rewardloop_trainer.export.parity import PARITY_TOLERANCE
+from rewardloop_trainer.reward.base_model import read_config
+from rewardloop_trainer.reward.calibrate import Anchor, fit_calibration, read_anchors
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.rounds.publish import code_version
+
+_HALF_TOLERANCE = 1e-2  # of a row alone and in a batch, in a graph of 16-bit floats
+_HALVES = ("float16", "bfloat16")
+_LABEL = "label:"
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """What the outputs of a graph are.
+
+    Attributes:
+        count: Heads of the version.
+        weights: How the outputs add up to one score; None if each is a head.
+        note: The choice, for the manifest.
+    """
+
+    count: int
+    weights: tuple[float, ...] | None
+    note: str
+
+
+def own_version(options: ExportSettings) -> tuple[Manifest, Callable[[Path], None]]:
+    """Check the graph that ``options.onnx`` names.
+
+    Returns:
+        The manifest of its version, and what writes the version's files into a directory.
+
+    Raises:
+        UnusableGraph: If the graph cannot be served.
+        UnsafeVersion: If it asks for files outside its folder, or for operators that ONNX Runtime does not have.
+        UnusableBase: If the base's configuration or tokenizer does not load, or no layout gives its texts.
+        ParityError: If the graph's scores are not those of the base, or could not be compared.
+        CorruptAnchors: If the anchors cannot be read.
+    """
+    path, base = Path(str(options.onnx)), options.base
+    if not Path(base).is_dir():
+        raise UnusableBase(f"{base}: --onnx needs a directory with the configuration and the tokenizer of the graph")
+    anchors = read_anchors(options.anchors) if options.anchors else ()
+    graph, config, tokenizer = read_own_graph(path), read_config(base), load_tokenizer(base)
+    check_vocabulary(tokenizer, graph.vocabulary or int(config.get_text_config().vocab_size))
+    layout = _layout(options, graph, config, tokenizer)
+    longest = longest_input(config.get_text_config(), tokenizer, within_window=False)
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, min(options.max_length or 512, longest))
+    scores = OwnScores(graph, graph.session(), layout.text_format.pad)
+    highest = max(tokenizer.get_vocab().values())
+    for sequence in extreme_sequences(encoder, highest):
+        scores.batch([sequence])
+    sequences = compared_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size())
+    logits = _checked_batches(path, graph, scores, sequences)
+    parity, figures = _compared(options, graph, sequences, logits, layout.text_format.pad)
+    heads = _heads(options, config, logits.shape[1])
+    model, training = _start_of_training(options, heads, sequences, logits, layout.text_format.pad, bool(figures))
+    if heads.weights is not None:
+        graph = graph.combined(heads.weights)
+        scores = OwnScores(graph, graph.session(), layout.text_format.pad)
+    notes = {"heads": heads.note, "layout": layout.note, "parity": parity, "training": training}
+    if graph.dropped:
+        notes["outputs"] = f"left out: {', '.join(graph.dropped)}"
+    manifest = Manifest(
+        model="reward",
+        metrics=figures,
+        calibration=_calibration(scores, encoder, anchors),
+        text_format=layout.text_format.to_json(),
+        max_length=encoder.max_length,
+        heads=heads.count,
+        base=base,
+        code_version=code_version(),
+        notes=notes,
+        precision=graph.precision,
+    )
+
+    def write(directory: Path) -> None:
+        graph.write(directory)
+        tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
+        if model is not None:
+            (directory / TORCH).mkdir()
+            model.save(directory / TORCH)
+
+    return manifest, write
+
+
+def _layout(options: ExportSettings, graph: OwnGraph, config: Any, tokenizer: Any) -> BaseLayout:
+    """Return the layout of the graph's texts, padded as its class expects."""
+    read = config.get_text_config()
+    kind = config.model_type
+    pad = read.pad_token_id if isinstance(read.pad_token_id, int) and read.pad_token_id >= 0 else None
+    if config.is_encoder_decoder or kind not in {
+        *MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }:
+        raise UnusableBase(
+            f"{kind!r} is neither a known encoder nor a known decoder, so the layout of its texts is not known"
+        )
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        if graph.has_positions:
+            raise UnusableGraph(
+                f"{options.onnx} takes position_ids, which {kind} counts itself: export it without this input"
+            )
+        has_segments = int(getattr(read, "type_vocab_size", 0)) > 1
+        marks_pairs = 1 in tokenizer("a", "b").get("token_type_ids", ())
+        wanted = options.segment_ids
+        segments = graph.has_segments and has_segments and marks_pairs if wanted is None else wanted
+        if segments and not graph.has_segments:
+            raise UnusableGraph(f"{options.onnx} takes no token_type_ids: it cannot mark the response")
+        layout = encoder_layout(
+            tokenizer, segment_ids=segments, has_segments=has_segments, is_trained=True, choice=options.layout
+        )
+    else:
+        layout = decoder_layout(tokenizer, "read", unread=pad, choice=options.layout)
+    if pad is None:
+        return layout
+    return BaseLayout(replace(layout.text_format, pad=pad), layout.note)  # type: ignore[type-var]  # both are dataclasses
+
+
+def _checked_batches(path: Path, graph: OwnGraph, scores: OwnScores, sequences: Sequence[Encoded]) -> Floats:
+    """Return the logits (n, k) of the sequences, each alone, after checking that batches give the same."""
+    alone = scores.alone(sequences)
+    tolerance = _HALF_TOLERANCE if graph.precision in _HALVES else PARITY_TOLERANCE
+    difference = largest_difference(scores.batched(sequences), alone)
+    if not difference <= tolerance:
+        raise UnusableGraph(
+            f"{path}: padding and the rows beside a sequence change its score by {difference:.3g}, above {tolerance:g}: "
+            "the exporter fixed a size, the graph quantises over rows, or it pools by another pad_token_id than the "
+            "config's; export it again, with torch.onnx for instance by dynamo=True"
+        )
+    return alone
+
+
+def _compared(
+    options: ExportSettings, graph: OwnGraph, sequences: Sequence[Encoded], logits: Floats, pad: int
+) -> tuple[str, dict[str, float]]:
+    """Compare the graph's logits with those of the base's own class.
+
+    Returns:
+        The manifest's note, and its figures, which are empty if nothing was compared.
+    """
+    accepted = options.parity == "unverified"
+    if not has_weights(Path(options.base)):
+        if not accepted:
+            raise ParityError(
+                f"{options.base} has no safetensors weights to compare the graph with; put them there, or accept this "
+                "with --parity unverified"
+            )
+        return "not compared: the base has no weights", {}
+    expected = class_logits(options.base, sequences, pad)
+    if expected.shape != logits.shape:
+        raise ParityError(f"the graph gives {logits.shape[1]} scores, and its base has {expected.shape[1]} labels")
+    difference = largest_difference(logits, expected)
+    found = f"a score of the {graph.precision} graph differs from the base's own class by at most {difference:.3g}"
+    if difference <= PARITY_TOLERANCE:
+        return f"{found}, on {len(sequences)} sequences", {"gate_parity": difference}
+    if graph.precision == "float32":
+        raise ParityError(f"{found}, above {PARITY_TOLERANCE:g}: it was not made of these weights, or not exactly")
+    if not accepted:
+        raise ParityError(
+            f"{found}, above {PARITY_TOLERANCE:g}; export it in float32, or accept this with --parity unverified"
+        )
+    return f"{found}, as accepted", {"gate_parity": difference}
+
+
+def _heads(options: ExportSettings, config: Any, outputs: int) -> _Heads:
+    """Return what the outputs are, as the user says. Raises `UnusableGraph` if that is not said or does not fit."""
+    names = {int(i): str(name) for i, name in (config.id2label or {}).items()}
+    labels = [names.get(i, str(i)) for i in range(outputs)]
+    said = options.heads_are
+    if said == "ensemble" or (not said and outputs == 1):
+        return _Heads(outputs, None, f"the graph's {outputs}")
+    if said == "difference" and outputs == 2:
+        return _Heads(1, (-1.0, 1.0), f"label {labels[1]!r} less label {labels[0]!r}")
+    if said.startswith(_LABEL):
+        label = said.removeprefix(_LABEL)
+        place = labels.index(label) if label in labels else int(label) if label.isdecimal() else outputs
+        if place < outputs:
+            return _Heads(1, tuple(float(i == place) for i in range(outputs)), f"label {labels[place]!r} of {outputs}")
+    shown = ", ".join(labels)
+    raise UnusableGraph(
+        f"the graph gives {outputs} scores ({shown}); say what they are with --heads-are: ensemble (each is a head), "
+        f"label:NAME (this one is the score){', difference (the second less the first)' if outputs == 2 else ''}"
+    )
+
+
+def _start_of_training(
+    options: ExportSettings, heads: _Heads, sequences: Sequence[Encoded], logits: Floats, pad: int, compared: bool
+) -> tuple[RewardModel | None, str]:
+    """Make the torch model that later rounds start from, if the base's weights give the graph's scores.
+
+    Returns:
+        The model or None, and the manifest's note.
+    """
+    reason = "the base has no weights"
+    if compared and (heads.weights is not None or heads.count > 1):
+        reason = "its classifier has several labels"
+    elif compared:
+        try:
+            model = RewardModel.from_base(options.base, options.heads, seed=options.seed)
+            difference = largest_difference(model_scores(model, sequences, pad), logits)
+        except UnusableBase as error:
+            reason = str(error)
+        else:
+            if difference <= PARITY_TOLERANCE:
+                return model, f"later versions start from the base's weights, with {options.heads} heads"
+            reason = f"its weights score otherwise than the graph, by up to {difference:.3g}"
+    return None, f"no later version can be trained from it: {reason}"
+
+
+def _calibration(scores: OwnScores, encoder: Encoder, anchors: Sequence[Anchor]) -> Calibration:
+    logits = scores.alone([encoder.pair(a.prompt, a.response) for a in anchors]).mean(1) if anchors else None
+    return Calibration() if logits is None else fit_calibration(logits.astype(float))

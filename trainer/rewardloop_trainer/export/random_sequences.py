@@ -1,0 +1,29 @@
+"""Draws sequences of random tokens, on which graphs are compared."""
+
+from __future__ import annotations
+
+import random
+
+from rewardloop.formats.text import Encoded, Encoder
+
+
+def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 0) -> list[Encoded]:
+    """Return sequences of random tokens, on which parity is tried without texts.
+
+    They have 2 tokens to the maximum length (at most 512). Each prompt has two responses.
+    """
+    chance = random.Random(seed)
+    longest = min(encoder.max_length, 512)
+
+    def draw(length: int) -> list[int]:
+        ids = [chance.randrange(vocabulary) for _ in range(length)]
+        return [i if i != encoder.format.pad else (i + 1) % vocabulary for i in ids]
+
+    found: list[Encoded] = []
+    while len(found) < count:
+        prompt = draw(chance.randint(1, longest - 1))
+        for _ in range(min(2, count - len(found))):
+            response = draw(chance.randint(1, longest - len(prompt)))
+            types = [0] * len(prompt) + [1] * len(response) if encoder.format.segment_ids else None
+            found.append(Encoded(prompt + response, types, False, len(response), len(prompt)))
+    return found
