@@ -159,9 +159,9 @@ def _checked_batches(path: Path, graph: OwnGraph, scores: OwnScores, sequences: 
     difference = largest_difference(scores.batched(sequences), alone)
     if not difference <= tolerance:
         raise UnusableGraph(
-            f"{path}: padding and the rows beside a sequence change its score by {difference:.3g}, above {tolerance:g}: "
-            "the exporter fixed a size, the graph quantises over rows, or it pools by another pad_token_id than the "
-            "config's; export it again, with torch.onnx for instance by dynamo=True"
+            f"{path}: padding and the rows beside a sequence change its score by {difference:.3g}, above "
+            f"{tolerance:g}: the exporter fixed a size, the graph quantises over rows, or it pools by another "
+            "pad_token_id than the config's; export it again, with torch.onnx for instance by dynamo=True"
         )
     return alone
 
