@@ -1,4 +1,4 @@
-"""ONNX graphs of sequence classifiers as users have them: with the inputs and names that Hugging Face optimum writes."""
+"""ONNX graphs of sequence classifiers as users have them, with the names that Hugging Face optimum writes."""
 
 from __future__ import annotations
 
@@ -71,25 +71,23 @@ def own_base(kind: str, labels: int = 1, *, pad_is_eos: bool = False) -> OwnBase
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    write_graph(model, directory / "model.onnx", inputs_of(kind), traced=kind not in ("bert", "deberta"))
+    _write_graph(model, directory / "model.onnx", _inputs_of(kind), traced=kind != "bert")
     return OwnBase(directory, model, tokenizer)
 
 
-def inputs_of(kind: str) -> tuple[str, ...]:
+def _inputs_of(kind: str) -> tuple[str, ...]:
     more = {"bert": ("token_type_ids",), "llama_positions": ("position_ids",)}
     return ("input_ids", "attention_mask", *more.get(kind, ()))
 
 
-def write_graph(
+def _write_graph(
     model: Any,
     path: Path,
     inputs: tuple[str, ...],
     *,
     traced: bool,
-    fixed: tuple[str, ...] = (),
-    integers: torch.dtype = torch.int64,
 ) -> None:
-    """Export a classifier: ``traced`` by TorchScript, else by dynamo. The inputs in ``fixed`` get a fixed shape."""
+    """Export a classifier: ``traced`` by TorchScript, as optimum does, else by dynamo."""
     ids = torch.randint(4, 200, (2, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
@@ -99,10 +97,10 @@ def write_graph(
         "token_type_ids": torch.zeros_like(ids),
         "position_ids": mask.cumsum(1) - 1,
     }
-    given = tuple(examples[name].to(integers) for name in inputs)
+    given = tuple(examples[name] for name in inputs)
     options: dict[str, Any]
     if traced:
-        axes = {name: {0: "batch_size", 1: "sequence_length"} for name in inputs if name not in fixed}
+        axes = {name: {0: "batch_size", 1: "sequence_length"} for name in inputs}
         options = {"dynamic_axes": axes | {"logits": {0: "batch_size"}}, "opset_version": 17}
     else:
         sizes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
@@ -114,7 +112,7 @@ def write_graph(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Positional(model, inputs),
+                _Positional(model, inputs).eval(),
                 given,
                 str(path),
                 input_names=list(inputs),

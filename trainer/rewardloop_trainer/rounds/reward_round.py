@@ -24,7 +24,7 @@ from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.start import RewardStart, start_from
+from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
@@ -48,7 +48,11 @@ class RewardRound(ModelRound):
 
     def _train(self) -> None:
         self._begin()
-        if not self._records.train:
+        try:
+            records = self._records
+        except NothingToTrain as error:
+            raise Refused(Reason("no_weights", str(error))) from error
+        if not records.train:
             raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
         trained = self._directory / "trained"
         if not trained.exists():
