@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 from support.own_graphs import DECODERS, ENCODERS, OwnBase, own_base
 from support.signals import choice
 
@@ -26,6 +27,7 @@ from rewardloop_server.scoring.engine import Device
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.export.half_precision import to_float16
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -136,11 +138,10 @@ def test_other_integers_outputs_and_names_are_served_too(kind: str, edit: Edit, 
     proto = load(base)
     edit(proto)
     onnx.save_model(proto, str(base.graph))
-    halves = ("--parity", "unverified") if edit is as_float16_output else ()
-    if halves:
-        (base.directory / "model.safetensors").unlink()
-    assert export(base, *halves) == 0
-    tolerance = 1e-3 if halves else 1e-5
+    is_half = edit is as_float16_output
+    assert export(base, "--parity", "unverified" if is_half else "compared") == 0
+    assert manifest(base).precision == ("float16" if is_half else "float32")
+    tolerance = 1e-3 if is_half else 1e-5
     np.testing.assert_allclose(served(base), of_class(base), atol=tolerance, rtol=0)
     assert manifest(base).notes.get("outputs") == ("left out: hidden_states" if edit is with_more_outputs else None)
 
@@ -266,6 +267,34 @@ def test_a_graph_that_does_not_look_at_its_mask_is_refused(tmp_path: Path, capsy
     base.graph.write_bytes(proto.SerializeToString())
     assert export(base) == 1
     assert "padding and the rows beside a sequence change its score" in capsys.readouterr().err
+
+
+def test_a_graph_of_fewer_bits_is_compared_and_taken_as_asked(tmp_path: Path, capsys: Capture) -> None:
+    base = own_base("llama").copy(tmp_path)
+    onnx.save_model(to_float16(load(base)), str(base.graph))
+    assert export(base) == 1
+    assert "a score of the float16 graph differs from the base's own class by at most" in capsys.readouterr().err
+    assert export(base, "--parity", "unverified") == 0
+    np.testing.assert_allclose(served(base), of_class(base), atol=5e-3, rtol=0)
+    assert manifest(base).notes["parity"].endswith("as accepted")
+    assert manifest(base).metrics["gate_parity"] > 1e-4
+    assert manifest(base).notes["training"].startswith("later versions start from the base's weights")
+
+
+def test_a_graph_that_quantises_rows_together_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    base = own_base("llama").copy(tmp_path)
+    quantize_dynamic(str(own_base("llama").graph), str(base.graph))
+    assert export(base, "--parity", "unverified") == 1
+    assert "quantises all rows of a run together" in capsys.readouterr().err
+
+
+def test_positions_that_an_encoder_counts_itself_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    base = own_base("deberta").copy(tmp_path)
+    proto = load(base)
+    proto.graph.input.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["b", "s"]))
+    base.graph.write_bytes(proto.SerializeToString())
+    assert export(base) == 1
+    assert "takes position_ids, which deberta-v2 counts itself" in capsys.readouterr().err
 
 
 def test_a_graph_that_pools_by_another_padding_token_is_refused(tmp_path: Path, capsys: Capture) -> None:

@@ -22,7 +22,7 @@ from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.data.base_layout import BaseLayout, decoder_layout, encoder_layout
 from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer, longest_input
 from rewardloop_trainer.export.errors import ParityError, UnusableGraph
-from rewardloop_trainer.export.own_graph import OwnGraph, read_own_graph
+from rewardloop_trainer.export.own_graph import HALVES, OwnGraph, read_own_graph
 from rewardloop_trainer.export.own_parity import (
     Floats,
     OwnScores,
@@ -40,7 +40,6 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.rounds.publish import code_version
 
 _HALF_TOLERANCE = 1e-2  # of a row alone and in a batch, in a graph of 16-bit floats
-_HALVES = ("float16", "bfloat16")
 _LABEL = "label:"
 
 
@@ -87,9 +86,10 @@ def own_version(options: ExportSettings) -> tuple[Manifest, Callable[[Path], Non
         scores.batch([sequence])
     sequences = compared_sequences(encoder, tokenizer.backend_tokenizer.get_vocab_size())
     logits = _checked_batches(path, graph, scores, sequences)
-    parity, figures = _compared(options, graph, sequences, logits, layout.text_format.pad)
+    expected = _of_class(options, sequences, layout.text_format.pad)
+    parity, figures = _compared(options, graph, logits, expected)
     heads = _heads(options, config, logits.shape[1])
-    model, training = _start_of_training(options, heads, sequences, logits, layout.text_format.pad, bool(figures))
+    model, training = _start_of_training(options, heads, sequences, expected, layout.text_format.pad)
     if heads.weights is not None:
         graph = graph.combined(heads.weights)
         scores = OwnScores(graph, graph.session(), layout.text_format.pad)
@@ -155,43 +155,52 @@ def _layout(options: ExportSettings, graph: OwnGraph, config: Any, tokenizer: An
 def _checked_batches(path: Path, graph: OwnGraph, scores: OwnScores, sequences: Sequence[Encoded]) -> Floats:
     """Return the logits (n, k) of the sequences, each alone, after checking that batches give the same."""
     alone = scores.alone(sequences)
-    tolerance = _HALF_TOLERANCE if graph.precision in _HALVES else PARITY_TOLERANCE
+    tolerance = _HALF_TOLERANCE if graph.precision in HALVES else PARITY_TOLERANCE
     difference = largest_difference(scores.batched(sequences), alone)
     if not difference <= tolerance:
+        cause = (
+            "the exporter fixed a size, or the graph pools by another pad_token_id than the config's: export it again"
+        )
+        if graph.quantizes_runs:
+            cause = "it quantises all rows of a run together: quantise it statically, or not at all"
         raise UnusableGraph(
             f"{path}: padding and the rows beside a sequence change its score by {difference:.3g}, above "
-            f"{tolerance:g}: the exporter fixed a size, the graph quantises over rows, or it pools by another "
-            "pad_token_id than the config's; export it again, with torch.onnx for instance by dynamo=True"
+            f"{tolerance:g}; {cause}"
         )
     return alone
 
 
+def _of_class(options: ExportSettings, sequences: Sequence[Encoded], pad: int) -> Floats | None:
+    """Return the logits (n, k) of the base's own class; None if it has no weights and the user accepts that."""
+    if has_weights(Path(options.base)):
+        return class_logits(options.base, sequences, pad)
+    if options.parity == "unverified":
+        return None
+    raise ParityError(
+        f"{options.base} has no safetensors weights to compare the graph with; put them there, or accept this with "
+        "--parity unverified"
+    )
+
+
 def _compared(
-    options: ExportSettings, graph: OwnGraph, sequences: Sequence[Encoded], logits: Floats, pad: int
+    options: ExportSettings, graph: OwnGraph, logits: Floats, expected: Floats | None
 ) -> tuple[str, dict[str, float]]:
-    """Compare the graph's logits with those of the base's own class.
+    """Compare the graph's logits (n, k) with the expected ones.
 
     Returns:
-        The manifest's note, and its figures, which are empty if nothing was compared.
+        The manifest's note, and its figures.
     """
-    accepted = options.parity == "unverified"
-    if not has_weights(Path(options.base)):
-        if not accepted:
-            raise ParityError(
-                f"{options.base} has no safetensors weights to compare the graph with; put them there, or accept this "
-                "with --parity unverified"
-            )
+    if expected is None:
         return "not compared: the base has no weights", {}
-    expected = class_logits(options.base, sequences, pad)
     if expected.shape != logits.shape:
         raise ParityError(f"the graph gives {logits.shape[1]} scores, and its base has {expected.shape[1]} labels")
     difference = largest_difference(logits, expected)
     found = f"a score of the {graph.precision} graph differs from the base's own class by at most {difference:.3g}"
     if difference <= PARITY_TOLERANCE:
-        return f"{found}, on {len(sequences)} sequences", {"gate_parity": difference}
+        return f"{found}, on {len(logits)} sequences", {"gate_parity": difference}
     if graph.precision == "float32":
         raise ParityError(f"{found}, above {PARITY_TOLERANCE:g}: it was not made of these weights, or not exactly")
-    if not accepted:
+    if options.parity != "unverified":
         raise ParityError(
             f"{found}, above {PARITY_TOLERANCE:g}; export it in float32, or accept this with --parity unverified"
         )
@@ -220,26 +229,27 @@ def _heads(options: ExportSettings, config: Any, outputs: int) -> _Heads:
 
 
 def _start_of_training(
-    options: ExportSettings, heads: _Heads, sequences: Sequence[Encoded], logits: Floats, pad: int, compared: bool
+    options: ExportSettings, heads: _Heads, sequences: Sequence[Encoded], expected: Floats | None, pad: int
 ) -> tuple[RewardModel | None, str]:
-    """Make the torch model that later rounds start from, if the base's weights give the graph's scores.
+    """Make the torch model that later rounds start from, if the base's weights give the scores of its class.
 
     Returns:
         The model or None, and the manifest's note.
     """
-    reason = "the base has no weights"
-    if compared and (heads.weights is not None or heads.count > 1):
+    if expected is None:
+        reason = "the base has no weights"
+    elif heads.weights is not None or heads.count > 1:
         reason = "its classifier has several labels"
-    elif compared:
+    else:
         try:
             model = RewardModel.from_base(options.base, options.heads, seed=options.seed)
-            difference = largest_difference(model_scores(model, sequences, pad), logits)
         except UnusableBase as error:
-            reason = str(error)
+            reason = str(error).partition(";")[0]
         else:
+            difference = largest_difference(model_scores(model, sequences, pad), expected)
             if difference <= PARITY_TOLERANCE:
                 return model, f"later versions start from the base's weights, with {options.heads} heads"
-            reason = f"its weights score otherwise than the graph, by up to {difference:.3g}"
+            reason = f"as a reward model its weights score otherwise, by up to {difference:.3g}"
     return None, f"no later version can be trained from it: {reason}"
 
 

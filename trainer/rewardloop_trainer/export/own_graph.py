@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -44,6 +44,7 @@ _PRECISIONS: Final[dict[int, str]] = {
     TensorProto.INT4: "int4",
     TensorProto.UINT4: "int4",
 }
+HALVES: Final = ("float16", "bfloat16")
 _FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 _ORT_ERROR = 3
 
@@ -58,6 +59,7 @@ class OwnGraph:
         files: Their locations from there.
         has_segments: Whether it takes ``token_type_ids``.
         has_positions: Whether the user's graph takes ``position_ids``, which are now counted from its mask.
+        rounds_to: The number format in which the user's graph gives its scores.
         dropped: Outputs of the user's graph that are left out.
     """
 
@@ -66,16 +68,23 @@ class OwnGraph:
     files: frozenset[str]
     has_segments: bool
     has_positions: bool
-    dropped: tuple[str, ...] = field(default=())
+    rounds_to: str
+    dropped: tuple[str, ...]
 
     @property
     def precision(self) -> str:
-        """The number format of most weights."""
+        """The number format of most weights, or of the scores if these are rounded."""
         sizes: Counter[str] = Counter({"float32": 0})
         for tensor in self.proto.graph.initializer:
             if (name := _PRECISIONS.get(tensor.data_type)) is not None:
                 sizes[name] += int(np.prod(tensor.dims, dtype=np.int64))
-        return sizes.most_common(1)[0][0]
+        most = sizes.most_common(1)[0][0]
+        return self.rounds_to if most == "float32" and self.rounds_to in HALVES else most
+
+    @property
+    def quantizes_runs(self) -> bool:
+        """Whether a run's rows are quantised together, so that each changes the others' scores."""
+        return any(node.op_type.startswith("DynamicQuantize") for node in self.proto.graph.node)
 
     @property
     def vocabulary(self) -> int | None:
@@ -164,8 +173,8 @@ def read_own_graph(path: Path) -> OwnGraph:
             _take_int64(graph, name, inputs[name])
     if "position_ids" in inputs:
         _count_positions(path, proto, inputs["position_ids"])
-    dropped = _give_logits(path, graph)
-    return OwnGraph(proto, path.parent, files, "token_type_ids" in inputs, "position_ids" in inputs, dropped)
+    rounds_to, dropped = _give_logits(path, graph)
+    return OwnGraph(proto, path.parent, files, "token_type_ids" in inputs, "position_ids" in inputs, rounds_to, dropped)
 
 
 def _checked_files(path: Path) -> frozenset[str]:
@@ -235,8 +244,12 @@ def _count_positions(path: Path, proto: onnx.ModelProto, kind: int) -> None:
         graph.node.insert(place, node)
 
 
-def _give_logits(path: Path, graph: onnx.GraphProto) -> tuple[str, ...]:
-    """Make the scores the graph's only output, in float32 by the name of ``logits``. Returns the other outputs."""
+def _give_logits(path: Path, graph: onnx.GraphProto) -> tuple[str, tuple[str, ...]]:
+    """Make the scores the graph's only output, in float32 by the name of ``logits``.
+
+    Returns:
+        The number format that they had, and the names of the other outputs.
+    """
     names = [output.name for output in graph.output]
     if "logits" not in names and len(names) != 1:
         raise UnusableGraph(f"{path} gives {', '.join(names)}: one output must be the scores, by the name of logits")
@@ -251,7 +264,7 @@ def _give_logits(path: Path, graph: onnx.GraphProto) -> tuple[str, ...]:
         source = f"{_PREFIX}logits" if source == "logits" else source
         graph.node.append(helper.make_node("Cast", [source], ["logits"], to=TensorProto.FLOAT))
     graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", None]))
-    return tuple(name for name in names if name != output.name)
+    return _PRECISIONS[kind], tuple(name for name in names if name != output.name)
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
