@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
+from safetensors.torch import load_file, save_file
 from support.own_graphs import DECODERS, ENCODERS, OwnBase, own_base
 from support.signals import choice
 
@@ -323,6 +324,19 @@ def test_weights_of_another_model_are_refused_whatever_is_accepted(tmp_path: Pat
     for flags in ((), ("--parity", "unverified")):
         assert export(base, *flags) == 1
         assert "it was not made of these weights" in capsys.readouterr().err
+
+
+def test_weights_that_are_damaged_or_not_whole_are_refused(tmp_path: Path, capsys: Capture) -> None:
+    base = own_base("llama").copy(tmp_path)
+    weights = base.directory / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["score.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    assert export(base) == 1
+    assert "lacks weights of LlamaForSequenceClassification: score.weight" in capsys.readouterr().err
+    weights.write_bytes(b"no tensors")
+    assert export(base) == 1
+    assert "its classifier does not load" in capsys.readouterr().err
 
 
 def test_a_base_without_weights_is_refused_or_accepted_as_asked(tmp_path: Path, capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as hf_logging
 
 from rewardloop.formats.graph_inputs import encoder_rows
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
@@ -94,12 +97,16 @@ def class_logits(base: str, sequences: Sequence[Encoded], pad: int) -> Floats:
         UnusableBase: If the checkpoint does not load, or lacks weights of the class.
     """
     kind: Any = AutoModelForSequenceClassification
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity(logging.ERROR)  # what it would report is judged below
     try:
         model, report = kind.from_pretrained(
             base, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UnusableBase(f"{base}: its classifier does not load: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UnusableBase(f"{base}: its classifier does not load: {' '.join(str(error).split())}") from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
     if missing := {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}:
         raise UnusableBase(f"{base}: the checkpoint lacks weights of {type(model).__name__}: {some_of(missing)}")
     found = []
