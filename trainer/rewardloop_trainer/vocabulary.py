@@ -31,6 +31,7 @@ Rule: TypeAlias = Literal[
     "length",
     "live_test",
     "no_data",
+    "no_weights",
     "not_finite",
     "not_promoted",
     "other",

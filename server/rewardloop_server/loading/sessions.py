@@ -20,6 +20,8 @@ import onnxruntime as ort
 import structlog
 from tokenizers import Tokenizer
 
+from rewardloop.formats.graph_check import check_graph
+from rewardloop.formats.graph_fields import NotAGraph
 from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder
@@ -27,8 +29,6 @@ from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.loading.bounds import check_bounds
-from rewardloop_server.loading.graph_check import check_graph
-from rewardloop_server.loading.graph_fields import NotAGraph
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
@@ -88,7 +88,7 @@ class SessionPool:
 
         Raises:
             NotLoadable: The version does not load or run.
-            UnsafeVersionError: Its graph asks for foreign files or operators.
+            UnsafeVersion: Its graph asks for foreign files or operators.
             CorruptVersion: Its trunk must be read, and is altered.
         """
         with self._loading:

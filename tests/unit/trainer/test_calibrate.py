@@ -10,7 +10,7 @@ from support.reward_bases import encoder_for, save_base
 from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
 from rewardloop_trainer.reward.anchors import LEAST_ANCHORS, Anchor, AnchorSet, UnusableAnchors
-from rewardloop_trainer.reward.calibrate import anchor_logits, calibrate, fit_calibration, fit_length_slope
+from rewardloop_trainer.reward.calibrate import anchor_logits, calibrate_model, fit_calibration, fit_length_slope
 from rewardloop_trainer.reward.model import RewardModel
 
 
@@ -73,7 +73,7 @@ def test_the_note_says_on_what_a_version_is_calibrated(tmp_path: Path) -> None:
     model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
     encoder = encoder_for("llama")
     anchors = _anchor_set(70)
-    scale = calibrate(model, encoder, anchors)
+    scale = calibrate_model(model, encoder, anchors)
     logits = anchor_logits(model, encoder, anchors.anchors)
     assert scale.calibration == fit_calibration(logits)
     assert scale.note.startswith(f"{anchors}, 70 distinct: level {logits.mean():.4g}, deviation ")
@@ -83,10 +83,10 @@ def test_the_note_says_on_what_a_version_is_calibrated(tmp_path: Path) -> None:
 def test_too_few_anchors_leave_scores_as_logits_and_the_note_says_so(tmp_path: Path) -> None:
     model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
     few = _anchor_set(12)
-    scale = calibrate(model, encoder_for("llama"), few)
+    scale = calibrate_model(model, encoder_for("llama"), few)
     assert scale.calibration == Calibration(1.0, 0.0)
     assert scale.note == f"none, scores are logits: the model reads 12 distinct anchors of {few}, fewer than 64"
-    kept = calibrate(model, encoder_for("llama"), _anchor_set(12, least=2))
+    kept = calibrate_model(model, encoder_for("llama"), _anchor_set(12, least=2))
     assert kept.calibration.scale != 1.0
 
 
@@ -94,10 +94,10 @@ def test_anchors_that_the_layout_refuses_are_left_out_and_counted(tmp_path: Path
     model = RewardModel.from_base(save_base("llama", tmp_path), heads=2)
     anchors = _anchor_set(70)
     refused = AnchorSet((*anchors.anchors, Anchor((), "an answer to nothing")), "given")
-    scale = calibrate(model, _Refusing("llama"), refused)
+    scale = calibrate_model(model, _Refusing("llama"), refused)
     assert "71 given" in scale.note
     assert "1 of which the text layout has no form for, 70 distinct" in scale.note
-    assert scale.calibration == calibrate(model, encoder_for("llama"), anchors).calibration
+    assert scale.calibration == calibrate_model(model, encoder_for("llama"), anchors).calibration
 
 
 def test_a_model_without_finite_logits_has_no_scale(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_model_without_finite_logits_has_no_scale(tmp_path: Path) -> None:
     with torch.no_grad():
         model.heads.bias.fill_(math.nan)
     with pytest.raises(UnusableAnchors, match="70 anchors are not finite"):
-        calibrate(model, encoder_for("llama"), _anchor_set(70))
+        calibrate_model(model, encoder_for("llama"), _anchor_set(70))
 
 
 class _Refusing(Encoder):

@@ -23,11 +23,12 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop.formats.store import StoreError
     from rewardloop.formats.text import RefusedConversation
     from rewardloop_trainer.commands.base_path import check_base_path
+    from rewardloop_trainer.commands.export_onnx import export_own_graph
     from rewardloop_trainer.commands.export_policy import export_policy_base
     from rewardloop_trainer.commands.export_reward import export_reward_base
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
-    from rewardloop_trainer.export.errors import ExportFailed, ParityError
+    from rewardloop_trainer.export.errors import ExportFailed, ParityError, UnusableGraph
     from rewardloop_trainer.reward.adapter_base import merged_base
     from rewardloop_trainer.reward.anchors import UnusableAnchors
 
@@ -35,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         check_base_path(options.base)
         with FileProgress("rewardloop export") as progress:
-            if options.model == "policy":
+            if options.onnx is not None:
+                manifest = export_own_graph(options, progress)
+            elif options.model == "policy":
                 manifest = export_policy_base(options, progress)
             else:
                 with merged_base(options.base) as base:
@@ -44,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         UnusableBase,
         ParityError,
         ExportFailed,
+        UnusableGraph,
         UnusableAnchors,
         CorruptPairs,
         RefusedConversation,

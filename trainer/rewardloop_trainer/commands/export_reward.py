@@ -34,7 +34,7 @@ from rewardloop_trainer.export.random_sequences import MOST_TOKENS, random_seque
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.reward.anchors import ANCHORS, anchors_to_export, check_anchors, write_anchors
 from rewardloop_trainer.reward.base_layout import reward_layout
-from rewardloop_trainer.reward.calibrate import calibrate
+from rewardloop_trainer.reward.calibrate import calibrate_model
 from rewardloop_trainer.reward.evaluate import pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.heads.step_token import with_step_end
@@ -70,7 +70,7 @@ def export_reward_base(options: ExportSettings, base: str, progress: FileProgres
         watch = partial(progress, "writing weights")
         export_reward(model, backend, text_format, candidate, adapters=adapters, watch=watch)
         torch_side = _torch_side(model, encoder, pairs, backend.get_vocab_size())
-        scale = calibrate(model, encoder, anchors)
+        scale = calibrate_model(model, encoder, anchors)
         write_anchors(candidate / ANCHORS, anchors.anchors)
         chosen = {"heads": model.head_note, "layout": layout.note, "max_length": length.reason, "anchors": scale.note}
         del model  # a large one need not be in memory beside its graph

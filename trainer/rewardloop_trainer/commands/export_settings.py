@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewardloop.process.settings import ProcessSettings
 from rewardloop_trainer.reward.heads.choice import HeadChoice
@@ -15,7 +15,12 @@ class ExportSettings(ProcessSettings, HeadChoice):
     """Exports a Hugging Face model as a version in the model store, and prints the version."""
 
     basic_settings = ("base", "store", "model", "max_length", "anchors", "precision", "gate_pairs", "signing_key")
-    setting_groups = (("new_heads", "Trained heads"), ("base", "Every model"), ("heads", "Reward models"))
+    setting_groups = (
+        ("new_heads", "Trained heads"),
+        ("base", "Every model"),
+        ("heads", "Reward models"),
+        ("onnx", "Your own ONNX"),
+    )
 
     base: str = Field(description="Hugging Face directory or hub id of the model, safetensors only")
     store: str = Field(description="model store to publish to: a path or an fsspec URL such as s3://...")
@@ -50,3 +55,33 @@ class ExportSettings(ProcessSettings, HeadChoice):
         None,
         description="JSONL rows {prompt, chosen, rejected}: the precision is used if it orders them as float32 does",
     )
+
+    onnx: Path | None = Field(
+        None,
+        description="your own ONNX graph of a sequence classifier, with its weights beside it; the base is then a "
+        "directory with its config, its tokenizer and, if there are any, its weights",
+    )
+    heads_are: Literal["labels", "ensemble"] = Field(
+        "labels",
+        description="what several scores of your graph are: labels, of which label_weights makes one score, or an "
+        "ensemble, in which each is a head",
+    )
+    parity: Literal["compared", "unverified"] = Field(
+        "compared",
+        description="refuse your graph if it cannot be compared with weights of the base or, in less than float32, "
+        "differs from them; or publish it unverified",
+    )
+
+    @model_validator(mode="after")
+    def _fit_the_graph(self) -> Self:
+        """Refuse settings that would be ignored."""
+        fields = type(self).model_fields
+        changed = {name for name in fields if getattr(self, name) != fields[name].default}
+        ignored = sorted(changed & {"new_heads", "pooling", "adapters", "precision", "gate_pairs"})
+        if self.onnx is not None and self.model != "reward":
+            raise ValueError("onnx: a user's own graph is a reward model; leave out model")
+        if self.onnx is not None and ignored:
+            raise ValueError(f"onnx: a user's own graph is taken as it is; leave out {', '.join(ignored)}")
+        if self.onnx is None and {"heads_are", "parity"} & changed:
+            raise ValueError("heads_are and parity are about a graph; name it with onnx")
+        return self

@@ -13,3 +13,7 @@ class NoAdapterInputs(ExportFailed):
 
 class ParityError(Exception):
     """Raised when the exported model's logits differ from the torch model's."""
+
+
+class UnusableGraph(ValueError):
+    """Raised when a user's own graph cannot be served, or does not give the scores of its base."""

@@ -7,7 +7,7 @@ standard deviation 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +34,25 @@ class Scale:
     note: str
 
 
-def calibrate(model: RewardModel, encoder: Encoder, anchors: AnchorSet, length_slope: float = 0.0) -> Scale:
+def calibrate_model(model: RewardModel, encoder: Encoder, anchors: AnchorSet, length_slope: float = 0.0) -> Scale:
+    """Fit a torch model's map onto the common scale, as `calibrate` does."""
+    return calibrate(
+        lambda sequences: _head_means(model, encoder, sequences, length_slope), encoder, anchors, length_slope
+    )
+
+
+def calibrate(
+    score: Callable[[Sequence[Encoded]], Floats], encoder: Encoder, anchors: AnchorSet, length_slope: float = 0.0
+) -> Scale:
     """Fit the map onto the common scale on the anchors that the model reads.
 
     If these are fewer than the set asks for, scores are the logits (without the share of length), and the note says so.
+
+    Args:
+        score: Gives the head-mean logits of sequences, (sequences,), without the share of length.
+        encoder: The model's tokenizer and text layout.
+        anchors: The anchors.
+        length_slope: What the map takes off for each unit of log length.
 
     Raises:
         UnusableAnchors: If a logit is not finite.
@@ -51,7 +66,7 @@ def calibrate(model: RewardModel, encoder: Encoder, anchors: AnchorSet, length_s
             f"none, scores are logits: the model reads {distinct} distinct anchors of {of}, fewer than {anchors.least}"
         )
         return Scale(Calibration(length_slope=length_slope), note)
-    logits = _head_means(model, encoder, sequences, length_slope)
+    logits = score(sequences)
     calibration = fit_calibration(logits, length_slope)
     level, deviation = _level_and_deviation(logits)
     moved = int((np.abs(logits - np.median(logits)) > _FARTHEST * _width(logits)).sum())

@@ -33,6 +33,10 @@ class NothingToStartFrom(Exception):
     """Raised when the store has no reward model and the settings name no base."""
 
 
+class NothingToTrain(Exception):
+    """Raised when the live version is a graph alone, without the torch weights that a round starts from."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewardStart:
     """A reward model to train.
@@ -81,12 +85,18 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
 
     Raises:
         NothingToStartFrom: If there is neither a version nor a base.
+        NothingToTrain: If the version has no torch weights.
         StoreError: If the store does not have the version or its files were altered.
         UnusableBase: If the base cannot be loaded, or has a trained head that would not be used as its class uses it.
     """
     if version is not None:
-        directory = store.fetch("reward", version)
         manifest = store.manifest("reward", version)
+        if not any(name.startswith(f"{TORCH}/") for name in manifest.files):
+            raise NothingToTrain(
+                f"reward version {version} is an ONNX graph without torch weights, so no round can start from it: "
+                "promote a version that has them"
+            )
+        directory = store.fetch("reward", version)
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         trunk = TrunkFiles(manifest, directory)
         if manifest.trunk is not None:

@@ -20,12 +20,12 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.anchors import ANCHORS, UnusableAnchors, anchors_of_round, write_anchors
 from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.calibrate import calibrate, fit_length_slope
+from rewardloop_trainer.reward.calibrate import calibrate_model, fit_length_slope
 from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.start import RewardStart, start_from
+from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
@@ -49,7 +49,11 @@ class RewardRound(ModelRound):
 
     def _train(self) -> None:
         self._begin()
-        if not self._records.train:
+        try:
+            records = self._records
+        except NothingToTrain as error:
+            raise Refused(Reason("no_weights", str(error))) from error
+        if not records.train:
             raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
         trained = self._directory / "trained"
         if not trained.exists():
@@ -138,7 +142,7 @@ class RewardRound(ModelRound):
             raise Refused(*reasons)
         anchors = anchors_of_round(self._settings.work_dir, start.directory, self._records.train, encoder)
         try:
-            scale = calibrate(model, encoder, anchors, slope)
+            scale = calibrate_model(model, encoder, anchors, slope)
         except UnusableAnchors as error:
             raise Refused(Reason("not_finite", str(error))) from error
         if anchors.is_kept_with_version:

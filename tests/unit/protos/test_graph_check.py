@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.reward_graphs import write_sum_graph
 
-from rewardloop_server.calls.errors import UnsafeVersionError
-from rewardloop_server.loading.graph_check import check_graph
-from rewardloop_server.loading.graph_fields import NotAGraph
+from rewardloop.formats.graph_check import check_graph, external_files
+from rewardloop.formats.graph_fields import NotAGraph
+from rewardloop.formats.store_errors import UnsafeVersion
 
 OWN = {"model.onnx": "0" * 64, "weights.data": "0" * 64, "parts/more.data": "0" * 64}
 
@@ -77,7 +77,7 @@ PLACES: dict[str, Callable[[onnx.GraphProto, TensorProto], object]] = {
 )
 def test_tensor_outside_of_the_version_is_refused(graph, tmp_path, place: str, location: str) -> None:
     PLACES[place](graph.graph, external(location))
-    with pytest.raises(UnsafeVersionError, match="not the version's own"):
+    with pytest.raises(UnsafeVersion, match="not the version's own"):
         check(graph, tmp_path)
 
 
@@ -86,13 +86,14 @@ def test_tensor_in_a_file_of_the_version_is_taken(graph, tmp_path, place: str) -
     for location in ("weights.data", "./weights.data", "parts/more.data"):
         PLACES[place](graph.graph, external(location))
     check(graph, tmp_path)
+    assert external_files(tmp_path / "model.onnx") == {"weights.data", "./weights.data", "parts/more.data"}
 
 
 def test_location_is_looked_at_whatever_the_tensor_says_of_itself(graph, tmp_path) -> None:
     tensor = external("/etc/passwd")
     tensor.data_location = TensorProto.DEFAULT
     graph.graph.initializer.append(tensor)
-    with pytest.raises(UnsafeVersionError):
+    with pytest.raises(UnsafeVersion):
         check(graph, tmp_path)
 
 
@@ -114,7 +115,7 @@ def test_location_is_looked_at_whatever_the_tensor_says_of_itself(graph, tmp_pat
 )
 def test_operator_of_somebody_elses_is_refused(graph, tmp_path, add: Callable[[onnx.ModelProto], None]) -> None:
     add(graph)
-    with pytest.raises(UnsafeVersionError, match="operators that are not allowed"):
+    with pytest.raises(UnsafeVersion, match="operators that are not allowed"):
         check(graph, tmp_path)
 
 

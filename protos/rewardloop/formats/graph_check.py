@@ -1,7 +1,7 @@
 """Checks a graph before ONNX Runtime reads it: it may ask only for files of its own version and known operators.
 
 This is needed because ONNX Runtime opens any external file that a graph names, anywhere on the machine, and takes some
-locations as addresses in memory. The file is walked as protobuf fields, so the server needs no onnx package.
+locations as addresses in memory. The file is walked as protobuf fields, so no onnx package is needed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from rewardloop_server.calls.errors import UnsafeVersionError
-from rewardloop_server.loading.graph_fields import NotAGraph, fields, message, opened, text
+from rewardloop.formats.graph_fields import NotAGraph, fields, message, opened, text
+from rewardloop.formats.store_errors import UnsafeVersion
 
 # The domains of the operators that ONNX Runtime itself has. Others would come from a foreign library.
 DOMAINS: Final = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
@@ -39,22 +39,26 @@ def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
         where: The version's name, for error texts.
 
     Raises:
-        UnsafeVersionError: The graph asks for a file that is not in ``files``, or for an operator that ONNX Runtime
+        UnsafeVersion: The graph asks for a file that is not in ``files``, or for an operator that ONNX Runtime
             does not have.
         NotAGraph: The file cannot be read.
     """
-    asked = _Asked()
-    _read_model(opened(path), asked)
+    asked = _asked_in(path)
     unknown = sorted(
         f"{domain}::{name}"
         for domain, name in asked.operators
         if (domain not in DOMAINS or name in _REFUSED_OPERATORS) and (domain, name) not in asked.functions
     )
     if unknown:
-        raise UnsafeVersionError(f"{where}: operators that are not allowed: {_shown(unknown)}")
+        raise UnsafeVersion(f"{where}: operators that are not allowed: {_shown(unknown)}")
     strangers = sorted(location for location in asked.locations if not _is_own(location, files))
     if strangers:
-        raise UnsafeVersionError(f"{where}: tensors in files that are not the version's own: {_shown(strangers)}")
+        raise UnsafeVersion(f"{where}: tensors in files that are not the version's own: {_shown(strangers)}")
+
+
+def external_files(path: Path) -> frozenset[str]:
+    """Return the locations of the files in which the graph at ``path`` has tensors. Raises `NotAGraph`."""
+    return frozenset(_asked_in(path).locations)
 
 
 @dataclass(slots=True)
@@ -70,6 +74,12 @@ class _Asked:
     operators: set[tuple[str, str]] = field(default_factory=set)
     functions: set[tuple[str, str]] = field(default_factory=set)
     locations: set[str] = field(default_factory=set)
+
+
+def _asked_in(path: Path) -> _Asked:
+    asked = _Asked()
+    _read_model(opened(path), asked)
+    return asked
 
 
 def _is_own(location: str, files: Mapping[str, str]) -> bool:
