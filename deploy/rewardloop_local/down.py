@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 class DownSettings(ProcessSettings):
     """Ends the processes that 'rewardloop up' started on a data directory, in the reverse order of their start.
 
-    It recognises them by their pid, their start time and their program, so that it never ends another process.
+    The data directory is the one that --data names: rewardloop-data in the present folder if it is not given, as for
+    'rewardloop up'. Its file of processes lists them with their pid, their start time and their program, so that no
+    other process is ended.
     """
 
     basic_settings = ("data", "grace_s")
 
-    data: Path = Field(Path("rewardloop-data"), description="the data directory that was given to 'rewardloop up'")
+    data: Path = Field(
+        Path("rewardloop-data"), description="data directory of the 'rewardloop up' whose processes are ended"
+    )
     grace_s: float = Field(20.0, gt=0, description="seconds that each process has to end before it is killed")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +64,12 @@ class DeploymentPlan:
         return ", ".join(f":{port} ({process})" for port, process in pages if port) or "none"
 
     def status_command(self) -> str:
-        """The command that shows what this deployment does, with a flag for each address that is not the default."""
+        """The command that shows what this deployment does.
+
+        It has the credentials of the deployment's processes, and a flag for each address that is not the default.
+        """
         usual = DeploymentPlan(self.data)  # its addresses are also the defaults of `rewardloop status`
-        words = ["rewardloop status"]
+        words = ["rewardloop", *map(shlex.quote, self.security.access_args()), "status"]
         if self.listen != usual.listen:
             words.append(f"--server {self.listen}")
         if self.metrics_port not in (0, usual.metrics_port):

@@ -99,7 +99,8 @@ async def _run(settings: UpSettings) -> int:
             await starting
             say(
                 f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
-                f"logs in {escape(str(plan.logs))}. '{plan.status_command()}' shows what it does; Ctrl-C stops it."
+                f"logs in {escape(str(plan.logs))}. "
+                f"'{escape(plan.status_command())}' shows what it does; Ctrl-C stops it."
             )
             await stopping
     except (DeploymentError, TimeoutError, OSError) as error:

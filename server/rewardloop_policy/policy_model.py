@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoder, FittedPrompt, RefusedConversation, Turn
 from rewardloop.formats.text_format import read_text_format
+from rewardloop_sampling.generation_rules import GenerationRules
+from rewardloop_sampling.loading import load_served, most_positions
 from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest, end_ids, sample
 from rewardloop_server.calls.errors import InvalidRequest, NotLoadable, Violation
 
@@ -34,17 +35,23 @@ class Answer:
 class PolicyModel:
     """One warm version. `answer` is for one thread at a time; any thread may use the rest."""
 
-    def __init__(self, manifest: Manifest, model: Any, encoder: Encoder, ends: frozenset[int]) -> None:
+    def __init__(self, manifest: Manifest, model: Any, encoder: Encoder, rules: GenerationRules) -> None:
         self.manifest = manifest
         self._model: Any = model
         self._encoder = encoder
-        self._end_ids = ends
+        self._rules = rules
         self._least_prompt = len(encoder.prompt_ids((Turn("user", "a"),)))
 
-    @property
-    def longest_answer(self) -> int:
-        """Most new tokens of a request that names no bound: half of the model's length."""
-        return max(1, self._encoder.max_length // 2)
+    def longest_answer(self, conversation: Sequence[Turn], wanted: int) -> int:
+        """Return how many of ``wanted`` new tokens a request gets that names no number.
+
+        They are those that the prompt leaves of the model's length, and at least half of it.
+        """
+        half = max(1, self._encoder.max_length // 2)
+        if wanted <= half:
+            return wanted
+        (prompt,) = self._encoder.prompts([conversation])
+        return min(wanted, max(half, self._encoder.max_length - len(prompt or ())))
 
     def request(self, conversation: Sequence[Turn], settings: SampleRequest) -> tuple[SampleRequest, FittedPrompt]:
         """Return ``settings`` with the conversation as the prompt, and what of the conversation is in it.
@@ -65,9 +72,18 @@ class PolicyModel:
             raise InvalidRequest([Violation("prompt", str(error))]) from error
         return replace(settings, prompt=fitted.ids), fitted
 
-    def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
-        """Return the candidates of each request. Raises FloatingPointError for NaN logits, and whatever torch does."""
-        groups = sample(self._model, requests, end_ids=self._end_ids, pad_id=self._encoder.format.pad)
+    def answer(
+        self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool] = lambda request: False
+    ) -> list[list[Answer]]:
+        """Return the candidates of each request, as `sample` does.
+
+        Raises FloatingPointError for NaN logits, and whatever torch does.
+        """
+        rules = self._rules
+        pad = self._encoder.format.pad
+        groups = sample(
+            self._model, requests, end_ids=rules.end_ids, pad_id=pad, rules=rules, is_abandoned=is_abandoned
+        )
         return [[self._read(sampled) for sampled in group] for group in groups]
 
     def close(self) -> None:
@@ -94,15 +110,11 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         text_format = read_text_format(manifest.text_format)
-        # On a CPU half precision is slower than float32. On a GPU the stored type is kept.
-        dtype: Any = torch.float32 if device.type == "cpu" else "auto"
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-        model.eval().requires_grad_(False).to(device)
-        positions = getattr(model.config, "max_position_embeddings", None) or manifest.max_length
+        model = load_served(directory, device)
+        positions = most_positions(model.config) or manifest.max_length
         encoder = Encoder(tokenizer, text_format, min(manifest.max_length, positions))
-        policy = PolicyModel(manifest, model, encoder, end_ids(model, text_format.ends))
+        rules = GenerationRules.of(model, end_ids(model, text_format.ends))
+        policy = PolicyModel(manifest, model, encoder, rules)
         settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
         policy.answer([policy.request((Turn("user", text),), settings)[0] for text in ("Hello", "Hello, how are you?")])
     except Exception as error:  # transformers, tokenizers and torch raise many kinds for a broken version

@@ -30,6 +30,10 @@ class _Job:
     outcome: asyncio.Future[list[Answer]]
     enqueued: float = field(default_factory=time.monotonic)
 
+    def is_abandoned(self) -> bool:
+        """Return whether nobody waits for the answer any more. Called from the sampling thread, too."""
+        return self.outcome.done() or (self.deadline is not None and self.deadline <= time.monotonic())
+
 
 class SampleBatcher:
     """Serves requests in the order in which they come. Torch runs in one thread of its own, and a batch by one version.
@@ -59,7 +63,7 @@ class SampleBatcher:
 
         Raises:
             QueueFull: The queue has no room.
-            DeadlinePassed: The deadline passed while the request waited.
+            DeadlinePassed: The deadline passed while the request waited or was sampled.
             NotLoadable: The model failed on the request.
         """
         if self._queue and self._queued_rows + request.candidates > self._max_queue_rows:
@@ -116,7 +120,10 @@ class SampleBatcher:
             self._observe("queue", started - job.enqueued)
         try:
             answers = await asyncio.get_running_loop().run_in_executor(
-                self._thread, batch[0].policy.answer, [job.request for job in batch]
+                self._thread,
+                batch[0].policy.answer,
+                [job.request for job in batch],
+                lambda request: batch[request].is_abandoned(),
             )
         except (ArithmeticError, RuntimeError, ValueError, IndexError) as error:
             await self._fail(batch, error)
@@ -127,7 +134,11 @@ class SampleBatcher:
         for job, group in zip(batch, answers, strict=True):
             self._observe("run", ended - started)
             self._observe("total", ended - job.enqueued)
-            if not job.outcome.done():
+            if job.outcome.done():
+                continue
+            if job.deadline is not None and job.deadline <= ended:
+                job.outcome.set_exception(DeadlinePassed("the deadline passed while the answer was sampled"))
+            else:
                 job.outcome.set_result(group)
 
     async def _fail(self, batch: Sequence[_Job], error: Exception) -> None:

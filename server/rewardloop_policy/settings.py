@@ -31,4 +31,9 @@ class PolicyWorkerSettings(ServingSettings):
     )
     max_batch_rows: int = Field(64, ge=1, description="most candidates sampled together")
     queue_rows: int = Field(1024, ge=1, description="bound of the queue, in candidates")
-    max_new_tokens: int = Field(DEFAULT_NEW_TOKENS, ge=1, description="most new tokens of a candidate, and the default")
+    max_new_tokens: int = Field(
+        0,
+        ge=0,
+        description="most new tokens of a candidate, and the default; 0: as many as the policy's context holds, and "
+        f"{DEFAULT_NEW_TOKENS} by default",
+    )

@@ -21,6 +21,7 @@ from rewardloop_policy.policy_model import Answer, PolicyModel
 from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, Violation
+from rewardloop_server.calls.estimate import DEFAULT_NEW_TOKENS
 from rewardloop_server.calls.validate import Limits, validate_prompt
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.versions.freshness import Freshness
@@ -47,7 +48,8 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         generations: Where answers are logged.
         freshness: Measures when a version first answers.
         limits: Bounds of requests.
-        max_new_tokens: Most new tokens of a candidate, and the number for a request that names none.
+        max_new_tokens: Most new tokens of a candidate, and the number for a request that names none. With 0 a candidate
+            may have as many as the policy's context holds, and a request that names none gets the default number.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         with ExitStack() as leases:
             policies = self._choose(request.prompt, settings, leases)
             if not request.max_new_tokens:
-                longest = min(policy.longest_answer for policy in policies)
-                settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, longest))
+                conversation, wanted = turns(request.prompt), settings.max_new_tokens
+                longest = min(policy.longest_answer(conversation, wanted) for policy in policies)
+                settings = replace(settings, max_new_tokens=longest)
             candidates, truncated = await self._candidates(policies, request.prompt, settings, deadline)
             manifests = [policy.manifest for policy in policies]
         generation = _generation(await self._generations.new_id(), request.prompt, settings, candidates, manifests[-1])
@@ -159,8 +162,9 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
         violations.append(Violation("temperature", f"not between 0 and {MAX_TEMPERATURE:g}"))
     if not 0 < top_p <= 1:
         violations.append(Violation("top_p", "not above 0 and at most 1"))
-    if not 0 <= request.max_new_tokens <= max_new_tokens:
-        violations.append(Violation("max_new_tokens", f"1 to {max_new_tokens}, not {request.max_new_tokens}"))
+    if request.max_new_tokens < 0 or 0 < max_new_tokens < request.max_new_tokens:
+        bounds = f"1 to {max_new_tokens}" if max_new_tokens else "at least 1"
+        violations.append(Violation("max_new_tokens", f"{bounds}, not {request.max_new_tokens}"))
     # `rewardloop serve` answers best_of with its reward model, and asks this process for plain candidates.
     if request.best_of:
         violations.append(Violation("best_of", "this process has no reward model to choose by"))
@@ -176,7 +180,7 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
         temperature=temperature,
         top_p=top_p,
         seed=request.seed if request.HasField("seed") else secrets.randbits(63),
-        max_new_tokens=request.max_new_tokens or max_new_tokens,
+        max_new_tokens=request.max_new_tokens or max_new_tokens or DEFAULT_NEW_TOKENS,
     )
 
 

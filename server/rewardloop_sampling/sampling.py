@@ -6,7 +6,7 @@ CDF. So its text does not depend on what it is batched with. The candidates of o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from rewardloop_sampling.decoding import Decoding
+from rewardloop_sampling.generation_rules import GenerationRules, ProcessedRows
 
 Finish: TypeAlias = Literal["stop", "length"]
 
@@ -50,8 +51,8 @@ class Sampled:
 
     Attributes:
         ids: The sampled ids, with the end token if it came.
-        logprobs: The log-probability of each id, in nats. They are of the distribution after temperature and top_p, so
-            they are all 0 if the sampling is greedy.
+        logprobs: The log-probability of each id, in nats. They are of the distribution that was sampled from, after
+            temperature, top_p and the generation rules, so they are all 0 if the sampling is greedy.
         finish: Whether it ended by an end token ("stop") or by its length.
     """
 
@@ -67,15 +68,25 @@ class Sampled:
 
 @torch.inference_mode()
 def sample(
-    model: Any, requests: Sequence[SampleRequest], *, end_ids: Collection[int], pad_id: int
+    model: Any,
+    requests: Sequence[SampleRequest],
+    *,
+    end_ids: Collection[int],
+    pad_id: int,
+    rules: GenerationRules | None = None,
+    is_abandoned: Callable[[int], bool] = lambda request: False,
 ) -> list[list[Sampled]]:
     """Return the candidates of each request, in order.
 
     Args:
-        model: A Hugging Face causal language model in eval mode, whose layers attend to all earlier tokens.
+        model: A Hugging Face causal language model in eval mode.
         requests: What to sample. A prompt and its new tokens together must fit the model's positions.
         end_ids: Ids after which sampling of a candidate stops.
         pad_id: The id of the padding token.
+        rules: What the checkpoint's generation config does to the logits. Without rules the samples are of the plain
+            policy, whose probabilities the losses of the trainer assume.
+        is_abandoned: Asked at each step, with a request's index. Once it returns True, the request's candidates end as
+            they are.
 
     Raises:
         ValueError: A request has an empty prompt, no candidate or no new token.
@@ -86,11 +97,12 @@ def sample(
     for request in requests:
         if not request.prompt or request.candidates < 1 or request.max_new_tokens < 1:
             raise ValueError("a request needs a prompt, a candidate and room for a token")
-    rows = _Rows(requests, frozenset(end_ids), model.device)
+    rows = _Rows(requests, frozenset(end_ids), model.device, rules)
     forward = Decoding(model, [request.prompt for request in requests], pad_id)
-    logits = forward.prefill(rows.request_of, max(request.max_new_tokens for request in requests))
+    logits = forward.prefill(rows.request_of)
     while True:
         ids = rows.take(logits)
+        rows.end(is_abandoned)
         if not rows.is_running.any():
             return rows.results()
         if (~rows.is_running).float().mean() >= _COMPACT_SHARE:
@@ -107,7 +119,9 @@ def end_ids(model: Any, ends: Sequence[int]) -> frozenset[int]:
     return frozenset([*ends, *others])
 
 
-def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def next_tokens(
+    logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor, rules: GenerationRules | None = None
+) -> tuple[Tensor, Tensor]:
     """Sample one token for each row, by the inverse CDF over the vocabulary's order.
 
     The nucleus is the smallest set of most probable tokens whose mass reaches top_p (Holtzman et al. 2020).
@@ -117,6 +131,7 @@ def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Ten
         temperature: (rows,); 0 is greedy.
         top_p: (rows,), in (0, 1].
         uniform: (rows,), float64 random numbers in [0, 1).
+        rules: Further cuts of the distribution, such as top_k. Greedy rows ignore them.
 
     Returns:
         The ids, (rows,), and their log-probabilities under the distribution sampled from, (rows,) float64.
@@ -126,9 +141,11 @@ def next_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Ten
     """
     is_greedy = temperature <= 0
     scaled = logits.float() / torch.where(is_greedy, 1.0, temperature).unsqueeze(-1)
-    logprobs = log_softmax(scaled, dim=-1)
+    logprobs = log_softmax(scaled if rules is None else rules.before_nucleus(scaled), dim=-1)
     if bool(((top_p < 1) & ~is_greedy).any()):
         logprobs = torch.where((top_p < 1).unsqueeze(-1), _nucleus(logprobs, top_p), logprobs)
+    if rules is not None:
+        logprobs = log_softmax(rules.after_nucleus(logprobs), dim=-1)
     cdf = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
     total = cdf[:, -1]
     if bool(total.isnan().any()):
@@ -155,7 +172,13 @@ def _nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
 class _Rows:
     """The candidates in the batch, their random numbers, and the tokens of each so far."""
 
-    def __init__(self, requests: Sequence[SampleRequest], end_ids: frozenset[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        requests: Sequence[SampleRequest],
+        end_ids: frozenset[int],
+        device: torch.device,
+        rules: GenerationRules | None,
+    ) -> None:
         pairs = [(i, c) for i, request in enumerate(requests) for c in range(request.candidates)]
         self._requests = requests
         self._places = pairs
@@ -171,11 +194,19 @@ class _Rows:
         width = max(request.max_new_tokens for request in requests)
         self._uniform = torch.stack([_draws(requests[i].seed, c, width) for i, c in pairs]).to(device)
         self._step = 0
+        self._rules = rules
+        prompts = [requests[i].prompt for i, _ in pairs]
+        self._processed = None if rules is None else ProcessedRows(rules, prompts, device)
 
     def take(self, logits: Tensor) -> Tensor:
         """Choose each row's next token. Returns ids, (rows,). The id of a row that has ended is not used."""
-        ids, logprobs = next_tokens(logits, self._temperature, self._top_p, self._uniform[:, self._step])
+        if self._processed is not None:
+            logits = self._processed.scores(logits)
+        uniform = self._uniform[:, self._step]
+        ids, logprobs = next_tokens(logits, self._temperature, self._top_p, uniform, self._rules)
         self._step += 1
+        if self._processed is not None:
+            self._processed.append(ids)
         running = self.is_running.tolist()
         for place, (row, token, logprob) in enumerate(zip(self._alive, ids.tolist(), logprobs.tolist(), strict=True)):
             if not running[place]:
@@ -190,6 +221,13 @@ class _Rows:
                 self.is_running[place] = False
         return ids
 
+    def end(self, is_abandoned: Callable[[int], bool]) -> None:
+        """End the candidates of abandoned requests."""
+        running = self.is_running.tolist()
+        for place, row in enumerate(self._alive):
+            if running[place] and is_abandoned(self._places[row][0]):
+                self.is_running[place] = False
+
     def compact(self) -> Tensor:
         """Drop the rows that have ended. Returns the indices of the rows kept, ascending."""
         kept = self.is_running.nonzero().squeeze(-1)
@@ -198,6 +236,8 @@ class _Rows:
         on_device = kept.to(self._uniform.device)
         self._temperature, self._top_p = self._temperature[on_device], self._top_p[on_device]
         self._uniform = self._uniform[on_device]
+        if self._processed is not None:
+            self._processed.keep(on_device)
         return on_device
 
     def results(self) -> list[list[Sampled]]:

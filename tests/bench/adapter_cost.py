@@ -18,8 +18,9 @@ from transformers import AutoModel, BertConfig, LlamaConfig, PretrainedConfig
 
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.export.adapter import write_adapter
-from rewardloop_trainer.export.graph import graph_of, write_graph
+from rewardloop_trainer.export.graph import graph_of
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
+from rewardloop_trainer.export.weights import write_graph
 from rewardloop_trainer.learning.linear_modules import AdapterModules, linear_modules
 from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.reward.lora import with_lora

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import redis
 from faults.callers import Callers
 from support.processes import ServeProcess
@@ -58,8 +59,8 @@ class World:
         for server in self.servers:
             server.start()
             stack.callback(server.kill)
+        stack.callback(self.trainer.kill_all)
         self.trainer.start()
-        stack.callback(self.trainer.kill)
         for server in self.servers:
             server.wait_until_serving()
         with self.admin() as admin:
@@ -116,8 +117,16 @@ class World:
 
 @contextmanager
 def world(directory: Path) -> Iterator[World]:
+    """A world in the directory. Raises AssertionError if a process of it outlives it."""
     with ExitStack() as stack:
         yield World(directory, stack)
+    assert processes_of(directory) == []
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The processes whose arguments name the directory, each with its pid."""
+    running = ((each.pid, " ".join(each.info["cmdline"] or ())) for each in psutil.process_iter(["cmdline"]))
+    return [f"{pid} {command}" for pid, command in running if str(directory) in command]
 
 
 def until(holds: Callable[[], bool], patience_s: float = 90.0, why: str = "it did not come about") -> None:

@@ -234,6 +234,8 @@ async def test_what_cannot_be_chosen_is_refused_before_anything_is_sampled(warm:
         ({"candidates": 3, "best_of": 2}, ["best_of"]),
         ({"best_of": 65}, ["best_of"]),
         ({"best_of": -1}, ["best_of"]),
+        ({"best_of": 4, "candidates": -3}, ["candidates"]),
+        ({"best_of": 4, "candidates": -3, "selection": policy_pb2.SELECTION_UNIFORM}, ["candidates"]),
         ({"best_of": 4, "selection": informative}, ["candidates"]),
         ({"best_of": 4, "selection": 9}, ["selection"]),
         ({"best_of": 4, "random_share": 0.5}, ["random_share"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from support.reward_bases import config, save_base
 from transformers import (
     AutoModelForSequenceClassification,
-    BloomConfig,
     DistilBertConfig,
     GPTNeoConfig,
+    LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MptConfig,
     PretrainedConfig,
     T5Config,
     T5Model,
@@ -90,28 +92,50 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     ("kind", "reason"),
     [
         (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50), "linear_attention"),
-        (BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50), "no positions"),
+        (MptConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=50), "columns of its row"),
         (
             GPTNeoConfig(hidden_size=16, num_layers=2, attention_types=[[["global", "local"], 1]], vocab_size=50),
             "local",
         ),
     ],
-    ids=["mamba", "bloom", "gpt_neo"],
+    ids=["mamba", "mpt", "gpt_neo"],
 )
-def test_a_decoder_whose_attention_is_not_plainly_causal_is_refused(
+def test_a_decoder_whose_attention_is_not_by_positions_is_refused(
     kind: PretrainedConfig, reason: str, tmp_path: Path
 ) -> None:
     kind.save_pretrained(tmp_path)
-    with pytest.raises(UnusableBase, match=f"plain causal attention, not .*{reason}"):
+    with pytest.raises(UnusableBase, match=f"causal attention by positions, not .*{reason}"):
         RewardModel.from_base(tmp_path)
 
 
-def test_inputs_stay_within_an_attention_window(tmp_path: Path) -> None:
-    """Beyond it a token would not see all before it, as the graph's mask lets it."""
+def test_inputs_may_be_longer_than_an_attention_window_if_masks_have_it(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save_base("llama", tmp_path))
     window = MistralConfig(sliding_window=64, max_position_embeddings=256)
+    assert longest_input(window, tokenizer, within_window=False) == 256
     assert longest_input(window, tokenizer) == 64
-    assert longest_input(MistralConfig(sliding_window=None, max_position_embeddings=256), tokenizer) == 256
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("longrope", 64), ("dynamic", 256), ("yarn", 256)])
+def test_inputs_stay_where_rotations_do_not_depend_on_the_longest_of_a_batch(
+    kind: str, longest: int, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(save_base("llama", tmp_path))
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    stretched = LlamaConfig(
+        hidden_size=32, num_attention_heads=4, max_position_embeddings=256, rope_parameters={**rope, **factors}
+    )
+    assert longest_input(stretched, tokenizer, within_window=False) == longest
+
+
+def test_quantised_weights_are_refused_with_their_method(tmp_path: Path) -> None:
+    save_base("llama", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(UnusableBase, match=r"quantised \(gptq\).*dequantise"):
+        RewardModel.from_base(tmp_path)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:

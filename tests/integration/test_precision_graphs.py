@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +19,7 @@ from rewardloop.formats.store import ADAPTER, MODEL
 from rewardloop.formats.text import Encoded, Turn
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.adapter import write_adapter
-from rewardloop_trainer.export.parity import open_session, run_session, run_trees
+from rewardloop_trainer.export.parity import PARITY_TOLERANCE, open_session, run_session, run_trees
 from rewardloop_trainer.export.precision import (
     LEAST_PAIRS,
     JudgedPairs,
@@ -109,6 +110,24 @@ def test_an_adapter_in_float32_works_over_a_trunk_in_int8(export: Export, tmp_pa
     assert _is_near(found, expected, 0.1)
     assert not _is_near(trunk, expected, 0.3)
     assert _is_near(run_session(open_session(path), sequences, pad), trunk, 0.1)
+
+
+def test_a_graph_in_bfloat16_scores_as_the_model_with_rounded_matrices(export: Export, tmp_path: Path) -> None:
+    path = _converted(export, tmp_path, "bfloat16")
+    stored = {i.name: i.data_type for i in onnx.load(str(path)).graph.initializer}
+    assert list(stored.values()).count(onnx.TensorProto.BFLOAT16) >= 10
+    assert not any("norm" in name and kind == onnx.TensorProto.BFLOAT16 for name, kind in stored.items())
+    rounded = copy.deepcopy(export.model)
+    with torch.no_grad():
+        for parameter in rounded.trunk.parameters():
+            if parameter.dim() > 1 and parameter.nbytes > 1024:  # a smaller one stays as it is
+                parameter.copy_(parameter.bfloat16())
+    delta = trained_delta(rounded)
+    write_adapter(delta, tmp_path / ADAPTER)
+    sequences, pad = mixed_sequences(export.encoder, 16, seed=4), export.encoder.format.pad
+    for model, adapter in ((rounded, None), (delta, tmp_path / ADAPTER)):
+        found = run_session(open_session(path, adapter), sequences, pad)
+        np.testing.assert_allclose(found, _torch_logits(model, sequences, pad), atol=PARITY_TOLERANCE)
 
 
 def test_logits_in_float16_are_near_torch_s_and_of_the_same_type(export: Export, tmp_path: Path) -> None:

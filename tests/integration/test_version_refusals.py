@@ -16,6 +16,7 @@ import grpc
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from structlog.testing import capture_logs
 from support.grpc_servers import Serve
 from support.reward_graphs import publish_sum_version, word_tokenizer, write_sum_graph
 from support.signing_keys import key_pair
@@ -215,6 +216,21 @@ async def test_pointer_moved_to_a_refused_version_ends_nothing(server: Server) -
         await asyncio.sleep(0.01)
     assert server.refused("NOT_LOADABLE")
     assert server.serves_the_first()
+    await server.pointer.move("reward", "1", "back")
+
+
+async def test_version_that_fails_again_in_the_same_way_is_tried_again_but_logged_once(server: Server) -> None:
+    _published_with(text_format={**_FORMAT, "opening": [2**70]})(server.store)
+    with capture_logs() as logs:
+        await server.pointer.move("reward", "2", "by another replica")
+        for _ in range(3000):
+            if server.refused("NOT_LOADABLE") >= 4:
+                break
+            await asyncio.sleep(0.01)
+    assert server.refused("NOT_LOADABLE") >= 4
+    events = [entry["event"] for entry in logs]
+    assert events.count("version refused") == 1
+    assert events.count("cannot follow the pointer") == 1
     await server.pointer.move("reward", "1", "back")
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.reward_graphs import publish_sum_version
+from support.reward_graphs import WORDS, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
-from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.calls.errors import DeadlinePassed, InternalError, NotLoadable, QueueFull
+from rewardloop_server.calls.vocabulary import FAILED_RUN_OUTCOMES, QUEUE_LANES
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
@@ -23,9 +23,11 @@ from rewardloop_server.scoring.engine import Device, RewardModel
 from rewardloop_server.scoring.lane import Lane
 from rewardloop_server.scoring.offer import Offer, Slot
 
+FATAL, NO_NUMBER = 9, 10
 
-def load(store: ModelStore, factor: float, cost: int = 0) -> RewardModel:
-    manifest = publish_sum_version(store, factor=factor, cost=cost)
+
+def load(store: ModelStore, factor: float, cost: int = 0, **faults: str) -> RewardModel:
+    manifest = publish_sum_version(store, factor=factor, cost=cost, **faults)
     pool = SessionPool(store, Device("cpu", 2, spin=False, streams=2), ServerMetrics())
     return pool.load(manifest, store.fetch("reward", manifest.version))
 
@@ -46,6 +48,13 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
 def slower(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     """A run takes so long that what the test does meanwhile happens while it is on the engine."""
     return load(ModelStore(tmp_path_factory.mktemp("slower")), 1.0, cost=2500)
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
+    """A run with the id `FATAL` fails, and a row with the id `NO_NUMBER` gets logits that are not numbers."""
+    store = ModelStore(tmp_path_factory.mktemp("fragile"))
+    return load(store, 1.0, fails_on=WORDS[FATAL - 4], nan_on=WORDS[NO_NUMBER - 4])
 
 
 async def until_taken(metrics: ServerMetrics, lane: str) -> None:
@@ -72,6 +81,11 @@ async def running(subject: Batcher) -> AsyncIterator[Batcher]:
 
 def encoded(*ids: int) -> Encoded:
     return Encoded(list(ids), None, truncated=False)
+
+
+def failed_runs(metrics: ServerMetrics) -> dict[str, float]:
+    sample = metrics.registry.get_sample_value
+    return {o: sample("rewardloop_failed_runs_total", {"outcome": o}) or 0.0 for o in FAILED_RUN_OUTCOMES}
 
 
 row = st.lists(st.integers(1, 11), min_size=1, max_size=60).map(lambda ids: encoded(*ids))
@@ -313,10 +327,100 @@ async def test_full_shadow_lane_drops_and_counts(versions) -> None:
         assert (await first).logits[0, 0] == 8
 
 
-async def test_model_that_fails_fails_its_groups_and_no_others(versions) -> None:
+async def test_group_that_cannot_be_laid_out_fails_alone(versions) -> None:
     async with running(batcher()) as subject:
-        broken = Encoded([1, 2], None, truncated=False)
+        broken = encoded(1, 2)
         broken.ids.append("x")  # type: ignore[arg-type]
-        with pytest.raises(NotLoadable):
-            await subject.score(versions[0], [broken], "production", None)
-        assert (await subject.score(versions[0], [encoded(3)], "production", None)).logits[0, 0] == 3
+        rows = [[encoded(3)], [broken], [encoded(4), encoded(5)]]
+        outcomes = await asyncio.gather(
+            *(subject.score(versions[0], each, "production", None) for each in rows), return_exceptions=True
+        )
+    assert [o.logits[:, 0].tolist() for o in (outcomes[0], outcomes[2])] == [[3.0], [4.0, 5.0]]
+    assert isinstance(outcomes[1], NotLoadable)
+
+
+sound_row = st.lists(st.integers(1, FATAL - 1), min_size=1, max_size=12)
+sound_group = st.tuples(
+    st.lists(sound_row, min_size=1, max_size=4),
+    st.sampled_from(QUEUE_LANES),
+    st.sampled_from("abc"),
+    st.sampled_from((None, None, None, FATAL, NO_NUMBER)),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    groups=st.lists(sound_group, min_size=1, max_size=40), token_budget=st.integers(1, 2000), streams=st.integers(1, 2)
+)
+def test_requests_on_which_the_model_fails_fail_alone(fragile, groups, token_budget: int, streams: int) -> None:
+    metrics = ServerMetrics()
+    asked = [
+        [encoded(*ids, *([fault] if fault and i == len(rows) - 1 else [])) for i, ids in enumerate(rows)]
+        for rows, _, _, fault in groups
+    ]
+
+    async def score_all() -> list[object]:
+        async with running(batcher(token_budget, metrics, streams)) as subject:
+            scoring = (
+                subject.score(fragile, rows, lane, None, caller)
+                for rows, (_, lane, caller, _) in zip(asked, groups, strict=True)
+            )
+            return await asyncio.gather(*scoring, return_exceptions=True)
+
+    for rows, (*_, fault), outcome in zip(asked, groups, asyncio.run(score_all()), strict=True):
+        if fault is None:
+            assert outcome.logits[:, 0].tolist() == [sum(row.ids) for row in rows]
+        else:
+            assert isinstance(outcome, NotLoadable if fault == FATAL else InternalError)
+    faulty = sum(fault is not None for *_, fault in groups)
+    outcomes = failed_runs(metrics)
+    assert outcomes["isolated"] == faulty
+    assert outcomes["split"] <= 2 * faulty
+    assert outcomes["broken"] == 0
+    assert all(
+        metrics.registry.get_sample_value("rewardloop_queue_tokens", {"lane": lane}) == 0 for lane in QUEUE_LANES
+    )
+
+
+async def test_one_bad_request_of_many_costs_few_more_runs(fragile) -> None:
+    metrics = ServerMetrics()
+    subject = batcher(token_budget=10**6, metrics=metrics)
+    rows = [encoded(FATAL if i == 37 else 1) for i in range(100)]
+    scoring = [asyncio.create_task(subject.score(fragile, [row], "production", None)) for row in rows]
+    await asyncio.sleep(0)
+    async with running(subject):
+        outcomes = await asyncio.gather(*scoring, return_exceptions=True)
+    assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == [37]
+    # The run of 100, its part of 10, and the request itself failed; nine parts and nine requests ran.
+    assert failed_runs(metrics) == {"split": 2, "isolated": 1, "broken": 0}
+    assert metrics.registry.get_sample_value("rewardloop_batch_rows_count") == 18
+
+
+async def test_version_that_no_longer_runs_is_not_tried_again(tmp_path) -> None:
+    metrics = ServerMetrics()
+    model = load(ModelStore(tmp_path), 1.0)
+    subject = batcher(token_budget=10**6, metrics=metrics)
+    scoring = [asyncio.create_task(subject.score(model, [encoded(1)], "production", None)) for _ in range(100)]
+    await asyncio.sleep(0)
+    model.close()
+    async with running(subject):
+        outcomes = await asyncio.gather(*scoring, return_exceptions=True)
+    assert all(isinstance(outcome, NotLoadable) for outcome in outcomes)
+    assert failed_runs(metrics) == {"split": 0, "isolated": 0, "broken": 1}
+
+
+async def test_innocent_request_is_scored_though_the_guilty_callers_went_away(fragile, slower) -> None:
+    metrics = ServerMetrics()
+    async with running(batcher(token_budget=10**6, metrics=metrics)) as subject:
+        first = asyncio.create_task(subject.score(slower, [encoded(1)], "production", None))
+        await asyncio.sleep(0)
+        await until_taken(metrics, "production")
+        guilty = [asyncio.create_task(subject.score(fragile, [encoded(FATAL)], "production", None)) for _ in range(3)]
+        innocent = asyncio.create_task(subject.score(fragile, [encoded(5)], "production", None))
+        await asyncio.sleep(0)
+        await first
+        while not failed_runs(metrics)["split"]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for task in guilty:
+            task.cancel()
+        assert (await innocent).logits[0, 0] == 5

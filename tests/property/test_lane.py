@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rewardloop.formats.text import Encoded
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.lane import Group, Lane
+from rewardloop_server.scoring.lane import Group, Lane, Part
 
 
 class _Version:
@@ -112,3 +112,28 @@ def test_one_that_comes_is_in_one_of_the_next_two_runs(loop, backlog, runs, size
     for _ in range(2):
         subject.take(subject.window(30), 0.0)
     assert not small.waiting
+
+
+@given(
+    groups=st.lists(st.tuples(st.sampled_from("abc"), sizes), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(0, 3), min_size=80, max_size=80),
+)
+def test_rows_put_back_are_taken_again_each_once_and_only_with_their_part(loop, groups, cuts) -> None:
+    subject = lane()
+    pushed = [group(loop, *each) for each in groups]
+    for each in pushed:
+        subject.push(each)
+    rows = subject.window(60)
+    subject.take(rows, 0.0)
+    parts = [Part() for _ in range(4)]
+    cut = {row: parts[n] for row, n in zip(rows, cuts, strict=False)}
+    for part in parts:
+        subject.put_back((row for row in rows if cut[row] is part), part)
+    assert subject.tokens == sum(each.tokens for each in pushed) == sum(sum(each) for _, each in groups)
+    taken: Counter = Counter()
+    while again := subject.window(60):
+        assert len({cut.get(row) for row in again}) == 1
+        subject.take(again, 0.0)
+        taken.update(again)
+    assert taken == Counter((each, i) for each in pushed for i in range(len(each.rows)))
+    assert subject.tokens == 0

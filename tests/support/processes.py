@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,19 @@ from rewardloop_client import TLS, RewardloopClient, RewardloopError
 from rewardloop_local.ports import free_port
 
 REWARD_SERVICE = "rewardloop.v1.RewardService"
+
+
+def start_group(argv: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a process as the leader of a group of its own, and append what it says to the log."""
+    with log_path.open("ab") as log:
+        return subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process of `start_group` and all that it started. Wrappers such as faketime have a child."""
+    with suppress(ProcessLookupError):  # they have all ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @dataclass
@@ -39,14 +53,12 @@ class ServeProcess:
         return [*argv, "--intra-op-threads", "1", "--no-spin", *self.args]
 
     def start(self) -> None:
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.argv(), stdout=log, stderr=subprocess.STDOUT)
+        self.process = start_group(self.argv(), self.log_path)
 
     def kill(self) -> None:
         """As ``kill -9`` does."""
         assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        kill_group(self.process)
 
     def terminate(self, patience_s: float = 30.0) -> int:
         """SIGTERM; returns the exit status."""

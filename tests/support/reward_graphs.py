@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rewardloop.formats.affix_layout import TextFormat
@@ -27,8 +27,14 @@ def word_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_sum_graph(path: Path, *, factor: float = 1.0, cost: int = 0) -> None:
-    """Two heads: ``factor * sum(ids)`` and twice that. ``cost`` adds that many wasted matrix products."""
+def write_sum_graph(
+    path: Path, *, factor: float = 1.0, cost: int = 0, fails_on: str | None = None, nan_on: str | None = None
+) -> None:
+    """Two heads: ``factor * sum(ids)`` and twice that. ``cost`` adds that many wasted matrix products.
+
+    A run that holds the word ``fails_on`` fails as a whole, with an index beyond a table. A row that holds the word
+    ``nan_on`` gets logits that are not numbers.
+    """
     nodes = [
         helper.make_node("Mul", ["input_ids", "attention_mask"], ["real"]),
         helper.make_node("Cast", ["real"], ["floats"], to=TensorProto.FLOAT),
@@ -46,8 +52,12 @@ def write_sum_graph(path: Path, *, factor: float = 1.0, cost: int = 0) -> None:
     nodes += [helper.make_node("MatMul", [f"wide_{i}", "waste"], [f"wide_{i + 1}"]) for i in range(cost)]
     nodes += [
         helper.make_node("MatMul", [f"wide_{cost}", "narrow"], ["nothing"]),
-        helper.make_node("Add", ["heads_0", "nothing"], ["logits"]),
+        helper.make_node("Add", ["heads_0", "nothing"], ["sound" if fails_on or nan_on else "logits"]),
     ]
+    if fails_on or nan_on:
+        more_nodes, more_initializers = faults(fails_on, nan_on)
+        nodes += more_nodes
+        initializers += more_initializers
     integers = [
         helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")
     ]
@@ -58,11 +68,37 @@ def write_sum_graph(path: Path, *, factor: float = 1.0, cost: int = 0) -> None:
     onnx.save(model, path)
 
 
+def faults(fails_on: str | None, nan_on: str | None) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Nodes and initializers that make ``logits`` of ``sound``, and fail or give no number for the two words."""
+    nodes = [
+        # A table of one row, in which the word is looked up at 1 and all others at 0.
+        helper.make_node("Equal", ["input_ids", "fatal"], ["is_fatal"]),
+        helper.make_node("Cast", ["is_fatal"], ["places"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["zero", "places"], ["zeros"]),
+        # 0 / 0 for the word, and 0 / 1 for all others.
+        helper.make_node("Equal", ["input_ids", "odd"], ["is_odd"]),
+        helper.make_node("Not", ["is_odd"], ["is_even"]),
+        helper.make_node("Cast", ["is_even"], ["divisors"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["zeros", "divisors"], ["faults"]),
+        helper.make_node("ReduceSum", ["faults", "axis"], ["fault"], keepdims=1),
+        helper.make_node("Add", ["sound", "fault"], ["logits"]),
+    ]
+    ids = {None: -1, **VOCABULARY}
+    initializers = [
+        numpy_helper.from_array(np.array(ids[fails_on], dtype=np.int64), "fatal"),
+        numpy_helper.from_array(np.array(ids[nan_on], dtype=np.int64), "odd"),
+        numpy_helper.from_array(np.zeros(1, dtype=np.float32), "zero"),
+    ]
+    return nodes, initializers
+
+
 def publish_sum_version(
     store: ModelStore,
     *,
     factor: float = 1.0,
     cost: int = 0,
+    fails_on: str | None = None,
+    nan_on: str | None = None,
     max_length: int = 64,
     calibration: Calibration | None = None,
     arrivals: tuple[float, ...] = (),
@@ -71,7 +107,7 @@ def publish_sum_version(
     tokenizer = word_tokenizer()
 
     def write(directory: Path) -> None:
-        write_sum_graph(directory / "model.onnx", factor=factor, cost=cost)
+        write_sum_graph(directory / "model.onnx", factor=factor, cost=cost, fails_on=fails_on, nan_on=nan_on)
         tokenizer.save(str(directory / "tokenizer.json"))
 
     data = DataRange("1-0", "2-0", len(arrivals), arrivals) if arrivals else None

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from support.processes import kill_group, start_group
+
 
 class Archiver:
     """A trainer that archives and trains nothing."""
@@ -18,6 +20,7 @@ class Archiver:
         self.argv += ["--store", str(directory / "models"), "--metrics-port", "0", "--lock-ttl-s", "1"]
         self.argv += ["--no-reward-rounds", "--no-policy-rounds", "--flush-rows", "50", "--flush-age-s", "0.05", *args]
         self.process: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
         self._logged = 0  # bytes before the last start
 
     @property
@@ -26,9 +29,9 @@ class Archiver:
         return self.log_path.read_bytes()[self._logged :].decode()
 
     def start(self) -> subprocess.Popen[bytes]:
-        with self.log_path.open("ab") as log:
-            self._logged = log.tell()
-            self.process = subprocess.Popen(self.argv, stdout=log, stderr=subprocess.STDOUT)
+        self._logged = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self.process = start_group(self.argv, self.log_path)
+        self._started.append(self.process)
         return self.process
 
     def wait_for_log(self, text: str, patience_s: float = 60.0) -> None:
@@ -42,5 +45,9 @@ class Archiver:
     def kill(self) -> None:
         """As ``kill -9`` does; no-op when it does not run."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+            kill_group(self.process)
+
+    def kill_all(self) -> None:
+        """Kill every process that was started and may still run, such as one that stands still beside its successor."""
+        for process in self._started:
+            kill_group(process)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewardloop_observability.panels import Alarm, Panel, graph
-from rewardloop_observability.queries import AT, mean, quantile, quantiles, rate, share
+from rewardloop_observability.queries import AT, increase, mean, quantile, quantiles, rate, share
 
 
 def panels() -> list[Panel]:
@@ -109,6 +109,13 @@ def _engine() -> list[Panel]:
             (mean("rewardloop_padding_ratio", "job"), "{{job}} padding"),
             about="Mean rows of a run, and mean share of its tokens that is padding. Many rows use the engine well;"
             " padding wastes it.",
+        ),
+        graph(
+            "Failed runs",
+            "short",
+            (increase("rewardloop_failed_runs_total", "job, outcome", AT), "{{job}} {{outcome}}"),
+            about="Number of engine runs that failed in each interval. Their requests ran again in parts (split), the"
+            " one request at fault got an error (isolated), or all did with a version that no longer runs (broken).",
         ),
         graph(
             "Cache hits",

@@ -163,6 +163,12 @@ class TextFormat:
         """The ids of which each ends an answer."""
         return self.response.suffix[-1:]
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids that stand in the format itself."""
+        affixes = (self.system, self.user, self.assistant, self.response)
+        return (self.pad, *self.opening, *(i for affix in affixes for i in (*affix.prefix, *affix.suffix)))
+
     def layout(self, tokenizer: Tokenizer) -> AffixLayout:
         """Return what lays texts out with this tokenizer."""
         return AffixLayout(tokenizer, self)

@@ -12,7 +12,7 @@ certificates without the host's name. The sentinels' own user is sentinel_userna
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -46,7 +46,7 @@ class InvalidRedisUrl(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """How Redis is reached.
+    """How Redis is reached. Its repr leaves out users, too: a password in the wrong place of a URL is read as one.
 
     Attributes:
         kind: One server, Sentinel or Cluster.
@@ -66,10 +66,10 @@ class RedisAddress:
     path: str = ""
     service: str = ""
     db: int = 0
-    username: str | None = None
-    password: str | None = None
-    sentinel_username: str | None = None
-    sentinel_password: str | None = None
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    sentinel_username: str | None = field(default=None, repr=False)
+    sentinel_password: str | None = field(default=None, repr=False)
     is_tls: bool = False
     ca_certs: str | None = None
     certfile: str | None = None

@@ -45,6 +45,11 @@ class TemplateFormat:
         """False: no model with a chat template takes token_type_ids."""
         return False
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids that stand in the format itself."""
+        return (self.pad, *self.ends)
+
     def layout(self, tokenizer: Tokenizer) -> TemplateLayout:
         """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
         return TemplateLayout(tokenizer, self)

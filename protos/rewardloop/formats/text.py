@@ -89,6 +89,10 @@ class Format(Protocol):
     def ends(self) -> tuple[int, ...]:
         """The ids of which each ends an answer."""
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids that stand in the format itself."""
+
     def layout(self, tokenizer: Tokenizer) -> Layout:
         """Return what lays texts out with this tokenizer."""
 

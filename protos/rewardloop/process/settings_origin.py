@@ -150,7 +150,8 @@ def _url_without_secrets(text: str) -> str:
     """Mask the password and the secret parameters of a URL, also of one that its reader would refuse.
 
     A password ends at the last ``@``, as for the readers of URLs; if it holds a raw ``/``, ``?`` or ``#``, or if the
-    scheme is misspelt, it ends there, too. More than the password may be masked, never less.
+    scheme is misspelt, it ends there, too. A user without a password is masked, because the user's place often holds
+    the password by mistake. More than the password may be masked, never less.
     """
     start = _URL_START.match(text)
     scheme = start[0] if start else ""
@@ -159,5 +160,17 @@ def _url_without_secrets(text: str) -> str:
     if colon and at:
         # The last "@" may also stand in a secret parameter, of which the rest is then hidden, too.
         shown = "" if _SECRET_PARAMETER.search(hidden) else at + host
-        text = f"{scheme}{user}:{MASK}{shown}"
+        text = f"{scheme}{user if '@' not in user else MASK}:{MASK}{shown}"
+    else:
+        text = scheme + _without_lone_user(scheme, text[len(scheme) :])
     return _SECRET_PARAMETER.sub(rf"\g<1>{MASK}", text)
+
+
+def _without_lone_user(scheme: str, text: str) -> str:
+    """Mask the user of a URL that has no password. A path of another scheme than Redis's may hold an ``@``."""
+    parameter = _SECRET_PARAMETER.search(text)
+    end = parameter.start() if parameter else len(text)
+    if not scheme.lower().startswith("redis"):
+        end = min(end, *(at for mark in "/?#" if (at := text.find(mark)) >= 0), len(text))
+    at = text.rfind("@", 0, end) if scheme else -1
+    return text if at < 0 else MASK + text[at:]

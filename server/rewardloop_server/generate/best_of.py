@@ -121,6 +121,8 @@ def check(request: policy_pb2.GenerateRequest) -> None:
     """
     violations: list[Violation] = []
     shown = request.candidates or 1
+    if shown < 0:
+        violations.append(Violation("candidates", f"at least 0, which stands for 1, not {shown}"))
     if not max(1, shown) <= request.best_of <= MAX_SAMPLED:
         violations.append(Violation("best_of", f"from {max(1, shown)} to {MAX_SAMPLED}, not {request.best_of}"))
     if request.selection not in policy_pb2.Selection.values():

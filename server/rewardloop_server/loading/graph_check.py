@@ -1,19 +1,18 @@
 """Checks a graph before ONNX Runtime reads it: it may ask only for files of its own version and known operators.
 
 This is needed because ONNX Runtime opens any external file that a graph names, anywhere on the machine, and takes some
-locations as addresses in memory. The file is walked as protobuf fields and the tensors' bytes are skipped, so a large
-graph costs little, and the server needs no onnx package. The field numbers are those of onnx.proto.
+locations as addresses in memory. The file is walked as protobuf fields, so the server needs no onnx package.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from rewardloop_server.calls.errors import UnsafeVersionError
+from rewardloop_server.loading.graph_fields import NotAGraph, fields, message, opened, text
 
 # The domains of the operators that ONNX Runtime itself has. Others would come from a foreign library.
 DOMAINS: Final = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
@@ -21,7 +20,6 @@ DOMAINS: Final = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 _REFUSED_OPERATORS: Final = frozenset(("EPContext",))
 
 _DEEPEST = 32
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _FUNCTIONS = 7, 25  # of a model
 _NODES, _INITIALIZERS, _SPARSE_INITIALIZERS = 1, 5, 15  # of a graph
 _FUNCTION_NAME, _FUNCTION_NODES, _FUNCTION_DOMAIN = 1, 7, 10
@@ -30,10 +28,6 @@ _TENSOR, _SUBGRAPH, _TENSORS, _SUBGRAPHS, _SPARSE, _SPARSES = 5, 6, 10, 11, 22, 
 _VALUES, _INDICES = 1, 2  # of a sparse tensor
 _EXTERNAL_DATA = 13  # of a tensor
 _KEY, _VALUE = 1, 2  # of an entry of that
-
-
-class NotAGraph(ValueError):
-    """Raised when the file cannot be read as a graph."""
 
 
 def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
@@ -49,14 +43,8 @@ def check_graph(path: Path, files: Mapping[str, str], where: str) -> None:
             does not have.
         NotAGraph: The file cannot be read.
     """
-    if path.stat().st_size == 0:
-        raise NotAGraph("the file is empty")
     asked = _Asked()
-    with path.open("rb") as file:
-        # The map is not closed here, because a slice of it may still be held when an error is raised. It closes with
-        # its last slice.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    _read_model(memoryview(mapped), asked)
+    _read_model(opened(path), asked)
     unknown = sorted(
         f"{domain}::{name}"
         for domain, name in asked.operators
@@ -94,112 +82,66 @@ def _shown(names: list[str]) -> str:
 
 
 def _read_model(data: memoryview, asked: _Asked) -> None:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _GRAPH:
-            _read_graph(_message(value), asked, 0)
+            _read_graph(message(value), asked, 0)
         elif number == _FUNCTIONS:
             domain = name = ""
-            for inner, part in _fields(_message(value)):
+            for inner, part in fields(message(value)):
                 if inner == _FUNCTION_DOMAIN:
-                    domain = _text(part)
+                    domain = text(part)
                 elif inner == _FUNCTION_NAME:
-                    name = _text(part)
+                    name = text(part)
                 elif inner == _FUNCTION_NODES:
-                    _read_node(_message(part), asked, 0)
+                    _read_node(message(part), asked, 0)
             asked.functions.add((domain, name))
 
 
 def _read_graph(data: memoryview, asked: _Asked, depth: int) -> None:
     if depth > _DEEPEST:
         raise NotAGraph("graphs are nested too deeply")
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _NODES:
-            _read_node(_message(value), asked, depth)
+            _read_node(message(value), asked, depth)
         elif number == _INITIALIZERS:
-            _read_tensor(_message(value), asked)
+            _read_tensor(message(value), asked)
         elif number == _SPARSE_INITIALIZERS:
-            _read_sparse(_message(value), asked)
+            _read_sparse(message(value), asked)
 
 
 def _read_node(data: memoryview, asked: _Asked, depth: int) -> None:
     domain = operator = ""
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _OPERATOR:
-            operator = _text(value)
+            operator = text(value)
         elif number == _DOMAIN:
-            domain = _text(value)
+            domain = text(value)
         elif number == _ATTRIBUTES:
-            for inner, part in _fields(_message(value)):
+            for inner, part in fields(message(value)):
                 if inner in (_TENSOR, _TENSORS):
-                    _read_tensor(_message(part), asked)
+                    _read_tensor(message(part), asked)
                 elif inner in (_SUBGRAPH, _SUBGRAPHS):
-                    _read_graph(_message(part), asked, depth + 1)
+                    _read_graph(message(part), asked, depth + 1)
                 elif inner in (_SPARSE, _SPARSES):
-                    _read_sparse(_message(part), asked)
+                    _read_sparse(message(part), asked)
     asked.operators.add((domain, operator))
 
 
 def _read_sparse(data: memoryview, asked: _Asked) -> None:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number in (_VALUES, _INDICES):
-            _read_tensor(_message(value), asked)
+            _read_tensor(message(value), asked)
 
 
 def _read_tensor(data: memoryview, asked: _Asked) -> None:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number != _EXTERNAL_DATA:
             continue
         key = location = ""
-        for inner, part in _fields(_message(value)):
+        for inner, part in fields(message(value)):
             if inner == _KEY:
-                key = _text(part)
+                key = text(part)
             elif inner == _VALUE:
-                location = _text(part)
+                location = text(part)
         if key == "location":
             asked.locations.add(location)
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """Yield each field's number and its bytes, or None if the field holds a number."""
-    at, size = 0, len(data)
-    while at < size:
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == _BYTES:
-            length, at = _varint(data, at)
-            if length > size - at:
-                raise NotAGraph("a field is longer than the file")
-            yield tag >> 3, data[at : at + length]
-            at += length
-            continue
-        if kind == _VARINT:
-            _, at = _varint(data, at)
-        elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
-        else:
-            raise NotAGraph("a field is of a kind that onnx.proto does not have")
-        if at > size or tag >> 3 == 0:
-            raise NotAGraph("a field is cut off, or has no number")
-        yield tag >> 3, None
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 64:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise NotAGraph("a number is cut off or too long")
-
-
-def _message(value: memoryview | None) -> memoryview:
-    if value is None:
-        raise NotAGraph("a number stands for a message")
-    return value
-
-
-def _text(value: memoryview | None) -> str:
-    return bytes(_message(value)).decode("utf-8", "surrogateescape")

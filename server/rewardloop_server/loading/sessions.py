@@ -24,7 +24,10 @@ from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.calls.vocabulary import COST_TERMS
-from rewardloop_server.loading.graph_check import NotAGraph, check_graph
+from rewardloop_server.loading.bounds import check_bounds
+from rewardloop_server.loading.graph_check import check_graph
+from rewardloop_server.loading.graph_fields import NotAGraph
+from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
@@ -42,6 +45,7 @@ class _Shared:
         sessions: The sessions.
         signature: What inputs the graph takes.
         cost: How long its runs take.
+        tables: How many ids and positions the graph has.
         versions: How many versions run on it.
     """
 
@@ -50,6 +54,7 @@ class _Shared:
     sessions: Sessions
     signature: Signature
     cost: CostModel
+    tables: Tables
     versions: int
 
 
@@ -110,10 +115,13 @@ class SessionPool:
     def _open(self, manifest: Manifest, directory: Path) -> None:
         """Open and warm the sessions of a version that is no delta. They count one version."""
         where = f"reward {manifest.version}"
+        encoder = _encoder(manifest, directory)
         try:
             check_graph(directory / "model.onnx", manifest.files, where)
+            tables = read_tables(directory / "model.onnx")
         except (NotAGraph, OSError) as error:
             raise NotLoadable(f"{where} does not load: {error}") from error
+        highest = check_bounds(encoder, tables, where)
         try:
             sessions = self._sessions(directory / "model.onnx")
         except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
@@ -122,10 +130,9 @@ class SessionPool:
             signature = Signature.of(sessions.alone)
         except ValueError as error:
             raise NotLoadable(f"{where}: {error}") from error
-        encoder = _encoder(manifest, directory)
-        cost = warm_up(RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0)))
+        cost = warm_up(RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0)), highest)
         with self._counting:
-            self._shared[manifest.digest] = _Shared(manifest, encoder, sessions, signature, cost, 1)
+            self._shared[manifest.digest] = _Shared(manifest, encoder, sessions, signature, cost, tables, 1)
 
     def _sessions(self, graph: Path) -> Sessions:
         device = self._device
@@ -153,7 +160,10 @@ class SessionPool:
             functools.partial(self._close, manifest, digest),
         )
         if adapter is not None or manifest.heads != shared.manifest.heads:
-            check(model, 1, min(16, manifest.max_length))
+            check(model, 1, min(16, manifest.max_length), encoder.format.pad)
+        if encoder is not shared.encoder:
+            highest = check_bounds(encoder, shared.tables, f"reward {manifest.version}")
+            check(model, 1, manifest.max_length, highest)
         if encoder is not shared.encoder or shared.versions == 1:
             check_text(model)
         for term, seconds in shared.cost.terms().items():

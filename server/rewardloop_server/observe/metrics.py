@@ -27,6 +27,7 @@ from rewardloop_server.calls.vocabulary import (
     COMPARED_ORDERS,
     COST_TERMS,
     COUNTED_KINDS,
+    FAILED_RUN_OUTCOMES,
     FEEDBACK_OUTCOMES,
     METHODS,
     QUEUE_LANES,
@@ -104,6 +105,12 @@ class ServerMetrics:
     batch_rows: Histogram = histogram("batch_rows", "Sequences in one engine run.", ROWS_BUCKETS)
     batch_tokens: Histogram = histogram("batch_tokens", "Tokens in one engine run, without padding.", TOKENS_BUCKETS)
     padding_ratio: Histogram = histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
+    failed_runs_total: Counter = counter(
+        "failed_runs_total",
+        "Engine runs that failed, by what became of their requests: run again in parts (split), the one request failed"
+        " (isolated), or all failed with a version that no longer runs (broken).",
+        outcome=FAILED_RUN_OUTCOMES,
+    )
     cache_lookups_total: Counter = counter(
         "cache_lookups_total",
         f"Rows looked up in the cache of scores, by outcome ({listed(CACHE_OUTCOMES)}).",
@@ -236,6 +243,8 @@ class ServerMetrics:
                 self.stage_seconds.labels(stage=stage, lane=lane)
             for looked_up in CACHE_OUTCOMES:
                 self.cache_lookups_total.labels(lane=lane, outcome=looked_up)
+        for failed in FAILED_RUN_OUTCOMES:
+            self.failed_runs_total.labels(outcome=failed)
         for kind in COUNTED_KINDS:
             for outcome in FEEDBACK_OUTCOMES:
                 self.feedback_events_total.labels(kind=kind, outcome=outcome)

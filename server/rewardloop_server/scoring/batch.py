@@ -6,6 +6,7 @@ It is work-conserving: the engine never idles while rows wait, and a run holds r
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 import structlog
 
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
-from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
+from rewardloop_server.calls.vocabulary import QUEUE_LANES, FailedRunOutcome
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
-from rewardloop_server.scoring.lane import Group, Lane, Row, Scored
-from rewardloop_server.scoring.offer import Offer, Slot
+from rewardloop_server.scoring.isolate import error_of, parts_of
+from rewardloop_server.scoring.lane import Group, Lane, Part, Row, Scored
+from rewardloop_server.scoring.offer import Failure, Offer, Slot
 from rewardloop_server.scoring.priority import step_back
 
 log = structlog.get_logger()
@@ -144,7 +146,8 @@ class Batcher:
 
         Raises:
             DeadlinePassed: The deadline passed while it waited.
-            NotLoadable: The model failed on a run.
+            NotLoadable: The model failed on this group, or on everything.
+            InternalError: The model gave this group a logit that is not finite.
         """
         group = Group(model, rows, caller, deadline, asyncio.get_running_loop().create_future())
         queue = self._lanes[lane]
@@ -192,11 +195,11 @@ class Batcher:
         while (offer := self._slot.take()) is not None:
             started = time.monotonic()
             loop.call_soon_threadsafe(self._taken, offer, started)
-            outcome: Floats | Exception
+            outcome: Floats | Failure
             try:
                 outcome = offer.model.execute(offer.feeds, alone=offer.alone)
-            except Exception as error:  # any exception of ONNX Runtime fails this run's groups and not the engine
-                outcome = error
+            except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
+                outcome = Failure(error, is_broken=not offer.model.works(alone=offer.alone))
             self._slot.done()
             loop.call_soon_threadsafe(self._ran, offer, outcome, time.monotonic() - started)
             del offer, outcome  # else this thread would keep the version in memory while it waits
@@ -247,19 +250,25 @@ class Batcher:
         run_s = self._limits[lane.name].run_s
         while waiting := lane.window(min(self._budget, lane.tokens_in(_WINDOW_RUNS * run_s))):
             model = waiting[0][0].model
+            part = waiting[0][0].waiting[waiting[0][1]]
             encoded = [group.rows[index] for group, index in waiting]
             limit_s = max(run_s, _LEAST_FIXED_COSTS * model.cost.fixed_s)
             try:
                 run = model.plan(encoded, limit_s, self._budget)[0]
                 feeds = model.lay_out(encoded, run)
             except Exception as error:  # as in `_drive`, it fails these groups only
-                self._fail_all(lane, waiting, model, error)
+                self._failed(lane, waiting, model, part, Failure(error))
                 continue
             rows = [waiting[i] for i in run.rows]
-            may_grow = len(rows) == len(waiting) and run.cost_s < limit_s / 2 and feeds.tokens < self._budget / 2
+            may_grow = (
+                part is None
+                and len(rows) == len(waiting)
+                and run.cost_s < limit_s / 2
+                and feeds.tokens < self._budget / 2
+            )
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             alone = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
-            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone)
+            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone, part)
         return None
 
     def _taken(self, offer: Offer, now: float) -> None:
@@ -274,11 +283,12 @@ class Batcher:
         """Return how many such runs share the device, by which each of them takes longer than it would alone."""
         return 1 if offer.alone else self._streams
 
-    def _ran(self, offer: Offer, outcome: Floats | Exception, run_s: float) -> None:
+    def _ran(self, offer: Offer, outcome: Floats | Failure, run_s: float) -> None:
         """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
-        if isinstance(outcome, Exception):
-            self._fail_all(offer.lane, offer.rows, offer.model, outcome)
+        if isinstance(outcome, Failure):
+            self._failed(offer.lane, offer.rows, offer.model, offer.part, outcome)
+            self._feed_soon()
             return
         tokens = 0
         for (group, index), logits in zip(offer.rows, outcome, strict=True):
@@ -302,10 +312,26 @@ class Batcher:
         wait = max(0.0, busy_s) + self._lanes[lane].wait_s(caller, deadline)
         return wait + (0.0 if lane == "production" else self._lanes["production"].backlog_s)
 
-    def _fail_all(self, lane: Lane, rows: Sequence[Row], model: RewardModel, error: Exception) -> None:
-        log.error("run failed", version=model.manifest.version, rows=len(rows), exc_info=error)
-        for group in {group for group, _ in rows}:
-            self._fail(lane, group, NotLoadable(f"the model failed on this batch: {error}"))
+    def _failed(self, lane: Lane, rows: Sequence[Row], model: RewardModel, part: Part | None, failure: Failure) -> None:
+        """Let the groups of a failed run wait again in parts; fail them if it is one, or the version is broken."""
+        groups = {group for group, _ in rows}
+        outcome: FailedRunOutcome = "broken" if failure.is_broken else "isolated" if len(groups) < 2 else "split"
+        self._metrics.failed_runs_total.labels(outcome=outcome).inc()
+        log.log(
+            logging.WARNING if outcome == "split" else logging.ERROR,
+            "run failed",
+            outcome=outcome,
+            version=model.manifest.version,
+            rows=len(rows),
+            groups=len(groups),
+            exc_info=failure.error,
+        )
+        if outcome == "split":
+            for each in parts_of(rows, is_part=part is not None):
+                lane.put_back(each, Part())
+            return
+        for group in groups:
+            self._fail(lane, group, error_of(failure.error))
 
     def _fail(self, lane: Lane, group: Group, error: Exception) -> None:
         lane.drop(group)

@@ -60,6 +60,10 @@ class Sessions:
     beside: Any
 
 
+class UnusableLogits(Exception):
+    """Raised when a run gives logits that are not finite, or that are not one line of heads for each row."""
+
+
 def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
     """Choose the device, and log the choice.
 
@@ -151,7 +155,13 @@ class RewardModel:
     def execute(self, feeds: Feeds, *, alone: bool = True) -> Floats:
         """Run the graph and return raw logits, (rows, heads), in the order of the run's rows.
 
-        ``alone`` says that no other run needs the device.
+        Args:
+            feeds: The run's input.
+            alone: No other run needs the device.
+
+        Raises:
+            UnusableLogits: A logit is not finite, or the graph gives logits of another shape.
+            Exception: ONNX Runtime raises errors of several classes of its own.
         """
         options = None
         if self._adapter is not None:
@@ -160,7 +170,20 @@ class RewardModel:
             options.add_active_adapter(self._adapter)
         session = self._sessions.alone if alone else self._sessions.beside
         logits: Floats = session.run(["logits"], feeds.inputs, options)[0]
+        if logits.shape != (feeds.rows, self.manifest.heads):
+            raise UnusableLogits(f"it gives logits of shape {logits.shape}, not {(feeds.rows, self.manifest.heads)}")
+        if not np.isfinite(logits).all():
+            raise UnusableLogits("it gives logits that are not finite")
         return logits
+
+    def works(self, *, alone: bool = True) -> bool:
+        """Run a few padding tokens, which ran when the version was warmed, and return whether that still succeeds."""
+        row = Encoded([self.encoder.format.pad] * min(8, self.manifest.max_length), None, truncated=False)
+        try:
+            self.execute(self.lay_out([row], Run(((0,),), len(row.ids), 0.0)), alone=alone)
+        except Exception:  # the caller reports the error of the run for which it asks
+            return False
+        return True
 
     def run(self, rows: Sequence[Encoded]) -> tuple[Floats, int]:
         """Plan and run the rows. Returns raw logits, (rows, heads), in their order, and the tokens run with padding."""

@@ -50,6 +50,11 @@ class Scored:
     run_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Marks rows of a run that failed, which run again only with rows of the same part."""
+
+
 @dataclass(slots=True, eq=False)
 class Group:
     """Rows to be run by one version, and who waits for them. Times are on the monotonic clock."""
@@ -61,7 +66,7 @@ class Group:
     outcome: asyncio.Future[Scored]
     enqueued: float = field(default_factory=time.monotonic)
     order: int = 0
-    waiting: dict[int, None] = field(init=False)  # indices of the rows that no run has taken, in order
+    waiting: dict[int, Part | None] = field(init=False)  # indices of the rows that no run has taken, with their parts
     tokens: int = field(init=False)  # of those rows
     logits: Floats = field(init=False)
     unscored: int = field(init=False)
@@ -69,7 +74,7 @@ class Group:
     run_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.waiting = dict.fromkeys(range(len(self.rows)))
+        self.waiting = dict.fromkeys(range(len(self.rows)), None)
         self.tokens = sum(len(row.ids) for row in self.rows)
         self.logits = np.empty((len(self.rows), self.model.manifest.heads), dtype=np.float32)
         self.unscored = len(self.rows)
@@ -159,13 +164,22 @@ class Lane:
     def push(self, group: Group) -> None:
         """Queue a group."""
         group.order = next(self._order)
-        caller = self._callers.get(group.caller)
-        if caller is None:
-            level = min((c.served for c in self._callers.values()), default=0)
-            caller = self._callers[group.caller] = _Caller(level)
-        bisect.insort(caller.queue, (group.due, group.order, group))
+        self._insert(group)
         self.pushes += 1
         self._count(group.tokens)
+
+    def put_back(self, rows: Iterable[Row], part: Part) -> None:
+        """Let rows of a run that failed wait again, as this part, where they stood. Answered groups are skipped."""
+        for group, index in rows:
+            if group.outcome.done():
+                continue
+            if index not in group.waiting:
+                size = len(group.rows[index].ids)
+                if not group.waiting:
+                    self._insert(group)
+                group.tokens += size
+                self._count(size)
+            group.waiting[index] = part
 
     def wait_s(self, caller: str, deadline: float | None) -> float:
         """Return the least seconds that a group which came now would wait for other work of this lane.
@@ -179,18 +193,26 @@ class Lane:
         return min(self.tokens, ahead * len(self._callers)) * self._s_per_token
 
     def window(self, max_tokens: float) -> list[Row]:
-        """Return the most urgent rows of one version, most urgent first: up to ``max_tokens``, but at least one."""
+        """Return the most urgent rows of one version and part, most urgent first.
+
+        They have up to ``max_tokens``, but there is at least one row if any waits.
+        """
         heap = [(c.served, *c.queue[0][:2], c, 0) for c in self._callers.values()]
         heapq.heapify(heap)
         rows: list[Row] = []
         model: RewardModel | None = None
+        part: Part | None = None
         left = max_tokens
         while heap and left > 0:
             served, _, _, caller, at = heapq.heappop(heap)
             group = caller.queue[at][2]
             if model is None or group.model is model:
                 model = group.model
-                for index in group.waiting:
+                for index, own in group.waiting.items():
+                    if not rows:
+                        part = own
+                    elif own is not part:
+                        continue
                     size = len(group.rows[index].ids)
                     if rows and (size > left or len(rows) == _MOST_ROWS):
                         return rows
@@ -254,6 +276,13 @@ class Lane:
         """Return how much of its nearer bound the lane uses, with ``more`` tokens added."""
         tokens = self.tokens + self._reserved + more
         return max(tokens / self._max_tokens, tokens * self._s_per_token / self._max_s)
+
+    def _insert(self, group: Group) -> None:
+        caller = self._callers.get(group.caller)
+        if caller is None:
+            level = min((c.served for c in self._callers.values()), default=0)
+            caller = self._callers[group.caller] = _Caller(level)
+        bisect.insort(caller.queue, (group.due, group.order, group))
 
     def _remove(self, group: Group) -> None:
         caller = self._callers[group.caller]

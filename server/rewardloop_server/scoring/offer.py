@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from rewardloop_server.scoring.engine import RewardModel
-from rewardloop_server.scoring.lane import Lane, Row
+from rewardloop_server.scoring.lane import Lane, Part, Row
 from rewardloop_server.scoring.layout import Feeds
 from rewardloop_server.scoring.plan import Run
 
@@ -24,6 +24,7 @@ class Offer:
         may_grow: It has every row that waited and is short of its limit, so it is chosen again if more rows come.
         pushes: The lane's count of groups when it was chosen.
         alone: Nothing else waits, and (once it is taken) nothing else runs, so it may have the whole device.
+        part: The part of a failed run that its rows are, if they are one.
     """
 
     lane: Lane
@@ -34,6 +35,20 @@ class Offer:
     may_grow: bool
     pushes: int
     alone: bool
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What came of a run that failed.
+
+    Attributes:
+        error: What was raised.
+        is_broken: The version no longer runs even what it ran when it was warmed.
+    """
+
+    error: Exception
+    is_broken: bool = False
 
 
 class Slot:

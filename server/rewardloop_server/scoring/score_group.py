@@ -91,7 +91,7 @@ class GroupScorer:
             QueueFull: The queue has no room and ``is_bounded``.
             DeadlinePassed: The work ahead takes longer than the caller waits.
             InvalidRequest: A response was truncated, and the request refuses that.
-            NotLoadable: The model failed on the run.
+            NotLoadable: The model failed on the group.
             InternalError: The model gave a logit that is not finite.
         """
         lane = lane_of(request)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, turns
 from rewardloop.v1 import reward_pb2
@@ -27,12 +28,8 @@ class _Pending:
     request: reward_pb2.ScoreRequest
     outcome: asyncio.Future[list[Encoded]]
 
-    def settle(self, rows: list[Encoded] | RefusedConversation) -> None:
-        """Hand the rows or the refusal to the caller."""
-        try:
-            self.outcome.set_result(_accepted(rows))
-        except InvalidRequest as error:
-            self.outcome.set_exception(error)
+
+_Outcome: TypeAlias = list[Encoded] | Exception
 
 
 class TokenizePool:
@@ -62,7 +59,10 @@ class TokenizePool:
             InvalidRequest: The model's text format has no form for the conversation.
         """
         if not is_bulk and not self._pending and request.ByteSize() <= _INLINE_BYTES:
-            return _accepted(_encode(encoder, [request])[0])
+            (outcome,) = _encode(encoder, [request])
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
         loop = asyncio.get_running_loop()
         pending = _Pending(encoder, request, loop.create_future())
         if not self._pending and self._idle:
@@ -87,30 +87,35 @@ class TokenizePool:
             if wanted:
                 self._idle -= 1
                 task = asyncio.get_running_loop().run_in_executor(
-                    self._threads, _encode, wanted[0].encoder, [pending.request for pending in wanted]
+                    self._threads, _encode_each, wanted[0].encoder, [pending.request for pending in wanted]
                 )
                 task.add_done_callback(functools.partial(self._finish, wanted))
 
-    def _finish(
-        self, wanted: Sequence[_Pending], done: asyncio.Future[list[list[Encoded] | RefusedConversation]]
-    ) -> None:
+    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[_Outcome]]) -> None:
         self._idle += 1
         self._start()
-        error = done.exception()
-        for i, pending in enumerate(wanted):
+        for pending, outcome in zip(wanted, done.result(), strict=True):
             if pending.outcome.done():
                 continue
-            if error is not None:
-                pending.outcome.set_exception(error)
+            if isinstance(outcome, Exception):
+                pending.outcome.set_exception(outcome)
             else:
-                pending.settle(done.result()[i])
+                pending.outcome.set_result(outcome)
 
 
-def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[list[Encoded] | RefusedConversation]:
-    return encoder.groups([(turns(request.prompt), request.responses) for request in requests])
+def _encode_each(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[_Outcome]:
+    """Return each request's sequences, or the error with which that request fails alone."""
+    try:
+        return _encode(encoder, requests)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        if len(requests) == 1:
+            return [error]
+    return [outcome for request in requests for outcome in _encode_each(encoder, [request])]
 
 
-def _accepted(rows: list[Encoded] | RefusedConversation) -> list[Encoded]:
-    if isinstance(rows, RefusedConversation):
-        raise InvalidRequest([Violation("prompt", str(rows))])
-    return rows
+def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[_Outcome]:
+    rows = encoder.groups([(turns(request.prompt), request.responses) for request in requests])
+    return [
+        InvalidRequest([Violation("prompt", str(each))]) if isinstance(each, RefusedConversation) else each
+        for each in rows
+    ]

@@ -43,6 +43,8 @@ from rewardloop_server.versions.residents import L, Residents
 log = structlog.get_logger()
 
 _MAX_RETRY_S = 10.0
+# Of a version whose files are as published. It fails again unless memory or disk was short.
+_MAX_NOT_LOADABLE_RETRY_S = 300.0
 _MAX_REDIS_PAUSE_S = 2.0
 
 
@@ -82,6 +84,7 @@ class VersionHost(Generic[L]):
         self._on_refused = on_refused
         self._residents: Residents[L] = Residents(model, resident_versions)
         self._load_s: dict[str, float] = {}  # seconds of loading, of versions that were not active since
+        self._refused: dict[str, str] = {}  # the refusal that was last logged, of versions that were refused
         self._warming: str | None = None
         self._followed: Active | None = None  # the pointer as it was last read
         self._one_at_a_time = asyncio.Lock()
@@ -159,10 +162,14 @@ class VersionHost(Generic[L]):
             raise UnknownVersion(str(error)) from error
         except VersionRefused as error:
             self._on_refused(self.model, error.reason)
-            log.error("version refused", model=self.model, version=version, reason=error.reason, error=error.message)
+            if self._refused.get(version) != error.message:  # the same files fail in the same way at each attempt
+                self._refused[version] = error.message
+                fields = {"version": version, "reason": error.reason, "error": error.message}
+                log.error("version refused", model=self.model, **fields)
             raise
         finally:
             self._warming = None
+        self._refused.pop(version, None)
         self._load_s[version] = time.monotonic() - started
         self._residents.add(loaded)
         return loaded.manifest
@@ -213,10 +220,11 @@ class VersionHost(Generic[L]):
 
         If Redis lost the pointer, it is put back as this process last read it. So the version that serves goes on
         serving, and one that was rolled back does not return. If Redis is away or a version does not load, that is
-        logged and tried again at growing intervals, while the version that serves goes on. A pointer that moves on from
-        a version which does not load is followed at once.
+        tried again at growing intervals, while the version that serves goes on. A version that fails again in the same
+        way is not logged again. A pointer that moves on from a version which does not load is followed at once.
         """
         pause, retry_at, given_up = poll_s, 0.0, None
+        logged = ""
         while True:
             wanted: Active | None = None
             try:
@@ -224,11 +232,14 @@ class VersionHost(Generic[L]):
                     wanted = await self._wanted(pointer)
                     if wanted is not None and (wanted != given_up or time.monotonic() >= retry_at):
                         await self._converge(wanted)
-                        pause, given_up = poll_s, None
+                        pause, given_up, logged = poll_s, None, ""
             except RewardloopError as error:
-                pause = min(pause * 2, _MAX_RETRY_S)
+                longest = _MAX_NOT_LOADABLE_RETRY_S if isinstance(error, NotLoadable) else _MAX_RETRY_S
+                pause = min(2 * (pause if wanted in (None, given_up) else poll_s), longest)
                 retry_at, given_up = time.monotonic() + pause, wanted
-                log.warning("cannot follow the pointer", model=self.model, error=str(error), retry_s=pause)
+                if not isinstance(error, VersionRefused) or str(error) != logged:
+                    log.warning("cannot follow the pointer", model=self.model, error=str(error), retry_s=pause)
+                logged = str(error)
             await asyncio.sleep(min(pause, _MAX_REDIS_PAUSE_S) if wanted is None else poll_s)
 
     async def _wanted(self, pointer: ActivePointer) -> Active | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from pathlib import Path
+
+import typer
 
 from rewardloop_cli import main
 from rewardloop_local.plan import DeploymentPlan
+from rewardloop_local.security import Security
 
 
 def test_status_needs_no_flags_at_the_usual_addresses(tmp_path: Path) -> None:
@@ -28,6 +32,17 @@ def test_status_gets_a_flag_for_each_address_that_differs(tmp_path: Path) -> Non
     assert every.status_command() == (
         "rewardloop status --server 127.0.0.1:60051 --server-metrics 127.0.0.1:19464 --trainer-metrics 127.0.0.1:19465"
     )
+
+
+def test_status_gets_the_credentials_of_the_processes(tmp_path: Path) -> None:
+    security = Security(
+        ca=tmp_path / "my ca.pem", token_file=tmp_path / "token", server_name="rewards", callers=tmp_path / "callers"
+    )
+    words = shlex.split(DeploymentPlan(tmp_path, listen="127.0.0.1:60051", security=security).status_command())
+    access = ["--ca", str(tmp_path / "my ca.pem"), "--server-name", "rewards", "--token-file", str(tmp_path / "token")]
+    assert words == ["rewardloop", *access, "status", "--server", "127.0.0.1:60051"]
+    command = typer.main.get_command(main.app)
+    assert {word for word in words[1:-3] if word.startswith("--")} <= {o for each in command.params for o in each.opts}
 
 
 def test_a_page_that_is_switched_off_is_not_named(tmp_path: Path) -> None:

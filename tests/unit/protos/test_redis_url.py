@@ -105,3 +105,8 @@ def test_no_error_quotes_a_part_of_the_password(url: str, capsys: pytest.Capture
     for text in (str(error.value), shown.out, shown.err):
         assert not [part for part in ("SEK", "RIT", "777") if part in text]
     assert "redis_url" in shown.err
+
+
+def test_repr_of_an_address_has_no_user_and_no_password() -> None:
+    for url in ("redis://SEKRIT@host", "redis://SEKRIT:SEKRIT@host", "redis+sentinel://a/s?sentinel_password=SEKRIT"):
+        assert "SEKRIT" not in repr(parse_redis_url(url))

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from support.reward_graphs import write_sum_graph
 
 from rewardloop_server.calls.errors import UnsafeVersionError
-from rewardloop_server.loading.graph_check import NotAGraph, check_graph
+from rewardloop_server.loading.graph_check import check_graph
+from rewardloop_server.loading.graph_fields import NotAGraph
 
 OWN = {"model.onnx": "0" * 64, "weights.data": "0" * 64, "parts/more.data": "0" * 64}
 

@@ -158,3 +158,17 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError):
         sample(model, [SampleRequest([3])], end_ids=[END], pad_id=PAD)
+
+
+def test_an_abandoned_request_ends_and_leaves_the_others_as_they_are() -> None:
+    requests = [SampleRequest([3, 4], 2, seed=1, max_new_tokens=40), SampleRequest([5], 1, seed=2, max_new_tokens=40)]
+    asked: list[int] = []
+
+    def is_abandoned(request: int) -> bool:
+        asked.append(request)
+        return request == 1 and asked.count(1) > 3
+
+    whole = sample(tiny(), requests, end_ids=[], pad_id=PAD)
+    cut = sample(tiny(), requests, end_ids=[], pad_id=PAD, is_abandoned=is_abandoned)
+    assert cut[0] == whole[0]
+    assert cut[1][0].ids == whole[1][0].ids[:4]

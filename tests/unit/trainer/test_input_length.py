@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from support.reward_bases import byte_tokenizer
-from transformers import BertConfig, LlamaConfig, MistralConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from rewardloop_trainer.data.base_text import longest_input
 from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
 
 LLAMA = LlamaConfig(max_position_embeddings=32_768)
@@ -19,7 +20,8 @@ def chosen(
     **tokenizer: int,
 ) -> tuple[int, str]:
     of_base = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), **tokenizer)
-    found = input_length(config, of_base, wanted, default=default, setting="--max-length")
+    longest = longest_input(config, of_base, within_window=False)
+    found = input_length(config, of_base, longest, wanted=wanted, default=default)
     return found.tokens, found.reason
 
 
@@ -57,10 +59,11 @@ OF = "of the 32,768 that the base reads (its positions)"
             "1,024, all of the 1,024 that the base reads (model_max_length of its tokenizer)",
         ),
         (
-            MistralConfig(max_position_embeddings=8192, sliding_window=1024),
+            LlamaConfig(max_position_embeddings=1024, rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
             {},
             1024,
-            "1,024, all of the 1,024 that the base reads (its sliding window)",
+            "1,024, all of the 1,024 that the base reads "
+            "(the length up to which its rotary embeddings do not depend on the batch)",
         ),
     ],
 )

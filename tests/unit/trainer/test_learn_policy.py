@@ -9,7 +9,8 @@ from support.policy_versions import byte_encoder
 
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList
-from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
+from rewardloop_trainer.learning.run_control import RunControl
+from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, learn_policy
 from rewardloop_trainer.policy.settings import PolicySettings
 
 PROMPT = (Turn("user", "How are you?"),)
@@ -40,5 +41,11 @@ def test_an_algorithm_without_its_kind_of_example_says_what_it_needs(
     settings = PolicySettings.model_validate({"algorithm": algorithm})
     with pytest.raises(NothingToLearnFrom, match=reason):
         learn_policy(
-            None, byte_encoder(), train, NOTHING, settings, lambda *_: [], tmp_path, Hooks(unexpected, unexpected)
+            None,
+            byte_encoder(),
+            train,
+            NOTHING,
+            settings,
+            lambda *_: [],
+            RunControl(tmp_path, unexpected, save=unexpected),
         )

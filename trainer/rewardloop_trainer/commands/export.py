@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.export_settings import ExportSettings
@@ -40,13 +40,17 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError
+    from rewardloop_trainer.reward.adapter_base import merged_base
     from rewardloop_trainer.reward.anchors import UnusableAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    export = _export_reward if options.model == "reward" else _export_policy
     try:
         check_base_path(options.base)
-        manifest = export(options)
+        if options.model == "policy":
+            manifest = _export_policy(options)
+        else:
+            with merged_base(options.base) as base:
+                manifest = _export_reward(options, base)
     except (
         UnusableBase,
         ParityError,
@@ -88,11 +92,12 @@ def random_sequences(encoder: Encoder, vocabulary: int, count: int, seed: int = 
     return found
 
 
-def _export_reward(options: ExportSettings) -> Manifest:
+def _export_reward(options: ExportSettings, base: str) -> Manifest:
+    """Export the checkpoint in ``base``, which is the options' base, or what its adapters were merged into."""
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import MODEL, Manifest, ModelStore
     from rewardloop.formats.text import Encoder
-    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer
+    from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer, longest_input
     from rewardloop_trainer.data.gate_pairs import read_pairs
     from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
     from rewardloop_trainer.export.parity import check_parity, export_reward
@@ -105,16 +110,13 @@ def _export_reward(options: ExportSettings) -> Manifest:
 
     anchors = anchors_to_export(options.anchors)
     pairs = read_pairs(options.gate_pairs) if options.gate_pairs else None
-    tokenizer = load_tokenizer(options.base)
-    model = RewardModel.from_base(
-        options.base, options.heads, options.pooling, options.seed, new_heads=options.new_heads
-    )
+    tokenizer = load_tokenizer(base)
+    model = RewardModel.from_base(base, options.heads, options.pooling, options.seed, new_heads=options.new_heads)
     check_vocabulary(tokenizer, model.vocabulary)
     layout = reward_layout(tokenizer, model, segment_ids=options.segment_ids, choice=options.layout)
     text_format = layout.text_format
-    length = input_length(
-        model.config, tokenizer, options.max_length, default=DEFAULT_REWARD_LENGTH, setting="--max-length"
-    )
+    longest = longest_input(model.config, tokenizer, within_window=False)
+    length = input_length(model.config, tokenizer, longest, wanted=options.max_length, default=DEFAULT_REWARD_LENGTH)
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, length.tokens)
     check_anchors(options.anchors, anchors, encoder)
     with tempfile.TemporaryDirectory() as directory:
@@ -186,40 +188,36 @@ def _said(notes: dict[str, str]) -> dict[str, str]:
 
 
 def _export_policy(options: ExportSettings) -> Manifest:
-    from transformers import AutoModelForCausalLM
-
     from rewardloop.formats.signatures import signer
     from rewardloop.formats.store import Manifest, ModelStore
+    from rewardloop.formats.text import Encoder
     from rewardloop_trainer.data.base_layout import decoder_layout
-    from rewardloop_trainer.data.base_text import UnusableBase, check_vocabulary, load_tokenizer
+    from rewardloop_trainer.data.base_text import load_tokenizer
     from rewardloop_trainer.data.input_length import input_length
+    from rewardloop_trainer.export.policy import write_policy
+    from rewardloop_trainer.policy.base_policy import PolicyBase
     from rewardloop_trainer.rounds.publish import code_version
 
-    tokenizer = load_tokenizer(options.base)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            options.base, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{options.base}: {error}") from error
-    check_vocabulary(tokenizer, cast(Any, model).get_input_embeddings().num_embeddings)
+    base = PolicyBase.of(options.base)
+    tokenizer = load_tokenizer(base.tokenizer)
     layout = decoder_layout(tokenizer, "write", choice=options.layout)
-    length = input_length(model.config, tokenizer, options.max_length, default=None, setting="--max-length")
+    length = input_length(base.config, tokenizer, base.longest_input(tokenizer), wanted=options.max_length)
     manifest = Manifest(
         model="policy",
         text_format=layout.text_format.to_json(),
         max_length=length.tokens,
         base=options.base,
         code_version=code_version(),
-        notes=_said({"layout": layout.note, "max_length": length.reason}),
+        notes={"layout": layout.note, "max_length": length.reason},
     )
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, length.tokens)
 
     def write(target: Path) -> None:
-        model.save_pretrained(target, max_shard_size="1TB")
-        tokenizer.save_pretrained(target)
-        model.generation_config.save_pretrained(target)
+        write_policy(base, tokenizer, encoder, target)
 
-    return ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    published = ModelStore(options.store, signer=signer(options.signing_key)).publish(manifest, write)
+    _said(dict(published.notes))
+    return published
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,11 +25,12 @@ from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
 from rewardloop_trainer.evaluation.answers import compare_policies
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
+from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
@@ -121,8 +120,11 @@ class PolicyRun:
                 _examples(self._heldout),
                 self._learning,
                 lambda asked, said: score_groups(server, asked, said),
-                self._settings.out / "checkpoints",
-                Hooks(report or (lambda _: None), lambda policy, figures: self._save(policy, server, figures)),
+                RunControl(
+                    self._settings.out / "checkpoints",
+                    on_step=report or (lambda _: None),
+                    save=lambda trained: self._save(trained, server),
+                ),
             )
         except NothingToLearnFrom as error:
             raise ValueError(f"{self._settings.prompts}: {error}") from error
@@ -130,12 +132,12 @@ class PolicyRun:
             if report is not None:
                 report.close()
 
-    def _save(self, policy: Any, server: RewardloopClient, trained: Mapping[str, float]) -> None:
+    def _save(self, trained: Trained, server: RewardloopClient) -> None:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
-        figures, reasons = {**last_means(read_steps(self._report)), **trained}, list[str]()
+        figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
         if self._heldout.prompts:
             found = compare_policies(
-                policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
+                trained.policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
             )
             figures |= found.figures
             reasons += found.reasons
@@ -143,7 +145,7 @@ class PolicyRun:
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
-            policy.save_pretrained(directory)
+            trained.policy.save_pretrained(directory)
             files = {str(p.relative_to(directory)): _sha256(p) for p in directory.rglob("*") if p.is_file()}
             about = {**self._about(), "figures": figures, "refused_because": reasons, "files": files}
             (directory / RUN).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")

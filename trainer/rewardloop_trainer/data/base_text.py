@@ -9,6 +9,13 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
+# Encoders whose position ids start after the padding id.
+_POSITIONS_AFTER_PADDING = frozenset(
+    (
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "mpnet", "longformer"),
+        *("roberta-prelayernorm", "xmod", "ibert", "luke", "esm"),
+    )
+)
 _NAMED = 5  # tokens that an error names
 
 
@@ -43,17 +50,36 @@ def check_vocabulary(tokenizer: Any, rows: int) -> None:
         )
 
 
-def longest_input(config: Any, tokenizer: Any) -> int:
-    """Most tokens that the model can read, by its positions, attention window and tokenizer; 512 if none tells."""
+def longest_input(config: Any, tokenizer: Any, *, within_window: bool = True) -> int:
+    """Most tokens that the model can read, by its positions, attention window and tokenizer; 512 if none tells.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: Its Hugging Face tokenizer.
+        within_window: Whether inputs must not be longer than an attention window, because masks have no windows.
+    """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # position ids start after the padding id
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
     known = [int(positions)]
-    if (window := attention_window(config)) is not None:
+    if within_window and (window := attention_window(config)) is not None:
         known.append(window)
+    if (limit := rotary_limit(config)) is not None:
+        known.append(limit)
     if tokenizer.model_max_length < _UNBOUNDED:
         known.append(int(tokenizer.model_max_length))
     return min(known)
+
+
+def rotary_limit(config: Any) -> int | None:
+    """Tokens up to which the frequencies of rotary embeddings do not depend on the length; None if they never do.
+
+    Beyond it (dynamic NTK, longrope), a text's frequencies would depend on the longest text beside it in a batch.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+    return int(config.max_position_embeddings) if rope.get("rope_type") == "dynamic" else None
 
 
 class UnusableBase(ValueError):

@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rewardloop_trainer.export.errors import NoAdapterInputs
+from rewardloop_trainer.export.weights import Graph
 
 Places: TypeAlias = dict[str, list[tuple[str, bool]]]
 
@@ -39,11 +40,11 @@ def adapted_modules(path: Path) -> frozenset[str]:
     return frozenset(m for m in ends if set(input_names(m)) <= names) if HEADS_WEIGHT in names else frozenset()
 
 
-def add_adapter_inputs(graph: onnx.ModelProto, places: Places, modules: Sequence[str]) -> Places:
+def add_adapter_inputs(whole: Graph, places: Places, modules: Sequence[str]) -> Places:
     """Give the layers and the heads their inputs, in place.
 
     Args:
-        graph: The graph to change.
+        whole: The graph to change.
         places: The initialisers that hold each parameter, and whether transposed.
         modules: Paths in the trunk of the layers.
 
@@ -55,6 +56,7 @@ def add_adapter_inputs(graph: onnx.ModelProto, places: Places, modules: Sequence
     """
     if not modules:
         return places
+    graph = whole.proto
     sizes = {i.name: tuple(i.dims) for i in graph.graph.initializer}
     followers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
@@ -62,13 +64,15 @@ def add_adapter_inputs(graph: onnx.ModelProto, places: Places, modules: Sequence
             followers.setdefault(name, []).append(node)
     added: dict[str, list[onnx.NodeProto]] = {}  # by the output of the node that they follow
     for module in modules:
+        if not places[f"trunk.{module}.weight"]:
+            raise NoAdapterInputs(f"the graph does not hold the weight of {module}")
         for name, _ in places[f"trunk.{module}.weight"]:
             for node in followers.get(name, ()):
                 _adapt(graph, node, module, _width(node, sizes[name]), followers, added)
     nodes = [part for node in graph.graph.node for part in (node, *added.pop(node.output[0], ()))]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
-    return _expose_heads(graph, places)
+    return _expose_heads(whole, places)
 
 
 def _adapt(
@@ -106,20 +110,16 @@ def _width(node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[1], shape[0]) if is_transposed else (shape[0], shape[1])
 
 
-def _expose_heads(graph: onnx.ModelProto, places: Places) -> Places:
+def _expose_heads(graph: Graph, places: Places) -> Places:
     (weight, is_transposed), *others = places[HEADS_WEIGHT]
     ((bias, _),) = places[HEADS_BIAS]
     if others or is_transposed:
         raise NoAdapterInputs("the graph holds the weight of the score heads transposed or more than once")
-    names = {weight: HEADS_WEIGHT, bias: HEADS_BIAS}
-    for node in graph.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = names.get(name, name)
-    for initialiser in graph.graph.initializer:
-        if initialiser.name in names:
-            initialiser.name = names[initialiser.name]
+    graph.rename({weight: HEADS_WEIGHT, bias: HEADS_BIAS})
+    for initialiser in graph.proto.graph.initializer:
+        if initialiser.name in (HEADS_WEIGHT, HEADS_BIAS):
             value: Any = helper.make_tensor_value_info(initialiser.name, TensorProto.FLOAT, list(initialiser.dims))
-            graph.graph.input.append(value)
+            graph.proto.graph.input.append(value)
     return {**places, HEADS_WEIGHT: [(HEADS_WEIGHT, False)], HEADS_BIAS: [(HEADS_BIAS, False)]}
 
 

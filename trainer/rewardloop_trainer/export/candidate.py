@@ -19,9 +19,10 @@ from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.adapter import export_delta
 from rewardloop_trainer.export.adapter_inputs import adapted_modules
-from rewardloop_trainer.export.graph import graph_of, write_graph
+from rewardloop_trainer.export.graph import graph_of
 from rewardloop_trainer.export.parity import export_reward, parity
 from rewardloop_trainer.export.precision import JudgedPairs, choose_precision, graph_margins, judge
+from rewardloop_trainer.export.weights import write_graph
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.reward.evaluate import Floats
 from rewardloop_trainer.reward.lora import has_lora, lora_layers

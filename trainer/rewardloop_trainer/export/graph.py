@@ -1,40 +1,36 @@
 """Traces the ONNX graph of a reward model's architecture, and fills it with weights.
 
-Tracing takes seconds, but a training round changes only the weights. So a graph is traced with stand-in weights that
-are all different. They tell which initialiser holds which parameter, whatever the exporter renamed or transposed. The
-graph notes this in its metadata, and the weights of each version are then written into it.
+Tracing takes seconds, but a training round changes only the weights. So a graph is traced without weights. It notes in
+its metadata which initialiser holds which parameter, and the weights of each version are then written into it.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
-from rewardloop_trainer.export.errors import ExportFailed, NoAdapterInputs
+from rewardloop_trainer.export.errors import ExportFailed
+from rewardloop_trainer.export.experts import dense_experts
+from rewardloop_trainer.export.stand_in import optimise, without_weights
+from rewardloop_trainer.export.weights import Graph, Weight
 from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
-_SINGLE_FILE_BYTES = 1_900_000_000  # protobuf stops at 2 GB
-_INTERFACE = 2  # raise it when a graph's inputs or outputs change, so that no parent's older graph is reused
+_INTERFACE = 3  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
 
-def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> onnx.ModelProto:
+def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> Graph:
     """Trace the model's graph and fill it with its weights.
 
     Args:
@@ -46,58 +42,33 @@ def graph_of(model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()
         NoAdapterInputs: If a layer cannot have adapter inputs.
         ExportFailed: If the architecture cannot be exported; other exceptions come from torch's exporter.
     """
-    stand_in = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in stand_in.parameters():
-            parameter.normal_(generator=generator)
-    graph = _trace(stand_in, segment_ids)
-    places = _places(graph, stand_in)
-    if places is None:
-        if adapters:
-            raise NoAdapterInputs("the exporter merged weights, so this architecture takes no adapters")
-        return _trace(model, segment_ids)  # its initialisers are unknown, so this architecture is traced every time
-    places = add_adapter_inputs(graph, places, adapters)
-    _note(graph, PARAMETERS, json.dumps(places))
-    _note(graph, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
+    graph, places = _trace(without_weights(model), segment_ids)
+    places = add_adapter_inputs(graph, _without_transposes(graph.proto, places), adapters)
+    graph.keep({name for node in graph.proto.graph.node for name in node.input})
+    _note(graph.proto, PARAMETERS, json.dumps(places))
+    _note(graph.proto, _ARCHITECTURE, _architecture(model, segment_ids, adapters))
     if not fill(graph, model, segment_ids, adapters):
         raise ExportFailed("the graph does not take the weights of the model that it was traced from")
     return graph
 
 
-def load_graph(path: Path) -> onnx.ModelProto | None:
-    """The graph of a version's model.onnx; None if there is no such file."""
-    return onnx.load_model(str(path)) if path.exists() else None
-
-
-def fill(graph: onnx.ModelProto, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
-    """Write the model's weights into a graph, in place.
+def fill(graph: Graph, model: RewardModel, segment_ids: bool, adapters: Sequence[str] = ()) -> bool:
+    """Give a graph the model's weights, in place. They are read when the graph is written.
 
     Returns:
         False, and nothing is changed, if the graph is of another architecture or not in float32.
     """
-    notes = {p.key: p.value for p in graph.metadata_props}
+    notes = {p.key: p.value for p in graph.proto.metadata_props}
     if notes.get(_ARCHITECTURE) != _architecture(model, segment_ids, adapters):
         return False
     places: Places = json.loads(notes[PARAMETERS])
-    initialisers = {i.name: i for i in graph.graph.initializer}
-    held = [initialisers.get(name) for found in places.values() for name, _ in found]
-    if any(i is None or i.data_type != onnx.TensorProto.FLOAT for i in held):
+    kinds = {i.name: i.data_type for i in graph.proto.graph.initializer}
+    if any(kinds.get(name) != onnx.TensorProto.FLOAT for found in places.values() for name, _ in found):
         return False
     for name, parameter in _scored(model).items():
-        value = parameter.detach().cpu().numpy()
         for initialiser, is_transposed in places[name]:
-            stored = np.ascontiguousarray(value.T if is_transposed else value)
-            initialisers[initialiser].CopyFrom(numpy_helper.from_array(stored, initialiser))
+            graph.replace(initialiser, Weight.of_tensor(parameter, is_transposed=is_transposed))
     return True
-
-
-def write_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Write one file, or weights that are too large for protobuf as external data beside it."""
-    if sum(i.ByteSize() for i in graph.graph.initializer) > _SINGLE_FILE_BYTES:
-        onnx.save_model(graph, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
-    else:
-        onnx.save_model(graph, str(path))
 
 
 class _DecoderGraph(nn.Module):
@@ -109,7 +80,12 @@ class _DecoderGraph(nn.Module):
         return self.model.at_ends(input_ids, position_ids, mask, ends)
 
 
-def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
+def _trace(model: RewardModel, segment_ids: bool) -> tuple[Graph, Places]:
+    """Trace a model without weights.
+
+    Returns:
+        The graph, in which the parameters have no values yet, and the initialisers that hold each of them.
+    """
     # Two rows of unequal length, because the exporter takes a size of 1 for a constant.
     ids = torch.ones((2, 7), dtype=torch.long)
     row_axes = {0: torch.export.Dim("batch"), 1: (length := torch.export.Dim("sequence"))}
@@ -121,19 +97,40 @@ def _trace(model: RewardModel, segment_ids: bool) -> onnx.ModelProto:
             "mask": (causal, {0: row_axes[0], 2: length, 3: length}),
             "ends": (torch.tensor([3, 9, 13]), {0: torch.export.Dim("responses")}),
         }
-        graph = _exported(_DecoderGraph(model), inputs)
-        _let_one_mask_stand_for_all_rows(graph)
-        return graph
+        with dense_experts(model.config):
+            graph, places = _exported_decoder(model, inputs)
+        _let_one_mask_stand_for_all_rows(graph.proto)
+        return graph, places
     real = ids.clone()
     real[0, 4:] = 0
     inputs = {"input_ids": (ids, row_axes), "attention_mask": (real, row_axes)}
     if segment_ids:
         inputs["token_type_ids"] = (torch.zeros_like(ids), row_axes)
-    return _exported(model, inputs)
+    return _exported(model, inputs, model)
 
 
-def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> onnx.ModelProto:
-    """Export the module. ``inputs`` has an example of each input, and its axes that may have any size."""
+def _exported_decoder(model: RewardModel, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> tuple[Graph, Places]:
+    """Export a decoder, with torch's attention as one operator if ONNX has it for this model."""
+    attention = model.config._attn_implementation
+    try:
+        return _exported(_DecoderGraph(model), inputs, model)
+    except ExportFailed:
+        if attention == "eager":
+            raise
+    model.config._attn_implementation = "eager"  # Falcon's attention with one head of keys has no such operator
+    try:
+        return _exported(_DecoderGraph(model), inputs, model)
+    finally:
+        model.config._attn_implementation = attention
+
+
+def _exported(
+    module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]], model: RewardModel
+) -> tuple[Graph, Places]:
+    """Export ``module``, which calls ``model``.
+
+    ``inputs`` has an example of each input, and its axes that may have any size.
+    """
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)  # it warns that vision operators are missing
@@ -148,63 +145,128 @@ def _exported(module: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, An
                 input_names=list(inputs),
                 output_names=["logits"],
                 dynamic_shapes=tuple(dict(axes) for _, axes in inputs.values()),
+                optimize=False,
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportFailed(f"torch cannot make an ONNX graph of it: {_cause(error)}") from error
     finally:
         exporter_log.setLevel(level)
     if program is None:
         raise ExportFailed("torch returned no ONNX program")
+    places = optimise(program, module, {id(p): name for name, p in _scored(model).items()})
     graph = program.model_proto
     for given in graph.graph.input:
         # Torch silently falls back to a fixed size if a model's code depends on the size.
         sizes = given.type.tensor_type.shape.dim
         if not all(sizes[axis].dim_param for axis in inputs[given.name][1]):
             raise ExportFailed(f"the exporter fixed a size of the input {given.name}")
-    return graph
+    _give_each_row_its_rotations(graph)
+    return Graph.of(graph), {name: [(held, False) for held in places.get(name, ())] for name in _scored(model)}
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what the exporter failed on; what it says itself is advice about debugging."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _let_one_mask_stand_for_all_rows(graph: onnx.ModelProto) -> None:
     """Give the mask an own first axis, so that one mask may stand for all rows.
 
-    Attention broadcasts such a mask. But the exporter may have taken sizes of the batch from the mask; they are taken
-    from the ids instead.
+    Attention broadcasts such a mask, and sizes of the batch that the exporter took from it are taken from the ids
+    instead. If anything else reads the mask, it is first repeated for all rows.
     """
-    for node in graph.graph.node:
-        if "mask" not in node.input or node.op_type == "Attention":
-            continue
-        span = {a.name: a.i for a in node.attribute}
-        start, end = span.get("start", 0), span.get("end", 4)
-        if node.op_type != "Shape" or (start, end) not in ((0, 1), (2, 3), (3, 4)):
-            raise ExportFailed(f"the decoder's mask is read by {node.op_type}, not only by attention")
-        column = min(start, 1)
-        node.input[0] = "input_ids"
-        del node.attribute[:]
-        node.attribute.extend(
-            [onnx.helper.make_attribute("start", column), onnx.helper.make_attribute("end", column + 1)]
-        )
+    readers = [node for node in graph.graph.node if "mask" in node.input and node.op_type != "Attention"]
+    spans = [{a.name: a.i for a in node.attribute} for node in readers]
+    axes = [(span.get("start", 0), span.get("end", 4)) for span in spans]
+    if all(n.op_type == "Shape" and axis in ((0, 1), (2, 3), (3, 4)) for n, axis in zip(readers, axes, strict=True)):
+        for node, (start, _) in zip(readers, axes, strict=True):
+            column = min(start, 1)
+            node.input[0] = "input_ids"
+            del node.attribute[:]
+            node.attribute.extend(
+                [onnx.helper.make_attribute("start", column), onnx.helper.make_attribute("end", column + 1)]
+            )
+    else:
+        nodes = _repeated("mask", "mask_rows", "input_ids", rank=4)
+        for node in graph.graph.node:
+            for place, name in enumerate(node.input):
+                node.input[place] = nodes[-1].output[0] if name == "mask" else name
+        nodes += graph.graph.node
+        del graph.graph.node[:]
+        graph.graph.node.extend(nodes)
     (mask,) = (i for i in graph.graph.input if i.name == "mask")
     mask.type.tensor_type.shape.dim[0].dim_param = "masks"
 
 
-def _places(graph: onnx.ModelProto, stand_in: RewardModel) -> Places | None:
-    """The initialisers that hold each parameter, and whether transposed; None if a parameter is in none."""
-    by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
-    for initialiser in graph.graph.initializer:
-        array = numpy_helper.to_array(initialiser)
-        by_shape.setdefault(array.shape, []).append((initialiser.name, array))
-    places: Places = {}
-    for name, parameter in _scored(stand_in).items():
-        value = parameter.detach().numpy()
-        forms = [(value, False)] if value.ndim < 2 else [(value, False), (value.T, True)]
-        places[name] = [
-            (initialiser, is_transposed)
-            for form, is_transposed in forms
-            for initialiser, array in by_shape.get(form.shape, ())
-            if np.array_equal(array, form)
-        ]
-        if not places[name]:
-            return None
-    return places
+def _give_each_row_its_rotations(graph: onnx.ModelProto) -> None:
+    """Repeat cosines and sines that all rows share for each row, as the operator RotaryEmbedding wants them.
+
+    The exporter puts this operator in the place of products that would broadcast them.
+    """
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in graph.graph.value_info}
+    nodes: list[onnx.NodeProto] = []
+    repeated: dict[str, str] = {}
+    for node in graph.graph.node:
+        if node.op_type == "RotaryEmbedding" and len(node.input) == 3:
+            for place in (1, 2):
+                name = node.input[place]
+                if (shape := shapes.get(name)) and shape[0].dim_param:
+                    continue
+                if name not in repeated:
+                    nodes += _repeated(name, f"{name}_rows", node.input[0], rank=3)
+                    repeated[name] = nodes[-1].output[0]
+                node.input[place] = repeated[name]
+        nodes.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def _repeated(name: str, output: str, rows_of: str, rank: int) -> list[onnx.NodeProto]:
+    """Nodes that repeat a tensor whose first axis is 1 as often as ``rows_of`` has rows; others stay as they are."""
+    make = onnx.helper.make_node
+    ones = onnx.helper.make_tensor(f"{output}_value", onnx.TensorProto.INT64, [rank - 1], [1] * (rank - 1))
+    return [
+        make("Shape", [rows_of], [f"{output}_count"], start=0, end=1),
+        make("Constant", [], [f"{output}_ones"], value=ones),
+        make("Concat", [f"{output}_count", f"{output}_ones"], [f"{output}_shape"], axis=0),
+        make("Expand", [name, f"{output}_shape"], [output]),
+    ]
+
+
+def _without_transposes(graph: onnx.ModelProto, places: Places) -> Places:
+    """Take out the nodes that transpose a parameter, so that it is stored transposed.
+
+    ONNX Runtime would transpose it at each load, which takes time and a second copy.
+
+    Returns:
+        The initialisers that hold each parameter, and whether transposed.
+    """
+    held = {i.name: i for i in graph.graph.initializer}
+    owners = {name: parameter for parameter, found in places.items() for name, _ in found}
+    changed = {parameter: list(found) for parameter, found in places.items()}
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in graph.graph.node:
+        name = node.input[0] if node.op_type == "Transpose" else ""
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [1, 0])
+        if name not in owners or len(held[name].dims) != 2 or order != [1, 0]:
+            kept.append(node)
+            continue
+        renamed[node.output[0]] = f"{name}.transposed"
+        if (f"{name}.transposed", True) not in changed[owners[name]]:
+            changed[owners[name]].append((f"{name}.transposed", True))
+            turned = graph.graph.initializer.add()
+            turned.CopyFrom(held[name])
+            turned.name, turned.dims[:] = f"{name}.transposed", list(reversed(held[name].dims))
+    for node in kept:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    del graph.graph.node[:]
+    graph.graph.node.extend(kept)
+    used = {name for node in kept for name in node.input}
+    return {parameter: [place for place in found if place[0] in used] for parameter, found in changed.items()}
 
 
 def _scored(model: RewardModel) -> dict[str, nn.Parameter]:

@@ -11,6 +11,13 @@ import numpy.typing as npt
 import onnxruntime
 import structlog
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,
+    RuntimeException,
+)
 from tokenizers import Tokenizer
 
 from rewardloop.formats.graph_inputs import GraphInputs
@@ -19,7 +26,8 @@ from rewardloop.formats.text import Encoded, Format
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
 from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
-from rewardloop_trainer.export.graph import fill, graph_of, load_graph, write_graph
+from rewardloop_trainer.export.graph import fill, graph_of
+from rewardloop_trainer.export.weights import load_graph, write_graph
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -121,11 +129,31 @@ def parity(
 
 
 def check_parity(onnx_path: Path, model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
-    """Return `parity`. Raises `ParityError` if it is above `PARITY_TOLERANCE`."""
-    difference = parity(onnx_path, model, sequences, pad)
-    if not difference <= PARITY_TOLERANCE:
-        raise ParityError(f"ONNX logits differ from torch by {difference:.3g}, above {PARITY_TOLERANCE:g}")
-    return difference
+    """Return `parity`.
+
+    Raises:
+        ParityError: If it is above `PARITY_TOLERANCE`, or ONNX Runtime cannot run the graph.
+    """
+    try:
+        difference = parity(onnx_path, model, sequences, pad)
+    except (RuntimeException, Fail, NotImplemented, InvalidGraph, InvalidArgument) as error:
+        raise ParityError(f"ONNX Runtime cannot run the graph of {model.config.model_type}: {error}") from error
+    if difference <= PARITY_TOLERANCE:
+        return difference
+    if not (padded := _padding_shift(model, sequences, pad)) <= PARITY_TOLERANCE:
+        raise ParityError(
+            f"a sequence beside longer ones, and so with padding, scores up to {padded:.2g} from the same one alone: "
+            f"{model.config.model_type} does so in transformers itself, and requests are scored in batches; take a "
+            "base of another family"
+        )
+    raise ParityError(f"ONNX logits differ from torch by {difference:.3g}, above {PARITY_TOLERANCE:g}")
+
+
+def _padding_shift(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
+    """Largest absolute difference of a torch model's logits between sequences in one padded batch and each alone."""
+    with torch.inference_mode():
+        alone = torch.cat([model(*collate([s], pad)) for s in sequences])
+        return float((model(*collate(sequences, pad)) - alone).abs().max())
 
 
 def run_session(session: Runs, sequences: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +18,15 @@ from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
-from rewardloop_trainer.export.graph import write_graph
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
 from rewardloop_trainer.export.quantize import quantize
+from rewardloop_trainer.export.weights import load_graph, outside_of, write_graph
 from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness, without_length
 from rewardloop_trainer.reward.examples import encode_records
 
 log = structlog.get_logger()
 
-Precision: TypeAlias = Literal["float32", "int8", "float16"]
+Precision: TypeAlias = Literal["float32", "int8", "float16", "bfloat16"]
 LEAST_AGREEMENT = 0.995
 LEAST_PAIRS = 200  # with fewer, a single pair would exceed the share that may differ
 CALIBRATION_TOKENS = 6_000
@@ -58,32 +57,47 @@ class PrecisionChoice:
         return {"precision": f"{wanted} was refused: {'; '.join(self.reasons)}"} if self.reasons else {}
 
 
-def convert(model_path: Path, precision: Precision, calibration: Sequence[Encoded] = (), pad: int = 0) -> None:
-    """Convert a float32 graph in place. At any moment the file is the old graph or the new one.
+def convert(
+    model_path: Path,
+    precision: Precision,
+    calibration: Sequence[Encoded] = (),
+    pad: int = 0,
+    target: Path | None = None,
+) -> None:
+    """Convert a float32 graph. At any moment the target is the old graph or the new one.
 
     Args:
         model_path: The graph's file.
-        precision: int8 for CPUs, or float16 for CUDA. Float16 keeps the types of inputs, logits, heads and adapters.
+        precision: int8 for CPUs; float16 for CUDA; bfloat16 stores weights that are cast to float32. The last two keep
+            the types of inputs, logits, heads and adapters.
         calibration: Sequences such as the graph will score, for int8; see `quantize`.
         pad: Token id of padding.
+        target: The file to write; by default the graph is replaced.
 
     Raises:
         UnconvertibleGraph: If the graph has nothing to convert.
     """
     if precision == "float32":
         return
-    graph = onnx.load_model(str(model_path))
-    if precision == "int8":
-        if not quantize(graph, _calibration_feeds(graph, calibration, pad)):
-            raise UnconvertibleGraph(f"{model_path}: no linear layer with constant weights")
-    else:
-        from rewardloop_trainer.export.half_precision import to_float16  # slow to import
+    target = target or model_path
+    graph = load_graph(model_path)
+    if graph is None:
+        raise FileNotFoundError(model_path)
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as directory:
+        if precision == "int8":
+            feeds = _calibration_feeds(graph.proto, calibration, pad)
+            if not quantize(graph, model_path, Path(directory) / "integers", feeds):
+                raise UnconvertibleGraph(f"{model_path}: no linear layer with constant weights")
+        else:
+            from rewardloop_trainer.export.half_precision import to_bfloat16, to_float16  # slow to import
 
-        graph = to_float16(graph)
-    with tempfile.TemporaryDirectory(prefix=".converting-", dir=model_path.parent) as directory:
-        written = Path(directory) / model_path.name
+            if precision == "bfloat16" and not to_bfloat16(graph):
+                raise UnconvertibleGraph(f"{model_path}: no matrix to store in bfloat16")
+            if precision == "float16":
+                graph = to_float16(graph)
+        written = Path(directory) / target.name
         write_graph(graph, written)
-        _replace(written, model_path)
+        _replace(written, target)
 
 
 def agreement(reference: Floats, converted: Floats) -> float:
@@ -198,11 +212,8 @@ def choose_precision(
     path = version_dir / MODEL
     with tempfile.TemporaryDirectory(prefix=".candidate-", dir=version_dir) as directory:
         candidate = Path(directory) / MODEL
-        for part in (path, _outside(path)):
-            if part.exists():
-                shutil.copyfile(part, candidate.with_name(part.name))
         try:
-            convert(candidate, wanted, calibration, encoder.format.pad)
+            convert(path, wanted, calibration, encoder.format.pad, candidate)
         except UnconvertibleGraph as error:
             return _refused(wanted, {}, (str(error),))
         converted = graph_margins(candidate, pairs, encoder, length_slope=heldout.length_slope)
@@ -221,17 +232,12 @@ def _refused(wanted: Precision, figures: Mapping[str, float], reasons: tuple[str
 
 def _replace(written: Path, path: Path) -> None:
     """Move a graph, with its external data if it has any, to the place of another."""
-    if _outside(written).exists():
-        os.replace(_outside(written), _outside(path))
+    if outside_of(written).exists():
+        os.replace(outside_of(written), outside_of(path))
         os.replace(written, path)
     else:
         os.replace(written, path)
-        _outside(path).unlink(missing_ok=True)
-
-
-def _outside(path: Path) -> Path:
-    """The file that holds the weights of a large graph."""
-    return path.with_name(f"{path.name}.data")
+        outside_of(path).unlink(missing_ok=True)
 
 
 def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[GraphInputs]:

@@ -7,28 +7,34 @@ logit moved by 0.3 with the other rows.
 A few channels hold large activations, which would cost the others their precision. So the inputs are divided by a
 factor for each channel, and the weights are multiplied by it (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
 Attention, norms, embeddings, the heads and the products of adapters stay in float32.
+
+One layer is read, rounded and laid down in a file at a time, so that a large model needs no more memory than a small one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from rewardloop.formats.graph_inputs import GraphInputs
 from rewardloop_trainer.export.graph import PARAMETERS
 from rewardloop_trainer.export.weight_rounding import Floats, round_weights
+from rewardloop_trainer.export.weights import Graph, Weight
 
 MICROSOFT = "com.microsoft"
 _SMALLEST = 32  # a narrower layer costs too little time to matter
 _GRAM_WIDTH = 4096  # widest layer whose inputs' correlations are kept in memory
+_GRAM_BYTES = 2**30  # of all correlations together
 _SMOOTHING = 0.8
 _GELU_FLOOR = 0.18  # the least value of Gelu is above -0.18
 _ORT_ERROR = 3
@@ -40,53 +46,50 @@ class InputStatistics:
 
     Attributes:
         largest: (k,), the largest magnitude of each channel.
-        gram: (k, k), X'X; None if the layer is too wide.
+        gram: (k, k), X'X; None if the layer is too wide, or the layers before it take all memory that there is for it.
     """
 
     largest: Floats
     gram: npt.NDArray[np.float64] | None
 
 
-def quantize(graph: onnx.ModelProto, calibration: Sequence[GraphInputs]) -> int:
+def quantize(graph: Graph, path: Path, scratch: Path, calibration: Sequence[GraphInputs]) -> int:
     """Rewrite the graph in place.
 
     Args:
         graph: The float32 graph.
+        path: The file that it was read from.
+        scratch: A file to make, which holds integers until the graph is written.
         calibration: Inputs of the graph without padding, some 5,000 tokens of the kind that it will see. Without any,
             channels are not balanced and each weight is rounded to its nearest integer, which costs accuracy.
 
     Returns:
         The number of products that are now of integers.
     """
-    weights = {i.name: i for i in graph.graph.initializer}
     consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in _products(graph):
+    for node in _products(graph.proto):
         consumers.setdefault(node.input[0], []).append(node)
-    statistics = _statistics(graph, tuple(consumers), calibration) if calibration else {}
-    producers = {name: node for node in graph.graph.node for name in node.output}
-    layers = {
-        name: _Layer(name, nodes, producers.get(name), [_matrix(n, weights) for n in nodes], statistics.get(name))
-        for name, nodes in consumers.items()
-    }
+    sizes = {i.name: i.dims for i in graph.proto.graph.initializer}
+    widths = {name: _width(found[0], sizes) for name, found in consumers.items()}
+    statistics = _statistics(path, widths, calibration) if calibration else {}
+    producers = {name: node for node in graph.proto.graph.node for name in node.output}
+    layers = {name: _Layer(name, found, producers.get(name), graph, scratch) for name, found in consumers.items()}
     nodes: list[onnx.NodeProto] = []
     begun = set()
-    for node in graph.graph.node:
+    for node in graph.proto.graph.node:
         layer = layers.get(node.input[0]) if node.input else None
         if layer is None or not any(node is n for n in layer.nodes):
             nodes.append(node)
             continue
         if layer.name not in begun:
             begun.add(layer.name)
-            nodes += layer.quantized_input()
-        nodes += layer.product(node)
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input} | {i.name for i in graph.graph.input}
-    kept = [i for i in graph.graph.initializer if i.name in used]
-    del graph.graph.initializer[:]
-    graph.graph.initializer.extend([*kept, *(i for layer in layers.values() for i in layer.initializers)])
-    if layers and MICROSOFT not in {o.domain for o in graph.opset_import}:
-        graph.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+            nodes += layer.quantized_input(statistics.get(layer.name))
+        nodes += layer.product(node, statistics.get(layer.name))
+    del graph.proto.graph.node[:]
+    graph.proto.graph.node.extend(nodes)
+    graph.keep({name for node in nodes for name in node.input} | {i.name for i in graph.proto.graph.input})
+    if layers and MICROSOFT not in {o.domain for o in graph.proto.opset_import}:
+        graph.proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return sum(len(layer.nodes) for layer in layers.values())
 
 
@@ -98,21 +101,22 @@ class _Layer:
         name: str,
         nodes: Sequence[onnx.NodeProto],
         producer: onnx.NodeProto | None,
-        matrices: Sequence[Floats],
-        statistics: InputStatistics | None,
+        graph: Graph,
+        scratch: Path,
     ) -> None:
         self.name = name
         self.nodes = nodes
-        self.initializers: list[onnx.TensorProto] = []
-        self._matrices = matrices
-        self._statistics = statistics
+        self._graph = graph
+        self._scratch = scratch
         # A Gelu's output plus 0.18 is never negative, so that 7 bits and no sign represent it as well as 8 bits with a
         # sign. Activations below 128 then leave the weights their full range.
         self._is_raised = producer is not None and producer.op_type == "Gelu"
-        self._factors = None if statistics is None else _channel_factors(statistics.largest, matrices)
+        self._factors: Floats | None = None
 
-    def quantized_input(self) -> list[onnx.NodeProto]:
+    def quantized_input(self, statistics: InputStatistics | None) -> list[onnx.NodeProto]:
         """The nodes that turn the shared input into integers and a scale for each token."""
+        if statistics is not None:
+            self._factors = _channel_factors(statistics.largest, (_matrix(n, self._graph) for n in self.nodes))
         name, nodes, current = self.name, list[onnx.NodeProto](), self.name
 
         def step(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
@@ -135,11 +139,11 @@ class _Layer:
         step("QuantizeLinear", unit, unit_step, zero, to="integers")
         return nodes
 
-    def product(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def product(self, node: onnx.NodeProto, statistics: InputStatistics | None) -> list[onnx.NodeProto]:
         """The nodes that replace ``node``: the product of integers, its scale, and its bias."""
         name, output = self.name, node.output[0]
-        matrix = self._matrices[next(i for i, n in enumerate(self.nodes) if n is node)]
-        gram = None if self._statistics is None else self._statistics.gram
+        matrix = _matrix(node, self._graph)
+        gram = None if statistics is None else statistics.gram
         factors = self._factors
         if factors is not None:
             matrix = matrix * factors[:, None]
@@ -164,7 +168,12 @@ class _Layer:
     def _constant(self, name: str, value: npt.NDArray[Any], *, whole: bool = False) -> str:
         """Add an initialiser and return its name; without ``whole`` the layer's name is put before it."""
         name = name if whole else f"{self.name}.{name}"
-        self.initializers.append(numpy_helper.from_array(value, name))
+        weight = Weight.of_array(value)
+        if value.dtype == np.int8:
+            with self._scratch.open("ab") as file:
+                weight = Weight.of_file(self._scratch, file.tell(), value.shape, value.dtype)
+                file.write(np.ascontiguousarray(value).data)
+        self._graph.add(name, weight)
         return name
 
 
@@ -193,40 +202,55 @@ def outside_trunk(graph: onnx.ModelProto) -> set[str]:
     return {name for parameter, found in places.items() if not parameter.startswith("trunk.") for name, _ in found}
 
 
-def _matrix(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> Floats:
+def _width(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> int:
+    """The width k of a product's input."""
+    return sizes[node.input[1]][1 if _is_turned(node) else 0]
+
+
+def _is_turned(node: onnx.NodeProto) -> bool:
+    return any(a.name == "transB" and a.i for a in node.attribute)
+
+
+def _matrix(node: onnx.NodeProto, graph: Graph) -> Floats:
     """The constant matrix of a product, (k, n)."""
-    matrix: Floats = numpy_helper.to_array(weights[node.input[1]])
-    return matrix.T if any(a.name == "transB" and a.i for a in node.attribute) else matrix
+    matrix: Floats = graph.values(node.input[1])
+    return matrix.T if _is_turned(node) else matrix
 
 
-def _channel_factors(largest: Floats, matrices: Sequence[Floats]) -> Floats:
+def _channel_factors(largest: Floats, matrices: Iterable[Floats]) -> Floats:
     """The factor that each channel is divided by, (k,); the geometric mean is 1."""
-    widest = np.maximum(np.abs(np.concatenate(matrices, axis=1)).max(1), 1e-5)
+    widest = np.full(len(largest), 1e-5, dtype=np.float32)
+    for matrix in matrices:
+        widest = np.maximum(widest, np.maximum(matrix.max(1), -matrix.min(1)))
     factors = np.maximum(largest, 1e-5) ** _SMOOTHING / widest ** (1 - _SMOOTHING)
     scaled: Floats = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
     return scaled
 
 
 def _statistics(
-    graph: onnx.ModelProto, names: Sequence[str], calibration: Sequence[GraphInputs]
+    path: Path, widths: Mapping[str, int], calibration: Sequence[GraphInputs]
 ) -> dict[str, InputStatistics]:
     """Statistics of the named tensors over all tokens of the inputs, which must hold no padding."""
-    probed = onnx.ModelProto()
-    probed.CopyFrom(graph)
+    probed = onnx.load_model(str(path), load_external_data=False)
     outputs = {o.name for o in probed.graph.output}
     probed.graph.output.extend(
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names if n not in outputs
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in widths if n not in outputs
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = _ORT_ERROR
-    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # Written beside the graph, because that is where its external data are looked for.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".probed-", suffix=".onnx") as file:
+        file.write(probed.SerializeToString())
+        file.flush()
+        session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+    correlated = _correlated(widths)
     found: dict[str, InputStatistics] = {}
     for feeds in calibration:
-        for name, value in zip(names, session.run(list(names), feeds), strict=True):
+        for name, value in zip(widths, session.run(list(widths), feeds), strict=True):
             rows = value.reshape(-1, value.shape[-1])
             largest = np.abs(rows).max(0)
-            gram = (rows.T @ rows).astype(np.float64) if rows.shape[1] <= _GRAM_WIDTH else None
+            gram = (rows.T @ rows).astype(np.float64) if name in correlated else None
             known = found.get(name)
             if known is None:
                 found[name] = InputStatistics(largest, gram)
@@ -235,3 +259,14 @@ def _statistics(
             if gram is not None and known.gram is not None:
                 known.gram += gram
     return found
+
+
+def _correlated(widths: Mapping[str, int]) -> set[str]:
+    """The tensors whose correlations are kept: the first ones that `_GRAM_BYTES` hold."""
+    kept, room = set(), _GRAM_BYTES
+    for name, width in widths.items():
+        needed = 8 * width**2
+        if width <= _GRAM_WIDTH and needed <= room:
+            kept.add(name)
+            room -= needed
+    return kept

@@ -21,6 +21,7 @@ PAIR_LIMIT = 128
 LIMIT = 127
 _DAMPING = 0.01
 _BLOCK = 64
+_COLUMNS = 2048  # rounded at a time, which bounds the memory of a wide layer
 
 
 def round_weights(
@@ -37,7 +38,19 @@ def round_weights(
     Returns:
         Integers (k, n) and a scale for each column (n,); integers * scale approximates the weights.
     """
-    size = np.abs(weights)
+    feedback = None if gram is None else _feedback(gram)
+    integers = np.empty(weights.shape, dtype=np.int8)
+    steps = np.empty(weights.shape[1], dtype=np.float32)
+    for start in range(0, weights.shape[1], _COLUMNS):  # columns do not depend on each other
+        part = slice(start, start + _COLUMNS)
+        columns = np.ascontiguousarray(weights[:, part], dtype=np.float32)
+        integers[:, part], steps[part] = _round_columns(columns, feedback, is_pair_limited=is_pair_limited)
+    return integers, steps
+
+
+def _round_columns(rest: Floats, feedback: Floats | None, *, is_pair_limited: bool) -> tuple[Integers, Floats]:
+    """Round some columns (k, columns), which are overwritten."""
+    size = np.abs(rest)
     if is_pair_limited:
         even = size if len(size) % 2 == 0 else np.vstack([size, np.zeros_like(size[:1])])
         pairs = even[0::2] + even[1::2]
@@ -45,9 +58,8 @@ def round_weights(
     else:
         steps = size.max(0) / LIMIT
     steps = np.maximum(steps, np.finfo(np.float32).tiny).astype(np.float32)
-    rounded = np.zeros(weights.shape, dtype=np.int8)
-    rest = weights.astype(np.float32) / steps
-    feedback = None if gram is None else _feedback(gram)
+    rounded = np.zeros(rest.shape, dtype=np.int8)
+    rest /= steps
     for start in range(0, len(rest), _BLOCK):
         stop = min(start + _BLOCK, len(rest))
         errors = np.zeros((stop - start, rest.shape[1]), dtype=np.float32)

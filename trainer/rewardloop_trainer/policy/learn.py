@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import structlog
 
@@ -45,19 +44,19 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """The calls that training makes to its caller.
+class Trained:
+    """What a run leaves.
 
     Attributes:
-        on_step: Called in every process after each optimizer step.
-        save: Called once with the trained policy and its figures, in the first process only, before the checkpoints
-            are deleted.
-        should_stop: Asked between steps; once it returns True, the run writes a checkpoint and stops.
+        policy: The trained policy.
+        figures: The run's figures, by name.
     """
 
-    on_step: Callable[[StepDone], None]
-    save: Callable[[Any, Mapping[str, float]], None]
-    should_stop: Callable[[], bool] = lambda: False
+    policy: Any
+    figures: Mapping[str, float]
+
+
+PolicyControl: TypeAlias = RunControl[StepDone, Trained]
 
 
 def learn_policy(
@@ -67,10 +66,9 @@ def learn_policy(
     heldout: Examples,
     settings: PolicySettings,
     score: Score,
-    checkpoint_dir: Path,
-    hooks: Hooks,
+    control: PolicyControl,
 ) -> None:
-    """Train ``model`` in place by ``settings.algorithm``, then call ``hooks.save``.
+    """Train ``model`` in place by ``settings.algorithm``, then call ``control.save``.
 
     A run that was stopped or killed goes on from its checkpoint when it is called again with the same arguments.
 
@@ -82,20 +80,20 @@ def learn_policy(
         settings: The algorithm and its settings; ``settings.seed`` is the seed of the run.
         score: Scores sampled answers, for the online algorithms alone.
         checkpoint_dir: Where checkpoints are kept while the run lasts.
-        hooks: The caller's part.
+        control: The checkpoint directory and the callbacks.
 
     Raises:
         NothingToLearnFrom: If ``train`` has nothing for the algorithm.
-        TrainingStopped: If ``hooks.should_stop`` returned True.
+        TrainingStopped: If ``control.should_stop`` returned True.
         ArithmeticError: If gradients or probabilities are not usable numbers.
     """
     match settings.algorithm:
         case "dpo":
-            _learn_from_pairs(model, encoder, train.pairs, heldout.pairs, settings, checkpoint_dir, hooks)
+            _learn_from_pairs(model, encoder, train.pairs, heldout.pairs, settings, control)
         case "kto":
-            _learn_from_thumbs(model, encoder, train.thumbs, heldout.thumbs, settings, checkpoint_dir, hooks)
+            _learn_from_thumbs(model, encoder, train.thumbs, heldout.thumbs, settings, control)
         case online:
-            _learn_from_answers(model, encoder, train, online, settings, score, checkpoint_dir, hooks)
+            _learn_from_answers(model, encoder, train, online, settings, score, control)
 
 
 def _learn_from_pairs(
@@ -104,8 +102,7 @@ def _learn_from_pairs(
     train: Sequence[Pair],
     heldout: Sequence[Pair],
     settings: PolicySettings,
-    checkpoint_dir: Path,
-    hooks: Hooks,
+    control: PolicyControl,
 ) -> None:
     if not train:
         raise NothingToLearnFrom("dpo learns from pairs of different texts, and there is none to train on")
@@ -116,10 +113,10 @@ def _learn_from_pairs(
         heldout,
         settings.dpo,
         RunControl(
-            checkpoint_dir,
-            lambda progress: hooks.on_step(_step_done(progress, progress.figures.shown())),
-            hooks.should_stop,
-            lambda outcome: hooks.save(model, outcome.figures),
+            control.checkpoint_dir,
+            lambda progress: control.on_step(_step_done(progress, progress.figures.shown())),
+            control.should_stop,
+            lambda outcome: control.save(Trained(model, outcome.figures)),
         ),
     )
 
@@ -130,8 +127,7 @@ def _learn_from_thumbs(
     train: Sequence[Labelled],
     heldout: Sequence[Labelled],
     settings: PolicySettings,
-    checkpoint_dir: Path,
-    hooks: Hooks,
+    control: PolicyControl,
 ) -> None:
     if not train:
         raise NothingToLearnFrom(
@@ -144,10 +140,10 @@ def _learn_from_thumbs(
         heldout,
         settings.kto,
         RunControl(
-            checkpoint_dir,
-            lambda progress: hooks.on_step(_step_done(progress, progress.figures.named())),
-            hooks.should_stop,
-            lambda outcome: hooks.save(model, outcome.figures),
+            control.checkpoint_dir,
+            lambda progress: control.on_step(_step_done(progress, progress.figures.named())),
+            control.should_stop,
+            lambda outcome: control.save(Trained(model, outcome.figures)),
         ),
         seed=settings.seed,
     )
@@ -160,8 +156,7 @@ def _learn_from_answers(
     algorithm: OnlineAlgorithm,
     settings: PolicySettings,
     score: Score,
-    checkpoint_dir: Path,
-    hooks: Hooks,
+    control: PolicyControl,
 ) -> None:
     task = task_of(algorithm, settings, encoder, train.prompts, train.pairs, settings.seed)
     if not task.prompts:
@@ -174,10 +169,10 @@ def _learn_from_answers(
         task,
         score,
         RunControl(
-            checkpoint_dir,
-            hooks.on_step,
-            hooks.should_stop,
-            lambda policy: hooks.save(policy, {"train_prompts": float(len(task.prompts))}),
+            control.checkpoint_dir,
+            control.on_step,
+            control.should_stop,
+            lambda policy: control.save(Trained(policy, {"train_prompts": float(len(task.prompts))})),
         ),
         seed=settings.seed,
     )

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from rewardloop.formats.store import MANIFEST, ModelStore
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_layout import decoder_layout
-from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input
+from rewardloop_trainer.data.base_text import load_tokenizer
+from rewardloop_trainer.policy.base_policy import PolicyBase
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
 
@@ -47,17 +47,12 @@ class PolicyStart:
 
 
 def load_causal_lm(source: str) -> Any:
-    """Load a causal LM in evaluation mode and in float32: small steps are lost in half precision.
+    """Load a causal LM as `PolicyBase.load` does, in float32: small steps are lost in half precision.
 
     It is put on the first GPU if there is one. Raises `UnusableBase`.
     """
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{source}: {error}") from error
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = PolicyBase.of(source).load(torch.float32)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def start_from_base(base: str, max_length: int) -> PolicyStart:
@@ -70,17 +65,13 @@ def start_from_base(base: str, max_length: int) -> PolicyStart:
     Raises:
         UnusableBase: If the base has no usable tokenizer or configuration.
     """
-    tokenizer = load_tokenizer(base)
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{base}: {error}") from error
-    longest = longest_input(config, tokenizer)
+    policy = PolicyBase.of(base)
+    tokenizer = load_tokenizer(policy.tokenizer)
+    longest = policy.longest_input(tokenizer)
     text_format = decoder_layout(tokenizer, "write").text_format
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, min(max_length or longest, longest))
-    return PolicyStart(
-        base, base, None, getattr(config, "_commit_hash", None) or "", encoder, tokenizer.save_pretrained
-    )
+    commit = getattr(policy.config, "_commit_hash", None) or ""
+    return PolicyStart(base, base, None, commit, encoder, tokenizer.save_pretrained)
 
 
 def start_from_store(store: ModelStore, version: str, max_length: int) -> PolicyStart:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from rewardloop_trainer.data.base_text import UnusableBase
-from rewardloop_trainer.reward.base_model import load_complete, load_trunk, some_of
+from rewardloop_trainer.reward.base_model import load_complete, load_trunk, some_of, text_model
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -113,7 +113,7 @@ def _load_classifier(base: str, decodes: bool) -> tuple[nn.Module, HeadStart]:
     if heads:
         raise UnusableBase(f"{base}: the classifier does not use all trained weights: {some_of(heads)}; {_OFFER}")
     whole = cast(Any, loaded.eval())
-    trunk = whole.base_model
+    trunk = cast(Any, text_model(whole.base_model))
     last, neck = _layers(base, whole, decodes)
     sequences = _random_ids(whole)
     with torch.no_grad():
@@ -145,9 +145,10 @@ def _layers(base: str, whole: Any, decodes: bool) -> tuple[nn.Linear, nn.Sequent
 
 def _random_ids(whole: Any) -> tuple[Tensor, ...]:
     """Return sequences of random tokens without padding, of 2 tokens or more, each (1, S)."""
-    chance, pad = random.Random(0), whole.config.pad_token_id
+    config = whole.config.get_text_config()
+    chance, pad = random.Random(0), config.pad_token_id
     rows = whole.get_input_embeddings().num_embeddings
-    longest = min(_LONGEST, (getattr(whole.config, "max_position_embeddings", None) or _LONGEST * 2) // 2)
+    longest = min(_LONGEST, (getattr(config, "max_position_embeddings", None) or _LONGEST * 2) // 2)
     usable = [i for i in (chance.randrange(rows) for _ in range(10 * _SEQUENCES * longest)) if i != pad]
     lengths = [chance.randint(2, longest) for _ in range(_SEQUENCES)]
     return tuple(torch.tensor([usable[i * longest : i * longest + n]]) for i, n in enumerate(lengths))

@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_MAPPING,
 )
 from transformers.utils import logging as hf_logging
 
 from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_trainer.reward.decoder_rows import freeze_rotations, model_class, obstacles
 
 # Tensors without which a trunk is complete: heads of pretraining, poolers, and buffers that are computed anew.
 _NO_HEADS = (
@@ -39,11 +39,19 @@ _NO_HEADS_OF = {"modernbert": (r"^(head|decoder)\.",)}
 
 
 def read_config(base: str) -> Any:
-    """Read the configuration of a base. Raises `UnusableBase`."""
+    """Read the configuration of a base. Raises `UnusableBase` if it cannot be read, or its weights are quantised."""
     try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UnusableBase(f"{base}: {error}") from error
+    if quantised := getattr(config, "quantization_config", None):
+        known = quantised if isinstance(quantised, dict) else quantised.to_dict()
+        method = known.get("quant_method", "an unknown method")
+        raise UnusableBase(
+            f"{base}: its weights are quantised ({method}), and graphs are made of float weights: take the checkpoint "
+            "from which it was made, or dequantise it (model.dequantize() of transformers) and save it"
+        )
+    return config
 
 
 def is_decoder(config: Any) -> bool:
@@ -53,7 +61,10 @@ def is_decoder(config: Any) -> bool:
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        _require_plain_attention(config)
+        if found := obstacles(config.get_text_config()):
+            raise UnusableBase(
+                f"{config.model_type}: a decoder's layers must be causal attention by positions, not {', '.join(found)}"
+            )
         return True
     raise UnusableBase(f"{config.model_type!r} is neither a known encoder nor a known decoder")
 
@@ -67,9 +78,14 @@ def load_trunk(base: str) -> tuple[nn.Module, tuple[str, ...]]:
     Raises:
         UnusableBase: If the base cannot be loaded, or its checkpoint lacks a weight of the trunk.
     """
-    kind: Any = MODEL_MAPPING[type(read_config(base))]
-    has_pooler = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind).parameters
-    return load_complete(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class(read_config(base))).parameters
+    whole, heads = load_complete(AutoModel, base, **({"add_pooling_layer": False} if has_pooler else {}))
+    return text_model(whole), heads
+
+
+def text_model(trunk: nn.Module) -> nn.Module:
+    """The text model of a multimodal trunk; any other trunk itself."""
+    return cast(nn.Module, getattr(trunk, "language_model", trunk))
 
 
 def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Module, tuple[str, ...]]:
@@ -90,7 +106,7 @@ def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Modul
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=_attention(kind, base),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -103,37 +119,20 @@ def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Modul
             f"{base}: the checkpoint lacks weights of {type(model).__name__}, or has them in another shape: "
             f"{some_of(missing)}"
         )
-    model.config.use_cache = False
+    model.config.use_cache = model.config.get_text_config().use_cache = False
+    freeze_rotations(model)
     ignored = re.compile("|".join((*_NO_HEADS, *_NO_HEADS_OF.get(model.config.model_type, ()))))
     heads = tuple(sorted(name for name in report["unexpected_keys"] if not ignored.search(name)))
     return cast(nn.Module, model), heads
+
+
+def _attention(kind: Any, base: str) -> str:
+    """Return "sdpa", or "eager" for a class of transformers that has no other attention."""
+    found: Any = kind._model_mapping[type(read_config(base))]
+    return "sdpa" if all(each._supports_sdpa for each in (found if isinstance(found, tuple) else (found,))) else "eager"
 
 
 def some_of(names: Iterable[str], most: int = 8) -> str:
     """Return at most ``most`` of the names, for a message."""
     ordered = sorted(names)
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
-
-
-def _require_plain_attention(config: Any) -> None:
-    """Raise `UnusableBase` unless the decoder's layers are plain causal attention.
-
-    An exported graph gets positions and a mask. A decoder that computes with anything else would silently score
-    wrongly. A sliding window is allowed, because inputs are kept within it (`attention_window`).
-    """
-    layers = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
-    local = {kind for kinds in getattr(config, "attention_types", None) or () for kind in kinds[0]} - {"global"}
-    odd = (layers | local) - {"full_attention", "sliding_attention", "attention"}
-    if getattr(config, "alibi", False):
-        odd.add("distances between tokens (alibi)")
-    if getattr(config, "use_bidirectional_attention", False):
-        odd.add("bidirectional attention")
-    trunk: Any = MODEL_MAPPING[type(config)]
-    kinds = trunk if isinstance(trunk, tuple) else (trunk,)
-    taken = [inspect.signature(kind.forward).parameters for kind in kinds]
-    if not odd and not all({"attention_mask", "position_ids"} <= set(parameters) for parameters in taken):
-        odd.add("no positions or no mask as inputs")
-    if odd:
-        raise UnusableBase(
-            f"{config.model_type}: a decoder's layers must be plain causal attention, not {', '.join(sorted(odd))}"
-        )

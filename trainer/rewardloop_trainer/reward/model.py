@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.base_heads import ACTIVATIONS, activation_name, load_start
 from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_config
+from rewardloop_trainer.reward.decoder_rows import states_at
+from rewardloop_trainer.reward.row_check import check_rows
 
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 HEADS = "heads.safetensors"
@@ -88,9 +90,7 @@ class RewardModel(nn.Module):
         Returns:
             Logits (N, k).
         """
-        states: Tensor = self.trunk(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=mask
-        ).last_hidden_state
+        states = states_at(self.trunk, input_ids, position_ids, mask)
         return self._logits(states.reshape(-1, states.shape[-1]).index_select(0, ends))
 
     def _logits(self, pooled: Tensor) -> Tensor:
@@ -192,6 +192,8 @@ class RewardModel(nn.Module):
             model.heads.weight.data.copy_(start.weight.expand(heads, -1))
             model.heads.bias.data.copy_(start.bias.expand(heads))
             start.check(base, model.eval())
+        if decodes:
+            check_rows(base, model.eval())
         return model.eval()
 
 

@@ -67,7 +67,7 @@ class RewardHyperparameters(RewardTraining):
     delta: bool = Field(
         False, description="with method lora, publish adapters and heads over an unchanged graph if there is one"
     )
-    precision: Literal["float32", "int8", "float16"] = Field(
+    precision: Literal["float32", "int8", "float16", "bfloat16"] = Field(
         "float32", description="precision of the published graph, used if it orders held-out pairs as float32 does"
     )
     length_control: float = Field(

@@ -13,11 +13,12 @@ from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Ma
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_text import (
-    attention_window,
     check_vocabulary,
     load_tokenizer,
+    longest_input,
 )
 from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
+from rewardloop_trainer.reward.adapter_base import merged_base
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.lora import load_delta
 from rewardloop_trainer.reward.model import RewardModel
@@ -93,18 +94,24 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         model = trunk.model()
         if manifest.trunk is not None:
             load_delta(model, directory / TORCH, settings.lora.dropout)
-        max_length = min(manifest.max_length, attention_window(model.config) or manifest.max_length)
-        encoder = Encoder(tokenizer, read_text_format(manifest.text_format), max_length)
+        encoder = Encoder(tokenizer, read_text_format(manifest.text_format), manifest.max_length)
         notes = {name: manifest.notes[name] for name in _INHERITED_NOTES if name in manifest.notes}
         return RewardStart(model, encoder, manifest.base, directory, trunk, notes)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
-    model = RewardModel.from_base(settings.base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
-    of_base = load_tokenizer(settings.base)
+    with merged_base(settings.base) as base:
+        model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, new_heads=settings.new_heads)
+        of_base = load_tokenizer(base)
     check_vocabulary(of_base, model.vocabulary)
     layout = reward_layout(of_base, model)
+    longest = longest_input(model.config, of_base, within_window=False)
     length = input_length(
-        model.config, of_base, settings.max_length, default=DEFAULT_REWARD_LENGTH, setting="--reward.max-length"
+        model.config,
+        of_base,
+        longest,
+        wanted=settings.max_length,
+        default=DEFAULT_REWARD_LENGTH,
+        setting="--reward.max-length",
     )
     heads = f"new, drawn with seed {seed}" if model.has_new_heads else "the checkpoint's"
     notes = {"heads": heads, "layout": layout.note, "max_length": length.reason}

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from rewardloop.formats.store import Manifest
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
@@ -18,10 +17,11 @@ from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.answers import compare_policies
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
+from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, Hooks, NothingToLearnFrom, learn_policy
+from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
@@ -59,8 +59,9 @@ class PolicyRound(ModelRound):
                     Examples.of(self._replay.heldout),
                     self._policy_settings,
                     self._score,
-                    self._directory / "checkpoints",
-                    Hooks(partial(self._on_step, report), self._save, self._stop.is_set),
+                    RunControl(
+                        self._directory / "checkpoints", partial(self._on_step, report), self._stop.is_set, self._save
+                    ),
                 )
             except NothingToLearnFrom as error:
                 raise Refused(Reason("no_data", str(error))) from error
@@ -84,18 +85,18 @@ class PolicyRound(ModelRound):
         timed = {"gradient_norm": done.figures.get("grad_norm", math.nan), "seconds": done.seconds}
         self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
 
-    def _save(self, policy: Any, figures: Mapping[str, float]) -> None:
+    def _save(self, trained: Trained) -> None:
         """Write the trained version beside its figures and the means of its last steps.
 
         A figure of training takes precedence over a mean of the same name.
         """
-        figures = {**last_means(read_steps(self._reports)), **figures}
+        figures = {**last_means(read_steps(self._reports)), **trained.figures}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._figures.write_text(json.dumps(figures))
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
-            policy.save_pretrained(directory)
+            trained.policy.save_pretrained(directory)
 
         write_whole(self._version, write)
 

@@ -1,0 +1,57 @@
+"""Writes a policy's version, and tries it as the worker will load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewardloop.formats.text import Encoder, Turn
+from rewardloop_sampling.generation_rules import GenerationRules
+from rewardloop_sampling.loading import load_served
+from rewardloop_sampling.proof import STEPS, check_answers
+from rewardloop_sampling.sampling import end_ids
+from rewardloop_trainer.data.base_text import check_vocabulary
+from rewardloop_trainer.export.errors import ExportFailed
+from rewardloop_trainer.policy.base_policy import PolicyBase
+
+# Of different lengths, so that the shorter prompts are padded.
+_PROBES = ("Hello", "Hello, how are you?", "Count up. " + " ".join(map(str, range(40))))
+
+
+def write_policy(base: PolicyBase, tokenizer: Any, encoder: Encoder, directory: Path) -> None:
+    """Write a base as a policy's version, and check that it can be served.
+
+    Args:
+        base: The base.
+        tokenizer: Its Hugging Face tokenizer.
+        encoder: The tokenizer, text format and maximum length of the version.
+        directory: Where the files go.
+
+    Raises:
+        UnusableBase: The base does not load, or its tokenizer has more tokens than its embedding.
+        ExportFailed: The policy worker could not load the version, or would answer otherwise than `generate` of
+            transformers.
+    """
+    model = base.load("auto")
+    check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
+    model.save_pretrained(directory, max_shard_size="1TB")
+    tokenizer.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
+    del model  # the version is loaded next, and two models may not fit in memory
+    try:
+        _try(directory, encoder)
+    except Exception as error:  # transformers and torch raise many kinds for a version that does not load or run
+        text = str(error).strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
+        kind = base.config.model_type
+        raise ExportFailed(f"{base.name}: the policy worker cannot serve this {kind} model: {reason}") from error
+
+
+def _try(directory: Path, encoder: Encoder) -> None:
+    model = load_served(directory, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    rules = GenerationRules.of(model, end_ids(model, encoder.format.ends))
+    prompts = [encoder.prompt_ids((Turn("user", text),)) for text in _PROBES]
+    room = max(1, encoder.max_length - STEPS)
+    check_answers(model, [ids[-room:] for ids in prompts], rules, encoder.format.pad)
