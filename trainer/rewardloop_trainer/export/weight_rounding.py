@@ -43,7 +43,7 @@ def round_weights(
     steps = np.empty(weights.shape[1], dtype=np.float32)
     for start in range(0, weights.shape[1], _COLUMNS):  # columns do not depend on each other
         part = slice(start, start + _COLUMNS)
-        columns = np.ascontiguousarray(weights[:, part], dtype=np.float32)
+        columns = np.array(weights[:, part], dtype=np.float32, order="C")
         integers[:, part], steps[part] = _round_columns(columns, feedback, is_pair_limited=is_pair_limited)
     return integers, steps
 
