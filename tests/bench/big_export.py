@@ -13,10 +13,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +44,19 @@ def main() -> None:
         store = work / f"store-{time.time_ns()}"
         flags = ["--base", str(base), "--store", str(store), "--precision", options.precision]
         command = [sys.executable, "-c", _EXPORT]
-        _, seconds, peak = _measured([*command, *flags])
-        share = f"{peak / stored:.2f} of the checkpoint"
-        print(f"export in {options.precision}: {seconds:.0f} s, peak {peak / GB:.2f} GB, {share}")
+        run = _measured([*command, *flags])
+        print(
+            f"export in {options.precision}: {run.seconds:.0f} s, peak {run.peak / GB:.2f} GB "
+            f"({run.peak / stored:.2f} of the checkpoint), without mapped files {run.own / GB:.2f} GB"
+        )
         version = store / "reward" / "1"
         for file in sorted(p for p in version.rglob("*") if p.stat().st_size > 1e6):
             print(f"  {file.relative_to(version)}: {file.stat().st_size / GB:.2f} GB")
-        said, seconds, peak = _measured([sys.executable, __file__, "--load", str(store)])
-        found = json.loads(said.splitlines()[-1])
+        run = _measured([sys.executable, __file__, "--load", str(store)])
+        found = json.loads(run.said.splitlines()[-1])
         print(
             f"load {found['load_s']:.1f} s, after {found['hash_s']:.1f} s of hashing; "
-            f"first score {found['score_s']:.2f} s, peak {peak / GB:.2f} GB; score {found['score']:.5f}"
+            f"first score {found['score_s']:.2f} s, peak {run.peak / GB:.2f} GB; score {found['score']:.5f}"
         )
         if options.work is None or not options.keep:
             subprocess.run(["rm", "-r", str(store)], check=True)
@@ -84,7 +89,7 @@ def save_base(directory: Path, layers: int, hidden: int, vocabulary: int, stored
 
 def _shards(layers: int, hidden: int, vocabulary: int) -> Iterator[dict[str, tuple[int, ...]]]:
     yield {"model.embed_tokens.weight": (vocabulary, hidden)}
-    keys, wide = _KEY_HEADS * _HEAD_WIDTH, 3 * hidden
+    keys, wide = min(_KEY_HEADS * _HEAD_WIDTH, hidden), 3 * hidden
     for layer in range(layers):
         shapes: dict[str, tuple[int, ...]] = {
             "self_attn.q_proj": (hidden, hidden),
@@ -113,7 +118,7 @@ def _config(layers: int, hidden: int, vocabulary: int, stored: str) -> dict[str,
         "intermediate_size": 3 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": hidden // _HEAD_WIDTH,
-        "num_key_value_heads": _KEY_HEADS,
+        "num_key_value_heads": min(_KEY_HEADS, hidden // _HEAD_WIDTH),
         "head_dim": _HEAD_WIDTH,
         "max_position_embeddings": 4096,
         "rope_theta": 1e6,
@@ -166,17 +171,40 @@ def _loaded(store: Path) -> dict[str, float]:
     }
 
 
-def _measured(command: list[str]) -> tuple[str, float, float]:
-    """Run a process. Return what it printed, its seconds, and its largest resident set in bytes."""
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A process that has ended.
+
+    Attributes:
+        said: What it printed.
+        seconds: How long it took.
+        peak: Its largest resident set in bytes, with what it maps of files.
+        own: Its largest memory without that, which the system cannot take back; looked at twice a second.
+    """
+
+    said: str
+    seconds: float
+    peak: float
+    own: float
+
+
+def _measured(command: list[str]) -> _Run:
+    started, own = time.monotonic(), 0.0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output)
+        ended = 0
+        while not ended:
+            time.sleep(0.5)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            found = re.search(r"RssAnon:\s+(\d+) kB", status)
+            own = max(own, float(found[1]) * 1024 if found else 0.0)
+            ended, code, usage = os.wait4(process.pid, os.WNOHANG)
+        process.returncode = os.waitstatus_to_exitcode(code)
+        output.seek(0)
+        said = output.read()
     if process.returncode:
         raise SystemExit(f"{command[1]} ended with {process.returncode}")
-    return said, time.monotonic() - started, usage.ru_maxrss * 1024
+    return _Run(said, time.monotonic() - started, usage.ru_maxrss * 1024, own)
 
 
 def _size(directory: Path) -> int:
