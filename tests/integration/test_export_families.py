@@ -13,7 +13,7 @@ from support.families.shown import TOLERANCE, show_reward
 from support.families.table import DECODERS, FAMILIES, Family
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from rewardloop.formats.graph_inputs import decoder_rows
+from rewardloop.formats.graphs.inputs import decoder_rows
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.export.experts import dense_experts

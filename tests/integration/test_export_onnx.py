@@ -29,6 +29,7 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.commands import export as export_cli
 from rewardloop_trainer.export.half_precision import to_float16
+from rewardloop_trainer.export.weights import Graph, write_graph
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -272,7 +273,7 @@ def test_a_graph_that_does_not_look_at_its_mask_is_refused(tmp_path: Path, capsy
 
 def test_a_graph_of_fewer_bits_is_compared_and_taken_as_asked(tmp_path: Path, capsys: Capture) -> None:
     base = own_base("llama").copy(tmp_path)
-    onnx.save_model(to_float16(load(base)), str(base.graph))
+    write_graph(to_float16(Graph.of(load(base))), base.graph)
     assert export(base) == 1
     assert "a score of the float16 graph differs from the base's own class by at most" in capsys.readouterr().err
     assert export(base, "--parity", "unverified") == 0
@@ -385,17 +386,18 @@ def test_several_scores_are_served_as_what_they_are(
     assert manifest(base).heads == weights.shape[1]
 
 
-def test_anchors_fix_the_scale(tmp_path: Path) -> None:
+def test_anchors_fix_the_scale(tmp_path: Path, capsys: Capture) -> None:
     base = own_base("llama").copy(tmp_path)
     anchors = tmp_path / "anchors.jsonl"
     rows = [{"prompt": [{"role": "user", "content": p}], "response": a} for p, a in CONVERSATIONS]
     anchors.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert export(base, "--anchors", str(anchors)) == 0
+    assert export(base, "--anchors", str(anchors)) == 1
+    assert "a scale needs 64 or more" in capsys.readouterr().err
+    assert export(base) == 0
     calibration = manifest(base).calibration
     assert calibration is not None
-    scores = calibration.scale * served(base) + calibration.offset
-    assert scores.mean() == pytest.approx(0, abs=1e-4)
-    assert scores.std() == pytest.approx(1, abs=1e-4)
+    assert calibration.scale != 1
+    assert manifest(base).notes["anchors"].startswith("96 shipped")
 
 
 @pytest.mark.parametrize("flags", [("--precision", "int8"), ("--model", "policy"), ("--new-heads",)])

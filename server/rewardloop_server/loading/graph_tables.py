@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from rewardloop.formats.graph_fields import fields, message, numbers, opened, text
+from rewardloop.formats.graphs.fields import fields, message, numbers, opened, text
 
 _GRAPH = 7  # of a model
 _NODES, _INITIALIZERS = 1, 5  # of a graph

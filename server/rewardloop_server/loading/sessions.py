@@ -20,8 +20,8 @@ import onnxruntime as ort
 import structlog
 from tokenizers import Tokenizer
 
-from rewardloop.formats.graph_check import check_graph
-from rewardloop.formats.graph_fields import NotAGraph
+from rewardloop.formats.graphs.check import check_graph
+from rewardloop.formats.graphs.fields import NotAGraph
 from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop.formats.graph_inputs import decoder_rows, encoder_rows, tree_rows, tree_tokens
+from rewardloop.formats.graphs.inputs import decoder_rows, encoder_rows, tree_rows, tree_tokens
 from rewardloop.formats.text import Encoded
 from rewardloop_server.scoring.plan import Run
 

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.reward_graphs import write_sum_graph
 
-from rewardloop.formats.graph_check import check_graph, external_files
-from rewardloop.formats.graph_fields import NotAGraph
+from rewardloop.formats.graphs.check import check_graph, external_files
+from rewardloop.formats.graphs.fields import NotAGraph
 from rewardloop.formats.store_errors import UnsafeVersion
 
 OWN = {"model.onnx": "0" * 64, "weights.data": "0" * 64, "parts/more.data": "0" * 64}

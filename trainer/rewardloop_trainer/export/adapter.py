@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
-from rewardloop.formats.graph_inputs import GraphInputs
+from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop.formats.store import ADAPTER, TOKENIZER, TORCH
 from rewardloop_trainer.export.adapter_inputs import HEADS_BIAS, HEADS_WEIGHT, input_names
 from rewardloop_trainer.reward.lora import lora_layers, lora_matrices, save_delta

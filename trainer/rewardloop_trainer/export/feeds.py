@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewardloop.formats.graph_inputs import GraphInputs, decoder_rows, encoder_rows, tree_rows, tree_tokens
+from rewardloop.formats.graphs.inputs import GraphInputs, decoder_rows, encoder_rows, tree_rows, tree_tokens
 from rewardloop.formats.text import Encoded
 
 

@@ -21,9 +21,9 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
-from rewardloop.formats.graph_check import check_graph, external_files
-from rewardloop.formats.graph_fields import NotAGraph
-from rewardloop.formats.graph_inputs import GraphInputs
+from rewardloop.formats.graphs.check import check_graph, external_files
+from rewardloop.formats.graphs.fields import NotAGraph
+from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop.formats.signatures import SIGNATURE
 from rewardloop.formats.store import MANIFEST, MODEL, TOKENIZER, TORCH
 from rewardloop.formats.store_errors import UnsafeVersion

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as hf_logging
 
-from rewardloop.formats.graph_inputs import encoder_rows
+from rewardloop.formats.graphs.inputs import encoder_rows
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.export.own_graph import OwnGraph, OwnSession

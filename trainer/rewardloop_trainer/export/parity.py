@@ -20,7 +20,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 from tokenizers import Tokenizer
 
-from rewardloop.formats.graph_inputs import GraphInputs
+from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
 from rewardloop.formats.text import Encoded, Format
 from rewardloop_trainer.export.adapter import AdaptedSession

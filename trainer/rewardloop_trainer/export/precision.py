@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import structlog
 
-from rewardloop.formats.graph_inputs import GraphInputs
+from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.preferences import Pair

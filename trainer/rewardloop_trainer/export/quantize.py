@@ -27,7 +27,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from rewardloop.formats.graph_inputs import GraphInputs
+from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop_trainer.export.graph import PARAMETERS
 from rewardloop_trainer.export.weight_rounding import Floats, round_weights
 from rewardloop_trainer.export.weights import Graph, Weight

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rewardloop.formats.graph_inputs import tree_rows
+from rewardloop.formats.graphs.inputs import tree_rows
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.decoder_rows import short_windows

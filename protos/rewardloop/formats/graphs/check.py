@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from rewardloop.formats.graph_fields import NotAGraph, fields, message, opened, text
+from rewardloop.formats.graphs.fields import NotAGraph, fields, message, opened, text
 from rewardloop.formats.store_errors import UnsafeVersion
 
 # The domains of the operators that ONNX Runtime itself has. Others would come from a foreign library.
