@@ -16,8 +16,8 @@ from support.reward_bases import exported
 from support.reward_graphs import word_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
+from rewardloop.formats.affix_layout import Affix, TextFormat
 from rewardloop.formats.store import Manifest, ModelStore
-from rewardloop.formats.text import Affix, TextFormat
 from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.sessions import SessionPool
