@@ -101,7 +101,7 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_written(
         (command(base, tmp_path / "absent.jsonl", out), "no such file"),
         (command(base, empty, out), "has no row to train on"),
         (command(tmp_path / "no-base", data, out), "there is no such directory"),
-        (command(taken, data, out), "no usable tokenizer"),
+        (command(taken, data, out), "its configuration cannot be read"),
         (command(base, data, taken), "exists already"),
         (command(base, data, out, "--max-length", "8"), "there is nothing to train on"),
     ):

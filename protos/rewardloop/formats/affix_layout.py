@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
+from rewardloop.formats.control_tokens import GuardedTokenizer, can_be_forged
 from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
 
 Messages: TypeAlias = list[dict[str, str]]
@@ -230,6 +231,12 @@ class AffixLayout:
     def __init__(self, tokenizer: Tokenizer, text_format: TextFormat) -> None:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._guarded = None
+        if can_be_forged(tokenizer, text_format.ids):
+            added = tokenizer.get_added_tokens_decoder()
+            self._guarded = GuardedTokenizer(
+                tokenizer, "\0".join(added[i].content for i in text_format.ids if i in added)
+            )
         self._format = text_format
         self._affixes = {"system": text_format.system, "user": text_format.user, "assistant": text_format.assistant}
         self._affixes |= dict(text_format.others)
@@ -257,6 +264,8 @@ class AffixLayout:
 
     def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
         distinct = list(dict.fromkeys(texts))
+        if self._guarded is not None:
+            return dict(zip(distinct, self._guarded.encode_plain(distinct), strict=True))
         encoded = self._tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
         return {text: each.ids for text, each in zip(distinct, encoded, strict=True)}
 

@@ -109,6 +109,15 @@ class GuardedTokenizer:
                 raise ForgedControlToken("the tokenizer makes a control token of plain text")
         return ids
 
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts in which no control token is named. Raises `ForgedControlToken` as `encode` does."""
+        ids = [each.ids for each in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._moved:
+            ids = [[self._moved.get(i, i) for i in each] for each in ids]
+        if not all(map(self.control_ids.isdisjoint, ids)):
+            raise ForgedControlToken("the tokenizer makes a control token of plain text")
+        return ids
+
     def _name_at(self, text: str, place: int) -> str:
         found = self._control.match(text, place)
         return found[0] if found else ""
@@ -132,6 +141,27 @@ class GuardedTokenizer:
         except ForgedControlToken:
             return False
         return whole == [i for ids in found for i in ids]
+
+
+def can_be_forged(tokenizer: Tokenizer, written: Iterable[int]) -> bool:
+    """Whether a text that names a control token may get its id, although special tokens in texts are plain text.
+
+    A Unigram vocabulary may have ``</s>`` among its pieces, and a text's added token is found if it is not special.
+
+    Args:
+        tokenizer: A tokenizer whose ``encode_special_tokens`` is set.
+        written: Ids that a layout writes; control tokens are these and the special ones.
+    """
+    written = set(written)
+    added = tokenizer.get_added_tokens_decoder()
+    names = {i: token.content for i, token in added.items() if token.special or i in written}
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if (place := getattr(tokenizer.model, "unk_id", None)) is not None:
+        unknown = tokenizer.model.id_to_token(place)
+    control = {i for i, name in names.items() if name != unknown}
+    probes = [probe for i in control for probe in (names[i], f"a{names[i]}b", f" {names[i]} ")]
+    encoded = tokenizer.encode_batch_fast(probes, add_special_tokens=False)
+    return any(not control.isdisjoint(each.ids) for each in encoded)
 
 
 def unused_private_character(texts: Iterable[str]) -> str:

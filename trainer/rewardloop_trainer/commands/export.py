@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         UnusableKey,
         OSError,
     ) as error:
-        print(f"rewardloop export: {error}", file=sys.stderr)
+        # Transformers' own messages have several lines.
+        print(f"rewardloop export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}")
     return 0

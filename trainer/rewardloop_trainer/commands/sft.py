@@ -111,25 +111,20 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
         UnusableBase: If it cannot be loaded.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from rewardloop.formats.text import Encoder
     from rewardloop_trainer.data.base_layout import decoder_layout
-    from rewardloop_trainer.data.base_text import UnusableBase, load_tokenizer, longest_input
+    from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
+    from rewardloop_trainer.policy.base_policy import PolicyBase
 
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     has_cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not has_cuda:
         raise ValueError("device cuda was asked for, but torch sees no GPU")
-    tokenizer = load_tokenizer(settings.base)
-    try:
-        stored = AutoConfig.from_pretrained(settings.base, trust_remote_code=False).dtype or torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            settings.base, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBase(f"{settings.base}: {error}") from error
+    base = PolicyBase.of(settings.base)
+    tokenizer, stored = load_tokenizer(base.tokenizer), base.config.dtype or torch.float32
+    model = base.load(torch.float32)
     model.to("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     longest = longest_input(model.config, tokenizer)
     length = min(settings.max_length or longest, longest)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import (
@@ -112,7 +113,7 @@ def load_complete(kind: Any, base: str, **options: bool | int) -> tuple[nn.Modul
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UnusableBase(f"{base}: {error}") from error
     finally:
         hf_logging.set_verbosity(verbosity)
