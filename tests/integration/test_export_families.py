@@ -21,6 +21,7 @@ from rewardloop_trainer.export.graph import graph_of
 from rewardloop_trainer.export.parity import open_session, run_trees
 from rewardloop_trainer.export.weights import write_graph
 from rewardloop_trainer.reward import decoder_rows as rows
+from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.model import RewardModel
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -59,7 +60,7 @@ def test_every_other_family_scores_as_its_own_class_or_is_refused(family: Family
 @pytest.mark.parametrize("family", SERVED, ids=names(SERVED))
 def test_a_decoder_scores_answers_that_share_a_row_as_each_alone(family: Family, tmp_path: Path) -> None:
     """Loading checks it, with windows that are shorter than the sequences."""
-    assert RewardModel.from_base(save_reward(family, tmp_path), heads=1, new_heads=True).is_decoder
+    assert RewardModel.from_base(save_reward(family, tmp_path), heads=1, choice=HeadChoice(new_heads=True)).is_decoder
 
 
 def test_a_decoder_whose_windows_are_not_masked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

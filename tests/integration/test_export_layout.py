@@ -108,7 +108,7 @@ def test_a_plain_template_is_exact_and_the_manifest_says_so(model: str, tmp_path
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, CHATML)
     assert export(base, model=model) == 0
-    assert note(base, model=model) == "exact, by affixes: 12 probes have the ids that the base's tokenizer gives them"
+    assert note(base, model=model) == "exact, by affixes: 17 probes have the ids that the base's tokenizer gives them"
 
 
 @pytest.mark.parametrize("model", ["reward", "policy"])
@@ -118,7 +118,7 @@ def test_a_template_that_affixes_do_not_express_is_rendered(template: str, model
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, template)
     assert export(base, model=model) == 0
-    assert note(base, model=model).startswith("exact, by its template: 12 probes")
+    assert note(base, model=model).startswith("exact, by its template: 17 probes")
     assert ModelStore(tmp_path / "store").manifest(model, 1).text_format["kind"] == "template"
 
 
@@ -146,7 +146,7 @@ def test_tokens_that_merge_over_a_border_are_those_of_the_rendered_text(tmp_path
     model = save_model(AutoModelForSequenceClassification, "llama", tmp_path)
     assert model.config.vocab_size == len(tokenizer)
     layout = reward_layout(tokenizer, RewardModel.from_base(tmp_path))
-    assert layout.note.startswith("exact, by its template: 12 probes")
+    assert layout.note.startswith("exact, by its template: 17 probes")
     encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, 200)
     answered = [{"role": "user", "content": "\nWhy?"}, {"role": "assistant", "content": "\nSo."}]
     ids = encoder.pair((Turn("user", "\nWhy?"),), "\nSo.").ids
@@ -158,8 +158,8 @@ def test_probes_that_the_template_itself_refuses_are_named(tmp_path: Path) -> No
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, NO_SYSTEM)
     assert export(base) == 0
-    assert note(base).startswith("exact, by its template: 9 probes")
-    assert note(base).endswith("both refuse system, system and several turns, empty system")
+    assert note(base).startswith("exact, by its template: 13 probes")
+    assert note(base).endswith("both refuse system, system and several turns, empty system, two system turns")
     save_tokenizer(base, "{{ raise_exception('none') }}")
     with pytest.raises(Exception, match="none"):
         load_tokenizer(base).apply_chat_template([{"role": "user", "content": "a"}])
@@ -185,7 +185,7 @@ def test_the_starters_bases_pass(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         assert export(tmp_path / name, model=name) == 0
-        assert note(tmp_path / name, model=name).startswith("exact, by affixes: 12 probes")
+        assert note(tmp_path / name, model=name).startswith("exact, by affixes: 17 probes")
     assert ModelStore(tmp_path / "store").manifest("reward", 1).notes["heads"] == "the checkpoint's"
 
 
@@ -206,7 +206,7 @@ def test_scores_of_rendered_dialogues_are_those_of_the_class(template: str, pad:
     classifier = save_model(AutoModelForSequenceClassification, "llama", tmp_path, tokenizer.pad_token_id)
     model = RewardModel.from_base(tmp_path, heads=2)
     layout = reward_layout(tokenizer, model)
-    assert layout.note.startswith("exact, by affixes: 12 probes")
+    assert layout.note.startswith("exact, by affixes: 17 probes")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     answers = ("Because.", "I do not know.\n", "ok")
     rendered = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ Messages: TypeAlias = list[dict[str, str]]
 
 _ROLES = ("system", "user", "assistant")
 _OTHER_ROLES = ("developer", "tool")
+LATER_SYSTEM = "later_system"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class TextFormat:
         response: The prefix asks for the answer and belongs to the prompt; the suffix ends the answer.
         segment_ids: The model takes token_type_ids: 0 for the prompt and 1 for the response.
         pad: Id of the padding token.
-        others: Affixes of the turns of other roles that the model has, such as tool.
+        others: Affixes of the turns of other roles that the model has, such as tool, and of a system turn that is not
+            the first one, under `LATER_SYSTEM`.
     """
 
     opening: tuple[int, ...]
@@ -74,7 +77,8 @@ class TextFormat:
         sep_id = _first_id(tokenizer, ("[SEP]", "</s>", "<sep>", "<eos>"))
         pad_id = _first_id(tokenizer, ("[PAD]", "<pad>"))
         turn = Affix((), (sep_id,))
-        return cls((cls_id,), Affix((cls_id,), (sep_id,)), turn, turn, turn, segment_ids, pad_id)
+        system = Affix((cls_id,), (sep_id,))
+        return cls((cls_id,), system, turn, turn, turn, segment_ids, pad_id, ((LATER_SYSTEM, turn),))
 
     @classmethod
     def for_decoder(
@@ -95,6 +99,7 @@ class TextFormat:
             response=Affix(ids("Assistant:"), (eos_id,)),
             segment_ids=False,
             pad=eos_id if pad_id is None else pad_id,
+            others=((LATER_SYSTEM, Affix((), newline)),),
         )
 
     @classmethod
@@ -114,18 +119,7 @@ class TextFormat:
             UnusableChatTemplate: The rendering of a turn depends on its position.
         """
 
-        def pieces(*roles: str, invite: bool = False) -> list[str]:
-            """Return the texts before, between and after the contents of turns with these roles."""
-            contents = [f"\u0001{i}\u0001" for i in range(len(roles))]
-            said = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
-            rest, parts = render(said, invite), []
-            for content in contents:
-                before, found, rest = rest.partition(content)
-                if not found:
-                    raise UnusableChatTemplate("the chat template drops or rewrites a turn")
-                parts.append(before)
-            return [*parts, rest]
-
+        pieces = partial(_pieces, render)
         start, user_end = pieces("user")
         invite = _without_prefix(pieces("user", invite=True)[1], user_end)
         _, user_to_answer, answer_end = pieces("user", "assistant")
@@ -168,7 +162,11 @@ class TextFormat:
             response=Affix(ids(invite), stop),
             segment_ids=False,
             pad=pad_id,
-            others=tuple((role, affix) for role in _OTHER_ROLES if (affix := affix_of(role)) is not None),
+            others=tuple(
+                (LATER_SYSTEM if role == "system" else role, affix)
+                for role in ("system", *_OTHER_ROLES)
+                if (affix := affix_of(role)) is not None
+            ),
         )
 
     @property
@@ -234,9 +232,7 @@ class AffixLayout:
         self._guarded = None
         if can_be_forged(tokenizer, text_format.ids):
             added = tokenizer.get_added_tokens_decoder()
-            self._guarded = GuardedTokenizer(
-                tokenizer, "\0".join(added[i].content for i in text_format.ids if i in added)
-            )
+            self._guarded = GuardedTokenizer(tokenizer, [added[i].content for i in text_format.ids if i in added])
         self._format = text_format
         self._affixes = {"system": text_format.system, "user": text_format.user, "assistant": text_format.assistant}
         self._affixes |= dict(text_format.others)
@@ -273,8 +269,9 @@ class AffixLayout:
         self, conversation: Sequence[Turn], contents: Mapping[str, list[int]]
     ) -> list[int] | RefusedConversation:
         ids = [] if conversation and conversation[0].role == "system" else list(self._format.opening)
-        for turn in conversation:
-            affix = self._affixes.get(turn.role)
+        for place, turn in enumerate(conversation):
+            later = place > 0 and turn.role == "system" and LATER_SYSTEM in self._affixes
+            affix = self._affixes.get(LATER_SYSTEM if later else turn.role)
             if affix is None:
                 return RefusedConversation(f"the model has no turns of the role {turn.role!r}")
             ids += affix.prefix
@@ -282,6 +279,19 @@ class AffixLayout:
             ids += affix.suffix
         ids += self._format.response.prefix
         return ids
+
+
+def _pieces(render: Callable[[Messages, bool], str], *roles: str, invite: bool = False) -> list[str]:
+    """Return the texts before, between and after the contents of turns with these roles."""
+    contents = [f"\u0001{i}\u0001" for i in range(len(roles))]
+    said = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+    rest, parts = render(said, invite), []
+    for content in contents:
+        before, found, rest = rest.partition(content)
+        if not found:
+            raise UnusableChatTemplate("the chat template drops or rewrites a turn")
+        parts.append(before)
+    return [*parts, rest]
 
 
 def _special_ids(tokenizer: Tokenizer) -> set[int]:

@@ -8,7 +8,8 @@ The rendering is that of Hugging Face's ``apply_chat_template``, character for c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -18,6 +19,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
@@ -62,6 +64,7 @@ class ChatTemplate:
             UnusableTemplate: The template is not valid.
         """
         given = {**self.names, "messages": list(messages), "tools": tools, "documents": None}
+        _steps.set([0])
         try:
             return str(self._compiled.render(**given, add_generation_prompt=invite))
         except UnusableTemplate:
@@ -75,19 +78,39 @@ class ChatTemplate:
         return f": {said}" if said and said in self.literals.split("\0") else ""
 
     @cached_property
+    def may_rewrite(self) -> bool:
+        """Whether the template may do more with a text than to trim it and to put text before and after.
+
+        What it makes of a text, for example by ``replace`` or ``split``, may then hold what the text does not.
+
+        Raises:
+            UnusableTemplate: The template is not valid.
+        """
+        parsed = self._parsed
+        filters = {node.name for node in parsed.find_all(nodes.Filter)}
+        methods = {call.node.attr for call in parsed.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr)}
+        parts = [node.node for node in parsed.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Slice)]
+        has_parts = any(not (isinstance(of, nodes.Name) and "messages" in of.name) for of in parts)
+        return has_parts or not (filters <= _KEEPING_FILTERS and methods <= _KEEPING_METHODS)
+
+    @cached_property
     def literals(self) -> str:
         """All text and string constants of the template, joined by NUL: what it may write of its own accord.
 
         Raises:
             UnusableTemplate: The template is not valid.
         """
-        try:
-            parsed = _environment().parse(self.source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UnusableTemplate(f"the chat template is not valid: {error}") from error
+        parsed = self._parsed
         texts = [node.data for node in parsed.find_all(nodes.TemplateData)]
         constants = [node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)]
         return "\0".join([*texts, *constants])
+
+    @cached_property
+    def _parsed(self) -> nodes.Template:
+        try:
+            return _environment().parse(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UnusableTemplate(f"the chat template is not valid: {error}") from error
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -97,22 +120,64 @@ class ChatTemplate:
             raise UnusableTemplate(f"the chat template is not valid: {error}") from error
 
 
+# Filters and methods with which a text stays whole, but for white space around it, or is only looked at.
+_KEEPING_FILTERS = frozenset(
+    ("trim", "length", "count", "default", "d", "list", "tojson", "items", "selectattr", "rejectattr")
+)
+_KEEPING_METHODS = frozenset(
+    ("strip", "lstrip", "rstrip", "startswith", "endswith", "items", "keys", "values", "get", "append", "find", "index")
+)
+_MOST_STEPS = 200_000  # of the loops over ranges in one rendering
+_LONGEST_PRODUCT = 100_000  # of a text or list that a template multiplies
+
+
 class _Generation(Extension):
     """``{% generation %}``: marks the assistant's text for training; here it renders as what it encloses."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A block of its own, so that what it sets stays within it.
+        return nodes.CallBlock(self.call_method("_rendered"), [], [], body).set_lineno(line)
+
+    def _rendered(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """A sandbox whose templates end soon, whatever they loop over or multiply."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and (abs(left) > _MOST_STEPS or abs(right) > 64):
+            raise jinja2.TemplateError("the template computes too large a power")
+        sizes = [(a, b) for a, b in ((left, right), (right, left)) if hasattr(a, "__len__") and isinstance(b, int)]
+        if any(len(a) * b > _LONGEST_PRODUCT for a, b in sizes):
+            raise jinja2.TemplateError("the template makes too long a text")
+        return super().call_binop(context, operator, left, right)
+
+
+_steps: ContextVar[list[int]] = ContextVar("steps of the loops of one rendering")
+
+
+def _bounded_range(*bounds: int) -> Iterator[int]:
+    """Count as ``range`` does. All ranges of a rendering share one bound on their steps."""
+    steps = _steps.get([0])
+    for number in range(*bounds):
+        steps[0] += 1
+        if steps[0] > _MOST_STEPS:
+            raise jinja2.TemplateError("the template loops too often")
+        yield number
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    environment.globals["range"] = _bounded_range
     environment.globals["strftime_now"] = _now
     return environment
 

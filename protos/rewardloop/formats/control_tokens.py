@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+_SIGN = re.compile(r"[^\w\s]|_")
 _PRIVATE = "".join(chr(code) for code in range(0xE000, 0xE100))
 
 
@@ -26,18 +27,17 @@ class ForgedControlToken(ValueError):
 class GuardedTokenizer:
     """Encodes text in which control tokens are named by secret strings. Safe to share between threads.
 
-    An added token is a control token if the tokenizer flags it as special or if the chat template writes it. The other
-    added tokens, such as Gemma's HTML tags, are text.
+    An added token is a control token if the tokenizer flags it as special, or if the chat template writes it and it is
+    no word. The other added tokens, such as Gemma's HTML tags, are text.
 
     Args:
         tokenizer: The base's tokenizer. It is copied.
-        literals: What the chat template may write: `ChatTemplate.literals`.
-        renderings: Renderings of harmless conversations. They show names that a template puts together, such as
-            ``'<|' + role + '|>'``, and whether a text may be encoded in parts.
+        renderings: Renderings of harmless conversations. They show which names a template writes or puts together, such
+            as ``'<|' + role + '|>'``, and whether a text may be encoded in parts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, literals: str, renderings: Sequence[str] = ()) -> None:
-        literals = "\0".join([literals, *renderings])
+    def __init__(self, tokenizer: Tokenizer, renderings: Sequence[str]) -> None:
+        literals = "\0".join(renderings)
         described = json.loads(tokenizer.to_str())
         names = _control_tokens(described["added_tokens"], literals)
         salt = secrets.token_hex(8)
@@ -90,6 +90,14 @@ class GuardedTokenizer:
         before = guard if self._could_join_before(text) else ""
         after = guard if self._could_join_after(text) else ""
         return f"{before}{marked}{after}"
+
+    def interrupt(self, text: str, guard: str) -> str:
+        """The text with ``guard`` after every sign, so that nothing that a template makes of it is a control token."""
+        return _SIGN.sub(lambda found: f"{found[0]}{guard}", f"{guard}{text}")
+
+    def names_in(self, rendered: str) -> list[str]:
+        """Names of the control tokens in a rendered text, in order."""
+        return self._control.findall(rendered)
 
     def encode(self, rendered: Sequence[str], guard: str = "") -> list[list[int]]:
         """Ids of rendered texts. Names of control tokens become their ids, and ``guard`` is taken out.
@@ -188,8 +196,13 @@ def _control_tokens(added: Sequence[dict[str, Any]], literals: str) -> list[str]
     return [
         token["content"]
         for token in added
-        if token["content"] and (token["special"] or (token["content"] in literals and not token["content"].isspace()))
+        if token["content"] and (token["special"] or (token["content"] in literals and not _is_word(token["content"])))
     ]
+
+
+def _is_word(name: str) -> bool:
+    """Whether a token looks like text, and not like the marker of a role."""
+    return name.isspace() or name.strip("▁Ġ ").isalnum()
 
 
 def _unknown_piece(model: dict[str, Any]) -> str | None:

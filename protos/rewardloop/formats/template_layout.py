@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -19,6 +19,7 @@ from rewardloop.formats.vocabulary import ROLES
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 KIND = "template"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,10 @@ class TemplateFormat:
     def from_json(cls, data: Mapping[str, Any]) -> TemplateFormat:
         """Return the layout that `to_json` wrote. Raises KeyError, TypeError or ValueError for a malformed mapping."""
         return cls(
-            template=str(data["template"]),
-            names=dict(data["names"]),
+            template=_checked(data["template"], str),
+            names=dict(_checked(data["names"], dict)),
             pad=int(data["pad"]),
-            ends=tuple(map(int, data["ends"])),
+            ends=tuple(map(int, _checked(data["ends"], list))),
             unread=None if data["unread"] is None else int(data["unread"]),
             closing=None if data.get("closing") is None else tuple(map(int, data["closing"])),
         )
@@ -115,7 +116,7 @@ class TemplateLayout:
     def __init__(self, tokenizer: Tokenizer, text_format: TemplateFormat) -> None:
         self._format = text_format
         self._template = ChatTemplate(text_format.template, text_format.names)
-        self._guarded = GuardedTokenizer(tokenizer, self._template.literals, _harmless_renderings(self._template))
+        self._guarded = GuardedTokenizer(tokenizer, _harmless_renderings(self._template))
         after = self._after_answers()
         self._written_after = len(after)
         self.end_tokens = len(self._read([0, *after])) - 1
@@ -216,13 +217,29 @@ class TemplateLayout:
         return found
 
     def _render(self, messages: Messages, *, invite: bool, guard: str = "") -> _Rendered:
-        """Render messages; names of control tokens in them are marked with a guard. Raises `RefusedByTemplate`."""
-        if not guard:
-            if all(map(self._guarded.is_harmless, _texts(messages))):
-                return _Rendered(self._template.render(messages, invite=invite))
-            guard = unused_private_character([self._format.template, *_texts(messages)])
-        marked = [_mapped(message, lambda text: self._guarded.mark(text, guard)) for message in messages]
-        return _Rendered(self._template.render(marked, invite=invite), guard)
+        """Render messages; if they hold names of control tokens, these are interrupted by a guard.
+
+        A template that rewrites texts could make a name of a harmless text. Its rendering is used only if it has the
+        same control tokens as that of interrupted texts.
+
+        Raises:
+            RefusedByTemplate: The template does not render the messages.
+        """
+        rewrites = self._template.may_rewrite
+        if not guard and not rewrites and all(map(self._guarded.is_harmless, _texts(messages))):
+            return _Rendered(self._template.render(messages, invite=invite))
+        guard = guard or unused_private_character([self._format.template, *_texts(messages)])
+        mark = self._guarded.interrupt if rewrites else self._guarded.mark
+        marked = [_marked(message, lambda text: mark(text, guard)) for message in messages]
+        safe = self._template.render(marked, invite=invite)
+        whole = self._template.render(messages, invite=invite)
+        if self._guarded.names_in(whole) == self._guarded.names_in(safe) and self._stays_apart(messages):
+            return _Rendered(whole)
+        return _Rendered(safe, guard)
+
+    def _stays_apart(self, messages: Messages) -> bool:
+        """Whether no text holds a part of a name at an end, where the template could make it whole."""
+        return self._template.may_rewrite or all(map(self._guarded.is_harmless, _texts(messages)))
 
     def _read(self, ids: list[int]) -> list[int]:
         """Leave out what a reward model does not read at the end, or put what it reads in its place."""
@@ -263,6 +280,12 @@ class TemplateLayout:
         return first[len(first) - _shared(first[::-1], second[::-1]) :]
 
 
+def _checked(value: Any, kind: type[_T]) -> _T:
+    if not isinstance(value, kind) or (kind is str and not value):
+        raise TypeError(f"a text format has {value!r} where {kind.__name__} stands")
+    return value
+
+
 def _messages(conversation: Sequence[Turn]) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in conversation]
 
@@ -291,6 +314,11 @@ def _texts(value: Any) -> Iterable[str]:
     elif isinstance(value, Sequence):
         for each in value:
             yield from _texts(each)
+
+
+def _marked(message: Mapping[str, Any], mark: Callable[[str], str]) -> dict[str, Any]:
+    """Mark all texts of a message; its role is not a caller's text."""
+    return {key: value if key == "role" else _mapped(value, mark) for key, value in message.items()}
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:

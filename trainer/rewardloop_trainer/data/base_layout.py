@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from jinja2.exceptions import TemplateError
+import structlog
 
-from rewardloop.formats.affix_layout import Affix, Messages, TextFormat, UnusableChatTemplate
-from rewardloop.formats.chat_template import UnusableTemplate
+from rewardloop.formats.affix_layout import LATER_SYSTEM, Affix, Messages, TextFormat
+from rewardloop.formats.chat_template import ChatTemplate, UnusableTemplate
 from rewardloop.formats.template_layout import TemplateFormat
+from rewardloop.formats.text import RefusedConversation, Turn
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.data.layout_check import LayoutCheck, Use, check_dialogues, check_pairs, copy_of
 
 # Whether a base is refused if its own layout cannot be had, or gets a plain one.
 LayoutChoice: TypeAlias = Literal["exact", "plain"]
 _PLAIN = "plain, as asked"
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ def decoder_layout(
     tried = ""
     for text_format, kind in _of_template(tokenizer, use, eos_id=eos_id, pad_id=pad_id, unread=unread):
         check = check_dialogues(tokenizer, text_format, use=use, unread=unread)
+        if not _reads_texts(text_format, tokenizer):
+            raise UnusableBase("its chat template leaves out what a user says; --layout plain takes a plain layout")
         if not check.difference:
             return BaseLayout(text_format, f"exact, by {kind}: {_compared(check)}")
         tried = check.difference
@@ -106,6 +110,12 @@ def encoder_layout(
     )
 
 
+def _reads_texts(text_format: TextFormat | TemplateFormat, tokenizer: Any) -> bool:
+    """Whether other texts get other ids."""
+    rows = text_format.layout(copy_of(tokenizer)).prompts([[Turn("user", text)] for text in ("a", "b c")])
+    return isinstance(rows[0], RefusedConversation) or rows[0] != rows[1]
+
+
 def _compared(check: LayoutCheck) -> str:
     refused = f", and both refuse {', '.join(check.refused)}" if check.refused else ""
     return f"{check.equal} probes have the ids that the base's tokenizer gives them{refused}"
@@ -120,12 +130,19 @@ def _of_template(
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
     try:
-        affixes = TextFormat.from_chat_template(copy_of(tokenizer), render, eos_id=eos_id, pad_id=pad_id)
-        if use == "read":
-            affixes = replace(affixes, response=Affix(affixes.response.prefix, affixes.assistant.suffix))
-        yield _without_unread(affixes, unread), "affixes"
-    except (UnusableChatTemplate, TemplateError):
-        pass
+        source = str(tokenizer.get_chat_template())
+    except ValueError as error:  # several templates, and none of them is the default
+        raise UnusableBase(f"its chat template cannot be chosen: {error}") from error
+    try:
+        if not ChatTemplate(source).may_rewrite:  # affixes would leave texts as they are
+            affixes = TextFormat.from_chat_template(copy_of(tokenizer), render, eos_id=eos_id, pad_id=pad_id)
+            if use == "read":
+                affixes = replace(affixes, response=Affix(affixes.response.prefix, affixes.assistant.suffix))
+            yield _without_unread(affixes, unread), "affixes"
+    except UnusableTemplate as error:
+        raise UnusableBase(str(error)) from error
+    except Exception as error:  # a template is code: it may fail in any way that Jinja2 and Python have
+        log.debug("the chat template is no concatenation of turns", reason=str(error))
     try:
         yield _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread), "its template"
     except UnusableTemplate as error:
@@ -157,4 +174,5 @@ def _pair_format(tokenizer: Any, segment_ids: bool) -> TextFormat | None:
     ids: tuple[int, ...] = tuple(pair["input_ids"])
     opening, turn = ids[:first], Affix((), ids[first_end:second])
     system, response = Affix(opening, turn.suffix), Affix((), ids[second_end:])
-    return TextFormat(opening, system, turn, turn, response, segment_ids, int(tokenizer.pad_token_id))
+    later = ((LATER_SYSTEM, turn),)
+    return TextFormat(opening, system, turn, turn, response, segment_ids, int(tokenizer.pad_token_id), later)

@@ -41,6 +41,22 @@ _DIALOGUES: dict[str, tuple[tuple[str, str], ...]] = {
     "unicode": (("user", _UNICODE), ("assistant", _UNICODE[::-1])),
     "code": (("user", f"Explain:\n{_CODE}"), ("assistant", f"```python\n{_CODE}```")),
     "developer": (("developer", "Be brief."), ("user", "Why?"), ("assistant", "Because.")),
+    "system later": (
+        ("user", "Hello."),
+        ("assistant", "Hi."),
+        ("system", "Be brief."),
+        ("user", "Why?"),
+        ("assistant", "Because."),
+    ),
+    "two system turns": (("system", "Be brief."), ("system", "Be kind."), ("user", "Why?"), ("assistant", "Because.")),
+    "reasoning": (
+        ("user", "2 + 2?"),
+        ("assistant", "<think>\nIt is easy.\n</think>\n\nFour."),
+        ("user", "And 3 + 3?"),
+        ("assistant", "<think>\nEasy too.\n</think>\n\nSix."),
+    ),
+    "many turns": tuple((role, f"Turn {i}.") for i in range(6) for role in ("user", "assistant")),
+    "two tools": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("tool", "four"), ("assistant", "Four.")),
     "tool": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("assistant", "Four.")),
     "long": (("user", _LONG), ("assistant", _LONG)),
 }

@@ -7,8 +7,38 @@ from dataclasses import dataclass
 
 from rewardloop_trainer.data.base_text import UnusableBase
 
-_GOOD = frozenset(("positive", "pos", "good", "chosen", "preferred", "yes", "true", "correct", "helpful", "relevant"))
-_BAD = frozenset(("negative", "neg", "bad", "rejected", "no", "false", "incorrect", "unhelpful", "irrelevant"))
+_GOOD = frozenset(
+    (
+        "positive",
+        "pos",
+        "good",
+        "chosen",
+        "preferred",
+        "yes",
+        "true",
+        "correct",
+        "helpful",
+        "relevant",
+        "safe",
+        "entailment",
+    )
+)
+_BAD = frozenset(
+    (
+        "negative",
+        "neg",
+        "bad",
+        "rejected",
+        "no",
+        "false",
+        "incorrect",
+        "unhelpful",
+        "irrelevant",
+        "unsafe",
+        "toxic",
+        "not_entailment",
+    )
+)
 _NAMED = 20  # labels that an error names
 
 
