@@ -33,6 +33,8 @@ def test_the_score_of_two_labels_is_their_difference(kind: str, tmp_path: Path) 
         (("negative", "positive"), "positive - negative"),
         (("chosen", "other"), "chosen - other"),
         (("ham", "spam"), "spam - ham"),
+        (("safe", "unsafe"), "safe - unsafe"),
+        (("entailment", "not_entailment"), "entailment - not_entailment"),
     ],
 )
 def test_names_that_say_which_of_two_labels_is_better_are_followed(
@@ -58,6 +60,17 @@ def test_the_score_of_several_labels_is_the_sum_that_was_chosen(kind: str, tmp_p
     assert model.head_note == "the checkpoint's: 0.7 helpfulness + -0.3 verbosity"
     expected = 0.7 * logits[:, 0] - 0.3 * logits[:, 2]
     torch.testing.assert_close(scores(model, sequences()), expected[:, None].expand(-1, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_two_labels_that_are_no_alternatives_need_weights(problem: str, tmp_path: Path) -> None:
+    classifier = save(AutoModelForSequenceClassification, "distilbert", tmp_path, labels=2)
+    change_config(tmp_path, problem_type=problem)
+    with pytest.raises(UnusableBase, match=f"problem_type {problem}.*--label-weights"):
+        RewardModel.from_base(tmp_path)
+    model = RewardModel.from_base(tmp_path, heads=1, choice=chosen(label_weights="LABEL_0=1,LABEL_1=0.5"))
+    expected = logits_of(classifier) @ torch.tensor([1.0, 0.5])
+    torch.testing.assert_close(scores(model, sequences())[:, 0], expected, atol=1e-5, rtol=0)
 
 
 def test_a_weight_without_its_label_is_refused_with_the_labels(

@@ -121,7 +121,13 @@ def _load_classifier(
         raise UnusableBase(f"{base}: the classifier does not use all trained weights: {some_of(unused)}; {OFFER}")
     whole = cast(Any, loaded.eval())
     trunk, sequences = cast(Any, text_model(whole.base_model)), random_ids(whole)
-    labels = label_sum(base, labels_of(whole.config, whole.config.num_labels), parse_weights(choice.label_weights))
+    problem, count = whole.config.problem_type, whole.config.num_labels
+    if count == 2 and problem in ("regression", "multi_label_classification") and not choice.label_weights:
+        raise UnusableBase(
+            f"{base}: its two labels are no alternatives (problem_type {problem}), and which sum of them is the score is "
+            f"not known: --label-weights NAME=WEIGHT,... says it; {OFFER}"
+        )
+    labels = label_sum(base, labels_of(whole.config, count), parse_weights(choice.label_weights))
     path = _last_layer(base, whole, sequences[0])
     last = whole.get_submodule(path)
     summed = torch.tensor(labels.weights)
