@@ -124,7 +124,7 @@ def _load_classifier(
     problem, count = whole.config.problem_type, whole.config.num_labels
     if count == 2 and problem in ("regression", "multi_label_classification") and not choice.label_weights:
         raise UnusableBase(
-            f"{base}: its two labels are no alternatives (problem_type {problem}), and which sum of them is the score is "
+            f"{base}: its two labels are no alternatives (problem_type {problem}), and which sum is the score is "
             f"not known: --label-weights NAME=WEIGHT,... says it; {OFFER}"
         )
     labels = label_sum(base, labels_of(whole.config, count), parse_weights(choice.label_weights))
