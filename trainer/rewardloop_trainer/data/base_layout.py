@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-import structlog
-
 from rewardloop.formats.affix_layout import LATER_SYSTEM, Affix, Messages, TextFormat
 from rewardloop.formats.chat_template import ChatTemplate, UnusableTemplate
 from rewardloop.formats.template_layout import TemplateFormat
@@ -18,7 +16,6 @@ from rewardloop_trainer.data.layout_check import LayoutCheck, Use, check_dialogu
 # Whether a base is refused if its own layout cannot be had, or gets a plain one.
 LayoutChoice: TypeAlias = Literal["exact", "plain"]
 _PLAIN = "plain, as asked"
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +138,8 @@ def _of_template(
             yield _without_unread(affixes, unread), "affixes"
     except UnusableTemplate as error:
         raise UnusableBase(str(error)) from error
-    except Exception as error:  # a template is code: it may fail in any way that Jinja2 and Python have
-        log.debug("the chat template is no concatenation of turns", reason=str(error))
+    except Exception:
+        pass  # then it is no concatenation of turns
     try:
         yield _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread), "its template"
     except UnusableTemplate as error:
