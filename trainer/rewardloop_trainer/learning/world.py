@@ -34,6 +34,7 @@ def joined() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        dist.barrier()  # no process may go while another still needs it
     finally:
         dist.destroy_process_group()
 
