@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from functools import cache
@@ -58,7 +59,8 @@ def adapted(kind: str, seed: int) -> tuple[Runs, Export]:
     """The kind's session with an adapter, and the torch model that it stands for."""
     trunk = exported(kind)
     delta = trained_delta(trunk.model, seed=seed)
-    path = trunk.directory.parent / f"{seed}.onnx_adapter"
+    # A session maps the file, so that no other kind and no other process may write to it.
+    path = trunk.directory.parent / f"{kind}-{seed}-{os.getpid()}.onnx_adapter"
     write_adapter(delta, path)
     return open_session(trunk.onnx, path), replace(trunk, model=delta)
 
