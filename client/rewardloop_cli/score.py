@@ -84,7 +84,7 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
             numbers.append(line.number)
             yield group
 
-    failed = 0
+    unread = refused = 0
     written = 0
 
     def write_unreadable(before: float) -> int:
@@ -96,15 +96,15 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
     for outcome in client.score_stream(groups()):
         number = numbers[written]
         written += 1
-        failed += write_unreadable(number)
+        unread += write_unreadable(number)
         if isinstance(outcome, RewardloopError):
-            failed += 1
+            refused += 1
             print(json.dumps({"line": number, "error": str(outcome), "reason": outcome.reason}), file=target)
         else:
             print(json.dumps({"line": number, **_fields(outcome)}), file=target)
-    failed += write_unreadable(float("inf"))
-    if failed:
-        print(f"rewardloop: {failed} of {failed + written} lines failed", file=sys.stderr)
+    unread += write_unreadable(float("inf"))
+    if failed := unread + refused:
+        print(f"rewardloop: {failed} of {unread + written} lines failed", file=sys.stderr)
     return int(failed > 0)
 
 
