@@ -138,8 +138,8 @@ def _of_template(
             yield _without_unread(affixes, unread), "affixes"
     except UnusableTemplate as error:
         raise UnusableBase(str(error)) from error
-    except Exception:
-        pass  # then it is no concatenation of turns
+    except Exception:  # a template is code: it may fail in any way, and is then no concatenation of turns
+        pass
     try:
         yield _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread), "its template"
     except UnusableTemplate as error:

@@ -12,6 +12,7 @@ from rewardloop_sampling.generation_rules import GenerationRules
 from rewardloop_sampling.loading import load_served
 from rewardloop_sampling.proof import STEPS, check_answers
 from rewardloop_sampling.sampling import end_ids
+from rewardloop_trainer.data.adapters import first_line
 from rewardloop_trainer.data.base_text import check_vocabulary
 from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.policy.base_policy import PolicyBase
@@ -43,10 +44,10 @@ def write_policy(base: PolicyBase, tokenizer: Any, encoder: Encoder, directory: 
     try:
         _try(directory, encoder)
     except Exception as error:  # transformers and torch raise many kinds for a version that does not load or run
-        text = str(error).strip()
-        reason = text.splitlines()[0] if text else type(error).__name__
         kind = base.config.model_type
-        raise ExportFailed(f"{base.name}: the policy worker cannot serve this {kind} model: {reason}") from error
+        raise ExportFailed(
+            f"{base.name}: the policy worker cannot serve this {kind} model: {first_line(error)}"
+        ) from error
 
 
 def _try(directory: Path, encoder: Encoder) -> None:
