@@ -17,7 +17,7 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
     """Find what is wrong with the signal of an event.
 
     Args:
-        event: The event; only its signal is looked at.
+        event: The event; only its signal and its display order are looked at.
         responses: The responses that the signal is about; None if they are not known yet. What depends on them is then
             not checked.
 
@@ -44,6 +44,7 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
         yield from _rating(event.rating)
     if kind == "edit":
         yield from _edit(event.edit, responses)
+    yield from _display_order(event.display_order, count)
 
 
 def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
@@ -59,6 +60,16 @@ def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
             rating = event.rating
             return rating.response, (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
     return None
+
+
+def _display_order(order: Sequence[int], count: int | None) -> Iterator[tuple[str, str]]:
+    if len(set(order)) != len(order):
+        yield "display_order", "names a response twice"
+    for index in order:
+        problems = list(_index("display_order", index, count))
+        if problems:
+            yield problems[0]
+            return
 
 
 def _index(field: str, index: int, count: int | None) -> Iterator[tuple[str, str]]:
