@@ -1,4 +1,4 @@
-"""``rewardloop off-policy``: a ledger of one policy's judged answers values another policy, whose truth is simulated."""
+"""``rewardloop off-policy``: one policy's judged answers value another policy, whose truth is simulated."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def world(tmp_path: Path) -> tuple[Path, float]:
 
 
 def flags(root: Path, version: str = "2") -> list[str]:
-    return ["--archive", str(root / "ledger"), "--store", str(root / "models"), "--version", version, "--output", "json"]
+    where = ["--archive", str(root / "ledger"), "--store", str(root / "models")]
+    return [*where, "--version", version, "--output", "json"]
 
 
 def test_the_value_of_a_policy_that_answered_nobody(
