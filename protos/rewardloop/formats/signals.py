@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import feedback_pb2
 
+MOST_RESPONSES = 64  # of one event
+
 
 def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
     """Find what is wrong with the signal of an event.
@@ -36,7 +38,9 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
             order = event.ranking.order
             if len(order) < 2:
                 yield "ranking.order", "fewer than 2 responses"
-            elif sorted(order) != list(range(len(order) if count is None else count)):
+            elif len(order) > (MOST_RESPONSES if count is None else count) or sorted(order) != list(
+                range(len(order) if count is None else count)
+            ):
                 yield "ranking.order", "not a permutation of the indices of all responses"
         case "thumb" | "rating" | "edit":
             yield from _index(f"{kind}.response", getattr(event, kind).response, count)
@@ -63,6 +67,9 @@ def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
 
 
 def _display_order(order: Sequence[int], count: int | None) -> Iterator[tuple[str, str]]:
+    if len(order) > (MOST_RESPONSES if count is None else count):
+        yield "display_order", "has more entries than there are responses"
+        return
     if len(set(order)) != len(order):
         yield "display_order", "names a response twice"
     for index in order:

@@ -108,6 +108,13 @@ class RewardloopError(Exception):
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return status_pb2.Status(code=self.code.value[0], message=self.message, details=[_packed(d) for d in details])
 
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return the metadata with the rich status, and with the pushback that gRPC's own retries obey."""
+        status: tuple[str, str | bytes] = ("grpc-status-details-bin", self.to_status().SerializeToString())
+        if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_after_ms is not None:
+            return (status, ("grpc-retry-pushback-ms", str(self.retry_after_ms)))
+        return (status,)
+
 
 class InvalidRequest(RewardloopError):
     """Raised when a request breaks the contract. It carries every violation that was found, at least one."""
