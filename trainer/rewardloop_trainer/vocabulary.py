@@ -23,12 +23,18 @@ ROUND_OUTCOMES: tuple[RoundOutcome, ...] = get_args(RoundOutcome)
 # The rules that a refused candidate broke.
 Rule: TypeAlias = Literal[
     "accuracy",
+    "anchor",
+    "best_so_far",
+    "calibration",
     "distinct",
     "empty_answers",
     "endless_answers",
+    "evidence",
     "export",
+    "judge",
     "kl",
     "length",
+    "likelihood",
     "live_test",
     "no_data",
     "no_weights",
@@ -53,8 +59,19 @@ Witness: TypeAlias = Literal["judge", "live"]
 # Figures of the gates, by their names in a manifest.
 REWARD_GATE_FIGURES = (
     "gate_pairs",
+    "gate_thumbs",
     "gate_prompts",
-    *(f"gate_{side}_accuracy" for side in SIDES),
+    "gate_evidence",
+    "gate_needed",
+    *(
+        f"gate_{side}_{figure}"
+        for side in SIDES
+        for figure in ("accuracy", "loss", "slope", "calibration_error", "auc", "auc_lower", "auc_upper")
+    ),
+    "gate_length_baseline",
+    *(f"gate_{kind}gain{bound}" for kind in ("", "choice_", "thumb_") for bound in ("", "_lower", "_upper")),
+    "gate_anchor_prompts",
+    "gate_best_gain",
     "gate_accuracy_difference",
     "gate_accuracy_difference_lower",
     "gate_accuracy_difference_upper",
