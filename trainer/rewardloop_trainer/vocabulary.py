@@ -80,10 +80,12 @@ REWARD_GATE_FIGURES = (
 )
 POLICY_GATE_FIGURES = (
     "gate_prompts",
+    "gate_planned_prompts",
     *(f"gate_{rate}{bound}" for rate in ("win_rate", "score_win_rate") for bound in ("", "_lower", "_upper")),
     "gate_kl",
     "gate_length_ratio",
     "gate_perplexity_ratio",
+    *(f"gate_anchor_{figure}" for figure in ("kl", "length_ratio", "distinct_2", "perplexity_ratio")),
     *(
         f"gate_{side}_{figure}"
         for side in SIDES
@@ -93,7 +95,11 @@ POLICY_GATE_FIGURES = (
         )
     ),
 )
-LIVE_TEST_FIGURES = ("live_preferences", "live_win_rate", "live_win_rate_lower", "live_win_rate_upper")
+JUDGE_FIGURES = (
+    "gate_judge_needed",
+    *(f"gate_judge_{name}" for name in ("accuracy", "accuracy_lower", "auc", "auc_lower")),
+)
+LIVE_TEST_FIGURES = ("live_preferences", "live_people", "live_win_rate", "live_win_rate_lower", "live_win_rate_upper")
 
 
 class Reason(str):
