@@ -24,7 +24,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
-from rewardloop_trainer.evaluation.answers import compare_policies
+from rewardloop_trainer.evaluation.answers import Contenders, compare_policies, server_scorer
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
@@ -136,12 +136,21 @@ class PolicyRun:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
         figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
         if self._heldout.prompts:
+            gate = self._learning.gate
             found = compare_policies(
-                trained.policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
+                Contenders(trained.policy, self._start.load(), self._start.encoder),
+                self._heldout.records(),
+                server_scorer(server),
+                self._learning,
+                server_scorer(server, gate.judging_version) if gate.judged_by == "version" else None,
             )
             figures |= found.figures
             reasons += found.reasons
             RunReport(self._report).add(found.figures)
+            if gate.judged_by == "own":
+                reasons.append("no judge: this command has no signals to train one: --gate.judge names one")
+        else:
+            reasons.append("no judge: no prompt was held out to judge it on: --heldout-share keeps some")
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
