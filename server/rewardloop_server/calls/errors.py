@@ -26,6 +26,8 @@ RewardloopError
 │   └── NotLoadable           FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
 ├── Overtaken               FAILED_PRECONDITION   OVERTAKEN
+├── PointerMoved            FAILED_PRECONDITION   POINTER_MOVED
+├── PromotionHeld           FAILED_PRECONDITION   PROMOTION_HELD
 └── InternalError           INTERNAL              INTERNAL
 
 A message goes to the caller. It names fields, limits and versions, and never quotes a prompt or a response.
@@ -299,6 +301,20 @@ class Overtaken(RewardloopError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OVERTAKEN"
+
+
+class PointerMoved(RewardloopError):
+    """Raised when another version is active than the caller expected."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "POINTER_MOVED"
+
+
+class PromotionHeld(RewardloopError):
+    """Raised when a leading trainer promotes a version after a person rolled back."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PROMOTION_HELD"
 
 
 class InternalError(RewardloopError):

@@ -61,6 +61,8 @@ def test_reasons_are_those_of_the_contract() -> None:
         "NOT_LOADABLE": code.FAILED_PRECONDITION,
         "NOTHING_TO_ROLL_BACK": code.FAILED_PRECONDITION,
         "OVERTAKEN": code.FAILED_PRECONDITION,
+        "POINTER_MOVED": code.FAILED_PRECONDITION,
+        "PROMOTION_HELD": code.FAILED_PRECONDITION,
         "INTERNAL": code.INTERNAL,
     }
 
