@@ -14,7 +14,10 @@ from typing import Any, TypeAlias
 from tokenizers import Tokenizer
 
 from rewardloop.formats.control_tokens import GuardedTokenizer, can_be_forged
-from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
+from rewardloop.formats.either_layout import EitherLayout
+from rewardloop.formats.messages import TOOLS
+from rewardloop.formats.template_layout import TemplateFormat
+from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Turn
 
 Messages: TypeAlias = list[dict[str, str]]
 
@@ -50,6 +53,9 @@ class TextFormat:
         pad: Id of the padding token.
         others: Affixes of the turns of other roles that the model has, such as tool, and of a system turn that is not
             the first one, under `LATER_SYSTEM`.
+        template: The chat template, for conversations with tools, calls of them, or names, which affixes cannot
+            express; None if the model has no template that reads these. Conversations with tools or calls are then
+            refused, and names are not read.
     """
 
     opening: tuple[int, ...]
@@ -60,6 +66,7 @@ class TextFormat:
     segment_ids: bool
     pad: int
     others: tuple[tuple[str, Affix], ...] = ()
+    template: TemplateFormat | None = None
 
     @classmethod
     def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
@@ -178,11 +185,15 @@ class TextFormat:
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
         affixes = (self.system, self.user, self.assistant, self.response, *dict(self.others).values())
-        return (self.pad, *self.opening, *(i for affix in affixes for i in (*affix.prefix, *affix.suffix)))
+        of_affixes = (i for affix in affixes for i in (*affix.prefix, *affix.suffix))
+        return (self.pad, *self.opening, *of_affixes, *(self.template.ids if self.template else ()))
 
-    def layout(self, tokenizer: Tokenizer) -> AffixLayout:
-        """Return what lays texts out with this tokenizer."""
-        return AffixLayout(tokenizer, self)
+    def layout(self, tokenizer: Tokenizer) -> AffixLayout | EitherLayout:
+        """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
+        if self.template is None:
+            return AffixLayout(tokenizer, self)
+        by_template = self.template.layout(tokenizer)  # before affixes change the tokenizer
+        return EitherLayout(AffixLayout(tokenizer, self), by_template)
 
     def answer(self, sampled: Sequence[int]) -> list[int]:
         """Return the ids of a sampled answer that ended, without its end."""
@@ -199,11 +210,12 @@ class TextFormat:
             "segment_ids": self.segment_ids,
             "pad": self.pad,
             **({"others": {role: affix(a) for role, a in self.others}} if self.others else {}),
+            **({"template": self.template.to_json()} if self.template is not None else {}),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
-        """Return the layout that `to_json` wrote. Raises KeyError or TypeError for a malformed mapping."""
+        """Return the layout that `to_json` wrote. Raises KeyError, TypeError or ValueError for a malformed mapping."""
 
         def affix(a: Mapping[str, Any]) -> Affix:
             return Affix(tuple(a["prefix"]), tuple(a["suffix"]))
@@ -214,12 +226,15 @@ class TextFormat:
             segment_ids=bool(data["segment_ids"]),
             pad=int(data["pad"]),
             others=tuple((str(role), affix(a)) for role, a in data.get("others", {}).items()),
+            template=TemplateFormat.from_json(data["template"]) if data.get("template") is not None else None,
             **affixes,
         )
 
 
 class AffixLayout:
     """Lays out conversations by the affixes of their turns. Threads may share it.
+
+    A conversation with tools or calls of them is refused. Names of speakers are not read.
 
     Args:
         tokenizer: Special tokens in a text become plain text for it from now on.
@@ -270,6 +285,8 @@ class AffixLayout:
     ) -> list[int] | RefusedConversation:
         ids = [] if conversation and conversation[0].role == "system" else list(self._format.opening)
         for place, turn in enumerate(conversation):
+            if turn.tool_calls or turn.role == TOOLS:
+                return NoPlaceForTools()
             later = place > 0 and turn.role == "system" and LATER_SYSTEM in self._affixes
             affix = self._affixes.get(LATER_SYSTEM if later else turn.role)
             if affix is None:

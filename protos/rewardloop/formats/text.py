@@ -13,23 +13,9 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from tokenizers import Tokenizer
 
-from rewardloop.v1 import common_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation. ``role`` is one of `rewardloop.formats.vocabulary.ROLES`."""
-
-    role: str
-    content: str
-
-
-def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
-    """Return the turns of a prompt, oldest first. Plain text is one user turn."""
-    if prompt.WhichOneof("content") == "text":
-        return (Turn("user", prompt.text),)
-    return tuple(Turn(m.role, m.content) for m in prompt.conversation.messages)
-
+from rewardloop.formats.messages import TOOLS
+from rewardloop.formats.messages import Turn as Turn
+from rewardloop.formats.messages import turns as turns
 
 # A conversation with responses to it.
 Group: TypeAlias = tuple[Sequence[Turn], Sequence[str]]
@@ -37,6 +23,13 @@ Group: TypeAlias = tuple[Sequence[Turn], Sequence[str]]
 
 class RefusedConversation(ValueError):
     """Raised, or returned in place of a result, if a model's text format has no form for a conversation."""
+
+
+class NoPlaceForTools(RefusedConversation):
+    """Raised, or returned in place of a result, if a model's text format would leave out tools or calls of them."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's template has no place for tool calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +137,8 @@ class Encoder:
     """Turns conversations and responses into token ids. Threads may share it.
 
     A conversation that is too long loses whole turns first, the oldest before the others, each time up to the next turn
-    of the user. System turns at the start and the latest turns stay. If these alone are too long, the middle of their
-    tokens is left out.
+    of the user. Tools, system turns at the start and the latest turns stay. If these alone are too long, the middle of
+    their tokens is left out.
 
     Args:
         tokenizer: Its truncation and padding are turned off.
@@ -286,8 +279,8 @@ def _accepted(found: _T | RefusedConversation) -> _T:
 
 
 def _system_turns(conversation: Sequence[Turn]) -> int:
-    """Return how many turns at the start are the product's and not the conversation's."""
-    return next((i for i, turn in enumerate(conversation) if turn.role not in ("system", "developer")), 0)
+    """Return how many turns at the start, the list of tools included, are the product's and not the conversation's."""
+    return next((i for i, turn in enumerate(conversation) if turn.role not in (TOOLS, "system", "developer")), 0)
 
 
 def _exchanges(conversation: Sequence[Turn]) -> list[int]:

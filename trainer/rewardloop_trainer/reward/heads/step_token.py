@@ -31,7 +31,8 @@ def with_step_end(
     step = (_id_of(tokenizer, choice.step_token),)
     if isinstance(text_format, TemplateFormat):
         return replace(text_format, closing=step)
-    return replace(text_format, response=replace(text_format.response, suffix=step))
+    template = None if text_format.template is None else replace(text_format.template, closing=step)
+    return replace(text_format, response=replace(text_format.response, suffix=step), template=template)
 
 
 def _id_of(tokenizer: Any, named: str) -> int:
