@@ -65,6 +65,11 @@ class Turn:
     name: str = ""
     tool_call_id: str = ""
 
+    def __repr__(self) -> str:  # without what is absent: digests of data are made of this text
+        more = [(key, getattr(self, key)) for key in ("tool_calls", "name", "tool_call_id")]
+        shown = "".join(f", {key}={value!r}" for key, value in more if value)
+        return f"Turn(role={self.role!r}, content={self.content!r}{shown})"
+
 
 def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
     """Return the turns of a prompt, oldest first, after its tools. Plain text is one user turn."""
@@ -76,10 +81,17 @@ def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
 
 def prompt_of(conversation: Iterable[Turn]) -> common_pb2.Prompt:
     """Return the prompt with these turns. One user turn is plain text."""
+    prompt = conversation_prompt(conversation)
+    said = prompt.conversation.messages
+    if len(said) == 1 and said[0] == common_pb2.Message(role="user", content=said[0].content):
+        prompt.text = said[0].content
+    return prompt
+
+
+def conversation_prompt(conversation: Iterable[Turn]) -> common_pb2.Prompt:
+    """Return the prompt with these turns as a conversation."""
     tools, said = tools_of(conversation)
     tools_json = [json.dumps(tool, ensure_ascii=False) for tool in tools]
-    if len(said) == 1 and said[0] == Turn("user", said[0].content):
-        return common_pb2.Prompt(text=said[0].content, tools_json=tools_json)
     messages = [
         common_pb2.Message(
             role=turn.role,
@@ -147,10 +159,11 @@ def turn_of(message: Mapping[str, Any], *, strict: bool = False) -> Turn:
     given = {key: value for key, value in message.items() if value is not None}
     if "function_call" in given:
         raise MessageError("function_call", "is the old form of tool_calls")
-    if "role" not in given or not ({"content", "tool_calls"} & set(given)) or (strict and not set(given) <= _READ):
+    has_content = "content" in message or "tool_calls" in given
+    if "role" not in given or not has_content or (strict and not set(given) <= _READ):
         raise MessageError("", "is not a {role, content} message")
     try:
-        content = content_text(given.get("content", ""))
+        content = content_text((given if "tool_calls" in given else message).get("content", ""))
     except ValueError as error:
         raise MessageError("content", str(error)) from error
     calls = given.get("tool_calls", ())
@@ -281,12 +294,16 @@ def _call_of(field: str, call: object) -> ToolCall:
         text = _text(f"{field}.arguments", arguments)
     if problem := _object_problem(text):
         raise MessageError(f"{field}.arguments", problem)
-    return ToolCall(function["name"], text, _text(f"{field}.id", call.get("id") or ""))
+    return ToolCall(_text(f"{field}.name", function["name"]), text, _text(f"{field}.id", call.get("id") or ""))
 
 
 def _text(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise MessageError(field, f"is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise MessageError(field, "is not valid Unicode (it holds a lone surrogate)") from error
     return value
 
 
