@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeAlias
 
 from tokenizers import Tokenizer
 
+from rewardloop.formats.chat_template import ChatTemplate
 from rewardloop.formats.messages import message_of, tools_of
 from rewardloop.formats.text import Encoder, Format, NoPlaceForTools, RefusedConversation, Row, Turn
-from rewardloop_trainer.data.layout_probes import PROBES
+from rewardloop_trainer.data.layout_probes import PROBES, TOOL_PROBES
 
 # Whether texts are read by a reward model or written by a policy.
 Use: TypeAlias = Literal["read", "write"]
@@ -53,7 +54,8 @@ def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: in
     equal = 0
     refused: list[str] = []
     no_place: list[str] = []
-    for name, dialogue in PROBES.items():
+    reads_tools = ChatTemplate(str(tokenizer.get_chat_template())).reads_tools
+    for name, dialogue in (PROBES | TOOL_PROBES if reads_tools else PROBES).items():
         *before, answer = dialogue
         (found,) = (layout.rows if use == "read" else layout.completions)([(before, [answer.content])])
         theirs = _by_template(tokenizer, dialogue, invite=False)
@@ -104,7 +106,7 @@ def check_pairs(tokenizer: Any, text_format: Format, *, has_segments: bool) -> L
     encoder = Encoder(copy_of(tokenizer), text_format, _UNBOUNDED)
     equal = 0
     for name, dialogue in PROBES.items():
-        if len(dialogue) != 2 or dialogue[0].name:
+        if len(dialogue) != 2:
             continue
         prompt, response = (turn.content for turn in dialogue)
         ours = encoder.pair([Turn("user", prompt)], response)

@@ -74,7 +74,9 @@ _ASKED = Turn("user", "How warm is it in Zürich?")
 _CALLED = Turn("assistant", "", (_CALL,))
 _TOLD = Turn("tool", '{"celsius": 21}', name="temperature_of", tool_call_id="call00001")
 _ANSWER = Turn("assistant", "It is 21 degrees.")
-_TOOL_DIALOGUES: dict[str, tuple[Turn, ...]] = {
+
+# For templates that read tools, calls of them, or names.
+TOOL_PROBES: dict[str, tuple[Turn, ...]] = {
     "tools": (_TOOLS, _ASKED, _ANSWER),
     "tools and system": (_TOOLS, Turn("system", "Be brief."), _ASKED, _ANSWER),
     "tool call": (_TOOLS, _ASKED, _CALLED, _TOLD, _ANSWER),
@@ -91,7 +93,4 @@ _TOOL_DIALOGUES: dict[str, tuple[Turn, ...]] = {
     "tool call and more turns": (_TOOLS, _ASKED, _CALLED, _TOLD, _ANSWER, Turn("user", "Thanks."), _ANSWER),
     "name": (Turn("user", "Hello.", name="anna"), Turn("assistant", "Hi.")),
 }
-PROBES: dict[str, tuple[Turn, ...]] = {
-    **{name: tuple(Turn(role, content) for role, content in said) for name, said in _DIALOGUES.items()},
-    **_TOOL_DIALOGUES,
-}
+PROBES = {name: tuple(Turn(role, content) for role, content in said) for name, said in _DIALOGUES.items()}
