@@ -6,6 +6,7 @@ text are tokenized as plain text.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from rewardloop.formats.control_tokens import GuardedTokenizer, can_be_forged
 from rewardloop.formats.either_layout import EitherLayout
 from rewardloop.formats.messages import TOOLS
 from rewardloop.formats.template_layout import TemplateFormat
-from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Turn
+from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Steps, Turn
 
 Messages: TypeAlias = list[dict[str, str]]
 
@@ -56,6 +57,7 @@ class TextFormat:
         template: The chat template, for conversations with tools, calls of them, or names, which affixes cannot
             express; None if the model has no template that reads these. Conversations with tools or calls are then
             refused, and names are not read.
+        steps: How a reward model reads an answer as steps; None if it reads it as a whole.
     """
 
     opening: tuple[int, ...]
@@ -67,6 +69,7 @@ class TextFormat:
     pad: int
     others: tuple[tuple[str, Affix], ...] = ()
     template: TemplateFormat | None = None
+    steps: Steps | None = None
 
     @classmethod
     def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
@@ -186,7 +189,8 @@ class TextFormat:
         """The ids that stand in the format itself."""
         affixes = (self.system, self.user, self.assistant, self.response, *dict(self.others).values())
         of_affixes = (i for affix in affixes for i in (*affix.prefix, *affix.suffix))
-        return (self.pad, *self.opening, *of_affixes, *(self.template.ids if self.template else ()))
+        more = (*(self.template.ids if self.template else ()), *((self.steps.token,) if self.steps else ()))
+        return (self.pad, *self.opening, *of_affixes, *more)
 
     def layout(self, tokenizer: Tokenizer) -> AffixLayout | EitherLayout:
         """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
@@ -211,6 +215,7 @@ class TextFormat:
             "pad": self.pad,
             **({"others": {role: affix(a) for role, a in self.others}} if self.others else {}),
             **({"template": self.template.to_json()} if self.template is not None else {}),
+            **({"steps": self.steps.to_json()} if self.steps is not None else {}),
         }
 
     @classmethod
@@ -226,6 +231,7 @@ class TextFormat:
             segment_ids=bool(data["segment_ids"]),
             pad=int(data["pad"]),
             others=tuple((str(role), affix(a)) for role, a in data.get("others", {}).items()),
+            steps=Steps.from_json(data.get("steps")),
             template=TemplateFormat.from_json(data["template"]) if data.get("template") is not None else None,
             **affixes,
         )
@@ -251,7 +257,7 @@ class AffixLayout:
         self._format = text_format
         self._affixes = {"system": text_format.system, "user": text_format.user, "assistant": text_format.assistant}
         self._affixes |= dict(text_format.others)
-        self.end_tokens = len(text_format.response.suffix)
+        self.end_tokens = 1 if text_format.steps else len(text_format.response.suffix)
 
     def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:
         """Return the ids of each conversation with the prefix of its answer."""
@@ -260,18 +266,24 @@ class AffixLayout:
 
     def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
         """Return a row for each response of each group."""
-        ids = self._ids(text for turns, responses in groups for text in (*(turn.content for turn in turns), *responses))
-        suffix = self._format.response.suffix
+        said = {text: self._parts(text) for _, responses in groups for text in responses}
+        contents = (turn.content for turns, _ in groups for turn in turns)
+        ids = self._ids(itertools.chain(contents, *said.values()))
+        suffix = self._format.response.suffix if self._format.steps is None else (self._format.steps.written,)
         found: list[list[Row] | RefusedConversation] = []
         for conversation, responses in groups:
             prompt = self._prompt(conversation, ids)
             if isinstance(prompt, RefusedConversation):
                 found.append(prompt)
             else:
-                found.append([Row(prompt, [*ids[text], *suffix]) for text in responses])
+                found.append([Row(prompt, [i for part in said[t] for i in (*ids[part], *suffix)]) for t in responses])
         return found
 
     completions = rows  # an answer that is read and one that is written have the same ids
+
+    def _parts(self, response: str) -> tuple[str, ...]:
+        """Return the parts of a response that each end with what the layout writes after one."""
+        return (response,) if self._format.steps is None else self._format.steps.parts(response)
 
     def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
         distinct = list(dict.fromkeys(texts))

@@ -54,9 +54,9 @@ class Asked:
         tools, said = tools_of(conversation)
         return cls([message_of(turn) for turn in said], tools)
 
-    def answered(self, text: str) -> Asked:
-        """Return the same with the assistant's answer."""
-        return Asked([*self.messages, {"role": "assistant", "content": text}], self.tools)
+    def answered(self, said: str | tuple[str, ...]) -> Asked:
+        """Return the same with the assistant's answer: a text, or its steps."""
+        return Asked([*self.messages, {"role": "assistant", "content": said}], self.tools)
 
     @property
     def calls_tools(self) -> bool:
@@ -97,6 +97,7 @@ class GuardedTemplate:
     Args:
         template: The template.
         tokenizer: The base's tokenizer; it is copied.
+        step_end: Name of the token that ends each step of an answer; empty if answers have no steps.
 
     Attributes:
         tokenizer: What encodes the renderings.
@@ -105,9 +106,11 @@ class GuardedTemplate:
         UnusableTemplate: The template is not valid.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, step_end: str = "") -> None:
         self._template = template
-        self.tokenizer = GuardedTokenizer(tokenizer, _renderings(template, _SAID), _renderings(template, _CALLED))
+        self._step_end = step_end
+        said = [*_renderings(template, _SAID), *([step_end] if step_end else [])]
+        self.tokenizer = GuardedTokenizer(tokenizer, said, _renderings(template, _CALLED))
 
     def render(self, asked: Asked, *, invite: bool, guard: str = "") -> Rendered:
         """Render messages; if they hold names of control tokens, these are interrupted by a guard.
@@ -167,7 +170,13 @@ class GuardedTemplate:
             raise ToolsLeftOut("the chat template leaves tools or calls of them out")
 
     def _rendered(self, asked: Asked, invite: bool) -> str:
-        return self._template.render(asked.messages, invite=invite, tools=asked.tools or None)
+        messages = [
+            message
+            if isinstance(steps := message.get("content", ""), str)
+            else {**message, "content": "".join(f"{step}{self._step_end}" for step in steps)}
+            for message in asked.messages
+        ]
+        return self._template.render(messages, invite=invite, tools=asked.tools or None)
 
     def _stays_apart(self, asked: Asked) -> bool:
         """Whether no text holds a control token's name, or a part of one at an end where it could become whole."""

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate
 from rewardloop.formats.control_tokens import ForgedControlToken, unused_private_character
 from rewardloop.formats.guarded_template import Asked, GuardedTemplate, Messages, Rendered, Tools, ToolsLeftOut
-from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Turn
+from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Steps, Turn
 
 KIND = "template"
 _T = TypeVar("_T")
@@ -33,6 +33,8 @@ class TemplateFormat:
             head takes it for padding; None if there is none.
         closing: What a reward model reads after a response in place of what the template writes there; None if it reads
             what the template writes.
+        steps: How a reward model reads an answer as steps; None if it reads it as a whole. Their token is an added
+            token of the tokenizer.
     """
 
     template: str
@@ -41,6 +43,7 @@ class TemplateFormat:
     ends: tuple[int, ...] = ()
     unread: int | None = None
     closing: tuple[int, ...] | None = None
+    steps: Steps | None = None
 
     @property
     def segment_ids(self) -> bool:
@@ -50,7 +53,7 @@ class TemplateFormat:
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
-        return (self.pad, *self.ends, *(self.closing or ()))
+        return (self.pad, *self.ends, *(self.closing or ()), *((self.steps.token,) if self.steps else ()))
 
     def layout(self, tokenizer: Tokenizer) -> TemplateLayout:
         """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
@@ -70,6 +73,7 @@ class TemplateFormat:
             "ends": list(self.ends),
             "unread": self.unread,
             "closing": None if self.closing is None else list(self.closing),
+            **({"steps": self.steps.to_json()} if self.steps is not None else {}),
         }
 
     @classmethod
@@ -82,6 +86,7 @@ class TemplateFormat:
             ends=tuple(map(int, _checked(data["ends"], list))),
             unread=None if data["unread"] is None else int(data["unread"]),
             closing=None if data.get("closing") is None else tuple(map(int, data["closing"])),
+            steps=Steps.from_json(data.get("steps")),
         )
 
 
@@ -101,15 +106,17 @@ class TemplateLayout:
 
     Raises:
         UnusableTemplate: The template is not valid.
+        ValueError: Steps end with a token that is no added token of the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, text_format: TemplateFormat) -> None:
         self._format = text_format
-        self._template = GuardedTemplate(ChatTemplate(text_format.template, text_format.names), tokenizer)
+        step_end = _step_end(tokenizer, text_format.steps)
+        self._template = GuardedTemplate(ChatTemplate(text_format.template, text_format.names), tokenizer, step_end)
         self._guarded = self._template.tokenizer
         after = self._after_answers()
         self._written_after = len(after)
-        self.end_tokens = len(self._read([0, *after])) - 1
+        self.end_tokens = 1 if text_format.steps else len(self._read([0, *after])) - 1
         self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
 
     @property
@@ -133,8 +140,9 @@ class TemplateLayout:
         for place, (conversation, responses) in enumerate(groups):
             asked = Asked.of(conversation)
             try:
-                self._template.check_tools(asked.answered(responses[0]), invite=False)
-                whole = [self._template.render(asked.answered(text), invite=False) for text in responses]
+                answered = [asked.answered(self._answer(text)) for text in responses]
+                self._template.check_tools(answered[0], invite=False)
+                whole = [self._template.render(each, invite=False) for each in answered]
             except RefusedByTemplate as error:
                 found[place] = _refused(error)
                 continue
@@ -166,6 +174,8 @@ class TemplateLayout:
         prompt = head + invited
         rows = []
         for tail in rest:
+            if self._format.steps is not None and self._format.steps.token not in tail:
+                return RefusedConversation("the chat template leaves the ends of an answer's steps out")
             ids = self._read(head + tail)
             shared = min(len(head) + _shared(invited, tail), len(ids) - 1)
             rows.append(Row(prompt if shared == len(prompt) else ids[:shared], ids[shared:]))
@@ -220,8 +230,14 @@ class TemplateLayout:
                 found[place] = RefusedConversation(str(error))
         return found
 
+    def _answer(self, text: str) -> str | tuple[str, ...]:
+        return text if self._format.steps is None else self._format.steps.parts(text)
+
     def _read(self, ids: list[int]) -> list[int]:
         """Leave out what a reward model does not read at the end, or put what it reads in its place."""
+        if (steps := self._format.steps) is not None:
+            end = len(ids) - ids[::-1].index(steps.token)
+            return [steps.written if i == steps.token else i for i in ids[:end]]
         if self._format.closing is not None:
             return [*ids[: len(ids) - self._written_after], *self._format.closing]
         if self._format.unread is None:
@@ -263,6 +279,15 @@ def _checked(value: Any, kind: type[_T]) -> _T:
     if not isinstance(value, kind) or (kind is str and not value):
         raise TypeError(f"a text format has {value!r} where {kind.__name__} stands")
     return value
+
+
+def _step_end(tokenizer: Tokenizer, steps: Steps | None) -> str:
+    if steps is None:
+        return ""
+    added = tokenizer.get_added_tokens_decoder()
+    if steps.token not in added:
+        raise ValueError(f"the token {steps.token} at the end of steps is no added token of the tokenizer")
+    return added[steps.token].content
 
 
 def _refused(error: ValueError) -> RefusedConversation:

@@ -7,7 +7,7 @@ chat template (`template_layout`). Whatever a caller writes, no text of theirs b
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -16,6 +16,45 @@ from tokenizers import Tokenizer
 from rewardloop.formats.messages import TOOLS
 from rewardloop.formats.messages import Turn as Turn
 from rewardloop.formats.messages import turns as turns
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How a reward model reads an answer as steps, each of which ends with a token.
+
+    Attributes:
+        token: Id of that token, which no text gives at such a place.
+        separator: What stands between two steps in the text of an answer. It is left out.
+        is_marked: The graph combines the scores of all steps, so it must know their ends. Such an end is written as
+            -1 - ``token``.
+    """
+
+    token: int
+    separator: str
+    is_marked: bool
+
+    @property
+    def written(self) -> int:
+        """What stands at the end of a step in a sequence."""
+        return -1 - self.token if self.is_marked else self.token
+
+    def parts(self, answer: str) -> tuple[str, ...]:
+        """Return the steps of an answer, at least one. Those of white space alone are left out."""
+        return tuple(part for part in answer.split(self.separator) if part.strip()) or (answer,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a manifest holds of them."""
+        return {"token": self.token, "separator": self.separator, "is_marked": self.is_marked}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> Steps | None:
+        """Return what `to_json` wrote; None for None. Raises KeyError, TypeError or ValueError for another form."""
+        if data is None:
+            return None
+        if not isinstance(data["separator"], str) or not data["separator"]:
+            raise ValueError("the separator of steps is no text")
+        return cls(int(data["token"]), data["separator"], bool(data["is_marked"]))
+
 
 # A conversation with responses to it.
 Group: TypeAlias = tuple[Sequence[Turn], Sequence[str]]
@@ -83,6 +122,10 @@ class Format(Protocol):
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
+
+    @property
+    def steps(self) -> Steps | None:
+        """How an answer is read as steps; None if it is read as a whole."""
 
     def layout(self, tokenizer: Tokenizer) -> Layout:
         """Return what lays texts out with this tokenizer."""

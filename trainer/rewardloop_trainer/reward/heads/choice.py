@@ -20,9 +20,14 @@ class HeadChoice(BaseModel, extra="forbid"):
         "default for two labels: their difference",
     )
     step_scores: Literal["last", "mean", "min", "product"] | None = Field(
-        None, description="how the step scores of a token classifier become one; only the last step can be exported"
+        None, description="how the step scores of a token classifier become one"
     )
     step_token: str = Field("", description="token at which a token classifier scores a step: its id, or its text")
+    step_separator: str = Field(
+        "\\n\\n",
+        description="what stands between two steps in an answer's text; the step token is put in its place",
+        min_length=1,
+    )
     trust_remote_code: bool = Field(
         False, description="run the base's own code while it is exported, to compare its scores with the graph's"
     )
