@@ -24,6 +24,10 @@ class ForgedControlToken(ValueError):
     """Raised when the tokenizer makes a control token of plain text, so that a caller's text could forge one."""
 
 
+class UnguardedName(ValueError):
+    """Raised for a text with the name of a control token that cannot be interrupted, because it is one character."""
+
+
 class GuardedTokenizer:
     """Encodes text in which control tokens are named by secret strings. Safe to share between threads.
 
@@ -99,17 +103,25 @@ class GuardedTokenizer:
         return first[:cut], [text[cut:] for text in texts]
 
     def mark(self, text: str, guard: str, *, by_assistant: bool = False) -> str:
-        """The text with ``guard`` in every place where a control token could be read, but for those it may hold."""
+        """The text with ``guard`` in every place where a control token could be read, but for those it may hold.
+
+        Raises:
+            UnguardedName: A control token's name is a single character.
+        """
         names = self._strict if by_assistant else self._control
-        marked = names.sub(lambda found: f"{found[0][0]}{guard}{found[0][1:]}", text)
+        marked = _broken(text, names, guard)
         is_part = self.is_within_a_name(text)
         before = guard if is_part or self._could_join_before(text) else ""
         after = guard if is_part or self._could_join_after(text) else ""
         return f"{before}{marked}{after}"
 
     def interrupt(self, text: str, guard: str) -> str:
-        """The text with ``guard`` after every sign, so that nothing that a template makes of it is a control token."""
-        return _SIGN.sub(lambda found: f"{found[0]}{guard}", f"{guard}{text}")
+        """The text with ``guard`` after every sign, so that nothing that a template makes of it is a control token.
+
+        Raises:
+            UnguardedName: A control token's name is a single character.
+        """
+        return _broken(_SIGN.sub(lambda found: f"{found[0]}{guard}", f"{guard}{text}"), self._control, guard)
 
     def names_in(self, rendered: str) -> list[str]:
         """Names of the control tokens in a rendered text, in order."""
@@ -208,12 +220,25 @@ def _shared_length(one: str, other: str) -> int:
     return low
 
 
+def _broken(text: str, names: re.Pattern[str], guard: str) -> str:
+    """Return the text with ``guard`` between the characters of every name, of those too that overlap others."""
+    while names.search(text):
+        broken = names.sub(lambda found: guard.join(found[0]), text)
+        if broken == text:
+            raise UnguardedName("a text holds the name of a control token of a single character")
+        text = broken
+    return text
+
+
 def _control_tokens(added: Sequence[dict[str, Any]], literals: str) -> list[str]:
-    return [
-        token["content"]
-        for token in added
-        if token["content"] and (token["special"] or (token["content"] in literals and not _is_word(token["content"])))
-    ]
+    """Return the names of control tokens. One that stands in the literals only as a part of another is none."""
+    control = set()
+    for token in sorted(added, key=lambda each: -len(each["content"])):
+        name = token["content"]
+        if name and (token["special"] or (name in literals and not _is_word(name))):
+            control.add(name)
+            literals = literals.replace(name, "\0")
+    return [token["content"] for token in added if token["content"] in control]
 
 
 def _is_word(name: str) -> bool:

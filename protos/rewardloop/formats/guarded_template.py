@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from tokenizers import Tokenizer
 
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate
-from rewardloop.formats.control_tokens import GuardedTokenizer, unused_private_character
+from rewardloop.formats.control_tokens import GuardedTokenizer, UnguardedName, unused_private_character
 from rewardloop.formats.messages import Turn, message_of, tools_of
 from rewardloop.formats.vocabulary import ROLES
 
@@ -126,19 +126,26 @@ class GuardedTemplate:
         if not guard and not rewrites and is_harmless and not self._has_part_of_a_name(asked):
             return Rendered(self._rendered(asked, invite))
         guard = guard or unused_private_character([self._template.source, *(text for text, _ in asked.texts())])
-        safe = self._rendered(asked.changed(partial(self._guarded, guard)), invite)
+        safe = self._rendered(asked.changed(partial(self.guarded, guard)), invite)
         whole = self._rendered(asked, invite)
         if self._has_equal_names(asked, whole, safe) and (rewrites or is_harmless):
             return Rendered(whole)
         return Rendered(safe, guard)
 
-    def _guarded(self, guard: str, text: str, speaker: Speaker) -> str:
-        """Return a text with guards, but for a word in a tool or call, by which a template may look something up."""
+    def guarded(self, guard: str, text: str, speaker: Speaker) -> str:
+        """Return a text with guards, but for a word in a tool or call, by which a template may look something up.
+
+        Raises:
+            RefusedByTemplate: The text holds the name of a control token that cannot be interrupted.
+        """
         if speaker == "tools" and _WORD.fullmatch(text) and not self.tokenizer.is_within_a_name(text):
             return text
-        if self._template.may_rewrite:
-            return self.tokenizer.interrupt(text, guard)
-        return self.tokenizer.mark(text, guard, by_assistant=speaker == "assistant")
+        try:
+            if self._template.may_rewrite:
+                return self.tokenizer.interrupt(text, guard)
+            return self.tokenizer.mark(text, guard, by_assistant=speaker == "assistant")
+        except UnguardedName as error:
+            raise RefusedByTemplate(str(error)) from error
 
     def check_tools(self, asked: Asked, *, invite: bool) -> None:
         """Check that the template writes every tool and call.

@@ -115,8 +115,9 @@ class TemplateLayout:
         self._template = GuardedTemplate(ChatTemplate(text_format.template, text_format.names), tokenizer, step_end)
         self._guarded = self._template.tokenizer
         after = self._after_answers()
-        self._written_after = len(after)
-        self.end_tokens = 1 if text_format.steps else len(self._read([0, *after])) - 1
+        self._end_text = self._text_after_answers()
+        closing = text_format.closing
+        self.end_tokens = 1 if text_format.steps else len(closing or self._read([0, *after])[1:])
         self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
 
     @property
@@ -142,7 +143,7 @@ class TemplateLayout:
             try:
                 answered = [asked.answered(self._answer(text)) for text in responses]
                 self._template.check_tools(answered[0], invite=False)
-                whole = [self._template.render(each, invite=False) for each in answered]
+                whole = [self._without_end(self._template.render(each, invite=False)) for each in answered]
             except RefusedByTemplate as error:
                 found[place] = _refused(error)
                 continue
@@ -230,6 +231,15 @@ class TemplateLayout:
                 found[place] = RefusedConversation(str(error))
         return found
 
+    def _without_end(self, answered: Rendered) -> Rendered:
+        """Leave out what the template writes after an answer, if something else is read in its place.
+
+        It is left out of the text, because the tokenizer may merge it with the end of the answer.
+        """
+        if self._format.closing is None or self._format.steps is not None:
+            return answered
+        return Rendered(answered.text.removesuffix(self._end_text), answered.guard)
+
     def _answer(self, text: str) -> str | tuple[str, ...]:
         return text if self._format.steps is None else self._format.steps.parts(text)
 
@@ -239,7 +249,7 @@ class TemplateLayout:
             end = len(ids) - ids[::-1].index(steps.token)
             return [steps.written if i == steps.token else i for i in ids[:end]]
         if self._format.closing is not None:
-            return [*ids[: len(ids) - self._written_after], *self._format.closing]
+            return [*ids, *self._format.closing]
         if self._format.unread is None:
             return ids
         end = len(ids)
@@ -256,7 +266,7 @@ class TemplateLayout:
         if whole.startswith(invited):
             rest = whole[len(invited) :]
         else:  # the template writes a past answer otherwise than it asks for one
-            rest = self._guarded.mark(response, guard, by_assistant=True)
+            rest = self._template.guarded(guard, response, "assistant")
             whole = invited + rest
         (ids,) = self._guarded.encode([whole], guard)
         shared = len(prompt)
@@ -274,6 +284,15 @@ class TemplateLayout:
             return []
         return first[len(first) - _shared(first[::-1], second[::-1]) :]
 
+    def _text_after_answers(self) -> str:
+        """Return what the template writes after an answer."""
+        asked = Asked.of([Turn("user", "a")])
+        try:
+            first, second = (self._template.render(asked.answered(text), invite=False).text for text in ("b", "c d"))
+        except RefusedByTemplate:
+            return ""
+        return _shared_end(first, second)
+
 
 def _checked(value: Any, kind: type[_T]) -> _T:
     if not isinstance(value, kind) or (kind is str and not value):
@@ -290,12 +309,18 @@ def _step_end(tokenizer: Tokenizer, steps: Steps | None) -> str:
     return added[steps.token].content
 
 
+def _shared_end(one: str, other: str) -> str:
+    """Return the characters at the end that are the same."""
+    length = _shared(one[::-1], other[::-1])
+    return one[len(one) - length :]
+
+
 def _refused(error: ValueError) -> RefusedConversation:
     return NoPlaceForTools() if isinstance(error, ToolsLeftOut) else RefusedConversation(str(error))
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many ids at the start are the same."""
+def _shared(one: Sequence[int] | str, other: Sequence[int] | str) -> int:
+    """Return how many ids or characters at the start are the same."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
