@@ -16,7 +16,8 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
-from rewardloop.formats.messages import MessageError, Turn, conversation_prompt, tools_turn, turn_of
+from rewardloop.formats.messages import TOOLS, MessageError, Turn, conversation_prompt, tools_turn, turn_of
+from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
@@ -115,6 +116,8 @@ def _conversation(messages: object, field: str, tools: object) -> common_pb2.Pro
             turn = turn_of(message, strict=True)
         except MessageError as error:
             raise invalid(f"{place}.{error.field}" if error.field else place, error.problem) from error
+        if turn.role == TOOLS:  # which stands for the list of tools inside
+            raise invalid(f"{place}.role", f"is not one of {', '.join(ROLES)}")
         text_field(f"{place}.content", turn.content)
         turns.append(turn)
     return conversation_prompt([listed, *turns] if listed else turns)

@@ -58,6 +58,7 @@ def test_a_prompt_may_have_tools_and_calls_as_hugging_face_and_openai_write_them
     [
         ({"messages": "hi"}, "prompt.messages"),
         ({"text": "hi"}, "prompt"),
+        ([{"role": "tools", "content": "x"}], "prompt[0].role"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": [5]}, "prompt.tools[0]"),
         ([{"role": "user", "content": "a", "weight": 1}], "prompt[0]"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "5"}]}], "prompt[0].tool_calls[0].arguments"),
