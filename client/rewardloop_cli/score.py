@@ -12,6 +12,7 @@ from typing import IO, cast
 from rich.console import Console
 from rich.table import Table
 
+from rewardloop.formats.messages import prompt_of
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
@@ -112,7 +113,7 @@ def group_of(row: Json, pin_version: str | None) -> ScoreGroup:
     """Return the group of a row. Raises RowError."""
     if not isinstance(row, dict) or "prompt" not in row:
         raise RowError("is not an object with a prompt")
-    turns = turns_of("prompt", row["prompt"])
+    turns = turns_of("prompt", row["prompt"], row.get("tools"))
     if isinstance(row.get("responses"), list):
         texts = cast("list[Json]", row["responses"])
     elif "chosen" in row and "rejected" in row:
@@ -122,7 +123,7 @@ def group_of(row: Json, pin_version: str | None) -> ScoreGroup:
     else:
         raise RowError("has no responses")
     return ScoreGroup(
-        [{"role": role, "content": content} for role, content in turns],
+        prompt_of(turns),
         [text_of(f"responses[{i}]", text) for i, text in enumerate(texts)],
         pin_version=pin_version,
     )

@@ -16,7 +16,8 @@ from google.protobuf import timestamp_pb2
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 
-from rewardloop.formats.messages import content_text
+from rewardloop.formats.messages import TOOLS, MessageError, Turn, conversation_prompt, tools_turn, turn_of
+from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
@@ -79,25 +80,47 @@ def text_field(field: str, value: str) -> str:
 
 
 def prompt_pb(prompt: PromptLike) -> common_pb2.Prompt:
-    """Return the message for a text, for a list of ``{"role", "content"}``, or the message that was given.
+    """Return the message for a prompt, or the message that was given.
 
-    A content is a text, or a list of parts ``{"type": "text", "text"}``, which are joined.
+    Args:
+        prompt: A text; a list of messages; or ``{"messages": [...], "tools": [...]}`` with the JSON schemas of the
+            functions that the assistant may call. A message is ``{"role", "content"}``, and may have ``tool_calls``,
+            ``name`` and ``tool_call_id`` as Hugging Face and OpenAI write them. Its content is a text, or a list of
+            parts ``{"type": "text", "text"}``, which are joined; beside tool calls it may be absent.
     """
     if isinstance(prompt, common_pb2.Prompt):
         return prompt
     if isinstance(prompt, str):
         return common_pb2.Prompt(text=text_field("prompt", prompt))
-    if not isinstance(prompt, Sequence):
-        raise invalid("prompt", f"is {type(prompt).__name__}, not text or a list of messages")
-    messages = []
-    for i, turn in enumerate(prompt):
-        if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
-            raise invalid(f"prompt[{i}]", "is not a {role, content} message")
-        role = text_field(f"prompt[{i}].role", turn["role"])
-        with building(f"prompt[{i}].content"):
-            content = content_text(turn["content"])
-        messages.append(common_pb2.Message(role=role, content=text_field(f"prompt[{i}].content", content)))
-    return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=messages))
+    if isinstance(prompt, Mapping):
+        if not {"messages"} <= set(prompt) <= {"messages", "tools"}:
+            raise invalid("prompt", "is a mapping of other keys than messages and tools")
+        return _conversation(prompt["messages"], "prompt.messages", prompt.get("tools"))
+    return _conversation(prompt, "prompt", None)
+
+
+def _conversation(messages: object, field: str, tools: object) -> common_pb2.Prompt:
+    """Return the prompt with these messages, which are ``field`` of the call."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise invalid(field, f"is {type(messages).__name__}, not text or a list of messages")
+    turns: list[Turn] = []
+    try:
+        listed = tools_turn(tools)
+    except MessageError as error:
+        raise invalid(f"prompt.tools{error.field}", error.problem) from error
+    for i, message in enumerate(messages):
+        place = f"{field}[{i}]"
+        if not isinstance(message, Mapping):
+            raise invalid(place, "is not a {role, content} message")
+        try:
+            turn = turn_of(message, strict=True)
+        except MessageError as error:
+            raise invalid(f"{place}.{error.field}" if error.field else place, error.problem) from error
+        if turn.role == TOOLS:  # which stands for the list of tools inside
+            raise invalid(f"{place}.role", f"is not one of {', '.join(ROLES)}")
+        text_field(f"{place}.content", turn.content)
+        turns.append(turn)
+    return conversation_prompt([listed, *turns] if listed else turns)
 
 
 def responses_list(responses: Sequence[str]) -> list[str]:

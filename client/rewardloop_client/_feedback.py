@@ -22,7 +22,8 @@ class Context(TypedDict, total=False):
     ``responses``.
 
     Attributes:
-        prompt: A text, a list of ``{"role", "content"}`` messages, or a ready message.
+        prompt: A text, a list of messages, ``{"messages", "tools"}``, or a ready message. A message is
+            ``{"role", "content"}``, with ``tool_calls``, ``name`` and ``tool_call_id`` as Hugging Face writes them.
         responses: The responses that were judged.
         generation_id: The generation that showed them, from `Generation.generation_id`.
         event_id: Identifies the event, so that the server records it once. It is a random UUID if left out; keep the

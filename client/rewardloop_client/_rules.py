@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rewardloop.formats.messages import tool_problems
 from rewardloop.formats.signals import signal_problems
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2, reward_pb2
@@ -28,6 +29,8 @@ def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
     kind = prompt.WhichOneof("content")
     if kind is None or (kind == "text" and not prompt.text):
         yield Violation("prompt", "is empty")
+    for path, problem in tool_problems(prompt):
+        yield Violation(f"prompt.{path}", problem)
     if kind != "conversation":
         return
     messages = prompt.conversation.messages
@@ -36,7 +39,7 @@ def prompt_violations(prompt: common_pb2.Prompt) -> Iterator[Violation]:
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             yield Violation(f"prompt.conversation.messages[{i}].role", f"is not one of {', '.join(ROLES)}")
-        if not message.content:
+        if not message.content and not message.tool_calls:
             yield Violation(f"prompt.conversation.messages[{i}].content", "is empty")
     if messages and messages[-1].role == "assistant":
         yield Violation("prompt.conversation.messages", "ends with the assistant's turn")

@@ -126,7 +126,8 @@ class RewardloopClient:
         """Score the responses to one prompt, all with the same model version.
 
         Args:
-            prompt: A text, a list of ``{"role", "content"}`` messages, or a ready message.
+            prompt: A text, a list of messages, ``{"messages", "tools"}``, or a ready message. A message is
+                ``{"role", "content"}``, with ``tool_calls``, ``name`` and ``tool_call_id`` as Hugging Face writes them.
             responses: The responses to score, at least one.
             truncation: "allowed" shortens a pair that exceeds the model's maximum length; "refused" makes it an error.
             pin_version: Use exactly this version, named by its number or digest.
@@ -270,7 +271,8 @@ class RewardloopClient:
         """Ask the live policy for answers. None or 0 leaves a setting to the server.
 
         Args:
-            prompt: A text, a list of ``{"role", "content"}`` messages, or a ready message.
+            prompt: A text, a list of messages, ``{"messages", "tools"}``, or a ready message. A message is
+                ``{"role", "content"}``, with ``tool_calls``, ``name`` and ``tool_call_id`` as Hugging Face writes them.
             candidates: How many answers to return.
             temperature: Sampling temperature.
             top_p: Sample from the smallest set of tokens that has this share of the probability.

@@ -13,7 +13,8 @@ LaneName: TypeAlias = Literal["production", "trainer"]
 TruncationName: TypeAlias = Literal["allowed", "refused"]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
 SelectionName: TypeAlias = Literal["best", "informative", "uniform"]
-PromptLike: TypeAlias = str | Sequence[Mapping[str, Any]] | common_pb2.Prompt
+# A text, the messages of a conversation, ``{"messages": [...], "tools": [...]}``, or a ready message.
+PromptLike: TypeAlias = str | Sequence[Mapping[str, Any]] | Mapping[str, Any] | common_pb2.Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -347,7 +347,10 @@ def _fill(item: M, answer: Callable[..., Message], request: Message) -> M:
 def _text(prompt: common_pb2.Prompt) -> str:
     if prompt.WhichOneof("content") == "text":
         return prompt.text
-    return "\n".join(f"{m.role}: {m.content}" for m in prompt.conversation.messages)
+    return "\n".join(
+        f"{m.role}: {m.content}" + "".join(f"\n{m.role} calls {c.name}({c.arguments_json})" for c in m.tool_calls)
+        for m in prompt.conversation.messages
+    )
 
 
 def _check_expected(request: model_pb2.PromoteRequest | model_pb2.RollbackRequest, active: str) -> None:

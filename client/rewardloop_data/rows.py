@@ -14,6 +14,9 @@
 
 ``annotator`` becomes the annotator's id. ``strength`` beside ``chosen`` and ``rejected``, above 0 and at most 1,
 becomes the strength of the choice. Other keys are ignored.
+
+Turns may have ``tool_calls``, ``name`` and ``tool_call_id``, and ``tools`` beside the prompt lists the functions that
+may be called, as Hugging Face's data sets have them.
 """
 
 from __future__ import annotations
@@ -25,15 +28,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeGuard
 
-from rewardloop.formats.messages import content_text
+from rewardloop.formats.messages import MessageError, Turn, prompt_of, tools_of, tools_turn, turn_of
 from rewardloop.formats.vocabulary import ROLES
-from rewardloop.v1 import feedback_pb2
+from rewardloop.v1 import common_pb2, feedback_pb2
 from rewardloop_client import Feedback, InvalidRequest
 from rewardloop_client._feedback import Context
 from rewardloop_client._types import SourceName
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-Turns: TypeAlias = tuple[tuple[str, str], ...]
+Turns: TypeAlias = tuple[Turn, ...]
 
 MAX_VOTES = 1000
 _STRONGEST = 3  # HelpSteer's grades go from -3 to 3
@@ -61,7 +64,7 @@ class _PreferenceRow:
 
     def context(self, number: int, prompt: Turns, responses: Sequence[str], annotator: Json) -> Context:
         return {
-            "prompt": _prompt_like(prompt),
+            "prompt": _message(prompt),
             "responses": responses,
             "event_id": f"{self.digest}-{number}",
             "annotator_id": "" if annotator is None else _annotator(annotator),
@@ -170,7 +173,8 @@ def _pair(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     else:
         if not isinstance(chosen, list) or not isinstance(rejected, list):
             raise RowError("prompt: is absent")
-        prompt = _common_start(messages_of("chosen", chosen), messages_of("rejected", rejected))
+        said = _common_start(messages_of("chosen", chosen), messages_of("rejected", rejected))
+        prompt = (*tools_in(row.content), *said)
     texts = [completion_of("chosen", chosen, prompt), completion_of("rejected", rejected, prompt)]
     if texts[0] == texts[1]:
         raise RowError("chosen and rejected are the same")
@@ -242,14 +246,28 @@ _FORMS: tuple[tuple[tuple[str, ...], Callable[[_PreferenceRow], Iterator[feedbac
 )
 
 
-def turns_of(field: str, value: Json) -> Turns:
-    """Return the turns of a prompt. A text is one user turn. Raises RowError."""
+def turns_of(field: str, value: Json, tools: Json = None) -> Turns:
+    """Return the turns of a prompt, after the list of its tools if it has any. A text is one user turn.
+
+    Raises:
+        RowError: They have another form.
+    """
+    listed = tools_in({"tools": tools})
     if isinstance(value, list):
         turns = messages_of(field, value)
-        if turns[-1][0] == "assistant":
+        if turns[-1].role == "assistant":
             raise RowError(f"{field}: ends with the assistant's turn")
-        return turns
-    return (("user", text_of(field, value)),)
+        return (*listed, *turns)
+    return (*listed, Turn("user", text_of(field, value)))
+
+
+def tools_in(row: Mapping[str, Json]) -> Turns:
+    """Return the turn that lists the tools of a row; none if it has no tools. Raises RowError."""
+    try:
+        listed = tools_turn(row.get("tools"))
+    except MessageError as error:
+        raise RowError(f"tools{error.field}: {error.problem}") from error
+    return () if listed is None else (listed,)
 
 
 def text_of(field: str, value: Json) -> str:
@@ -264,7 +282,7 @@ def text_of(field: str, value: Json) -> str:
 def _prompt(row: _PreferenceRow) -> Turns:
     if "prompt" not in row.content:
         raise RowError("prompt: is absent")
-    return turns_of("prompt", row.content["prompt"])
+    return turns_of("prompt", row.content["prompt"], row.content.get("tools"))
 
 
 def _responses(row: _PreferenceRow) -> list[str]:
@@ -280,16 +298,19 @@ def messages_of(field: str, value: list[Json]) -> Turns:
         raise RowError(f"{field}: is empty")
     turns = []
     for i, turn in enumerate(value):
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+        if not isinstance(turn, dict) or "role" not in turn or not {"content", "tool_calls"} & turn.keys():
             raise RowError(f"{field}[{i}]: is not a {{role, content}} message")
         role = turn["role"]
         if role not in ROLES:
             raise RowError(f"{field}[{i}].role: is {_short(role)}, not one of {', '.join(ROLES)}")
         try:
-            content = content_text(turn["content"])
-        except ValueError as error:
-            raise RowError(f"{field}[{i}].content: {error}") from error
-        turns.append((str(role), text_of(f"{field}[{i}].content", content)))
+            turns.append(turn_of(turn))
+        except MessageError as error:
+            raise RowError(f"{field}[{i}]{f'.{error.field}' if error.field else ''}: {error.problem}") from error
+        if not turns[-1].tool_calls:
+            text_of(f"{field}[{i}].content", turns[-1].content)
+        elif role != "assistant":
+            raise RowError(f"{field}[{i}].tool_calls: the role is {_short(role)}, not assistant")
     return tuple(turns)
 
 
@@ -297,12 +318,14 @@ def completion_of(field: str, value: Json, prompt: Turns) -> str:
     """Return the assistant's one turn after the prompt. ``value`` may repeat the prompt. Raises RowError."""
     if not isinstance(value, list):
         return text_of(field, value)
-    turns = messages_of(field, value)
-    if turns[: len(prompt)] == prompt:
-        turns = turns[len(prompt) :]
-    if len(turns) != 1 or turns[0][0] != "assistant":
+    turns, said = messages_of(field, value), tuple(tools_of(prompt)[1])
+    if turns[: len(said)] == said:
+        turns = turns[len(said) :]
+    if len(turns) != 1 or turns[0].role != "assistant":
         raise RowError(f"{field}: is not one assistant's turn after the prompt")
-    return turns[0][1]
+    if turns[0].tool_calls:
+        raise RowError(f"{field}: calls a tool, and only the text of a turn can be judged")
+    return turns[0].content
 
 
 def _common_start(chosen: Turns, rejected: Turns) -> Turns:
@@ -313,15 +336,16 @@ def _common_start(chosen: Turns, rejected: Turns) -> Turns:
         raise RowError("chosen and rejected do not begin with the same prompt")
     if same == len(chosen) == len(rejected):
         raise RowError("chosen and rejected are the same")
-    if chosen[same - 1][0] == "assistant":
+    if chosen[same - 1].role == "assistant":
         raise RowError("chosen and rejected do not differ in an assistant's turn")
     return chosen[:same]
 
 
-def _prompt_like(prompt: Turns) -> str | list[dict[str, str]]:
-    if len(prompt) == 1 and prompt[0][0] == "user":
-        return prompt[0][1]
-    return [{"role": role, "content": content} for role, content in prompt]
+def _message(prompt: Turns) -> common_pb2.Prompt:
+    try:
+        return prompt_of(prompt)
+    except ValueError as error:  # text that is not valid Unicode
+        raise RowError("prompt: holds text that is not valid Unicode (a lone surrogate)") from error
 
 
 def _annotator(value: Json) -> str:

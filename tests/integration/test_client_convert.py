@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -36,9 +37,32 @@ def test_a_prompt_may_be_text_messages_or_ready() -> None:
     assert prompt_pb(ready) is ready
 
 
+def test_a_prompt_may_have_tools_and_calls_as_hugging_face_and_openai_write_them() -> None:
+    schema = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "CET"}'}}
+    said = [
+        {"role": "user", "content": "Time?", "name": "anna"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None},
+        {"role": "tool", "content": [{"type": "text", "text": "noon"}], "tool_call_id": "c1"},
+    ]
+    prompt = prompt_pb({"messages": said, "tools": [schema]})
+    assert [json.loads(text) for text in prompt.tools_json] == [schema]
+    asked, called, told = prompt.conversation.messages
+    assert (asked.name, told.tool_call_id, told.content) == ("anna", "c1", "noon")
+    assert called.tool_calls == [common_pb2.ToolCall(id="c1", name="now", arguments_json='{"zone": "CET"}')]
+    assert prompt_pb(said).conversation == prompt.conversation
+
+
 @pytest.mark.parametrize(
     ("prompt", "field"),
     [
+        ({"messages": "hi"}, "prompt.messages"),
+        ({"text": "hi"}, "prompt"),
+        ([{"role": "tools", "content": "x"}], "prompt[0].role"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [5]}, "prompt.tools[0]"),
+        ([{"role": "user", "content": "a", "weight": 1}], "prompt[0]"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "5"}]}], "prompt[0].tool_calls[0].arguments"),
+        ([{"role": "assistant", "function_call": {"name": "f"}}], "prompt[0].function_call"),
         (3, "prompt"),
         (None, "prompt"),
         (b"bytes", "prompt[0]"),

@@ -86,6 +86,14 @@ def test_a_classifier_that_names_no_architecture_is_known_by_its_tensors(
     torch.testing.assert_close(scores(model, sequences()), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("labels", [1, 2])
+def test_the_layers_before_the_last_one_of_a_decoders_classifier_are_read(labels: int, tmp_path: Path) -> None:
+    classifier = save(AutoModelForSequenceClassification, "modernbert-decoder", tmp_path, labels=labels)
+    logits = logits_of(classifier)
+    expected = logits[:, 0] if labels == 1 else logits[:, 1] - logits[:, 0]
+    check_everywhere(RewardModel.from_base(tmp_path, heads=2), expected, tmp_path)
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_modernbert_classifier_pools_as_its_configuration_says(pooling: str, tmp_path: Path) -> None:
     kind = AutoModelForSequenceClassification

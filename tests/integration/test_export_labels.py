@@ -99,6 +99,10 @@ def test_a_name_may_hold_an_equals_sign() -> None:
     assert parse_weights("a=b=1,c=-2.5") == {"a=b": 1.0, "c": -2.5}
 
 
+def test_a_name_may_hold_commas() -> None:
+    assert parse_weights("good, helpful=1, a,b = .5,c=-1e-2") == {"good, helpful": 1.0, "a,b": 0.5, "c": -0.01}
+
+
 def test_an_export_prints_and_notes_the_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(AutoModelForSequenceClassification, "llama", tmp_path / "base", labels=2)
     assert export_cli.main(["--base", str(tmp_path / "base"), "--store", str(tmp_path / "store")]) == 0

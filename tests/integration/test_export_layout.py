@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.reward_bases import config
+from support.tool_bases import TOOL_KINDS, tool_base
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ from rewardloop_local import corpus, starter
 from rewardloop_trainer.commands import export as export_cli
 from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer
+from rewardloop_trainer.data.layout_check import Use
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -259,3 +261,37 @@ def test_a_cross_encoder_with_segments_is_refused_without_them(
     assert export(base, "--no-segment-ids") == 1
     assert "the segment ids differ" in capsys.readouterr().err
     assert export(base, "--no-segment-ids", "--layout", "plain") == 0
+
+
+TOOLS_SAID_FIRST = """\
+{%- if tools %}{{ '<|im_start|>tools\\n' + tools | tojson + '<|im_end|>\\n' }}{%- endif %}
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}
+{%- if message.tool_calls %}{{ '\\n' + message.tool_calls | tojson }}{%- endif %}
+{{- '<|im_end|>' + '\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+
+@pytest.mark.parametrize("use", ["read", "write"])
+def test_affixes_have_the_template_beside_them_if_it_reads_tools(use: Use, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, TOOLS_SAID_FIRST)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    layout = decoder_layout(tokenizer, use)
+    assert layout.note == "exact, by affixes: 25 probes have the ids that the base's tokenizer gives them"
+    assert isinstance(layout.text_format, TextFormat)
+    assert layout.text_format.template is not None
+    tokenizer.chat_template = TOOLS_SAID_FIRST.replace("message.tool_calls", "message.no_calls")
+    left_out = ", and the template has no place for tool call, tool call with text, tool call without tools, "
+    assert left_out in decoder_layout(tokenizer, use).note
+
+
+@pytest.mark.parametrize("use", ["read", "write"])
+@pytest.mark.parametrize("kind", TOOL_KINDS)
+def test_tools_are_compared_where_the_template_has_them(kind: str, use: Use) -> None:
+    layout = decoder_layout(tool_base(kind).hugging_face(), use)
+    refused = {"llama": "two tool calls", "mistral": "developer, system later, two system turns, two tools, tool"}
+    equal = {"llama": 24, "mistral": 20}.get(kind, 25)
+    note = f"exact, by its template: {equal} probes have the ids that the base's tokenizer gives them"
+    assert layout.note == note + (f", and both refuse {refused[kind]}" if kind in refused else "")

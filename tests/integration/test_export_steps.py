@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from support.head_bases import (
@@ -16,13 +19,26 @@ from support.head_bases import (
     logits_of,
     save,
 )
-from support.reward_bases import END
+from support.reward_bases import END, SEP
+from support.tool_bases import tool_base
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
-from rewardloop.formats.store import ModelStore
+from rewardloop.formats.graphs.inputs import decoder_rows, tree_rows
+from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, ModelStore
+from rewardloop.formats.text import Encoder, Turn
+from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.base_text import UnusableBase
+from rewardloop_trainer.reward.base_layout import reward_layout
+from rewardloop_trainer.reward.heads.step_token import with_step_end
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
@@ -82,13 +98,12 @@ def test_an_answer_ends_with_the_step_token_alone(flag: str, number: int | None,
         ("llama", [], r"score\.weight scores every token: --step-scores last --step-token TOKEN"),
         ("llama", ["--step-scores", "last"], "needs --step-token"),
         ("llama", ["--step-scores", "last", "--step-token", "two words"], "is 9 tokens"),
+        ("llama", ["--step-scores", "mean"], "--step-scores mean needs --step-token"),
         (
             "llama",
-            ["--step-scores", "min", "--step-token", "a"],
-            "--step-scores min is not exported, because the graph",
+            ["--step-scores", "mean", "--step-token", "a", "--label-weights", "LABEL_0=1"],
+            "combines the probabilities of one of two labels",
         ),
-        ("llama", ["--step-scores", "mean", "--step-token", "a"], "--step-scores mean is not exported"),
-        ("llama", ["--step-scores", "product", "--step-token", "a"], "--step-scores product is not exported"),
         ("bert", LAST, r"token classifier on an encoder, whose classifier\.weight scores every token"),
     ],
 )
@@ -106,3 +121,108 @@ def test_steps_of_another_kind_of_classifier_are_refused(tmp_path: Path) -> None
     save(AutoModelForSequenceClassification, "llama", tmp_path, labels=1)
     with pytest.raises(UnusableBase, match="--step-scores is for token classifiers, and this is LlamaForSequence"):
         RewardModel.from_base(tmp_path, choice=chosen(step_scores="last", step_token="a"))
+
+
+CHAT = (
+    "{% for m in messages %}{{ '[CLS]' + m.role + ':' + m.content + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[CLS]assistant:' }}{% endif %}"
+)
+QUESTION = "Two and\n\ntwo?"  # a separator of the prompt's own is no end of a step
+ANSWERS = ["One and one.\n\nSo two.\n\n\n\nFour.", "[SEP] four\n\nno", "Four."]
+STEPS = [["One and one.", "So two.", "Four."], ["[SEP] four", "no"], ["Four."]]
+
+
+def token_scores(classifier: Any, ids: list[int], step: int) -> torch.Tensor:
+    """The class's scores at each step token: the probability of label 1, or the logit of a single label."""
+    with torch.no_grad():
+        logits = classifier(input_ids=torch.tensor([ids])).logits[0]
+    at = logits[torch.tensor(ids) == step].double()
+    return at.softmax(-1)[:, 1] if at.shape[1] == 2 else at[:, 0]
+
+
+def put(ids: list[int], old: list[int], new: list[int]) -> list[int]:
+    places = [i for i in range(len(ids)) if ids[i : i + len(old)] == old]
+    for place in reversed(places):
+        ids[place : place + len(old)] = new
+    return ids
+
+
+def combine(rule: str, each: torch.Tensor) -> float:
+    return float({"mean": each.mean(), "min": each.min(), "product": each.prod()}[rule])
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("rule", ["mean", "min", "product"])
+def test_the_graph_combines_the_steps_as_the_class_scores_them(rule: str, labels: int, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    classifier = save(AutoModelForTokenClassification, "llama", base, labels=labels)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(base)
+    flags = ["--base", str(base), "--store", str(tmp_path / "store"), "--heads", "2"]
+    assert export_cli.main([*flags, "--step-scores", rule, "--step-token", "[SEP]"]) == 0
+    store = ModelStore(tmp_path / "store")
+    manifest = store.manifest("reward", 1)
+    assert manifest.text_format["steps"] == {"token": SEP, "separator": "\n\n", "is_marked": True}
+    assert f"the {rule} of the steps" in manifest.notes["heads"]
+
+    directory = store.fetch("reward", 1)
+    backend = Tokenizer.from_file(str(directory / TOKENIZER))
+    encoder = Encoder(backend, read_text_format(manifest.text_format), manifest.max_length)
+    (rows,) = encoder.groups([([Turn("user", QUESTION)], ANSWERS)])
+    assert isinstance(rows, list)
+    expected = []
+
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    for row, steps in zip(rows, STEPS, strict=True):
+        # The class's tokenizer would read the name of the token in a text as the token, so its text is put in later.
+        content = "".join(f"{step.replace('[SEP]', '§')}[SEP]" for step in steps)
+        said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": content}]
+        theirs = list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False))
+        theirs = put(theirs[: len(theirs) - theirs[::-1].index(SEP)], ids_of("§"), ids_of("[") + ids_of("SEP]"))
+        assert [SEP if i < 0 else i for i in row.ids] == theirs
+        expected.append(combine(rule, token_scores(classifier, theirs, SEP)))
+    session = ort.InferenceSession(directory / MODEL)
+    length = 200
+    for inputs in (decoder_rows(rows, length, 0), tree_rows([rows], 400, 0)):
+        found = session.run(None, inputs)[0]
+        np.testing.assert_allclose(found, np.repeat(np.array(expected)[:, None], 2, axis=1), atol=1e-4)
+    loaded = RewardModel.load(directory / TORCH)
+    with torch.no_grad():
+        again = [loaded(torch.tensor([row.ids]), torch.ones(1, len(row.ids), dtype=torch.long)) for row in rows]
+    np.testing.assert_allclose(torch.cat(again)[:, 0].numpy(), expected, atol=1e-4)
+
+
+def test_the_steps_of_an_answer_are_text_that_no_token_ends_if_the_token_is_text(tmp_path: Path) -> None:
+    """TRL's way: each step is tokenized, and the token of the separator follows it."""
+    classifier = save(AutoModelForTokenClassification, "llama", tmp_path, labels=2)
+    choice = chosen(step_scores="min", step_token="\n", step_separator="\\n")
+    model = RewardModel.from_base(tmp_path, heads=1, choice=choice)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text_format = with_step_end(tokenizer, reward_layout(tokenizer, model).text_format, choice)
+    encoder = Encoder(tokenizer.backend_tokenizer, text_format, 200)
+    row = encoder.pair([Turn("user", "a\nb")], "one\ntwo")
+    newline = tokenizer.encode("\n", add_special_tokens=False)[0]
+    assert [i for i in row.ids if i < 0] == [-1 - newline] * 2
+    ids = [i if i >= 0 else -1 - i for i in row.ids]
+    assert tokenizer.decode(ids).endswith("one\ntwo\n")
+    with torch.no_grad():
+        each = classifier(input_ids=torch.tensor([ids])).logits[0].softmax(-1)[:, 1]
+        found = model(torch.tensor([row.ids]), torch.ones(1, len(ids), dtype=torch.long))
+    marked = torch.tensor(row.ids) < 0
+    assert float(found) == pytest.approx(float(each[marked].min()), abs=1e-5)
+
+
+def test_a_text_token_in_a_rendered_template_is_refused(tmp_path: Path) -> None:
+    tokenizer = tool_base("qwen").hugging_face()
+    layout = decoder_layout(tokenizer, "read")
+    with pytest.raises(UnusableBase, match="needs a step token that is a token of its own"):
+        with_step_end(tokenizer, layout.text_format, chosen(step_scores="mean", step_token="a"))
+    found = with_step_end(tokenizer, layout.text_format, chosen(step_scores="last", step_token="<|endoftext|>"))
+    encoder = Encoder(tokenizer.backend_tokenizer, found, 400)
+    step = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    row = encoder.pair([Turn("user", "a <|endoftext|>")], "b <|endo\n\ntext|> c\n\nd")
+    assert row.ids.count(step) == 3
+    assert row.ids[-1] == step

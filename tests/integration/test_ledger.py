@@ -6,6 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.signals import choice
@@ -72,6 +73,12 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
             scores=[0.5, -0.25],
         )
     )
+    call = common_pb2.ToolCall(id="c1", name="now", arguments_json='{"b": 1, "a": 2.0}')
+    called = common_pb2.Message(role="assistant", tool_calls=[call, common_pb2.ToolCall(name="f", arguments_json="{}")])
+    told = common_pb2.Message(role="tool", content="noon", name="now", tool_call_id="c1")
+    events[3].prompt.conversation.messages.extend([user, called, told])
+    events[3].prompt.tools_json.extend(['{"name": "now"}', '{"name":  "f"}'])
+    events[4].prompt.tools_json.append('{"name": "now"}')
     for event in events:
         event.arrival_time.FromMicroseconds(1_700_000_000_654_321)
     return events
@@ -91,6 +98,21 @@ def test_segment_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
     path = tmp_path / segment.name
     pq.write_table(pq.read_table(path).drop_columns(["response_versions", "strength"]), path)
     assert list(Ledger(tmp_path).scan()) == rows(0, 3)
+
+
+def test_segment_from_before_turns_had_tool_calls_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    written = [Recorded(f"{i}-0", event) for i, event in enumerate(every_kind()[:3], start=1)]
+    segment = ledger.append(written)
+    assert segment is not None
+    path = tmp_path / segment.name
+    table = pq.read_table(path).drop_columns(["tools"])
+    old = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    said = [[{"role": t["role"], "content": t["content"]} for t in turns] for turns in table["prompt"].to_pylist()]
+    place = table.column_names.index("prompt")
+    field = pa.field("prompt", old, nullable=False)
+    pq.write_table(table.set_column(place, field, pa.array(said, old)), path)
+    assert list(Ledger(tmp_path).scan()) == written
 
 
 def test_scan_gives_the_range_that_was_asked_for(tmp_path: Path) -> None:

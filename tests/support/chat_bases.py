@@ -108,30 +108,30 @@ def chat_base(kind: str) -> ChatBase:
     """The base of one of `CHAT_KINDS`."""
     match kind:
         case "chatml":
-            return ChatBase(_byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]), _CHATML, None, "<|im_end|>")
+            return ChatBase(byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]), _CHATML, None, "<|im_end|>")
         case "headers":
             reserved = [f"<|reserved_special_token_{number}|>" for number in range(200)]
             markers = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", *reserved]
-            return ChatBase(_byte_bpe(markers), _HEADERS, "<|begin_of_text|>", "<|eot_id|>")
+            return ChatBase(byte_bpe(markers), _HEADERS, "<|begin_of_text|>", "<|eot_id|>")
         case "inst":  # a Llama 2 tokenizer: a normalizer puts the space marker before every piece of text
-            return ChatBase(_pieces(["<s>", "</s>"], scheme="normalizer"), _INST, "<s>", "</s>")
+            return ChatBase(pieces(["<s>", "</s>"], scheme="normalizer"), _INST, "<s>", "</s>")
         case "inst_first":  # a Mistral tokenizer: the space marker is put before the first piece alone
-            return ChatBase(_pieces(["<s>", "</s>", "[INST]", "[/INST]"], scheme="first"), _INST, "<s>", "</s>")
+            return ChatBase(pieces(["<s>", "</s>", "[INST]", "[/INST]"], scheme="first"), _INST, "<s>", "</s>")
         case "no_system":
             markers = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-            return ChatBase(_pieces(markers, scheme="never", text=["<table>"]), _NO_SYSTEM, "<bos>", "<eos>")
+            return ChatBase(pieces(markers, scheme="never", text=["<table>"]), _NO_SYSTEM, "<bos>", "<eos>")
         case "built_markers":
-            base = _pieces(["<s>", "</s>"], scheme="always", text=["<|user|>", "<|assistant|>", "<|system|>"])
+            base = pieces(["<s>", "</s>"], scheme="always", text=["<|user|>", "<|assistant|>", "<|system|>"])
             return ChatBase(base, _BUILT_MARKERS, "<s>", "</s>")
         case "unigram":
             return ChatBase(_unigram(["<s>", "</s>"]), _INST, "<s>", "</s>")
         case "reasoning":
-            base = _byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], text=["<think>", "</think>"])
+            base = byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], text=["<think>", "</think>"])
             return ChatBase(base, _REASONING, None, "<|im_end|>")
     raise ValueError(kind)
 
 
-def _byte_bpe(special: list[str], text: list[str] | None = None) -> Tokenizer:
+def byte_bpe(special: list[str], text: list[str] | None = None) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -146,7 +146,7 @@ def _byte_bpe(special: list[str], text: list[str] | None = None) -> Tokenizer:
     return _with_added(tokenizer, special, text)
 
 
-def _pieces(special: list[str], *, scheme: str, text: list[str] | None = None) -> Tokenizer:
+def pieces(special: list[str], *, scheme: str, text: list[str] | None = None) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     if scheme == "normalizer":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

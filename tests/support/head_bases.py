@@ -41,6 +41,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "electra": {"embedding_size": 16},
     "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+    "modernbert-decoder": {"local_attention": 16, "layer_types": ["full_attention", "sliding_attention"]},
     "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2},
 }
 

@@ -6,6 +6,7 @@ text are tokenized as plain text.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,10 @@ from typing import Any, TypeAlias
 from tokenizers import Tokenizer
 
 from rewardloop.formats.control_tokens import GuardedTokenizer, can_be_forged
-from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
+from rewardloop.formats.either_layout import EitherLayout
+from rewardloop.formats.messages import TOOLS
+from rewardloop.formats.template_layout import TemplateFormat
+from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Steps, Turn
 
 Messages: TypeAlias = list[dict[str, str]]
 
@@ -50,6 +54,10 @@ class TextFormat:
         pad: Id of the padding token.
         others: Affixes of the turns of other roles that the model has, such as tool, and of a system turn that is not
             the first one, under `LATER_SYSTEM`.
+        template: The chat template, for conversations with tools, calls of them, or names, which affixes cannot
+            express; None if the model has no template that reads these. Conversations with tools or calls are then
+            refused, and names are not read.
+        steps: How a reward model reads an answer as steps; None if it reads it as a whole.
     """
 
     opening: tuple[int, ...]
@@ -60,6 +68,8 @@ class TextFormat:
     segment_ids: bool
     pad: int
     others: tuple[tuple[str, Affix], ...] = ()
+    template: TemplateFormat | None = None
+    steps: Steps | None = None
 
     @classmethod
     def for_encoder(cls, tokenizer: Tokenizer, *, segment_ids: bool = False) -> TextFormat:
@@ -178,11 +188,16 @@ class TextFormat:
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
         affixes = (self.system, self.user, self.assistant, self.response, *dict(self.others).values())
-        return (self.pad, *self.opening, *(i for affix in affixes for i in (*affix.prefix, *affix.suffix)))
+        of_affixes = (i for affix in affixes for i in (*affix.prefix, *affix.suffix))
+        more = (*(self.template.ids if self.template else ()), *((self.steps.token,) if self.steps else ()))
+        return (self.pad, *self.opening, *of_affixes, *more)
 
-    def layout(self, tokenizer: Tokenizer) -> AffixLayout:
-        """Return what lays texts out with this tokenizer."""
-        return AffixLayout(tokenizer, self)
+    def layout(self, tokenizer: Tokenizer) -> AffixLayout | EitherLayout:
+        """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
+        if self.template is None:
+            return AffixLayout(tokenizer, self)
+        by_template = self.template.layout(tokenizer)  # before affixes change the tokenizer
+        return EitherLayout(AffixLayout(tokenizer, self), by_template)
 
     def answer(self, sampled: Sequence[int]) -> list[int]:
         """Return the ids of a sampled answer that ended, without its end."""
@@ -199,11 +214,13 @@ class TextFormat:
             "segment_ids": self.segment_ids,
             "pad": self.pad,
             **({"others": {role: affix(a) for role, a in self.others}} if self.others else {}),
+            **({"template": self.template.to_json()} if self.template is not None else {}),
+            **({"steps": self.steps.to_json()} if self.steps is not None else {}),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TextFormat:
-        """Return the layout that `to_json` wrote. Raises KeyError or TypeError for a malformed mapping."""
+        """Return the layout that `to_json` wrote. Raises KeyError, TypeError or ValueError for a malformed mapping."""
 
         def affix(a: Mapping[str, Any]) -> Affix:
             return Affix(tuple(a["prefix"]), tuple(a["suffix"]))
@@ -214,12 +231,16 @@ class TextFormat:
             segment_ids=bool(data["segment_ids"]),
             pad=int(data["pad"]),
             others=tuple((str(role), affix(a)) for role, a in data.get("others", {}).items()),
+            steps=Steps.from_json(data.get("steps")),
+            template=TemplateFormat.from_json(data["template"]) if data.get("template") is not None else None,
             **affixes,
         )
 
 
 class AffixLayout:
     """Lays out conversations by the affixes of their turns. Threads may share it.
+
+    A conversation with tools or calls of them is refused. Names of speakers are not read.
 
     Args:
         tokenizer: Special tokens in a text become plain text for it from now on.
@@ -236,7 +257,7 @@ class AffixLayout:
         self._format = text_format
         self._affixes = {"system": text_format.system, "user": text_format.user, "assistant": text_format.assistant}
         self._affixes |= dict(text_format.others)
-        self.end_tokens = len(text_format.response.suffix)
+        self.end_tokens = 1 if text_format.steps else len(text_format.response.suffix)
 
     def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:
         """Return the ids of each conversation with the prefix of its answer."""
@@ -245,18 +266,24 @@ class AffixLayout:
 
     def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
         """Return a row for each response of each group."""
-        ids = self._ids(text for turns, responses in groups for text in (*(turn.content for turn in turns), *responses))
-        suffix = self._format.response.suffix
+        said = {text: self._parts(text) for _, responses in groups for text in responses}
+        contents = (turn.content for turns, _ in groups for turn in turns)
+        ids = self._ids(itertools.chain(contents, *said.values()))
+        suffix = self._format.response.suffix if self._format.steps is None else (self._format.steps.written,)
         found: list[list[Row] | RefusedConversation] = []
         for conversation, responses in groups:
             prompt = self._prompt(conversation, ids)
             if isinstance(prompt, RefusedConversation):
                 found.append(prompt)
             else:
-                found.append([Row(prompt, [*ids[text], *suffix]) for text in responses])
+                found.append([Row(prompt, [i for part in said[t] for i in (*ids[part], *suffix)]) for t in responses])
         return found
 
     completions = rows  # an answer that is read and one that is written have the same ids
+
+    def _parts(self, response: str) -> tuple[str, ...]:
+        """Return the parts of a response that each end with what the layout writes after one."""
+        return (response,) if self._format.steps is None else self._format.steps.parts(response)
 
     def _ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
         distinct = list(dict.fromkeys(texts))
@@ -270,6 +297,8 @@ class AffixLayout:
     ) -> list[int] | RefusedConversation:
         ids = [] if conversation and conversation[0].role == "system" else list(self._format.opening)
         for place, turn in enumerate(conversation):
+            if turn.tool_calls or turn.role == TOOLS:
+                return NoPlaceForTools()
             later = place > 0 and turn.role == "system" and LATER_SYSTEM in self._affixes
             affix = self._affixes.get(LATER_SYSTEM if later else turn.role)
             if affix is None:

@@ -94,6 +94,18 @@ class ChatTemplate:
         return has_parts or not (filters <= _KEEPING_FILTERS and methods <= _KEEPING_METHODS)
 
     @cached_property
+    def reads_tools(self) -> bool:
+        """Whether the template may read tools, calls of them, or names beside a turn's role and content.
+
+        Raises:
+            UnusableTemplate: The template is not valid.
+        """
+        read = {node.name for node in self._parsed.find_all(nodes.Name)}
+        read |= {node.attr for node in self._parsed.find_all(nodes.Getattr)}
+        read |= {node.value for node in self._parsed.find_all(nodes.Const) if isinstance(node.value, str)}
+        return not _OF_TOOLS.isdisjoint(read)
+
+    @cached_property
     def literals(self) -> str:
         """All text and string constants of the template, joined by NUL: what it may write of its own accord.
 
@@ -127,6 +139,7 @@ _KEEPING_FILTERS = frozenset(
 _KEEPING_METHODS = frozenset(
     ("strip", "lstrip", "rstrip", "startswith", "endswith", "items", "keys", "values", "get", "append", "find", "index")
 )
+_OF_TOOLS = frozenset(("tools", "tool_calls", "tool_call_id", "name"))
 _MOST_STEPS = 200_000  # of the loops over ranges in one rendering
 _LONGEST_PRODUCT = 100_000  # of a text or list that a template multiplies
 

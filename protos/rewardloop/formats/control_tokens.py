@@ -24,22 +24,29 @@ class ForgedControlToken(ValueError):
     """Raised when the tokenizer makes a control token of plain text, so that a caller's text could forge one."""
 
 
+class UnguardedName(ValueError):
+    """Raised for a text with the name of a control token that cannot be interrupted, because it is one character."""
+
+
 class GuardedTokenizer:
     """Encodes text in which control tokens are named by secret strings. Safe to share between threads.
 
     An added token is a control token if the tokenizer flags it as special, or if the chat template writes it and it is
-    no word. The other added tokens, such as Gemma's HTML tags, are text.
+    no word. The other added tokens, such as Gemma's HTML tags, are text. A control token that is not flagged as special
+    and that the template writes for tools alone is a tool marker: the assistant's own text may hold it, because an
+    answer that calls a tool is such a text.
 
     Args:
         tokenizer: The base's tokenizer. It is copied.
         renderings: Renderings of harmless conversations. They show which names a template writes or puts together, such
             as ``'<|' + role + '|>'``, and whether a text may be encoded in parts.
+        of_tools: Renderings of harmless conversations with tools.
     """
 
-    def __init__(self, tokenizer: Tokenizer, renderings: Sequence[str]) -> None:
-        literals = "\0".join(renderings)
+    def __init__(self, tokenizer: Tokenizer, renderings: Sequence[str], of_tools: Sequence[str] = ()) -> None:
         described = json.loads(tokenizer.to_str())
-        names = _control_tokens(described["added_tokens"], literals)
+        names = _control_tokens(described["added_tokens"], "\0".join((*renderings, *of_tools)))
+        strict = set(_control_tokens(described["added_tokens"], "\0".join(renderings)))
         salt = secrets.token_hex(8)
         self._secrets = {name: f"\U000f0000{salt}:{number}\U000f0001" for number, name in enumerate(names)}
         ids = {token["content"]: token["id"] for token in described["added_tokens"]}
@@ -54,17 +61,28 @@ class GuardedTokenizer:
         self.control_ids = frozenset(ids[name] for name in names if name != self._unknown)
         longest_first = sorted(names, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._strict = re.compile("|".join(re.escape(name) for name in longest_first if name in strict) or r"(?!)")
+        self.tool_markers = frozenset(names) - strict
+        self._all_names = "\0".join(names)
         self._beginnings = frozenset(name[:length] for name in names for length in range(1, len(name)))
         self._endings = frozenset(name[length:] for name in names for length in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
         self._first_characters = {name[0] for name in names}
         self._last_characters = {name[-1] for name in names}
         strips = any(t["lstrip"] or t["rstrip"] for t in described["added_tokens"])
-        self._is_separable = not strips and all(self._divides(text) for text in renderings)
+        self._is_separable = not strips and all(self._divides(text) for text in (*renderings, *of_tools))
 
-    def is_harmless(self, text: str) -> bool:
-        """Whether the text holds no control token's name, and no part of one at an end where it could become whole."""
-        return not (self._control.search(text) or self._could_join_after(text) or self._could_join_before(text))
+    def is_harmless(self, text: str, *, by_assistant: bool = False) -> bool:
+        """Whether the text holds no control token's name, and no part of one at an end where it could become whole.
+
+        ``by_assistant`` says that the text may hold tool markers.
+        """
+        names = self._strict if by_assistant else self._control
+        return not (names.search(text) or self._could_join_after(text) or self._could_join_before(text))
+
+    def is_within_a_name(self, text: str) -> bool:
+        """Whether the text is a part of a control token's name, which a template could complete on both sides."""
+        return bool(text) and text in self._all_names
 
     def divide(self, texts: Sequence[str]) -> tuple[str, list[str]]:
         """Divide texts into what they share and the rest of each, so that encoding both in turn gives the same ids.
@@ -84,16 +102,26 @@ class GuardedTokenizer:
             cut = found.end()
         return first[:cut], [text[cut:] for text in texts]
 
-    def mark(self, text: str, guard: str) -> str:
-        """The text with ``guard`` in every place where a control token could be read."""
-        marked = self._control.sub(lambda found: f"{found[0][0]}{guard}{found[0][1:]}", text)
-        before = guard if self._could_join_before(text) else ""
-        after = guard if self._could_join_after(text) else ""
+    def mark(self, text: str, guard: str, *, by_assistant: bool = False) -> str:
+        """The text with ``guard`` in every place where a control token could be read, but for those it may hold.
+
+        Raises:
+            UnguardedName: A control token's name is a single character.
+        """
+        names = self._strict if by_assistant else self._control
+        marked = _broken(text, names, guard)
+        is_part = self.is_within_a_name(text)
+        before = guard if is_part or self._could_join_before(text) else ""
+        after = guard if is_part or self._could_join_after(text) else ""
         return f"{before}{marked}{after}"
 
     def interrupt(self, text: str, guard: str) -> str:
-        """The text with ``guard`` after every sign, so that nothing that a template makes of it is a control token."""
-        return _SIGN.sub(lambda found: f"{found[0]}{guard}", f"{guard}{text}")
+        """The text with ``guard`` after every sign, so that nothing that a template makes of it is a control token.
+
+        Raises:
+            UnguardedName: A control token's name is a single character.
+        """
+        return _broken(_SIGN.sub(lambda found: f"{found[0]}{guard}", f"{guard}{text}"), self._control, guard)
 
     def names_in(self, rendered: str) -> list[str]:
         """Names of the control tokens in a rendered text, in order."""
@@ -192,12 +220,25 @@ def _shared_length(one: str, other: str) -> int:
     return low
 
 
+def _broken(text: str, names: re.Pattern[str], guard: str) -> str:
+    """Return the text with ``guard`` between the characters of every name, of those too that overlap others."""
+    while names.search(text):
+        broken = names.sub(lambda found: guard.join(found[0]), text)
+        if broken == text:
+            raise UnguardedName("a text holds the name of a control token of a single character")
+        text = broken
+    return text
+
+
 def _control_tokens(added: Sequence[dict[str, Any]], literals: str) -> list[str]:
-    return [
-        token["content"]
-        for token in added
-        if token["content"] and (token["special"] or (token["content"] in literals and not _is_word(token["content"])))
-    ]
+    """Return the names of control tokens. One that stands in the literals only as a part of another is none."""
+    control = set()
+    for token in sorted(added, key=lambda each: -len(each["content"])):
+        name = token["content"]
+        if name and (token["special"] or (name in literals and not _is_word(name))):
+            control.add(name)
+            literals = literals.replace(name, "\0")
+    return [token["content"] for token in added if token["content"] in control]
 
 
 def _is_word(name: str) -> bool:

@@ -5,18 +5,16 @@ The ids are those of Hugging Face's ``apply_chat_template(tokenize=True)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
 from rewardloop.formats.chat_template import ChatTemplate, RefusedByTemplate
-from rewardloop.formats.control_tokens import ForgedControlToken, GuardedTokenizer, unused_private_character
-from rewardloop.formats.text import Group, RefusedConversation, Row, Turn
-from rewardloop.formats.vocabulary import ROLES
-
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
+from rewardloop.formats.control_tokens import ForgedControlToken, unused_private_character
+from rewardloop.formats.guarded_template import Asked, GuardedTemplate, Messages, Rendered, Tools, ToolsLeftOut
+from rewardloop.formats.text import Group, NoPlaceForTools, RefusedConversation, Row, Steps, Turn
 
 KIND = "template"
 _T = TypeVar("_T")
@@ -35,6 +33,8 @@ class TemplateFormat:
             head takes it for padding; None if there is none.
         closing: What a reward model reads after a response in place of what the template writes there; None if it reads
             what the template writes.
+        steps: How a reward model reads an answer as steps; None if it reads it as a whole. Their token is an added
+            token of the tokenizer.
     """
 
     template: str
@@ -43,6 +43,7 @@ class TemplateFormat:
     ends: tuple[int, ...] = ()
     unread: int | None = None
     closing: tuple[int, ...] | None = None
+    steps: Steps | None = None
 
     @property
     def segment_ids(self) -> bool:
@@ -52,7 +53,7 @@ class TemplateFormat:
     @property
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
-        return (self.pad, *self.ends, *(self.closing or ()))
+        return (self.pad, *self.ends, *(self.closing or ()), *((self.steps.token,) if self.steps else ()))
 
     def layout(self, tokenizer: Tokenizer) -> TemplateLayout:
         """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
@@ -72,6 +73,7 @@ class TemplateFormat:
             "ends": list(self.ends),
             "unread": self.unread,
             "closing": None if self.closing is None else list(self.closing),
+            **({"steps": self.steps.to_json()} if self.steps is not None else {}),
         }
 
     @classmethod
@@ -84,15 +86,8 @@ class TemplateFormat:
             ends=tuple(map(int, _checked(data["ends"], list))),
             unread=None if data["unread"] is None else int(data["unread"]),
             closing=None if data.get("closing") is None else tuple(map(int, data["closing"])),
+            steps=Steps.from_json(data.get("steps")),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    """A rendered text, and the character in it that interrupts names of control tokens; empty if there are none."""
-
-    text: str
-    guard: str = ""
 
 
 class TemplateLayout:
@@ -111,15 +106,18 @@ class TemplateLayout:
 
     Raises:
         UnusableTemplate: The template is not valid.
+        ValueError: Steps end with a token that is no added token of the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, text_format: TemplateFormat) -> None:
         self._format = text_format
-        self._template = ChatTemplate(text_format.template, text_format.names)
-        self._guarded = GuardedTokenizer(tokenizer, _harmless_renderings(self._template))
+        step_end = _step_end(tokenizer, text_format.steps)
+        self._template = GuardedTemplate(ChatTemplate(text_format.template, text_format.names), tokenizer, step_end)
+        self._guarded = self._template.tokenizer
         after = self._after_answers()
-        self._written_after = len(after)
-        self.end_tokens = len(self._read([0, *after])) - 1
+        self._end_text = self._text_after_answers()
+        closing = text_format.closing
+        self.end_tokens = 1 if text_format.steps else len(closing or self._read([0, *after])[1:])
         self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
 
     @property
@@ -127,36 +125,44 @@ class TemplateLayout:
         """Ids that no text of a caller may have."""
         return self._guarded.control_ids
 
+    @property
+    def tool_markers(self) -> frozenset[str]:
+        """Names of the control tokens that the assistant's own text may hold."""
+        return self._guarded.tool_markers
+
     def prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | RefusedConversation]:
         """Return the ids of each conversation with what invites its answer."""
-        return self.encode([(_messages(conversation), True) for conversation in conversations])
+        return self._encoded([(Asked.of(conversation), True) for conversation in conversations])
 
     def rows(self, groups: Sequence[Group]) -> list[list[Row] | RefusedConversation]:
         """Return a row for each response of each group: the whole rendering, split where it leaves the invited one."""
         found: list[list[Row] | RefusedConversation] = [[] for _ in groups]
-        pending: list[tuple[int, list[_Rendered]]] = []
+        pending: list[tuple[int, list[Rendered]]] = []
         for place, (conversation, responses) in enumerate(groups):
+            asked = Asked.of(conversation)
             try:
-                whole = [self._render(m, invite=False) for m in _answered(conversation, responses)]
+                answered = [asked.answered(self._answer(text)) for text in responses]
+                self._template.check_tools(answered[0], invite=False)
+                whole = [self._without_end(self._template.render(each, invite=False)) for each in answered]
             except RefusedByTemplate as error:
-                found[place] = RefusedConversation(str(error))
+                found[place] = _refused(error)
                 continue
             try:
-                invited = self._render(_messages(conversation), invite=True)
+                invited = self._template.render(asked, invite=True)
             except RefusedByTemplate:
-                invited = _Rendered("")
+                invited = Rendered("")
             pending.append((place, self._divided([invited, *whole])))
         ids = iter(self._encode([part for _, parts in pending for part in parts]))
         for place, parts in pending:
             found[place] = self._rows([next(ids) for _ in parts])
         return found
 
-    def _divided(self, texts: list[_Rendered]) -> list[_Rendered]:
+    def _divided(self, texts: list[Rendered]) -> list[Rendered]:
         """Return what the texts share, and the rest of each."""
         if any(text.guard for text in texts):
-            return [_Rendered(""), *texts]
+            return [Rendered(""), *texts]
         head, rest = self._guarded.divide([text.text for text in texts])
-        return [_Rendered(head), *map(_Rendered, rest)]
+        return [Rendered(head), *map(Rendered, rest)]
 
     def _rows(self, parts: Sequence[list[int] | RefusedConversation]) -> list[Row] | RefusedConversation:
         """Join the ids of a group's parts: the shared one, the rest of the invited prompt, and of each answered one."""
@@ -169,6 +175,8 @@ class TemplateLayout:
         prompt = head + invited
         rows = []
         for tail in rest:
+            if self._format.steps is not None and self._format.steps.token not in tail:
+                return RefusedConversation("the chat template leaves the ends of an answer's steps out")
             ids = self._read(head + tail)
             shared = min(len(head) + _shared(invited, tail), len(ids) - 1)
             rows.append(Row(prompt if shared == len(prompt) else ids[:shared], ids[shared:]))
@@ -183,23 +191,30 @@ class TemplateLayout:
                 found.append(prompt)
                 continue
             try:
-                found.append([Row(prompt, self._written(conversation, text, prompt)) for text in responses])
+                asked = Asked.of(conversation)
+                found.append([Row(prompt, self._written(asked, text, prompt)) for text in responses])
             except (RefusedByTemplate, ForgedControlToken) as error:
-                found.append(RefusedConversation(str(error)))
+                found.append(_refused(error))
         return found
 
-    def encode(self, wanted: Sequence[tuple[Messages, bool]]) -> list[list[int] | RefusedConversation]:
+    def encode(
+        self, wanted: Sequence[tuple[Messages, bool]], tools: Tools = ()
+    ) -> list[list[int] | RefusedConversation]:
         """Return the ids of messages, each with a choice whether the rendering invites an answer."""
-        rendered: list[_Rendered | RefusedConversation] = []
-        for messages, invite in wanted:
-            try:
-                rendered.append(self._render(messages, invite=invite))
-            except RefusedByTemplate as error:
-                rendered.append(RefusedConversation(str(error)))
-        ids = iter(self._encode([each for each in rendered if isinstance(each, _Rendered)]))
-        return [next(ids) if isinstance(each, _Rendered) else each for each in rendered]
+        return self._encoded([(Asked(messages, tools), invite) for messages, invite in wanted])
 
-    def _encode(self, texts: Sequence[_Rendered]) -> list[list[int] | RefusedConversation]:
+    def _encoded(self, wanted: Sequence[tuple[Asked, bool]]) -> list[list[int] | RefusedConversation]:
+        rendered: list[Rendered | RefusedConversation] = []
+        for asked, invite in wanted:
+            try:
+                self._template.check_tools(asked, invite=invite)
+                rendered.append(self._template.render(asked, invite=invite))
+            except RefusedByTemplate as error:
+                rendered.append(_refused(error))
+        ids = iter(self._encode([each for each in rendered if isinstance(each, Rendered)]))
+        return [next(ids) if isinstance(each, Rendered) else each for each in rendered]
+
+    def _encode(self, texts: Sequence[Rendered]) -> list[list[int] | RefusedConversation]:
         found: list[list[int] | RefusedConversation] = [[] for _ in texts]
         plain = [place for place, text in enumerate(texts) if not text.guard]
         try:
@@ -216,35 +231,25 @@ class TemplateLayout:
                 found[place] = RefusedConversation(str(error))
         return found
 
-    def _render(self, messages: Messages, *, invite: bool, guard: str = "") -> _Rendered:
-        """Render messages; if they hold names of control tokens, these are interrupted by a guard.
+    def _without_end(self, answered: Rendered) -> Rendered:
+        """Leave out what the template writes after an answer, if something else is read in its place.
 
-        A template that rewrites texts could make a name of a harmless text. Its rendering is used only if it has the
-        same control tokens as that of interrupted texts.
-
-        Raises:
-            RefusedByTemplate: The template does not render the messages.
+        It is left out of the text, because the tokenizer may merge it with the end of the answer.
         """
-        rewrites = self._template.may_rewrite
-        if not guard and not rewrites and all(map(self._guarded.is_harmless, _texts(messages))):
-            return _Rendered(self._template.render(messages, invite=invite))
-        guard = guard or unused_private_character([self._format.template, *_texts(messages)])
-        mark = self._guarded.interrupt if rewrites else self._guarded.mark
-        marked = [_marked(message, lambda text: mark(text, guard)) for message in messages]
-        safe = self._template.render(marked, invite=invite)
-        whole = self._template.render(messages, invite=invite)
-        if self._guarded.names_in(whole) == self._guarded.names_in(safe) and self._stays_apart(messages):
-            return _Rendered(whole)
-        return _Rendered(safe, guard)
+        if self._format.closing is None or self._format.steps is not None:
+            return answered
+        return Rendered(answered.text.removesuffix(self._end_text), answered.guard)
 
-    def _stays_apart(self, messages: Messages) -> bool:
-        """Whether no text holds a part of a name at an end, where the template could make it whole."""
-        return self._template.may_rewrite or all(map(self._guarded.is_harmless, _texts(messages)))
+    def _answer(self, text: str) -> str | tuple[str, ...]:
+        return text if self._format.steps is None else self._format.steps.parts(text)
 
     def _read(self, ids: list[int]) -> list[int]:
         """Leave out what a reward model does not read at the end, or put what it reads in its place."""
+        if (steps := self._format.steps) is not None:
+            end = len(ids) - ids[::-1].index(steps.token)
+            return [steps.written if i == steps.token else i for i in ids[:end]]
         if self._format.closing is not None:
-            return [*ids[: len(ids) - self._written_after], *self._format.closing]
+            return [*ids, *self._format.closing]
         if self._format.unread is None:
             return ids
         end = len(ids)
@@ -252,16 +257,16 @@ class TemplateLayout:
             end -= 1
         return ids[:end]
 
-    def _written(self, conversation: Sequence[Turn], response: str, prompt: Sequence[int]) -> list[int]:
+    def _written(self, asked: Asked, response: str, prompt: Sequence[int]) -> list[int]:
         """Return the ids of a response that follows the prompt, with its end."""
-        asked, (answered,) = _messages(conversation), _answered(conversation, [response])
-        guard = unused_private_character([self._format.template, *_texts(answered)])
-        whole = self._render(answered, invite=False, guard=guard).text
-        invited = self._render(asked, invite=True, guard=guard).text
+        answered = asked.answered(response)
+        guard = unused_private_character([self._format.template, *(text for text, _ in answered.texts())])
+        whole = self._template.render(answered, invite=False, guard=guard).text
+        invited = self._template.render(asked, invite=True, guard=guard).text
         if whole.startswith(invited):
             rest = whole[len(invited) :]
         else:  # the template writes a past answer otherwise than it asks for one
-            rest = self._guarded.mark(response, guard)
+            rest = self._template.guarded(guard, response, "assistant")
             whole = invited + rest
         (ids,) = self._guarded.encode([whole], guard)
         shared = len(prompt)
@@ -273,11 +278,20 @@ class TemplateLayout:
 
     def _after_answers(self) -> list[int]:
         """Return the ids that the template writes after an answer."""
-        asked = Turn("user", "a")
-        first, second = self.encode([(_messages((asked, Turn("assistant", text))), False) for text in ("b", "c d")])
+        asked = Asked.of([Turn("user", "a")])
+        first, second = self._encoded([(asked.answered(text), False) for text in ("b", "c d")])
         if isinstance(first, RefusedConversation) or isinstance(second, RefusedConversation):
             return []
         return first[len(first) - _shared(first[::-1], second[::-1]) :]
+
+    def _text_after_answers(self) -> str:
+        """Return what the template writes after an answer."""
+        asked = Asked.of([Turn("user", "a")])
+        try:
+            first, second = (self._template.render(asked.answered(text), invite=False).text for text in ("b", "c d"))
+        except RefusedByTemplate:
+            return ""
+        return _shared_end(first, second)
 
 
 def _checked(value: Any, kind: type[_T]) -> _T:
@@ -286,60 +300,28 @@ def _checked(value: Any, kind: type[_T]) -> _T:
     return value
 
 
-def _messages(conversation: Sequence[Turn]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in conversation]
+def _step_end(tokenizer: Tokenizer, steps: Steps | None) -> str:
+    if steps is None:
+        return ""
+    added = tokenizer.get_added_tokens_decoder()
+    if steps.token not in added:
+        raise ValueError(f"the token {steps.token} at the end of steps is no added token of the tokenizer")
+    return added[steps.token].content
 
 
-def _answered(conversation: Sequence[Turn], responses: Sequence[str]) -> list[list[dict[str, str]]]:
-    """Return the messages of the conversation with each response."""
-    asked = _messages(conversation)
-    return [[*asked, {"role": "assistant", "content": text}] for text in responses]
+def _shared_end(one: str, other: str) -> str:
+    """Return the characters at the end that are the same."""
+    length = _shared(one[::-1], other[::-1])
+    return one[len(one) - length :]
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many ids at the start are the same."""
+def _refused(error: ValueError) -> RefusedConversation:
+    return NoPlaceForTools() if isinstance(error, ToolsLeftOut) else RefusedConversation(str(error))
+
+
+def _shared(one: Sequence[int] | str, other: Sequence[int] | str) -> int:
+    """Return how many ids or characters at the start are the same."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
     return next(i for i in range(length) if one[i] != other[i])
-
-
-def _texts(value: Any) -> Iterable[str]:
-    """Return every string in a message, without keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, Sequence):
-        for each in value:
-            yield from _texts(each)
-
-
-def _marked(message: Mapping[str, Any], mark: Callable[[str], str]) -> dict[str, Any]:
-    """Mark all texts of a message; its role is not a caller's text."""
-    return {key: value if key == "role" else _mapped(value, mark) for key, value in message.items()}
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(each, change) for key, each in value.items()}
-    if isinstance(value, Sequence):
-        return [_mapped(each, change) for each in value]
-    return value
-
-
-def _harmless_renderings(template: ChatTemplate) -> list[str]:
-    """Return renderings that show which control tokens the template puts together for each role."""
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    conversations = [said, *([{"role": role, "content": "d"}, *said] for role in ROLES)]
-    found = []
-    for conversation in conversations:
-        for invite in (False, True):
-            try:
-                found.append(template.render(conversation, invite=invite))
-            except RefusedByTemplate:
-                continue
-    return found

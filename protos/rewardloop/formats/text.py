@@ -7,28 +7,53 @@ chat template (`template_layout`). Whatever a caller writes, no text of theirs b
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from tokenizers import Tokenizer
 
-from rewardloop.v1 import common_pb2
+from rewardloop.formats.messages import TOOLS
+from rewardloop.formats.messages import Turn as Turn
+from rewardloop.formats.messages import turns as turns
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation. ``role`` is one of `rewardloop.formats.vocabulary.ROLES`."""
+class Steps:
+    """How a reward model reads an answer as steps, each of which ends with a token.
 
-    role: str
-    content: str
+    Attributes:
+        token: Id of that token, which no text gives at such a place.
+        separator: What stands between two steps in the text of an answer. It is left out.
+        is_marked: The graph combines the scores of all steps, so it must know their ends. Such an end is written as
+            -1 - ``token``.
+    """
 
+    token: int
+    separator: str
+    is_marked: bool
 
-def turns(prompt: common_pb2.Prompt) -> tuple[Turn, ...]:
-    """Return the turns of a prompt, oldest first. Plain text is one user turn."""
-    if prompt.WhichOneof("content") == "text":
-        return (Turn("user", prompt.text),)
-    return tuple(Turn(m.role, m.content) for m in prompt.conversation.messages)
+    @property
+    def written(self) -> int:
+        """What stands at the end of a step in a sequence."""
+        return -1 - self.token if self.is_marked else self.token
+
+    def parts(self, answer: str) -> tuple[str, ...]:
+        """Return the steps of an answer, at least one. Those of white space alone are left out."""
+        return tuple(part for part in answer.split(self.separator) if part.strip()) or (answer,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a manifest holds of them."""
+        return {"token": self.token, "separator": self.separator, "is_marked": self.is_marked}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> Steps | None:
+        """Return what `to_json` wrote; None for None. Raises KeyError, TypeError or ValueError for another form."""
+        if data is None:
+            return None
+        if not isinstance(data["separator"], str) or not data["separator"]:
+            raise ValueError("the separator of steps is no text")
+        return cls(int(data["token"]), data["separator"], bool(data["is_marked"]))
 
 
 # A conversation with responses to it.
@@ -37,6 +62,13 @@ Group: TypeAlias = tuple[Sequence[Turn], Sequence[str]]
 
 class RefusedConversation(ValueError):
     """Raised, or returned in place of a result, if a model's text format has no form for a conversation."""
+
+
+class NoPlaceForTools(RefusedConversation):
+    """Raised, or returned in place of a result, if a model's text format would leave out tools or calls of them."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's template has no place for tool calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +123,10 @@ class Format(Protocol):
     def ids(self) -> tuple[int, ...]:
         """The ids that stand in the format itself."""
 
+    @property
+    def steps(self) -> Steps | None:
+        """How an answer is read as steps; None if it is read as a whole."""
+
     def layout(self, tokenizer: Tokenizer) -> Layout:
         """Return what lays texts out with this tokenizer."""
 
@@ -144,8 +180,8 @@ class Encoder:
     """Turns conversations and responses into token ids. Threads may share it.
 
     A conversation that is too long loses whole turns first, the oldest before the others, each time up to the next turn
-    of the user. System turns at the start and the latest turns stay. If these alone are too long, the middle of their
-    tokens is left out.
+    of the user. Tools, system turns at the start and the latest turns stay. If these alone are too long, the middle of
+    their tokens is left out.
 
     Args:
         tokenizer: Its truncation and padding are turned off.
@@ -286,8 +322,8 @@ def _accepted(found: _T | RefusedConversation) -> _T:
 
 
 def _system_turns(conversation: Sequence[Turn]) -> int:
-    """Return how many turns at the start are the product's and not the conversation's."""
-    return next((i for i, turn in enumerate(conversation) if turn.role not in ("system", "developer")), 0)
+    """Return how many turns at the start, the list of tools included, are the product's and not the conversation's."""
+    return next((i for i, turn in enumerate(conversation) if turn.role not in (TOOLS, "system", "developer")), 0)
 
 
 def _exchanges(conversation: Sequence[Turn]) -> list[int]:

@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/common.proto\x12\rrewardloop.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x0c\x43onversation\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.rewardloop.v1.Message\"X\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x33\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ConversationH\x00\x42\t\n\x07\x63ontent\"/\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*C\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x13\n\x0fLANE_PRODUCTION\x10\x01\x12\x10\n\x0cLANE_TRAINER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/common.proto\x12\rrewardloop.v1\"y\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12+\n\ntool_calls\x18\x03 \x03(\x0b\x32\x17.rewardloop.v1.ToolCall\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"8\n\x0c\x43onversation\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.rewardloop.v1.Message\"l\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x33\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ConversationH\x00\x12\x12\n\ntools_json\x18\x03 \x03(\tB\t\n\x07\x63ontent\"/\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t*C\n\x04Lane\x12\x14\n\x10LANE_UNSPECIFIED\x10\x00\x12\x13\n\x0fLANE_PRODUCTION\x10\x01\x12\x10\n\x0cLANE_TRAINER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rewardloop.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LANE']._serialized_start=284
-  _globals['_LANE']._serialized_end=351
+  _globals['_LANE']._serialized_start=447
+  _globals['_LANE']._serialized_end=514
   _globals['_MESSAGE']._serialized_start=45
-  _globals['_MESSAGE']._serialized_end=85
-  _globals['_CONVERSATION']._serialized_start=87
-  _globals['_CONVERSATION']._serialized_end=143
-  _globals['_PROMPT']._serialized_start=145
-  _globals['_PROMPT']._serialized_end=233
-  _globals['_MODELVERSION']._serialized_start=235
-  _globals['_MODELVERSION']._serialized_end=282
+  _globals['_MESSAGE']._serialized_end=166
+  _globals['_TOOLCALL']._serialized_start=168
+  _globals['_TOOLCALL']._serialized_end=228
+  _globals['_CONVERSATION']._serialized_start=230
+  _globals['_CONVERSATION']._serialized_end=286
+  _globals['_PROMPT']._serialized_start=288
+  _globals['_PROMPT']._serialized_end=396
+  _globals['_MODELVERSION']._serialized_start=398
+  _globals['_MODELVERSION']._serialized_end=445
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rewardloop.formats.messages import tool_problems
 from rewardloop.formats.signals import signal_problems
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
@@ -19,7 +20,10 @@ _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of requests: of texts in UTF-8 bytes, of events in encoded bytes, of ids and tags in characters."""
+    """Bounds of requests: of texts in UTF-8 bytes, of events in encoded bytes, of ids and tags in characters.
+
+    ``max_text_bytes`` bounds each text, and all JSON in the tools and tool calls of a prompt together.
+    """
 
     max_text_bytes: int = 262_144
     max_responses: int = 256
@@ -40,6 +44,8 @@ def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, viola
         _check_text(prompt.text, f"{field}.text", limits, violations)
     else:
         _check_conversation(prompt.conversation.messages, f"{field}.conversation.messages", limits, violations)
+    problems = tool_problems(prompt, limits.max_text_bytes)
+    violations.extend(Violation(f"{field}.{path}", problem) for path, problem in problems)
 
 
 def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
@@ -140,7 +146,8 @@ def _check_conversation(
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             violations.append(Violation(f"{field}[{i}].role", f"not one of {', '.join(ROLES)}"))
-        _check_text(message.content, f"{field}[{i}].content", limits, violations)
+        if not message.tool_calls or (message.content and not message.content.isspace()):
+            _check_text(message.content, f"{field}[{i}].content", limits, violations)
     if messages[-1].role == "assistant":
         violations.append(Violation(f"{field}[{len(messages) - 1}].role", "the last message is the assistant's"))
 

@@ -390,8 +390,6 @@ DECODERS = (
         "chatml",
         "jhu-clsp/ettin-decoder-400m",
         {**_SIZES, "local_attention": WINDOW, "layer_types": ["full_attention", "sliding_attention"]},
-        reward="has layers that are not known",
-        why="its classifier has layers between the trunk and the score, of which only encoders' are read",
     ),
     _decoder(
         "Llama with dynamic NTK",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rewardloop.formats.messages import content_text
+from rewardloop.formats.messages import Turn, content_text
 from rewardloop_client import InvalidRequest
 from rewardloop_client._convert import prompt_pb
 from rewardloop_data.rows import RowError, turns_of
@@ -18,7 +18,7 @@ IMAGE = [{"type": "text", "text": "Look: "}, {"type": "image_url", "image_url": 
 def test_parts_of_text_are_joined() -> None:
     assert content_text("a") == "a"
     assert content_text(PARTS) == "Look: here."
-    assert turns_of("prompt", [{"role": "user", "content": PARTS}]) == (("user", "Look: here."),)
+    assert turns_of("prompt", [{"role": "user", "content": PARTS}]) == (Turn("user", "Look: here."),)
     (message,) = prompt_pb([{"role": "user", "content": PARTS}]).conversation.messages
     assert message.content == "Look: here."
 
@@ -35,4 +35,4 @@ def test_what_is_no_text_is_refused_by_name(content: Any) -> None:
 @pytest.mark.parametrize("role", ["developer", "tool"])
 def test_rows_may_have_turns_of_the_product_and_of_tools(role: str) -> None:
     said = [{"role": role, "content": "4"}, {"role": "user", "content": "?"}]
-    assert turns_of("prompt", said) == ((role, "4"), ("user", "?"))
+    assert turns_of("prompt", said) == (Turn(role, "4"), Turn("user", "?"))

@@ -300,3 +300,65 @@ def test_a_manifest_with_other_types_is_refused(change: dict[str, Any]) -> None:
     assert TemplateFormat.from_json(data).ends == (1,)
     with pytest.raises(TypeError):
         TemplateFormat.from_json(data | change)
+
+
+@pytest.mark.parametrize(
+    ("special", "text"),
+    [
+        ([], ["im_end", "im_"]),
+        (["<|im_end|><|im_start|>", "<|im_end|>\n"], []),
+        (["<|im_end|", "<|im"], []),
+        (["|><|"], ["<|"]),
+        (["STOP"], []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["chatml", "reasoning"])
+def test_added_tokens_that_overlap_cannot_be_forged(kind: str, special: list[str], text: list[str]) -> None:
+    base = chat_base(kind)
+    tokenizer = base.hugging_face().backend_tokenizer
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([AddedToken(each, special=False, normalized=False) for each in text])
+    changed = ChatBase(tokenizer, base.template, base.bos, base.eos)
+    layout = layout_of(changed)
+    honest = [user("hello x"), assistant("fox y")]
+    assert ours(layout, honest, invite=False) == theirs(changed, honest, invite=False)
+    names = ["<|im_start|>", "<|im_end|>", *special, *text]
+    chance = random.Random(kind)
+
+    def content() -> str:
+        pieces = []
+        for _ in range(chance.randint(1, 5)):
+            name = chance.choice(names)
+            cut = chance.randint(0, len(name))
+            pieces.append(chance.choice([name, name[:cut], name[cut:], "fox", "\n"]))
+        return chance.choice(["", " "]).join(pieces) or "x"
+
+    expected = control(layout, ours(layout, honest, invite=False))
+    for _ in range(200):
+        forged = [user(content()), assistant(content())]
+        assert control(layout, ours(layout, forged, invite=False)) == expected, forged
+
+
+def test_a_control_token_of_one_character_is_refused_in_texts() -> None:
+    base = chat_base("chatml")
+    tokenizer = base.hugging_face().backend_tokenizer
+    tokenizer.add_special_tokens(["§"])
+    layout = TemplateFormat(base.template).layout(tokenizer)
+    (refused, read) = layout.encode([([user("a § b")], True), ([user("a b")], True)])
+    assert isinstance(refused, RefusedConversation)
+    assert isinstance(read, list)
+
+
+def test_what_is_read_after_an_answer_stands_after_the_whole_answer_if_the_templates_end_would_merge() -> None:
+    base = chat_base("chatml")
+    found = base.hugging_face()
+    source = base.template.replace("'<|im_end|>' + '\\n'", "'\\n'")
+    assert source != base.template
+    closing = found.convert_tokens_to_ids("<|endoftext|>")
+    layout = TemplateFormat(source, closing=(closing,)).layout(found.backend_tokenizer)
+    for answer in ("fox", "fox\n", "fox\n\n"):  # two line breaks are one token, the second of which is the template's
+        (rows,) = layout.rows([((Turn("user", "a"),), [answer])])
+        assert isinstance(rows, list)
+        whole = [i for row in rows for i in (*row.prompt, *row.response)]
+        assert whole[-1] == closing
+        assert found.decode(whole[:-1]).endswith(f"assistant\n{answer}")

@@ -46,6 +46,24 @@ def event(**changes: object) -> Event:
     return Event(**merged)  # type: ignore[arg-type]
 
 
+def calling(**call: str) -> common_pb2.Prompt:
+    called = common_pb2.Message(role="assistant", tool_calls=[common_pb2.ToolCall(**({"name": "f"} | call))])
+    told = common_pb2.Message(role="tool", content="1", tool_call_id="c")
+    user = common_pb2.Message(role="user", content="hi")
+    return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=[user, called, told]))
+
+
+def test_tool_calls_and_tools_are_checked_with_the_prompt() -> None:
+    validate_score(reward_pb2.ScoreRequest(prompt=calling(arguments_json='{"a": 1}'), responses=["a"]), LIMITS)
+    field = "prompt.conversation.messages[1].tool_calls[0].arguments_json"
+    assert score_fields(calling(arguments_json="[1]"), ["a"]) == [field]
+    many = common_pb2.Prompt(text="hi", tools_json=['{"name": "f", "description": "%s"}' % ("x" * 40)] * 2)
+    assert score_fields(many, ["a"]) == ["prompt.tools_json"]
+    assert event_fields(prompt=calling(name="")) == ["prompt.conversation.messages[1].tool_calls[0].name"]
+    silent = conversation(("user", "hi"), ("assistant", ""), ("user", "and?"))
+    assert score_fields(silent, ["a"]) == ["prompt.conversation.messages[1].content"]
+
+
 def event_fields(**changes: object) -> list[str]:
     return fields_of(lambda: validate_event(event(**changes), LIMITS))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from google.protobuf.message import DecodeError
 
 from rewardloop.formats import keys
+from rewardloop.formats.messages import tool_problems
 from rewardloop.formats.signals import signal_problems
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2
@@ -36,6 +37,8 @@ def decode(stream_id: str, fields: Mapping[bytes, bytes]) -> Recorded:
         raise InvalidEntry("no event_id")
     if not _is_complete(event.prompt):
         raise InvalidEntry("no prompt, or one with an empty or unknown turn")
+    for field, problem in tool_problems(event.prompt):
+        raise InvalidEntry(f"prompt.{field}: {problem}")
     if not event.responses or not all(event.responses):
         raise InvalidEntry("no responses, or an empty one")
     for field, problem in signal_problems(event, event.responses):
@@ -53,4 +56,4 @@ def _is_complete(prompt: common_pb2.Prompt) -> bool:
     if prompt.WhichOneof("content") == "text":
         return bool(prompt.text)
     messages = prompt.conversation.messages
-    return bool(messages) and all(m.content and m.role in ROLES for m in messages)
+    return bool(messages) and all((m.content or m.tool_calls) and m.role in ROLES for m in messages)

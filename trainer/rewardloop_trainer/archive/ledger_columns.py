@@ -9,17 +9,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from rewardloop.formats.text import turns
+from rewardloop.formats.messages import ToolCall, Turn, prompt_of, tools_of, turns
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 
 _TIME = pa.timestamp("us", tz="UTC")
+
+# A turn. What follows its content is null in turns without it, and in segments that are older than these fields.
+_CALL = pa.struct([("id", pa.string()), ("name", pa.string()), ("arguments_json", pa.string())])
+_TURN = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("tool_calls", pa.list_(_CALL)),
+        ("name", pa.string()),
+        ("tool_call_id", pa.string()),
+    ]
+)
 
 SCHEMA = pa.schema(
     [
         pa.field("stream_id", pa.string(), nullable=False),
         pa.field("event_id", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
-        pa.field("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False),
+        pa.field("prompt", pa.list_(_TURN), nullable=False),
+        pa.field("tools", pa.list_(pa.string())),  # JSON schemas of the functions that may be called
         pa.field("responses", pa.list_(pa.string()), nullable=False),
         # The kind decides which of the following columns are set. Indices count the responses from 0.
         pa.field("chosen", pa.int32()),
@@ -105,6 +118,10 @@ def whole(table: pa.Table) -> pa.Table:
     Raises:
         ValueError: If a column that must not be null is missing.
     """
+    if "prompt" in table.column_names:
+        table = table.set_column(
+            table.column_names.index("prompt"), SCHEMA.field("prompt"), _whole_turns(table["prompt"])
+        )
     for field in SCHEMA:
         if field.name not in table.column_names and field.nullable:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
@@ -127,7 +144,8 @@ def _values(row: Recorded) -> dict[str, Any]:
         "stream_id": row.stream_id,
         "event_id": event.event_id,
         "kind": kind,
-        "prompt": [{"role": turn.role, "content": turn.content} for turn in turns(event.prompt)],
+        "prompt": [_row_of(turn) for turn in tools_of(turns(event.prompt))[1]],
+        "tools": list(event.prompt.tools_json) or None,
         "responses": list(event.responses),
         "annotator_id": event.annotator_id or None,
         "source": feedback_pb2.Source.Name(event.source or feedback_pb2.SOURCE_HUMAN).removeprefix("SOURCE_").lower(),
@@ -164,7 +182,7 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
     event = feedback_pb2.FeedbackEvent(
         event_id=columns["event_id"][i],
         generation_id=columns["generation_id"][i],
-        prompt=_prompt(columns["prompt"][i]),
+        prompt=_prompt(columns["prompt"][i], columns["tools"][i]),
         responses=columns["responses"][i],
         annotator_id=columns["annotator_id"][i],
         source=f"SOURCE_{columns['source'][i].upper()}",
@@ -203,16 +221,40 @@ def _set_shown(shown: feedback_pb2.Shown, columns: Mapping[str, Sequence[Any]], 
         shown.chosen.reward_version.version = columns["reward_version"][i] or ""
 
 
-def _prompt(said: Iterable[tuple[str, str]]) -> common_pb2.Prompt:
-    said = list(said)
-    if len(said) == 1 and said[0][0] == "user":
-        return common_pb2.Prompt(text=said[0][1])  # a text prompt is one user turn, by the contract
-    messages = [common_pb2.Message(role=role, content=content) for role, content in said]
-    return common_pb2.Prompt(conversation=common_pb2.Conversation(messages=messages))
+def _row_of(turn: Turn) -> dict[str, Any]:
+    calls = [{"id": call.id, "name": call.name, "arguments_json": call.arguments} for call in turn.tool_calls]
+    return {
+        "role": turn.role,
+        "content": turn.content,
+        "tool_calls": calls or None,
+        "name": turn.name or None,
+        "tool_call_id": turn.tool_call_id or None,
+    }
+
+
+def _prompt(said: Iterable[Turn], tools: Sequence[str] | None) -> common_pb2.Prompt:
+    prompt = prompt_of(said)  # a text prompt is one user turn, by the contract
+    prompt.tools_json.extend(tools or ())
+    return prompt
+
+
+def _whole_turns(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bring a segment's turns into `SCHEMA`. A field that did not exist when it was written becomes null."""
+    if prompts.type == pa.list_(_TURN):
+        return prompts
+    chunks = []
+    for chunk in prompts.chunks:
+        flat = chunk.flatten()
+        known = {flat.type.field(i).name: flat.field(i) for i in range(flat.type.num_fields)}
+        fields = [known.get(field.name, pa.nulls(len(flat), field.type)).cast(field.type) for field in _TURN]
+        turns_ = pa.StructArray.from_arrays(fields, fields=list(_TURN))
+        starts = pa.array([offset - chunk.offsets[0].as_py() for offset in chunk.offsets.to_pylist()], pa.int32())
+        chunks.append(pa.ListArray.from_arrays(starts, turns_))
+    return pa.chunked_array(chunks, pa.list_(_TURN))
 
 
 def _python(column: pa.Array) -> list[Any]:
-    """Return a column's Python values, with turns as (role, content) pairs and times as microseconds.
+    """Return a column's Python values, with turns as `Turn` and times as microseconds.
 
     This is several times faster than pyarrow's dicts and datetimes.
     """
@@ -220,7 +262,19 @@ def _python(column: pa.Array) -> list[Any]:
         return list(column.cast(pa.int64()).to_pylist())
     if column.type == SCHEMA.field("prompt").type:
         flat = column.flatten()
-        pairs = list(zip(flat.field(0).to_pylist(), flat.field(1).to_pylist(), strict=True))
+        roles, contents = flat.field(0).to_pylist(), flat.field(1).to_pylist()
+        if flat.field(2).null_count == flat.field(3).null_count == flat.field(4).null_count == len(flat):
+            said = list(map(Turn, roles, contents))
+        else:
+            more = (flat.field(i).to_pylist() for i in (2, 3, 4))
+            said = [
+                Turn(role, content, tuple(map(_call, calls or ())), name or "", call_id or "")
+                for role, content, calls, name, call_id in zip(roles, contents, *more, strict=True)
+            ]
         ends = column.offsets.to_pylist()
-        return [pairs[start - ends[0] : end - ends[0]] for start, end in pairwise(ends)]
+        return [said[start - ends[0] : end - ends[0]] for start, end in pairwise(ends)]
     return list(column.to_pylist())
+
+
+def _call(call: Mapping[str, str | None]) -> ToolCall:
+    return ToolCall(call["name"] or "", call["arguments_json"] or "{}", call["id"] or "")

@@ -115,7 +115,8 @@ def _reads_texts(text_format: TextFormat | TemplateFormat, tokenizer: Any) -> bo
 
 def _compared(check: LayoutCheck) -> str:
     refused = f", and both refuse {', '.join(check.refused)}" if check.refused else ""
-    return f"{check.equal} probes have the ids that the base's tokenizer gives them{refused}"
+    without = f", and the template has no place for {', '.join(check.no_place)}" if check.no_place else ""
+    return f"{check.equal} probes have the ids that the base's tokenizer gives them{refused}{without}"
 
 
 def _of_template(
@@ -135,6 +136,9 @@ def _of_template(
             affixes = TextFormat.from_chat_template(copy_of(tokenizer), render, eos_id=eos_id, pad_id=pad_id)
             if use == "read":
                 affixes = replace(affixes, response=Affix(affixes.response.prefix, affixes.assistant.suffix))
+            if ChatTemplate(source).reads_tools:
+                template = _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread)
+                affixes = replace(affixes, template=template)
             yield _without_unread(affixes, unread), "affixes"
     except UnusableTemplate as error:
         raise UnusableBase(str(error)) from error

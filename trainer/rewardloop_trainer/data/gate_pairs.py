@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rewardloop.formats.text import Turn
 from rewardloop_data.rows import RowError, text_of, turns_of
 from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Pair
@@ -18,7 +17,7 @@ class CorruptPairs(ValueError):
 def read_pairs(path: Path) -> list[Pair]:
     """Read rows ``{"prompt", "chosen", "rejected"}`` from JSONL (plain or gzipped) or Parquet.
 
-    A prompt is a text or a list of ``{"role", "content"}``. Pairs of equal texts are left out.
+    A prompt is a text or a list of messages; ``tools`` beside it are its tools. Pairs of equal texts are left out.
 
     Raises:
         CorruptPairs: The file cannot be read, or a row has another form.
@@ -29,7 +28,7 @@ def read_pairs(path: Path) -> list[Pair]:
         for line in SourceFile.of(path).lines():
             number = line.number
             row: Any = line.value()
-            prompt = tuple(Turn(role, content) for role, content in turns_of("prompt", row["prompt"]))
+            prompt = turns_of("prompt", row["prompt"], row.get("tools"))
             pair = Pair(prompt, text_of("chosen", row["chosen"]), text_of("rejected", row["rejected"]))
             if pair.chosen != pair.rejected:
                 pairs.append(pair)

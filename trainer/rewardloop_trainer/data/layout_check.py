@@ -8,7 +8,10 @@ from typing import Any, Literal, TypeAlias
 
 from tokenizers import Tokenizer
 
-from rewardloop.formats.text import Encoder, Format, RefusedConversation, Turn
+from rewardloop.formats.chat_template import ChatTemplate
+from rewardloop.formats.messages import message_of, tools_of
+from rewardloop.formats.text import Encoder, Format, NoPlaceForTools, RefusedConversation, Row, Turn
+from rewardloop_trainer.data.layout_probes import PROBES, TOOL_PROBES
 
 # Whether texts are read by a reward model or written by a policy.
 Use: TypeAlias = Literal["read", "write"]
@@ -16,50 +19,6 @@ Use: TypeAlias = Literal["read", "write"]
 _UNBOUNDED = 1_000_000
 _SHOWN = 3  # tokens on each side of a difference
 _QUIET = {"verbose": False}  # no warning that a probe is longer than the model reads
-_LONG = "A paragraph of several words, repeated until it is long. " * 60
-_CODE = "def f(x):\n\tif x:\n        return {'a': [1, 2]}\n\n\n    # done\n"
-_UNICODE = "Grüße, 日本語 \u00a0🙂 e\u0301 \u200dשלום"
-_DIALOGUES: dict[str, tuple[tuple[str, str], ...]] = {
-    "single turn": (("user", "Why is the sky blue?"), ("assistant", "Light scatters.")),
-    "several turns": (
-        ("user", "Hello."),
-        ("assistant", "Good morning!"),
-        ("user", "And now?"),
-        ("assistant", "It is noon."),
-    ),
-    "system": (("system", "Be brief."), ("user", "Why?"), ("assistant", "Because.")),
-    "system and several turns": (
-        ("system", "Be brief."),
-        ("user", "Why?"),
-        ("assistant", "Because."),
-        ("user", "Really?"),
-        ("assistant", "Yes."),
-    ),
-    "empty system": (("system", ""), ("user", "Why?"), ("assistant", "Because.")),
-    "outer white space": (("user", "  Why? \n"), ("assistant", " Because.  \n")),
-    "newlines first": (("user", "\n\nWhy?"), ("assistant", "\nBecause.")),
-    "unicode": (("user", _UNICODE), ("assistant", _UNICODE[::-1])),
-    "code": (("user", f"Explain:\n{_CODE}"), ("assistant", f"```python\n{_CODE}```")),
-    "developer": (("developer", "Be brief."), ("user", "Why?"), ("assistant", "Because.")),
-    "system later": (
-        ("user", "Hello."),
-        ("assistant", "Hi."),
-        ("system", "Be brief."),
-        ("user", "Why?"),
-        ("assistant", "Because."),
-    ),
-    "two system turns": (("system", "Be brief."), ("system", "Be kind."), ("user", "Why?"), ("assistant", "Because.")),
-    "reasoning": (
-        ("user", "2 + 2?"),
-        ("assistant", "<think>\nIt is easy.\n</think>\n\nFour."),
-        ("user", "And 3 + 3?"),
-        ("assistant", "<think>\nEasy too.\n</think>\n\nSix."),
-    ),
-    "many turns": tuple((role, f"Turn {i}.") for i in range(6) for role in ("user", "assistant")),
-    "two tools": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("tool", "four"), ("assistant", "Four.")),
-    "tool": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("assistant", "Four.")),
-    "long": (("user", _LONG), ("assistant", _LONG)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +28,14 @@ class LayoutCheck:
     Attributes:
         equal: Number of probes with the same ids, before the first one that differs.
         refused: Names of the probes that both the template and the layout refuse.
+        no_place: Names of the probes whose tools or calls the template leaves out, which the layout refuses.
         difference: The first probe that differs, where, and the tokens of both sides; empty if none does.
     """
 
     equal: int
     refused: tuple[str, ...]
     difference: str
+    no_place: tuple[str, ...] = ()
 
 
 def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: int | None = None) -> LayoutCheck:
@@ -92,10 +53,15 @@ def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: in
     layout = text_format.layout(copy_of(tokenizer))
     equal = 0
     refused: list[str] = []
-    for name, dialogue in _DIALOGUES.items():
-        *before, answer = (Turn(role, content) for role, content in dialogue)
+    no_place: list[str] = []
+    reads_tools = ChatTemplate(str(tokenizer.get_chat_template())).reads_tools
+    for name, dialogue in (PROBES | TOOL_PROBES if reads_tools else PROBES).items():
+        *before, answer = dialogue
         (found,) = (layout.rows if use == "read" else layout.completions)([(before, [answer.content])])
         theirs = _by_template(tokenizer, dialogue, invite=False)
+        if isinstance(found, NoPlaceForTools):
+            no_place.append(name)
+            continue
         if theirs is None:
             if not isinstance(found, RefusedConversation):
                 return LayoutCheck(
@@ -106,19 +72,27 @@ def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: in
         if isinstance(found, RefusedConversation):
             return LayoutCheck(equal, tuple(refused), f"probe {name!r}: {found}")
         (row,) = found
-        ours = [*row.prompt, *row.response]
-        if use == "read":
-            ours, theirs = _without_end(ours, unread), _without_end(theirs, unread)
-        else:
-            asked = _by_template(tokenizer, dialogue[:-1], invite=True)
-            if asked is None or theirs[: len(asked)] != asked:  # the template writes a past answer otherwise
-                ours, theirs = list(row.prompt), asked or []
-            elif theirs[: len(ours)] == ours or theirs == ours[:-1]:  # a template may leave the end out
-                ours = theirs
+        asked = None if use == "read" else _by_template(tokenizer, before, invite=True)
+        ours, theirs = _comparable(row, theirs, asked, use, unread)
         if difference := _difference(tokenizer, name, ours, theirs):
             return LayoutCheck(equal, tuple(refused), difference)
         equal += 1
-    return LayoutCheck(equal, tuple(refused), "" if equal else "the chat template refuses every probe")
+    none = "" if equal else "the chat template refuses every probe"
+    return LayoutCheck(equal, tuple(refused), none, tuple(no_place))
+
+
+def _comparable(
+    row: Row, theirs: list[int], asked: list[int] | None, use: Use, unread: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the parts of our ids and of the template's that must be equal."""
+    ours = [*row.prompt, *row.response]
+    if use == "read":
+        return _without_end(ours, unread), _without_end(theirs, unread)
+    if asked is None or theirs[: len(asked)] != asked:  # the template writes a past answer otherwise
+        return list(row.prompt), asked or []
+    if theirs[: len(ours)] == ours or theirs == ours[:-1]:  # a template may leave the end out
+        return ours, ours
+    return ours, theirs
 
 
 def check_pairs(tokenizer: Any, text_format: Format, *, has_segments: bool) -> LayoutCheck:
@@ -131,10 +105,10 @@ def check_pairs(tokenizer: Any, text_format: Format, *, has_segments: bool) -> L
     """
     encoder = Encoder(copy_of(tokenizer), text_format, _UNBOUNDED)
     equal = 0
-    for name, dialogue in _DIALOGUES.items():
+    for name, dialogue in PROBES.items():
         if len(dialogue) != 2:
             continue
-        (_, prompt), (_, response) = dialogue
+        prompt, response = (turn.content for turn in dialogue)
         ours = encoder.pair([Turn("user", prompt)], response)
         theirs = tokenizer(prompt, response, **_QUIET)
         difference = _difference(tokenizer, name, ours.ids, list(theirs["input_ids"]))
@@ -152,13 +126,18 @@ def copy_of(tokenizer: Any) -> Tokenizer:
     return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
 
 
-def _by_template(tokenizer: Any, dialogue: Sequence[tuple[str, str]], *, invite: bool) -> list[int] | None:
+def _by_template(tokenizer: Any, dialogue: Sequence[Turn], *, invite: bool) -> list[int] | None:
     """Return the ids that `apply_chat_template` gives a dialogue; None if the template refuses it."""
-    messages = [{"role": role, "content": content} for role, content in dialogue]
+    tools, said = tools_of(dialogue)
     try:
         return list(
             tokenizer.apply_chat_template(
-                messages, add_generation_prompt=invite, tokenize=True, return_dict=False, tokenizer_kwargs=_QUIET
+                [message_of(turn) for turn in said],
+                tools=tools or None,
+                add_generation_prompt=invite,
+                tokenize=True,
+                return_dict=False,
+                tokenizer_kwargs=_QUIET,
             )
         )
     except Exception:  # a template is code: it may fail in any way that Jinja2 and Python have

@@ -16,8 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardloop.formats.text import Turn
-from rewardloop_data.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, turns_of
+from rewardloop_data.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, tools_in, turns_of
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.preferences import (
     Labelled,
@@ -108,22 +107,22 @@ def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
             raise RowError("prefers no response")
         return records[0].prompt, records
     if "prompt" in row:
-        return _prompt(turns_of("prompt", row["prompt"])), []
+        return _prompt(turns_of("prompt", row["prompt"], row.get("tools"))), []
     messages = row.get("messages")
     if not isinstance(messages, list):
         raise RowError("has neither prompt nor messages")
     turns = messages_of("messages", messages)
-    said = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+    said = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     turns = turns[: said[-1]] if said else turns
     if not turns:
         raise RowError("messages: begins with the assistant's only turn")
-    return _prompt(turns), []
+    return _prompt((*tools_in(row), *turns)), []
 
 
 def _prompt(turns: Turns) -> Prompt:
     try:
-        for _, content in turns:
-            content.encode("utf-8")
+        for turn in turns:
+            turn.content.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowError("holds text that is not valid Unicode (a lone surrogate)") from error
-    return tuple(Turn(role, content) for role, content in turns)
+    return turns

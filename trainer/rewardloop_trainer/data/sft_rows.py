@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from rewardloop.formats.text import Turn
-from rewardloop_data.rows import Json, RowError, completion_of, kind_of, messages_of, turns_of
+from rewardloop_data.rows import Json, RowError, Turns, completion_of, kind_of, messages_of, tools_in, turns_of
 from rewardloop_data.side_files import Rejection
 from rewardloop_data.source_file import Line
 from rewardloop_trainer.data.dialogues import Dialogue
@@ -43,23 +42,29 @@ def dialogue_of(row: Json, learn: Literal["all", "last"]) -> Dialogue:
     if messages is None:
         if row.get("prompt") is None or row.get("completion") is None:
             raise RowError("has neither prompt and completion nor messages")
-        prompt = turns_of("prompt", row["prompt"])
+        prompt = turns_of("prompt", row["prompt"], row.get("tools"))
         text = completion_of("completion", row["completion"], prompt)
-        return Dialogue.answered(_turns(prompt), _unicode(text))
+        return Dialogue.answered(_checked(prompt), _unicode(text))
     if not isinstance(messages, list):
         raise RowError(f"messages: is {kind_of(messages)}, not a list")
-    turns = _turns(messages_of("messages", messages))
+    turns = _checked(messages_of("messages", messages))
     if turns[-1].role != "assistant":
         raise RowError(f"messages: ends with the {turns[-1].role}'s turn, not the assistant's")
     if turns[0].role == "assistant":
         raise RowError("messages: begins with the assistant's turn")
     if any(turn.role == "system" for turn in turns[1:]):
         raise RowError("messages: has a system turn that is not the first")
-    return Dialogue(turns, 0 if learn == "all" else len(turns) - 1)
+    first = 0 if learn == "all" else len(turns) - 1
+    if calls := [i for i, turn in enumerate(turns) if turn.tool_calls and i >= first]:
+        raise RowError(f"messages[{calls[0]}]: calls a tool, and only the text of a turn can be learned")
+    tools = tools_in(row)
+    return Dialogue((*tools, *turns), first + len(tools))
 
 
-def _turns(pairs: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
-    return tuple(Turn(role, _unicode(content)) for role, content in pairs)
+def _checked(turns: Turns) -> Turns:
+    for turn in turns:
+        _unicode(turn.content)
+    return turns
 
 
 def _unicode(text: str) -> str:

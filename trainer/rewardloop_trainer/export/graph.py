@@ -286,6 +286,8 @@ def _architecture(model: RewardModel, segment_ids: bool, adapters: Sequence[str]
         "opset": OPSET,
         "torch": torch.__version__,
     }
+    if model.steps is not None:
+        parts["steps"] = [model.steps, "probabilities" if model.has_probabilities else "logits"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

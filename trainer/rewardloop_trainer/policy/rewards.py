@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rewardloop.formats.messages import prompt_of
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
 from rewardloop_trainer.data.preferences import Prompt
 
@@ -70,7 +71,7 @@ def score_groups(
         on_batch()
         groups = [
             ScoreGroup(
-                [{"role": turn.role, "content": turn.content} for turn in prompts[i]],
+                prompt_of(prompts[i]),
                 [responses[i][j] for j in kept],
                 pin_version=version,
             )

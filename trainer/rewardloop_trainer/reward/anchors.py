@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeAlias
 
 import structlog
 
-from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
+from rewardloop.formats.messages import MessageError, message_of, turn_of
+from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
 from rewardloop_data.rows import RowError
 from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Prompt, Record
@@ -165,11 +166,11 @@ def read_anchors(path: Path) -> tuple[Anchor, ...]:
         for line in SourceFile.of(path).lines():
             number = line.number
             row: Any = line.value()
-            prompt = tuple(Turn(str(t["role"]), str(t["content"])) for t in row["prompt"])
+            prompt = tuple(map(turn_of, row["prompt"]))
             anchors.append(Anchor(prompt, str(row["response"])))
     except UnreadableFile as error:
         raise CorruptAnchors(str(error)) from error
-    except (RowError, KeyError, TypeError) as error:
+    except (RowError, MessageError, AttributeError, KeyError, TypeError) as error:
         raise CorruptAnchors(f"{path}, row {number}: {error}") from error
     return tuple(anchors)
 
@@ -186,10 +187,7 @@ def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
 
 
 def _to_jsonl(anchors: Iterable[Anchor]) -> str:
-    rows = [
-        {"prompt": [{"role": t.role, "content": t.content} for t in anchor.prompt], "response": anchor.response}
-        for anchor in anchors
-    ]
+    rows = [{"prompt": [message_of(t) for t in anchor.prompt], "response": anchor.response} for anchor in anchors]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -15,9 +15,17 @@ from rewardloop_trainer.reward.base_model import load_complete, load_trunk, some
 from rewardloop_trainer.reward.heads.by_tensors import QWEN_SCORES, QWEN_STEPS, read_head
 from rewardloop_trainer.reward.heads.choice import HeadChoice, parse_weights
 from rewardloop_trainer.reward.heads.labels import label_sum
-from rewardloop_trainer.reward.heads.neck import ClassifierNeck
+from rewardloop_trainer.reward.heads.neck import ClassifierNeck, StateNeck
 from rewardloop_trainer.reward.heads.remote_code import RemoteModel, remote_class
-from rewardloop_trainer.reward.heads.start import OFFER, HeadStart, folded, head_note, labels_of, random_ids
+from rewardloop_trainer.reward.heads.start import (
+    OFFER,
+    HeadStart,
+    check_step_labels,
+    folded,
+    head_note,
+    labels_of,
+    random_ids,
+)
 from rewardloop_trainer.reward.heads.tensors import last_rows, value_head_names
 
 
@@ -88,13 +96,10 @@ def _check_steps(base: str, decodes: bool, choice: HeadChoice) -> None:
             f"{base}: a token classifier, whose score.weight scores every token: --step-scores last --step-token TOKEN "
             f"reads its last step; {OFFER}"
         )
-    if choice.step_scores != "last":
-        raise UnusableBase(
-            f"{base}: --step-scores {choice.step_scores} is not exported, because the graph reads one token of each "
-            "response: use --step-scores last, and score the steps as responses of their own to combine them"
-        )
     if not choice.step_token:
-        raise UnusableBase(f"{base}: --step-scores last needs --step-token, the token at which a step is scored")
+        raise UnusableBase(
+            f"{base}: --step-scores {choice.step_scores} needs --step-token, the token at which a step is scored"
+        )
 
 
 def _load_classifier(
@@ -127,6 +132,7 @@ def _load_classifier(
             f"{base}: its two labels are no alternatives (problem_type {problem}), and which sum is the score is "
             f"not known: --label-weights NAME=WEIGHT,... says it; {OFFER}"
         )
+    check_step_labels(base, count, choice)
     labels = label_sum(base, labels_of(whole.config, count), parse_weights(choice.label_weights))
     path = _last_layer(base, whole, sequences[0])
     last = whole.get_submodule(path)
@@ -139,13 +145,16 @@ def _load_classifier(
             found = [each[0, -1] if reads_end else each[0] for each in outputs]
         logits = tuple(float(summed @ each.float()) for each in found)
     _drop_unread_pooler(whole, sequences[0])
-    neck = None if decodes else ClassifierNeck(whole, path)
-    if decodes and (more := sorted(_names_outside(whole, whole.base_model) - {f"{path}.weight", f"{path}.bias"})):
+    neck = StateNeck.of(whole, path) if decodes else ClassifierNeck(whole, path)
+    known = {f"{path}.weight", f"{path}.bias"}
+    if isinstance(neck, StateNeck):
+        known |= {f"{neck.path}.{name}" for name, _ in neck.module.named_parameters()}
+    if decodes and (more := sorted(_names_outside(whole, whole.base_model) - known)):
         raise UnusableBase(f"{base}: {type(whole).__name__} has layers that are not known: {some_of(more)}; {OFFER}")
     pad = whole.config.get_text_config().pad_token_id
     skips = not reads_end if remote is None else remote.skips(sequences[0], pad, len(summed))
     weight, bias = folded(last.weight, last.bias, summed)
-    return trunk, HeadStart(weight, bias, neck, sequences, logits, skips, head_note(labels.note, choice))
+    return trunk, HeadStart(weight, bias, neck, sequences, logits, skips, head_note(labels.note, choice), count)
 
 
 def _last_layer(base: str, whole: Any, ids: Tensor) -> str:

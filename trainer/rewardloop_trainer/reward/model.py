@@ -17,6 +17,7 @@ from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_co
 from rewardloop_trainer.reward.decoder_rows import states_at
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.heads.neck import ClassifierNeck, Neck, load_neck, neck_weights, save_neck
+from rewardloop_trainer.reward.heads.step_scores import STEP_RULES, StepRule, combined, split_marks
 from rewardloop_trainer.reward.row_check import check_padding, check_rows
 
 # "classifier": as the sequence classifier does whose layers are the neck.
@@ -47,6 +48,9 @@ class RewardModel(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.pooling = pooling
+        # How the scores of a decoder's steps become one, and whether they are probabilities; None: no steps.
+        self.steps: StepRule | None = None
+        self.has_probabilities = False
         self.neck = neck
         width = int(cast(Any, trunk).config.hidden_size) if width is None else width
         self.heads = nn.Linear(width, heads)
@@ -82,6 +86,8 @@ class RewardModel(nn.Module):
         Returns:
             Logits (B, k).
         """
+        if self.steps is not None:
+            return self._by_steps(self.steps, input_ids, attention_mask)
         inputs: dict[str, Tensor] = {"input_ids": input_ids}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
@@ -105,8 +111,36 @@ class RewardModel(nn.Module):
         Returns:
             Logits (N, k).
         """
+        if self.steps is not None:
+            return self._by_steps_at_ends(self.steps, input_ids, position_ids, mask, ends)
         states = states_at(self.trunk, input_ids, position_ids, mask)
         return self._logits(states.reshape(-1, states.shape[-1]).index_select(0, ends))
+
+    def _by_steps(self, rule: StepRule, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Score sequences as `forward` does, by their steps. The last real token ends the last step."""
+        ids, is_end = split_marks(input_ids)
+        columns = torch.arange(ids.shape[1], device=ids.device)[None]
+        is_end = (is_end & attention_mask.bool()) | (columns == attention_mask.sum(1, keepdim=True) - 1)
+        states: Tensor = self.trunk(input_ids=ids).last_hidden_state
+        return combined(rule, self._step_scores(states), is_end)
+
+    def _by_steps_at_ends(
+        self, rule: StepRule, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor
+    ) -> Tensor:
+        """Score sequences as `at_ends` does, by the steps that their ends see."""
+        ids, is_end = split_marks(input_ids)
+        rows, length = ids.shape
+        scores = self._step_scores(states_at(self.trunk, ids, position_ids, mask))
+        row = ends // length
+        seen = mask.expand(rows, 1, length, length).reshape(rows * length, length).index_select(0, ends)
+        is_last = torch.arange(length)[None] == (ends - row * length)[:, None]
+        return combined(rule, scores.index_select(0, row), (seen & is_end.index_select(0, row)) | is_last)
+
+    def _step_scores(self, states: Tensor) -> Tensor:
+        """Return the score (B, S, k) that each token would have as the end of a step."""
+        rows, length, width = states.shape
+        logits = self._logits(states.reshape(rows * length, width)).reshape(rows, length, -1)
+        return logits.sigmoid() if self.has_probabilities else logits
 
     def _logits(self, pooled: Tensor) -> Tensor:
         logits: Tensor = self.heads(pooled if self.neck is None else self.neck(pooled))
@@ -135,6 +169,7 @@ class RewardModel(nn.Module):
         of_neck, about = save_neck(self.neck)
         pooler = "yes" if getattr(self.trunk, "pooler", None) is not None else ""
         contiguous = {name: tensor.detach().contiguous() for name, tensor in (tensors | of_neck).items()}
+        about |= {"steps": self.steps or "", "probabilities": "yes" if self.has_probabilities else ""}
         save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "pooler": pooler, **about})
 
     def load_heads(self, directory: Path) -> None:
@@ -155,6 +190,8 @@ class RewardModel(nn.Module):
         neck = load_neck(cast(Any, trunk).config, stored, about)
         heads, width = stored["heads.weight"].shape
         model = cls(trunk, heads, cast(Pooling, about["pooling"]), neck, width)
+        model.steps = next((rule for rule in STEP_RULES if rule == about.get("steps")), None)
+        model.has_probabilities = about.get("probabilities") == "yes"
         model.load_heads(directory)
         return model.eval()
 
@@ -199,6 +236,8 @@ class RewardModel(nn.Module):
             model.heads.weight.data.copy_(start.weight.expand(heads, -1))
             model.heads.bias.data.copy_(start.bias.expand(heads))
             start.check(base, model)
+            if choice.step_scores is not None and choice.step_scores != "last":
+                model.steps, model.has_probabilities = choice.step_scores, start.labels == 2
         if decodes:
             check_rows(base, model)
         else:

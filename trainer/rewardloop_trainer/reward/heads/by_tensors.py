@@ -15,7 +15,15 @@ from rewardloop_trainer.reward.heads.choice import HeadChoice, parse_weights
 from rewardloop_trainer.reward.heads.labels import label_sum
 from rewardloop_trainer.reward.heads.neck import ACTIVATIONS, Layer, layers_neck
 from rewardloop_trainer.reward.heads.remote_code import RemoteModel
-from rewardloop_trainer.reward.heads.start import OFFER, HeadStart, folded, head_note, labels_of, random_ids
+from rewardloop_trainer.reward.heads.start import (
+    OFFER,
+    HeadStart,
+    check_step_labels,
+    folded,
+    head_note,
+    labels_of,
+    random_ids,
+)
 from rewardloop_trainer.reward.heads.tensors import head_layers, head_name
 
 # Classes of published reward models that transformers lacks: ReLU between the linear layers of `score`.
@@ -37,6 +45,7 @@ def read_head(
         raise UnusableBase(f"{base}: the checkpoint has a trained head that is not known: {some_of(unused)}; {OFFER}")
     weight, bias = layers[-1]
     count = weight.shape[0]
+    check_step_labels(base, count, choice)
     labels = label_sum(base, labels_of(config, count), parse_weights(choice.label_weights))
     summed = torch.tensor(labels.weights)
     sequences = random_ids(trunk)
@@ -48,7 +57,7 @@ def read_head(
         skips = head == "score" and architecture != QWEN_STEPS
     logits = tuple(float(summed @ each) for each in found)
     note = head_note(f"{head}{f', {labels.note}' if labels.note else ''}", choice)
-    start = HeadStart(*folded(weight, bias, summed), None, sequences, logits, skips, note)
+    start = HeadStart(*folded(weight, bias, summed), None, sequences, logits, skips, note, count)
     return start if len(layers) == 1 else _with_activation(start, trunk, layers[:-1], known=remote is None)
 
 

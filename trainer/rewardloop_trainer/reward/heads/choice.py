@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
+
+_WEIGHTED = re.compile(r"\s*(?P<name>\S|\S.*?\S)\s*=\s*(?P<weight>[-+.\w]+)\s*(?:,|$)")
 
 
 class HeadChoice(BaseModel, extra="forbid"):
@@ -20,9 +23,14 @@ class HeadChoice(BaseModel, extra="forbid"):
         "default for two labels: their difference",
     )
     step_scores: Literal["last", "mean", "min", "product"] | None = Field(
-        None, description="how the step scores of a token classifier become one; only the last step can be exported"
+        None, description="how the step scores of a token classifier become one"
     )
     step_token: str = Field("", description="token at which a token classifier scores a step: its id, or its text")
+    step_separator: str = Field(
+        "\\n\\n",
+        description="what stands between two steps in an answer's text; the step token is put in its place",
+        min_length=1,
+    )
     trust_remote_code: bool = Field(
         False, description="run the base's own code while it is exported, to compare its scores with the graph's"
     )
@@ -36,13 +44,19 @@ class HeadChoice(BaseModel, extra="forbid"):
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Read ``NAME=WEIGHT,...``. Raises ValueError if it has another form, or a weight is not finite."""
+    """Read ``NAME=WEIGHT,...``. A name may hold commas; it ends at the first ``=`` with a number behind it.
+
+    Raises:
+        ValueError: The text has another form, or a weight is not finite.
+    """
     found: dict[str, float] = {}
-    for part in text.split(",") if text else ():
-        name, equals, weight = part.rpartition("=")
-        if not equals or not (name := name.strip()) or name in found:
-            raise ValueError(f"{part!r} is not NAME=WEIGHT, or the name comes twice")
-        found[name] = float(weight)
-        if not math.isfinite(found[name]):
-            raise ValueError(f"the weight of {name!r} is not finite")
+    rest = text
+    while rest:
+        part = _WEIGHTED.match(rest)
+        if part is None or part["name"] in found:
+            raise ValueError(f"{rest!r} is not NAME=WEIGHT, or the name comes twice")
+        found[part["name"]] = float(part["weight"])
+        if not math.isfinite(found[part["name"]]):
+            raise ValueError(f"the weight of {part['name']!r} is not finite")
+        rest = rest[part.end() :]
     return found

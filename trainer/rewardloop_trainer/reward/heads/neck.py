@@ -57,15 +57,58 @@ class ClassifierNeck(nn.Module):
         Raises:
             UnusableBase: If there is no such classifier.
         """
-        if not name.endswith("ForSequenceClassification") or not hasattr(transformers, name):
-            raise UnusableBase(f"{name} is not a sequence classifier of transformers {transformers.__version__}")
         with torch.device("meta"):
-            neck = cls(getattr(transformers, name)(config), last)
+            neck = cls(_classifier_class(name)(config), last)
         neck.load_state_dict(dict(weights), assign=True)
         return neck
 
 
-Neck: TypeAlias = nn.Sequential | ClassifierNeck
+class StateNeck(nn.Module):
+    """A module of a decoder's classifier that maps each state of the trunk to what the last layer reads.
+
+    Args:
+        module: The module.
+        classifier: Name of the classifier's class in transformers.
+        path: Path of the module in it.
+    """
+
+    def __init__(self, module: nn.Module, classifier: str, path: str) -> None:
+        super().__init__()
+        self.module = module.float()
+        self.classifier_class = classifier
+        self.path = path
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return what the last layer reads, (N, d), for states (N, d)."""
+        return cast(Tensor, self.module(states))
+
+    @classmethod
+    def of(cls, classifier: Any, last: str) -> StateNeck | None:
+        """Return the neck of a classifier whose last layer is ``last``; None if it has none, or more than one."""
+        found = [
+            name
+            for name, child in classifier.named_children()
+            if name not in (classifier.base_model_prefix, last.partition(".")[0])
+            and any(True for _ in child.parameters())
+        ]
+        if len(found) != 1:
+            return None
+        return cls(classifier.get_submodule(found[0]), type(classifier).__name__, found[0])
+
+    @classmethod
+    def of_class(cls, name: str, path: str, config: Any, weights: Mapping[str, Tensor]) -> StateNeck:
+        """Make the neck of a class of transformers. Arguments are those that `save_neck` stored.
+
+        Raises:
+            UnusableBase: If there is no such classifier.
+        """
+        with torch.device("meta"):
+            neck = cls(_classifier_class(name)(config).get_submodule(path), name, path)
+        neck.load_state_dict(dict(weights), assign=True)
+        return neck
+
+
+Neck: TypeAlias = nn.Sequential | ClassifierNeck | StateNeck
 
 
 def layers_neck(layers: Sequence[Layer], activation: str) -> nn.Sequential:
@@ -85,7 +128,9 @@ def save_neck(neck: Neck | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata from which `load_neck` makes the neck again."""
     if neck is None:
         return {}, {"activation": ""}
-    if isinstance(neck, ClassifierNeck):
+    if isinstance(neck, StateNeck):
+        about = {"activation": "", "classifier": neck.classifier_class, "module": neck.path}
+    elif isinstance(neck, ClassifierNeck):
         about = {"activation": "", "classifier": type(neck.classifier).__name__, "last": neck.last}
     else:
         about = {"activation": _name_of(neck[1])}
@@ -101,6 +146,8 @@ def load_neck(config: Any, tensors: Mapping[str, Tensor], about: Mapping[str, st
         about: The metadata.
     """
     weights = neck_weights(tensors)
+    if path := about.get("module", ""):
+        return StateNeck.of_class(about["classifier"], path, config, weights)
     if name := about.get("classifier", ""):
         return ClassifierNeck.of_class(name, about["last"], config, weights)
     if not about["activation"]:
@@ -114,6 +161,13 @@ def neck_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the neck's state of stored tensors. Older versions stored a single layer without its place."""
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
     return {f"0.{name}" if name in ("weight", "bias") else name: tensor for name, tensor in named.items()}
+
+
+def _classifier_class(name: str) -> Any:
+    """Return a class of transformers. Raises `UnusableBase` if it has no such classifier."""
+    if not name.endswith(("ForSequenceClassification", "ForTokenClassification")) or not hasattr(transformers, name):
+        raise UnusableBase(f"{name} is not a classifier of transformers {transformers.__version__}")
+    return getattr(transformers, name)
 
 
 def _name_of(module: nn.Module) -> str:

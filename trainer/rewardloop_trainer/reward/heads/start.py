@@ -30,6 +30,7 @@ class HeadStart:
         logits: The logit of each sequence by the head's own class, summed over the labels.
         skips_padding: Whether that class reads before padding tokens at the end of a sequence.
         note: Which head of the checkpoint the score is, in words.
+        labels: Number of the head's labels.
     """
 
     weight: Tensor
@@ -39,6 +40,7 @@ class HeadStart:
     logits: tuple[float, ...]
     skips_padding: bool
     note: str
+    labels: int
 
     def difference(self, model: nn.Module) -> float:
         """Return the largest difference between these logits and a reward model's; NaN if one of them is NaN.
@@ -76,8 +78,22 @@ def labels_of(config: Any, count: int) -> tuple[str, ...]:
     return tuple(str(named[i]) if len(named) == count and i in named else f"LABEL_{i}" for i in range(count))
 
 
+def check_step_labels(base: str, count: int, choice: HeadChoice) -> None:
+    """Raise `UnusableBase` if the scores of steps are to be combined, and are neither one label's nor two labels'."""
+    if choice.step_scores in (None, "last"):
+        return
+    if count > 2 or choice.label_weights:
+        raise UnusableBase(
+            f"{base}: --step-scores {choice.step_scores} combines the probabilities of one of two labels, or the "
+            f"logits of a single one; this head has {count} labels{', with weights' if choice.label_weights else ''}"
+        )
+
+
 def head_note(score: str, choice: HeadChoice) -> str:
-    parts = [each for each in (score, f"at {choice.step_token!r}" if choice.step_scores else "") if each]
+    steps = f"at {choice.step_token!r}" if choice.step_scores else ""
+    if choice.step_scores not in (None, "last"):
+        steps = f"{steps}, the {choice.step_scores} of the steps"
+    parts = [each for each in (score, steps) if each]
     return f"the checkpoint's{': ' if parts else ''}{' '.join(parts)}"
 
 
