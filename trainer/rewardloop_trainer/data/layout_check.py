@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from tokenizers import Tokenizer
 
-from rewardloop.formats.text import Encoder, Format, RefusedConversation, Turn
+from rewardloop.formats.text import Encoder, Format, Layout, RefusedConversation, Turn
 
 # Whether texts are read by a reward model or written by a policy.
 Use: TypeAlias = Literal["read", "write"]
@@ -77,7 +77,7 @@ class LayoutCheck:
     difference: str
 
 
-def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: int | None = None) -> LayoutCheck:
+def check_dialogues(tokenizer: Any, layout: Layout, *, use: Use, unread: int | None = None) -> LayoutCheck:
     """Compare a decoder's layout with `apply_chat_template` on dialogues that end with an answer.
 
     What a reward model reads is compared whole. Of what a policy writes, the prompt that invites the answer is
@@ -85,11 +85,10 @@ def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: in
 
     Args:
         tokenizer: A Hugging Face tokenizer with a chat template.
-        text_format: The layout.
+        layout: The layout.
         use: Whether the texts are read or written.
         unread: An id that does not count at the end of what is read, because the model's class reads before it.
     """
-    layout = text_format.layout(copy_of(tokenizer))
     equal = 0
     refused: list[str] = []
     for name, dialogue in _DIALOGUES.items():
