@@ -17,7 +17,7 @@ from rewardloop.formats.text_format import read_text_format
 from rewardloop_sampling.generation_rules import GenerationRules
 from rewardloop_sampling.loading import load_served, most_positions
 from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest, end_ids, sample
-from rewardloop_server.calls.errors import InvalidRequest, NotLoadable, Violation
+from rewardloop_server.calls.errors import InvalidRequest, NotLoadable, Violation, told
 
 _WARM_UP_TOKENS = 2
 
@@ -118,5 +118,5 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
         settings = SampleRequest((), candidates=2, max_new_tokens=_WARM_UP_TOKENS)
         policy.answer([policy.request((Turn("user", text),), settings)[0] for text in ("Hello", "Hello, how are you?")])
     except Exception as error:  # transformers, tokenizers and torch raise many kinds for a broken version
-        raise NotLoadable(f"policy {manifest.version} does not load or run: {type(error).__name__}: {error}") from error
+        raise NotLoadable(f"policy {manifest.version} does not load or run: {told(error)}") from error
     return policy

@@ -46,8 +46,9 @@ def main() -> None:
         command = [sys.executable, "-c", _EXPORT]
         run = _measured([*command, *flags])
         print(
-            f"export in {options.precision}: {run.seconds:.0f} s, peak {run.peak / GB:.2f} GB "
-            f"({run.peak / stored:.2f} of the checkpoint), without mapped files {run.own / GB:.2f} GB"
+            f"export in {options.precision}: {run.seconds:.0f} s, {run.cpu_s:.0f} s of CPU; "
+            f"peak {run.peak / GB:.2f} GB ({run.peak / stored:.2f} of the checkpoint), "
+            f"without mapped files {run.own / GB:.2f} GB ({run.own / stored:.2f})"
         )
         version = store / "reward" / "1"
         for file in sorted(p for p in version.rglob("*") if p.stat().st_size > 1e6):
@@ -178,12 +179,14 @@ class _Run:
     Attributes:
         said: What it printed.
         seconds: How long it took.
+        cpu_s: Seconds of all cores together.
         peak: Its largest resident set in bytes, with what it maps of files.
         own: Its largest memory without that, which the system cannot take back; looked at twice a second.
     """
 
     said: str
     seconds: float
+    cpu_s: float
     peak: float
     own: float
 
@@ -204,7 +207,7 @@ def _measured(command: list[str]) -> _Run:
         said = output.read()
     if process.returncode:
         raise SystemExit(f"{command[1]} ended with {process.returncode}")
-    return _Run(said, time.monotonic() - started, usage.ru_maxrss * 1024, own)
+    return _Run(said, time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, own)
 
 
 def _size(directory: Path) -> int:

@@ -51,6 +51,7 @@ async def test_one_of_200_concurrent_requests_fails_alone(server: ServeProcess, 
         replies = await asyncio.gather(*(stub.Score(each, timeout=60) for each in sent), return_exceptions=True)
     errors = {i: reply for i, reply in enumerate(replies) if isinstance(reply, Exception)}
     assert {i: error.code() for i, error in errors.items()} == {BAD: CODES[bad]}
+    assert "ONNX" not in errors[BAD].details()
     for i, (request, reply) in enumerate(zip(sent, replies, strict=True)):
         if i != BAD:
             assert_right(request, reply)

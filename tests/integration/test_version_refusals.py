@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -205,6 +206,17 @@ async def test_refused_version_has_its_reason_and_the_old_one_serves_on(server: 
     active = await server.pointer.read("reward")
     assert active is not None
     assert active.version == "1"
+
+
+async def test_a_library_s_own_words_are_in_the_log_and_not_in_the_answer(server: Server) -> None:
+    damage = BAD["no graph"][1]
+    await asyncio.to_thread(damage, server.store)
+    with capture_logs() as logs:
+        error = await failure(server.promote("2"))
+    assert re.fullmatch(r"reward 2 does not load: \w+, whose text is in the server's log", error.details() or "")
+    (refused,) = (entry for entry in logs if entry["event"] == "version refused")
+    assert refused["error"] == error.details()
+    assert "[ONNXRuntimeError]" in refused["cause"]
 
 
 async def test_pointer_moved_to_a_refused_version_ends_nothing(server: Server) -> None:

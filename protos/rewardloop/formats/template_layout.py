@@ -5,8 +5,9 @@ The ids are those of Hugging Face's ``apply_chat_template(tokenize=True)``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
@@ -119,6 +120,12 @@ class TemplateLayout:
         closing = text_format.closing
         self.end_tokens = 1 if text_format.steps else len(closing or self._read([0, *after])[1:])
         self.written_end = next((i for i in after if i in self._guarded.control_ids), None)
+
+    def with_ends(self, ends: tuple[int, ...]) -> TemplateLayout:
+        """Return this layout with other ids that end an answer. It shares the tokenizer, whose copy takes long."""
+        changed = copy.copy(self)
+        changed._format = replace(self._format, ends=ends)
+        return changed
 
     @property
     def control_ids(self) -> frozenset[int]:

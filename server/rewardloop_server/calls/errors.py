@@ -289,6 +289,17 @@ class NotLoadable(VersionRefused):
     reason = "NOT_LOADABLE"
 
 
+def told(error: Exception) -> str:
+    """Return what a caller may read of an error that a version caused.
+
+    Our own errors tell what they say. Of an error of ONNX Runtime or of another library only the class is told: its
+    text changes with the library's release, and may name files of this machine. Raise from it, so that the log has it.
+    """
+    if type(error).__module__.startswith("rewardloop"):
+        return str(error)
+    return f"{type(error).__name__}, whose text is in the server's log"
+
+
 class NothingToRollBack(RewardloopError):
     """Raised when a rollback is asked for and no version was active before the present one."""
 

@@ -26,7 +26,7 @@ from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
-from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables, read_tables
@@ -125,7 +125,7 @@ class SessionPool:
             check_graph(directory / "model.onnx", manifest.files, where)
             tables = read_tables(directory / "model.onnx")
         except (NotAGraph, OSError) as error:
-            raise NotLoadable(f"{where} does not load: {error}") from error
+            raise NotLoadable(f"{where} does not load: {told(error)}") from error
         highest = check_bounds(encoder, tables, where)
         size = sum((directory / name).stat().st_size for name in manifest.files if name.startswith("model.onnx"))
         if size > LARGE_BYTES:
@@ -134,7 +134,7 @@ class SessionPool:
         try:
             sessions = self._sessions(directory / "model.onnx")
         except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
-            raise NotLoadable(f"{where} does not load: {error}") from error
+            raise NotLoadable(f"{where} does not load: {told(error)}") from error
         if size > LARGE_BYTES:
             log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
         try:
@@ -220,11 +220,16 @@ def _options(device: Device, threads: int) -> ort.SessionOptions:
 
 
 def _encoder(manifest: Manifest, directory: Path) -> Encoder:
+    where = f"reward {manifest.version} does not load"
+    try:
+        text_format = read_text_format(manifest.text_format)
+    except (ValueError, TypeError, KeyError) as error:
+        raise NotLoadable(f"{where}: its text format is not valid: {error}") from error
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        return Encoder(tokenizer, read_text_format(manifest.text_format), manifest.max_length)
+        return Encoder(tokenizer, text_format, manifest.max_length)
     except Exception as error:  # tokenizers raises bare Exceptions for a bad file
-        raise NotLoadable(f"reward {manifest.version} does not load: {error}") from error
+        raise NotLoadable(f"{where}: {told(error)}") from error
 
 
 def _adapter(path: Path, session: Any, where: str) -> Any:
@@ -237,7 +242,7 @@ def _adapter(path: Path, session: Any, where: str) -> Any:
         adapter = ort.LoraAdapter()
         adapter.Load(str(path))
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
-        raise NotLoadable(f"{where}: the adapter does not load: {error}") from error
+        raise NotLoadable(f"{where}: the adapter does not load: {told(error)}") from error
     settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}
     if not parameters:
         raise NotLoadable(f"{where}: the adapter is empty")

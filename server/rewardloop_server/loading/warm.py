@@ -8,7 +8,7 @@ import time
 import structlog
 
 from rewardloop.formats.text import Encoded, Turn
-from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.scoring.cost import CostModel, Timing, fit, worst_error
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run
@@ -84,7 +84,7 @@ def check(model: RewardModel, count: int, length: int, token: int, *, alone: boo
         model.execute(feeds, alone=alone)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad graph, and NumPy its own
         where = f"reward {model.manifest.version} does not run on {count} x {length} tokens of id {token}"
-        raise NotLoadable(f"{where}: {error}") from error
+        raise NotLoadable(f"{where}: {told(error)}") from error
     return time.perf_counter() - started
 
 
@@ -94,7 +94,7 @@ def check_text(model: RewardModel) -> None:
     try:
         model.run([model.encoder.pair((Turn("user", "Hello"),), "Hello")])
     except Exception as error:  # as above, and tokenizers raises its own
-        raise NotLoadable(f"{where} does not score a text: {type(error).__name__}: {error}") from error
+        raise NotLoadable(f"{where} does not score a text: {told(error)}") from error
 
 
 def _example(model: RewardModel, count: int, length: int, token: int) -> tuple[list[Encoded], Run]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from rewardloop_server.calls.errors import InternalError, NotLoadable, RewardloopError
+from rewardloop_server.calls.errors import InternalError, NotLoadable, RewardloopError, told
 from rewardloop_server.scoring.engine import UnusableLogits
 from rewardloop_server.scoring.lane import Group, Row
 
@@ -40,4 +40,4 @@ def error_of(error: Exception) -> RewardloopError:
     """Return what the caller of a request gets on which the model failed with ``error``."""
     if isinstance(error, UnusableLogits):
         return InternalError()
-    return NotLoadable(f"the model failed on this request: {error}")
+    return NotLoadable(f"the model failed on this request: {told(error)}")

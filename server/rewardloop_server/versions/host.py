@@ -35,6 +35,7 @@ from rewardloop_server.calls.errors import (
     UnsafeVersionError,
     UntrustedVersionError,
     VersionRefused,
+    told,
 )
 from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
 from rewardloop_server.versions.pointer import Active, ActivePointer, Share
@@ -165,6 +166,8 @@ class VersionHost(Generic[L]):
             if self._refused.get(version) != error.message:  # the same files fail in the same way at each attempt
                 self._refused[version] = error.message
                 fields = {"version": version, "reason": error.reason, "error": error.message}
+                if error.__cause__ is not None:
+                    fields["cause"] = ascii(str(error.__cause__))[1:-1]
                 log.error("version refused", model=self.model, **fields)
             raise
         finally:
@@ -290,8 +293,7 @@ class VersionHost(Generic[L]):
             raise
         except Exception as error:  # any exception that a file causes is that version's failure, not the process's
             log.exception("loading failed", model=self.model, version=version)
-            reason = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"
-            raise NotLoadable(f"{self.model} {version} does not load: {reason}") from error
+            raise NotLoadable(f"{self.model} {version} does not load: {told(error)}") from error
 
 
 def refusal(error: CorruptVersion) -> VersionRefused:

@@ -25,6 +25,8 @@ from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
 from rewardloop_trainer.evaluation.answers import Contenders, compare_policies, server_scorer
+from rewardloop_trainer.export.errors import ExportFailed
+from rewardloop_trainer.export.policy import prove_policy
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
@@ -201,6 +203,11 @@ class PolicyRun:
             return 0
         if reasons:
             print("not published", file=sys.stderr, flush=True)
+            return 1
+        try:
+            prove_policy(self._policy, self._start.encoder)
+        except ExportFailed as error:
+            print(f"not published: {error}", file=sys.stderr, flush=True)
             return 1
         manifest = Manifest(
             model="policy",

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 from rewardloop.formats.affix_layout import LATER_SYSTEM, Affix, Messages, TextFormat
 from rewardloop.formats.chat_template import ChatTemplate, UnusableTemplate
-from rewardloop.formats.template_layout import TemplateFormat
-from rewardloop.formats.text import RefusedConversation, Turn
+from rewardloop.formats.template_layout import TemplateFormat, TemplateLayout
+from rewardloop.formats.text import Layout, RefusedConversation, Turn
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.data.layout_check import LayoutCheck, Use, check_dialogues, check_pairs, copy_of
 
@@ -57,9 +57,9 @@ def decoder_layout(
         note = _PLAIN if tokenizer.chat_template else "plain: the base has no chat template"
         return BaseLayout(_without_unread(plain, unread), note)
     tried = ""
-    for text_format, kind in _of_template(tokenizer, use, eos_id=eos_id, pad_id=pad_id, unread=unread):
-        check = check_dialogues(tokenizer, text_format, use=use, unread=unread)
-        if not _reads_texts(text_format, tokenizer):
+    for text_format, layout, kind in _of_template(tokenizer, use, eos_id=eos_id, pad_id=pad_id, unread=unread):
+        check = check_dialogues(tokenizer, layout, use=use, unread=unread)
+        if not _reads_texts(layout):
             raise UnusableBase("its chat template leaves out what a user says; --layout plain takes a plain layout")
         if not check.difference:
             return BaseLayout(text_format, f"exact, by {kind}: {_compared(check)}")
@@ -107,9 +107,9 @@ def encoder_layout(
     )
 
 
-def _reads_texts(text_format: TextFormat | TemplateFormat, tokenizer: Any) -> bool:
+def _reads_texts(layout: Layout) -> bool:
     """Whether other texts get other ids."""
-    rows = text_format.layout(copy_of(tokenizer)).prompts([[Turn("user", text)] for text in ("a", "b c")])
+    rows = layout.prompts([[Turn("user", text)] for text in ("a", "b c")])
     return isinstance(rows[0], RefusedConversation) or rows[0] != rows[1]
 
 
@@ -121,8 +121,11 @@ def _compared(check: LayoutCheck) -> str:
 
 def _of_template(
     tokenizer: Any, use: Use, *, eos_id: int, pad_id: int, unread: int | None
-) -> Iterator[tuple[TextFormat | TemplateFormat, str]]:
-    """Yield the layouts to try, the fastest first. Raises `UnusableBase` for a template that is not valid."""
+) -> Iterator[tuple[TextFormat | TemplateFormat, Layout, str]]:
+    """Yield the formats to try, the fastest first, each with its layout and name.
+
+    Raises `UnusableBase` for a template that is not valid.
+    """
 
     def render(messages: Messages, add_generation_prompt: bool) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
@@ -137,24 +140,28 @@ def _of_template(
             if use == "read":
                 affixes = replace(affixes, response=Affix(affixes.response.prefix, affixes.assistant.suffix))
             if ChatTemplate(source).reads_tools:
-                template = _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread)
+                template, _ = _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread)
                 affixes = replace(affixes, template=template)
-            yield _without_unread(affixes, unread), "affixes"
+            affixes = _without_unread(affixes, unread)
+            yield affixes, affixes.layout(copy_of(tokenizer)), "affixes"
     except UnusableTemplate as error:
         raise UnusableBase(str(error)) from error
     except Exception:  # a template is code: it may fail in any way, and is then no concatenation of turns
         pass
     try:
-        yield _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread), "its template"
+        yield *_template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread), "its template"
     except UnusableTemplate as error:
         raise UnusableBase(str(error)) from error
 
 
-def _template_format(tokenizer: Any, *, eos_id: int, pad_id: int, unread: int | None) -> TemplateFormat:
+def _template_format(
+    tokenizer: Any, *, eos_id: int, pad_id: int, unread: int | None
+) -> tuple[TemplateFormat, TemplateLayout]:
     found = TemplateFormat(tokenizer.get_chat_template(), dict(tokenizer.special_tokens_map), pad_id, (), unread)
-    written = found.layout(tokenizer.backend_tokenizer).written_end
+    layout = found.layout(tokenizer.backend_tokenizer)
+    written = layout.written_end
     ends = (eos_id,) if written is None or written == eos_id else (written, eos_id)
-    return replace(found, ends=ends)
+    return replace(found, ends=ends), layout.with_ends(ends)
 
 
 def _without_unread(text_format: TextFormat, unread: int | None) -> TextFormat:

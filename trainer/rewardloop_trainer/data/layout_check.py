@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from rewardloop.formats.chat_template import ChatTemplate
 from rewardloop.formats.messages import message_of, tools_of
-from rewardloop.formats.text import Encoder, Format, NoPlaceForTools, RefusedConversation, Row, Turn
+from rewardloop.formats.text import Encoder, Format, Layout, NoPlaceForTools, RefusedConversation, Row, Turn
 from rewardloop_trainer.data.layout_probes import PROBES, TOOL_PROBES
 
 # Whether texts are read by a reward model or written by a policy.
@@ -38,7 +38,7 @@ class LayoutCheck:
     no_place: tuple[str, ...] = ()
 
 
-def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: int | None = None) -> LayoutCheck:
+def check_dialogues(tokenizer: Any, layout: Layout, *, use: Use, unread: int | None = None) -> LayoutCheck:
     """Compare a decoder's layout with `apply_chat_template` on dialogues that end with an answer.
 
     What a reward model reads is compared whole. Of what a policy writes, the prompt that invites the answer is
@@ -46,11 +46,10 @@ def check_dialogues(tokenizer: Any, text_format: Format, *, use: Use, unread: in
 
     Args:
         tokenizer: A Hugging Face tokenizer with a chat template.
-        text_format: The layout.
+        layout: The layout.
         use: Whether the texts are read or written.
         unread: An id that does not count at the end of what is read, because the model's class reads before it.
     """
-    layout = text_format.layout(copy_of(tokenizer))
     equal = 0
     refused: list[str] = []
     no_place: list[str] = []

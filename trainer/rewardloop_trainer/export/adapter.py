@@ -65,7 +65,7 @@ class AdaptedSession:
         self._options = onnxruntime.RunOptions()
         self._options.add_active_adapter(self._adapter)
 
-    def run(self, output_names: None, inputs: GraphInputs) -> Sequence[Any]:
+    def run(self, output_names: Sequence[str] | None, inputs: GraphInputs) -> Sequence[Any]:
         found: Sequence[Any] = self._session.run(output_names, inputs, self._options)
         return found
 

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
 from rewardloop.formats.text import Encoded, Format
+from rewardloop.process.mapped_pages import drop_read_pages, dropping_read_pages
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
 from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
@@ -41,7 +42,7 @@ _TREES = 4  # tree rows of one batch
 class Runs(Protocol):
     """The part of an ONNX Runtime session that the check needs."""
 
-    def run(self, output_names: None, inputs: GraphInputs) -> Sequence[Any]: ...
+    def run(self, output_names: Sequence[str] | None, inputs: GraphInputs) -> Sequence[Any]: ...
 
     def get_inputs(self) -> Sequence[Any]: ...
 
@@ -77,6 +78,7 @@ def export_reward(
     torch_dir = out_dir / TORCH
     torch_dir.mkdir(exist_ok=True)
     model.save(torch_dir)
+    drop_read_pages()
     tokenizer.save(str(out_dir / TOKENIZER))
     graph = load_graph(parent / MODEL) if parent is not None else None
     if graph is None or not fill(graph, model, text_format.segment_ids, adapters):
@@ -228,13 +230,23 @@ def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32
     return float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf")
 
 
-def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
-    """An ONNX Runtime session on the CPU, with torch's number of threads."""
+def open_session(
+    onnx_path: Path, adapter: Path | None = None, *, weights: Path | None = None, threads: int | None = None
+) -> Runs:
+    """Open an ONNX Runtime session on the CPU.
+
+    Args:
+        onnx_path: The graph's file.
+        adapter: A delta's adapter file, which the session runs with.
+        weights: The file that holds a large graph's weights, by default the one beside the graph.
+        threads: Threads of a run, by default as many as torch has.
+    """
+    weights = outside_of(onnx_path) if weights is None else weights
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = _ORT_ERROR  # it warns of each adapter input
     skipped = []
-    if outside_of(onnx_path).exists():
+    if weights.exists():
         # A large graph runs a few times only. Its weights stay where they are mapped, and are not copied into other
         # layouts and types.
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -243,4 +255,20 @@ def open_session(onnx_path: Path, adapter: Path | None = None) -> Runs:
     session = onnxruntime.InferenceSession(
         str(onnx_path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
     )
-    return session if adapter is None else AdaptedSession(session, adapter)
+    runs: Runs = session if adapter is None else AdaptedSession(session, adapter)
+    return _Mapped(runs, weights) if skipped else runs
+
+
+class _Mapped:
+    """A session of a large graph, whose weights do not stay in memory after they were used."""
+
+    def __init__(self, session: Runs, weights: Path) -> None:
+        self._session = session
+        self._weights = weights
+
+    def run(self, output_names: Sequence[str] | None, inputs: GraphInputs) -> Sequence[Any]:
+        with dropping_read_pages(self._weights):
+            return self._session.run(output_names, inputs)
+
+    def get_inputs(self) -> Sequence[Any]:
+        return self._session.get_inputs()

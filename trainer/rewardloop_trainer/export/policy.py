@@ -1,4 +1,4 @@
-"""Writes a policy's version, and tries it as the worker will load it."""
+"""Writes a policy's version, and tries versions as the worker will load them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,27 @@ def write_policy(base: PolicyBase, tokenizer: Any, encoder: Encoder, directory: 
         raise ExportFailed(
             f"{base.name}: the policy worker cannot serve this {kind} model: {first_line(error)}"
         ) from error
+
+
+def prove_policy(directory: Path, encoder: Encoder) -> None:
+    """Check that the policy worker can serve a trained version, and answers as `generate` of transformers does.
+
+    It takes one load of the weights, and a few tokens after each of three prompts.
+
+    Args:
+        directory: The version's files.
+        encoder: The tokenizer, text format and maximum length of the version.
+
+    Raises:
+        ExportFailed: If the version does not load, does not run, or answers otherwise.
+        MemoryError: If memory is short, as `torch.OutOfMemoryError` on a GPU; this says nothing about the version.
+    """
+    try:
+        _try(directory, encoder)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # as above
+        raise ExportFailed(f"the policy worker cannot serve the trained policy: {first_line(error)}") from error
 
 
 def _try(directory: Path, encoder: Encoder) -> None:

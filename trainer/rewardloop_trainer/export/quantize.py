@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop_trainer.export.graph import PARAMETERS
+from rewardloop_trainer.export.parity import open_session
 from rewardloop_trainer.export.weight_rounding import Floats, round_weights
-from rewardloop_trainer.export.weights import Graph, Weight
+from rewardloop_trainer.export.weights import Graph, Weight, outside_of
 
 MICROSOFT = "com.microsoft"
 _SMALLEST = 32  # a narrower layer costs too little time to matter
@@ -38,7 +38,6 @@ _GRAM_WIDTH = 4096  # widest layer whose inputs' correlations are kept in memory
 _GRAM_BYTES = 2**30  # of all correlations together
 _SMOOTHING = 0.8
 _GELU_FLOOR = 0.18  # the least value of Gelu is above -0.18
-_ORT_ERROR = 3
 
 
 @dataclass(slots=True)
@@ -237,14 +236,11 @@ def _statistics(
     probed.graph.output.extend(
         helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in widths if n not in outputs
     )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = _ORT_ERROR
     # Written beside the graph, because that is where its external data are looked for.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".probed-", suffix=".onnx") as file:
         file.write(probed.SerializeToString())
         file.flush()
-        session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+        session = open_session(Path(file.name), weights=outside_of(path), threads=1)
     correlated = _correlated(widths)
     found: dict[str, InputStatistics] = {}
     for feeds in calibration:

@@ -21,7 +21,7 @@ PAIR_LIMIT = 128
 LIMIT = 127
 _DAMPING = 0.01
 _BLOCK = 64
-_COLUMNS = 2048  # rounded at a time, which bounds the memory of a wide layer
+_COLUMNS = 1024  # rounded at a time, which bounds the memory of a wide layer
 
 
 def round_weights(
@@ -58,8 +58,10 @@ def _round_columns(rest: Floats, feedback: Floats | None, *, is_pair_limited: bo
     else:
         steps = size.max(0) / LIMIT
     steps = np.maximum(steps, np.finfo(np.float32).tiny).astype(np.float32)
-    rounded = np.zeros(rest.shape, dtype=np.int8)
     rest /= steps
+    if feedback is None:
+        return _nearest(rest, is_pair_limited=is_pair_limited), steps
+    rounded = np.zeros(rest.shape, dtype=np.int8)
     for start in range(0, len(rest), _BLOCK):
         stop = min(start + _BLOCK, len(rest))
         errors = np.zeros((stop - start, rest.shape[1]), dtype=np.float32)
@@ -68,12 +70,21 @@ def _round_columns(rest: Floats, feedback: Floats | None, *, is_pair_limited: bo
             if is_pair_limited and row % 2:
                 limit = np.minimum(LIMIT, PAIR_LIMIT - np.abs(rounded[row - 1].astype(np.int16)))
             rounded[row] = np.clip(np.rint(rest[row]), -limit, limit)
-            if feedback is not None:
-                errors[row - start] = (rest[row] - rounded[row]) / feedback[row, row]
-                rest[row + 1 : stop] -= np.outer(feedback[row, row + 1 : stop], errors[row - start])
-        if feedback is not None:
-            rest[stop:] -= feedback[start:stop, stop:].T @ errors
+            errors[row - start] = (rest[row] - rounded[row]) / feedback[row, row]
+            rest[row + 1 : stop] -= np.outer(feedback[row, row + 1 : stop], errors[row - start])
+        rest[stop:] -= feedback[start:stop, stop:].T @ errors
     return rounded, steps
+
+
+def _nearest(scaled: Floats, *, is_pair_limited: bool) -> Integers:
+    """Round each value to its nearest integer within the limits. The values (k, columns) are overwritten."""
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -LIMIT, LIMIT, out=scaled)
+    if is_pair_limited:
+        odd = scaled[1::2]
+        limit = PAIR_LIMIT - np.abs(scaled[0::2][: len(odd)])
+        np.clip(odd, -limit, limit, out=odd)
+    return scaled.astype(np.int8)
 
 
 def _feedback(gram: npt.NDArray[np.float64]) -> Floats:

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor
 
+from rewardloop.process.mapped_pages import drop_read_pages
 from rewardloop_trainer.export.errors import ExportFailed
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -179,6 +180,7 @@ def write_graph(graph: Graph, path: Path, watch: Watch | None = None) -> None:
         with outside_of(path).open("wb") as file:
             for name in outside:
                 held[name].external_data.extend(_append(file, outside_of(path).name, graph.weights[name]))
+                drop_read_pages()
                 if watch is not None:
                     watch(file.tell(), total)
     onnx.save_model(written, str(path))

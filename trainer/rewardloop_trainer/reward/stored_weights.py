@@ -1,7 +1,8 @@
 """Large bases whose weights stay in half precision, as they are stored, while every layer computes in float32.
 
-Float32 holds every bfloat16 and float16 value, so the results are those of the same model loaded in float32. It needs
-half of the memory, and one layer more. Such a model cannot be trained.
+Float32 holds every bfloat16 and float16 value, so the results are those of the same model loaded in float32. The
+weights stay in the checkpoint's files, which are mapped into memory, and the pages of layers that were computed are
+dropped. So it needs one layer in float32 and what is computed. Such a model cannot be trained.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from rewardloop.process.mapped_pages import drop_read_pages
+
 LARGE_BYTES = 10**9  # of half precision; a smaller base is loaded in float32
 _HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 _LARGE_TABLE = 2**24  # rows times columns of an embedding of which only the rows that are looked up are converted
 _HELD = "_stored_weights"
+_DROPPED_BYTES = 256 * 2**20  # read between two times that pages are dropped
 _KEEPS: ContextVar[bool] = ContextVar("keeps_stored_weights", default=False)
 
 
@@ -56,6 +60,7 @@ def compute_in_float32(model: Any) -> None:
 
     with init_empty_weights(include_buffers=False):
         fresh: dict[str, Tensor] = dict(type(model)(model.config).named_buffers())
+    narrow = _Narrow()
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point():
@@ -65,7 +70,7 @@ def compute_in_float32(model: Any) -> None:
                 module._buffers[name] = buffer.float() if is_stored else fresh[path].to(torch.float32)
         if any(p.dtype in _HALF.values() for p in module.parameters(recurse=False)):
             module.register_forward_pre_hook(_widen)
-            module.register_forward_hook(_narrow, always_call=True)
+            module.register_forward_hook(narrow, always_call=True)
     model.config.dtype = torch.float32
 
 
@@ -85,11 +90,21 @@ def _widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return None
 
 
-def _narrow(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-    held = module.__dict__.pop(_HELD, {})
-    if "padding_idx" in held:
-        module.padding_idx = held.pop("padding_idx")
-    module._parameters.update(held)
+class _Narrow:
+    """Gives modules their stored weights back, and drops the pages that these were read from."""
+
+    def __init__(self) -> None:
+        self._read_bytes = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        held = module.__dict__.pop(_HELD, {})
+        if "padding_idx" in held:
+            module.padding_idx = held.pop("padding_idx")
+        module._parameters.update(held)
+        self._read_bytes += sum(p.nbytes for p in held.values())
+        if self._read_bytes >= _DROPPED_BYTES:
+            self._read_bytes = 0
+            drop_read_pages()
 
 
 def _frozen(values: Tensor) -> nn.Parameter:

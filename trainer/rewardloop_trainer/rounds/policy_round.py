@@ -1,4 +1,7 @@
-"""One policy round: the ledger's range -> train -> rollouts -> rewards -> gate -> publish -> live test -> promote."""
+"""One policy round: the ledger's range -> train -> proof -> rollouts -> gate -> publish -> live test -> promote.
+
+The proof is that of an export: the policy worker can serve the trained version, and answers as transformers does.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.answers import Contenders, Scorer, compare_policies, server_scorer
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.evaluation.policy_judge import NoJudge
+from rewardloop_trainer.export.errors import ExportFailed
+from rewardloop_trainer.export.policy import prove_policy
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
@@ -107,6 +112,10 @@ class PolicyRound(ModelRound):
         write_whole(self._version, write)
 
     def _judge(self) -> None:
+        try:
+            prove_policy(self._version, self._start.encoder)
+        except ExportFailed as error:
+            raise Refused(Reason("export", str(error))) from error
         judge = self._judge_scorer
         with _waiting_for_rewards():
             found = compare_policies(
