@@ -13,7 +13,9 @@ from functools import partial
 
 import structlog
 
+from rewardloop.formats.store import StoreError
 from rewardloop_client import RewardloopError
+from rewardloop_local.filled_store import refuse_ignored, served_lines
 from rewardloop_local.first_versions import publish_first_versions
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import port_problems
@@ -58,6 +60,7 @@ class Deployment:
         if problems := port_problems(plan):
             raise DeploymentError("\n".join(problems))
         redis_url = plan.redis_url or await self._start_redis()
+        await asyncio.to_thread(refuse_ignored, plan, redis_url, self._on_phase)
         await publish_first_versions(plan, self._run, self._on_phase)
         has_policy = plan.has_policy()
         shared = ["--store", str(plan.store), "--redis-url", redis_url]
@@ -97,6 +100,14 @@ class Deployment:
                 report(log.error, "file of processes not deleted", error=str(error))
             os.close(self._lock)
             self._lock = None
+
+    async def served(self) -> list[str]:
+        """Return for each model which version serves. A server that does not say it is one line more."""
+        try:
+            async with self.plan.security.client(self.plan.listen, 5.0) as client:
+                return await served_lines(self.plan, client)
+        except (RewardloopError, StoreError) as error:
+            return [f"which version serves is not known: {error}"]
 
     def pids(self) -> list[int]:
         """Process ids of all parts that run."""

@@ -18,25 +18,24 @@ RunModule = Callable[[str, str, Sequence[str]], Awaitable[None]]
 
 
 async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase: Callable[[str], None]) -> None:
-    """Do nothing if the store has a reward model; otherwise publish what the plan names, or the starter models."""
-    if ModelStore(plan.store).versions("reward"):
-        return
-    reward_base, policy_base = plan.reward_base, plan.policy_base
-    if not reward_base:
-        on_phase("training the starter models (about a minute)")
+    """Publish version 1 of each model that has none and whose base the plan names.
+
+    A store without a reward model gets the starter models if the plan names no base of one.
+    """
+    store = ModelStore(plan.store)
+    bases = {"reward": plan.reward_base, "policy": plan.policy_base}
+    if not bases["reward"] and not store.versions("reward"):
+        on_phase("training the starter models (two minutes or less on two cores)")
         starter = plan.data / "starter"
         await run("starter", "rewardloop_local.starter", ["--out", str(starter), "--seed", str(plan.seed)])
-        reward_base = str(starter / "reward-base")
-        policy_base = policy_base or str(starter / "policy-base")
+        bases["reward"] = str(starter / "reward-base")
+        bases["policy"] = bases["policy"] or str(starter / "policy-base")
         _write_anchors(plan)
-    for model, base in (("reward", reward_base), ("policy", policy_base)):
-        if base:
+    for model, base in bases.items():
+        if base and not store.versions(model):
             on_phase(f"exporting {model} version 1")
-            args = [*_defaults(), "--model", model, "--base", base, "--store", str(plan.store)]
-            args += plan.export_args if model == "reward" else plan.policy_export_args
-            if model == "reward":
-                args += ("--anchors", str(plan.anchors)) if plan.anchors.exists() else ()
-            await run(f"export-{model}", "rewardloop_trainer.commands.export", args)
+            args = [*export_defaults(), "--model", model, "--base", base, "--store", str(plan.store)]
+            await run(f"export-{model}", "rewardloop_trainer.commands.export", [*args, *plan.flags_of_export(model)])
             _say_choices(plan, model, on_phase)
 
 
@@ -48,7 +47,7 @@ def _say_choices(plan: DeploymentPlan, model: str, on_phase: Callable[[str], Non
             on_phase(f"{model} version {version}: {name}: {note}")
 
 
-def _defaults() -> list[str]:
+def export_defaults() -> list[str]:
     """Return the defaults of an export as flags, so that no variable of the environment changes the first versions.
 
     The signing key is left out: the trainer takes it from the environment, too, and every version needs the same one.

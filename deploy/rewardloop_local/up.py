@@ -97,6 +97,8 @@ async def _run(settings: UpSettings) -> int:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await starting
+            for line in await deployment.served():
+                say(escape(line))
             say(
                 f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
                 f"logs in {escape(str(plan.logs))}. "

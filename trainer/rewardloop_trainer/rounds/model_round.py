@@ -29,12 +29,12 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
     data_range,
-    live_version,
     promote,
     publish_once,
 )

@@ -25,10 +25,11 @@ from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Traine
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
+from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
-from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
+from rewardloop_trainer.rounds.publish import PromotionRefused
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
