@@ -23,6 +23,8 @@ from rewardloop_local.process_file import SUPERVISOR, ProcessFile, ProcessFileEr
 from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
 from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
+from rewardloop_trainer.data.base_path import check_base_path
+from rewardloop_trainer.data.unusable_base import UnusableBase
 
 log = structlog.get_logger()
 
@@ -57,6 +59,11 @@ class Deployment:
         """
         plan = self.plan
         self._take_data()
+        for base in filter(None, (plan.reward_base, plan.policy_base)):
+            try:
+                check_base_path(base)
+            except UnusableBase as error:
+                raise DeploymentError(str(error)) from error
         if problems := port_problems(plan):
             raise DeploymentError("\n".join(problems))
         redis_url = plan.redis_url or await self._start_redis()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rewardloop.formats.manifest import Manifest
 from rewardloop.formats.store import ModelStore, StoreError
+from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop.process.settings import ProcessSettings, parse
 from rewardloop_local.first_versions import export_defaults
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
@@ -62,6 +63,8 @@ async def served_lines(plan: DeploymentPlan, client: AsyncRewardloopClient) -> l
         info = await client.get_version(model)
         manifest = Manifest.from_json(info.manifest_json)
         line = f"{model} version {info.version} serves: {origin(manifest)}"
+        if UNTRAINED_HEADS_NOTE in manifest.notes:
+            line += "; its score heads are new and random"
         if stored[-1] > int(info.version):
             promote = plan.client_command(f"models promote {model} {stored[-1]}")
             line += f"; version {stored[-1]} is newer and not live ('{promote}' makes it live)"

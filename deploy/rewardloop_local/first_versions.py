@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
+from typing import get_args
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.process.setting_names import settings_of
 from rewardloop_local import corpus
-from rewardloop_local.plan import DeploymentPlan
+from rewardloop_local.plan import DeploymentError, DeploymentPlan
+from rewardloop_trainer.commands.export_notes import sentences
 from rewardloop_trainer.commands.export_settings import ExportSettings
 
 _ANCHORS = 256
+_OF_UP = ("--base", "--store", "--model")  # `up` sets these itself
 
 # Runs a Python module with arguments to its end, with its output in the log of this name. Raises if it fails.
 RunModule = Callable[[str, str, Sequence[str]], Awaitable[None]]
@@ -35,16 +40,33 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
         if base and not store.versions(model):
             on_phase(f"exporting {model} version 1")
             args = [*export_defaults(), "--model", model, "--base", base, "--store", str(plan.store)]
-            await run(f"export-{model}", "rewardloop_trainer.commands.export", [*args, *plan.flags_of_export(model)])
+            try:
+                await run(
+                    f"export-{model}", "rewardloop_trainer.commands.export", [*args, *plan.flags_of_export(model)]
+                )
+            except DeploymentError as error:
+                raise DeploymentError("\n".join([str(error), *_with_up(model, str(error))])) from error
             _say_choices(plan, model, on_phase)
+
+
+def _with_up(model: str, said: str) -> list[str]:
+    """Return the flags of an export that a message names, each as `rewardloop up` takes it."""
+    flag = "--export-args" if model == "reward" else "--policy-export-args"
+    settings = {setting.flag: setting for setting in settings_of(ExportSettings)}
+    found = dict.fromkeys(
+        f"{name} {value}" if value[:1].isupper() or value in get_args(settings[name].field.annotation) else name
+        for name, value in re.findall(r"(--[a-z][a-z-]*)(?: ([\w.=,]+))?", said)
+        if name in settings and name not in _OF_UP
+    )
+    return [f"give it to 'rewardloop up' as {flag}={shlex.quote(words)}" for words in found]
 
 
 def _say_choices(plan: DeploymentPlan, model: str, on_phase: Callable[[str], None]) -> None:
     """Say what the export has chosen, such as the length; its own output is in a log."""
     store = ModelStore(plan.store)
     for version in store.versions(model)[-1:]:
-        for name, note in store.manifest(model, version).notes.items():
-            on_phase(f"{model} version {version}: {name}: {note}")
+        for sentence in sentences(store.manifest(model, version).notes):
+            on_phase(f"{model} version {version}: {sentence}")
 
 
 def export_defaults() -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import structlog
 
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
-from rewardloop_data.rows import RowError
+from rewardloop_data.rows import RowError, text_of, turns_of
 from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.reward.examples import responses_of
@@ -158,20 +158,36 @@ def distinct_count(sequences: Sequence[Encoded]) -> int:
 
 
 def read_anchors(path: Path) -> tuple[Anchor, ...]:
-    """Read rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
+    """Read rows ``{"prompt", "response"}``; a prompt is a text or messages. Raises `CorruptAnchors`."""
     anchors = []
     number = 0
     try:
         for line in SourceFile.of(path).lines():
             number = line.number
             row: Any = line.value()
-            prompt = tuple(Turn(str(t["role"]), str(t["content"])) for t in row["prompt"])
-            anchors.append(Anchor(prompt, str(row["response"])))
+            if not isinstance(row, dict) or not {"prompt", "response"} <= row.keys():
+                raise RowError("is not an object with a prompt and a response")
+            prompt, response = row["prompt"], row["response"]
+            if not isinstance(response, str):
+                text_of("response", response)
+            anchors.append(Anchor(_turns(prompt), response))
     except UnreadableFile as error:
         raise CorruptAnchors(str(error)) from error
-    except (RowError, KeyError, TypeError) as error:
+    except RowError as error:
         raise CorruptAnchors(f"{path}, row {number}: {error}") from error
     return tuple(anchors)
+
+
+def _turns(prompt: Any) -> Prompt:
+    """Return the turns of a prompt. Messages of plain texts are taken as `write_anchors` wrote them, blank ones too."""
+    written = (
+        [(turn["role"], turn["content"]) for turn in prompt]
+        if isinstance(prompt, list) and all(isinstance(t, dict) and t.keys() == {"role", "content"} for t in prompt)
+        else []
+    )
+    if not written or not all(isinstance(part, str) for turn in written for part in turn):
+        written = list(turns_of("prompt", prompt))
+    return tuple(Turn(role, content) for role, content in written)
 
 
 def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
