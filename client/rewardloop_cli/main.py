@@ -112,7 +112,9 @@ def score(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL file to write; default: standard output.")] = None,
-    pin_version: Annotated[str | None, typer.Option(help="Score with exactly this version.")] = None,
+    pin_version: Annotated[
+        str | None, typer.Option(help="Score with exactly this version; 'models shadow VERSION' makes it warm.")
+    ] = None,
     lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
     server: Server = DEFAULT_SERVER,

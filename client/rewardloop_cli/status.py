@@ -114,6 +114,12 @@ def _trainer_figures(page: MetricsPage) -> Figures:
             yield _of_model("phase", sample), sample.labels.get("phase", "?")
     for sample in page.samples("rewardloop_trainer_signals_total"):
         yield f"signals, {sample.labels.get('kind', '?')}", _count(sample.value)
+    for sample in page.samples("rewardloop_trainer_new_signals"):
+        yield _of_model("new signals", sample), _of_round(page, sample)
+    for sample in page.samples("rewardloop_trainer_unread_signals"):
+        if sample.value:
+            reason = sample.labels.get("reason", "?")
+            yield _of_model("left out", sample), f"{_count(sample.value)} new signals: {reason}"
     yield from _single(page, "dead letters", "rewardloop_trainer_dead_letters_total")
     yield from _single(page, "rows in the ledger", "rewardloop_trainer_ledger_rows")
     yield from _single(page, "waiting in the stream", "rewardloop_trainer_stream_pending")
@@ -133,6 +139,12 @@ def _trainer_figures(page: MetricsPage) -> Figures:
 def _of_model(label: str, sample: Sample) -> str:
     model = sample.labels.get("model", "")
     return f"{label}, {model}" if model else label
+
+
+def _of_round(page: MetricsPage, new: Sample) -> str:
+    """Return the new signals of a model beside the number that starts a round."""
+    least = page.total("rewardloop_trainer_min_signals", model=new.labels.get("model", ""))
+    return _count(new.value) + (f" of the {_count(least)} that start a round" if least else "")
 
 
 def _single(page: MetricsPage, label: str, name: str) -> Figures:

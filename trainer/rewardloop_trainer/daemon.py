@@ -26,6 +26,7 @@ from rewardloop_trainer.rounds.first_model import refusal_of_trainer
 from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
 from rewardloop_trainer.rounds.trainer_state import CorruptState, StateFile
+from rewardloop_trainer.rounds.unread_signals import UnreadSignals
 from rewardloop_trainer.server_access import open_client
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.vocabulary import Outcome
@@ -202,9 +203,13 @@ def _learners(
 
     learners = []
     if settings.reward_rounds:
-        learners.append(Learner("reward", settings.reward_min_signals, settings.reward_max_interval_s, reward))
+        unread = UnreadSignals("reward", store, client, ledger, metrics)
+        started_by = (settings.reward_min_signals, settings.reward_max_interval_s)
+        learners.append(Learner("reward", *started_by, reward, unread.count))
     if settings.policy_rounds and store.versions("policy"):
-        learners.append(Learner("policy", settings.policy_min_signals, settings.policy_max_interval_s, policy))
+        unread = UnreadSignals("policy", store, client, ledger, metrics)
+        started_by = (settings.policy_min_signals, settings.policy_max_interval_s)
+        learners.append(Learner("policy", *started_by, policy, unread.count))
     return learners
 
 
