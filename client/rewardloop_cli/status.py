@@ -115,7 +115,9 @@ def _trainer_figures(page: MetricsPage) -> Figures:
     for sample in page.samples("rewardloop_trainer_signals_total"):
         yield f"signals, {sample.labels.get('kind', '?')}", _count(sample.value)
     for sample in page.samples("rewardloop_trainer_new_signals"):
-        yield _of_model("new signals", sample), _of_round(page, sample)
+        # Of a model that this trainer does not train, the least number is 0.
+        if least := page.total("rewardloop_trainer_min_signals", model=sample.labels.get("model", "")):
+            yield _of_model("new signals", sample), f"{_count(sample.value)} of the {_count(least)} that start a round"
     for sample in page.samples("rewardloop_trainer_unread_signals"):
         if sample.value:
             reason = sample.labels.get("reason", "?")
@@ -139,12 +141,6 @@ def _trainer_figures(page: MetricsPage) -> Figures:
 def _of_model(label: str, sample: Sample) -> str:
     model = sample.labels.get("model", "")
     return f"{label}, {model}" if model else label
-
-
-def _of_round(page: MetricsPage, new: Sample) -> str:
-    """Return the new signals of a model beside the number that starts a round."""
-    least = page.total("rewardloop_trainer_min_signals", model=new.labels.get("model", ""))
-    return _count(new.value) + (f" of the {_count(least)} that start a round" if least else "")
 
 
 def _single(page: MetricsPage, label: str, name: str) -> Figures:

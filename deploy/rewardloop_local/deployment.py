@@ -165,7 +165,7 @@ class Deployment:
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
         """Run a module to its end. Raises DeploymentError if it fails."""
         process = self._process(name, module, args)
-        saying = asyncio.create_task(self._say_seconds(name))
+        saying = asyncio.create_task(self._say_seconds(name, process))
         try:
             process.start()
             status = await process.wait()
@@ -175,11 +175,15 @@ class Deployment:
         if status != 0:
             raise DeploymentError(f"{name} failed (status {status}), {process.log_path}:\n{process.tail()}")
 
-    async def _say_seconds(self, name: str) -> None:
+    async def _say_seconds(self, name: str, process: Process) -> None:
+        """Say every few seconds how long a process has run, and the last line of its log."""
         started = time.monotonic()
+        before = process.log_path.stat().st_size if process.log_path.exists() else 0  # what earlier runs have said
         while True:
             await asyncio.sleep(_SAY_EVERY_S)
-            self._on_phase(f"{name} has run for {time.monotonic() - started:.0f} s")
+            said = process.log_path.read_bytes()[before:].decode(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(said) if line.strip()), "")
+            self._on_phase(f"{name} has run for {time.monotonic() - started:.0f} s{': ' if last else ''}{last}")
 
     async def _start_redis(self) -> str:
         self._on_phase("starting redis-server")

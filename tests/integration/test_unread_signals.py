@@ -68,11 +68,13 @@ def test_refused_conversations_are_counted_apart_and_start_no_round(
     _arrive(ledger, 0, 9, system=False)
     _arrive(ledger, 9, 8, system=True)
     assert not loop.due(learner)
+    metrics.min_signals.labels(model=model).set(10)
     page = MetricsPage(_text_of(metrics))
     assert page.total("rewardloop_trainer_new_signals", model=model) == 9
     assert page.total("rewardloop_trainer_unread_signals", model=model, reason=_REASON) == 8
     rows = dict(_trainer_figures(page))
-    assert rows[f"new signals, {model}"].startswith("9")
+    assert rows[f"new signals, {model}"] == "9 of the 10 that start a round"
+    assert sum(name.startswith("new signals") for name in rows) == 1
     assert rows[f"left out, {model}"] == f"8 new signals: {_REASON}"
     _arrive(ledger, 17, 1, system=False)
     assert loop.due(learner)
