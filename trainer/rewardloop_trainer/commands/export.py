@@ -59,7 +59,10 @@ def main(argv: Sequence[str]) -> int:
         # Transformers' own messages have several lines.
         print(f"rewardloop export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}")
+    print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}", flush=True)
+    if manifest.version != "1":
+        promote = f"rewardloop models promote {manifest.model} {manifest.version}"
+        print(f"rewardloop export: '{promote}' makes it live", file=sys.stderr)
     return 0
 
 

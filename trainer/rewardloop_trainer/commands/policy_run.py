@@ -34,7 +34,7 @@ from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Traine
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
-from rewardloop_trainer.rounds.publish import code_version, publish_once
+from rewardloop_trainer.rounds.publish import POLICY_PARITY, code_version, publish_once
 from rewardloop_trainer.server_access import open_client
 
 RUN = "run.json"
@@ -204,7 +204,12 @@ class PolicyRun:
             base=self._start.base,
             seed=about["seed"],
             code_version=about["code_version"],
-            notes={"method": about["algorithm"], "data": about["data"]["sha256"], "layout": about.get("layout", "")},
+            notes={
+                "method": about["algorithm"],
+                "data": about["data"]["sha256"],
+                "layout": about.get("layout", ""),
+                "parity": POLICY_PARITY,
+            },
         )
 
         def write(directory: Path) -> None:

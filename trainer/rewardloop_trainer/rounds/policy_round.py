@@ -29,7 +29,7 @@ from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
-from rewardloop_trainer.rounds.publish import PromotionRefused
+from rewardloop_trainer.rounds.publish import POLICY_PARITY, PromotionRefused
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
@@ -175,8 +175,9 @@ class PolicyRound(ModelRound):
         policy = self._settings.policy
         method = f"dpo-{policy.loss}" if policy.algorithm == "dpo" else policy.algorithm
         parent = self._store.manifest("policy", str(self._current.state.parent))
+        inherited = {name: parent.notes[name] for name in ("layout", "max_length") if name in parent.notes}
         return replace(
-            self._manifest_of_round({"method": method}),
+            self._manifest_of_round({"method": method, "parity": POLICY_PARITY, **inherited}),
             text_format=parent.text_format,
             max_length=parent.max_length,
             base=parent.base,

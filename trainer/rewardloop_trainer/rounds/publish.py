@@ -27,6 +27,7 @@ from rewardloop_trainer.rounds.pauses import ServerAway
 log = structlog.get_logger()
 
 ROUND_NOTE = "round"
+POLICY_PARITY = "not compared, because a policy is served from the very weights that were trained"
 _ARRIVAL_SAMPLE = 1_000
 _LOOK_BACK = 100
 
