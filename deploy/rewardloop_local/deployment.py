@@ -59,11 +59,11 @@ class Deployment:
         """
         plan = self.plan
         self._take_data()
-        for base in filter(None, (plan.reward_base, plan.policy_base)):
-            try:
+        try:
+            for base in plan.bases_to_export():
                 check_base_path(base)
-            except UnusableBase as error:
-                raise DeploymentError(str(error)) from error
+        except UnusableBase as error:
+            raise DeploymentError(str(error)) from error
         if problems := port_problems(plan):
             raise DeploymentError("\n".join(problems))
         redis_url = plan.redis_url or await self._start_redis()

@@ -52,6 +52,12 @@ class DeploymentPlan:
         """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
         return self.data / "trainer" / "anchors.jsonl"
 
+    def bases_to_export(self) -> list[str]:
+        """The bases that the user names for models of which the store has no version."""
+        store = ModelStore(self.store)
+        named = (("reward", self.reward_base), ("policy", self.policy_base))
+        return [base for model, base in named if base and not store.versions(model)]
+
     def flags_of_export(self, model: str) -> tuple[str, ...]:
         """Return the user's flags for the export of a model's base, and the anchors if the directory has any."""
         if model == "policy":

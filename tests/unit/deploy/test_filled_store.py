@@ -136,3 +136,10 @@ async def test_the_version_that_serves_is_named_with_its_origin(tmp_path: Path) 
         "newer and not live ('rewardloop models promote reward 2' makes it live)",
         "no policy serves: the store has none",
     ]
+
+
+def test_a_base_is_needed_only_until_its_first_version_is_published(tmp_path: Path) -> None:
+    plan = DeploymentPlan(tmp_path, reward_base="gone/base", policy_base="new/base")
+    assert plan.bases_to_export() == ["gone/base", "new/base"]
+    _publish(plan, "reward", "gone/base")
+    assert plan.bases_to_export() == ["new/base"]
