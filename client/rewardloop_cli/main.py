@@ -11,14 +11,9 @@ from typing import Annotated
 import typer
 
 from rewardloop_cli.access_options import ACCESS_OPTIONS, AccessOptions
+from rewardloop_cli.model_commands import models
 from rewardloop_cli.processes import PassThrough, add_process_commands
-
-_Server = Annotated[
-    str, typer.Option("--server", envvar="REWARDLOOP_SERVER", help="Address of the server; several with commas.")
-]
-_Model = Annotated[str, typer.Argument(help="reward or policy", metavar="MODEL")]
-_Reason = Annotated[str, typer.Option(help="Who asks for the change, and why; kept with it.")]
-_DEFAULT_SERVER = "127.0.0.1:50051"
+from rewardloop_cli.server_option import DEFAULT_SERVER, Server
 
 app = typer.Typer(
     name="rewardloop",
@@ -31,7 +26,6 @@ app = typer.Typer(
 )
 feedback = typer.Typer(help="Import preference data.", rich_markup_mode=None, no_args_is_help=True)
 token = typer.Typer(help="Make tokens for callers.", rich_markup_mode=None, no_args_is_help=True)
-models = typer.Typer(help="See and change model versions.", rich_markup_mode=None, no_args_is_help=True)
 config = typer.Typer(help="See the settings of the processes.", rich_markup_mode=None, no_args_is_help=True)
 
 add_process_commands(app)
@@ -118,10 +112,12 @@ def score(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL file to write; default: standard output.")] = None,
-    pin_version: Annotated[str | None, typer.Option(help="Score with exactly this version.")] = None,
+    pin_version: Annotated[
+        str | None, typer.Option(help="Score with exactly this version; 'models shadow VERSION' makes it warm.")
+    ] = None,
     lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
-    server: _Server = _DEFAULT_SERVER,
+    server: Server = DEFAULT_SERVER,
 ) -> None:
     """Score responses from the command line or from a file."""
     from rewardloop_cli import score as command
@@ -141,6 +137,54 @@ def score(
     )
 
 
+# Every parameter of a command's function is one of its arguments or options: that is how typer reads them.
+@app.command()
+def generate(  # noqa: PLR0913  # long: each parameter is an option of the command
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The prompt; left out, or -, it is read from standard input.", metavar="[PROMPT]"),
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with the list of {role, content} messages instead; - reads standard input."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=64, help="How many answers.")] = 1,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=0, help="Most tokens of an answer; default: what the policy worker allows.")
+    ] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, max=5.0, help="0 takes the likeliest token; default: 1.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of the probability; default: 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    policy_version: Annotated[str | None, typer.Option(help="Fail unless this version answers.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that the answer may take.")] = 120.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")] = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Ask the live policy for answers to a prompt.
+
+    The answers go to standard output, and what is to be said about them to standard error.
+    """
+    from rewardloop_cli import generate as command
+    from rewardloop_cli.failures import finish
+
+    options = command.GenerateOptions(
+        server=server,
+        prompt=prompt,
+        messages=messages,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        policy_version=policy_version,
+        timeout_s=timeout,
+        as_json=as_json,
+    )
+    finish(lambda: command.run(options))
+
+
 @feedback.command("import")
 def feedback_import(
     files: Annotated[list[Path], typer.Argument(help="JSONL (plain or .gz) or Parquet file.", metavar="FILE")],
@@ -149,7 +193,7 @@ def feedback_import(
     patience: Annotated[float, typer.Option(help="Seconds to wait while the server or Redis is away.")] = 120.0,
     side_dir: Annotated[Path | None, typer.Option(help="Folder for the progress and the rejected rows.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Ignore the progress of an earlier run.")] = False,
-    server: _Server = _DEFAULT_SERVER,
+    server: Server = DEFAULT_SERVER,
 ) -> None:
     """Record the signals in data files.
 
@@ -173,92 +217,9 @@ def feedback_import(
     )
 
 
-@models.command("list")
-def models_list(
-    model: Annotated[str, typer.Argument(help="reward or policy; default: both", metavar="[MODEL]")] = "",
-    server: _Server = _DEFAULT_SERVER,
-) -> None:
-    """List the versions in the store, newest first."""
-    from rewardloop_cli import models as command
-    from rewardloop_cli.failures import finish
-
-    finish(lambda: command.list_versions(server, [model] if model else ["reward", "policy"]))
-
-
-@models.command("show")
-def models_show(
-    model: _Model,
-    version: Annotated[str, typer.Argument(help="Default: the active one.", metavar="[VERSION]")] = "",
-    show_all: Annotated[bool, typer.Option("--all", help="Print the whole manifest as JSON, too.")] = False,
-    server: _Server = _DEFAULT_SERVER,
-) -> None:
-    """Show where a version came from and how it measured."""
-    from rewardloop_cli import models as command
-    from rewardloop_cli.failures import finish
-
-    finish(lambda: command.show(server, model, version, show_all=show_all))
-
-
-@models.command("promote")
-def models_promote(
-    model: _Model,
-    version: Annotated[str, typer.Argument(metavar="VERSION")],
-    reason: _Reason = "by hand",
-    server: _Server = _DEFAULT_SERVER,
-) -> None:
-    """Make a version active, and return once the server serves it."""
-    from rewardloop_cli import models as command
-    from rewardloop_cli.failures import finish
-
-    finish(lambda: command.promote(server, model, version, reason))
-
-
-@models.command("rollback")
-def models_rollback(model: _Model, reason: _Reason = "by hand", server: _Server = _DEFAULT_SERVER) -> None:
-    """Make the version active that was active before."""
-    from rewardloop_cli import models as command
-    from rewardloop_cli.failures import finish
-
-    finish(lambda: command.rollback(server, model, reason))
-
-
-@models.command("canary")
-def models_canary(
-    version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
-    share: Annotated[float, typer.Option(help="Share of the requests, above 0 and below 1.")] = 0.05,
-    end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
-    model: Annotated[str, typer.Option(help="reward or policy.")] = "reward",
-    reason: _Reason = "by hand",
-    server: _Server = _DEFAULT_SERVER,
-) -> None:
-    """Let a version answer a share of the requests. Any promotion ends the canary."""
-    from rewardloop_cli import models as command
-    from rewardloop_cli.failures import finish
-
-    finish(lambda: command.canary(server, model, command.holder(version, end), share, reason))
-
-
-@models.command("shadow")
-def models_shadow(
-    version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
-    share: Annotated[float, typer.Option(help="Share of the requests, above 0 and at most 1.")] = 1.0,
-    end: Annotated[bool, typer.Option("--end", help="End the shadow.")] = False,
-    reason: _Reason = "by hand",
-    server: _Server = _DEFAULT_SERVER,
-) -> None:
-    """Score a share of the requests with a second version, to compare both in the server's metrics.
-
-    Callers never see its scores. Any promotion ends the shadow.
-    """
-    from rewardloop_cli import models as command
-    from rewardloop_cli.failures import finish
-
-    finish(lambda: command.shadow(server, command.holder(version, end), share, reason))
-
-
 @app.command()
 def status(
-    server: _Server = _DEFAULT_SERVER,
+    server: Server = DEFAULT_SERVER,
     server_metrics: Annotated[
         str, typer.Option(help="Metrics page of the server, a URL or host:port.")
     ] = "http://127.0.0.1:9464/metrics",
@@ -280,7 +241,7 @@ def health(
         typer.Argument(help="Such as rewardloop.v1.RewardService; default: the process.", metavar="[SERVICE]"),
     ] = "",
     metrics: Annotated[str | None, typer.Option(help="Ask this metrics page instead, such as a trainer's.")] = None,
-    server: _Server = _DEFAULT_SERVER,
+    server: Server = DEFAULT_SERVER,
 ) -> None:
     """Check whether a process takes requests: exit status 0 if it does, else 1. For probes of containers."""
     from rewardloop_cli import health as command
@@ -323,7 +284,7 @@ def bench(  # noqa: PLR0913  # long: each parameter is an option of the command
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw; needs matplotlib.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="JSON file to write the figures to.")] = None,
-    server: _Server = _DEFAULT_SERVER,
+    server: Server = DEFAULT_SERVER,
 ) -> None:
     """Put a server under load, and print its throughput and latency.
 

@@ -11,65 +11,130 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
+from rewardloop_cli.stored_models import one_version, open_store, versions
 from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, RewardloopClient, VersionInfo
 
 # Of a version's metrics, the one that tells most about it, by model.
 _HEADLINES = {"reward": "gate_candidate_accuracy", "policy": "gate_win_rate"}
 
 
-def list_versions(server: str, models: Sequence[str]) -> int:
-    """Print the versions of each model.
+def list_versions(server: str, models: Sequence[str], *, store: str = "", as_json: bool = False) -> int:
+    """Print the versions of each model, as a table or as JSON.
+
+    Args:
+        server: Whom to ask.
+        models: The models' names.
+        store: Read this model store instead of asking the server.
+        as_json: Print a JSON list of objects.
 
     Returns:
         0, or 2 if the versions of one of several models are not available; those of the others are shown.
 
     Raises:
         RewardloopError: The versions of the only model are not available.
+        UsageError: The store cannot be read.
     """
+    if store:
+        opened = open_store(store)
+        found, failed = [info for model in models for info in versions(opened, model)], False
+    else:
+        found, failed = _of_server(server, models)
+    if as_json:
+        print(json.dumps([_fields(info) for info in found], indent=2))
+        return 2 if failed else 0
     table = Table("model", "version", "state", "parent", "age", "digest", "gate")
+    for info in found:
+        row = (info.model, info.version, info.state, info.parent_version or "-", age(info.create_time))
+        table.add_row(*row, info.digest[:12], headline(info))
+    Console(markup=False).print(table if table.row_count else "no versions")
+    return 2 if failed else 0
+
+
+def _of_server(server: str, models: Sequence[str]) -> tuple[list[VersionInfo], bool]:
+    """Return the versions that a server lists, and whether those of one of several models are not available."""
+    found: list[VersionInfo] = []
     failed = False
     with open_client(server) as client:
         for model in models:
             try:
-                versions = client.list_versions(model)
+                # A list has no manifests. Those of first versions say whether their heads are trained.
+                found += [
+                    info if info.parent_version else client.get_version(model, info.version)
+                    for info in client.list_versions(model)
+                ]
             except (NotFound, PolicyUnavailable, NoModel) as error:
                 if len(models) == 1:
                     raise
                 print(f"rewardloop: {model}: {error.reason}: {error}", file=sys.stderr)
                 failed = True
-                continue
-            for info in versions:
-                table.add_row(
-                    model,
-                    info.version,
-                    info.state,
-                    info.parent_version or "-",
-                    age(info.create_time),
-                    info.digest[:12],
-                    headline(info),
-                )
-    Console(markup=False).print(table if table.row_count else "no versions")
-    return 2 if failed else 0
+    return found, failed
 
 
-def show(server: str, model: str, version: str, *, show_all: bool) -> int:
-    """Print a version in about thirty lines; with ``show_all`` its manifest as JSON, too. Returns 0."""
-    with open_client(server) as client:
-        info = client.get_version(model, version)
-    print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
+def show(server: str, model: str, version: str, *, show_all: bool, store: str = "", as_json: bool = False) -> int:
+    """Print a version in about thirty lines; with ``show_all`` its manifest as JSON, too; or all as JSON. Returns 0.
+
+    Raises:
+        RewardloopError: The server does not have the version.
+        UsageError: The store cannot be read, or does not have the version.
+    """
+    if store:
+        info = one_version(open_store(store), model, version)
+    else:
+        with open_client(server) as client:
+            info = client.get_version(model, version)
     manifest = json.loads(info.manifest_json) if info.manifest_json else {}
+    if as_json:
+        print(json.dumps({**_fields(info), "manifest": manifest}, indent=2))
+        return 0
+    print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
+    if (warning := _untrained(info)) is not None:
+        print(f"WARNING: {warning}")
     rows = {"digest": info.digest, "parent": info.parent_version or "none", **summary_of(manifest)}
     rows |= {f"metric {name}": f"{value:.6g}" for name, value in sorted(info.metrics.items())}
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+    _print_rows(rows)
     if show_all and manifest:
         print(json.dumps(manifest, indent=2, sort_keys=True))
     elif manifest:
         print("--all prints the whole manifest")
     return 0
+
+
+def _print_rows(rows: Mapping[str, str]) -> None:
+    """Print names and values: wrapped in a terminal, one line each for a pipe."""
+    console = Console(markup=False, highlight=False)
+    if console.is_terminal:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        console.print(table)
+        return
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _fields(info: VersionInfo) -> dict[str, object]:
+    return {
+        "model": info.model,
+        "version": info.version,
+        "state": info.state,
+        "parent": info.parent_version or None,
+        "created_at": info.create_time.isoformat() if info.create_time else None,
+        "digest": info.digest,
+        "metrics": dict(info.metrics),
+        "untrained_heads": _untrained(info) is not None,
+    }
+
+
+def _untrained(info: VersionInfo) -> str | None:
+    """Return what the manifest says about score heads that no training has seen, or None."""
+    notes = json.loads(info.manifest_json).get("notes") if info.manifest_json else None
+    return notes.get(UNTRAINED_HEADS_NOTE) if isinstance(notes, dict) else None
 
 
 def summary_of(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -144,10 +209,13 @@ def age(moment: datetime | None) -> str:
 
 
 def headline(info: VersionInfo) -> str:
-    """Return the figure of the version's gate that tells most, such as "accuracy 0.71"; "-" without one."""
+    """Return the figure of the version's gate that tells most, such as "accuracy 0.71".
+
+    Without one it is "random heads" if the heads are random, else "-".
+    """
     name = _HEADLINES.get(info.model, "")
     if name not in info.metrics:
-        return "-"
+        return "-" if _untrained(info) is None else "random heads"
     return f"{name.removeprefix('gate_').removeprefix('candidate_').replace('_', ' ')} {info.metrics[name]:.3f}"
 
 

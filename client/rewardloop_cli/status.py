@@ -120,6 +120,14 @@ def _trainer_figures(page: MetricsPage) -> Figures:
             yield _of_model("phase", sample), sample.labels.get("phase", "?")
     for sample in page.samples("rewardloop_trainer_signals_total"):
         yield f"signals, {sample.labels.get('kind', '?')}", _count(sample.value)
+    for sample in page.samples("rewardloop_trainer_new_signals"):
+        # Of a model that this trainer does not train, the least number is 0.
+        if least := page.total("rewardloop_trainer_min_signals", model=sample.labels.get("model", "")):
+            yield _of_model("new signals", sample), f"{_count(sample.value)} of the {_count(least)} that start a round"
+    for sample in page.samples("rewardloop_trainer_unread_signals"):
+        if sample.value:
+            reason = sample.labels.get("reason", "?")
+            yield _of_model("left out", sample), f"{_count(sample.value)} new signals: {reason}"
     yield from _single(page, "dead letters", "rewardloop_trainer_dead_letters_total")
     yield from _single(page, "rows in the ledger", "rewardloop_trainer_ledger_rows")
     yield from _single(page, "waiting in the stream", "rewardloop_trainer_stream_pending")

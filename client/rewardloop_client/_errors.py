@@ -104,8 +104,10 @@ class RewardloopError(Exception):
         self.may_retry = type(self).retryable and not refuses_retry
 
     def __str__(self) -> str:
-        fields = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
-        return f"{self.message} ({fields})" if fields and fields not in self.message else self.message
+        # The server's message names the first violation, and a violation's own text may be cut.
+        named = (f"{v.field}: {v.description}" for v in self.violations)
+        more = "; ".join(text for text in named if text.removesuffix("…") not in self.message)
+        return f"{self.message} ({more})" if more else self.message
 
 
 class InvalidRequest(RewardloopError):

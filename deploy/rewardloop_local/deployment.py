@@ -13,7 +13,9 @@ from functools import partial
 
 import structlog
 
+from rewardloop.formats.store import StoreError
 from rewardloop_client import RewardloopError
+from rewardloop_local.filled_store import refuse_ignored, served_lines
 from rewardloop_local.first_versions import publish_first_versions
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
 from rewardloop_local.ports import port_problems
@@ -21,6 +23,8 @@ from rewardloop_local.process_file import SUPERVISOR, ProcessFile, ProcessFileEr
 from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
 from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
+from rewardloop_trainer.data.base_path import check_base_path
+from rewardloop_trainer.data.unusable_base import UnusableBase
 
 log = structlog.get_logger()
 
@@ -55,9 +59,15 @@ class Deployment:
         """
         plan = self.plan
         self._take_data()
+        try:
+            for base in plan.bases_to_export():
+                check_base_path(base)
+        except UnusableBase as error:
+            raise DeploymentError(str(error)) from error
         if problems := port_problems(plan):
             raise DeploymentError("\n".join(problems))
         redis_url = plan.redis_url or await self._start_redis()
+        await asyncio.to_thread(refuse_ignored, plan, redis_url, self._on_phase)
         await publish_first_versions(plan, self._run, self._on_phase)
         has_policy = plan.has_policy()
         shared = ["--store", str(plan.store), "--redis-url", redis_url]
@@ -97,6 +107,14 @@ class Deployment:
                 report(log.error, "file of processes not deleted", error=str(error))
             os.close(self._lock)
             self._lock = None
+
+    async def served(self) -> list[str]:
+        """Return for each model which version serves. A server that does not say it is one line more."""
+        try:
+            async with self.plan.security.client(self.plan.listen, 5.0) as client:
+                return await served_lines(self.plan, client)
+        except (RewardloopError, StoreError) as error:
+            return [f"which version serves is not known: {error}"]
 
     def pids(self) -> list[int]:
         """Process ids of all parts that run."""
@@ -147,7 +165,7 @@ class Deployment:
     async def _run(self, name: str, module: str, args: Sequence[str]) -> None:
         """Run a module to its end. Raises DeploymentError if it fails."""
         process = self._process(name, module, args)
-        saying = asyncio.create_task(self._say_seconds(name))
+        saying = asyncio.create_task(self._say_seconds(name, process))
         try:
             process.start()
             status = await process.wait()
@@ -157,11 +175,15 @@ class Deployment:
         if status != 0:
             raise DeploymentError(f"{name} failed (status {status}), {process.log_path}:\n{process.tail()}")
 
-    async def _say_seconds(self, name: str) -> None:
+    async def _say_seconds(self, name: str, process: Process) -> None:
+        """Say every few seconds how long a process has run, and the last line of its log."""
         started = time.monotonic()
+        before = process.log_path.stat().st_size if process.log_path.exists() else 0  # what earlier runs have said
         while True:
             await asyncio.sleep(_SAY_EVERY_S)
-            self._on_phase(f"{name} has run for {time.monotonic() - started:.0f} s")
+            said = process.log_path.read_bytes()[before:].decode(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(said) if line.strip()), "")
+            self._on_phase(f"{name} has run for {time.monotonic() - started:.0f} s{': ' if last else ''}{last}")
 
     async def _start_redis(self) -> str:
         self._on_phase("starting redis-server")

@@ -52,6 +52,19 @@ class DeploymentPlan:
         """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
         return self.data / "trainer" / "anchors.jsonl"
 
+    def bases_to_export(self) -> list[str]:
+        """The bases that the user names for models of which the store has no version."""
+        store = ModelStore(self.store)
+        named = (("reward", self.reward_base), ("policy", self.policy_base))
+        return [base for model, base in named if base and not store.versions(model)]
+
+    def flags_of_export(self, model: str) -> tuple[str, ...]:
+        """Return the user's flags for the export of a model's base, and the anchors if the directory has any."""
+        if model == "policy":
+            return tuple(self.policy_export_args)
+        anchors = ("--anchors", str(self.anchors)) if self.anchors.exists() else ()
+        return (*anchors, *self.export_args)
+
     @property
     def logs(self) -> Path:
         """The folder with a log for each process."""
@@ -69,18 +82,23 @@ class DeploymentPlan:
         It has the credentials of the deployment's processes, and a flag for each address that is not the default.
         """
         usual = DeploymentPlan(self.data)  # its addresses are also the defaults of `rewardloop status`
-        words = ["rewardloop", *map(shlex.quote, self.security.access_args()), "status"]
-        if self.listen != usual.listen:
-            words.append(f"--server {self.listen}")
+        words = [self.client_command("status")]
         if self.metrics_port not in (0, usual.metrics_port):
             words.append(f"--server-metrics 127.0.0.1:{self.metrics_port}")
         if self.trainer_metrics_port not in (0, usual.trainer_metrics_port):
             words.append(f"--trainer-metrics 127.0.0.1:{self.trainer_metrics_port}")
         return " ".join(words)
 
+    def client_command(self, command: str) -> str:
+        """Return a command of `rewardloop` that calls this deployment, with its credentials and its address."""
+        words = ["rewardloop", *map(shlex.quote, self.security.access_args()), command]
+        if self.listen != DeploymentPlan(self.data).listen:
+            words.append(f"--server {self.listen}")
+        return " ".join(words)
+
     def has_policy(self) -> bool:
         """Whether the store has a policy, or gets one with its first versions."""
         store = ModelStore(self.store)
-        if store.versions("policy"):
+        if store.versions("policy") or self.policy_base:
             return True
-        return not store.versions("reward") and bool(self.policy_base or not self.reward_base)
+        return not store.versions("reward") and not self.reward_base

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.completions import Completion, encode_completions
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.token_batches import plan_batches, rate_scale
-from rewardloop_trainer.policy.sft import train_sft
+from rewardloop_trainer.policy.sft import SftProgress, train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
 
 log = structlog.get_logger()
@@ -92,13 +94,14 @@ def write_starter(
         (corpus.fact_examples(facts, seed + 1), _sft_settings(6e-3, seed)),
         (corpus.sft_examples(styled, seed), _sft_settings(3e-3, seed)),
     )
+    names = ("the policy learns facts", "the policy learns styles")
     tokenizer = train_tokenizer([text for examples, _ in stages for example in examples for text in example])
     encoder = encoder_of(tokenizer)
     policy = new_policy(tokenizer)
     loss = float("nan")
-    for examples, settings in stages:
+    for (examples, settings), name in zip(stages, names, strict=True):
         dialogues = [Dialogue.answered(_asked(prompt), text) for prompt, text in examples]
-        loss = train_sft(policy, encoder, dialogues, settings).last_loss
+        loss = train_sft(policy, encoder, dialogues, settings, partial(_tell_step, name)).last_loss
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     policy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, temperature=1.0, top_k=0, max_new_tokens=96, **ends
@@ -212,8 +215,19 @@ def train_relevance(
         clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         right += (margin > 0).tolist()
+        _tell("the reward model learns which answers are relevant", step + 1, len(plan))
     last = right[-max(1, len(right) // 5) :]
     return sum(last) / len(last)
+
+
+def _tell_step(what: str, done: SftProgress) -> None:
+    _tell(what, done.step, done.steps)
+
+
+def _tell(what: str, step: int, steps: int) -> None:
+    """Print how far a stage is, in some fifty lines. `rewardloop up` shows the last one."""
+    if step % max(1, steps // 50) == 0 or step == steps:
+        print(f"{what}: step {step} of {steps}", file=sys.stderr, flush=True)
 
 
 def _scores(model: LlamaForSequenceClassification, rows: Sequence[Completion], pad: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ class UpSettings(SecuritySettings):
 
     basic_settings = (
         *("data", "listen", "metrics_port", "redis_url", "reward_base", "policy_base"),
-        *("serve_args", "policy_args", "train_args", "log_format"),
+        *("export_args", "policy_export_args", "serve_args", "policy_args", "train_args", "log_format"),
     )
     setting_groups = (("data", "Data, addresses and bases"), ("export_args", "Flags of the processes that it starts"))
 
@@ -38,9 +38,13 @@ class UpSettings(SecuritySettings):
     reward_base: str = Field("", description="Hugging Face directory or hub id of the first reward model")
     policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
     seed: int = Field(0, description="seed of the starter models")
-    export_args: str = Field("", description="more flags for the export of the reward base, as one string after '='")
+    export_args: str = Field(
+        "",
+        description="more flags for the export of the reward base, as one string: --export-args=--new-heads; "
+        "'rewardloop export --help' lists them",
+    )
     policy_export_args: str = Field(
-        "", description="more flags for the export of the policy base, as one string after '='"
+        "", description="more flags for the export of the policy base: --policy-export-args='--layout plain'"
     )
     serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string: --serve-args=--no-spin")
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
@@ -68,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return asyncio.run(_run(settings))
 
 
+def _styled(line: str) -> str:
+    return f"[bold yellow]{line}[/bold yellow]" if "WARNING" in line else f"[dim]{line}[/dim]"
+
+
 async def _run(settings: UpSettings) -> int:
     from rich.console import Console
     from rich.markup import escape
@@ -88,7 +96,7 @@ async def _run(settings: UpSettings) -> int:
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
     plan = DeploymentPlan(**fields, security=Security.of(settings))
-    deployment = Deployment(plan, on_phase=lambda phase: say(f"[dim]{escape(phase)}[/dim]"))
+    deployment = Deployment(plan, on_phase=lambda phase: say(_styled(escape(phase))))
     stop = asyncio.Event()
     stop_on_signals(stop)
     starting = asyncio.create_task(deployment.start())
@@ -97,6 +105,8 @@ async def _run(settings: UpSettings) -> int:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await starting
+            for line in await deployment.served():
+                say(escape(line))
             say(
                 f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
                 f"logs in {escape(str(plan.logs))}. "

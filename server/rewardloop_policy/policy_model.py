@@ -65,7 +65,15 @@ class PolicyModel:
         room = self._encoder.max_length - settings.max_new_tokens
         if room < self._least_prompt:
             limit = self._encoder.max_length - self._least_prompt
-            raise InvalidRequest([Violation("max_new_tokens", f"at most {limit} with this policy version")])
+            raise InvalidRequest(
+                [
+                    Violation(
+                        "max_new_tokens",
+                        f"at most {limit}, because this policy version reads {self._encoder.max_length} tokens of "
+                        "prompt and answer together (--max-length of its export)",
+                    )
+                ]
+            )
         try:
             fitted = self._encoder.fit_prompt(conversation, room)
         except RefusedConversation as error:

@@ -164,7 +164,8 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
         violations.append(Violation("top_p", "not above 0 and at most 1"))
     if request.max_new_tokens < 0 or 0 < max_new_tokens < request.max_new_tokens:
         bounds = f"1 to {max_new_tokens}" if max_new_tokens else "at least 1"
-        violations.append(Violation("max_new_tokens", f"{bounds}, not {request.max_new_tokens}"))
+        lifted = "; --max-new-tokens of the policy worker sets the bound" if request.max_new_tokens > 0 else ""
+        violations.append(Violation("max_new_tokens", f"{bounds}, not {request.max_new_tokens}{lifted}"))
     # `rewardloop serve` answers best_of with its reward model, and asks this process for plain candidates.
     if request.best_of:
         violations.append(Violation("best_of", "this process has no reward model to choose by"))

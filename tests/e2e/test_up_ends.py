@@ -174,12 +174,22 @@ def test_taken_ports_are_named_one_a_line_and_nothing_starts(up: Up) -> None:
 
 
 def test_a_trainer_that_cannot_start_is_named_with_its_log(up: Up) -> None:
-    argv = [*up.argv(), "--train-args=--reward.learning-rat 1"]
+    argv = [*up.argv(), "--train-args=--metrics-host 192.0.2.1"]  # an address of another machine
     done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "rewardloop is up" not in done.stderr
     assert f"rewardloop up: train keeps dying, {up.data / 'logs' / 'train.log'}" in done.stderr
-    assert "--reward.learning-rate" in done.stderr  # the trainer's log names the nearest flag
+    assert "the metrics page cannot be served" in done.stderr
+    assert up.recorded() == {}
+
+
+def test_a_wrong_flag_of_the_trainer_is_named_before_a_process_starts(up: Up) -> None:
+    argv = [*up.argv(), "--train-args=--reward.learning-rat 1"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 1
+    assert "rewardloop up: --train-args: unknown flag --reward.learning-rat" in done.stderr
+    assert "did you mean --reward.learning-rate?" in done.stderr
+    assert not (up.data / "logs" / "serve.log").exists()
     assert up.recorded() == {}
 
 

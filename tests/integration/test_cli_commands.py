@@ -20,6 +20,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from support.client_servers import Services, serving, status
 from typer.testing import CliRunner
 
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli import processes
 from rewardloop_cli.bench.report import percentile
 from rewardloop_cli.main import app
@@ -459,3 +461,118 @@ def test_status_shows_what_is_up_and_what_is_down(server: str, metrics_url: str)
     everything_down = _run("status", "--server", "127.0.0.1:1", "--trainer-metrics", metrics_url)
     assert everything_down.output.count("unreachable") == 4
     assert "train" in everything_down.output
+
+
+def test_generate_prints_the_answers_alone_on_standard_output(server: str) -> None:
+    done = _run("generate", "Why?", "--n", "2", "--server", server)
+    assert (done.exit_code, done.stdout) == (0, "hello\nhello\n")
+    assert "answer 2 of 2" in done.stderr
+    assert "policy version 4" in done.stderr
+    assert "--max-new-tokens allows more" in done.stderr
+    assert "generation g1" in done.stderr
+    found = json.loads(_run("generate", "Why?", "--json", "--server", server).stdout)
+    assert (found["generation_id"], found["policy_version"], found["truncated"]) == ("g1", "4", None)
+    assert [(each["text"], each["finish_reason"]) for each in found["candidates"]] == [("hello", "length")]
+
+
+class Asked(Services):
+    """Keeps what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Any] = []
+
+    def Generate(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return super().Generate(request, context)
+
+
+def test_generate_takes_its_prompt_from_an_argument_a_file_or_standard_input(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
+    services = Asked()
+    listed, wrapped = tmp_path / "list.json", tmp_path / "object.json"
+    listed.write_text(json.dumps(turns, indent=1))
+    wrapped.write_text(json.dumps({"messages": turns}))
+    with serving(services) as address:
+        for arguments, stdin in (
+            (["Why?"], None),
+            ([], "Why?\n"),
+            (["-"], "Why?"),
+            (["--messages", str(listed)], None),
+            (["--messages", str(wrapped)], None),
+            (["--messages", "-"], json.dumps(turns)),
+        ):
+            settings = ["--max-new-tokens", "7", "--temperature", "0", "--top-p", "0.5", "--seed", "3"]
+            assert _run("generate", *arguments, *settings, "--server", address, stdin=stdin).exit_code == 0
+    asked = [[(m.role, m.content) for m in each.prompt.conversation.messages] for each in services.requests]
+    assert asked == [[("user", "Why?")]] * 3 + [[("system", "Be brief."), ("user", "Why?")]] * 3
+    assert {(r.max_new_tokens, r.temperature, r.top_p, r.seed) for r in services.requests} == {(7, 0.0, 0.5, 3)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["Why?", "--messages", "m.json"], "either a PROMPT or --messages"),
+        (["--messages", "no-such-file.json"], "no-such-file.json: no such file or directory"),
+        (["--messages", "-"], "- is not JSON"),
+        (["  "], "prompt: is empty"),
+        (["Why?", "--policy-version", "9"], "policy version 9 does not answer: live is 1"),
+        (["Why?", "--policy-version", "1"], "policy version 1 does not answer: live is 4"),
+        (["Why?", "--server", "127.0.0.1:1", "--timeout", "1"], "127.0.0.1:1"),
+    ],
+)
+def test_generate_fails_in_one_line(server: str, arguments: list[str], complaint: str) -> None:
+    done = _run("generate", "--server", server, *arguments, stdin="{oops")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_models_are_read_from_a_store_without_a_server(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    notes = {UNTRAINED_HEADS_NOTE: "the score heads are new"}
+    store.publish(Manifest("reward", base="some/base", notes=notes), lambda directory: None)
+    store.publish(Manifest("reward", base="some/base", parent="1", metrics=METRICS), lambda directory: None)
+    (tmp_path / "reward" / "3").mkdir()
+    (tmp_path / "reward" / "3" / "manifest.json").write_text("{")
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["models", "list", "--store", str(tmp_path)])
+    assert done.exit_code == 0
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert [word in done.output for word in ("damaged", "accuracy 0.712", "random heads")] == [True] * 3
+    listed = json.loads(_run("models", "list", "reward", "--store", str(tmp_path), "--json").output)
+    assert [(each["version"], each["parent"], each["untrained_heads"]) for each in listed] == [
+        ("3", None, False),
+        ("2", "1", False),
+        ("1", None, True),
+    ]
+    shown = _run("models", "show", "reward", "1", "--store", str(tmp_path)).output
+    assert "WARNING: the score heads are new" in shown
+    assert "some/base" in shown
+    found = json.loads(_run("models", "show", "reward", "2", "--store", str(tmp_path), "--json").output)
+    assert (found["metrics"], found["manifest"]["base"]) == (METRICS, "some/base")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["show", "reward", "--store", "/no/such/store"], "/no/such/store has no versions of reward"),
+        (["list", "--store", "nothing://x"], "nothing://x: "),
+    ],
+)
+def test_a_store_that_cannot_be_read_is_named(arguments: list[str], complaint: str) -> None:
+    done = _run("models", *arguments)
+    assert (done.exit_code, complaint in done.stderr) == (2, True)
+
+
+def test_a_version_with_untrained_heads_is_marked_in_the_list_of_a_server() -> None:
+    class Untrained(Services):
+        def GetVersion(self, request: Any, context: Any) -> Any:
+            found = super().GetVersion(request, context)
+            found.version.manifest_json = json.dumps({"notes": {UNTRAINED_HEADS_NOTE: "new"}})
+            return found
+
+    with serving(Untrained()) as address:
+        assert "random heads" in _run("models", "list", "reward", "--server", address).output

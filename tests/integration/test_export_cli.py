@@ -12,12 +12,15 @@ import pytest
 import torch
 from support.reward_bases import config, save_base, save_tokenizer
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder, Turn
+from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
+from rewardloop.process.settings_help import help_text
 from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.reward.anchors import ANCHORS, Anchor, read_anchors, shipped_anchors, write_anchors
 from rewardloop_trainer.reward.calibrate import anchor_logits
 from rewardloop_trainer.reward.model import RewardModel
@@ -71,8 +74,14 @@ def test_without_a_file_the_scale_is_fixed_on_the_shipped_anchors_and_lengths_ar
         "256, all of the 256 that the base reads (its positions)",
     )
     said = capsys.readouterr().err
-    for name in ("anchors", "max_length"):
-        assert f"rewardloop export: {name}: {manifest.notes[name]}" in said
+    for start, name in (
+        ("The scale of scores is fixed on these anchors", "anchors"),
+        ("Prompt and response together have at most these tokens", "max_length"),
+        ("Parity", "parity"),
+    ):
+        assert f"rewardloop export: {start}: {manifest.notes[name]}." in said
+    assert "differs from torch's by at most" in manifest.notes["parity"]
+    assert said.splitlines()[-1] == f"rewardloop export: WARNING: {manifest.notes[UNTRAINED_HEADS_NOTE]}."
 
 
 def test_too_few_anchors_are_one_line_and_no_version(
@@ -100,8 +109,41 @@ def test_a_causal_model_becomes_a_policy(tmp_path: Path) -> None:
     assert "generation_config.json" in names
     notes = ModelStore(tmp_path / "store").manifest("policy", 1).notes
     assert notes["max_length"] == "256, all of the 256 that the base reads (its positions)"
+    assert notes["parity"].startswith("the worker gives the first 4 tokens of the answers to 3 prompts")
     loaded = AutoModelForCausalLM.from_pretrained(directory)
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_encoder_is_no_policy_and_the_line_says_so(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_cli.main(["--base", str(base), "--store", str(tmp_path / "store"), "--model", "policy"]) == 1
+    assert "bert is no causal language model, so it cannot write answers" in capsys.readouterr().err
+
+
+def test_tensors_that_a_policy_does_not_use_are_a_sentence_and_no_table(tmp_path: Path) -> None:
+    tied = config("llama")
+    tied.tie_word_embeddings = True
+    AutoModelForSequenceClassification.from_config(tied).save_pretrained(tmp_path / "base")
+    save_tokenizer(tmp_path / "base")
+    flags = ["--base", str(tmp_path / "base"), "--store", str(tmp_path / "store"), "--model", "policy"]
+    command = [sys.executable, "-m", "rewardloop_trainer.commands.export", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    unused = "rewardloop export: The checkpoint has tensors that a policy does not use: score.weight."
+    assert unused in done.stderr.splitlines()
+    assert all(line.startswith("rewardloop export: ") for line in done.stderr.splitlines())
+
+
+def test_a_graph_that_is_not_there_is_said_so(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--base", str(base), "--store", str(tmp_path / "store"), "--onnx", str(tmp_path / "no.onnx")]
+    assert export_cli.main(flags) == 1
+    assert capsys.readouterr().err == f"rewardloop export: {tmp_path}/no.onnx: there is no such file\n"
+
+
+def test_help_lists_the_flags_of_heads_and_layouts() -> None:
+    shown = help_text(ExportSettings, "rewardloop export", show_all=False)
+    for flag in ("--layout", "--heads", "--new-heads", "--label-weights", "--step-scores", "--step-token", "--onnx"):
+        assert f"{flag} " in shown
 
 
 def test_a_directory_that_is_no_model_is_one_line_and_no_version(

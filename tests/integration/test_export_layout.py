@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from support.reward_bases import config
 from support.tool_bases import TOOL_KINDS, tool_base
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_local import corpus, starter
 from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.commands import policy_train as policy_train_cli
+from rewardloop_trainer.commands import sft as sft_cli
 from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer
 from rewardloop_trainer.data.layout_check import Use
@@ -295,3 +303,55 @@ def test_tools_are_compared_where_the_template_has_them(kind: str, use: Use) -> 
     equal = {"llama": 24, "mistral": 20}.get(kind, 25)
     note = f"exact, by its template: {equal} probes have the ids that the base's tokenizer gives them"
     assert layout.note == note + (f", and both refuse {refused[kind]}" if kind in refused else "")
+
+
+_AT_RANDOM = CHATML.replace("'\n' + m", "strftime_now('%f') + '\n' + m")
+
+
+@pytest.fixture
+def at_random(tmp_path: Path) -> Path:
+    """A base whose template cannot be laid out exactly."""
+    save_model(AutoModelForCausalLM, "llama", tmp_path / "base")
+    save_tokenizer(tmp_path / "base", _AT_RANDOM)
+    return tmp_path / "base"
+
+
+def test_supervised_training_takes_the_plain_layout_and_an_export_of_it_has_the_same(
+    at_random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text("".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) + "\n" for i in range(8)))
+    flags = [
+        "--base",
+        str(at_random),
+        "--data",
+        str(rows),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--torch-threads",
+        "1",
+    ]
+    assert sft_cli.main(flags) == 2
+    assert "--layout plain" in capsys.readouterr().err
+    assert sft_cli.main([*flags, "--layout", "plain"]) == 0
+    assert AutoTokenizer.from_pretrained(out).chat_template is None
+    assert export(out, model="policy") == 0
+    assert note(out, model="policy") == "plain: the base has no chat template"
+
+
+def test_a_policy_trained_with_the_plain_layout_says_so(
+    at_random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, store = tmp_path / "rows.jsonl", tmp_path / "store"
+    rows.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(8)))
+    flags = ["--base", str(at_random), "--prompts", str(rows), "--out", str(tmp_path / "out"), "--store", str(store)]
+    flags += ["--algorithm", "dpo", "--epochs", "1", "--heldout-share", "0", "--torch-threads", "1", "--publish"]
+    assert policy_train_cli.main(flags) == 2
+    assert "--layout plain" in capsys.readouterr().err
+    assert policy_train_cli.main([*flags, "--layout", "plain"]) == 0
+    manifest = ModelStore(store).manifest("policy", 1)
+    assert manifest.notes["layout"] == "plain, as asked"
+    assert json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["layout"] == "plain, as asked"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out" / "policy").chat_template is None

@@ -16,8 +16,9 @@ from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive.fence import Fenced
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
+from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.pauses import ServerAway
-from rewardloop_trainer.rounds.publish import data_range, live_version, promote, publish_once
+from rewardloop_trainer.rounds.publish import data_range, promote, publish_once
 
 
 def write(directory: Path) -> None:

@@ -332,6 +332,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
         (["--base", "b", "--version", "1", "--store", "s"], "name where it starts"),
         (["--version", "1"], "need --store"),
         (["--base", "b", "--publish"], "need --store"),
+        (["--version", "1", "--store", "s", "--layout", "plain"], "layout is for --base"),
         (["--base", "b", "--algorithm", "grpo", "--online.responses", "1"], "must be 2 or more"),
     ],
 )

@@ -109,6 +109,7 @@ def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: 
     assert setting.round().run() == "promoted", setting.current.state
     manifest = services.store.manifest("policy", services.client.get_version("policy").version)
     assert (manifest.parent, manifest.notes["method"]) == ("1", "kto")
+    assert manifest.notes["parity"].startswith("not compared")
     assert manifest.metrics["gate_win_rate"] > 0.7, manifest.metrics
     assert manifest.metrics["heldout_accuracy"] > 0.9
 

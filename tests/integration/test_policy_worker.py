@@ -112,6 +112,11 @@ def test_bad_requests_name_their_fields_and_leave_the_worker_well(shared_worker:
             with pytest.raises(InvalidRequest) as caught:
                 client.generate("Hello", **arguments)  # type: ignore[arg-type]
             assert [v.field for v in caught.value.violations] == [field]
+            assert str(caught.value).count(field) == 1
+        with pytest.raises(
+            InvalidRequest, match="1 to 16, not 17; --max-new-tokens of the policy worker sets the bound"
+        ):
+            client.generate("Hello", max_new_tokens=17)
         with pytest.raises(InvalidRequest):
             client.generate("")
         assert client.generate("Hello").candidates

@@ -11,7 +11,7 @@ import redis
 import structlog
 
 from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
-from rewardloop.formats.store import ModelStore
+from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
@@ -20,9 +20,13 @@ from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_redis_until
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.first_model import refusal_of_trainer
+from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
 from rewardloop_trainer.rounds.trainer_state import CorruptState, StateFile
+from rewardloop_trainer.rounds.unread_signals import UnreadSignals
 from rewardloop_trainer.server_access import open_client
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.vocabulary import Outcome
@@ -50,6 +54,9 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     client = connect_redis_until(settings.redis_url, stop)
     if client is None:
         return STOPPED
+    if reason := _ignored_settings(settings, client):
+        log.critical("the trainer does not start", reason=reason)
+        return FAILED
     fence = Fence(settings.archive)
     lock = LeaderLock(client, settings.lock_ttl_s, fence.read)
     if not lock.wait(stop):
@@ -67,6 +74,28 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     finally:
         lock.release()
         client.close()
+
+
+def _ignored_settings(settings: TrainSettings, client: redis.Redis) -> str:
+    """Return why settings of a first reward model are refused, if the store has one that differs; else an empty text.
+
+    Settings that cannot be compared with a version are only logged.
+    """
+    store = ModelStore(settings.store)
+    try:
+        version = live_version(client, store, "reward")
+    except REDIS_FAILURES as error:
+        log.warning("Redis does not answer: the newest version is compared with the settings", error=str(error))
+        version = str(found[-1]) if (found := store.versions("reward")) else None
+    if version is None:
+        return ""
+    if unread := sorted(settings.reward.model_fields_set & {"pooling", *HeadChoice.model_fields}):
+        log.info("settings of a first reward model have no effect: there is one", settings=unread, live=version)
+    try:
+        return refusal_of_trainer(settings.reward, store.manifest("reward", version), settings.store)
+    except StoreError as error:  # the round that starts from it says so
+        log.warning("the live version cannot be read", version=version, error=str(error))
+        return ""
 
 
 def _lead(
@@ -173,9 +202,13 @@ def _learners(
 
     learners = []
     if settings.reward_rounds:
-        learners.append(Learner("reward", settings.reward_min_signals, settings.reward_max_interval_s, reward))
+        unread = UnreadSignals("reward", store, client, ledger, metrics)
+        started_by = (settings.reward_min_signals, settings.reward_max_interval_s)
+        learners.append(Learner("reward", *started_by, reward, unread.count))
     if settings.policy_rounds and store.versions("policy"):
-        learners.append(Learner("policy", settings.policy_min_signals, settings.policy_max_interval_s, policy))
+        unread = UnreadSignals("policy", store, client, ledger, metrics)
+        started_by = (settings.policy_min_signals, settings.policy_max_interval_s)
+        learners.append(Learner("policy", *started_by, policy, unread.count))
     return learners
 
 

@@ -44,6 +44,8 @@ _MOST_SLICES = 50
 _MOST_SLICE_CHARS = 60
 _OTHER_SLICE = "other"
 _MOST_ANNOTATORS = 100_000
+_MOST_REASONS = 20
+_MOST_REASON_CHARS = 120
 
 T = TypeVar("T")
 # The values of a label; None for one that callers choose.
@@ -118,6 +120,13 @@ class TrainerMetrics:
         "trainer_new_signals", "Signals in the ledger that no finished round of the model has seen.", model=MODELS
     )
     min_signals: Gauge = _gauge("trainer_min_signals", "New signals that start a round.", model=MODELS)
+    unread_signals: Gauge = _gauge(
+        "trainer_unread_signals",
+        "New signals that no round of the model learns from, because its text layout refuses the conversation: by "
+        f"reason, the first {_MOST_REASONS} seen, the rest under {_OTHER_SLICE}.",
+        model=MODELS,
+        reason=None,
+    )
     rounds: Counter = _counter(
         "trainer_rounds",
         f"Rounds by how they ended: {', '.join(ROUND_OUTCOMES)}.",
@@ -177,6 +186,7 @@ class TrainerMetrics:
         model=MODELS,
     )
 
+    _reasons: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False)
     _slices: set[str] = field(default_factory=set, init=False, repr=False)
     _by_annotator: Tally[str] = field(default_factory=Tally, init=False, repr=False)
 
@@ -195,6 +205,7 @@ class TrainerMetrics:
         self.slices.labels(slice=_OTHER_SLICE)
         for model in MODELS:
             self.in_phase(model, "idle")
+            self.unread_signals.labels(model=model, reason=_OTHER_SLICE)
 
     def in_phase(self, model: ModelName, phase: Phase) -> None:
         """Report that a model's round is in ``phase`` and no other."""
@@ -228,6 +239,19 @@ class TrainerMetrics:
         self.annotators.set(len(self._by_annotator))
         if self._by_annotator:
             self.busiest_annotator.set(max(self._by_annotator.values()) / self._by_annotator.total())
+
+    def show_unread(self, model: ModelName, reasons: Mapping[str, int]) -> None:
+        """Show how many new signals the model's text layout refuses, by reason; reasons of earlier calls become 0."""
+        counts: Tally[str] = Tally()
+        for reason, count in reasons.items():
+            shown = reason[:_MOST_REASON_CHARS]
+            if (model, shown) not in self._reasons and sum(m == model for m, _ in self._reasons) >= _MOST_REASONS:
+                shown = _OTHER_SLICE
+            self._reasons.add((model, shown))
+            counts[shown] += count
+        for of, reason in self._reasons:
+            if of == model:
+                self.unread_signals.labels(model=model, reason=reason).set(counts[reason])
 
     def refused(self, model: ModelName, reasons: Iterable[object]) -> None:
         """Count each rule that a refused candidate broke, once."""

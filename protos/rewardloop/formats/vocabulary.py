@@ -34,3 +34,6 @@ Algorithm: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo", "online-dpo"
 OFFLINE_ALGORITHMS: tuple[OfflineAlgorithm, ...] = get_args(OfflineAlgorithm)
 ONLINE_ALGORITHMS: tuple[OnlineAlgorithm, ...] = get_args(OnlineAlgorithm)
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+
+# The note of a manifest that says that the version's score heads are new: random, and trained by no round yet.
+UNTRAINED_HEADS_NOTE = "untrained_heads"

@@ -182,7 +182,8 @@ class Residents(Generic[L]):
                 return slot
         wanted = f"version {pin!r}" if pin is not None else f"version {min_version} or later"
         warm = ", ".join(f"{version} ({state})" for version, state in self.states().items() if state != "draining")
-        raise UnknownVersion(f"{wanted} is not warm here; warm: {warm}")
+        hint = f"; 'rewardloop models shadow {pin}' makes it warm" if pin is not None and pin.isdecimal() else ""
+        raise UnknownVersion(f"{wanted} is not warm here; warm: {warm}{hint}")
 
     def _with_roles(self) -> dict[str, str]:
         """Return the versions with a role, by role: active, canary, shadow."""

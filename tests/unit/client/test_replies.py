@@ -15,9 +15,11 @@ from rewardloop_client import (
     Feedback,
     InternalError,
     InvalidReply,
+    InvalidRequest,
     RewardloopClient,
     RewardloopError,
     ScoreResult,
+    Violation,
 )
 from rewardloop_client import _calls as calls
 from rewardloop_client._errors import from_status, to_status
@@ -252,3 +254,18 @@ def test_an_invalid_reply_is_an_internal_error_that_no_server_can_name() -> None
     assert InvalidReply("x").reason == ""
     assert not InvalidReply("x").may_retry
     assert type(from_status(to_status(InternalError("x")))) is InternalError
+
+
+@pytest.mark.parametrize(
+    ("message", "violations", "text"),
+    [
+        ("prompt: too long", [("prompt", "too long")], "prompt: too long"),
+        ("prompt: it is far too long", [("prompt", "it is far…")], "prompt: it is far too long"),
+        ("prompt: a (and 1 more)", [("prompt", "a"), ("seed", "b")], "prompt: a (and 1 more) (seed: b)"),
+        ("wrong", [("prompt", "a")], "wrong (prompt: a)"),
+    ],
+)
+def test_a_violation_is_said_once(message: str, violations: list[tuple[str, str]], text: str) -> None:
+    error = InvalidRequest(message, violations=[Violation(*each) for each in violations])
+    assert str(error) == text
+    assert str(from_status(to_status(error))) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,27 @@ def test_a_damaged_anchor_file_is_an_error_and_stays(tmp_path: Path, encoder: En
     with pytest.raises(CorruptAnchors, match="row 2"):
         anchors_of_round(tmp_path, None, records(3), encoder)
     assert row in path.read_text()
+
+
+def test_a_prompt_may_be_a_text_or_messages_with_parts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
+    named = [{"role": "user", "content": "q", "name": "Ann"}]
+    path.write_text("".join(json.dumps({"prompt": p, "response": "x"}) + "\n" for p in ("q", parts, named)))
+    assert read_anchors(path) == (Anchor((Turn("user", "q"),), "x"),) * 3
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": 3, "response": "x"}, "prompt: is a number, not text"),
+        ({"prompt": "q", "response": ["x"]}, "response: is a list, not text"),
+        ({"prompt": [{"role": "user"}], "response": "x"}, "prompt\\[0\\]: is not a {role, content} message"),
+        ({"question": "q", "response": "x"}, "is not an object with a prompt and a response"),
+    ],
+)
+def test_a_row_that_is_no_anchor_is_named_with_its_reason(tmp_path: Path, row: object, reason: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(CorruptAnchors, match=f"row 1: {reason}"):
+        read_anchors(path)

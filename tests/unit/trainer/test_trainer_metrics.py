@@ -82,7 +82,10 @@ def test_every_closed_label_is_announced_with_its_values_alone() -> None:
             for label, each in sample.labels.items():
                 announced[name][label].add(each)
     values = {(name, label): values for name, labels in LABEL_VALUES.items() for label, values in labels.items()}
-    assert {pair for pair in values if values[pair] is None} == {("rewardloop_trainer_slice_signals_total", "slice")}
+    assert {pair for pair in values if values[pair] is None} == {
+        ("rewardloop_trainer_slice_signals_total", "slice"),
+        ("rewardloop_trainer_unread_signals", "reason"),
+    }
     for (name, label), each in values.items():
         assert each is None or announced[name][label] == set(each), (name, label)
     # Beside them: buckets, and the labels of the process itself.

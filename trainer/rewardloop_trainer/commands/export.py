@@ -17,15 +17,15 @@ def main(argv: Sequence[str]) -> int:
     """Export the base that the flags name and print the new version. Returns the exit status."""
     options = parse(ExportSettings, argv, "rewardloop export")
     # Imported here, so that --help does not load torch.
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop.formats.text import RefusedConversation
-    from rewardloop_trainer.commands.base_path import check_base_path
     from rewardloop_trainer.commands.export_onnx import export_own_graph
     from rewardloop_trainer.commands.export_policy import export_policy_base
     from rewardloop_trainer.commands.export_reward import export_reward_base
+    from rewardloop_trainer.data.base_path import check_base
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError, UnusableGraph
@@ -33,8 +33,9 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.reward.anchors import UnusableAnchors
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # the export judges what it loads, and says it itself
     try:
-        check_base_path(options.base)
+        check_base(options.base, lambda line: print(f"rewardloop export: {line}", file=sys.stderr, flush=True))
         with FileProgress("rewardloop export") as progress:
             if options.onnx is not None:
                 manifest = export_own_graph(options, progress)
@@ -58,7 +59,10 @@ def main(argv: Sequence[str]) -> int:
         # Transformers' own messages have several lines.
         print(f"rewardloop export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}")
+    print(f"{manifest.model} {manifest.version}  {manifest.digest[:12]}", flush=True)
+    if manifest.version != "1":
+        promote = f"rewardloop models promote {manifest.model} {manifest.version}"
+        print(f"rewardloop export: '{promote}' makes it live", file=sys.stderr)
     return 0
 
 

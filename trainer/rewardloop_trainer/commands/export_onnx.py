@@ -88,6 +88,8 @@ def own_version(options: ExportSettings) -> tuple[Manifest, Callable[[Path], Non
     path, base = Path(str(options.onnx)), options.base
     if not Path(base).is_dir():
         raise UnusableBase(f"{base}: --onnx needs a directory with the configuration and the tokenizer of the graph")
+    if not path.is_file():
+        raise UnusableGraph(f"{path}: there is no such file")
     anchors = anchors_to_export(options.anchors)
     graph, config, tokenizer = read_own_graph(path), read_config(base), load_tokenizer(base)
     check_vocabulary(tokenizer, graph.vocabulary or int(config.get_text_config().vocab_size))
@@ -228,9 +230,9 @@ def _compared(
 def _heads(options: ExportSettings, config: Any, outputs: int) -> _Heads:
     """Return what the outputs are. Raises `UnusableBase` if more than two are labels and no weights are said."""
     if options.heads_are == "ensemble" or outputs == 1:
-        return _Heads(outputs, None, f"the graph's {outputs}")
+        return _Heads(outputs, None, "the graph's own score" if outputs == 1 else f"the graph's {outputs} scores")
     labels = label_sum(options.base, labels_of(config, outputs), parse_weights(options.label_weights))
-    return _Heads(1, labels.weights, f"of the graph's {outputs}: {labels.note}")
+    return _Heads(1, labels.weights, f"a sum of the graph's {outputs} scores: {labels.note}")
 
 
 def _start_of_training(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rewardloop.formats.signatures import signer
 from rewardloop.formats.store import MODEL, Manifest, ModelStore
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_trainer.commands.export_notes import said
 from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.commands.progress import FileProgress
@@ -42,6 +43,7 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.stored_weights import keep_stored_weights
 from rewardloop_trainer.rounds.publish import code_version
 
+UNTRAINED_HEADS = "the score heads are new and random, so scores mean nothing until a round has trained them"
 _PARITY_SEQUENCES = 16
 _LARGE_PARAMETERS, _PARITY_TOKENS_OF_LARGE = 500_000_000, 128  # a long sequence would take minutes
 _CALIBRATION_PAIRS = 16
@@ -73,6 +75,8 @@ def export_reward_base(options: ExportSettings, base: str, progress: FileProgres
         scale = calibrate_model(model, encoder, anchors)
         write_anchors(candidate / ANCHORS, anchors.anchors)
         chosen = {"heads": model.head_note, "layout": layout.note, "max_length": length.reason, "anchors": scale.note}
+        if model.has_new_heads:
+            chosen[UNTRAINED_HEADS_NOTE] = UNTRAINED_HEADS
         del model  # a large one need not be in memory beside its graph
         gc.collect()
         figures, notes, precision = _proved(options.precision, candidate, encoder, torch_side)
@@ -146,13 +150,13 @@ def _proved(
         return logit_difference(candidate / MODEL, torch_side.logits, torch_side.sequences, encoder.format.pad)
 
     figures = {"gate_parity": require_parity(difference(), torch_side.shift)}
-    notes = {}
+    longest = max(len(s.ids) for s in torch_side.sequences)
+    notes = {
+        "parity": f"a logit of the float32 graph differs from torch's by at most {figures['gate_parity']:.2g}, on "
+        f"{len(torch_side.sequences)} random sequences of at most {longest} tokens"
+    }
     if torch_side.stored != "float32":
-        longest = max(len(s.ids) for s in torch_side.sequences)
-        notes["parity"] = (
-            f"of torch with the weights in {torch_side.stored}, as the checkpoint has them, and layers that compute in "
-            f"float32; {len(torch_side.sequences)} sequences of at most {longest} tokens"
-        )
+        notes["parity"] += f"; torch held the weights in {torch_side.stored}, and its layers computed in float32"
     choice, about = _in_precision(wanted, candidate, encoder, torch_side)
     figures |= choice.figures
     if choice.precision == "bfloat16":

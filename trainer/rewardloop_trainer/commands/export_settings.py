@@ -14,7 +14,10 @@ from rewardloop_trainer.reward.heads.choice import HeadChoice
 class ExportSettings(ProcessSettings, HeadChoice):
     """Exports a Hugging Face model as a version in the model store, and prints the version."""
 
-    basic_settings = ("base", "store", "model", "max_length", "anchors", "precision", "gate_pairs", "signing_key")
+    basic_settings = (
+        *("base", "store", "model", "max_length", "layout", "heads", "new_heads", "label_weights", "step_scores"),
+        *("step_token", "trust_remote_code", "anchors", "precision", "gate_pairs", "onnx", "signing_key"),
+    )
     setting_groups = (
         ("new_heads", "Trained heads"),
         ("base", "Every model"),

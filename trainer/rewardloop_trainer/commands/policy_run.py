@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
-from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
+from rewardloop_trainer.data.base_path import check_base
 from rewardloop_trainer.data.policy_rows import PolicyData
 from rewardloop_trainer.evaluation.answers import Contenders, compare_policies, server_scorer
 from rewardloop_trainer.export.errors import ExportFailed
@@ -36,7 +36,7 @@ from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Traine
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
-from rewardloop_trainer.rounds.publish import code_version, publish_once
+from rewardloop_trainer.rounds.publish import POLICY_PARITY, code_version, publish_once
 from rewardloop_trainer.server_access import open_client
 
 RUN = "run.json"
@@ -68,11 +68,12 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
         StoreError: If the store cannot be read or written.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # a base that does not load whole is refused in our words
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     if settings.base:
-        check_base_path(settings.base)
-        start = start_from_base(settings.base, settings.max_length)
+        check_base(settings.base, lambda line: print(f"rewardloop policy-train: {line}", file=sys.stderr, flush=True))
+        start = start_from_base(settings.base, settings.max_length, settings.layout)
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
@@ -182,6 +183,7 @@ class PolicyRun:
             },
             "text_format": start.encoder.format.to_json(),
             "max_length": start.encoder.max_length,
+            "layout": start.layout,
             "code_version": code_version(),
             "torch": torch.__version__,
             "processes": self._world.size,
@@ -218,7 +220,12 @@ class PolicyRun:
             base=self._start.base,
             seed=about["seed"],
             code_version=about["code_version"],
-            notes={"method": about["algorithm"], "data": about["data"]["sha256"]},
+            notes={
+                "method": about["algorithm"],
+                "data": about["data"]["sha256"],
+                "layout": about.get("layout", ""),
+                "parity": POLICY_PARITY,
+            },
         )
 
         def write(directory: Path) -> None:

@@ -36,6 +36,11 @@ class PolicyTrainSettings(ServerAccess, PolicySettings):
         0.1, ge=0, lt=1, description="of the prompts, kept out for the win rate against the start; 0: none"
     )
     max_length: int = Field(0, ge=0, description="tokens of prompt and answer together; 0: what the start reads")
+    layout: Literal["exact", "plain"] = Field(
+        "exact",
+        description="of --base: lay texts out as its own chat template does, or refuse it; or plainly, which leaves "
+        "the written policy without a chat template",
+    )
     publish: bool = Field(False, description="put the policy into the store if its gate lets it pass")
     draw_every: int = Field(10, ge=1, description="steps after which report/report.png is drawn again")
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
@@ -46,6 +51,8 @@ class PolicyTrainSettings(ServerAccess, PolicySettings):
     def _has_a_start(self) -> Self:
         if bool(self.base) == bool(self.version):
             raise ValueError("name where it starts: --base, or --version with --store")
+        if self.version and self.layout != "exact":
+            raise ValueError("layout is for --base: a version in the store has its layout already")
         if (self.version or self.publish) and not self.store:
             raise ValueError("--version and --publish need --store")
         return self

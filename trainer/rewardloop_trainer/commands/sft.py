@@ -46,18 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: SftRunSettings) -> int:
     """Read, train and write. Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports."""
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from rewardloop_data.source_file import SourceFile
-    from rewardloop_trainer.commands.base_path import check_base_path
+    from rewardloop_trainer.data.base_path import check_base
     from rewardloop_trainer.data.preferences import split_of
     from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
     from rewardloop_trainer.policy.sft import train_sft
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # a base that does not load whole is refused in our words
     started = time.monotonic()
-    check_base_path(settings.base)
+    check_base(settings.base, _say)
     out = settings.out
     _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,11 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
     model.to("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     longest = longest_input(model.config, tokenizer)
     length = min(settings.max_length or longest, longest)
-    encoder = Encoder(tokenizer.backend_tokenizer, decoder_layout(tokenizer, "write").text_format, length)
+    encoder = Encoder(
+        tokenizer.backend_tokenizer, decoder_layout(tokenizer, "write", choice=settings.layout).text_format, length
+    )
+    if settings.layout == "plain":
+        tokenizer.chat_template = None  # it is saved with the model, which an export must lay out as training did
     return model, tokenizer, encoder, stored
 
 

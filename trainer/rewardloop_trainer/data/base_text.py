@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from rewardloop_sampling.loading import most_positions
+from rewardloop_trainer.data.unusable_base import UnusableBase as UnusableBase
 
 _UNBOUNDED = 1_000_000  # tokenizers say "no limit" with a huge number
 # Encoders whose position ids start after the padding id.
@@ -65,7 +66,3 @@ def longest_input(config: Any, tokenizer: Any) -> int:
     if tokenizer.model_max_length < _UNBOUNDED:
         bounds.append(int(tokenizer.model_max_length))
     return min(bounds, default=_UNKNOWN_LENGTH)
-
-
-class UnusableBase(ValueError):
-    """Raised when a directory or hub id is not a model that can be used."""

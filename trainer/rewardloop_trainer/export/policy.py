@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,19 @@ from rewardloop_trainer.policy.base_policy import PolicyBase
 _PROBES = ("Hello", "Hello, how are you?", "Count up. " + " ".join(map(str, range(40))))
 
 
-def write_policy(base: PolicyBase, tokenizer: Any, encoder: Encoder, directory: Path) -> None:
+PARITY = (
+    f"the worker gives the first {STEPS} tokens of the answers to {len(_PROBES)} prompts together the scores that "
+    "generate of transformers gives them for each prompt alone"
+)
+
+
+def write_policy(
+    base: PolicyBase,
+    tokenizer: Any,
+    encoder: Encoder,
+    directory: Path,
+    on_unused: Callable[[str], None] = lambda named: None,
+) -> None:
     """Write a base as a policy's version, and check that it can be served.
 
     Args:
@@ -29,13 +42,14 @@ def write_policy(base: PolicyBase, tokenizer: Any, encoder: Encoder, directory: 
         tokenizer: Its Hugging Face tokenizer.
         encoder: The tokenizer, text format and maximum length of the version.
         directory: Where the files go.
+        on_unused: Called with the names of the checkpoint's tensors that the policy does not use, if there are any.
 
     Raises:
         UnusableBase: The base does not load, or its tokenizer has more tokens than its embedding.
         ExportFailed: The policy worker could not load the version, or would answer otherwise than `generate` of
             transformers.
     """
-    model = base.load("auto")
+    model = base.load("auto", on_unused)
     check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings)
     model.save_pretrained(directory, max_shard_size="1TB")
     tokenizer.save_pretrained(directory)

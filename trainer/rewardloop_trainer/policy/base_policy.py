@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rewardloop_sampling.generation_rules import GenerationRules, UnsupportedGeneration
 from rewardloop_trainer.data.adapters import Adapters, first_line
@@ -41,6 +43,11 @@ class PolicyBase:
         except (OSError, ValueError, KeyError) as error:
             raise UnusableBase(f"{weights}: its configuration cannot be read: {first_line(error)}") from error
         text = config.get_text_config(decoder=True)
+        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+            raise UnusableBase(
+                f"{weights}: {config.model_type} is no causal language model, so it cannot write answers: name a "
+                "decoder such as Llama or Qwen, or export it as a reward model (--model reward)"
+            )
         if quantisation := getattr(config, "quantization_config", None):
             method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
             raise UnusableBase(
@@ -60,8 +67,12 @@ class PolicyBase:
         """The directory or hub id of the tokenizer: that of the adapters if they have one."""
         return self.adapters.tokenizer if self.adapters else self.name
 
-    def load(self, dtype: torch.dtype | str) -> Any:
+    def load(self, dtype: torch.dtype | str, on_unused: Callable[[str], None] = lambda named: None) -> Any:
         """Load the weights in evaluation mode, on the CPU, with the adapters merged into them.
+
+        Args:
+            dtype: The type of the weights; "auto" is the checkpoint's own.
+            on_unused: Called with the names of the checkpoint's tensors that the model does not use, if there are any.
 
         Raises:
             UnusableBase: They do not load, tensors that the model needs are missing, or the generation config asks for
@@ -79,8 +90,10 @@ class PolicyBase:
         if missing := sorted(found["missing_keys"]):
             raise UnusableBase(
                 f"{self.weights}: it is not a causal language model: {len(missing)} tensors are missing that would be "
-                f"drawn at random: {', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}"
+                f"drawn at random: {_some_of(missing)}"
             )
+        if unused := sorted(found["unexpected_keys"]):
+            on_unused(_some_of(unused))
         if self.adapters is not None:
             model = self.adapters.merge(model)
         try:
@@ -89,6 +102,10 @@ class PolicyBase:
             raise UnusableBase(f"{self.weights}: {error}") from error
         _make_savable(model.generation_config)
         return model.eval()
+
+
+def _some_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _make_savable(config: Any) -> None:

@@ -53,6 +53,11 @@ class SftRunSettings(ProcessSettings, SftSettings):
     max_length: int = Field(
         0, ge=0, description="most tokens of an example and of a packed row; 0: as many as the base can read"
     )
+    layout: Literal["exact", "plain"] = Field(
+        "exact",
+        description="lay texts out as the base's own chat template does, or refuse it; or plainly, which leaves the "
+        "written model without a chat template",
+    )
     learning_rate: float = Field(2e-5, gt=0)
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device to train on")
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch chooses")

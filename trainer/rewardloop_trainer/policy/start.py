@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.store import MANIFEST, ModelStore
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
-from rewardloop_trainer.data.base_layout import decoder_layout
+from rewardloop_trainer.data.base_layout import LayoutChoice, decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
 from rewardloop_trainer.policy.base_policy import PolicyBase
 
@@ -32,6 +32,7 @@ class PolicyStart:
         digest: The version's digest, or the hub's commit.
         encoder: The policy's tokenizer and text layout.
         write_rest: Writes into a directory what a policy needs beside its weights.
+        layout: How its text layout compares with the base's own, for the manifest.
     """
 
     source: str
@@ -40,6 +41,7 @@ class PolicyStart:
     digest: str
     encoder: Encoder
     write_rest: Callable[[Path], None]
+    layout: str = ""
 
     def load(self) -> Any:
         """Load the weights as `load_causal_lm` does. Raises `UnusableBase`."""
@@ -55,12 +57,13 @@ def load_causal_lm(source: str) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def start_from_base(base: str, max_length: int) -> PolicyStart:
+def start_from_base(base: str, max_length: int, choice: LayoutChoice = "exact") -> PolicyStart:
     """Start from a Hugging Face directory or hub id.
 
     Args:
         base: The directory or hub id.
         max_length: Most tokens of prompt and response together; 0: as many as the base can read.
+        choice: "plain" takes a plain layout, and leaves the tokenizer that is written without a chat template.
 
     Raises:
         UnusableBase: If the base has no usable tokenizer or configuration.
@@ -68,10 +71,12 @@ def start_from_base(base: str, max_length: int) -> PolicyStart:
     policy = PolicyBase.of(base)
     tokenizer = load_tokenizer(policy.tokenizer)
     longest = longest_input(policy.config, tokenizer)
-    text_format = decoder_layout(tokenizer, "write").text_format
-    encoder = Encoder(tokenizer.backend_tokenizer, text_format, min(max_length or longest, longest))
+    layout = decoder_layout(tokenizer, "write", choice=choice)
+    if choice == "plain":
+        tokenizer.chat_template = None  # an export of what is written must lay texts out as training did
+    encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, min(max_length or longest, longest))
     commit = getattr(policy.config, "_commit_hash", None) or ""
-    return PolicyStart(base, base, None, commit, encoder, tokenizer.save_pretrained)
+    return PolicyStart(base, base, None, commit, encoder, tokenizer.save_pretrained, layout.note)
 
 
 def start_from_store(store: ModelStore, version: str, max_length: int) -> PolicyStart:
@@ -93,4 +98,5 @@ def start_from_store(store: ModelStore, version: str, max_length: int) -> Policy
     def write_rest(target: Path) -> None:
         shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*_WEIGHTS, "run.json"), dirs_exist_ok=True)
 
-    return PolicyStart(str(directory), manifest.base, version, manifest.digest, encoder, write_rest)
+    layout = manifest.notes.get("layout", "")
+    return PolicyStart(str(directory), manifest.base, version, manifest.digest, encoder, write_rest, layout)

@@ -20,7 +20,7 @@ import structlog
 
 from rewardloop.formats.messages import MessageError, message_of, turn_of
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
-from rewardloop_data.rows import RowError
+from rewardloop_data.rows import RowError, text_of, turns_of
 from rewardloop_data.source_file import SourceFile, UnreadableFile
 from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.reward.examples import responses_of
@@ -159,20 +159,36 @@ def distinct_count(sequences: Sequence[Encoded]) -> int:
 
 
 def read_anchors(path: Path) -> tuple[Anchor, ...]:
-    """Read rows ``{"prompt": [{"role", "content"}, ...], "response"}``. Raises `CorruptAnchors`."""
+    """Read rows ``{"prompt", "response"}``; a prompt is a text or messages. Raises `CorruptAnchors`."""
     anchors = []
     number = 0
     try:
         for line in SourceFile.of(path).lines():
             number = line.number
             row: Any = line.value()
-            prompt = tuple(map(turn_of, row["prompt"]))
-            anchors.append(Anchor(prompt, str(row["response"])))
+            if not isinstance(row, dict) or not {"prompt", "response"} <= row.keys():
+                raise RowError("is not an object with a prompt and a response")
+            prompt, response = row["prompt"], row["response"]
+            if not isinstance(response, str):
+                text_of("response", response)
+            anchors.append(Anchor(_turns(prompt), response))
     except UnreadableFile as error:
         raise CorruptAnchors(str(error)) from error
-    except (RowError, MessageError, AttributeError, KeyError, TypeError) as error:
+    except RowError as error:
         raise CorruptAnchors(f"{path}, row {number}: {error}") from error
     return tuple(anchors)
+
+
+def _turns(prompt: Any) -> Prompt:
+    """Return the turns of a prompt. Messages are taken as `write_anchors` wrote them, blank ones too."""
+    if not isinstance(prompt, list) or not prompt:
+        return turns_of("prompt", prompt)
+    if not all(isinstance(message, dict) for message in prompt):
+        raise RowError("prompt: is not a list of messages")
+    try:
+        return tuple(turn_of(message) for message in prompt)
+    except MessageError as error:
+        raise RowError(f"prompt{error.field}: {error.problem}") from error
 
 
 def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
+from rewardloop_trainer.data.base_path import check_base
 from rewardloop_trainer.data.base_text import (
     check_vocabulary,
     load_tokenizer,
@@ -109,6 +110,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         return RewardStart(model, encoder, manifest.base, directory, trunk, notes)
     if not settings.base:
         raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
+    check_base(settings.base, log.info)
     with merged_base(settings.base) as base:
         model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, settings)
         of_base = load_tokenizer(base)

@@ -46,12 +46,14 @@ class Learner:
         max_interval_s: How many seconds after the last round one new signal starts the next.
         run: Runs one round from the phase that it is in. Raises `Interrupted`, `ServerAway` or `Waiting` if the round
             goes on later; any other exception is a failure.
+        unread: Counts the signals after a stream id that the model cannot read. They do not count towards a round.
     """
 
     model: ModelName
     min_signals: int
     max_interval_s: float
     run: Callable[[CurrentRound], Outcome]
+    unread: Callable[[str | None], int] = lambda after: 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +142,16 @@ class Loop:
     def due(self, learner: Learner) -> bool:
         """Say whether a round should start now, because of its signals or of the time since the last one."""
         state = self._file.read().of(learner.model)
-        new = self._ledger.rows_after(state.learned_through or None)
+        new = self._new_signals(learner, state)
         self._metrics.new_signals.labels(model=learner.model).set(new)
         waited = self._clock() - (state.ended_at or self._started_at)
         # A negative time means that the clock was set back, by an unknown amount.
         return new >= learner.min_signals or (new >= 1 and not 0 <= waited < learner.max_interval_s)
+
+    def _new_signals(self, learner: Learner, state: ModelState) -> int:
+        """Return how many signals that the model can read no finished round has seen."""
+        after = state.learned_through or None
+        return self._ledger.rows_after(after) - learner.unread(after)
 
     def _run_due(self) -> bool:
         """Run each learner that has a round open or due. Returns False if none had."""
@@ -158,7 +165,7 @@ class Loop:
             ran = True
             try:
                 if state.round is None:
-                    self._open(learner.model, state)
+                    self._open(learner, state)
                 self._attempt(learner)
             except Exception as error:  # a full disk may be met by the round or by the notes that are kept of it
                 if not is_disk_full(error):
@@ -174,12 +181,13 @@ class Loop:
             for learner in self._learners
         )
 
-    def _open(self, model: ModelName, state: ModelState) -> None:
+    def _open(self, learner: Learner, state: ModelState) -> None:
+        model = learner.model
         until = self._ledger.last_stream_id
         if until is None:
             raise ValueError("a round needs signals")
         number = state.rounds + 1
-        new = self._ledger.rows_after(state.learned_through or None)
+        new = self._new_signals(learner, state)
         opened = RoundState(
             number=number,
             phase="training",

@@ -30,13 +30,12 @@ from rewardloop_trainer.data.judge_share import of_others
 from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.live_pointer import is_held, live_version
 from rewardloop_trainer.rounds.pauses import Interrupted, Waiting
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
     data_range,
-    is_held,
-    live_version,
     promote,
     publish_once,
 )

@@ -13,7 +13,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
-from rewardloop_trainer.rounds.publish import PromotionRefused, canary_version, live_version, set_canary
+from rewardloop_trainer.rounds.live_pointer import canary_version, live_version
+from rewardloop_trainer.rounds.publish import PromotionRefused, set_canary
 from rewardloop_trainer.rounds.trainer_state import RoundState
 from rewardloop_trainer.settings import TrainSettings
 

@@ -32,12 +32,13 @@ from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Traine
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
+from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.own_judge import own_judge
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
-from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
+from rewardloop_trainer.rounds.publish import POLICY_PARITY, PromotionRefused
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
@@ -255,8 +256,11 @@ class PolicyRound(ModelRound):
         policy = self._settings.policy
         method = f"dpo-{policy.loss}" if policy.algorithm == "dpo" else policy.algorithm
         parent = self._store.manifest("policy", str(self._current.state.parent))
+        inherited = {name: parent.notes[name] for name in ("layout", "max_length") if name in parent.notes}
         return replace(
-            self._manifest_of_round({"method": method, ANCHOR_NOTE: self._anchor}),
+            self._manifest_of_round(
+                {"method": method, ANCHOR_NOTE: self._anchor, "parity": POLICY_PARITY, **inherited}
+            ),
             text_format=parent.text_format,
             max_length=parent.max_length,
             base=parent.base,

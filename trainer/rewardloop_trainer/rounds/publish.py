@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,10 +9,8 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-import redis
 import structlog
 
-from rewardloop.formats import keys
 from rewardloop.formats.store import CorruptVersion, DataRange, Manifest, ModelStore
 from rewardloop_client import (
     FailedPrecondition,
@@ -31,37 +28,13 @@ from rewardloop_trainer.rounds.pauses import ServerAway
 log = structlog.get_logger()
 
 ROUND_NOTE = "round"
+POLICY_PARITY = "not compared, because a policy is served from the very weights that were trained"
 _ARRIVAL_SAMPLE = 1_000
 _LOOK_BACK = 100
 
 
 class PromotionRefused(Exception):
     """Raised when the server will not serve a version, however often it is asked."""
-
-
-def live_version(client: redis.Redis, store: ModelStore, model: str) -> str | None:
-    """Return the number of the active version, or of the newest one in the store if none was promoted yet.
-
-    Returns None if the store is empty. Raises redis.RedisError.
-    """
-    raw = client.hget(keys.ACTIVE, model)
-    if raw is not None:
-        return str(json.loads(raw)["version"])
-    versions = store.versions(model)
-    return str(versions[-1]) if versions else None
-
-
-def is_held(client: redis.Redis, model: str) -> bool:
-    """Return whether a person's rollback holds the promotions of trainers. Raises redis.RedisError."""
-    raw = client.hget(keys.ACTIVE, model)
-    return raw is not None and bool(json.loads(raw).get("held"))
-
-
-def canary_version(client: redis.Redis, model: str) -> str | None:
-    """Return the version that has a share of the traffic beside the active one, if any. Raises redis.RedisError."""
-    raw = client.hget(keys.ACTIVE, model)
-    canary = None if raw is None else json.loads(raw).get("canary")
-    return None if canary is None else str(canary["version"])
 
 
 def data_range(ledger: Ledger, after_stream_id: str, until_stream_id: str, seed: int) -> DataRange:

@@ -1,0 +1,73 @@
+"""Reads versions from a model store itself, where no server is needed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rewardloop.formats.store_errors import StoreError
+from rewardloop_cli.failures import UsageError
+from rewardloop_client import VersionInfo
+
+if TYPE_CHECKING:
+    from rewardloop.formats.store import ModelStore
+
+
+def open_store(url: str) -> ModelStore:
+    """Open a store that exists. Raises UsageError."""
+    try:
+        from rewardloop.formats.store import ModelStore
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise UsageError(
+            f"--store needs more packages: pip install 'rewardloop[server]' ({missing} is missing)"
+        ) from error
+    try:
+        return ModelStore(url)
+    except (ImportError, ValueError) as error:  # fsspec knows no such protocol, or lacks its package
+        raise UsageError(f"{url}: {error}") from error
+
+
+def versions(store: ModelStore, model: str) -> list[VersionInfo]:
+    """Return the model's versions, newest first. A version whose manifest cannot be read has state "damaged"."""
+    found = []
+    for number in reversed(_numbers(store, model)):
+        try:
+            found.append(_info(store, model, str(number)))
+        except StoreError:
+            found.append(VersionInfo(model, str(number), "", "damaged", "", None, {}, ""))
+    return found
+
+
+def one_version(store: ModelStore, model: str, number: str) -> VersionInfo:
+    """Return one version: the newest if ``number`` is empty. Raises UsageError."""
+    if not number:
+        stored = _numbers(store, model)
+        if not stored:
+            raise UsageError(f"{store.url} has no versions of {model}")
+        number = str(stored[-1])
+    try:
+        return _info(store, model, number)
+    except StoreError as error:
+        raise UsageError(f"{store.url}: {error}") from error
+
+
+def _numbers(store: ModelStore, model: str) -> list[int]:
+    try:
+        return store.versions(model)
+    except OSError as error:
+        raise UsageError(f"{store.url}: {error}") from error
+
+
+def _info(store: ModelStore, model: str, number: str) -> VersionInfo:
+    manifest = store.manifest(model, number)
+    return VersionInfo(
+        model,
+        manifest.version,
+        manifest.digest,
+        "stored",
+        manifest.parent or "",
+        datetime.fromisoformat(manifest.created_at) if manifest.created_at else None,
+        dict(manifest.metrics),
+        manifest.to_json(),
+    )

@@ -1,0 +1,94 @@
+"""Counts the new signals whose conversation the live version's text layout refuses.
+
+An example is a system turn to a model whose chat template has none. No round learns from such signals, so they do not
+count towards one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import redis
+import structlog
+from tokenizers import Tokenizer
+
+from rewardloop.formats.store import TOKENIZER, ModelStore, StoreError
+from rewardloop.formats.text import Encoder, RefusedConversation, turns
+from rewardloop.formats.text_format import read_text_format
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
+from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.live_pointer import live_version
+from rewardloop_trainer.vocabulary import ModelName
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_AT_ONCE = 500
+
+
+class UnreadSignals:
+    """Counts for one model, and reads each row of the ledger once as long as the layout stays the same."""
+
+    def __init__(
+        self, model: ModelName, store: ModelStore, client: redis.Redis, ledger: Ledger, metrics: TrainerMetrics
+    ) -> None:
+        self._model: ModelName = model
+        self._store = store
+        self._redis = client
+        self._ledger = ledger
+        self._metrics = metrics
+        self._version: str | None = None
+        self._layout = ""
+        self._encoder: Encoder | None = None
+        self._after: str | None = None
+        self._through: str | None = None
+        self._reasons: Counter[str] = Counter()
+
+    def count(self, after: str | None) -> int:
+        """Return how many rows after the stream id ``after`` the live version's layout refuses.
+
+        The counts by reason are shown in the metrics. While Redis or the store does not answer, the last layout stays.
+        """
+        try:
+            if self._has_new_layout() or after != self._after:
+                self._after = self._through = after
+                self._reasons.clear()
+        except (*REDIS_FAILURES, StoreError, OSError, ValueError) as error:
+            log.warning("the live version's text layout cannot be read", model=self._model, error=str(error))
+        until = self._ledger.last_stream_id
+        if self._encoder is not None and until is not None and until != self._through:
+            rows = self._ledger.scan(self._through, until)
+            for events in _in_parts((row.event for row in rows), _AT_ONCE):
+                groups = [(turns(event.prompt), ["a"]) for event in events]
+                read = self._encoder.groups if self._model == "reward" else self._encoder.completions
+                self._reasons.update(str(each) for each in read(groups) if isinstance(each, RefusedConversation))
+            self._through = until
+        self._metrics.show_unread(self._model, self._reasons)
+        return self._reasons.total()
+
+    def _has_new_layout(self) -> bool:
+        """Load the live version's layout if it is another one. Returns whether it is."""
+        version = live_version(self._redis, self._store, self._model)
+        if version is None or version == self._version:
+            return False
+        manifest = self._store.manifest(self._model, version)
+        layout = json.dumps([manifest.files.get(TOKENIZER), dict(manifest.text_format)], sort_keys=True)
+        if is_other := layout != self._layout:
+            directory = self._store.fetch(self._model, version)
+            tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+            self._encoder = Encoder(tokenizer, read_text_format(manifest.text_format), manifest.max_length)
+            self._layout = layout
+        self._version = version
+        return is_other
+
+
+def _in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    each = iter(items)
+    while part := list(islice(each, size)):
+        yield part
