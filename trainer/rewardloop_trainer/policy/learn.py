@@ -16,7 +16,9 @@ from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
-from rewardloop_trainer.policy.online.train import Score, train_online
+from rewardloop_trainer.policy.online.collect import Score
+from rewardloop_trainer.policy.online.open_sampler import open_sampler
+from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.settings import PolicySettings
 
 log = structlog.get_logger()
@@ -85,6 +87,7 @@ def learn_policy(
     Raises:
         NothingToLearnFrom: If ``train`` has nothing for the algorithm.
         TrainingStopped: If ``control.should_stop`` returned True.
+        SamplerError: If the sampler gives no answers; as `SamplerAway` if it cannot be reached now.
         ArithmeticError: If gradients or probabilities are not usable numbers.
     """
     match settings.algorithm:
@@ -163,19 +166,22 @@ def _learn_from_answers(
         raise NothingToLearnFrom("no prompt to train on leaves room for an answer")
     if left_out := len(train.prompts) - len(task.prompts):
         log.warning("prompts that leave no room for an answer are left out", prompts=left_out)
-    train_online(
-        model,
-        encoder,
-        task,
-        score,
-        RunControl(
-            control.checkpoint_dir,
-            control.on_step,
-            control.should_stop,
-            lambda policy: control.save(Trained(policy, {"train_prompts": float(len(task.prompts))})),
-        ),
-        seed=settings.seed,
-    )
+    files = None if control.checkpoint_dir is None else control.checkpoint_dir.with_name("adapters")
+    with open_sampler(settings.online, model, encoder, files) as sampler:
+        train_online(
+            model,
+            encoder,
+            task,
+            score,
+            RunControl(
+                control.checkpoint_dir,
+                control.on_step,
+                control.should_stop,
+                lambda policy: control.save(Trained(policy, {"train_prompts": float(len(task.prompts))})),
+            ),
+            seed=settings.seed,
+            sampler=sampler,
+        )
 
 
 def _step_done(progress: DpoProgress | KtoProgress, figures: Mapping[str, float]) -> StepDone:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rewardloop_trainer.learning.settings import LoraSettings
 
@@ -39,6 +41,23 @@ class RewardShaping(BaseModel):
         1.0, ge=0, description="subtracted from the reward of a response that was cut off before its end token"
     )
     empty_score: float = Field(-3.0, description="score of an empty response, which the reward model cannot score")
+
+
+class VllmSettings(BaseModel):
+    """The vLLM server that samples. `online/vllm_sampler.py` says how to start one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field("", description="base URL of the server, http://host:8000")
+    name: str = Field("rewardloop", min_length=1, description="this trainer's name in the names of its adapters")
+    api_key_file: Path | None = Field(None, description="file with the key to show to the server; none: no key")
+    directory: Path | None = Field(
+        None,
+        description="directory for adapters that trainer and server both see by this path; none: one beside the "
+        "checkpoints",
+    )
+    parallel: int = Field(64, ge=1, description="prompts that are sampled at once")
+    timeout_s: float = Field(600.0, gt=0, description="deadline of one reply")
 
 
 def _without_parentheses(value: object) -> object:
@@ -104,12 +123,31 @@ class OnlineSettings(BaseModel):
     scale_groups: bool = Field(
         False, description="GRPO divides advantages by the group's deviation, which moves the optimum"
     )
+    sampler: Literal["local", "vllm"] = Field(
+        "local", description="where answers are sampled: in this process, or on a vLLM server (needs weights lora)"
+    )
+    vllm: VllmSettings = VllmSettings.model_validate({})
     max_age: int = Field(1, ge=0, description="most steps by which the weights that sampled may be older")
     most_importance: float = Field(
-        2.0, ge=1, description="upper bound of the importance weight of a token that an older policy sampled"
+        2.0, ge=1, description="upper bound of the importance weight of a token, learner's to sampler's probability"
+    )
+    max_sampler_kl: float = Field(
+        0.02,
+        gt=0,
+        description="nats per token between sampler and learner at which the run stops; weights that are n steps older "
+        "may differ by n times max_update_kl more",
     )
     human_share: float = Field(0.25, ge=0, lt=1, description="online DPO: share of the pairs that people judged")
 
     rewards: RewardShaping = RewardShaping.model_validate({})
     critic: CriticSettings = CriticSettings.model_validate({})
     checkpoint_every_steps: int = Field(5, ge=0, description="steps between two checkpoints; 0: none")
+
+    @model_validator(mode="after")
+    def _can_reach_its_sampler(self) -> Self:
+        if self.sampler == "vllm":
+            if self.weights != "lora":
+                raise ValueError("online.sampler vllm is given adapters only: set online.weights to lora")
+            if urlsplit(self.vllm.url).scheme not in ("http", "https") or not urlsplit(self.vllm.url).hostname:
+                raise ValueError("online.sampler vllm needs online.vllm.url, such as http://127.0.0.1:8000")
+        return self

@@ -22,6 +22,7 @@ from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.online.sampler import SamplerAway
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
@@ -32,7 +33,7 @@ from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
-_LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped")
+_LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
 _KEPT_REPORTS = 50
 
 
@@ -67,6 +68,8 @@ class PolicyRound(ModelRound):
                 raise Refused(Reason("no_data", str(error))) from error
             except TrainingStopped as error:
                 raise Interrupted from error
+            except SamplerAway as error:
+                raise ServerAway(f"no answers: {error}") from error
             finally:
                 report.close()
         self._reach("trained", json.loads(self._figures.read_text()))
@@ -81,6 +84,7 @@ class PolicyRound(ModelRound):
         for name, gauge in gauges.items():
             if name in done.figures:
                 gauge.set(done.figures[name])
+        self._metrics.show_sampler(done.figures)
         shown = {name: done.figures[name] for name in _LOGGED if name in done.figures}
         timed = {"gradient_norm": done.figures.get("grad_norm", math.nan), "seconds": done.seconds}
         self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
