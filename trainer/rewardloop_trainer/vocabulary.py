@@ -28,6 +28,7 @@ Rule: TypeAlias = Literal[
     "endless_answers",
     "export",
     "kl",
+    "kl_budget",
     "length",
     "live_test",
     "no_data",
@@ -79,6 +80,8 @@ POLICY_GATE_FIGURES = (
         )
     ),
 )
+# What all rounds together have moved, by its name in a manifest.
+ANCHOR_KL = "anchor_kl"
 LIVE_TEST_FIGURES = ("live_preferences", "live_win_rate", "live_win_rate_lower", "live_win_rate_upper")
 
 

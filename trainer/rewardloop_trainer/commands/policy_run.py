@@ -31,11 +31,14 @@ from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.reference import Reference, sampled_kl
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
+from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, anchor_of, over_budget, reference_of
 from rewardloop_trainer.rounds.publish import code_version, publish_once
 from rewardloop_trainer.server_access import open_client
+from rewardloop_trainer.vocabulary import ANCHOR_KL
 
 RUN = "run.json"
 _HEALTH_S = 10.0
@@ -70,11 +73,12 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
         torch.set_num_threads(settings.torch_threads)
     if settings.base:
         check_base_path(settings.base)
-        start = start_from_base(settings.base, settings.max_length)
+        run = PolicyRun(settings, data, start_from_base(settings.base, settings.max_length))
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
-    run = PolicyRun(settings, data, start)
+        anchor = anchor_of(store, settings.version, settings.anchor)
+        run = PolicyRun(settings, data, start, anchor, reference_of(store, anchor, settings.version))
     if not run.is_done():
         with open_client(settings, settings.server) as server:
             run.train(server)
@@ -84,13 +88,27 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
 class PolicyRun:
     """One run of the command: its settings, data and start, and the steps from there to its exit status."""
 
-    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: PolicyStart) -> None:
+    def __init__(
+        self,
+        settings: PolicyTrainSettings,
+        data: PolicyData,
+        start: PolicyStart,
+        anchor: str = "",
+        reference: Reference | None = None,
+    ) -> None:
+        """Prepare the run. Without an anchor, as with a base, the start is the reference and the anchor of its line."""
         self._settings, self._start, self._data = settings, start, data
+        self._anchor, self._reference = anchor, reference
         self._train, self._heldout = data.split(settings.heldout_share)
         self._learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
         self._world = World()
         self._policy, self._report = settings.out / "policy", settings.out / "report"
-        what = [settings.model_dump(mode="json", exclude=_ASIDE), data.sha256, start.digest]
+        what = [
+            settings.model_dump(mode="json", exclude=_ASIDE),
+            data.sha256,
+            start.digest,
+            reference and reference.name,
+        ]
         self._id = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def is_done(self) -> bool:
@@ -125,6 +143,7 @@ class PolicyRun:
                     on_step=report or (lambda _: None),
                     save=lambda trained: self._save(trained, server),
                 ),
+                reference=self._reference,
             )
         except NothingToLearnFrom as error:
             raise ValueError(f"{self._settings.prompts}: {error}") from error
@@ -135,6 +154,13 @@ class PolicyRun:
     def _save(self, trained: Trained, server: RewardloopClient) -> None:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
         figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
+        anchor = (self._reference or self._start).load()
+        prompts = self._heldout.prompts or self._train.prompts
+        kl = sampled_kl(trained.policy, anchor, self._start.encoder, prompts, self._learning)
+        if kl is not None:
+            figures[ANCHOR_KL] = kl
+        if (reason := over_budget(kl, self._learning.kl_budget, self._anchor or self._start.base)) is not None:
+            reasons.append(reason)
         if self._heldout.prompts:
             found = compare_policies(
                 trained.policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
@@ -160,6 +186,7 @@ class PolicyRun:
             "seed": settings.seed,
             "settings": settings.model_dump(mode="json"),
             "start": {"base": start.base, "version": start.version, "digest": start.digest},
+            "anchor": self._anchor,
             "data": {
                 "file": str(self._settings.prompts),
                 "sha256": self._data.sha256,
@@ -202,7 +229,11 @@ class PolicyRun:
             base=self._start.base,
             seed=about["seed"],
             code_version=about["code_version"],
-            notes={"method": about["algorithm"], "data": about["data"]["sha256"]},
+            notes={
+                "method": about["algorithm"],
+                "data": about["data"]["sha256"],
+                **({ANCHOR_NOTE: about["anchor"]} if about["anchor"] else {}),
+            },
         )
 
         def write(directory: Path) -> None:

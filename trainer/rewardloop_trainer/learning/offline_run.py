@@ -121,20 +121,23 @@ class OfflineRun(Generic[FiguresT]):
         self.gradient_norm = clip(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
 
-    def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int) -> Tensor:
-        """Log-probabilities of each item's completions under the model as it is, summed over tokens.
+    def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int, model: Any | None = None) -> Tensor:
+        """Log-probabilities of each item's completions under a model as it is, summed over tokens.
 
         Each process computes its share of the items.
 
         Args:
             items: Each with ``per_item`` completions.
             per_item: Completions of one item.
+            model: A causal LM in evaluation mode; None: the one that learns.
 
         Returns:
             (items, per_item), in nats.
         """
         rows = [row for item in self.world.mine(items) for row in item]
-        mine = sequence_logprobs(self.model, rows, self.pad, 2 * self.settings.micro_batch_tokens)
+        mine = sequence_logprobs(
+            self.model if model is None else model, rows, self.pad, 2 * self.settings.micro_batch_tokens
+        )
         return self.world.gather_rows(mine.view(-1, per_item), len(items))
 
     def end(self, figures: Mapping[str, float]) -> PolicyOutcome:

@@ -18,6 +18,7 @@ from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
 from rewardloop_trainer.policy.losses.dpo import pair_losses
 from rewardloop_trainer.policy.losses.kl import kl_estimate
 from rewardloop_trainer.policy.offline_settings import DpoSettings
+from rewardloop_trainer.policy.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,10 @@ def train_policy(
     heldout: Sequence[Pair],
     settings: DpoSettings,
     control: DpoControl = NO_CONTROL,
+    *,
+    reference: Reference | None = None,
 ) -> PolicyOutcome:
-    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
+    """Train ``model`` in place.
 
     The reference's log-probabilities are computed once, before the first step. With the same arguments and a checkpoint
     in the control's directory, the run goes on from it; the weights are then those of an uninterrupted run, bit for bit
@@ -132,6 +135,7 @@ def train_policy(
         heldout: Pairs to measure on after the last step; may be empty.
         settings: The settings of the loss and the optimizer.
         control: Checkpoint directory and callbacks.
+        reference: The frozen policy of the loss; None: the model as it comes.
 
     Returns:
         The steps taken and the figures for the manifest.
@@ -144,7 +148,8 @@ def train_policy(
     encoded = encode_pairs(encoder, train)
     if not encoded.pairs:
         raise ValueError("there is no pair to train on")
-    return DpoRun(model, encoder, encoded, encode_pairs(encoder, heldout).pairs, settings, control).to_the_end()
+    measured = encode_pairs(encoder, heldout).pairs
+    return DpoRun(model, encoder, encoded, measured, settings, control, reference).to_the_end()
 
 
 class DpoRun:
@@ -158,6 +163,7 @@ class DpoRun:
         heldout: Sequence[PolicyPair],
         settings: DpoSettings,
         control: DpoControl,
+        reference: Reference | None = None,
     ) -> None:
         self.encoded, self.pairs, self.heldout, self.settings = encoded, encoded.pairs, heldout, settings
         lengths = [pair.longest for pair in self.pairs]
@@ -166,10 +172,11 @@ class DpoRun:
             for epoch in range(settings.epochs)
             for step in plan_batches(lengths, settings.batch_pairs, settings.seed, epoch)
         ]
-        about = (settings.model_dump(mode="json"), *self.pairs)
+        about = (settings.model_dump(mode="json"), reference and reference.name, *self.pairs)
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
-        self.reference = self._logprobs(self.pairs)
-        self.heldout_reference = self._logprobs(heldout)
+        frozen = None if reference is None else reference.load()
+        self.reference = self._logprobs(self.pairs, frozen)
+        self.heldout_reference = self._logprobs(heldout, frozen)
 
     def to_the_end(self) -> PolicyOutcome:
         """Take the remaining steps, measure, and let the caller save."""
@@ -233,6 +240,6 @@ class DpoRun:
     def _measured(self, pairs: Sequence[PolicyPair], reference: Tensor) -> DpoFigures:
         return self._figures(self._logprobs(pairs), reference, pairs)
 
-    def _logprobs(self, pairs: Sequence[PolicyPair]) -> Tensor:
-        """(pairs, 2): log-probabilities of chosen and rejected under the model as it is."""
-        return self.run.logprobs([pair.rows for pair in pairs], 2)
+    def _logprobs(self, pairs: Sequence[PolicyPair], model: Any | None = None) -> Tensor:
+        """(pairs, 2): log-probabilities of chosen and rejected under ``model``; None: the one that learns, as it is."""
+        return self.run.logprobs([pair.rows for pair in pairs], 2, model)

@@ -19,6 +19,7 @@ from rewardloop_trainer.policy.online.algorithms import task_of
 from rewardloop_trainer.policy.online.collect import Score
 from rewardloop_trainer.policy.online.open_sampler import open_sampler
 from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.settings import PolicySettings
 
 log = structlog.get_logger()
@@ -69,20 +70,22 @@ def learn_policy(
     settings: PolicySettings,
     score: Score,
     control: PolicyControl,
+    *,
+    reference: Reference | None = None,
 ) -> None:
     """Train ``model`` in place by ``settings.algorithm``, then call ``control.save``.
 
     A run that was stopped or killed goes on from its checkpoint when it is called again with the same arguments.
 
     Args:
-        model: A Hugging Face causal LM in float32. Its weights at the time of the call are the reference.
+        model: A Hugging Face causal LM in float32.
         encoder: The model's tokenizer, text format and maximum length.
         train: The examples to learn from.
         heldout: Examples that are measured after the last step, by DPO and KTO alone.
         settings: The algorithm and its settings; ``settings.seed`` is the seed of the run.
         score: Scores sampled answers, for the online algorithms alone.
-        checkpoint_dir: Where checkpoints are kept while the run lasts.
         control: The checkpoint directory and the callbacks.
+        reference: The frozen policy that the learning one is held to; None: the model as it comes.
 
     Raises:
         NothingToLearnFrom: If ``train`` has nothing for the algorithm.
@@ -92,11 +95,11 @@ def learn_policy(
     """
     match settings.algorithm:
         case "dpo":
-            _learn_from_pairs(model, encoder, train.pairs, heldout.pairs, settings, control)
+            _learn_from_pairs(model, encoder, train.pairs, heldout.pairs, settings, control, reference)
         case "kto":
-            _learn_from_thumbs(model, encoder, train.thumbs, heldout.thumbs, settings, control)
+            _learn_from_thumbs(model, encoder, train.thumbs, heldout.thumbs, settings, control, reference)
         case online:
-            _learn_from_answers(model, encoder, train, online, settings, score, control)
+            _learn_from_answers(model, encoder, train, online, settings, score, control, reference)
 
 
 def _learn_from_pairs(
@@ -106,6 +109,7 @@ def _learn_from_pairs(
     heldout: Sequence[Pair],
     settings: PolicySettings,
     control: PolicyControl,
+    reference: Reference | None,
 ) -> None:
     if not train:
         raise NothingToLearnFrom("dpo learns from pairs of different texts, and there is none to train on")
@@ -121,6 +125,7 @@ def _learn_from_pairs(
             control.should_stop,
             lambda outcome: control.save(Trained(model, outcome.figures)),
         ),
+        reference=reference,
     )
 
 
@@ -131,6 +136,7 @@ def _learn_from_thumbs(
     heldout: Sequence[Labelled],
     settings: PolicySettings,
     control: PolicyControl,
+    reference: Reference | None,
 ) -> None:
     if not train:
         raise NothingToLearnFrom(
@@ -149,6 +155,7 @@ def _learn_from_thumbs(
             lambda outcome: control.save(Trained(model, outcome.figures)),
         ),
         seed=settings.seed,
+        reference=reference,
     )
 
 
@@ -160,6 +167,7 @@ def _learn_from_answers(
     settings: PolicySettings,
     score: Score,
     control: PolicyControl,
+    reference: Reference | None,
 ) -> None:
     task = task_of(algorithm, settings, encoder, train.prompts, train.pairs, settings.seed)
     if not task.prompts:
@@ -181,6 +189,7 @@ def _learn_from_answers(
             ),
             seed=settings.seed,
             sampler=sampler,
+            reference=reference,
         )
 
 

@@ -82,6 +82,15 @@ class PolicySettings(DpoSettings):
         description="dpo learns from people's choices, kto from their thumbs; the others from the policy's own "
         "responses, which the reward model scores",
     )
+    anchor: str = Field(
+        "",
+        pattern=r"^[0-9]*$",
+        description="policy version that learning is held to; empty: the one that the version it starts from was held "
+        "to, at first the oldest one in its line",
+    )
+    kl_budget: float = Field(
+        30.0, gt=0, description="most KL to the anchor that all rounds together may reach, in nats per response"
+    )
     kto: KtoSettings = KtoSettings.model_validate({})
     online: OnlineSettings = OnlineSettings.model_validate({})
     gate: PolicyGateLimits = PolicyGateLimits.model_validate({})

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from rewardloop.formats.store import Manifest
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
@@ -23,14 +24,22 @@ from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_step
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
 from rewardloop_trainer.policy.online.sampler import SamplerAway
+from rewardloop_trainer.policy.reference import Reference, sampled_kl
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
+from rewardloop_trainer.rounds.policy_anchor import (
+    ANCHOR_NOTE,
+    UnusableAnchor,
+    anchor_of,
+    over_budget,
+    reference_of,
+)
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
-from rewardloop_trainer.vocabulary import Phase, Reason, Witness
+from rewardloop_trainer.vocabulary import ANCHOR_KL, Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
@@ -50,6 +59,7 @@ class PolicyRound(ModelRound):
         if self._begin() is None:
             raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
         self._refuse_when(self._watch.halt(self._reward_version))
+        self._refuse_without_budget()
         if not self._version.exists():
             report = RunReport(self._reports)
             try:
@@ -63,6 +73,7 @@ class PolicyRound(ModelRound):
                     RunControl(
                         self._directory / "checkpoints", partial(self._on_step, report), self._stop.is_set, self._save
                     ),
+                    reference=self._reference,
                 )
             except NothingToLearnFrom as error:
                 raise Refused(Reason("no_data", str(error))) from error
@@ -104,10 +115,20 @@ class PolicyRound(ModelRound):
 
         write_whole(self._version, write)
 
+    def _refuse_without_budget(self) -> None:
+        """Raise `Refused` if the live version has used up the KL budget, before anything is trained."""
+        live = self._store.manifest("policy", str(self._current.state.parent))
+        if live.notes.get(ANCHOR_NOTE) == self._anchor and ANCHOR_KL in live.metrics:
+            reason = over_budget(live.metrics[ANCHOR_KL], self._settings.policy.kl_budget, self._anchor)
+            if reason is not None:
+                raise Refused(reason)
+
     def _judge(self) -> None:
+        candidate = load_causal_lm(str(self._version))
+        reason = self._measure_against_anchor(candidate)
         with _waiting_for_rewards():
             found = compare_policies(
-                load_causal_lm(str(self._version)),
+                candidate,
                 self._start.load(),
                 self._start.encoder,
                 self._replay.heldout,
@@ -121,9 +142,20 @@ class PolicyRound(ModelRound):
         self._drop_old_reports()
         if self._settings.policy.gate.judge_version and "gate_win_rate" in found.figures:
             self._testify("judge", found.figures["gate_win_rate"], found.figures["gate_win_rate_upper"], found.reasons)
-        if not found.passed:
-            raise Refused(*found.reasons)
+        if not found.passed or reason is not None:
+            raise Refused(*found.reasons, *filter(None, [reason]))
         self._reach("gated")
+
+    def _measure_against_anchor(self, candidate: Any) -> Reason | None:
+        """Note the candidate's KL to the anchor; return why it may not be served if the budget does not allow it."""
+        anchor = load_causal_lm(self._start.source) if self._reference is None else self._reference.load()
+        prompts = [record.prompt for record in self._replay.heldout or self._replay.train]
+        start, settings = self._start, self._policy_settings
+        kl = sampled_kl(candidate, anchor, start.encoder, prompts, settings, self._stop_if_asked)
+        if kl is not None:
+            self._reach("trained", {ANCHOR_KL: kl})
+            self._metrics.show_policy_gate({ANCHOR_KL: kl})
+        return over_budget(kl, settings.kl_budget, self._anchor)
 
     def _promote(self) -> None:
         is_live = live_version(self._redis, self._store, "policy") == self._current.state.version
@@ -179,7 +211,7 @@ class PolicyRound(ModelRound):
         method = f"dpo-{policy.loss}" if policy.algorithm == "dpo" else policy.algorithm
         parent = self._store.manifest("policy", str(self._current.state.parent))
         return replace(
-            self._manifest_of_round({"method": method}),
+            self._manifest_of_round({"method": method, ANCHOR_NOTE: self._anchor}),
             text_format=parent.text_format,
             max_length=parent.max_length,
             base=parent.base,
@@ -211,6 +243,19 @@ class PolicyRound(ModelRound):
     def _policy_settings(self) -> PolicySettings:
         """The settings with the round's own seed."""
         return self._settings.policy.model_copy(update={"seed": self._current.state.seed})
+
+    @cached_property
+    def _anchor(self) -> str:
+        """The version that this round is held to. Raises `Refused` if it cannot be."""
+        try:
+            return anchor_of(self._store, str(self._current.state.parent), self._settings.policy.anchor)
+        except UnusableAnchor as error:
+            raise Refused(Reason("kl_budget", str(error))) from error
+
+    @property
+    def _reference(self) -> Reference | None:
+        """The anchor as the reference; None if it is the version that the round starts from."""
+        return reference_of(self._store, self._anchor, str(self._current.state.parent))
 
     @cached_property
     def _start(self) -> PolicyStart:

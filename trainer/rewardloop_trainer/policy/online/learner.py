@@ -19,9 +19,11 @@ from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 
 class Learner:
-    """A causal LM that learns, and a frozen reference: the same model as it came."""
+    """A causal LM that learns, and a frozen reference: another one, or the same model as it came."""
 
-    def __init__(self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool) -> None:
+    def __init__(
+        self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool, reference: Any | None = None
+    ) -> None:
         """Set up the optimizer.
 
         Args:
@@ -29,13 +31,14 @@ class Learner:
             pad_id: Token id of padding.
             settings: The settings of the loop.
             has_critic: Whether a value function learns beside the policy.
+            reference: A causal LM with the model's vocabulary; None: the model as it comes.
         """
         # Without dropout, here and in the copies, the probability ratio is exactly 1 before an update.
         model.eval()
         self._pad = pad_id
         self._budget = settings.micro_batch_tokens
         self._adapted: Any = None
-        self._reference: Any = None
+        self._reference: Any = None if reference is None else reference.eval().requires_grad_(False)
         separate = has_critic and settings.critic.trunk == "separate"
         trunk = copy.deepcopy(model.base_model) if separate else None
         if settings.weights == "lora":
@@ -43,7 +46,8 @@ class Learner:
             self.policy = self._adapted.base_model.model
         else:
             self.policy = model
-            self._reference = copy.deepcopy(model).requires_grad_(False)
+            if self._reference is None:
+                self._reference = copy.deepcopy(model).requires_grad_(False)
         self.critic = Critic(model.config.get_text_config().hidden_size, trunk).to(model.device) if has_critic else None
         modules: dict[str, nn.Module] = {"policy": self.policy}
         if self.critic is not None:
@@ -103,15 +107,15 @@ class Learner:
     def reference_logprobs(self, rows: Sequence[Completion], columns: int, temperature: float) -> Tensor:
         """Log-probabilities (rows, columns) under the reference, in nats."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
-        with self._as_it_came() as model:
+        with self._frozen() as model:
             for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
                 found, is_token, _ = forward(model, [rows[i] for i in places], self._pad, temperature)
                 logprobs[places] = from_start(found, is_token, columns)
         return logprobs
 
     @contextmanager
-    def _as_it_came(self) -> Iterator[Any]:
-        if self._adapted is None:
+    def _frozen(self) -> Iterator[Any]:
+        if self._reference is not None:
             yield self._reference
         else:
             with self._adapted.disable_adapter():

@@ -31,6 +31,7 @@ from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online.sampler import LocalSampler, Sampler
 from rewardloop_trainer.policy.online.shaping import Shaping
 from rewardloop_trainer.policy.online.update import Update
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rollouts import Rollout
 
 OnlineControl: TypeAlias = RunControl[StepDone, Any]
@@ -53,8 +54,9 @@ def train_online(
     *,
     seed: int = 0,
     sampler: Sampler | None = None,
+    reference: Reference | None = None,
 ) -> OnlineOutcome:
-    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
+    """Train ``model`` in place.
 
     With the same arguments, a checkpoint in the control's directory and the same scores, the run goes on from the
     checkpoint to the weights of an uninterrupted run, bit for bit on one kind of CPU and number of threads. If
@@ -69,6 +71,7 @@ def train_online(
         control: Checkpoint directory and callbacks; ``save`` gets the policy as a causal LM.
         seed: The seed of the order of prompts and minibatches and of the sampled responses.
         sampler: Where responses come from; None: this process and the weights that learn.
+        reference: The frozen policy that the KL is measured against; None: the model as it comes.
 
     Returns:
         The policy and the figures of each step.
@@ -84,7 +87,7 @@ def train_online(
         raise ValueError("there is no prompt to respond to")
     if task.settings.responses < (least := task.algorithm.entry.least_responses):
         raise ValueError(f"the algorithm compares responses to one prompt: it needs {least} responses or more")
-    return OnlineRun(model, encoder, task, score, control, seed, sampler).to_the_end()
+    return OnlineRun(model, encoder, task, score, control, seed, sampler, reference).to_the_end()
 
 
 class OnlineRun:
@@ -99,15 +102,24 @@ class OnlineRun:
         control: OnlineControl,
         seed: int,
         sampler: Sampler | None,
+        reference: Reference | None,
     ) -> None:
         self.world = World()
         self.human_pairs = task.human_pairs
         self.algorithm, self.settings, self.control, self.seed = task.algorithm, task.settings, control, seed
         of_algorithm = (type(task.algorithm).__name__, repr(task.algorithm.settings))
-        about = (*of_algorithm, seed, task.settings.model_dump_json(), *task.prompts, *task.human_pairs)
+        about = (
+            *of_algorithm,
+            seed,
+            reference and reference.name,
+            task.settings.model_dump_json(),
+            *task.prompts,
+            *task.human_pairs,
+        )
         self.fingerprint = checkpoint.fingerprint_of(model, about)
         has_critic = task.algorithm.entry.has_critic
-        self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic)
+        frozen = None if reference is None else reference.load()
+        self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic, reference=frozen)
         self.update = Update(self.learner, self.world, task.algorithm, task.settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
         self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.kl_horizon)
