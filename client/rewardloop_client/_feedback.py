@@ -56,11 +56,16 @@ class Feedback:
     """
 
     @staticmethod
-    def choice(*, chosen: int, rejected: int, **context: Unpack[Context]) -> feedback_pb2.FeedbackEvent:
-        """Say that response ``chosen`` was preferred to response ``rejected``."""
+    def choice(
+        *, chosen: int, rejected: int, strength: float | None = None, **context: Unpack[Context]
+    ) -> feedback_pb2.FeedbackEvent:
+        """Say that response ``chosen`` was preferred to response ``rejected``.
+
+        ``strength`` is above 0 (barely better) and at most 1 (far better); None says nothing about it.
+        """
         event = _event(context)
         with building("choice"):
-            event.choice.CopyFrom(feedback_pb2.Choice(chosen=chosen, rejected=rejected))
+            event.choice.CopyFrom(feedback_pb2.Choice(chosen=chosen, rejected=rejected, strength=strength))
         return event
 
     @staticmethod

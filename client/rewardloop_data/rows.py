@@ -7,10 +7,13 @@
 | ``{prompt, responses, chosen: index}`` | one choice against each other response |
 | ``{prompt, responses, ranking}``, all indices, best first | one ranking |
 | ``{prompt, responses, annotations: [{annotator, choice: 0, 1 or "tie"}]}`` | a choice or tie for each annotation |
+| ``{prompt, response_1, response_2, preference_strength}``, from -3 (the first is better) to 3 | a choice or a tie |
+| ``{context, response1, response2, overall_preference}``, the same with a list of messages | a choice or a tie |
 | ``{prompt, completion, label}`` | one thumb |
 | ``{prompt, response, up, down}``, numbers of votes | a thumb for each vote |
 
-``annotator`` becomes the annotator's id. Other keys are ignored.
+``annotator`` becomes the annotator's id. ``strength`` beside ``chosen`` and ``rejected``, above 0 and at most 1,
+becomes the strength of the choice. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Turns: TypeAlias = tuple[tuple[str, str], ...]
 
 MAX_VOTES = 1000
+_STRONGEST = 3  # HelpSteer's grades go from -3 to 3
 
 
 class RowError(ValueError):
@@ -171,7 +175,35 @@ def _pair(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
     if texts[0] == texts[1]:
         raise RowError("chosen and rejected are the same")
     context = row.context(0, prompt, texts, row.content.get("annotator"))
-    yield Feedback.choice(chosen=0, rejected=1, **context)
+    yield Feedback.choice(chosen=0, rejected=1, strength=_strength(row), **context)
+
+
+def _strength(row: _PreferenceRow) -> float | None:
+    value = row.content.get("strength")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise RowError(f"strength: is {_short(value)}, not above 0 and at most 1")
+    return float(value)
+
+
+def _graded(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
+    """Read HelpSteer's rows: a grade from -3 to 3, below 0 if the first response is better."""
+    by_context = "context" in row.content
+    names = ("response1", "response2") if by_context else ("response_1", "response_2")
+    key = "overall_preference" if by_context else "preference_strength"
+    prompt = turns_of("context", row.content["context"]) if by_context else _prompt(row)
+    grade, texts = row.content[key], [text_of(name, row.content[name]) for name in names]
+    if not _is_int(grade) or abs(grade) > _STRONGEST:
+        raise RowError(f"{key}: is {_short(grade)}, not a whole number from -{_STRONGEST} to {_STRONGEST}")
+    if texts[0] == texts[1]:
+        raise RowError("the responses are the same")
+    context = row.context(0, prompt, texts, row.content.get("annotator"))
+    if grade == 0:
+        yield Feedback.tie(first=0, second=1, **context)
+        return
+    better = int(grade > 0)
+    yield Feedback.choice(chosen=better, rejected=1 - better, strength=abs(grade) / _STRONGEST, **context)
 
 
 def _labelled(row: _PreferenceRow) -> Iterator[feedback_pb2.FeedbackEvent]:
@@ -202,6 +234,8 @@ _FORMS: tuple[tuple[tuple[str, ...], Callable[[_PreferenceRow], Iterator[feedbac
     (("responses", "ranking"), _ranking),
     (("responses", "chosen"), _chosen_index),
     (("chosen", "rejected"), _pair),
+    (("response_1", "response_2", "preference_strength"), _graded),
+    (("context", "response1", "response2", "overall_preference"), _graded),
     (("completion", "label"), _labelled),
     (("response", "up"), _votes),
     (("response", "down"), _votes),

@@ -36,6 +36,7 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
         {"rating": feedback_pb2.Rating(response=2, value=3.5, minimum=-1, maximum=5)},
         {"edit": feedback_pb2.Edit(response=1, edited_text="\u00fc\U0001f600 better")},
         {"tie": feedback_pb2.Tie(first=0, second=2)},
+        {"choice": feedback_pb2.Choice(chosen=1, rejected=0, strength=0.5)},
     ]
     events = [
         feedback_pb2.FeedbackEvent(event_id=f"k{i}", **about, **signal)  # type: ignore[arg-type]
@@ -68,7 +69,7 @@ def test_segment_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
     segment = ledger.append(rows(0, 3))
     assert segment is not None
     path = tmp_path / segment.name
-    pq.write_table(pq.read_table(path).drop_columns(["response_versions"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["response_versions", "strength"]), path)
     assert list(Ledger(tmp_path).scan()) == rows(0, 3)
 
 

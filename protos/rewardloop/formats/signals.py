@@ -40,6 +40,8 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
                 yield "ranking.order", "not a permutation of the indices of all responses"
         case "thumb" | "rating" | "edit":
             yield from _index(f"{kind}.response", getattr(event, kind).response, count)
+    if kind == "choice" and event.choice.HasField("strength") and not 0 < event.choice.strength <= 1:
+        yield "choice.strength", "not above 0 and at most 1"
     if kind == "rating":
         yield from _rating(event.rating)
     if kind == "edit":

@@ -24,12 +24,14 @@ SOURCE_LLM_JUDGE: Source
 SOURCE_IMPLICIT: Source
 
 class Choice(_message.Message):
-    __slots__ = ("chosen", "rejected")
+    __slots__ = ("chosen", "rejected", "strength")
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
     chosen: int
     rejected: int
-    def __init__(self, chosen: _Optional[int] = ..., rejected: _Optional[int] = ...) -> None: ...
+    strength: float
+    def __init__(self, chosen: _Optional[int] = ..., rejected: _Optional[int] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class Ranking(_message.Message):
     __slots__ = ("order",)

@@ -202,3 +202,36 @@ def test_real_data_sets_are_read_whole_but_for_rows_with_an_empty_text(name: str
         if row not in readable:
             with pytest.raises(RowError, match="is empty"):
                 events_of(row, Labels())
+
+
+@pytest.mark.parametrize(("grade", "chosen", "strength"), [(-3, 0, 1.0), (-1, 0, 1 / 3), (2, 1, 2 / 3), (3, 1, 1.0)])
+def test_a_grade_becomes_a_choice_with_its_strength(grade: int, chosen: int, strength: float) -> None:
+    plain = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": grade}
+    messages = [{"role": "user", "content": "q"}]
+    talk = {"context": messages, "response1": "a", "response2": "b", "overall_preference": grade}
+    for row in (plain, talk):
+        (event,) = events_of(row, Labels())  # type: ignore[arg-type]
+        assert (event.prompt.text or event.prompt.conversation.messages[0].content) == "q"
+        assert list(event.responses) == ["a", "b"]
+        assert (event.choice.chosen, event.choice.rejected) == (chosen, 1 - chosen)
+        assert event.choice.strength == pytest.approx(strength)
+
+
+def test_a_grade_of_zero_is_a_tie_and_a_grade_off_the_scale_is_refused() -> None:
+    row = {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 0}
+    (event,) = events_of(row, Labels())  # type: ignore[arg-type]
+    assert event.WhichOneof("signal") == "tie"
+    for grade in (-100, 4, 1.5, True, "2"):
+        with pytest.raises(RowError, match="preference_strength: is"):
+            events_of({**row, "preference_strength": grade}, Labels())  # type: ignore[dict-item]
+
+
+def test_a_pair_may_say_how_strong_it_is() -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    (silent,) = events_of(row, Labels())  # type: ignore[arg-type]
+    assert not silent.choice.HasField("strength")
+    (event,) = events_of({**row, "strength": 0.4}, Labels())
+    assert event.choice.strength == 0.4
+    for strength in (0, -0.5, 1.2, True, "much"):
+        with pytest.raises(RowError, match="strength: is"):
+            events_of({**row, "strength": strength}, Labels())

@@ -31,6 +31,16 @@ def test_choice_becomes_a_pair_with_its_event_and_tags() -> None:
     assert from_event(given) == [Pair(PROMPT, "c", "a", 1.0, "e1", {"team": "a"})]
 
 
+def test_records_say_who_judged_and_how_strongly() -> None:
+    choice = feedback_pb2.Choice(chosen=1, rejected=0, strength=0.25)
+    given = event(["a", "b"], choice=choice, annotator_id="u-1", source=feedback_pb2.SOURCE_LLM_JUDGE)
+    (pair,) = from_event(given)
+    assert isinstance(pair, Pair)
+    assert (pair.annotator, pair.source, pair.margin) == ("u-1", "llm_judge", 0.25)
+    ranked = from_event(event(["a", "b", "c"], ranking=feedback_pb2.Ranking(order=[0, 1, 2]), annotator_id="u-2"))
+    assert {(p.event_id, p.annotator, p.source, p.margin) for p in pairs_of(ranked)} == {("e1", "u-2", "human", 0.0)}
+
+
 def test_ranking_of_three_keeps_its_order() -> None:
     given = event(["a", "b", "c"], ranking=feedback_pb2.Ranking(order=[1, 2, 0]))
     assert from_event(given) == [RankedList(PROMPT, ("b", "c", "a"), 1.0, "e1", {"team": "a"})]

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         # The kind decides which of the following columns are set. Indices count the responses from 0.
         pa.field("chosen", pa.int32()),
         pa.field("rejected", pa.int32()),
+        pa.field("strength", pa.float64()),
         pa.field("order", pa.list_(pa.int32())),
         pa.field("response", pa.int32()),
         pa.field("up", pa.bool_()),
@@ -47,13 +48,14 @@ SCHEMA = pa.schema(
 
 # The columns of each kind of signal have the names of its message's fields.
 SIGNAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "choice": ("chosen", "rejected"),
+    "choice": ("chosen", "rejected", "strength"),
     "ranking": ("order",),
     "thumb": ("response", "up"),
     "rating": ("response", "value", "minimum", "maximum"),
     "edit": ("response", "edited_text"),
     "tie": ("first", "second"),
 }
+_OPTIONAL = frozenset({"strength"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ def _values(row: Recorded) -> dict[str, Any]:
     }
     for name in SIGNAL_COLUMNS[kind]:
         value = getattr(signal, name)
-        values[name] = list(value) if name == "order" else value
+        is_absent = name in _OPTIONAL and not signal.HasField(name)
+        values[name] = None if is_absent else list(value) if name == "order" else value
     return values
 
 
@@ -141,7 +144,7 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
         value = columns[name][i]
         if name == "order":
             signal.order.extend(value)
-        else:
+        elif value is not None:
             setattr(signal, name, value)
     event.arrival_time.FromMicroseconds(columns["arrival_time"][i])
     if columns["event_time"][i] is not None:

@@ -14,14 +14,32 @@ from rewardloop.v1 import feedback_pb2
 
 Prompt: TypeAlias = tuple[Turn, ...]
 Split: TypeAlias = Literal["train", "heldout"]
+SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
 
 # A signal that was inferred from behaviour says less about a person's taste than one that was stated.
 SOURCE_WEIGHTS: Mapping[int, float] = {feedback_pb2.SOURCE_IMPLICIT: 0.5}
 
+_SOURCES: Mapping[int, SourceName] = {
+    feedback_pb2.SOURCE_HUMAN: "human",
+    feedback_pb2.SOURCE_LLM_JUDGE: "llm_judge",
+    feedback_pb2.SOURCE_IMPLICIT: "implicit",
+}
+# Weight, event id, tags, annotator and source of a signal.
+About: TypeAlias = tuple[float, str, Mapping[str, str], str, SourceName]
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """``chosen`` was preferred to ``rejected``. ``weight`` scales its share of the loss; one human choice has 1."""
+    """``chosen`` was preferred to ``rejected``.
+
+    Attributes:
+        weight: Scales its share of the loss; one human choice has 1. The pairs of one ranking share its weight.
+        event_id: The signal that it comes from. Pairs of one signal are one judgement and make one cluster.
+        tags: The labels of the signal.
+        annotator: Opaque id of the person or model that judged; "" if it is unknown.
+        source: Who or what judged.
+        margin: How strong the preference is, from 0 (not said) to 1 (far better).
+    """
 
     prompt: Prompt
     chosen: str
@@ -29,6 +47,9 @@ class Pair:
     weight: float = 1.0
     event_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    annotator: str = ""
+    source: SourceName = "human"
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +62,8 @@ class TiedPair:
     weight: float = 1.0
     event_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    annotator: str = ""
+    source: SourceName = "human"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +75,8 @@ class RankedList:
     weight: float = 1.0
     event_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    annotator: str = ""
+    source: SourceName = "human"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +89,8 @@ class Labelled:
     weight: float = 1.0
     event_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    annotator: str = ""
+    source: SourceName = "human"
 
     @property
     def is_wanted(self) -> bool:
@@ -102,19 +129,20 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
     prompt = turns(event.prompt)
     responses = event.responses
     weight = SOURCE_WEIGHTS.get(event.source, 1.0)
-    about = (weight, event.event_id, dict(event.tags))
+    about: About = (weight, event.event_id, dict(event.tags), event.annotator_id, source_of(event))
     match event.WhichOneof("signal"):
         case "choice":
-            return _pair(prompt, _at(responses, event.choice.chosen), _at(responses, event.choice.rejected), *about)
+            chosen, rejected = _at(responses, event.choice.chosen), _at(responses, event.choice.rejected)
+            return _pair(prompt, chosen, rejected, about, event.choice.strength)
         case "edit":
-            return _pair(prompt, event.edit.edited_text, _at(responses, event.edit.response), *about)
+            return _pair(prompt, event.edit.edited_text, _at(responses, event.edit.response), about)
         case "tie":
             first, second = _at(responses, event.tie.first), _at(responses, event.tie.second)
             return [] if first == second else [TiedPair(prompt, first, second, *about)]
         case "ranking":
             best_first = tuple(dict.fromkeys(_at(responses, i) for i in event.ranking.order))
             if len(best_first) == 2:
-                return _pair(prompt, best_first[0], best_first[1], *about)
+                return _pair(prompt, best_first[0], best_first[1], about)
             return [RankedList(prompt, best_first, *about)] if len(best_first) > 2 else []
     if (judged := judged_alone(event)) is not None:
         response, label = judged
@@ -163,7 +191,7 @@ def pairs_of(records: Iterable[Record]) -> list[Pair]:
             ranked = record.responses
             share = record.weight / (len(ranked) * (len(ranked) - 1) / 2)
             found += [
-                Pair(record.prompt, better, worse, share, record.event_id, record.tags)
+                Pair(record.prompt, better, worse, share, record.event_id, record.tags, record.annotator, record.source)
                 for i, better in enumerate(ranked)
                 for worse in ranked[i + 1 :]
             ]
@@ -175,10 +203,13 @@ def thumbs_of(records: Iterable[Record]) -> list[Labelled]:
     return [record for record in records if isinstance(record, Labelled) and not record.is_undecided]
 
 
-def _pair(
-    prompt: Prompt, chosen: str, rejected: str, weight: float, event_id: str, tags: Mapping[str, str]
-) -> list[Record]:
-    return [] if chosen == rejected else [Pair(prompt, chosen, rejected, weight, event_id, tags)]
+def source_of(event: feedback_pb2.FeedbackEvent) -> SourceName:
+    """Return who or what made a signal; a person, if the signal does not say it."""
+    return _SOURCES.get(event.source, "human")
+
+
+def _pair(prompt: Prompt, chosen: str, rejected: str, about: About, margin: float = 0.0) -> list[Record]:
+    return [] if chosen == rejected else [Pair(prompt, chosen, rejected, *about, margin=margin)]
 
 
 def _at(responses: Sequence[str], index: int) -> str:
