@@ -17,7 +17,8 @@ from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, OnlineAlgorithm
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
-from rewardloop_trainer.policy.learn import Examples, Trained, learn_policy
+from rewardloop_trainer.policy.examples import Examples
+from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.online.agreement import SamplerDisagrees
 from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.open_sampler import open_sampler

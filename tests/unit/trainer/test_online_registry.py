@@ -12,7 +12,7 @@ import pytest
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, OnlineAlgorithm
 from rewardloop_trainer.policy.online.algorithms import algorithm_of
 from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
-from rewardloop_trainer.policy.online_registry import ONLINE
+from rewardloop_trainer.policy.online_registry import ONLINE, DapoSettings
 from rewardloop_trainer.policy.settings import PolicySettings
 
 
@@ -36,6 +36,16 @@ def test_each_algorithm_is_built_with_its_own_settings_and_points_back_to_its_en
     assert type(algorithm).__doc__
     assert ("loss='ipo'" in repr(algorithm.settings)) == (name == "online-dpo")
     assert ("clip=0.3" in repr(algorithm.settings)) == (name != "online-dpo")
+
+
+def test_dapo_has_the_papers_values_unless_others_are_set() -> None:
+    paper = ONLINE["dapo"].settings(PolicySettings().online, PolicySettings().dpo)
+    assert isinstance(paper, DapoSettings)
+    assert (paper.clip, paper.clip_above, paper.has_kl) == (0.2, 0.28, False)
+    given = PolicySettings.model_validate({"online": {"clip_above": 0.2, "beta": 0.05, "max_new_tokens": 8}})
+    own = ONLINE["dapo"].settings(given.online, given.dpo)
+    assert isinstance(own, DapoSettings)
+    assert (own.clip_above, own.has_kl, own.overlong_tokens) == (0.2, True, 8)
 
 
 @pytest.mark.parametrize("name", ONLINE_ALGORITHMS)

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.vocabulary import OFFLINE_ALGORITHMS
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.base_path import check_base_path
@@ -30,7 +31,8 @@ from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
+from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.reference import Reference, sampled_kl
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
@@ -100,7 +102,9 @@ class PolicyRun:
         self._settings, self._start, self._data = settings, start, data
         self._anchor, self._reference = anchor, reference
         self._train, self._heldout = data.split(settings.heldout_share)
-        self._learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
+        learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
+        algorithm = choose_algorithm(learning.algorithm, _examples(self._train))
+        self._learning = learning.model_copy(update={"algorithm": algorithm})
         self._world = World()
         self._policy, self._report = settings.out / "policy", settings.out / "report"
         what = [
@@ -122,7 +126,7 @@ class PolicyRun:
 
     def train(self, server: RewardloopClient) -> None:
         """Train the policy, judge it and write it. Needs the server for scores."""
-        asks = self._settings.algorithm not in ("dpo", "kto") or self._heldout.prompts
+        asks = self._learning.algorithm not in OFFLINE_ALGORITHMS or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
         self._settings.out.mkdir(parents=True, exist_ok=True)

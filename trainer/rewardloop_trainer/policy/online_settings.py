@@ -74,7 +74,7 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class OnlineSettings(BaseModel):
-    """How one round of PPO, GRPO, RLOO or online DPO runs: sample, score, learn, repeat.
+    """How one round of learning from a policy's own responses runs: sample, score, learn, repeat.
 
     The defaults suit a model of some hundred million parameters or more; a tiny one needs a larger learning rate.
     """
@@ -127,6 +127,12 @@ class OnlineSettings(BaseModel):
         "local", description="where answers are sampled: in this process, or on a vLLM server (needs weights lora)"
     )
     vllm: VllmSettings = VllmSettings.model_validate({})
+    overlong_tokens: int = Field(
+        16, ge=0, description="DAPO: last tokens before the maximum, over which a penalty grows from 0 to 1; 0: none"
+    )
+    max_batches: int = Field(
+        3, ge=1, description="DAPO: most batches sampled in a step to replace prompts whose responses score alike"
+    )
     max_age: int = Field(1, ge=0, description="most steps by which the weights that sampled may be older")
     most_importance: float = Field(
         2.0, ge=1, description="upper bound of the importance weight of a token, learner's to sampler's probability"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardloop.formats.store import Manifest
+from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.answers import compare_policies
@@ -22,7 +23,8 @@ from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
+from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.online.sampler import SamplerAway
 from rewardloop_trainer.policy.reference import Reference, sampled_kl
 from rewardloop_trainer.policy.rewards import Reward, score_groups
@@ -61,17 +63,21 @@ class PolicyRound(ModelRound):
         self._refuse_when(self._watch.halt(self._reward_version))
         self._refuse_without_budget()
         if not self._version.exists():
-            report = RunReport(self._reports)
+            report, train = RunReport(self._reports), Examples.of(self._replay.train)
             try:
+                algorithm = choose_algorithm(self._settings.policy.algorithm, train)
                 learn_policy(
                     self._start.load(),
                     self._start.encoder,
-                    Examples.of(self._replay.train),
+                    train,
                     Examples.of(self._replay.heldout),
-                    self._policy_settings,
+                    self._policy_settings.model_copy(update={"algorithm": algorithm}),
                     self._score,
                     RunControl(
-                        self._directory / "checkpoints", partial(self._on_step, report), self._stop.is_set, self._save
+                        self._directory / "checkpoints",
+                        partial(self._on_step, report),
+                        self._stop.is_set,
+                        partial(self._save, algorithm),
                     ),
                     reference=self._reference,
                 )
@@ -100,14 +106,16 @@ class PolicyRound(ModelRound):
         timed = {"gradient_norm": done.figures.get("grad_norm", math.nan), "seconds": done.seconds}
         self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
 
-    def _save(self, trained: Trained) -> None:
-        """Write the trained version beside its figures and the means of its last steps.
+    def _save(self, algorithm: Algorithm, trained: Trained) -> None:
+        """Write the trained version beside its algorithm, its figures and the means of its last steps.
 
         A figure of training takes precedence over a mean of the same name.
         """
         figures = {**last_means(read_steps(self._reports)), **trained.figures}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._figures.write_text(json.dumps(figures))
+        loss = self._settings.policy.loss
+        self._method.write_text(f"dpo-{loss}" if algorithm == "dpo" else algorithm)
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
@@ -207,11 +215,9 @@ class PolicyRound(ModelRound):
             raise Refused(*reasons, Reason("reward_hacking", alarm))
 
     def _manifest(self) -> Manifest:
-        policy = self._settings.policy
-        method = f"dpo-{policy.loss}" if policy.algorithm == "dpo" else policy.algorithm
         parent = self._store.manifest("policy", str(self._current.state.parent))
         return replace(
-            self._manifest_of_round({"method": method, ANCHOR_NOTE: self._anchor}),
+            self._manifest_of_round({"method": self._method.read_text(), ANCHOR_NOTE: self._anchor}),
             text_format=parent.text_format,
             max_length=parent.max_length,
             base=parent.base,
@@ -221,6 +227,11 @@ class PolicyRound(ModelRound):
         by_age = sorted(self._reports.parent.glob("policy-*"), key=lambda p: int(p.name.rpartition("-")[2]))
         for old in by_age[:-_KEPT_REPORTS]:
             shutil.rmtree(old)
+
+    @property
+    def _method(self) -> Path:
+        """The file with the name of the algorithm, which the data may have chosen."""
+        return self._directory / "method"
 
     @property
     def _figures(self) -> Path:

@@ -1,4 +1,4 @@
-"""Holds what learns in a run: the policy's weights or adapters, the critic if there is one, and their optimizer."""
+"""What learns in a run: the policy's weights or adapters, PPO's value function if there is one, and their optimizer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewardloop_trainer.data.completions import Completion, forward, from_start
+from rewardloop_trainer.data.completions import Completion, forward, from_start, padded
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.linear_modules import linear_modules
-from rewardloop_trainer.policy.online.critic import Critic
 from rewardloop_trainer.policy.online.experience import Now
 from rewardloop_trainer.policy.online_settings import OnlineSettings
+
+
+class Critic(nn.Module):
+    """The return that is still expected before each token.
+
+    A linear head, initialised to 0, on the last hidden states of the policy or of a trunk of its own.
+    """
+
+    def __init__(self, width: int, trunk: Any | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Values (rows, columns) of hidden states (rows, columns, width)."""
+        values: Tensor = self.head(states).squeeze(-1)
+        return values
+
+    def states(self, rows: Sequence[Completion], pad_id: int) -> Tensor:
+        """Hidden states (rows, columns, width) of its own trunk, aligned as those of `completions.forward`."""
+        assert self.trunk is not None
+        ids, first, _ = padded(rows, pad_id, self.head.weight.device)
+        states: Tensor = self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, first:-1]
+        return states
 
 
 class Learner:

@@ -124,7 +124,16 @@ class OnlineRun:
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
         self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.kl_horizon)
         self.shaping = Shaping(task.settings.rewards)
-        self.collector = Collector(task.prompts, self.sampler, score, self.shaping, self.world, task.settings, seed)
+        self.collector = Collector(
+            task.prompts,
+            self.sampler,
+            score,
+            self.shaping,
+            self.world,
+            task.settings,
+            seed,
+            resamples=task.algorithm.entry.resamples,
+        )
         self.step = 0
 
     def to_the_end(self) -> OnlineOutcome:
@@ -175,7 +184,9 @@ class OnlineRun:
         if pairs:
             verdicts = torch.tensor([1.0, 0.0], device=flat.device).repeat(len(pairs))
             texts = [str(i) for i in range(len(paired))]  # all different: pairs of equal texts were dropped before
+            weights = torch.tensor([pair.weight for pair in pairs], device=flat.device).repeat_interleave(2)
             judged = self._samples(paired, texts, 2, verdicts, columns, temperature)
+            judged = replace(judged, weights=weights)
             experience = experience.joined(self.algorithm.experience(judged, self.kl_control.beta))
         figures = {
             "score": _mean([r.score for r in collected.verdicts]),
@@ -186,6 +197,7 @@ class OnlineRun:
             "tokens": _mean([r.sequence.tokens for r in said]),
             "no_end": _mean([float(r.finish == "length") for r in said]),
             "beta": self.kl_control.beta,
+            "batches": float(collected.batches),
             **measured,
             **experience.figures,
             **self.update.run(experience, self.step, columns, temperature, stop_if_asked),
