@@ -63,7 +63,7 @@ def thumb_rows(count: int, wanted: str, unwanted: str) -> list[Recorded]:
 class Setting:
     """A round's surroundings.
 
-    ``choices``: how many choices of "a" over "bbbb" there are; ``more``: signals after them; ``policy``: settings of the
+    ``choices``: number of choices of "a" over "bbbb"; ``more``: signals after them; ``policy``: settings of the
     policy's learning. Without a server and a store it has a fake one, and one policy.
     """
 
