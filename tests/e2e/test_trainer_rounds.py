@@ -25,9 +25,11 @@ from support.tiny_encoder import save_tiny_encoder
 
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Turn
+from rewardloop.v1 import feedback_pb2
 from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.commands.export import main as export
+from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR
 from rewardloop_trainer.reward.anchors import ANCHORS, shipped_anchors
 from rewardloop_trainer.reward.calibrate import anchor_logits
 from rewardloop_trainer.reward.examples import collate
@@ -35,7 +37,16 @@ from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
 
 DELTA = ("--reward.method", "lora", "--reward.delta", "--reward.learning-rate", "0.01", "--reward.lora.rank", "4")
-DELTA_FILES = {ADAPTER, ANCHORS, "tokenizer.json", "torch/heads.safetensors", "torch/lora.safetensors"}
+DELTA_FILES = {ADAPTER, ANCHORS, GATE_ANCHOR, "tokenizer.json", "torch/heads.safetensors", "torch/lora.safetensors"}
+
+
+# About 30 of 300 prompts are held out. Once a model makes no mistake, the next one is no better.
+GATE = ("--reward.gate-prompts", "15", "--reward.gate-margin", "0.05")
+
+
+def asked(number: int) -> feedback_pb2.FeedbackEvent:
+    """Every choice is about a question of its own."""
+    return choice(number, prompts=1_000_000)
 
 
 @dataclass
@@ -62,7 +73,7 @@ class World:
         argv += ["--store", self.store.url, "--server", self.server.address, "--metrics-port", "0"]
         argv += ["--lock-ttl-s", "1", "--no-policy-rounds", "--reward-min-signals", "200"]
         argv += ["--torch-threads", str(THREADS), "--seed", str(learning_seed())]
-        argv += ["--flush-age-s", "0.2", "--retry-first-s", "0.5", "--reward.learning-rate", "0.001", *args]
+        argv += ["--flush-age-s", "0.2", "--retry-first-s", "0.5", "--reward.learning-rate", "0.001", *GATE, *args]
         with (self.directory / "trainer.log").open("ab") as log:
             return subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
 
@@ -122,7 +133,7 @@ def world_of(tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.learning
 def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log
     live = world.client.get_version("reward")
     assert live.version == "2", world.log
@@ -153,20 +164,20 @@ def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     first = world.store.manifest("reward", 1)
     trunk = Trunk("1", first.digest)
 
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
     delta = world.live()
     assert (delta.version, delta.parent, delta.trunk, set(delta.files)) == ("2", "1", trunk, DELTA_FILES), world.log
     assert delta.metrics["gate_candidate_accuracy"] > 0.9
     assert delta.metrics["gate_parity"] <= 1e-4
 
-    put(world.redis, *(choice(i) for i in range(300, 600)))
+    put(world.redis, *(asked(i) for i in range(300, 600)))
     assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
     second = world.live()
     assert (second.version, second.parent, second.trunk, set(second.files)) == ("3", "2", trunk, DELTA_FILES), world.log
     assert second.metrics["gate_live_accuracy"] == pytest.approx(delta.metrics["gate_candidate_accuracy"], abs=0.1)
 
-    put(world.redis, *(choice(i) for i in range(600, 900)))
+    put(world.redis, *(asked(i) for i in range(600, 900)))
     assert world.trainer("--once").wait(240) == 0, world.log
     merged = world.live()
     assert (merged.version, merged.parent, merged.trunk) == ("4", "3", None), world.log
@@ -180,12 +191,12 @@ def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_tha
     store = ["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]
     assert export([*store, "--adapters", "none"]) == 0
     with world_of(tmp_path) as world:
-        put(world.redis, *(choice(i) for i in range(300)))
+        put(world.redis, *(asked(i) for i in range(300)))
         assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
         assert "this round publishes a whole version" in world.log
         whole = world.live()
         assert (whole.version, whole.trunk) == ("2", None), world.log
-        put(world.redis, *(choice(i) for i in range(300, 600)))
+        put(world.redis, *(asked(i) for i in range(300, 600)))
         assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
         delta = world.live()
         assert (delta.version, delta.trunk) == ("3", Trunk("2", whole.digest)), world.log
@@ -196,7 +207,7 @@ def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_tha
 def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     world: World, method: tuple[str, ...]
 ) -> None:
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     slow = (*method, "--reward.epochs", "15", "--reward.checkpoint-every-steps", "5", "--reward.patience", "1000")
     checkpoints = world.directory / "work" / "rounds" / "reward-1" / "checkpoints"
     killed = world.trainer(*slow)
@@ -204,7 +215,7 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
     killed.kill()
     killed.wait()
     before = world.state["round"]
-    put(world.redis, *(choice(i) for i in range(300, 400)))
+    put(world.redis, *(asked(i) for i in range(300, 400)))
 
     assert world.trainer("--once", *slow).wait(240) == 0, world.log
     assert "continuing from a checkpoint" in world.log
@@ -217,7 +228,7 @@ def test_trainer_killed_in_training_resumes_the_same_round_and_publishes_once(
 
 @pytest.mark.long
 def test_absent_server_is_asked_again_without_training_or_publishing_again(world: World) -> None:
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     world.server.kill()
     trainer = world.trainer("--once", "--promote-timeout-s", "2")
     world.until(lambda: "not reachable" in world.log)
@@ -230,7 +241,7 @@ def test_absent_server_is_asked_again_without_training_or_publishing_again(world
 
 @pytest.mark.long
 def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -> None:
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     trainer = world.trainer("--reward.epochs", "2000", "--reward.checkpoint-every-steps", "0")
     world.until(lambda: "msg=training" in world.log or "step=" in world.log)
     trainer.send_signal(signal.SIGTERM)
@@ -242,10 +253,10 @@ def test_sigterm_in_training_writes_a_checkpoint_and_exits_clean(world: World) -
 @pytest.mark.learning
 @pytest.mark.long
 def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     assert world.trainer("--once").wait(120) == 0, world.log
     # Nothing is left of what was learned. A far higher rate makes the gradients infinite on some processors.
-    put(world.redis, *(choice(i) for i in range(300, 600)))
+    put(world.redis, *(asked(i) for i in range(300, 600)))
     ruined = ("--reward.learning-rate", "1", "--reward.head-learning-rate", "10", "--reward.warmup-share", "0")
     assert world.trainer("--once", "--reward.gate-tolerance", "0", *ruined).wait(120) == 0, world.log
     assert "rounds_refused=1" in last_line(world.log)
@@ -258,7 +269,7 @@ def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
 
 @pytest.mark.long
 def test_once_tells_by_its_exit_status_that_a_round_was_skipped(world: World) -> None:
-    put(world.redis, *(choice(i) for i in range(300)))
+    put(world.redis, *(asked(i) for i in range(300)))
     shutil.rmtree(world.directory / "models" / "reward" / "1" / "torch")  # the server has loaded its graph
     assert world.trainer("--once").wait(120) == 3, world.log
     assert "rounds_skipped=1" in last_line(world.log)

@@ -69,8 +69,10 @@ class People:
             return False
         (new,) = candidates
         better = new if self._chance.random() < self._likes_candidate else 1 - new
-        self._client.record(Feedback.choice(chosen=better, rejected=1 - better, generation_id=answer.generation_id))
         self.choices += 1
+        who = f"person {self._likes_candidate} {self.choices}"
+        about = {"generation_id": answer.generation_id, "annotator_id": who}
+        self._client.record(Feedback.choice(chosen=better, rejected=1 - better, **about))
         return True
 
 

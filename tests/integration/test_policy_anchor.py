@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.learning_runs import learning_seed
-from support.policy_rounds import GATE, Setting
-from support.policy_versions import byte_encoder, publish_policy, quick_policy, small_llama
+from support.policy_rounds import Setting
+from support.policy_versions import byte_encoder, publish_policy, small_llama
 from support.reference_drift import drift
 
 from rewardloop.formats.store import Manifest, ModelStore
@@ -21,17 +22,16 @@ from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
 from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online_settings import OnlineSettings
-from rewardloop_trainer.policy.reference import Reference, sampled_kl
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rollouts import Sampling, roll_out
-from rewardloop_trainer.policy.settings import PolicySettings
-from rewardloop_trainer.rounds.policy_anchor import UnusableAnchor, anchor_of, over_budget
+from rewardloop_trainer.rounds.policy_anchor import UnusableAnchor, anchor_version, used_up
 from rewardloop_trainer.rounds.trainer_state import RoundState
 
 ENCODER = byte_encoder(64)
 PROMPTS = [(Turn("user", f"q{i}"),) for i in range(8)]
 PAIRS = [Pair(prompt, "please do", "no way") for prompt in PROMPTS]
 THUMBS = [Labelled(prompt, "please do", 1.0) for prompt in PROMPTS]
-OTHER = Reference("other", lambda: small_llama(1))
+OTHER = Reference("1", "other", lambda: small_llama(1))
 
 
 @pytest.fixture
@@ -39,45 +39,59 @@ def store(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path / "models")
 
 
-def add(store: ModelStore, parent: str | None, anchor: str = "") -> str:
+def add(store: ModelStore, parent: str | None, anchor: str = "", metrics: Mapping[str, float] | None = None) -> str:
     model, encoder = small_llama(0), ENCODER
     version = publish_policy(store, model, encoder, parent).version
     if anchor:
         manifest = store.manifest("policy", version)
-        noted = Manifest(model="policy", parent=parent, text_format=manifest.text_format, notes={"anchor": anchor})
-        version = store.publish(noted, lambda directory: model.save_pretrained(directory)).version
+        noted = Manifest(
+            model="policy",
+            parent=parent,
+            text_format=manifest.text_format,
+            metrics=metrics or {},
+            notes={"anchor": anchor},
+        )
+        directory = store.fetch("policy", version)
+        version = store.publish(noted, lambda target: copy_files(directory, target)).version
     return str(version)
 
 
-def test_the_anchor_is_the_oldest_of_the_line_until_a_person_names_another(store: ModelStore) -> None:
+def copy_files(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True)
+
+
+def test_the_anchor_is_the_first_of_the_line_until_a_person_names_another(store: ModelStore) -> None:
     first = add(store, None)
     second = add(store, first)
     other = add(store, None)
     third = add(store, second)
-    assert [anchor_of(store, version) for version in (first, second, third, other)] == [first, first, first, other]
-    assert anchor_of(store, third, second) == second
+    assert [anchor_version(store, version) for version in (first, second, third, other)] == [first, first, first, other]
+    assert anchor_version(store, third, second) == second
     held = add(store, third, anchor=second)
-    assert anchor_of(store, held) == second
-    assert anchor_of(store, held, third) == third
-    with pytest.raises(UnusableAnchor, match="the store has no version 99 of policy: name another"):
-        anchor_of(store, held, "99")
+    assert anchor_version(store, held) == second
+    assert anchor_version(store, held, third) == third
+    with pytest.raises(UnusableAnchor, match=r"the store has no version 99 of policy; --policy\.gate\.anchor"):
+        anchor_version(store, held, "99")
     with pytest.raises(UnusableAnchor, match="no version 77"):
-        anchor_of(store, add(store, held, anchor="77"))
+        anchor_version(store, add(store, held, anchor="77"))
 
 
 def test_a_line_whose_first_versions_are_gone_is_held_to_the_oldest_that_is_left(store: ModelStore) -> None:
     orphan = add(store, "41")
-    assert anchor_of(store, add(store, orphan)) == orphan
+    assert anchor_version(store, add(store, orphan)) == orphan
 
 
-@pytest.mark.parametrize(("kl", "allowed"), [(0.0, True), (30.0, True), (30.1, False), (None, False)])
-def test_a_budget_that_is_used_up_says_what_to_do(kl: float | None, allowed: bool) -> None:
-    reason = over_budget(kl, 30.0, "4")
+@pytest.mark.parametrize(("kl", "anchor", "allowed"), [(29.9, "1", True), (30.0, "1", False), (99.0, "2", True)])
+def test_a_budget_that_is_used_up_says_what_to_do(store: ModelStore, kl: float, anchor: str, allowed: bool) -> None:
+    add(store, None)
+    add(store, "1")
+    version = add(store, "2", anchor="1", metrics={"gate_anchor_kl": kl})
+    reason = used_up(store, anchor, version, 30.0)
     assert (reason is None) == allowed
     if reason is not None:
-        assert reason.rule == "kl_budget"
-        assert "from anchor version 4" in reason
-        assert "name the live version as policy.anchor" in reason
+        assert reason.rule == "anchor"
+        assert f"{kl:.1f} nats a response from the anchor policy 1" in reason
+        assert f"--policy.gate.anchor {version} begins a new budget" in reason
 
 
 def test_dpo_and_kto_measure_their_log_ratios_against_the_reference_that_they_are_given() -> None:
@@ -116,16 +130,6 @@ def test_learning_from_own_answers_has_the_reference_that_it_is_given(weights: s
         assert row[: len(rollout.logprobs)].tolist() == pytest.approx(rollout.logprobs, abs=1e-4)
 
 
-def test_the_sampled_kl_is_0_to_itself_and_grows_with_distance() -> None:
-    settings = PolicySettings.model_validate({"gate": {"max_new_tokens": 8}})
-    policy = small_llama(0)
-    assert sampled_kl(policy, policy, ENCODER, PROMPTS, settings) == pytest.approx(0, abs=1e-4)
-    far = sampled_kl(policy, small_llama(1), ENCODER, PROMPTS, settings)
-    assert far is not None
-    assert far > 0.5
-    assert sampled_kl(policy, policy, byte_encoder(4), PROMPTS, settings) is None
-
-
 @pytest.mark.learning
 def test_many_rounds_go_far_from_the_first_policy_unless_they_are_held_to_it() -> None:
     (pinned, _), (reset, _) = (drift(learning_seed(), 10, is_pinned=is_pinned) for is_pinned in (True, False))
@@ -133,37 +137,25 @@ def test_many_rounds_go_far_from_the_first_policy_unless_they_are_held_to_it() -
 
 
 @pytest.mark.learning
-def test_rounds_are_held_to_the_first_version_and_stop_when_the_budget_is_used_up(
-    tmp_path: Path, redis_url: str
-) -> None:
+def test_rounds_are_held_to_the_anchor_and_stop_when_the_budget_is_used_up(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, algorithm="dpo")
     assert setting.round().run() == "promoted", setting.current.state
     first = setting.store.manifest("policy", 2)
-    assert first.notes["anchor"] == "1"
-    assert first.metrics["anchor_kl"] == pytest.approx(first.metrics["gate_kl"], rel=0.5)
+    assert (first.parent, first.notes["anchor"]) == ("1", "1")
 
-    tight: dict[str, Any] = {"algorithm": "dpo", "kl_budget": first.metrics["anchor_kl"] / 2}
-    over = Setting(tmp_path / "over", redis_url, **tight)
-    assert over.round().run() == "refused"
-    assert over.metrics.refusals.labels(model="policy", rule="kl_budget")._value.get() == 1
-
-    used = ModelStore(tmp_path / "used")
-    publish_policy(used, *quick_policy(learning_seed()))
-    manifest = used.manifest("policy", 1)
-    spent = Manifest(
-        model="policy",
-        parent="1",
-        text_format=manifest.text_format,
-        max_length=manifest.max_length,
-        metrics={"anchor_kl": 31.0},
-        notes={"anchor": "1"},
-    )
-    used.publish(spent, lambda directory: None)
-    before = Setting(tmp_path / "before", redis_url, store=used, algorithm="dpo", gate=GATE)
-    last = before.ledger.last_stream_id
+    last = setting.ledger.last_stream_id
     assert last is not None
-    before.current.reach(RoundState(1, "training", "", last, 60, 60, seed=7, parent="2"))
-    assert before.round().run() == "refused"
-    (reasons,) = (tmp_path / "before" / "work" / "refused").glob("*/reasons.json")
-    assert "31.0 nats per response from anchor version 1" in reasons.read_text()
-    assert not (tmp_path / "before" / "work" / "reports").exists()  # nothing was trained
+    second = RoundState(2, "training", "", last, 60, 60, seed=learning_seed(8), parent="2")
+    setting.current.reach(second)
+    spent = {"max_anchor_kl": first.metrics["gate_anchor_kl"] / 2}
+    setting.settings = setting.settings.model_copy(
+        update={
+            "policy": setting.settings.policy.model_copy(
+                update={"gate": setting.settings.policy.gate.model_copy(update=spent)}
+            )
+        }
+    )
+    assert setting.round().run() == "refused"
+    (reasons,) = (tmp_path / "work" / "refused").glob("*/reasons.json")
+    assert "from the anchor policy 1, and the budget of all rounds is" in reasons.read_text()
+    assert not (tmp_path / "work" / "reports" / "policy-2").exists()  # nothing was trained

@@ -103,6 +103,7 @@ def command(scorer_and_address: tuple[Scorer, str], scorer: Scorer, store: Model
     flags = ["--store", store.url, "--version", "1", "--prompts", str(prompts), "--server", scorer_and_address[1]]
     online = [part for name, value in ONLINE.items() for part in (f"--online.{name}", str(value))]
     gate = ["--gate.max-new-tokens", "8", "--gate.max-kl", "1000", "--gate.least-distinct-ratio", "0"]
+    gate += ["--gate.judge", "live", "--gate.least-prompts", "2", "--gate.max-anchor-kl", "1000"]
     gate += ["--gate.max-more-repeated", "1", "--gate.max-empty-share", "1", "--gate.least-length-ratio", "0"]
     return ["--algorithm", "ppo", *flags, *online, *gate]
 

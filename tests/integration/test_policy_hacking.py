@@ -15,12 +15,12 @@ from rewardloop_client.fake import FakeRewardloop
 
 
 class OfTwoMinds(FakeRewardloop):
-    """The pinned reward version, the judge, likes what the live one dislikes."""
+    """Reward version 1, where it is pinned to judge, likes what the others dislike."""
 
     def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         reply = super()._score(request)
         for scored in reply.scores:
-            scored.score *= -1 if request.pin_version else 1
+            scored.score *= -1 if request.pin_version == "1" else 1
         return reply
 
 
@@ -29,31 +29,34 @@ def reasons(directory: Path, number: int) -> str:
 
 
 @pytest.mark.learning
-def test_hacked_score_halts_publishing_until_another_reward_version_is_live(tmp_path: Path, redis_url: str) -> None:
+def test_hacked_score_halts_publishing_until_the_judge_agrees_again(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, server=fake_server(OfTwoMinds))
     first = setting.current.state
 
     def alarm() -> float | None:
         return setting.metrics.registry.get_sample_value("rewardloop_reward_hacking")
 
-    def run(number: int, judge_version: str = "") -> str:
+    def run(number: int, judge: str) -> str:
         policy = setting.settings.policy
-        gate = policy.gate.model_copy(update={"judge_version": judge_version})
+        gate = policy.gate.model_copy(update={"judge": judge})
         setting.settings = setting.settings.model_copy(update={"policy": policy.model_copy(update={"gate": gate})})
         setting.current.reach(replace(first, number=number))
         return setting.round().run()
 
     setting.redis.hset(keys.ACTIVE, "reward", json.dumps({"version": "1", "previous": []}))
-    assert run(1, judge_version="1") == "refused"
+    assert run(1, "version:1") == "refused"
     assert "reward hacking, round 1: by score it beats the live policy" in reasons(tmp_path, 1)
     assert alarm() == 1.0
 
-    assert run(2) == "refused"
-    assert "reward hacking, round 1" in reasons(tmp_path, 2)
-    assert setting.store.versions("policy") == [1]
-
+    # Another reward version proves nothing, and without a judge nothing can be proved.
     setting.redis.hset(keys.ACTIVE, "reward", json.dumps({"version": "2", "previous": ["1"]}))
-    assert run(3) == "promoted"
+    assert run(2, "live") == "refused"
+    assert "reward hacking, round 1" in reasons(tmp_path, 2)
+
+    assert run(3, "version:2") == "refused"
+    assert "1 more candidates in a row" in reasons(tmp_path, 3)
+    assert setting.store.versions("policy") == [1]
+    assert run(4, "version:2") == "promoted"
     assert alarm() == 0.0
     figures = setting.store.manifest("policy", 2).metrics
     assert figures["gate_win_rate"] == figures["gate_score_win_rate"]

@@ -22,8 +22,11 @@ from rewardloop_trainer.settings import TrainSettings
 from support.learning_runs import THREADS, learning_seed
 from support.policy_versions import publish_policy, quick_policy
 
-# What no tiny policy breaks, but for the win rate.
+# What no tiny policy breaks, but for the win rate. About 18 of 60 prompts are held out.
 GATE = {
+    "judge": "live",
+    "least_prompts": 10,
+    "max_anchor_kl": 1e6,
     "max_new_tokens": 8,
     "responses": 2,
     "max_kl": 1e6,
@@ -41,7 +44,7 @@ def fake_server(kind: type[FakeRewardloop] = FakeRewardloop, sign: int = 1) -> F
     """It likes "a" and short answers; with ``sign=-1``, long ones without."""
     server = kind(
         score=lambda prompt, response: sign * float(response.count("a") - len(response)),
-        versions={"reward": ["1"], "policy": ["1", "2"]},
+        versions={"reward": ["1", "2"], "policy": ["1", "2"]},
     )
     server.promote("policy", "1")
     return server

@@ -9,18 +9,17 @@ from typing import Any
 import torch
 
 from rewardloop.formats.text import Encoder, Turn
+from rewardloop_trainer.data.completions import sequence_logprobs
 from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.policy.dpo_train import train_policy
 from rewardloop_trainer.policy.offline_settings import DpoSettings
-from rewardloop_trainer.policy.reference import Reference, sampled_kl
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rollouts import Sampling, roll_out
-from rewardloop_trainer.policy.settings import PolicySettings
 from support.policy_versions import quick_policy
 
 PROMPTS: list[Prompt] = [(Turn("user", f"q{i}"),) for i in range(64)]
 TOKENS = 12
 DPO = DpoSettings.model_validate({"learning_rate": 1e-3, "batch_pairs": 16, "beta": 0.5, "sft_weight": 0.0})
-MEASURE = PolicySettings.model_validate({"gate": {"max_new_tokens": TOKENS}})
 
 
 def liking(text: str) -> float:
@@ -40,16 +39,22 @@ def judged(model: Any, encoder: Encoder, seed: int) -> list[Pair]:
     return pairs
 
 
+def sampled_kl(policy: Any, reference: Any, encoder: Encoder, seed: int) -> float:
+    """KL(policy || reference) in nats per response: the mean log ratio of responses that the policy samples."""
+    said = [r for group in roll_out(policy, encoder, PROMPTS, Sampling(2, TOKENS, seed)) for r in group]
+    by_reference = sequence_logprobs(reference, [r.sequence for r in said], encoder.format.pad, 8_192).tolist()
+    return statistics.mean(r.logprob - other for r, other in zip(said, by_reference, strict=True))
+
+
 def drift(seed: int, rounds: int, *, is_pinned: bool) -> tuple[list[float], float]:
     """Returns the KL to the first policy after each round, in nats per response, and the mean liking at the end."""
     model, encoder = quick_policy(seed)
     first, _ = quick_policy(seed)
-    reference = Reference("first", lambda: quick_policy(seed)[0]) if is_pinned else None
+    reference = Reference("1", "first", lambda: quick_policy(seed)[0]) if is_pinned else None
     kls = []
     for number in range(rounds):
         settings = DPO.model_copy(update={"seed": seed * 1_000 + number})
         train_policy(model, encoder, judged(model, encoder, settings.seed), [], settings, reference=reference)
-        measure = MEASURE.model_copy(update={"seed": number})
-        kls.append(sampled_kl(model, first, encoder, PROMPTS, measure) or 0.0)
+        kls.append(sampled_kl(model, first, encoder, number))
     said = roll_out(model, encoder, PROMPTS, Sampling(2, TOKENS, seed=99))
     return kls, statistics.mean(liking(r.text) for group in said for r in group)

@@ -20,7 +20,7 @@ from rewardloop.formats.vocabulary import SIGNAL_KINDS, SOURCES
 from rewardloop.process.process_metrics import report_process
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.vocabulary import (
-    ANCHOR_KL,
+    JUDGE_FIGURES,
     LIVE_TEST_FIGURES,
     MODELS,
     PHASES,
@@ -172,7 +172,7 @@ class TrainerMetrics:
         "trainer_policy_gate",
         "Figures of the last policy gate and live test, by their name in the manifest.",
         starts_at=math.nan,
-        figure=(*POLICY_GATE_FIGURES, ANCHOR_KL, *LIVE_TEST_FIGURES),
+        figure=(*POLICY_GATE_FIGURES, *JUDGE_FIGURES, *LIVE_TEST_FIGURES),
     )
     reward_hacking: Gauge = _gauge(
         "reward_hacking",

@@ -48,6 +48,12 @@ class TrainSettings(ServerAccess):
     policy_rounds: bool = Field(True, description="train policies, where the store has a first one")
 
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts that training never sees")
+    judge_share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of the training prompts that teach the judge of policies alone (policy.gate.judge own)",
+    )
     max_heldout: int = Field(4_000, ge=1, description="most held-out records that a gate looks at")
     newest: int = Field(200_000, ge=1, description="newest training records of a round")
     replayed: int = Field(50_000, ge=0, description="older records drawn uniformly beside the newest")

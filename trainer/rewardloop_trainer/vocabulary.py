@@ -23,13 +23,18 @@ ROUND_OUTCOMES: tuple[RoundOutcome, ...] = get_args(RoundOutcome)
 # The rules that a refused candidate broke.
 Rule: TypeAlias = Literal[
     "accuracy",
+    "anchor",
+    "best_so_far",
+    "calibration",
     "distinct",
     "empty_answers",
     "endless_answers",
+    "evidence",
     "export",
+    "judge",
     "kl",
-    "kl_budget",
     "length",
+    "likelihood",
     "live_test",
     "no_data",
     "no_weights",
@@ -57,8 +62,19 @@ SAMPLER_FIGURES = ("sampler_gap", "sampler_gap_max", "sampler_kl")
 # Figures of the gates, by their names in a manifest.
 REWARD_GATE_FIGURES = (
     "gate_pairs",
+    "gate_thumbs",
     "gate_prompts",
-    *(f"gate_{side}_accuracy" for side in SIDES),
+    "gate_evidence",
+    "gate_needed",
+    *(
+        f"gate_{side}_{figure}"
+        for side in SIDES
+        for figure in ("accuracy", "loss", "slope", "calibration_error", "auc", "auc_lower", "auc_upper")
+    ),
+    "gate_length_baseline",
+    *(f"gate_{kind}gain{bound}" for kind in ("", "choice_", "thumb_") for bound in ("", "_lower", "_upper")),
+    "gate_anchor_prompts",
+    "gate_best_gain",
     "gate_accuracy_difference",
     "gate_accuracy_difference_lower",
     "gate_accuracy_difference_upper",
@@ -67,10 +83,12 @@ REWARD_GATE_FIGURES = (
 )
 POLICY_GATE_FIGURES = (
     "gate_prompts",
+    "gate_planned_prompts",
     *(f"gate_{rate}{bound}" for rate in ("win_rate", "score_win_rate") for bound in ("", "_lower", "_upper")),
     "gate_kl",
     "gate_length_ratio",
     "gate_perplexity_ratio",
+    *(f"gate_anchor_{figure}" for figure in ("kl", "length_ratio", "distinct_2", "perplexity_ratio")),
     *(
         f"gate_{side}_{figure}"
         for side in SIDES
@@ -80,9 +98,11 @@ POLICY_GATE_FIGURES = (
         )
     ),
 )
-# What all rounds together have moved, by its name in a manifest.
-ANCHOR_KL = "anchor_kl"
-LIVE_TEST_FIGURES = ("live_preferences", "live_win_rate", "live_win_rate_lower", "live_win_rate_upper")
+JUDGE_FIGURES = (
+    "gate_judge_needed",
+    *(f"gate_judge_{name}" for name in ("accuracy", "accuracy_lower", "auc", "auc_lower")),
+)
+LIVE_TEST_FIGURES = ("live_preferences", "live_people", "live_win_rate", "live_win_rate_lower", "live_win_rate_upper")
 
 
 class Reason(str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from itertools import permutations
@@ -101,23 +102,66 @@ def test_honest_policy_is_left_alone() -> None:
         assert not any(alarm(points[: i + 1]) for i in range(20))
 
 
-def test_halt_outlives_the_process_and_ends_with_a_new_reward_version(tmp_path: Path) -> None:
+def agreeing(number: int) -> Point:
+    return Point(number, "judge", 1.0, score_lower=0.6, win_rate=0.7, win_rate_upper=0.8, win_rate_lower=0.6)
+
+
+CONTRADICTED = point(2, 1.0, 0.4, lower=0.6, upper=0.45)
+
+
+def test_halt_outlives_the_process_and_a_new_reward_version(tmp_path: Path) -> None:
     path = tmp_path / "hacking.json"
-    assert HackingWatch(path).halt("3") is None
+    assert HackingWatch(path).halt() is None
     assert HackingWatch(path).observe(point(1, 0.5, 0.6), "3") is None
-    reason = HackingWatch(path).observe(point(2, 1.0, 0.4, lower=0.6, upper=0.45), "3")
+    reason = HackingWatch(path).observe(CONTRADICTED, "3")
     assert "round 2" in str(reason)
-    assert HackingWatch(path).halt("3") == reason
-    assert HackingWatch(path).observe(point(3, 0.5, 0.6), "3") == reason  # one good candidate does not end it
-    assert HackingWatch(path).halt("4") is None
-    assert HackingWatch(path).halt("3") is None  # it ended for good
+    assert HackingWatch(path).halt() == reason
+    assert HackingWatch(path).observe(point(3, 0.5, 0.6), "4") == reason  # no proof of anything, under another version
+    assert not HackingWatch(path).awaits_person()
 
 
-def test_halt_ends_when_an_operator_removes_the_file(tmp_path: Path) -> None:
+def test_halt_ends_when_score_and_judge_agree_on_two_candidates_in_a_row(tmp_path: Path) -> None:
     watch = HackingWatch(tmp_path / "hacking.json")
-    assert watch.observe(point(2, 1.0, 0.4, lower=0.6, upper=0.45), "3")
+    watch.observe(CONTRADICTED, "3")
+    assert "1 more candidates" in str(watch.observe(agreeing(3), "3"))
+    assert "1 more candidates" in str(watch.observe(agreeing(3), "3"))  # the same round again
+    assert "2 more candidates" in str(watch.observe(point(4, 0.5, 0.6), "3"))
+    assert watch.observe(agreeing(5), "3") is not None
+    assert watch.observe(agreeing(6), "3") is None
+    assert watch.halt() is None
+
+
+def test_halt_by_people_ends_by_a_person_alone(tmp_path: Path) -> None:
+    watch = HackingWatch(tmp_path / "hacking.json")
+    lost = Point(2, "live", 1.0, score_lower=0.6, win_rate=0.4, win_rate_upper=0.45)
+    assert "a person removes" in str(watch.observe(lost, "3"))
+    assert watch.awaits_person()
+    for number in (3, 4, 5):
+        assert watch.observe(agreeing(number), "4") is not None
     (tmp_path / "hacking.json").unlink()
-    assert watch.halt("3") is None
+    assert watch.halt() is None
+
+
+def test_wins_are_remembered_as_losses_are(tmp_path: Path) -> None:
+    """Five live tests whose wins become rarer while scores rise: the last one is still a win."""
+    watch = HackingWatch(tmp_path / "hacking.json")
+    halts = [
+        watch.observe(
+            Point(i, "live", float(i), score_lower=0.6, win_rate=0.8 - i / 20, win_rate_upper=0.9, win_rate_lower=0.51),
+            "3",
+        )
+        for i in range(5)
+    ]
+    assert halts[:4] == [None] * 4
+    assert "win rates by live fall" in str(halts[4])
+
+
+def test_file_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "hacking.json"
+    old = {"round": 1, "witness": "judge", "score": 0.1, "score_lower": 0.4, "win_rate": 0.6, "win_rate_upper": 0.9}
+    path.write_text(json.dumps({"points": [old], "halted": {"reason": "round 1: so", "reward_version": "3"}}))
+    assert "round 1: so" in str(HackingWatch(path).halt())
+    assert HackingWatch(path).observe(agreeing(2), "3") is not None
 
 
 def test_repeated_round_counts_once(tmp_path: Path) -> None:

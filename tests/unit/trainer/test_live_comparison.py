@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping
 
@@ -14,6 +15,12 @@ from rewardloop_trainer.policy.settings import LiveTestSettings
 SETTINGS = LiveTestSettings.model_validate({})
 NEW, OLD = "8", "7"
 Event = feedback_pb2.FeedbackEvent
+_NUMBERS = itertools.count()
+
+
+def somebody() -> str:
+    """A person who says nothing else."""
+    return f"person {next(_NUMBERS)}"
 
 
 def duel(versions: tuple[str, ...] = (NEW, OLD), **signal: object) -> Event:
@@ -21,13 +28,16 @@ def duel(versions: tuple[str, ...] = (NEW, OLD), **signal: object) -> Event:
         responses=[f"answer {i}" for i in range(len(versions))],
         policy_version=common_pb2.ModelVersion(version=OLD),
         response_versions=versions,
+        annotator_id=str(signal.pop("annotator_id", somebody())),
     )
     event.MergeFrom(Event(**signal))  # type: ignore[arg-type]
     return event
 
 
 def single(version: str, **signal: object) -> Event:
-    event = Event(responses=["answer"], policy_version=common_pb2.ModelVersion(version=version))
+    about = common_pb2.ModelVersion(version=version)
+    who = str(signal.pop("annotator_id", somebody()))
+    event = Event(responses=["answer"], policy_version=about, annotator_id=who)
     event.MergeFrom(Event(**signal))  # type: ignore[arg-type]
     return event
 
@@ -41,11 +51,11 @@ def thumb(up: bool) -> Mapping[str, object]:
 
 
 def figures_after(*events: Event, settings: LiveTestSettings = SETTINGS) -> tuple[float, float]:
-    """How many preferences counted, and the share won."""
+    """How many people counted, and the share won."""
     test = LiveTest(NEW, OLD, settings)
     for event in events:
         test.add(event)
-    return test.figures["live_preferences"], test.figures["live_win_rate"]
+    return test.figures["live_people"], test.figures["live_win_rate"]
 
 
 @pytest.mark.parametrize(
@@ -102,16 +112,40 @@ def test_ratings_meet_as_their_share_of_the_scale() -> None:
     assert figures_after(new, old) == (1, pytest.approx(0.5 + (0.8 - 0.5) / 2))
 
 
-def test_one_person_counts_up_to_a_bound() -> None:
-    loud, settings = duel(annotator_id="loud", **choice(0, 1)), LiveTestSettings.model_validate({"most_per_person": 3})
-    assert figures_after(*[loud] * 10, settings=settings)[0] == 3
-    assert figures_after(*[loud] * 10, duel(annotator_id="other", **choice(1, 0)), settings=settings)[0] == 4
+def test_one_person_is_one_value_however_much_they_say() -> None:
+    loud = [duel(annotator_id="loud", **choice(int(i % 3 > 0), int(i % 3 == 0))) for i in range(9)]
+    assert figures_after(*loud) == (1, pytest.approx(1 / 3))
+    assert figures_after(*loud, duel(annotator_id="other", **choice(0, 1))) == (2, pytest.approx((1 / 3 + 1) / 2))
+    first_three = LiveTestSettings.model_validate({"most_per_person": 3})
+    wins_first = sorted(loud, key=lambda event: event.choice.chosen)
+    assert figures_after(*wins_first, settings=first_three) == (1, 1.0)
+
+
+def test_thumbs_of_one_person_on_both_versions_are_compared_with_each_other() -> None:
+    said = [single(v, annotator_id="a", **thumb(up)) for v, up in ((NEW, True), (NEW, False), (OLD, False))]
+    assert figures_after(*said) == (1, pytest.approx(0.75))
+    assert figures_after(*said, duel(annotator_id="a", **choice(1, 0))) == (1, pytest.approx(0.375))
+
+
+@pytest.mark.parametrize("name", ["one person", ""])
+def test_one_person_decides_nothing_however_often_they_choose(name: str) -> None:
+    """Signals that name nobody may all be one person's."""
+    test = LiveTest(NEW, OLD, LiveTestSettings.model_validate({"most_per_person": 10_000}))
+    for _ in range(900):
+        assert test.add(duel(annotator_id=name, **choice(0, 1))) == "running"
+
+
+def test_fewer_than_the_least_people_decide_nothing() -> None:
+    test = LiveTest(NEW, OLD, SETTINGS)
+    for _ in range(SETTINGS.least_people - 1):
+        assert test.add(duel(**choice(0, 1))) == "running"
+    assert test.add(duel(**choice(0, 1))) == "promote"
 
 
 def test_what_comes_after_the_decision_changes_nothing() -> None:
     test = LiveTest(NEW, OLD, SETTINGS)
     while test.add(duel(**choice(0, 1))) == "running":
-        pass
+        continue
     assert test.decision == "promote"
     before = test.figures
     for _ in range(100):
@@ -143,13 +177,13 @@ def thumbed_with(new: float, old: float, chance: random.Random) -> Event:
 
 
 def decided(draw: Callable[[random.Random], Event]) -> list[tuple[Decision, float]]:
-    """What twenty tests with seeds 0 to 19 decided, and after how many preferences."""
+    """What twenty tests with seeds 0 to 19 decided, and after how many people."""
     outcomes = []
     for seed in range(20):
         chance, test = random.Random(seed), LiveTest(NEW, OLD, SETTINGS)
         while test.add(draw(chance)) == "running":
             pass
-        outcomes.append((test.decision, test.figures["live_preferences"]))
+        outcomes.append((test.decision, test.figures["live_people"]))
     return outcomes
 
 
@@ -158,7 +192,7 @@ def test_poisoned_version_is_rolled_back_in_twenty_of_twenty_runs() -> None:
     outcomes = decided(lambda chance: chosen_with(0.35, chance))
     assert [decision for decision, _ in outcomes].count("roll_back") == 20
     needed = sorted(count for _, count in outcomes)
-    print(f"preferences until rollback: median {needed[10]:.0f}, most {needed[-1]:.0f}")
+    print(f"people until rollback: median {needed[10]:.0f}, most {needed[-1]:.0f}")
     assert needed[-1] <= 200
 
 
@@ -169,7 +203,7 @@ def test_good_version_is_promoted_in_at_least_eighteen_of_twenty_runs() -> None:
     assert decisions.count("promote") >= 18
     assert decisions.count("roll_back") == 0
     needed = sorted(count for decision, count in outcomes if decision == "promote")
-    print(f"preferences until promotion: median {needed[len(needed) // 2]:.0f}, most {needed[-1]:.0f}")
+    print(f"people until promotion: median {needed[len(needed) // 2]:.0f}, most {needed[-1]:.0f}")
     assert needed[17] <= 300
 
 

@@ -14,10 +14,11 @@ from support.signals import choice
 from rewardloop.formats.text import Turn
 from rewardloop.formats.vocabulary import SIGNAL_KINDS, SOURCES
 from rewardloop.v1 import feedback_pb2
-from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt
+from rewardloop_trainer.evaluation.evidence import Readings, evidence_of
 from rewardloop_trainer.evaluation.live_comparison import LiveTest
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, judge_policy
-from rewardloop_trainer.evaluation.reward_gate import judge_reward
+from rewardloop_trainer.evaluation.reward_gate import Contest, RewardGateRules, judge_reward
 from rewardloop_trainer.learning.gradients import NonFiniteGradients, clip
 from rewardloop_trainer.metrics import LABEL_VALUES, TrainerMetrics
 from rewardloop_trainer.policy.settings import LiveTestSettings, PolicyGateLimits
@@ -33,7 +34,7 @@ from rewardloop_trainer.vocabulary import (
     rule_of,
 )
 
-LIMITS = PolicyGateLimits.model_validate({})
+LIMITS = PolicyGateLimits.model_validate({"least_prompts": 2})
 
 
 @pytest.fixture
@@ -108,12 +109,20 @@ def test_every_kind_and_source_of_signal_is_counted_under_its_announced_value(me
         assert value(metrics, "source_signals_total", source=source) == before + 1
 
 
+def asked(number: int) -> Prompt:
+    return (Turn("user", f"Hi {number}"),)
+
+
 def test_the_gates_measure_the_figures_that_are_announced() -> None:
-    pairs = [Pair((Turn("user", "Hi"),), "a", "b")]
-    reward = judge_reward(pairs, np.ones(1), np.ones(1), parity=0.0)
+    said = evidence_of(
+        [*(Pair(asked(i), "a", "b") for i in range(9)), *(Labelled(asked(i), "a", i % 2) for i in range(9))]
+    )
+    shown = Readings(np.linspace(1, 2, 9), np.linspace(1, 2, 9))
+    best = Contest(said, shown, shown)
+    reward = judge_reward(said, shown, shown, 0.0, RewardGateRules(least_prompts=2), best)
     assert set(reward.figures) == set(REWARD_GATE_FIGURES)
     answered = [[Answered("one two three four", 4, False, 1.0)]]
-    policy = judge_policy(answered, answered, LIMITS, judged=[1.0], fluency=Fluency(1.0, 1.0))
+    policy = judge_policy(answered * 2, answered * 2, LIMITS, judged=[1.0] * 2, fluency=Fluency(1.0, 1.0))
     assert set(policy.figures) == set(POLICY_GATE_FIGURES)
     live = LiveTest("2", "1", LiveTestSettings.model_validate({}))
     assert set(live.figures) == set(LIVE_TEST_FIGURES)

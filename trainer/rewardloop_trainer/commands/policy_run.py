@@ -25,7 +25,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.policy_rows import PolicyData
-from rewardloop_trainer.evaluation.answers import compare_policies
+from rewardloop_trainer.evaluation.answers import Contenders, compare_policies, server_scorer
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
@@ -33,14 +33,13 @@ from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
-from rewardloop_trainer.policy.reference import Reference, sampled_kl
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
-from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, anchor_of, over_budget, reference_of
+from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, anchor_version, reference_of
 from rewardloop_trainer.rounds.publish import code_version, publish_once
 from rewardloop_trainer.server_access import open_client
-from rewardloop_trainer.vocabulary import ANCHOR_KL
 
 RUN = "run.json"
 _HEALTH_S = 10.0
@@ -79,7 +78,7 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
-        anchor = anchor_of(store, settings.version, settings.anchor)
+        anchor = anchor_version(store, settings.version, settings.gate.anchor)
         run = PolicyRun(settings, data, start, anchor, reference_of(store, anchor, settings.version))
     if not run.is_done():
         with open_client(settings, settings.server) as server:
@@ -111,7 +110,7 @@ class PolicyRun:
             settings.model_dump(mode="json", exclude=_ASIDE),
             data.sha256,
             start.digest,
-            reference and reference.name,
+            reference and reference.digest,
         ]
         self._id = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -158,20 +157,27 @@ class PolicyRun:
     def _save(self, trained: Trained, server: RewardloopClient) -> None:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
         figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
-        anchor = (self._reference or self._start).load()
-        prompts = self._heldout.prompts or self._train.prompts
-        kl = sampled_kl(trained.policy, anchor, self._start.encoder, prompts, self._learning)
-        if kl is not None:
-            figures[ANCHOR_KL] = kl
-        if (reason := over_budget(kl, self._learning.kl_budget, self._anchor or self._start.base)) is not None:
-            reasons.append(reason)
         if self._heldout.prompts:
+            gate = self._learning.gate
             found = compare_policies(
-                trained.policy, self._start.load(), self._start.encoder, self._heldout.records(), server, self._learning
+                Contenders(
+                    trained.policy,
+                    self._start.load(),
+                    self._start.encoder,
+                    None if (anchor := self._reference) is None else (anchor.version, anchor.load),
+                ),
+                self._heldout.records(),
+                server_scorer(server),
+                self._learning,
+                server_scorer(server, gate.judging_version) if gate.judged_by == "version" else None,
             )
             figures |= found.figures
             reasons += found.reasons
             RunReport(self._report).add(found.figures)
+            if gate.judged_by == "own":
+                reasons.append("no judge: this command has no signals to train one: --gate.judge names one")
+        else:
+            reasons.append("no judge: no prompt was held out to judge it on: --heldout-share keeps some")
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)

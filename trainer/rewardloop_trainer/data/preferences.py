@@ -171,10 +171,14 @@ def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
         prompt: The turns of the prompt.
         heldout_share: Share of prompts that are held out, from 0 to 1.
     """
-    parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
-    digest = hashlib.sha256("\x1e".join(parts).encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
+    position = int.from_bytes(prompt_key(prompt)[:8], "big") / 2**64
     return "heldout" if position < heldout_share else "train"
+
+
+def prompt_key(prompt: Prompt) -> bytes:
+    """Identify the prompts that the split keeps together: a hash of their turns, normalised."""
+    parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
+    return hashlib.sha256("\x1e".join(parts).encode()).digest()
 
 
 def pairs_of(records: Iterable[Record]) -> list[Pair]:

@@ -4,68 +4,151 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
 
 from rewardloop.formats.text import Encoder
 from rewardloop_client import RewardloopClient
-from rewardloop_trainer.data.completions import encode_completions, sequence_logprobs
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record
-from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, judge_policy, win_share
+from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, prompt_key
+from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, FromAnchor, judge_policy, plan_of, win_share
 from rewardloop_trainer.evaluation.verdict import Verdict
-from rewardloop_trainer.policy.rewards import Reward, score_groups
+from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling, fitting_prompts, roll_out
 from rewardloop_trainer.policy.settings import PolicySettings
 
+Scores: TypeAlias = list[list[float | None]]
+# Scores the responses to each prompt; an empty response has no score.
+Scorer: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Scores]
 
-def compare_policies(
-    candidate: Any,
-    live: Any,
-    encoder: Encoder,
-    heldout: Sequence[Record],
-    server: RewardloopClient,
-    settings: PolicySettings,
-    on_batch: Callable[[], None] = lambda: None,
-) -> Verdict:
-    """Let both policies answer the prompts of ``heldout``, score the answers, and judge the candidate by them.
 
-    All answers to one prompt are scored as one group, so that one reward model version scored them.
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """The policies that a gate compares, causal LMs in evaluation mode with one encoder.
+
+    Attributes:
+        candidate: The policy that was trained.
+        live: The policy that it would replace.
+        encoder: Tokenizer, text format and maximum length of both.
+        anchor: The version from which drift is measured, and what loads it; None if that is the live one.
+    """
+
+    candidate: Any
+    live: Any
+    encoder: Encoder
+    anchor: tuple[str, Callable[[], Any]] | None = None
+
+
+def server_scorer(
+    server: RewardloopClient, version: str | None = None, on_batch: Callable[[], None] = lambda: None
+) -> Scorer:
+    """Return a scorer that asks the service.
+
+    All responses to one prompt are scored as one group, so that one reward model version scores them.
 
     Args:
-        candidate: The policy that was trained, a causal LM in evaluation mode.
-        live: The policy that it would replace, a causal LM in evaluation mode.
-        encoder: Tokenizer, text format and maximum length of both.
-        heldout: What people said about prompts that the candidate did not learn from.
         server: The service that scores.
-        settings: The limits of the gate, its ``judge_version`` included, and the seed of prompts and answers.
+        version: The reward version that scores, warm on the server; None for the one that serves.
+        on_batch: Called before each request; it may raise to stop.
+    """
+
+    def score(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Scores:
+        found = score_groups(server, prompts, texts, version=version, on_batch=on_batch)
+        return [[None if reward is None else reward.score for reward in group] for group in found]
+
+    return score
+
+
+def compare_policies(
+    contenders: Contenders,
+    heldout: Sequence[Record],
+    score: Scorer,
+    settings: PolicySettings,
+    judge: Scorer | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Verdict:
+    """Let both policies answer prompts of ``heldout`` until it is decided which is better, and judge the candidate.
+
+    Args:
+        contenders: The policies.
+        heldout: What people said about prompts that the candidate did not learn from.
+        score: The scores that the candidate was trained to raise.
+        settings: The limits of the gate, and the seed of prompts and answers.
+        judge: Scores by the judge that decides who wins; None if ``score`` does.
         on_batch: Called before each batch of work; it may raise to stop.
 
     Raises:
         RewardloopError: If answers were not scored.
     """
     limits, seed = settings.gate, settings.seed
+    encoder = contenders.encoder
     max_new_tokens = min(limits.max_new_tokens, encoder.max_length // 2)
     prompts = _prompts(encoder, heldout, max_new_tokens, limits.prompts, seed)
-
     sampling = Sampling(limits.responses, max_new_tokens, seed)
-    said, before = (roll_out(model, encoder, prompts, sampling, on_batch=on_batch) for model in (candidate, live))
-    texts = [[rollout.text for rollout in (*ours, *theirs)] for ours, theirs in zip(said, before, strict=True)]
-    scored = score_groups(server, prompts, texts, on_batch=on_batch)
-    judged = None
-    if limits.judge_version:
-        by_judge = score_groups(server, prompts, texts, version=limits.judge_version, on_batch=on_batch)
-        judged = [_win_share(group, len(ours)) for group, ours in zip(by_judge, said, strict=True)]
-    flat = [rollout for group in said for rollout in group]
-    by_live = sequence_logprobs(live, [r.sequence for r in flat], encoder.format.pad, settings.micro_batch_tokens)
-    log_ratios = (r.logprob - logprob for r, logprob in zip(flat, by_live.tolist(), strict=True))
+    said: list[list[Rollout]] = []
+    before: list[list[Rollout]] = []
+    ours, theirs, judged = Scores(), Scores(), list[float]()
+    plan = plan_of(limits, len(prompts))
+    for end in plan.ends if len(prompts) >= limits.least_prompts else ():
+        places = range(len(said), end)
+        part = prompts[len(said) : end]
+        new, old = (
+            roll_out(model, encoder, part, sampling, places=places, on_batch=on_batch)
+            for model in (contenders.candidate, contenders.live)
+        )
+        texts = [[rollout.text for rollout in (*a, *b)] for a, b in zip(new, old, strict=True)]
+        scores = score(part, texts)
+        by_judge = scores if judge is None else judge(part, texts)
+        said, before = [*said, *new], [*before, *old]
+        ours += [group[: limits.responses] for group in scores]
+        theirs += [group[limits.responses :] for group in scores]
+        judged += [win_share(group[: limits.responses], group[limits.responses :]) for group in by_judge]
+        if plan.look(np.array(judged)).decision != "open":
+            break
+    asked = prompts[: len(said)]
     return judge_policy(
-        _answered(said, [scores[: len(ours)] for scores, ours in zip(scored, said, strict=True)], log_ratios),
-        _answered(before, [scores[len(ours) :] for scores, ours in zip(scored, said, strict=True)], repeat(0.0)),
+        _answered(said, ours, _log_ratios(contenders.live, said, encoder, settings.micro_batch_tokens)),
+        _answered(before, theirs, repeat(0.0)),
         limits,
         seed,
-        judged=judged,
-        fluency=fluency(candidate, live, encoder, heldout, limits.prompts, settings.micro_batch_tokens, seed),
+        judged=None if judge is None else judged,
+        planned=len(prompts),
+        **_drift(contenders, asked, said, heldout, sampling, settings),
     )
+
+
+class _Drift(TypedDict):
+    fluency: Fluency | None
+    anchor: FromAnchor | None
+
+
+def _drift(
+    contenders: Contenders,
+    asked: Sequence[Prompt],
+    said: Sequence[Sequence[Rollout]],
+    heldout: Sequence[Record],
+    sampling: Sampling,
+    settings: PolicySettings,
+) -> _Drift:
+    """Measure the candidate against people's own texts and against the anchor, which is loaded for that alone."""
+    limits, encoder = settings.gate, contenders.encoder
+    texts = _approved_rows(encoder, heldout, limits.prompts, settings.seed)
+
+    def nats(model: Any) -> float:
+        return _nats_per_token(model, texts, encoder, settings.micro_batch_tokens)
+
+    fluency = Fluency(nats(contenders.candidate), nats(contenders.live)) if texts else None
+    if contenders.anchor is None or not asked:
+        return {"fluency": fluency, "anchor": None}
+    version, load = contenders.anchor
+    anchor = load()
+    ratios = _log_ratios(anchor, said, encoder, settings.micro_batch_tokens)
+    answers = roll_out(anchor, encoder, asked, sampling)
+    moved = FromAnchor(version, sum(ratios) / len(ratios), _answered(answers, _unscored(answers), repeat(0.0)))
+    return {"fluency": replace(fluency, anchor=nats(anchor)) if fluency else None, "anchor": moved}
 
 
 def fluency(
@@ -81,18 +164,33 @@ def fluency(
 
     A text is approved if it was chosen, ranked best, given the best grade, or written as an edit.
     """
+    rows = _approved_rows(encoder, heldout, most, seed)
+    if not rows:
+        return None
+    return Fluency(*(_nats_per_token(model, rows, encoder, micro_batch_tokens) for model in (candidate, live)))
+
+
+def _approved_rows(encoder: Encoder, heldout: Sequence[Record], most: int, seed: int) -> list[Completion]:
     approved = dict.fromkeys((record.prompt, text) for record in heldout if (text := _approved(record)))
     encoded = [row for row in encode_completions(encoder, list(approved)) if row is not None]
     random.Random(seed).shuffle(encoded)
-    rows = encoded[:most]
-    if not rows:
-        return None
-    tokens = sum(row.tokens for row in rows)
-    nats = (
-        -float(sequence_logprobs(model, rows, encoder.format.pad, micro_batch_tokens).sum()) / tokens
-        for model in (candidate, live)
-    )
-    return Fluency(*nats)
+    return encoded[:most]
+
+
+def _nats_per_token(model: Any, rows: Sequence[Completion], encoder: Encoder, micro_batch_tokens: int) -> float:
+    logprobs = sequence_logprobs(model, rows, encoder.format.pad, micro_batch_tokens)
+    return -float(logprobs.sum()) / sum(row.tokens for row in rows)
+
+
+def _log_ratios(
+    model: Any, said: Sequence[Sequence[Rollout]], encoder: Encoder, micro_batch_tokens: int
+) -> list[float]:
+    """Each answer's log-probability under the policy that gave it, less that under ``model``, in nats a response."""
+    flat = [rollout for group in said for rollout in group]
+    if not flat:
+        return []
+    logprobs = sequence_logprobs(model, [r.sequence for r in flat], encoder.format.pad, micro_batch_tokens)
+    return [rollout.logprob - logprob for rollout, logprob in zip(flat, logprobs.tolist(), strict=True)]
 
 
 def _approved(record: Record) -> str:
@@ -104,26 +202,21 @@ def _approved(record: Record) -> str:
 
 
 def _prompts(encoder: Encoder, heldout: Sequence[Record], max_new_tokens: int, most: int, seed: int) -> list[Prompt]:
-    distinct = list(dict.fromkeys(record.prompt for record in heldout))
+    distinct = list({prompt_key(record.prompt): record.prompt for record in heldout}.values())
     fitting = fitting_prompts(encoder, distinct, max_new_tokens)
     random.Random(seed).shuffle(fitting)
     return fitting[:most]
 
 
-def _answered(
-    said: Sequence[Sequence[Rollout]], scored: Sequence[Sequence[Reward | None]], log_ratios: Iterable[float]
-) -> list[list[Answered]]:
+def _answered(said: Sequence[Sequence[Rollout]], scored: Scores, log_ratios: Iterable[float]) -> list[list[Answered]]:
     """Join answers, their scores and, in the answers' order, their log-ratios."""
     ratios = iter(log_ratios)
 
-    def join(rollout: Rollout, reward: Reward | None) -> Answered:
-        score = None if reward is None else reward.score
+    def join(rollout: Rollout, score: float | None) -> Answered:
         return Answered(rollout.text, rollout.sequence.tokens, rollout.finish == "length", score, next(ratios))
 
     return [[join(*each) for each in zip(*group, strict=True)] for group in zip(said, scored, strict=True)]
 
 
-def _win_share(scored: Sequence[Reward | None], ours: int) -> float:
-    """Return the share that the candidate won, whose answers are the first ``ours`` of the scored ones."""
-    scores = [None if reward is None else reward.score for reward in scored]
-    return win_share(scores[:ours], scores[ours:])
+def _unscored(said: Sequence[Sequence[Rollout]]) -> Scores:
+    return [[None] * len(group) for group in said]

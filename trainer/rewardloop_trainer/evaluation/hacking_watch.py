@@ -6,12 +6,14 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rewardloop_trainer.vocabulary import Witness
 
 _LEAST_POINTS = 5
+# So many candidates in a row must be better by score and by the witness before publishing goes on.
+_AGREEING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Point:
         score: The candidate's mean calibrated score.
         score_lower: The lower 95% bound of its win rate over the live policy by score.
         win_rate: Its win rate over the live policy by the witness.
-        win_rate_upper: The upper 95% bound of that win rate.
+        win_rate_upper: The upper bound of that win rate.
+        win_rate_lower: Its lower bound; 0 in a file of an earlier release, which did not keep it.
     """
 
     round: int
@@ -33,6 +36,30 @@ class Point:
     score_lower: float
     win_rate: float
     win_rate_upper: float
+    win_rate_lower: float = 0.0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether score and witness both prefer the candidate, beyond their intervals."""
+        return self.score_lower > 0.5 and self.win_rate_lower > 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why nothing is published.
+
+    Attributes:
+        reason: What raised the alarm.
+        reward_version: The reward version that was live.
+        witness: Who contradicted it.
+        agreed: The rounds since then whose candidate score and witness both preferred, without one between them that
+            they did not.
+    """
+
+    reason: str
+    reward_version: str
+    witness: Witness = "judge"
+    agreed: tuple[int, ...] = ()
 
 
 def alarm(points: Sequence[Point], *, alpha: float = 0.01, window: int = 10) -> str | None:
@@ -89,51 +116,61 @@ def rising_p(values: Sequence[float]) -> float:
 class HackingWatch:
     """Keeps points and alarms in the file ``path``, so that a halt outlives the process.
 
-    After an alarm no policy is published until a reward version other than the hacked one is live, or an operator
-    removes the file. The points are then forgotten. A new reward version without an alarm keeps them, because
-    calibrated scores keep their scale over versions.
+    After an alarm no policy is published. Rounds go on, and their candidates are measured: when score and judge have
+    both preferred two candidates in a row, publishing goes on. A new reward version alone lifts nothing, because it may
+    have the same fault. A halt that people raised in a live test ends only when a person removes the file, because
+    without publishing nobody can be asked again.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def halt(self, reward_version: str) -> str | None:
-        """Return why nothing may be published while ``reward_version`` is live, or None if publishing is allowed."""
+    def halt(self) -> str | None:
+        """Return why nothing may be published, or None if publishing is allowed."""
         _, halted = self._read()
-        if halted is None:
-            return None
-        if halted["reward_version"] != reward_version:
-            self._write([], None)
-            return None
-        return self._reason(halted["reason"])
+        return None if halted is None else self._reason(halted)
+
+    def awaits_person(self) -> bool:
+        """Say whether no measurement of a later candidate can end the halt."""
+        _, halted = self._read()
+        return halted is not None and halted.witness == "live"
 
     def observe(self, point: Point, reward_version: str) -> str | None:
         """Remember a point, and halt if it raises an `alarm`. Returns the reason of the halt, or None.
 
-        The point replaces an earlier one of the same round and witness.
+        The point replaces an earlier one of the same round and witness. Points from before a halt are forgotten.
         """
         points, halted = self._read()
         points = [p for p in points if (p.round, p.witness) != (point.round, point.witness)] + [point]
         if (reason := alarm(points)) is not None:
-            halted = {"reason": f"round {point.round}: {reason}", "reward_version": reward_version}
+            points = []
+            halted = Halt(f"round {point.round}: {reason}", reward_version, point.witness)
+        elif halted is not None and halted.witness == point.witness == "judge":
+            agreed = dict.fromkeys((*halted.agreed, point.round)) if point.agrees else ()
+            halted = None if len(agreed) >= _AGREEING else replace(halted, agreed=tuple(agreed))
         self._write(points, halted)
-        return None if halted is None else self._reason(halted["reason"])
+        return None if halted is None else self._reason(halted)
 
-    def _reason(self, reason: str) -> str:
-        return (
-            f"reward hacking, {reason}; no policy is published until another reward version is live or "
-            f"{self._path} is removed"
-        )
+    def _reason(self, halted: Halt) -> str:
+        way = f"a person removes {self._path}"
+        if halted.witness == "judge":
+            left = _AGREEING - len(halted.agreed)
+            way = f"{left} more candidates in a row win by score and by the judge, or {way}"
+        return f"reward hacking, {halted.reason}; no policy is published until {way}"
 
-    def _read(self) -> tuple[list[Point], dict[str, str] | None]:
+    def _read(self) -> tuple[list[Point], Halt | None]:
         try:
             raw = json.loads(self._path.read_text())
         except FileNotFoundError:
             return [], None
-        return [Point(**each) for each in raw["points"]], raw["halted"]
+        halted = raw["halted"]
+        if halted is not None:
+            halted = Halt(**{**halted, "agreed": tuple(halted.get("agreed", ()))})
+        return [Point(**each) for each in raw["points"]], halted
 
-    def _write(self, points: Sequence[Point], halted: dict[str, str] | None) -> None:
+    def _write(self, points: Sequence[Point], halted: Halt | None) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".writing")
-        temporary.write_text(json.dumps({"points": [asdict(point) for point in points], "halted": halted}, indent=2))
+        kept = {"points": [asdict(point) for point in points], "halted": asdict(halted) if halted else None}
+        temporary.write_text(json.dumps(kept, indent=2))
         os.replace(temporary, self._path)

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
 from rewardloop.formats.signals import judged_alone
 from rewardloop.v1 import feedback_pb2
-from rewardloop_trainer.evaluation.confidence_sequence import ConfidenceSequence
+from rewardloop_trainer.evaluation.confidence_sequence import bounds_of, exceeds
 from rewardloop_trainer.policy.settings import LiveTestSettings
 
+_OF_PEOPLE = (feedback_pb2.SOURCE_HUMAN, feedback_pb2.SOURCE_UNSPECIFIED)
 Decision = Literal["running", "promote", "roll_back", "undecided"]
 
 
-class LiveTest:
-    """Compares ``candidate`` with ``live``, two versions of the policy, by one signal after another.
+# A decision is looked for when the people have grown by this factor, so that a look at many of them stays cheap.
+_GROWTH = 1.02
 
-    Each signal of a person becomes a value in [0, 1], where 1 favours the candidate:
+
+@dataclass(slots=True)
+class _Person:
+    """What one person said: shares that the candidate won, and grades of each version's answers."""
+
+    shares: list[float] = field(default_factory=list)
+    grades: dict[str, list[float]] = field(default_factory=dict)
+    said: int = 0
+
+
+class LiveTest:
+    """Compares ``candidate`` with ``live``, two versions of the policy, by one person after another.
+
+    Each signal of a person says something between 0 and 1, where 1 favours the candidate:
 
     - A choice, tie or ranking between answers of both versions to one prompt gives the share of such pairs that the
       candidate wins. A tie counts half.
-    - Thumbs and ratings judge one answer. Each one of the candidate is paired with the next one of the live version,
-      in the order of their arrival and each used once; the value is one half if both got the same grade. Chance alone
-      decided which version answered, so the mean is above one half exactly if the candidate is better.
+    - Thumbs and ratings judge one answer. The mean of a person's grades of the candidate is compared with the mean of
+      their grades of the live version: 1/2 + difference / 2. People who graded one version alone are paired, one of
+      each kind in the order of their arrival. Chance alone decided which version answered, so the mean of these values
+      is above one half exactly if the candidate is better.
 
-    Signals of judges, inferred signals, edits, and comparisons of equal texts or within one version do not count. At
-    most ``most_per_person`` values of one person count; signals that name nobody count without bound.
+    A person is one value, the mean of what their signals say, however many they give; the first ``most_per_person``
+    count. Signals that name nobody may all be one person's, and count as such. Signals of judges, inferred signals,
+    edits, and comparisons of equal texts or within one version do not count.
 
-    The interval is valid at every count (see `ConfidenceSequence`), so the test ends as soon as the interval lies on
-    one side of one half: above it the candidate is promoted, below it the live version stays. A candidate that is not
-    better is promoted with probability at most alpha, however long the test runs. The test is undecided after
-    ``max_preferences`` values without a decision. Later signals change nothing.
+    The interval is valid at every number of people (see `bounds_of`), so the test ends as soon as there are
+    ``least_people`` and the interval lies on one side of one half: above it the candidate is promoted, below it the
+    live version stays. A candidate that is not better is promoted with probability at most alpha, however long the test
+    runs. The test is undecided after ``max_preferences`` signals without a decision. Later signals change nothing.
     """
 
     def __init__(self, candidate: str, live: str, settings: LiveTestSettings) -> None:
@@ -40,9 +58,9 @@ class LiveTest:
         self._candidate = candidate
         self._live = live
         self._settings = settings
-        self._sequence = ConfidenceSequence(settings.alpha)
-        self._waiting: Mapping[str, deque[float]] = {candidate: deque(), live: deque()}
-        self._by_person: Counter[str] = Counter()
+        self._people: dict[str, _Person] = {}
+        self._preferences = 0
+        self._next_look = settings.least_people
         self._decision: Decision = "running"
 
     @property
@@ -51,48 +69,83 @@ class LiveTest:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The number of preferences, the win rate and its bounds, for the manifest and the metrics."""
-        bounds = self._sequence.bounds
+        """The numbers of signals and people, the win rate and its bounds, for the manifest and the metrics."""
+        values = self._values()
+        bounds = bounds_of(values, self._settings.alpha)
         return {
-            "live_preferences": float(self._sequence.count),
-            "live_win_rate": self._sequence.mean,
+            "live_preferences": float(self._preferences),
+            "live_people": float(len(values)),
+            "live_win_rate": fmean(values) if values else 0.5,
             "live_win_rate_lower": bounds.lower,
             "live_win_rate_upper": bounds.upper,
         }
 
     def add(self, event: feedback_pb2.FeedbackEvent) -> Decision:
         """Take one more signal into account, if it says something about these versions. Returns the decision."""
-        if self._decision != "running" or not self._counts(event):
+        if self._decision != "running" or event.source not in _OF_PEOPLE:
             return self._decision
-        value = self._value(event)
-        if value is None:
+        person = self._people.get(event.annotator_id) or _Person()
+        if person.said >= self._settings.most_per_person or not self._hear(event, person):
             return self._decision
-        self._by_person[event.annotator_id] += 1
-        bounds = self._sequence.add(value)
-        if bounds.lower >= 0.5:
-            self._decision = "promote"
-        elif bounds.upper <= 0.5:
-            self._decision = "roll_back"
-        elif self._sequence.count >= self._settings.max_preferences:
-            self._decision = "undecided"
+        self._people[event.annotator_id] = person
+        person.said += 1
+        self._preferences += 1
+        if self._preferences >= self._settings.max_preferences:
+            self._decision = self._look()
+            if self._decision == "running":
+                self._decision = "undecided"
+        elif len(self._people) >= self._next_look and person.said == 1:
+            self._next_look = max(len(self._people) + 1, round(len(self._people) * _GROWTH))
+            self._decision = self._look()
         return self._decision
 
-    def _counts(self, event: feedback_pb2.FeedbackEvent) -> bool:
-        if event.source not in (feedback_pb2.SOURCE_HUMAN, feedback_pb2.SOURCE_UNSPECIFIED):
-            return False
-        return not event.annotator_id or self._by_person[event.annotator_id] < self._settings.most_per_person
+    def _look(self) -> Decision:
+        values = self._values()
+        if len(values) < self._settings.least_people:
+            return "running"
+        above, below = exceeds(values, 0.5, self._settings.alpha)
+        return "promote" if above else "roll_back" if below else "running"
 
-    def _value(self, event: feedback_pb2.FeedbackEvent) -> float | None:
+    def _values(self) -> list[float]:
+        """Return one value a person, or a pair of people who graded one version each, in the order of their arrival."""
+        values: list[float] = []
+        waiting: Mapping[str, deque[float]] = {self._candidate: deque(), self._live: deque()}
+        for person in self._people.values():
+            means = {version: fmean(grades) for version, grades in person.grades.items()}
+            if len(means) == 2:
+                values.append(fmean([*person.shares, 0.5 + (means[self._candidate] - means[self._live]) / 2]))
+                continue
+            if person.shares:
+                values.append(fmean(person.shares))
+                continue
+            ((version, mean),) = means.items()
+            other = self._live if version == self._candidate else self._candidate
+            if waiting[other]:
+                against = waiting[other].popleft()
+                values.append(0.5 + (mean - against if version == self._candidate else against - mean) / 2)
+            else:
+                waiting[version].append(mean)
+        return values
+
+    def _hear(self, event: feedback_pb2.FeedbackEvent, person: _Person) -> bool:
+        """Add what the signal says to the person. Returns False if it says nothing about the two versions."""
+        share: float | None = None
         match event.WhichOneof("signal"):
             case "choice":
-                return self._share_won(event, [event.choice.chosen, event.choice.rejected])
+                share = self._share_won(event, [event.choice.chosen, event.choice.rejected])
             case "ranking":
-                return self._share_won(event, event.ranking.order)
+                share = self._share_won(event, event.ranking.order)
             case "tie":
                 won = self._share_won(event, [event.tie.first, event.tie.second])
-                return None if won is None else 0.5
+                share = None if won is None else 0.5
+        if share is not None:
+            person.shares.append(share)
+            return True
         judged = judged_alone(event)
-        return None if judged is None else self._paired(event, *judged)
+        if judged is None or (version := _version_of(event, judged[0])) not in (self._candidate, self._live):
+            return False
+        person.grades.setdefault(version, []).append(judged[1])
+        return True
 
     def _share_won(self, event: feedback_pb2.FeedbackEvent, best_first: Iterable[int]) -> float | None:
         """Return the share that the candidate won of the pairs of different texts by different versions.
@@ -107,17 +160,6 @@ class LiveTest:
             if {better[0], worse[0]} == {self._candidate, self._live} and better[1] != worse[1]
         ]
         return sum(won) / len(won) if won else None
-
-    def _paired(self, event: feedback_pb2.FeedbackEvent, response: int, label: float) -> float | None:
-        version = _version_of(event, response)
-        if version not in self._waiting:
-            return None
-        other = self._live if version == self._candidate else self._candidate
-        if not self._waiting[other]:
-            self._waiting[version].append(label)
-            return None
-        against = self._waiting[other].popleft()
-        return 0.5 + (label - against if version == self._candidate else against - label) / 2
 
 
 def _version_of(event: feedback_pb2.FeedbackEvent, response: int) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop_trainer.evaluation.collapse import distinct_2, repeated_4
+from rewardloop_trainer.evaluation.sequential import WinRatePlan
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.settings import PolicyGateLimits
 from rewardloop_trainer.vocabulary import Reason, Rule
 
 _RESAMPLES = 10_000
-_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +44,42 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Fluency:
-    """How both policies predict people's own held-out texts, in nats a token.
+    """How the policies predict people's own held-out texts, in nats a token.
 
-    The costs of learning (the "alignment tax") show here first.
+    The costs of learning (the "alignment tax") show here first. ``anchor`` is NaN if the live policy is the anchor.
     """
 
     candidate: float
     live: float
+    anchor: float = math.nan
 
     @property
     def perplexity_ratio(self) -> float:
         return float(np.exp(self.candidate - self.live))
+
+    @property
+    def anchor_perplexity_ratio(self) -> float:
+        return float(np.exp(self.candidate - (self.live if math.isnan(self.anchor) else self.anchor)))
+
+
+@dataclass(frozen=True, slots=True)
+class FromAnchor:
+    """How far the candidate has moved from the anchor policy, round after round.
+
+    Attributes:
+        version: The anchor's version.
+        kl: Mean KL to it, in nats a response.
+        answers: Its own answers to the prompts, one inner sequence a prompt.
+    """
+
+    version: str
+    kl: float
+    answers: Sequence[Sequence[Answered]]
+
+
+def plan_of(limits: PolicyGateLimits, prompts: int) -> WinRatePlan:
+    """Return how the gate decides on this many prompts."""
+    return WinRatePlan(prompts, max(limits.least_win_rate, limits.least_win_rate_lower), limits.alpha)
 
 
 def judge_policy(
@@ -64,36 +90,47 @@ def judge_policy(
     *,
     judged: Sequence[float] | None = None,
     fluency: Fluency | None = None,
+    planned: int | None = None,
+    anchor: FromAnchor | None = None,
 ) -> Verdict:
     """Judge the candidate by the answers of both policies to the same prompts.
 
-    The candidate passes if it wins often enough and nothing collapsed: its KL to the live policy, the length of its
-    answers, the shares of empty and of endless ones, the variety of its word pairs, the phrases that it repeats, and
-    its perplexity on people's own texts stay within the limits. Without prompts it does not pass. The 95% intervals of
-    win rates are bootstraps over prompts, because the answers to one prompt share its difficulty.
+    The candidate passes if it is shown to win more often than not and nothing collapsed: its KL to the live policy, the
+    length of its answers, the shares of empty and of endless ones, the variety of its word pairs, the phrases that it
+    repeats, and its perplexity on people's own texts stay within the limits. KL, length, variety and perplexity are
+    also compared with the anchor policy, because each round may use up the limits to the live one. The bounds of the
+    win rate are those of `WinRatePlan`, one value a prompt, because the answers to one prompt share its difficulty.
 
     Args:
         candidate: The candidate's answers, one inner sequence a prompt, none of them empty.
         live: The live policy's answers to the same prompts.
         limits: What the candidate must keep to.
-        seed: The seed of the bootstrap.
+        seed: The seed of the bootstrap of the win rate by score.
         judged: For each prompt, the share in [0, 1] that the candidate's answers won by a judge that the candidate did
             not learn from. If it is given, it decides; the scores, which the candidate was trained to raise, are then
             reported beside it.
         fluency: How both policies predict people's own texts; None if there are none, and perplexity is not judged.
+        planned: How many prompts could have been asked, if a decision was reached before; None if all were asked.
+        anchor: How far the candidate is from the anchor policy; None if that is the live one.
 
     Raises:
         ValueError: If the numbers of prompts differ.
     """
     if len(candidate) != len(live) or (judged is not None and len(judged) != len(live)):
         raise ValueError("both policies answer the same prompts, and a judge judges them all")
-    if not candidate:
-        return Verdict(False, (Reason("no_data", "no held-out prompt to judge on"),), {"gate_prompts": 0.0})
+    planned = len(candidate) if planned is None else planned
+    if planned < limits.least_prompts:
+        text = f"needs {limits.least_prompts - planned} more held-out prompts to judge on (have {planned})"
+        return Verdict(False, (Reason("no_data", text),), {"gate_prompts": float(planned)})
     wins = np.array([win_share(_scores(a), _scores(b)) for a, b in zip(candidate, live, strict=True)])
     said, before = [a for group in candidate for a in group], [a for group in live for a in group]
+    look = plan_of(limits, planned).look(wins if judged is None else np.array(judged, dtype=float))
     figures = {
         "gate_prompts": float(len(wins)),
-        **_interval("gate_win_rate", wins if judged is None else np.array(judged, dtype=float), seed),
+        "gate_planned_prompts": float(planned),
+        "gate_win_rate": look.mean,
+        "gate_win_rate_lower": look.lower,
+        "gate_win_rate_upper": look.upper,
         **_interval("gate_score_win_rate", wins, seed),
         # The k1 estimate on the candidate's own samples is unbiased for KL(candidate || live).
         "gate_kl": _mean([a.log_ratio for a in said]),
@@ -109,14 +146,33 @@ def judge_policy(
             f"gate_{name}_distinct_2": distinct_2([a.text for a in answers]),
             f"gate_{name}_repeated_4": repeated_4([a.text for a in answers]),
         }
+    figures |= _anchor_figures(figures, said, anchor)
     if fluency is not None:
         figures |= {
             "gate_candidate_nats_per_token": fluency.candidate,
             "gate_live_nats_per_token": fluency.live,
             "gate_perplexity_ratio": fluency.perplexity_ratio,
+            "gate_anchor_perplexity_ratio": fluency.anchor_perplexity_ratio,
         }
-    reasons = tuple(_broken(figures, limits))
+    reasons = (*_broken(figures, limits), *_drifted(figures, limits, anchor.version if anchor else "the live one"))
     return Verdict(not reasons, reasons, figures)
+
+
+def _anchor_figures(
+    figures: Mapping[str, float], said: Sequence[Answered], anchor: FromAnchor | None
+) -> dict[str, float]:
+    if anchor is None:
+        return {
+            "gate_anchor_kl": figures["gate_kl"],
+            "gate_anchor_length_ratio": figures["gate_length_ratio"],
+            "gate_anchor_distinct_2": figures["gate_live_distinct_2"],
+        }
+    before = [a for group in anchor.answers for a in group]
+    return {
+        "gate_anchor_kl": anchor.kl,
+        "gate_anchor_length_ratio": _mean([a.tokens for a in said]) / _mean([a.tokens for a in before]),
+        "gate_anchor_distinct_2": distinct_2([a.text for a in before]),
+    }
 
 
 def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
@@ -125,23 +181,6 @@ def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[floa
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
     lower, upper = np.quantile(counts @ values / n, (0.025, 0.975))
     return float(lower), float(upper)
-
-
-def distinct_2(texts: Sequence[str]) -> float:
-    """Return the share of distinct pairs among all pairs of neighbouring words (Li et al. 2016); 0 without a pair."""
-    pairs = [pair for text in texts for words in [text.split()] for pair in pairwise(words)]
-    return len(set(pairs)) / len(pairs) if pairs else 0.0
-
-
-def repeated_4(texts: Sequence[str]) -> float:
-    """Return the share of the runs of four words that occur earlier in the same text; 0 without such a run."""
-    runs, repeated = 0, 0
-    for text in texts:
-        words = text.split()
-        said = list(zip(*(words[i:] for i in range(_WORDS)), strict=False))
-        runs += len(said)
-        repeated += len(said) - len(set(said))
-    return repeated / runs if runs else 0.0
 
 
 def win_share(candidate: Sequence[float | None], live: Sequence[float | None]) -> float:
@@ -174,9 +213,9 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
             f"win rate {of('win_rate'):.3f}, not above {limits.least_win_rate:g}",
         ),
         (
-            of("win_rate_lower") >= limits.least_win_rate_lower,
+            of("win_rate_lower") > limits.least_win_rate_lower,
             "win_rate",
-            f"win rate {of('win_rate'):.3f}, by its 95% interval perhaps {of('win_rate_lower'):.3f}, below "
+            f"win rate {of('win_rate'):.3f}, by its interval perhaps {of('win_rate_lower'):.3f}, not above "
             f"{limits.least_win_rate_lower:g}",
         ),
         (of("kl") <= limits.max_kl, "kl", f"KL to the live policy {of('kl'):.1f} nats, above {limits.max_kl:g}"),
@@ -219,6 +258,38 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
         )
     # A figure that is NaN breaks its rule, because no comparison with NaN is true.
     return [Reason(rule, text) for is_kept, rule, text in rules if not is_kept]
+
+
+def _drifted(figures: Mapping[str, float], limits: PolicyGateLimits, anchor: str) -> list[Reason]:
+    """Return which limits to the anchor policy, which hold over all rounds together, are exceeded."""
+
+    def of(name: str) -> float:
+        return figures[f"gate_{name}"]
+
+    rules = [
+        (
+            of("anchor_kl") <= limits.max_anchor_kl,
+            f"KL {of('anchor_kl'):.1f} nats a response, above {limits.max_anchor_kl:g}",
+        ),
+        (
+            limits.least_length_ratio <= of("anchor_length_ratio") <= limits.max_length_ratio,
+            f"answers {of('anchor_length_ratio'):.2f} times as long, outside {limits.least_length_ratio:g} to "
+            f"{limits.max_length_ratio:g}",
+        ),
+        (
+            of("candidate_distinct_2") >= limits.least_distinct_ratio * of("anchor_distinct_2"),
+            f"distinct-2 {of('candidate_distinct_2'):.3f}, the anchor's {of('anchor_distinct_2'):.3f}",
+        ),
+        (
+            figures.get("gate_anchor_perplexity_ratio", 1.0) <= limits.max_perplexity_ratio,
+            f"perplexity {figures.get('gate_anchor_perplexity_ratio', 1.0):.2f} times the anchor's, above "
+            f"{limits.max_perplexity_ratio:g}",
+        ),
+    ]
+    way = "the budget of all rounds since then is used up; --policy.gate.anchor N begins a new one from version N"
+    return [
+        Reason("anchor", f"too far from the anchor policy, {anchor}: {text}; {way}") for kept, text in rules if not kept
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,77 +2,263 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_auc, clustered_mean
+from rewardloop_trainer.evaluation.evidence import Evidence, Readings, joined
+from rewardloop_trainer.evaluation.likelihood import (
+    best_slope,
+    calibration_error,
+    comparison_losses,
+    cross_entropy,
+    grade_losses,
+)
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
-from rewardloop_trainer.reward.evaluate import Floats, accuracy_difference, correctness
+from rewardloop_trainer.reward.evaluate import correctness
 from rewardloop_trainer.vocabulary import Reason
+
+_CHANCE_LOSS = math.log(2)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardGateRules:
+    """What a candidate must show.
+
+    Attributes:
+        least_prompts: The effective number of independent held-out prompts below which nothing is decided.
+        alpha: The probability with which a candidate that is no better than the live version may pass.
+        margin: The loss of log-likelihood, in nats a statement, that is accepted. 0 asks for a gain.
+        tolerance: The loss of accuracy in the sample that is accepted beside a gain in likelihood.
+    """
+
+    least_prompts: float = 50.0
+    alpha: float = 0.05
+    margin: float = 0.0
+    tolerance: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The candidate and another version on the same evidence."""
+
+    evidence: Evidence
+    candidate: Readings
+    other: Readings
+
+    def gain(self) -> ClusteredMean:
+        """By how much likelier the candidate makes a statement than the other version, in nats."""
+        return self.gains()[0]
+
+    def gains(self) -> tuple[ClusteredMean, ClusteredMean, ClusteredMean]:
+        """The gain over all statements, over comparisons alone, and over thumbs and ratings alone."""
+        said, graded = self.evidence.comparisons, self.evidence.grades
+        ours, theirs = (
+            (
+                comparison_losses(each.margins, said.targets, said.weights),
+                grade_losses(each.logits, graded.targets, graded.weights),
+            )
+            for each in (self.candidate, self.other)
+        )
+        of_pairs, of_grades = theirs[0] - ours[0], theirs[1] - ours[1]
+        both = joined(said, graded)
+        return (
+            clustered_mean(np.concatenate([of_pairs, of_grades]), both.weights, both.clusters),
+            clustered_mean(of_pairs, said.weights, said.clusters),
+            clustered_mean(of_grades, graded.weights, graded.clusters),
+        )
 
 
 def judge_reward(
-    pairs: Sequence[Pair],
-    candidate: Floats,
-    live: Floats | None,
+    evidence: Evidence,
+    candidate: Readings,
+    live: Readings | None,
     parity: float,
-    *,
-    tolerance: float = 0.02,
-    resamples: int = 10_000,
-    seed: int = 0,
+    rules: RewardGateRules | None = None,
+    best: Contest | None = None,
 ) -> Verdict:
-    """Judge a candidate on held-out pairs. It passes if all of these hold:
+    """Judge a candidate on held-out signals. It passes if all of these hold:
 
-    1. Parity is at most 1e-4.
-    2. Every margin is finite.
-    3. It is no worse than the live version beyond noise: its accuracy is at least the live one's, or the lower bound
-       of the 95% interval of (candidate - live) is at least -``tolerance``. The interval is a paired bootstrap over
-       prompts, not pairs, because the pairs of a prompt share its difficulty.
-
-    A small data set makes rule 3 stricter for a candidate that looks worse, not looser, because a wide interval ends
-    below -tolerance. Without a live version or without held-out pairs there is nothing to compare, and rule 3 holds.
+    1. Parity is at most 1e-4, and every logit is finite.
+    2. There is enough evidence: ``least_prompts`` independent prompts.
+    3. It makes what people said likelier than the live version does, by a one-sided test at level ``alpha`` over
+       prompts, because the statements of a prompt share its difficulty. With a ``margin`` it may be worse by less than
+       that. Without a live version, it must order comparisons better than chance, or tell good answers from bad ones.
+    4. It is not worse than the best version so far on the anchor set, which stays the same for all versions. Otherwise
+       each version could be a little worse than the one before it.
+    5. Neither comparisons alone nor thumbs and ratings alone show a loss, and accuracy is not lower by more than the
+       tolerance.
+    6. Its log-likelihood of strict choices, at its own scale, is no worse than that of a coin or of the live version.
 
     Args:
-        pairs: The held-out pairs.
-        candidate: The candidate's margins, (pairs,): the logit of the chosen response less that of the rejected one.
-        live: The live version's margins, (pairs,); None if there is no live version.
+        evidence: The held-out statements.
+        candidate: The candidate's readings of them.
+        live: The live version's; None if there is no live version.
         parity: The largest difference between the candidate's logits in ONNX and in torch.
-        tolerance: The loss of accuracy that the interval may reach down to.
-        resamples: How many samples the bootstrap draws.
-        seed: The seed of the bootstrap.
+        rules: What the candidate must show; the defaults if None.
+        best: The candidate against the best version so far on the anchor set; None if there is none.
 
     Raises:
-        ValueError: If margins and pairs differ in number.
+        ValueError: If readings and statements differ in number.
     """
-    if len(candidate) != len(pairs) or (live is not None and len(live) != len(pairs)):
-        raise ValueError("margins and pairs differ in number")
-    figures = {"gate_pairs": float(len(pairs)), "gate_tolerance": tolerance}
+    rules = rules or RewardGateRules()
+    for each in (candidate, live):
+        if each is not None and (len(each.margins), len(each.logits)) != (len(evidence.pairs), len(evidence.graded)):
+            raise ValueError("readings and statements differ in number")
+    figures = evidence_figures(evidence, rules.least_prompts) | {"gate_tolerance": rules.tolerance}
     reasons: list[Reason] = []
     if np.isfinite(parity):
         figures["gate_parity"] = parity
     if not parity <= PARITY_TOLERANCE:
         reasons.append(Reason("parity", f"ONNX logits differ from torch by {parity:.3g}, above {PARITY_TOLERANCE:g}"))
-    if not np.isfinite(candidate).all():
-        unusable = int((~np.isfinite(candidate)).sum())
-        reasons.append(Reason("not_finite", f"{unusable} of {len(candidate)} margins are not finite"))
-    elif len(pairs):
-        figures["gate_candidate_accuracy"] = float(correctness(candidate).mean())
-        if live is not None:
-            difference = accuracy_difference(pairs, candidate, live, resamples, seed)
-            figures |= {
-                "gate_live_accuracy": float(correctness(live).mean()),
-                "gate_accuracy_difference": difference.estimate,
-                "gate_accuracy_difference_lower": difference.lower,
-                "gate_accuracy_difference_upper": difference.upper,
-                "gate_prompts": float(len({p.prompt for p in pairs})),
-            }
-            if difference.estimate < 0 and difference.lower < -tolerance:
-                text = (
-                    f"held-out accuracy {figures['gate_candidate_accuracy']:.3f} is below the live version's "
-                    f"{figures['gate_live_accuracy']:.3f}, and the 95% interval of the difference "
-                    f"[{difference.lower:+.3f}, {difference.upper:+.3f}] allows more than {tolerance:g}"
-                )
-                reasons.append(Reason("accuracy", text))
+    if candidate.unusable:
+        of = len(evidence.pairs) + len(evidence.graded)
+        reasons.append(Reason("not_finite", f"{candidate.unusable} of {of} margins and logits are not finite"))
+        return Verdict(False, tuple(reasons), figures)
+    if live is not None and live.unusable:
+        live = None  # nothing can be worse
+    figures |= model_figures("candidate", evidence, candidate)
+    if live is not None:
+        figures |= model_figures("live", evidence, live) | _accuracy_difference(evidence, candidate, live)
+    if needed := figures["gate_needed"]:
+        reasons.append(too_little(needed, figures["gate_evidence"]))
+    elif live is None:
+        reasons += beats_chance(evidence, candidate, rules)
+    else:
+        figures |= _gains(Contest(evidence, candidate, live), rules.alpha)
+        reasons += _losses_to_live(figures, rules)
+    if best is not None:
+        gain = best.gain()
+        figures["gate_anchor_prompts"] = best.evidence.prompts
+        figures["gate_best_gain"] = gain.mean
+        shown = gain.lower(rules.alpha) if rules.margin else gain.mean
+        if not needed and not shown >= -rules.margin:
+            text = (
+                f"on the anchor set it makes statements {-gain.mean:.4f} nats less likely than the best version so far"
+            )
+            reasons.append(Reason("best_so_far", text if shown < 0 else "the anchor set shows nothing"))
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     return Verdict(not reasons, tuple(reasons), figures)
+
+
+def evidence_figures(evidence: Evidence, least_prompts: float) -> dict[str, float]:
+    """How much evidence there is, and how many more prompts a decision needs."""
+    clusters = joined(evidence.comparisons, evidence.grades).clusters
+    return {
+        "gate_pairs": float(len(evidence.pairs)),
+        "gate_thumbs": float(len(evidence.graded)),
+        "gate_prompts": float(len(np.unique(clusters))),
+        "gate_evidence": evidence.prompts,
+        "gate_needed": float(max(0, math.ceil(least_prompts - evidence.prompts - 1e-9))),
+    }
+
+
+def too_little(needed: float, have: float) -> Reason:
+    """The reason of a gate that has too little to decide on."""
+    return Reason(
+        "evidence",
+        f"needs {needed:.0f} more held-out prompts with a choice, thumb or rating (have {have:.0f} that count)",
+    )
+
+
+def beats_chance(evidence: Evidence, model: Readings, rules: RewardGateRules) -> list[Reason]:
+    """Return why the model is not shown to agree with people, by comparisons or by grades; empty if it is shown."""
+    shown = {name: mean for name, mean in agreement(evidence, model).items() if mean.clusters >= rules.least_prompts}
+    reasons = [
+        Reason("accuracy", f"{name} {mean.mean:.3f}, by its interval perhaps {mean.lower(rules.alpha):.3f}, is chance")
+        for name, mean in shown.items()
+        if not mean.lower(rules.alpha) > 0.5
+    ]
+    is_contradicted = any(mean.upper(rules.alpha) < 0.5 for mean in shown.values())
+    if shown and len(reasons) < len(shown) and not is_contradicted:
+        return []
+    if reasons:
+        return reasons
+    have = max((mean.clusters for mean in agreement(evidence, model).values()), default=0.0)
+    return [too_little(math.ceil(rules.least_prompts - have), have)]
+
+
+def agreement(evidence: Evidence, model: Readings) -> dict[str, ClusteredMean]:
+    """How often the model agrees with people: accuracy of choices, and AUC of thumbs and ratings; 1/2 is chance."""
+    strict, grades = evidence.comparisons.targets == 1.0, evidence.grades
+    comparisons, decided = evidence.comparisons.where(strict), grades.targets != 0.5
+    opinions = grades.where(decided)
+    return {
+        "held-out accuracy": clustered_mean(
+            correctness(model.margins[strict]), comparisons.weights, comparisons.clusters
+        ),
+        "AUC of held-out thumbs and ratings": clustered_auc(
+            model.logits[decided], opinions.targets > 0.5, opinions.weights, opinions.clusters
+        ),
+    }
+
+
+def model_figures(side: str, evidence: Evidence, readings: Readings) -> dict[str, float]:
+    """What the model is worth on the evidence: accuracy, likelihood, calibration and AUC."""
+    strict = evidence.comparisons.targets == 1.0
+    weights, margins = evidence.comparisons.weights[strict], readings.margins[strict]
+    accuracy, auc = agreement(evidence, readings).values()
+    figures = {
+        f"gate_{side}_accuracy": accuracy.mean,
+        f"gate_{side}_auc": auc.mean,
+        f"gate_{side}_auc_lower": auc.lower(0.025),
+        f"gate_{side}_auc_upper": auc.upper(0.025),
+    }
+    if len(margins):
+        ones = np.ones(len(margins))
+        figures |= {
+            f"gate_{side}_loss": float(weights @ cross_entropy(margins, ones)) / float(weights.sum()),
+            f"gate_{side}_slope": best_slope(margins, ones, weights),
+            f"gate_{side}_calibration_error": calibration_error(margins, weights),
+        }
+    if side == "candidate" and len(margins):
+        longer = [len(p.chosen) - len(p.rejected) for p, kept in zip(evidence.pairs, strict, strict=True) if kept]
+        figures["gate_length_baseline"] = float(weights @ correctness(np.sign(longer))) / float(weights.sum())
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _accuracy_difference(evidence: Evidence, candidate: Readings, live: Readings) -> dict[str, float]:
+    strict = evidence.comparisons.targets == 1.0
+    said = evidence.comparisons.where(strict)
+    gains = correctness(candidate.margins[strict]) - correctness(live.margins[strict])
+    mean = clustered_mean(gains, said.weights, said.clusters)
+    bounds = {"": mean.mean, "_lower": mean.lower(0.025), "_upper": mean.upper(0.025)}
+    return {f"gate_accuracy_difference{name}": value for name, value in bounds.items() if math.isfinite(value)}
+
+
+def _gains(contest: Contest, alpha: float) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, mean in zip(("gate_gain", "gate_choice_gain", "gate_thumb_gain"), contest.gains(), strict=True):
+        figures |= {name: mean.mean, f"{name}_lower": mean.lower(alpha), f"{name}_upper": mean.upper(alpha)}
+    return figures
+
+
+def _losses_to_live(figures: Mapping[str, float], rules: RewardGateRules) -> list[Reason]:
+    reasons: list[Reason] = []
+    gain, lower = figures["gate_gain"], figures["gate_gain_lower"]
+    if not lower > -rules.margin:
+        text = f"held-out statements are {gain:+.4f} nats likelier under it than under the live version"
+        reasons.append(
+            Reason("likelihood", f"{text}, by the interval perhaps {lower:+.4f}: not above {-rules.margin:g}")
+        )
+    for name, kind in (("gate_choice_gain", "comparisons"), ("gate_thumb_gain", "thumbs and ratings")):
+        if figures[f"{name}_upper"] < -rules.margin:
+            text = f"it makes held-out {kind} {figures[name]:+.4f} nats likelier than the live version: a loss"
+            reasons.append(Reason("likelihood", text))
+    if figures.get("gate_accuracy_difference", 0.0) < -rules.tolerance:
+        reasons.append(
+            Reason(
+                "accuracy",
+                f"held-out accuracy {figures['gate_candidate_accuracy']:.3f} is below the live version's "
+                f"{figures['gate_live_accuracy']:.3f} by more than {rules.tolerance:g}",
+            )
+        )
+    loss = figures.get("gate_candidate_loss", 0.0)
+    if loss > max(_CHANCE_LOSS, figures.get("gate_live_loss", 0.0)):
+        text = f"held-out loss {loss:.3f} nats a choice is above a coin's, {_CHANCE_LOSS:.3f}, and the live version's"
+        reasons.append(Reason("calibration", text))
+    return reasons

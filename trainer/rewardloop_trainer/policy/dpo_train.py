@@ -188,7 +188,7 @@ class PairRun:
             type(settings).__name__,
             settings.model_dump(mode="json"),
             seed,
-            reference and reference.name,
+            reference and reference.digest,
             *self.pairs,
         )
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)

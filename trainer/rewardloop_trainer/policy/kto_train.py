@@ -206,7 +206,7 @@ class KtoRun:
         self.train = _Side(encoded.thumbs, encoder.max_length, seed)
         self.heldout = _Side(heldout, encoder.max_length, seed)
         plan = _plan(len(encoded.thumbs), settings, seed)
-        about = (settings, seed, reference and reference.name, *encoded.thumbs)
+        about = (settings, seed, reference and reference.digest, *encoded.thumbs)
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
         frozen = None if reference is None else reference.load()
         for side in (self.train, self.heldout):

@@ -17,17 +17,31 @@ class PolicyGateLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompts: int = Field(200, ge=1, description="most held-out prompts that both policies answer")
+    prompts: int = Field(
+        400, ge=1, description="most held-out prompts that both policies answer; fewer if they decide earlier"
+    )
+    least_prompts: int = Field(50, ge=2, description="held-out prompts below which the gate decides nothing")
     responses: int = Field(4, ge=1, le=64, description="responses of each policy to each prompt")
     max_new_tokens: int = Field(64, ge=1, description="most tokens of a response")
-    judge_version: str = Field(
-        "",
-        description="reward version that decides which response wins, warm on the server; empty: the one that serves",
+    judge: str = Field(
+        "own",
+        pattern=r"^(own|live|version:[0-9]+)$",
+        description="who decides which response wins: own (a reward model of other signals, trained for it), live "
+        "(the one that serves, and may have trained the policy) or version:3 (one that is warm on the server)",
     )
+    judge_version: str = Field("", description="the same as judge version:N; empty: what judge says")
     least_win_rate: float = Field(0.5, ge=0, lt=1, description="the win rate must be above it")
-    least_win_rate_lower: float = Field(
-        0.0, ge=0, lt=1, description="the lower end of the win rate's 95% interval must be above it"
+    least_win_rate_lower: float = Field(0.5, ge=0, lt=1, description="the win rate's lower bound must be above it")
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="probability with which a policy no better than the live one passes the gate"
     )
+    anchor: str = Field(
+        "",
+        pattern=r"^[0-9]*$",
+        description="policy version that every round is held to and from which drift is measured; empty: the one that "
+        "the live version names, or the first of its line. Naming one begins a new budget, by a person's decision",
+    )
+    max_anchor_kl: float = Field(30.0, gt=0, description="most mean KL to the anchor policy, in nats per response")
     max_kl: float = Field(30.0, gt=0, description="most mean KL to the live policy, in nats per response")
     least_length_ratio: float = Field(
         0.5, ge=0, le=1, description="least mean tokens of a response, as a ratio to the live policy's"
@@ -49,6 +63,18 @@ class PolicyGateLimits(BaseModel):
         1.5, gt=0, description="most perplexity of held-out texts that people wrote, as a ratio to the live policy's"
     )
 
+    @property
+    def judged_by(self) -> Literal["own", "live", "version"]:
+        """Who decides which response wins."""
+        if self.judge_version or self.judge.startswith("version:"):
+            return "version"
+        return "own" if self.judge == "own" else "live"
+
+    @property
+    def judging_version(self) -> str:
+        """The reward version that judges, if one is named."""
+        return self.judge_version or (self.judge.partition(":")[2] if self.judged_by == "version" else "")
+
 
 class LiveTestSettings(BaseModel):
     """How people's own preferences decide between a version that passed the gate and the live one."""
@@ -63,7 +89,10 @@ class LiveTestSettings(BaseModel):
     )
     max_preferences: int = Field(1_000, ge=1, description="preferences after which the test ends undecided")
     max_hours: float = Field(168.0, gt=0, description="hours after which the test ends undecided")
-    most_per_person: int = Field(50, ge=1, description="most preferences of one annotator that count")
+    least_people: int = Field(
+        20, ge=2, description="people without whom nothing is decided; signals without an annotator count as one person"
+    )
+    most_per_person: int = Field(50, ge=1, description="most preferences of one annotator whose mean is that person's")
     undecided: Literal["keep", "promote"] = Field(
         "keep", description="what an undecided test leads to: keep the live version, or promote the new one"
     )
@@ -89,15 +118,6 @@ class PolicySettings(DpoSettings):
         le=1,
         description="most share of one annotator in the total weight of the signals, and with few annotators twice an "
         "equal share; 1: no cap",
-    )
-    anchor: str = Field(
-        "",
-        pattern=r"^[0-9]*$",
-        description="policy version that learning is held to; empty: the one that the version it starts from was held "
-        "to, at first the oldest one in its line",
-    )
-    kl_budget: float = Field(
-        30.0, gt=0, description="most KL to the anchor that all rounds together may reach, in nats per response"
     )
     kto: KtoSettings = KtoSettings.model_validate({})
     simpo: SimpoSettings = SimpoSettings.model_validate({})

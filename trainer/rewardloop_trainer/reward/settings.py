@@ -72,8 +72,15 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
         0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration removes"
     )
     gate_tolerance: float = Field(
-        0.02, ge=0, lt=1, description="loss of held-out accuracy that the gate accepts as hidden by noise"
+        0.02, ge=0, lt=1, description="loss of held-out accuracy in the sample that a gate accepts"
     )
+    gate_alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="probability with which a version no better than the live one passes the gate"
+    )
+    gate_margin: float = Field(
+        0.0, ge=0, description="loss of held-out log-likelihood, in nats, that the gate accepts; 0 asks for a gain"
+    )
+    gate_prompts: int = Field(50, ge=2, description="independent held-out prompts below which the gate decides nothing")
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> Self:

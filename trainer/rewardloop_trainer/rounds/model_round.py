@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.data.judge_share import of_others
 from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
@@ -157,6 +158,18 @@ class ModelRound(ABC):
 
     @cached_property
     def _replay(self) -> Replay:
+        """The round's records, without those that teach the judge of policies."""
+        found = self._all_records()
+        return replace(found, train=of_others(found.train, self._judge_share))
+
+    @property
+    def _judge_share(self) -> float:
+        """The share of training prompts that are the judge's; 0 if no policy is judged by a judge of our own."""
+        settings = self._settings
+        is_needed = settings.policy_rounds and settings.policy.gate.judged_by == "own"
+        return settings.judge_share if is_needed and self._store.versions("policy") else 0.0
+
+    def _all_records(self) -> Replay:
         settings, now = self._settings, self._current.state
         return load_replay(
             self._ledger,

@@ -32,10 +32,14 @@ class Look:
         return self.decision == "promote"
 
     def __str__(self) -> str:
-        rate, lower, upper, count = (
-            self.figures[f"live_{name}"] for name in ("win_rate", "win_rate_lower", "win_rate_upper", "preferences")
+        rate, lower, upper, people, count = (
+            self.figures[f"live_{name}"]
+            for name in ("win_rate", "win_rate_lower", "win_rate_upper", "people", "preferences")
         )
-        return f"live win rate {rate:.3f} [{lower:.3f}, {upper:.3f}] over {count:.0f} preferences: {self.decision}"
+        return (
+            f"live win rate {rate:.3f} [{lower:.3f}, {upper:.3f}] over {people:.0f} people with {count:.0f} "
+            f"preferences: {self.decision}"
+        )
 
 
 class PolicyCanary:

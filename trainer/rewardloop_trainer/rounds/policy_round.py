@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
+from rewardloop_trainer.data.judge_share import of_judge
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.answers import compare_policies
+from rewardloop_trainer.evaluation.answers import Contenders, Scorer, compare_policies, server_scorer
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
+from rewardloop_trainer.evaluation.policy_judge import NoJudge
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
@@ -26,22 +27,17 @@ from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.online.sampler import SamplerAway
-from rewardloop_trainer.policy.reference import Reference, sampled_kl
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
+from rewardloop_trainer.rounds.own_judge import own_judge
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
-from rewardloop_trainer.rounds.policy_anchor import (
-    ANCHOR_NOTE,
-    UnusableAnchor,
-    anchor_of,
-    over_budget,
-    reference_of,
-)
+from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version, reference_of, used_up
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.publish import PromotionRefused, live_version
-from rewardloop_trainer.vocabulary import ANCHOR_KL, Phase, Reason, Witness
+from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
@@ -60,8 +56,13 @@ class PolicyRound(ModelRound):
         """Train the live version's weights, and leave a whole version directory in ``self._version``."""
         if self._begin() is None:
             raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
-        self._refuse_when(self._watch.halt(self._reward_version))
-        self._refuse_without_budget()
+        if self._settings.policy.gate.judged_by == "live" or self._watch.awaits_person():
+            self._refuse_when(self._watch.halt())
+        now = self._current.state
+        spent = used_up(self._store, self._anchor, str(now.parent), self._settings.policy.gate.max_anchor_kl)
+        if spent is not None:
+            raise Refused(spent)
+        self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
         if not self._version.exists():
             report, train = RunReport(self._reports), Examples.of(self._replay.train)
             try:
@@ -123,47 +124,74 @@ class PolicyRound(ModelRound):
 
         write_whole(self._version, write)
 
-    def _refuse_without_budget(self) -> None:
-        """Raise `Refused` if the live version has used up the KL budget, before anything is trained."""
-        live = self._store.manifest("policy", str(self._current.state.parent))
-        if live.notes.get(ANCHOR_NOTE) == self._anchor and ANCHOR_KL in live.metrics:
-            reason = over_budget(live.metrics[ANCHOR_KL], self._settings.policy.kl_budget, self._anchor)
-            if reason is not None:
-                raise Refused(reason)
-
     def _judge(self) -> None:
-        candidate = load_causal_lm(str(self._version))
-        reason = self._measure_against_anchor(candidate)
+        judge = self._judge_scorer
         with _waiting_for_rewards():
             found = compare_policies(
-                candidate,
-                self._start.load(),
-                self._start.encoder,
+                self._contenders(),
                 self._replay.heldout,
-                self._server,
+                server_scorer(self._server, on_batch=self._stop_if_asked),
                 self._policy_settings,
+                judge,
                 self._stop_if_asked,
             )
         self._reach("trained", found.figures)
         self._metrics.show_policy_gate(found.figures)
         RunReport(self._reports).add(found.figures)
         self._drop_old_reports()
-        if self._settings.policy.gate.judge_version and "gate_win_rate" in found.figures:
-            self._testify("judge", found.figures["gate_win_rate"], found.figures["gate_win_rate_upper"], found.reasons)
-        if not found.passed or reason is not None:
-            raise Refused(*found.reasons, *filter(None, [reason]))
+        if judge is not None and "gate_win_rate" in found.figures:
+            self._testify("judge", "gate_win_rate", found.reasons)
+        if not found.passed:
+            raise Refused(*found.reasons)
+        self._refuse_when(self._watch.halt())
         self._reach("gated")
 
-    def _measure_against_anchor(self, candidate: Any) -> Reason | None:
-        """Note the candidate's KL to the anchor; return why it may not be served if the budget does not allow it."""
-        anchor = load_causal_lm(self._start.source) if self._reference is None else self._reference.load()
-        prompts = [record.prompt for record in self._replay.heldout or self._replay.train]
-        start, settings = self._start, self._policy_settings
-        kl = sampled_kl(candidate, anchor, start.encoder, prompts, settings, self._stop_if_asked)
-        if kl is not None:
-            self._reach("trained", {ANCHOR_KL: kl})
-            self._metrics.show_policy_gate({ANCHOR_KL: kl})
-        return over_budget(kl, settings.kl_budget, self._anchor)
+    def _contenders(self) -> Contenders:
+        """Raises `Refused` if drift cannot be measured."""
+        candidate, live = load_causal_lm(str(self._version)), self._start.load()
+        anchor = None if (found := self._reference) is None else (found.version, found.load)
+        return Contenders(candidate, live, self._start.encoder, anchor)
+
+    @cached_property
+    def _judge_scorer(self) -> Scorer | None:
+        """What decides which answer wins; None if the scores that the candidate was trained to raise do.
+
+        Raises:
+            Refused: If the judge is not shown to agree with people.
+            Interrupted: If the process was asked to stop while the judge was trained.
+        """
+        gate = self._settings.policy.gate
+        if gate.judged_by == "live":
+            return None
+        if gate.judged_by == "version":
+            return server_scorer(self._server, gate.judging_version, self._stop_if_asked)
+        try:
+            judge = own_judge(
+                self._settings,
+                self._store,
+                live_version(self._redis, self._store, "reward"),
+                self._current.state,
+                lambda: of_judge(self._all_records().train, self._judge_share),
+                self._stop.is_set,
+            )
+            figures, reasons = judge.agreement(self._replay.heldout, self._settings.reward.gate_prompts)
+        except NoJudge as error:
+            raise Refused(Reason("judge", str(error))) from error
+        except TrainingStopped as error:
+            raise Interrupted from error
+        self._metrics.show_policy_gate(figures)
+        self._reach(self._current.state.phase, figures)
+        if reasons:
+            text = f"no judge: it is not shown to agree with people: {'; '.join(reasons)}"
+            raise Refused(Reason("judge", f"{text}; --policy.gate.judge names another judge"))
+        return judge.score
+
+    @cached_property
+    def _anchor(self) -> str:
+        try:
+            return anchor_version(self._store, str(self._current.state.parent), self._settings.policy.gate.anchor)
+        except UnusableAnchor as error:
+            raise Refused(Reason("anchor", str(error))) from error
 
     def _promote(self) -> None:
         is_live = live_version(self._redis, self._store, "policy") == self._current.state.version
@@ -185,19 +213,26 @@ class PolicyRound(ModelRound):
             self._reach("published", look.figures)
             if look.decision == "running":
                 raise Waiting(self._settings.policy.live_test.poll_s)
-            if look.is_won:
-                return
-            canary.end(str(look))
+            if not look.is_won:
+                canary.end(str(look))
         except PromotionRefused as error:
             raise Refused(Reason("not_promoted", str(error))) from error
+        if look.is_won:
+            self._testify("live", "live_win_rate")
+            return
         reason = Reason("live_test", str(look))
-        self._testify("live", look.figures["live_win_rate"], look.figures["live_win_rate_upper"], [reason])
+        self._testify("live", "live_win_rate", [reason])
         raise Refused(reason)
 
-    def _testify(self, witness: Witness, rate: float, upper: float, reasons: Sequence[str]) -> None:
-        """Tell the watch what a witness thinks of the candidate.
+    def _testify(self, witness: Witness, rate: str, reasons: Sequence[str] = ()) -> None:
+        """Tell the watch what a witness thinks of the candidate: wins as well as losses.
 
         A version that was published without a gate has no scores to compare and is not observed.
+
+        Args:
+            witness: Who compared the candidate with the live policy.
+            rate: The name of its win rate in the round's figures.
+            reasons: Why the candidate is refused anyway.
 
         Raises:
             Refused: If the watch raises an alarm, with ``reasons`` before its own.
@@ -205,9 +240,18 @@ class PolicyRound(ModelRound):
         now = self._current.state
         if "gate_candidate_reward" not in now.metrics:
             return
-        score, lower = now.metrics["gate_candidate_reward"], now.metrics["gate_score_win_rate_lower"]
-        point = Point(now.number, witness, score, score_lower=lower, win_rate=rate, win_rate_upper=upper)
-        self._refuse_when(self._watch.observe(point, self._reward_version), *reasons)
+        point = Point(
+            now.number,
+            witness,
+            now.metrics["gate_candidate_reward"],
+            score_lower=now.metrics["gate_score_win_rate_lower"],
+            win_rate=now.metrics[rate],
+            win_rate_upper=now.metrics[f"{rate}_upper"],
+            win_rate_lower=now.metrics[f"{rate}_lower"],
+        )
+        halt = self._watch.observe(point, self._reward_version)
+        if halt is not None and (witness == "judge" or reasons):
+            self._refuse_when(halt, *reasons)
 
     def _refuse_when(self, alarm: str | None, *reasons: str) -> None:
         self._metrics.reward_hacking.set(alarm is not None)
@@ -254,14 +298,6 @@ class PolicyRound(ModelRound):
     def _policy_settings(self) -> PolicySettings:
         """The settings with the round's own seed."""
         return self._settings.policy.model_copy(update={"seed": self._current.state.seed})
-
-    @cached_property
-    def _anchor(self) -> str:
-        """The version that this round is held to. Raises `Refused` if it cannot be."""
-        try:
-            return anchor_of(self._store, str(self._current.state.parent), self._settings.policy.anchor)
-        except UnusableAnchor as error:
-            raise Refused(Reason("kl_budget", str(error))) from error
 
     @property
     def _reference(self) -> Reference | None:

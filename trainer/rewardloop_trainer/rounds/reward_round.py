@@ -10,11 +10,14 @@ from pathlib import Path
 
 import structlog
 
-from rewardloop.formats.store import Manifest, Trunk
+from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair, pairs_of
 from rewardloop_trainer.data.replay import Replay
-from rewardloop_trainer.evaluation.reward_gate import judge_reward
+from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
+from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
+from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
+from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
@@ -123,19 +126,12 @@ class RewardRound(ModelRound):
 
     def _judge(self) -> None:
         """Gate the candidate, calibrate it, and keep its manifest beside its files."""
-        start, model, now = self._start(), self._trained(), self._current.state
+        start, model = self._start(), self._trained()
         encoder, pairs = start.encoder, pairs_of(self._records.heldout)
-        slope, live_slope = self._length_slope(model, encoder, pairs), self._live_length_slope(now.parent)
+        slope = self._length_slope(model, encoder, pairs)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
-        verdict = judge_reward(
-            pairs,
-            pair_margins(model, encoder, pairs, slope),
-            pair_margins(start.model, encoder, pairs, live_slope) if start.directory else None,
-            exported.parity,
-            tolerance=self._settings.reward.gate_tolerance,
-            seed=now.seed,
-        )
+        verdict, anchor = self._verdict(start, model, slope, exported.parity)
         self._metrics.show_reward_gate(verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
@@ -147,6 +143,7 @@ class RewardRound(ModelRound):
             raise Refused(Reason("not_finite", str(error))) from error
         if anchors.is_kept_with_version:
             write_anchors(self._version / ANCHORS, anchors.anchors)
+        anchor.write(self._version / GATE_ANCHOR)
         manifest = replace(
             self._manifest_of_round({**start.notes, "anchors": scale.note, **exported.notes}),
             calibration=scale.calibration,
@@ -159,6 +156,33 @@ class RewardRound(ModelRound):
         )
         (self._directory / "manifest.json").write_text(manifest.to_json())
         self._reach("gated")
+
+    def _verdict(
+        self, start: RewardStart, model: RewardModel, slope: float, parity: float
+    ) -> tuple[Verdict, GateAnchor]:
+        """Judge the candidate against the live version, and against the best one so far on the anchor set."""
+        settings, parent = self._settings.reward, self._current.state.parent
+        evidence = evidence_of(self._records.heldout, settings.tie_weight, settings.pointwise_weight)
+        candidate = read_evidence(model, start.encoder, evidence, slope)
+        rules = RewardGateRules(
+            settings.gate_prompts, settings.gate_alpha, settings.gate_margin, settings.gate_tolerance
+        )
+        live, met = None, None
+        if start.directory is not None and parent is not None:
+            live = read_evidence(start.model, start.encoder, evidence, self._live_length_slope(parent))
+            known = GateAnchor.read(start.directory, parent)
+            met = meet_best(known, parent, evidence, candidate, live, self._read_version)
+        verdict = judge_reward(evidence, candidate, live, parity, rules, met[0] if met else None)
+        return verdict, anchor_of_candidate(evidence, candidate, met)
+
+    def _read_version(self, version: str, evidence: Evidence) -> Readings | None:
+        """Return what a version of the store says of the evidence; None if it cannot be loaded any more."""
+        try:
+            start = start_from(self._store, version, self._settings.reward, self._current.state.seed)
+            return read_evidence(start.model, start.encoder, evidence, self._live_length_slope(version))
+        except (StoreError, NothingToTrain) as error:
+            log.warning("the best version so far cannot be loaded: the anchor set stays", reason=str(error))
+            return None
 
     def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
         """Return how much of the logarithm of length is taken off the candidate's scores, 0 without length control."""

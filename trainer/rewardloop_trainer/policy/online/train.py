@@ -111,7 +111,7 @@ class OnlineRun:
         about = (
             *of_algorithm,
             seed,
-            reference and reference.name,
+            reference and reference.digest,
             task.settings.model_dump_json(),
             *task.prompts,
             *task.human_pairs,

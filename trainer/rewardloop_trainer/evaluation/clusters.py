@@ -1,0 +1,117 @@
+"""The mean of values that come in clusters, such as the judgements of one prompt, with bounds that respect them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rewardloop_trainer.reward.evaluate import Floats
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+_LEAST_FREEDOM = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredMean:
+    """A weighted mean with its standard error.
+
+    Attributes:
+        mean: The mean; NaN without values.
+        error: Its standard error over clusters; infinite with fewer than two clusters.
+        clusters: The effective number of clusters, (sum of weights)^2 / sum of squared weights, with a cluster's weight
+            being the sum over its values. One cluster that outweighs all others makes it 1.
+    """
+
+    mean: float
+    error: float
+    clusters: float
+
+    def lower(self, alpha: float) -> float:
+        """The bound that the true mean is below with probability at most ``alpha``, by Student's t."""
+        return self.mean - self._reach(alpha)
+
+    def upper(self, alpha: float) -> float:
+        """The bound that the true mean is above with probability at most ``alpha``, by Student's t."""
+        return self.mean + self._reach(alpha)
+
+    def _reach(self, alpha: float) -> float:
+        return t_quantile(1 - alpha, max(self.clusters - 1, _LEAST_FREEDOM)) * self.error
+
+
+def clustered_mean(values: Floats, weights: Floats, clusters: Ints) -> ClusteredMean:
+    """Return sum(w x) / sum(w) with the error of a ratio of sums over clusters (linearised, "sandwich").
+
+    Args:
+        values: (n,).
+        weights: (n,), at least 0.
+        clusters: (n,), the number of each value's cluster.
+    """
+    total = float(weights.sum())
+    if not total > 0:
+        return ClusteredMean(math.nan, math.inf, 0.0)
+    mean = float(weights @ values) / total
+    sizes = _sums(weights, clusters)
+    residuals = _sums(weights * (values - mean), clusters)
+    return ClusteredMean(mean, _error(residuals[sizes > 0]) / total, effective_clusters(weights, clusters))
+
+
+def effective_clusters(weights: Floats, clusters: Ints) -> float:
+    """Return (sum of sizes)^2 / sum of squared sizes of the clusters, a size being a sum of weights; 0 without any."""
+    sizes = _sums(weights, clusters)
+    squares = float(sizes @ sizes)
+    return float(sizes.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def clustered_auc(scores: Floats, is_good: npt.NDArray[np.bool_], weights: Floats, clusters: Ints) -> ClusteredMean:
+    """Return the probability that a good answer's score exceeds a bad one's, ties counted half.
+
+    The error is DeLong's, summed over clusters (Obuchowski 1997).
+
+    Args:
+        scores: (n,).
+        is_good: (n,), True at answers that people liked.
+        weights: (n,), at least 0.
+        clusters: (n,), the number of each answer's cluster.
+    """
+    good, bad = weights * is_good, weights * ~is_good
+    if not (good.sum() > 0 and bad.sum() > 0):
+        return ClusteredMean(math.nan, math.inf, 0.0)
+    order = np.unique(scores, return_inverse=True)[1]
+    good_at, bad_at = np.bincount(order, weights=good), np.bincount(order, weights=bad)
+    # The share of the other kind's weight that each answer is on the right side of.
+    above_bad = ((np.cumsum(bad_at) - bad_at / 2) / bad.sum())[order]
+    below_good = ((good.sum() - np.cumsum(good_at) + good_at / 2) / good.sum())[order]
+    auc = float(good @ above_bad / good.sum())
+    parts = good * (above_bad - auc) / good.sum() + bad * (below_good - auc) / bad.sum()
+    sizes = _sums(weights, clusters)
+    residuals = _sums(parts, clusters)
+    return ClusteredMean(auc, _error(residuals[sizes > 0]), effective_clusters(weights, clusters))
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Return a quantile of Student's t by its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+
+
+def _sums(values: Floats, clusters: Ints) -> Floats:
+    """The sum of each cluster's values."""
+    return np.bincount(clusters, weights=values).astype(np.float64)
+
+
+def _error(residuals: Floats) -> float:
+    """The standard error of a sum over clusters, from each cluster's deviation."""
+    n = len(residuals)
+    return float(np.sqrt(n / (n - 1) * (residuals @ residuals))) if n > 1 else math.inf
