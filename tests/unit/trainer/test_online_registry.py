@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, OnlineAlgorithm
+from rewardloop.process.settings import parse
 from rewardloop_trainer.policy.online.algorithms import algorithm_of
 from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
 from rewardloop_trainer.policy.online_registry import ONLINE, DapoSettings
 from rewardloop_trainer.policy.settings import PolicySettings
+from rewardloop_trainer.settings import TrainSettings
 
 
 def beta_of(given: dict[str, Any]) -> float:
@@ -85,6 +87,17 @@ def test_settings_and_registry_import_no_torch() -> None:
 def test_temperatures_may_be_given_as_help_prints_them(given: Any) -> None:
     settings = PolicySettings.model_validate({"online": {"temperatures": given}})
     assert settings.online.temperatures in {(0.0001,), (0.5, 1.0), (0.5,)}
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "(1.0, nan)"])
+def test_temperatures_on_the_command_line_that_are_not_finite_are_refused_in_one_line(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(TrainSettings, ["--policy.online.temperatures", given], "train")
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "finite" in line
 
 
 @pytest.mark.parametrize("given", ["()", "", [], "(warm,)", [-1.0], [0], [1.0, math.nan], "inf"])

@@ -124,7 +124,12 @@ class PolicyRun:
         return True
 
     def train(self, server: RewardloopClient) -> None:
-        """Train the policy, judge it and write it. Needs the server for scores."""
+        """Train the policy, judge it and write it. Needs the server for scores. Raises ValueError as the run does."""
+        if self._settings.publish and not self._heldout.prompts:
+            raise ValueError(
+                f"--publish needs prompts to judge by, and none of {len(self._train.prompts)} was held out: raise "
+                "--heldout-share, or give more prompts"
+            )
         asks = self._learning.algorithm not in OFFLINE_ALGORITHMS or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
