@@ -140,6 +140,7 @@ class OnlineEntry:
         least_responses: Fewest responses to a prompt that it can learn from; 2 where they are compared.
         has_critic: Whether a value function learns beside the policy.
         takes_human_pairs: Whether it also learns from pairs that people judged.
+        has_kl_reward: Whether the KL is part of the reward, so that a target can steer its coefficient.
         resamples: Whether other prompts are sampled in place of those whose responses all have the same reward.
     """
 
@@ -148,6 +149,7 @@ class OnlineEntry:
     least_responses: int = 2
     has_critic: bool = False
     takes_human_pairs: bool = False
+    has_kl_reward: bool = True
     resamples: bool = False
 
 
@@ -155,7 +157,9 @@ ONLINE: Mapping[OnlineAlgorithm, OnlineEntry] = {
     "ppo": OnlineEntry("ppo:Ppo", PpoSettings.of, least_responses=1, has_critic=True),
     "grpo": OnlineEntry("grpo:Grpo", GrpoSettings.of),
     "rloo": OnlineEntry("rloo:Rloo", RlooSettings.of),
-    "online-dpo": OnlineEntry("online_dpo:OnlineDpo", OnlineDpoSettings.of, takes_human_pairs=True),
+    "online-dpo": OnlineEntry(
+        "online_dpo:OnlineDpo", OnlineDpoSettings.of, takes_human_pairs=True, has_kl_reward=False
+    ),
     "reinforce-pp": OnlineEntry("reinforce_pp:ReinforcePp", ReinforcePpSettings.of, least_responses=1),
     "dr-grpo": OnlineEntry("dr_grpo:DrGrpo", DrGrpoSettings.of),
     "dapo": OnlineEntry("dapo:Dapo", DapoSettings.of, resamples=True),

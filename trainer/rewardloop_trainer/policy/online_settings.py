@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.learning.settings import LARGE_FULL_RATE, LORA_RATE, LoraSettings
 
 
 class CriticSettings(BaseModel):
@@ -92,7 +92,7 @@ class OnlineSettings(BaseModel):
     )
     epochs: int = Field(1, ge=1, description="how often each response is learned from")
     minibatch: int = Field(64, ge=1, description="responses in one optimizer step; two make a pair")
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description="none: 1e-6 with weights full, 1e-4 with lora")
     weight_decay: float = Field(0.0, ge=0)
     warmup_share: float = Field(
         0.05, ge=0, le=1, description="share of the steps in which the rate rises; it then falls linearly to 0"
@@ -113,7 +113,11 @@ class OnlineSettings(BaseModel):
     kl_target: float | None = Field(
         None, gt=0, description="KL in nats per response that beta is steered to; none: beta stays fixed"
     )
-    kl_horizon: float = Field(10_000.0, gt=0, description="responses over which beta adapts")
+    kl_horizon: float | None = Field(
+        None,
+        gt=0,
+        description="responses over which a KL that is off its target changes beta by 20%; none: a tenth of the run's",
+    )
     kl_estimator: Literal["k1", "k3"] = Field("k1", description="estimator of the KL per token in PPO's reward")
     clip: float = Field(0.2, gt=0, lt=1, description="how far below 1 a probability ratio still counts")
     clip_above: float = Field(0.2, gt=0, description="how far above 1 a probability ratio still counts")
@@ -148,6 +152,24 @@ class OnlineSettings(BaseModel):
     rewards: RewardShaping = RewardShaping.model_validate({})
     critic: CriticSettings = CriticSettings.model_validate({})
     checkpoint_every_steps: int = Field(5, ge=0, description="steps between two checkpoints; 0: none")
+
+    @property
+    def rate(self) -> float:
+        """The policy's learning rate: the one that was set, or the usual one for the weights that learn."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LORA_RATE if self.weights == "lora" else LARGE_FULL_RATE
+
+    @property
+    def beta_horizon(self) -> float:
+        """Responses over which beta adapts."""
+        return self.kl_horizon or self.steps * self.prompts * self.responses / 10
+
+    @model_validator(mode="after")
+    def _can_steer_its_kl(self) -> Self:
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("online.kl_target multiplies online.beta, which must then be above 0")
+        return self
 
     @model_validator(mode="after")
     def _can_reach_its_sampler(self) -> Self:

@@ -139,6 +139,10 @@ class PolicySettings(DpoSettings):
 
     @model_validator(mode="after")
     def _gives_its_algorithm_enough_responses(self) -> Self:
+        if self.online.kl_target is not None and self.algorithm in ONLINE_ALGORITHMS:
+            has_kl = ONLINE[self.algorithm].has_kl_reward
+            if not has_kl or (self.algorithm == "dapo" and "beta" not in self.online.model_fields_set):
+                raise ValueError(f"online.kl_target steers the KL in the reward, and {self.algorithm} has none there")
         for name in ONLINE_ALGORITHMS:
             least = ONLINE[name].least_responses
             if self.algorithm == name and self.online.responses < least:

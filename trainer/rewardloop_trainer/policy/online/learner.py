@@ -78,11 +78,11 @@ class Learner:
         if self.critic is not None:
             modules["critic"] = self.critic
         self.modules = nn.ModuleDict(modules)
-        groups = [self._group(self.policy, settings.learning_rate, settings.weight_decay)]
+        groups = [self._group(self.policy, settings.rate, settings.weight_decay)]
         if self.critic is not None:
             groups.append(self._group(self.critic.head, settings.critic.learning_rate, 0.0))
             if trunk is not None:
-                groups.append(self._group(trunk, settings.learning_rate, settings.weight_decay))
+                groups.append(self._group(trunk, settings.rate, settings.weight_decay))
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         self.parameters = [p for group in groups for p in group["params"]]
 

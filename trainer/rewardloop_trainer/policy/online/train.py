@@ -122,7 +122,7 @@ class OnlineRun:
         self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic, reference=frozen)
         self.update = Update(self.learner, self.world, task.algorithm, task.settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
-        self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.kl_horizon)
+        self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.beta_horizon)
         self.shaping = Shaping(task.settings.rewards)
         self.collector = Collector(
             task.prompts,
