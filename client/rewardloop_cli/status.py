@@ -18,6 +18,12 @@ from rewardloop_client import DeadlineExceeded, NotFound, RewardloopClient, Rewa
 _SERVICES = ("RewardService", "FeedbackService", "PolicyService", "ModelService")
 _TIMEOUT_S = 2.0
 
+# The figures that say how much evidence a gate lacks: 0 if it has enough.
+_NEEDED = {
+    "rewardloop_trainer_reward_gate/gate_needed": "gate of reward needs",
+    "rewardloop_trainer_policy_gate/gate_judge_needed": "judge of policy needs",
+}
+
 Figures: TypeAlias = Iterable[tuple[str, str]]
 
 
@@ -123,6 +129,11 @@ def _trainer_figures(page: MetricsPage) -> Figures:
         name = f"held-out accuracy, {sample.labels.get('model', '?')} {sample.labels.get('side', '')}".rstrip()
         if not math.isnan(sample.value):
             yield name, f"{sample.value:.3f}"
+    for name, label in _NEEDED.items():
+        metric, _, figure = name.partition("/")
+        needed = page.total(metric, figure=figure)
+        if needed and not math.isnan(needed):  # NaN before the first gate
+            yield label, f"{_count(needed)} more held-out prompts"
     for sample in page.samples("rewardloop_trainer_loss"):
         # The gauge is 0 until a first step has set it.
         steps = page.total("rewardloop_trainer_steps_total", **sample.labels)

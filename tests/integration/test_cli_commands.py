@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -390,6 +391,19 @@ def test_phases_name_their_model_and_a_loss_is_shown_once_there_was_a_step() -> 
     before, after = (list(_trainer_figures(_page_of_a_trainer(steps))) for steps in (0, 3))
     assert before == [("phase, reward", "train"), ("phase, policy", "idle"), ("loss, reward", "-")]
     assert after[-1] == ("loss, reward", "0.2500")
+
+
+def test_status_says_how_much_evidence_a_gate_lacks() -> None:
+    registry = CollectorRegistry()
+    for model, figures in (
+        ("reward", {"gate_needed": 38.0, "gate_prompts": 12.0}),
+        ("policy", {"gate_judge_needed": math.nan}),
+    ):
+        gauge = Gauge(f"rewardloop_trainer_{model}_gate", "x", ["figure"], registry=registry)
+        for figure, value in figures.items():
+            gauge.labels(figure).set(value)
+    page = MetricsPage(generate_latest(registry).decode())
+    assert list(_trainer_figures(page)) == [("gate of reward needs", "38 more held-out prompts")]
 
 
 @pytest.fixture

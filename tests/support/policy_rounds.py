@@ -44,7 +44,7 @@ def fake_server(kind: type[FakeRewardloop] = FakeRewardloop, sign: int = 1) -> F
     """It likes "a" and short answers; with ``sign=-1``, long ones without."""
     server = kind(
         score=lambda prompt, response: sign * float(response.count("a") - len(response)),
-        versions={"reward": ["1", "2"], "policy": ["1", "2"]},
+        versions={"reward": ["1", "2"], "policy": ["1", "2", "3"]},
     )
     server.promote("policy", "1")
     return server

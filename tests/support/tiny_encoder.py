@@ -5,25 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "question", "poor", "good", "answer", *map(str, range(10))]
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+_WORDS = [*_SPECIAL, "question", "poor", "good", "answer", *map(str, range(10))]
 
 
-def save_tiny_encoder(directory: Path, seed: int = 0) -> Path:
-    """Write it with random weights; it knows the words of `signals.choice`."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    )
+def save_tiny_encoder(directory: Path, seed: int = 0, characters: str = "") -> Path:
+    """Write it with random weights; it knows the words of `signals.choice`, or these characters one by one."""
+    known = [*_SPECIAL, *characters] if characters else _WORDS
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
+    if characters:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+        )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
     fast.save_pretrained(directory)
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(_WORDS),
+        vocab_size=len(known),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,

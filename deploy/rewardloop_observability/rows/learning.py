@@ -53,11 +53,12 @@ def _gates() -> list[Panel]:
             "short",
             (
                 "max by (figure) (rewardloop_trainer_reward_gate"
-                '{figure=~"gate_accuracy_difference.*|gate_parity|gate_tolerance"})',
+                '{figure=~"gate_gain.*|gate_best_gain|gate_parity|gate_needed"})',
                 "{{figure}}",
             ),
-            about="A candidate passes if the lower end of the accuracy difference's interval is at least -tolerance and"
-            " the exported model agrees with the trained one.",
+            about="A candidate passes if the lower bound of its gain in log-likelihood over the live one is above 0,"
+            " it is no worse than the best version so far, and the exported model agrees with the trained one."
+            " gate_needed is how many more held-out prompts a decision needs.",
             lowest=None,
         ),
         graph(
@@ -67,17 +68,17 @@ def _gates() -> list[Panel]:
                 f'max by (figure) ({_POLICY_GATE}{{figure=~"gate_win_rate.*|live_win_rate.*"}})',
                 "{{figure}}",
             ),
-            about="Win rate at the gate and in the live test, with the bounds of its 95% interval.",
+            about="Win rate at the gate and in the live test, with its bounds.",
             highest=1,
         ),
         graph(
             "Policy: KL and collapse",
             "short",
             (
-                f'max by (figure) ({_POLICY_GATE}{{figure=~"gate_kl|gate_length_ratio|gate_perplexity_ratio"}})',
+                f'max by (figure) ({_POLICY_GATE}{{figure=~"gate_(anchor_)?(kl|length_ratio|perplexity_ratio)"}})',
                 "{{figure}}",
             ),
-            about="Figures of the last gate: KL to the live policy, and length and perplexity over the live policy's.",
+            about="Figures of the last gate: KL to the live policy and the anchor, length and perplexity over theirs.",
             lowest=None,
         ),
     ]

@@ -37,7 +37,7 @@ class RewardGateRules:
     """
 
     least_prompts: float = 50.0
-    alpha: float = 0.05
+    alpha: float = 0.04
     margin: float = 0.0
     tolerance: float = 0.02
 

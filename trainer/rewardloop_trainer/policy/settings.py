@@ -33,7 +33,7 @@ class PolicyGateLimits(BaseModel):
     least_win_rate: float = Field(0.5, ge=0, lt=1, description="the win rate must be above it")
     least_win_rate_lower: float = Field(0.5, ge=0, lt=1, description="the win rate's lower bound must be above it")
     alpha: float = Field(
-        0.05, gt=0, lt=0.5, description="probability with which a policy no better than the live one passes the gate"
+        0.04, gt=0, lt=0.5, description="probability with which a policy no better than the live one passes the gate"
     )
     anchor: str = Field(
         "",

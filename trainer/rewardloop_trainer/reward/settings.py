@@ -75,7 +75,7 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
         0.02, ge=0, lt=1, description="loss of held-out accuracy in the sample that a gate accepts"
     )
     gate_alpha: float = Field(
-        0.05, gt=0, lt=0.5, description="probability with which a version no better than the live one passes the gate"
+        0.04, gt=0, lt=0.5, description="probability with which a version no better than the live one passes the gate"
     )
     gate_margin: float = Field(
         0.0, ge=0, description="loss of held-out log-likelihood, in nats, that the gate accepts; 0 asks for a gain"
