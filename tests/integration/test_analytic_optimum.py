@@ -69,7 +69,7 @@ def rewards_of(count: int, seed: int, deviation: float) -> Tensor:
 
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [learning_seed(seed) for seed in range(2)])
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo", "reinforce-pp", "dr-grpo"])
 def test_it_reaches_the_optimum_of_reward_less_kl(algorithm: OnlineAlgorithm, seed: int) -> None:
     model = word_llama(seed)
     said = {prompt: answers(ENCODER, prompt) for prompt in PROMPTS}

@@ -12,6 +12,8 @@ from support.policy_rounds import Setting, thumb_rows
 from support.policy_versions import byte_encoder, small_llama
 
 from rewardloop.formats.text import Turn
+from rewardloop.v1 import feedback_pb2
+from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.data.preferences import Labelled, thumbs_of
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
@@ -131,8 +133,17 @@ def test_a_round_learns_from_thumbs_and_goes_live(tmp_path: Path, redis_url: str
     assert manifest.metrics["heldout_wanted_log_ratio"] > 0 > manifest.metrics["heldout_unwanted_log_ratio"]
 
 
-def test_a_round_without_thumbs_says_so(tmp_path: Path, redis_url: str) -> None:
-    setting = Setting(tmp_path, redis_url, algorithm="kto")
+@pytest.mark.parametrize(("algorithm", "reason"), [("kto", "kto learns from thumbs"), ("auto", "no pair, no thumb")])
+def test_a_round_of_ties_says_that_there_is_nothing_to_learn(
+    tmp_path: Path, redis_url: str, algorithm: str, reason: str
+) -> None:
+    ties = []
+    for i in range(40):
+        event = feedback_pb2.FeedbackEvent(event_id=f"t{i}", responses=["a", "b"])
+        event.prompt.text = f"q{i}"
+        event.tie.first, event.tie.second = 0, 1
+        event.arrival_time.FromSeconds(1_700_000_000 + i)
+        ties.append(Recorded(f"{1_700_000_000_000 + i}-0", event))
+    setting = Setting(tmp_path, redis_url, choices=0, more=ties, algorithm=algorithm)
     assert setting.round().run() == "refused"
-    reasons = (tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text()
-    assert "kto learns from thumbs" in reasons
+    assert reason in (tmp_path / "work" / "refused" / "policy-1" / "reasons.json").read_text()

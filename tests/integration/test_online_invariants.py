@@ -13,6 +13,7 @@ from torch import Tensor
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.token_batches import rate_scale
+from rewardloop_trainer.policy.online.agreement import SamplerDisagrees
 from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online.train import train_online
@@ -60,8 +61,11 @@ def test_probabilities_that_differ_before_any_update_end_the_run() -> None:
         return logits + torch.randn_like(logits)
 
     model.lm_head.register_forward_hook(noisy)
-    with pytest.raises(ArithmeticError, match="before any update, a probability ratio is"):
+    with pytest.raises(SamplerDisagrees, match="sampler local: "):
         train_online(model, ENCODER, task_of(PPO), letters)
+    unchecked = PPO.model_copy(update={"max_sampler_kl": 1e9})
+    with pytest.raises(ArithmeticError, match="before any update, a probability ratio is"):
+        train_online(model, ENCODER, task_of(unchecked), letters)
 
 
 @pytest.mark.parametrize(("warmup_steps", "moves"), [(2, False), (1, True)])

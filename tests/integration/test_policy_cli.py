@@ -310,6 +310,12 @@ def test_rows_that_are_no_prompts_are_named_by_line_and_nothing_is_written(
         (["--version", "77"], "the store has no version 77 of policy"),
         (["--server", "127.0.0.1:1"], "no scores from 127.0.0.1:1"),
         (["--algorithm", "dpo", "--heldout-share", "0"], "dpo learns from pairs"),
+        (["--algorithm", "auto", "--heldout-share", "0"], "no pair, no thumb and no rating"),
+        (["--heldout-share", "0", "--publish"], "--publish needs prompts to judge by, and none of 16 was held out"),
+        (
+            ["--online.weights", "lora", "--online.sampler", "vllm", "--online.vllm.url", "http://127.0.0.1:1"],
+            "no answers: vllm at 127.0.0.1:1: ",
+        ),
         (["--algorithm", "kto", "--heldout-share", "0"], "kto learns from thumbs"),
         (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--max-length", "8"], "no prompt to train on leaves room for an answer"),

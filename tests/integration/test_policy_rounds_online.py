@@ -17,6 +17,7 @@ from support.processes import free_port, serving
 from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import Calibration, ModelStore
+from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS
 from rewardloop_client import RewardloopClient, Unreachable
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_local.redis_server import EmbeddedRedis
@@ -75,7 +76,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "online-dpo"])
+@pytest.mark.parametrize("algorithm", ONLINE_ALGORITHMS)
 def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
     services: Services, tmp_path: Path, algorithm: str
 ) -> None:
@@ -104,7 +105,7 @@ def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: 
     learning = {"algorithm": "kto", "kto": {"learning_rate": 1e-2, "batch_thumbs": 8, "epochs": 12}}
     thumbs = thumb_rows(60, "a b,a b,", "aaaaaaaa")
     setting = Setting(
-        tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, **learning
+        tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, choices=0, **learning
     )
     assert setting.round().run() == "promoted", setting.current.state
     manifest = services.store.manifest("policy", services.client.get_version("policy").version)

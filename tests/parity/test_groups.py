@@ -1,5 +1,5 @@
-"""RLOO and GRPO against TRL's trainers: advantages from the same answers and rewards, then loss and gradients at a
-policy that has moved since."""
+"""RLOO, GRPO and its relatives against TRL's trainers: advantages from the same answers and rewards, then loss and
+gradients at a policy that has moved since."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from torch import Tensor
 from rewardloop_trainer.data.completions import from_start, token_logprobs
 from rewardloop_trainer.policy.losses.clipped import token_mean
 from rewardloop_trainer.policy.losses.kl import kl_estimate
+from rewardloop_trainer.policy.online.dapo import Dapo
+from rewardloop_trainer.policy.online.dr_grpo import DrGrpo
 from rewardloop_trainer.policy.online.experience import Algorithm, Experience, Now, Samples
 from rewardloop_trainer.policy.online.grpo import Grpo
 from rewardloop_trainer.policy.online.rloo import Rloo
-from rewardloop_trainer.policy.online_registry import GrpoSettings, RlooSettings
+from rewardloop_trainer.policy.online_registry import DapoSettings, DrGrpoSettings, GrpoSettings, RlooSettings
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is in the extra named parity")
@@ -133,4 +135,37 @@ def test_grpo_is_that_of_trl(beta: float, scale: bool, tmp_path: Path, monkeypat
     if beta:
         kl = kl_estimate(per_token(policy)[0], said.reference, "k3")
         loss = loss + beta * token_mean(kl, said.is_token)
+    assert_same(loss, trainer.compute_loss(trainer.model, batch), policy, trainer.model)
+
+
+def test_dr_grpo_is_that_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of("GRPO", tmp_path, 0.0, loss_type="dr_grpo", scale_rewards="none")
+    policy, reference = policies()
+    algorithm = DrGrpo(DrGrpoSettings.of(OnlineSettings.model_validate({"max_new_tokens": COLUMNS})))
+    said = samples(policy, reference)
+    experience = algorithm.experience(said, 0.0)
+    batch = their_batch(trainer, monkeypatch)
+    batch["old_per_token_logps"] = said.logprobs
+    for model in (policy, trainer.model):
+        moved(model, 5)
+    assert_same(
+        our_loss(algorithm, experience, policy), trainer.compute_loss(trainer.model, batch), policy, trainer.model
+    )
+
+
+def test_dapo_is_that_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL keeps the group that agrees, whose tokens count in the mean; here it is dropped."""
+    trainer = trainer_of("GRPO", tmp_path, 0.0, loss_type="dapo", scale_rewards="group", epsilon_high=0.28)
+    policy, reference = policies()
+    algorithm = Dapo(DapoSettings.of(OnlineSettings.model_validate({"overlong_tokens": 0})))
+    said = samples(policy, reference)
+    experience = algorithm.experience(said, 0.0)
+    assert list(experience.rows) == ROWS[:6]
+    batch = their_batch(trainer, monkeypatch)
+    torch.testing.assert_close(experience.tensors["advantages"][:, 0], batch["advantages"][:6], atol=NEAR, rtol=0)
+    batch["old_per_token_logps"] = said.logprobs
+    for model in (policy, trainer.model):
+        moved(model, 5, 0.05)
+    logprobs, _ = per_token(policy)
+    loss = algorithm.loss(Now(logprobs[:6], None), experience.tensors).sum() / said.is_token.sum()
     assert_same(loss, trainer.compute_loss(trainer.model, batch), policy, trainer.model)

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rewardloop.formats.affix_layout import Affix, TextFormat
 from rewardloop.formats.text import Encoder, Turn
-from rewardloop_trainer.data.completions import Completion, sequence_logprobs
+from rewardloop_trainer.data.completions import Completion, sequence_logprobs, token_logprobs
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.policy.online.sampler import Said, SampleCall
 from rewardloop_trainer.policy.rollouts import Rollout
@@ -82,6 +82,8 @@ class ListedSampler:
         self._model = model
         self._encoder = encoder
 
+    name = "listed"
+
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
         generator = torch.Generator().manual_seed(call.sampling.seed)
         listed = {prompt: self._listed(prompt) for prompt in dict.fromkeys(call.prompts)}
@@ -97,9 +99,16 @@ class ListedSampler:
 
     def _listed(self, prompt: Prompt) -> tuple[list[Rollout], Tensor]:
         said = answers(self._encoder, prompt)
+        with torch.no_grad():
+            logprobs, is_token = token_logprobs(self._model, said, PAD)
         rollouts = [
-            Rollout(text_of(self._encoder, answer), answer, (), "stop" if answer.ids[-1] == END else "length")
-            for answer in said
+            Rollout(
+                text_of(self._encoder, answer),
+                answer,
+                tuple(row[kept].tolist()),
+                "stop" if answer.ids[-1] == END else "length",
+            )
+            for answer, row, kept in zip(said, logprobs, is_token, strict=True)
         ]
         return rollouts, distribution(self._model, self._encoder, prompt)
 

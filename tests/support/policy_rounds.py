@@ -64,8 +64,11 @@ def thumb_rows(count: int, wanted: str, unwanted: str) -> list[Recorded]:
 
 
 class Setting:
-    """``more``: signals after the choices; ``policy``: settings of the policy's learning. Without a server and a store
-    it has a fake one, and one policy."""
+    """A round's surroundings.
+
+    ``choices``: number of choices of "a" over "bbbb"; ``more``: signals after them; ``policy``: settings of the
+    policy's learning. Without a server and a store it has a fake one, and one policy.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class Setting:
         server: RewardloopClient | None = None,
         store: ModelStore | None = None,
         more: Sequence[Recorded] = (),
+        choices: int = 60,
         **policy: object,
     ) -> None:
         if store is None:
@@ -82,7 +86,7 @@ class Setting:
             publish_policy(store, *quick_policy(learning_seed()))
         self.store = store
         self.ledger = Ledger(directory / "ledger")
-        self.ledger.append([*(self._choice(i) for i in range(60)), *more])
+        self.ledger.append([*(self._choice(i) for i in range(choices)), *more])
         self.settings = TrainSettings(
             store=store.url,
             work_dir=directory / "work",
@@ -97,7 +101,7 @@ class Setting:
         self.current = CurrentRound("policy", StateFile(self.settings.work_dir), self.metrics)
         last = self.ledger.last_stream_id
         assert last is not None
-        signals = 60 + len(more)
+        signals = choices + len(more)
         self.current.reach(RoundState(1, "training", "", last, signals, signals, seed=learning_seed(7), parent="1"))
 
     def round(self) -> PolicyRound:

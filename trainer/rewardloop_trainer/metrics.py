@@ -28,6 +28,7 @@ from rewardloop_trainer.vocabulary import (
     REWARD_GATE_FIGURES,
     ROUND_OUTCOMES,
     RULES,
+    SAMPLER_FIGURES,
     SIDES,
     ModelName,
     Phase,
@@ -153,6 +154,12 @@ class TrainerMetrics:
     score: Gauge = _gauge("trainer_score", "Mean score of the policy's answers in the last step.")
     reward: Gauge = _gauge("trainer_reward", "Mean reward of those answers, shaped as learning sees it.")
     kl: Gauge = _gauge("trainer_kl", "Mean KL of those answers to the live policy, in nats an answer.")
+    sampler: Gauge = _gauge(
+        "trainer_sampler_difference",
+        "Differences between the sampler's and the learner's log-probabilities in the last step, in nats a token.",
+        starts_at=math.nan,
+        figure=SAMPLER_FIGURES,
+    )
 
     heldout_accuracy: Gauge = _gauge(
         "trainer_heldout_accuracy",
@@ -265,6 +272,12 @@ class TrainerMetrics:
         for side in SIDES:
             if (accuracy := figures.get(f"gate_{side}_accuracy")) is not None:
                 self.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
+
+    def show_sampler(self, figures: Mapping[str, float]) -> None:
+        """Show how far sampler and learner were apart in a step, if the step sampled."""
+        for name in SAMPLER_FIGURES:
+            if name in figures:
+                self.sampler.labels(figure=name).set(figures[name])
 
     def show_policy_gate(self, figures: Mapping[str, float]) -> None:
         """Show the figures of a policy gate or of a live test."""

@@ -56,6 +56,9 @@ SIDES: tuple[Side, ...] = get_args(Side)
 # Who judges a candidate without having trained it: a reward model that is kept apart, or people in a live test.
 Witness: TypeAlias = Literal["judge", "live"]
 
+# How far the log-probabilities of sampler and learner are apart, by the figures of a step.
+SAMPLER_FIGURES = ("sampler_gap", "sampler_gap_max", "sampler_kl")
+
 # Figures of the gates, by their names in a manifest.
 REWARD_GATE_FIGURES = (
     "gate_pairs",

@@ -96,6 +96,12 @@ def _policy() -> list[Panel]:
             lowest=None,
         ),
         graph(
+            "Policy: sampler and learner",
+            "short",
+            (f"max by (figure) (rewardloop_trainer_sampler_difference{{{AT}}})", "{{figure}}"),
+            about="Differences of their log-probabilities, in nats a token. A run stops above its limit of KL.",
+        ),
+        graph(
             "Hacking watch",
             "short",
             ("max(rewardloop_reward_hacking)", "halted"),

@@ -28,9 +28,11 @@ LANES = _values(common_pb2.Lane.DESCRIPTOR, "LANE_")
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-OfflineAlgorithm: TypeAlias = Literal["dpo", "kto"]
-OnlineAlgorithm: TypeAlias = Literal["ppo", "grpo", "rloo", "online-dpo"]
-Algorithm: TypeAlias = Literal["dpo", "kto", "ppo", "grpo", "rloo", "online-dpo"]
+OfflineAlgorithm: TypeAlias = Literal["dpo", "kto", "simpo", "orpo"]
+OnlineAlgorithm: TypeAlias = Literal["ppo", "grpo", "rloo", "online-dpo", "reinforce-pp", "dr-grpo", "dapo"]
+Algorithm: TypeAlias = Literal[OfflineAlgorithm, OnlineAlgorithm]
+# With "auto" the data choose.
+AlgorithmChoice: TypeAlias = Literal["auto", Algorithm]
 OFFLINE_ALGORITHMS: tuple[OfflineAlgorithm, ...] = get_args(OfflineAlgorithm)
 ONLINE_ALGORITHMS: tuple[OnlineAlgorithm, ...] = get_args(OnlineAlgorithm)
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)

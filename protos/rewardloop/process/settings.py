@@ -134,6 +134,9 @@ def parse(settings_class: type[S], argv: Sequence[str], prog: str) -> S:
         return sources.settings()
     except ValidationError as error:
         refuse(sources, error)
+    except SettingsError as error:  # such as a list with nan in it, which the command line passes on as JSON
+        print(f"{prog}: {error}: a list there cannot be read, or holds a number that is not finite", file=sys.stderr)
+        raise InvalidSettings(2) from error
 
 
 def read_sources(settings_class: type[S], argv: Sequence[str], prog: str) -> Sources[S]:

@@ -8,9 +8,11 @@ import pytest
 from support.policy_versions import byte_encoder
 
 from rewardloop.formats.text import Turn
+from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS
 from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList
 from rewardloop_trainer.learning.run_control import RunControl
-from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, learn_policy
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom
+from rewardloop_trainer.policy.learn import learn_policy
 from rewardloop_trainer.policy.settings import PolicySettings
 
 PROMPT = (Turn("user", "How are you?"),)
@@ -27,9 +29,17 @@ def test_examples_hold_each_prompt_once_every_comparison_and_every_thumb() -> No
 @pytest.mark.parametrize(
     ("algorithm", "train", "reason"),
     [
-        ("dpo", Examples((PROMPT,), (), (Labelled(PROMPT, "a", 1.0),)), "dpo learns from pairs"),
-        ("kto", Examples((PROMPT,), (Pair(PROMPT, "a", "b"),), ()), "kto learns from thumbs"),
-        *((name, NOTHING, "no prompt to train on") for name in ("ppo", "grpo", "rloo", "online-dpo")),
+        *(
+            (
+                name,
+                Examples((PROMPT,), (), (Labelled(PROMPT, "a", 1.0),)),
+                f"{name} learns from pairs.* kto, and so auto",
+            )
+            for name in ("dpo", "simpo", "orpo")
+        ),
+        ("kto", Examples((PROMPT,), (), ()), "kto learns from thumbs"),
+        ("auto", Examples((PROMPT,), (), ()), "no pair, no thumb and no rating"),
+        *((name, NOTHING, "no prompt to train on") for name in ONLINE_ALGORITHMS),
     ],
 )
 def test_an_algorithm_without_its_kind_of_example_says_what_it_needs(

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import Completion
+from rewardloop_trainer.policy.losses.advantages import overlong_penalty
 from rewardloop_trainer.policy.offline_settings import PreferenceLoss
-from rewardloop_trainer.policy.online.experience import Now, Samples
+from rewardloop_trainer.policy.online.dapo import Dapo
+from rewardloop_trainer.policy.online.dr_grpo import DrGrpo
+from rewardloop_trainer.policy.online.experience import Algorithm, Now, Samples
 from rewardloop_trainer.policy.online.grpo import Grpo
 from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
 from rewardloop_trainer.policy.online.ppo import Ppo
+from rewardloop_trainer.policy.online.reinforce_pp import ReinforcePp
 from rewardloop_trainer.policy.online.rloo import Rloo
-from rewardloop_trainer.policy.online_registry import GrpoSettings, OnlineDpoSettings, PpoSettings, RlooSettings
+from rewardloop_trainer.policy.online_registry import (
+    DapoSettings,
+    DrGrpoSettings,
+    GrpoSettings,
+    OnlineDpoSettings,
+    PpoSettings,
+    ReinforcePpSettings,
+    RlooSettings,
+)
 from rewardloop_trainer.policy.online_settings import CriticSettings, OnlineSettings
 
 ROWS = [Completion((9, 3, 4), 1), Completion((9, 5), 1)]
@@ -43,7 +56,7 @@ def samples(
     )
 
 
-def total(algorithm: Ppo | Grpo | Rloo | OnlineDpo, seen: Samples, now: Now, beta: float = 0.1) -> float:
+def total(algorithm: Algorithm, seen: Samples, now: Now, beta: float = 0.1) -> float:
     """The loss of a minibatch of all of it."""
     experience = algorithm.experience(seen, beta)
     return (algorithm.loss(now, experience.tensors).sum() / experience.weight.sum()).item()
@@ -127,3 +140,64 @@ def test_tokens_of_an_older_policy_weigh_by_their_importance() -> None:
     ]
     rloo = Rloo(RlooSettings.of(OnlineSettings(most_importance=2.0))).experience(stale, 0.1).tensors["advantages"]
     assert rloo.tolist() == pytest.approx([1.0, -1.0])
+
+
+def test_reinforce_pp_whitens_the_returns_of_all_tokens() -> None:
+    reference = torch.tensor([[-2.0, -4.0], [-3.0, 0.0]])
+    seen = samples((1.0, 0.0), reference)
+    algorithm = ReinforcePp(ReinforcePpSettings.of(OnlineSettings()))
+    advantages = algorithm.experience(seen, 0.1).tensors["advantages"]
+    # Rewards -0.1 and 1 - 0.2, and 0 for the second answer: returns 0.7 and 0.8, and 0; mean 0.5.
+    deviation = math.sqrt((0.2**2 + 0.3**2 + 0.5**2) / 3)
+    assert advantages[seen.is_token].tolist() == pytest.approx([0.2 / deviation, 0.3 / deviation, -0.5 / deviation])
+    assert total(algorithm, seen, Now(seen.logprobs, None)) == pytest.approx(0, abs=1e-6)
+
+
+def test_dr_grpo_divides_by_the_most_tokens_whatever_the_lengths_are() -> None:
+    algorithm = DrGrpo(DrGrpoSettings.of(OnlineSettings(max_new_tokens=10)))
+    seen = samples((1.0, 0.0))
+    assert algorithm.experience(seen, 0.1).tensors["advantages"].tolist() == [[0.5, 0.5], [-0.5, 0.0]]
+    # -(0.5 + 0.5 - 0.5) over 2 answers of at most 10 tokens.
+    assert total(algorithm, seen, Now(seen.logprobs, None)) == pytest.approx(-0.5 / 20)
+
+
+def test_dapo_scales_by_the_deviation_counts_ratios_higher_and_has_no_kl() -> None:
+    algorithm = Dapo(DapoSettings.of(OnlineSettings(max_new_tokens=10, overlong_tokens=0)))
+    seen = samples((1.0, 0.0), torch.tensor([[-2.0, -4.0], [-3.0, 0.0]]))
+    advantage = 0.5 / (math.sqrt(0.5) + 1e-4)
+    advantages = algorithm.experience(seen, 0.1).tensors["advantages"]
+    assert advantages[0].tolist() == pytest.approx([advantage, advantage])
+    moved = Now(seen.logprobs + torch.tensor([[0.5, 0.2], [-0.5, 0.0]]), None)
+    # Ratios exp(0.5) = 1.65, clipped at 1.28; exp(0.2) = 1.2214, not clipped; exp(-0.5) = 0.607, clipped at 0.8.
+    assert total(algorithm, seen, moved) == pytest.approx(advantage * (-1.28 - math.exp(0.2) + 0.8) / 3)
+
+
+def test_dapo_drops_groups_that_agree_and_charges_for_length() -> None:
+    charged = Dapo(DapoSettings.of(OnlineSettings(max_new_tokens=2, overlong_tokens=2)))
+    found = charged.experience(samples((1.0, 1.0)), 0.0)
+    # Two tokens cost 1 and one token 0.5, so that the scores no longer agree.
+    assert found.figures == {"groups_alike": 1.0, "overlong": 1.0}
+    assert (found.tensors["advantages"][:, 0] > 0).tolist() == [False, True]
+    free = Dapo(DapoSettings.of(OnlineSettings(max_new_tokens=2, overlong_tokens=0)))
+    assert list(free.experience(samples((1.0, 1.0)), 0.0).rows) == []
+
+
+def test_the_penalty_grows_over_the_last_tokens() -> None:
+    tokens = torch.tensor([3, 6, 8, 10])
+    assert overlong_penalty(tokens, 10, 4).tolist() == [0.0, 0.0, 0.5, 1.0]
+    assert overlong_penalty(tokens, 10, 0).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_online_dpo_weighs_pairs_of_people_by_their_weights() -> None:
+    algorithm = OnlineDpo(OnlineDpoSettings(PreferenceLoss(beta=0.5, sft_weight=0.0)))
+    near, far = torch.tensor([[-1.0, -1.5], [-3.5, 0.0]]), torch.tensor([[-4.0, -4.0], [-1.0, 0.0]])
+    found, losses = [], []
+    for reference, weight in ((near, 1.0), (far, 0.25)):
+        seen = samples((1.0, 0.0), reference)
+        found.append(algorithm.experience(replace(seen, weights=torch.full((2,), weight)), 0.0))
+        alone = algorithm.experience(seen, 0.0)
+        losses.append(algorithm.loss(Now(seen.logprobs, None), alone.tensors).sum().item())
+    both = found[0].joined(found[1])
+    now = Now(torch.cat([seen.logprobs, seen.logprobs]), None)
+    loss = (algorithm.loss(now, both.tensors).sum() / both.weight.sum()).item()
+    assert loss == pytest.approx((losses[0] + 0.25 * losses[1]) / 2)

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, OnlineAlgorithm
+from rewardloop.process.settings import parse
 from rewardloop_trainer.policy.online.algorithms import algorithm_of
 from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
-from rewardloop_trainer.policy.online_registry import ONLINE
+from rewardloop_trainer.policy.online_registry import ONLINE, DapoSettings
+from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.settings import PolicySettings
+from rewardloop_trainer.settings import TrainSettings
 
 
 def beta_of(given: dict[str, Any]) -> float:
@@ -36,6 +39,16 @@ def test_each_algorithm_is_built_with_its_own_settings_and_points_back_to_its_en
     assert type(algorithm).__doc__
     assert ("loss='ipo'" in repr(algorithm.settings)) == (name == "online-dpo")
     assert ("clip=0.3" in repr(algorithm.settings)) == (name != "online-dpo")
+
+
+def test_dapo_has_the_papers_values_unless_others_are_set() -> None:
+    paper = ONLINE["dapo"].settings(PolicySettings().online, PolicySettings().dpo)
+    assert isinstance(paper, DapoSettings)
+    assert (paper.clip, paper.clip_above, paper.has_kl) == (0.2, 0.28, False)
+    given = PolicySettings.model_validate({"online": {"clip_above": 0.2, "beta": 0.05, "max_new_tokens": 8}})
+    own = ONLINE["dapo"].settings(given.online, given.dpo)
+    assert isinstance(own, DapoSettings)
+    assert (own.clip_above, own.has_kl, own.overlong_tokens) == (0.2, True, 8)
 
 
 @pytest.mark.parametrize("name", ONLINE_ALGORITHMS)
@@ -77,7 +90,45 @@ def test_temperatures_may_be_given_as_help_prints_them(given: Any) -> None:
     assert settings.online.temperatures in {(0.0001,), (0.5, 1.0), (0.5,)}
 
 
+@pytest.mark.parametrize("given", ["nan", "inf", "(1.0, nan)"])
+def test_temperatures_on_the_command_line_that_are_not_finite_are_refused_in_one_line(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(TrainSettings, ["--policy.online.temperatures", given], "train")
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "finite" in line
+
+
 @pytest.mark.parametrize("given", ["()", "", [], "(warm,)", [-1.0], [0], [1.0, math.nan], "inf"])
 def test_temperatures_that_are_none_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match="temperatures"):
         PolicySettings.model_validate({"online": {"temperatures": given}})
+
+
+def test_rates_are_usual_ones_for_what_learns_unless_they_are_set() -> None:
+    assert [OnlineSettings.model_validate({"weights": weights}).rate for weights in ("full", "lora")] == [1e-6, 1e-4]
+    assert OnlineSettings.model_validate({"weights": "lora", "learning_rate": 3e-5}).rate == 3e-5
+    policy = PolicySettings.model_validate({"kto": {"learning_rate": 2e-5}})
+    assert [policy.dpo.rate_for(parameters) for parameters in (10**8, 8 * 10**9)] == [1e-5, 1e-6]
+    assert [policy.kto.rate_for(parameters) for parameters in (10**8, 8 * 10**9)] == [2e-5, 2e-5]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"algorithm": "ppo", "online": {"kl_target": 1.0, "beta": 0.0}}, r"online\.beta, which must then be above 0"),
+        ({"algorithm": "online-dpo", "online": {"kl_target": 1.0}}, "online-dpo has none there"),
+        ({"algorithm": "dapo", "online": {"kl_target": 1.0}}, "dapo has none there"),
+    ],
+)
+def test_a_target_that_cannot_steer_anything_is_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        PolicySettings.model_validate(given)
+
+
+def test_beta_adapts_within_a_run_whatever_its_length() -> None:
+    for steps in (10, 50, 1_000):
+        assert OnlineSettings.model_validate({"steps": steps}).beta_horizon == steps * 32 * 4 / 10
+    assert OnlineSettings.model_validate({"kl_horizon": 7.0}).beta_horizon == 7.0

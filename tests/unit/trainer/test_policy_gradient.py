@@ -147,6 +147,11 @@ def test_the_kl_coefficient_steers_towards_its_target() -> None:
     assert control.beta == pytest.approx(0.15 * 1.00512 * 1.01024)
     control.update(kl=0.0, sequences=512)
     assert control.beta == pytest.approx(0.15 * 1.00512 * 1.01024 * 0.98976)
+    few = KlControl(beta=0.1, target=6.0, horizon=100.0)
+    few.update(kl=600.0, sequences=512)
+    assert few.beta == pytest.approx(0.2)  # 1 + 0.2 * 5.12 is above 2
+    few.update(kl=0.0, sequences=10_000)
+    assert few.beta == pytest.approx(0.1)
     fixed = KlControl(beta=0.1)
     fixed.update(kl=100.0, sequences=512)
     assert fixed.beta == 0.1

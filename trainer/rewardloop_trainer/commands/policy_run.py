@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.vocabulary import OFFLINE_ALGORITHMS
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
@@ -32,10 +33,13 @@ from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import last_means, read_steps
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
+from rewardloop_trainer.policy.learn import Trained, learn_policy
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
+from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, anchor_version, reference_of
 from rewardloop_trainer.rounds.publish import POLICY_PARITY, code_version, publish_once
 from rewardloop_trainer.server_access import open_client
 
@@ -73,11 +77,12 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
         torch.set_num_threads(settings.torch_threads)
     if settings.base:
         check_base(settings.base, lambda line: print(f"rewardloop policy-train: {line}", file=sys.stderr, flush=True))
-        start = start_from_base(settings.base, settings.max_length, settings.layout)
+        run = PolicyRun(settings, data, start_from_base(settings.base, settings.max_length, settings.layout))
     else:
         store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
         start = start_from_store(store, settings.version, settings.max_length)
-    run = PolicyRun(settings, data, start)
+        anchor = anchor_version(store, settings.version, settings.gate.anchor)
+        run = PolicyRun(settings, data, start, anchor, reference_of(store, anchor, settings.version))
     if not run.is_done():
         with open_client(settings, settings.server) as server:
             run.train(server)
@@ -87,13 +92,29 @@ def run_policy_training(settings: PolicyTrainSettings, data: PolicyData) -> int:
 class PolicyRun:
     """One run of the command: its settings, data and start, and the steps from there to its exit status."""
 
-    def __init__(self, settings: PolicyTrainSettings, data: PolicyData, start: PolicyStart) -> None:
+    def __init__(
+        self,
+        settings: PolicyTrainSettings,
+        data: PolicyData,
+        start: PolicyStart,
+        anchor: str = "",
+        reference: Reference | None = None,
+    ) -> None:
+        """Prepare the run. Without an anchor, as with a base, the start is the reference and the anchor of its line."""
         self._settings, self._start, self._data = settings, start, data
+        self._anchor, self._reference = anchor, reference
         self._train, self._heldout = data.split(settings.heldout_share)
-        self._learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
+        learning = PolicySettings.model_validate({n: getattr(settings, n) for n in PolicySettings.model_fields})
+        algorithm = choose_algorithm(learning.algorithm, _examples(self._train))
+        self._learning = learning.model_copy(update={"algorithm": algorithm})
         self._world = World()
         self._policy, self._report = settings.out / "policy", settings.out / "report"
-        what = [settings.model_dump(mode="json", exclude=_ASIDE), data.sha256, start.digest]
+        what = [
+            settings.model_dump(mode="json", exclude=_ASIDE),
+            data.sha256,
+            start.digest,
+            reference and reference.digest,
+        ]
         self._id = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def is_done(self) -> bool:
@@ -106,8 +127,13 @@ class PolicyRun:
         return True
 
     def train(self, server: RewardloopClient) -> None:
-        """Train the policy, judge it and write it. Needs the server for scores."""
-        asks = self._settings.algorithm not in ("dpo", "kto") or self._heldout.prompts
+        """Train the policy, judge it and write it. Needs the server for scores. Raises ValueError as the run does."""
+        if self._settings.publish and not self._heldout.prompts:
+            raise ValueError(
+                f"--publish needs prompts to judge by, and none of {len(self._train.prompts)} was held out: raise "
+                "--heldout-share, or give more prompts"
+            )
+        asks = self._learning.algorithm not in OFFLINE_ALGORITHMS or self._heldout.prompts
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
         self._settings.out.mkdir(parents=True, exist_ok=True)
@@ -128,6 +154,7 @@ class PolicyRun:
                     on_step=report or (lambda _: None),
                     save=lambda trained: self._save(trained, server),
                 ),
+                reference=self._reference,
             )
         except NothingToLearnFrom as error:
             raise ValueError(f"{self._settings.prompts}: {error}") from error
@@ -141,7 +168,12 @@ class PolicyRun:
         if self._heldout.prompts:
             gate = self._learning.gate
             found = compare_policies(
-                Contenders(trained.policy, self._start.load(), self._start.encoder),
+                Contenders(
+                    trained.policy,
+                    self._start.load(),
+                    self._start.encoder,
+                    None if (anchor := self._reference) is None else (anchor.version, anchor.load),
+                ),
                 self._heldout.records(),
                 server_scorer(server),
                 self._learning,
@@ -172,6 +204,7 @@ class PolicyRun:
             "seed": settings.seed,
             "settings": settings.model_dump(mode="json"),
             "start": {"base": start.base, "version": start.version, "digest": start.digest},
+            "anchor": self._anchor,
             "data": {
                 "file": str(self._settings.prompts),
                 "sha256": self._data.sha256,
@@ -225,6 +258,7 @@ class PolicyRun:
                 "data": about["data"]["sha256"],
                 "layout": about.get("layout", ""),
                 "parity": POLICY_PARITY,
+                **({ANCHOR_NOTE: about["anchor"]} if about["anchor"] else {}),
             },
         )
 

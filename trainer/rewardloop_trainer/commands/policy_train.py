@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_trainer.commands.policy_run import run_policy_training
     from rewardloop_trainer.data.policy_rows import UnusableRows, read_policy_data
     from rewardloop_trainer.learning.world import joined
+    from rewardloop_trainer.policy.online.sampler import SamplerError
 
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RewardloopError as error:
         _say(f"no scores from {settings.server}: {error.reason or type(error).__name__}: {error}")
         _say("start a server with `rewardloop serve`, or name one with --server; the same command goes on from here")
+    except SamplerError as error:
+        _say(f"no answers: {error}")
     except (UnreadableFile, UnusableRows, InvalidAddress, StoreError, ValueError, ArithmeticError, OSError) as error:
         _say(str(error))
     except KeyboardInterrupt:

@@ -12,8 +12,8 @@ from rewardloop_trainer.policy.settings import PolicySettings
 
 
 class PolicyTrainSettings(ServerAccess, PolicySettings):
-    """Trains a policy on prompts whose answers a server scores, or on pairs (dpo) or thumbs (kto). The same command
-    goes on where a killed one stopped."""
+    """Trains a policy on pairs or thumbs (auto, dpo, kto, ..), or on prompts whose answers a server scores. The same
+    command goes on where a killed one stopped."""
 
     model_config = ProcessSettings.model_config
     basic_settings = (

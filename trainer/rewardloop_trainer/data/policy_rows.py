@@ -3,9 +3,11 @@
 | row | gives |
 | --- | --- |
 | ``{prompt}``, text or a list of ``{role, content}`` | a prompt |
-| ``{messages: [{role, content}, ...]}`` | a prompt: the turns before the assistant's last turn |
+| ``{messages: [{role, content}, ...]}`` | a prompt: all turns, without the assistant's if it has the last one |
 | ``{prompt, chosen, rejected}`` and the other comparisons of ``rewardloop feedback import`` | a prompt and pairs |
 | ``{prompt, completion, label}``, ``{prompt, response, up, down}`` | a prompt and thumbs |
+
+A row of ties alone prefers no response and gives its prompt.
 
 Other keys are ignored.
 """
@@ -31,7 +33,7 @@ from rewardloop_trainer.data.preferences import (
 )
 
 _SHOWN = 10
-_COMPARED = ("chosen", "rejected", "ranking", "annotations")
+_COMPARED = ("chosen", "rejected", "ranking", "annotations", "preference_strength", "overall_preference")
 _THUMBS = (("completion", "label"), ("response", "up"), ("response", "down"))
 
 
@@ -103,8 +105,8 @@ def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
     compares = any(key in row for key in _COMPARED)
     if compares or any(all(key in row for key in keys) for keys in _THUMBS):
         records = [record for event in events_of(row, Labels()) for record in from_event(event)]
-        if compares and not pairs_of(records):
-            raise RowError("prefers no response")
+        if not records:
+            raise RowError("compares a response with itself")
         return records[0].prompt, records
     if "prompt" in row:
         return _prompt(turns_of("prompt", row["prompt"], row.get("tools"))), []
@@ -112,8 +114,7 @@ def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
     if not isinstance(messages, list):
         raise RowError("has neither prompt nor messages")
     turns = messages_of("messages", messages)
-    said = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    turns = turns[: said[-1]] if said else turns
+    turns = turns[:-1] if turns[-1].role == "assistant" else turns
     if not turns:
         raise RowError("messages: begins with the assistant's only turn")
     return _prompt((*tools_in(row), *turns)), []

@@ -80,8 +80,9 @@ class OfflineRun(Generic[FiguresT]):
         self.model.eval()  # no dropout in policy and reference
         self.fingerprint = checkpoint.fingerprint_of(model, data)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.rate = settings.rate_for(sum(p.numel() for p in self.parameters))
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+            self.parameters, lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
         )
         self.plan = plan[: settings.max_steps or None]
         self.step = 0
@@ -113,7 +114,7 @@ class OfflineRun(Generic[FiguresT]):
         """Take one optimizer step on the sum of ``losses``, (), over all micro-batches and processes."""
         scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * scale
+            group["lr"] = self.rate * scale
         self.optimizer.zero_grad(set_to_none=True)
         for loss in losses:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -121,25 +122,28 @@ class OfflineRun(Generic[FiguresT]):
         self.gradient_norm = clip(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
 
-    def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int) -> Tensor:
-        """Log-probabilities of each item's completions under the model as it is, summed over tokens.
+    def logprobs(self, items: Sequence[Sequence[Completion]], per_item: int, model: Any | None = None) -> Tensor:
+        """Log-probabilities of each item's completions under a model as it is, summed over tokens.
 
         Each process computes its share of the items.
 
         Args:
             items: Each with ``per_item`` completions.
             per_item: Completions of one item.
+            model: A causal LM in evaluation mode; None: the one that learns.
 
         Returns:
             (items, per_item), in nats.
         """
         rows = [row for item in self.world.mine(items) for row in item]
-        mine = sequence_logprobs(self.model, rows, self.pad, 2 * self.settings.micro_batch_tokens)
+        mine = sequence_logprobs(
+            self.model if model is None else model, rows, self.pad, 2 * self.settings.micro_batch_tokens
+        )
         return self.world.gather_rows(mine.view(-1, per_item), len(items))
 
     def end(self, figures: Mapping[str, float]) -> PolicyOutcome:
         """Let the first process save, then delete the checkpoints. Returns what was saved."""
-        outcome = PolicyOutcome(self.step, {"train_steps": float(self.step), **figures})
+        outcome = PolicyOutcome(self.step, {"train_steps": float(self.step), "train_rate": self.rate, **figures})
         if self.world.is_first:
             self.control.save(outcome)
             if self.control.checkpoint_dir is not None:

@@ -39,6 +39,7 @@ _PANELS = (
     _Panel("Loss", "", {"loss": "loss"}),
     _Panel("Preference", "implicit reward", {"margin": "margin"}),
     _Panel("Clipped", "share of tokens", {"clipped": "clipped"}, is_share=True),
+    _Panel("Sampler and learner", "nats a token", {"sampler_gap": "gap", "sampler_kl": "KL"}),
     _Panel("Answers without an end", "share", {"no_end": "no end"}, is_share=True),
 )
 _WIN_RATE = "gate_win_rate"

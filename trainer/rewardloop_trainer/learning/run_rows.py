@@ -17,7 +17,9 @@ class StepDone:
         steps: Steps of the whole run.
         figures: Figures by name. Online: score and reward (means), kl (k1 estimate of the KL to the reference, nats per
             response), tokens (mean per response), no_end (share of responses without an end token), loss, update_kl
-            (nats per token), clipped (share of tokens), beta, and what the algorithm adds.
+            (nats per token), clipped (share of tokens), beta, sampler_gap, sampler_gap_max and sampler_kl (differences
+            between sampler and learner, nats per token), importance_capped (share of tokens), and what the algorithm
+            adds.
         sampled_tokens: Tokens sampled in the step.
         seconds: Wall-clock time of the step, sampling included.
     """
@@ -46,6 +48,7 @@ _SHOWN = {
     "margin": ("margin", "{:.3f}"),
     "update_kl": ("update kl", "{:.4f}"),
     "clipped": ("clipped", "{:.1%}"),
+    "sampler_kl": ("sampler kl", "{:.4f}"),
     "gate_win_rate": ("win rate", "{:.3f}"),
     TOKENS_PER_S: ("tokens/s", "{:,.0f}"),
 }

@@ -1,4 +1,7 @@
-"""Training a policy on preference pairs with DPO. A killed run goes on from its checkpoint to the same weights."""
+"""Training a policy on preference pairs with DPO, SimPO or ORPO.
+
+A killed run goes on from its checkpoint to the same weights.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.data.token_batches import by_length, plan_batches
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
 from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
-from rewardloop_trainer.policy.losses.dpo import pair_losses
 from rewardloop_trainer.policy.losses.kl import kl_estimate
 from rewardloop_trainer.policy.offline_settings import DpoSettings
+from rewardloop_trainer.policy.pair_objectives import PairSettings, objective_of
+from rewardloop_trainer.policy.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,8 @@ class DpoFigures:
 
     Attributes:
         loss: The loss that is trained on.
-        accuracy: Share of pairs whose chosen response has the higher implicit reward, beta * log(pi / ref); equal
-            rewards count half.
+        accuracy: Share of pairs whose chosen response has the higher implicit reward, in DPO beta * log(pi / ref);
+            equal rewards count half.
         margin: Implicit reward of the chosen response minus that of the rejected one.
         chosen_log_ratio: log(pi / ref) of the chosen response.
         rejected_log_ratio: log(pi / ref) of the rejected response.
@@ -115,10 +119,13 @@ def train_policy(
     encoder: Encoder,
     train: Sequence[Pair],
     heldout: Sequence[Pair],
-    settings: DpoSettings,
+    settings: PairSettings,
     control: DpoControl = NO_CONTROL,
+    *,
+    seed: int | None = None,
+    reference: Reference | None = None,
 ) -> PolicyOutcome:
-    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
+    """Train ``model`` in place.
 
     The reference's log-probabilities are computed once, before the first step. With the same arguments and a checkpoint
     in the control's directory, the run goes on from it; the weights are then those of an uninterrupted run, bit for bit
@@ -130,8 +137,10 @@ def train_policy(
         encoder: The model's tokenizer and text layout.
         train: Pairs to learn from.
         heldout: Pairs to measure on after the last step; may be empty.
-        settings: The settings of the loss and the optimizer.
+        settings: The settings of the optimizer and of the loss, which is the one that they are of.
         control: Checkpoint directory and callbacks.
+        seed: The seed of the order of the pairs; None: that of DPO's settings, else 0.
+        reference: The frozen policy of the loss; None: the model as it comes.
 
     Returns:
         The steps taken and the figures for the manifest.
@@ -144,11 +153,14 @@ def train_policy(
     encoded = encode_pairs(encoder, train)
     if not encoded.pairs:
         raise ValueError("there is no pair to train on")
-    return DpoRun(model, encoder, encoded, encode_pairs(encoder, heldout).pairs, settings, control).to_the_end()
+    measured = encode_pairs(encoder, heldout).pairs
+    if seed is None:
+        seed = settings.seed if isinstance(settings, DpoSettings) else 0
+    return PairRun(model, encoder, encoded, measured, settings, control, seed, reference).to_the_end()
 
 
-class DpoRun:
-    """One run of DPO: its pairs, and their log-probabilities under the reference."""
+class PairRun:
+    """One run: its pairs, and their log-probabilities under the reference."""
 
     def __init__(
         self,
@@ -156,20 +168,33 @@ class DpoRun:
         encoder: Encoder,
         encoded: PolicyPairs,
         heldout: Sequence[PolicyPair],
-        settings: DpoSettings,
+        settings: PairSettings,
         control: DpoControl,
+        seed: int,
+        reference: Reference | None,
     ) -> None:
         self.encoded, self.pairs, self.heldout, self.settings = encoded, encoded.pairs, heldout, settings
+        self.objective, self.seed = objective_of(settings), seed
+        weights = torch.tensor([pair.weight for pair in self.pairs])
+        # The mean is 1 over all pairs, not over those of a step: a step of light pairs alone would make them heavy.
+        self.weights = weights / weights.mean()
         lengths = [pair.longest for pair in self.pairs]
         plan = [
             step
             for epoch in range(settings.epochs)
-            for step in plan_batches(lengths, settings.batch_pairs, settings.seed, epoch)
+            for step in plan_batches(lengths, settings.batch_pairs, seed, epoch)
         ]
-        about = (settings.model_dump(mode="json"), *self.pairs)
+        about = (
+            type(settings).__name__,
+            settings.model_dump(mode="json"),
+            seed,
+            reference and reference.digest,
+            *self.pairs,
+        )
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
-        self.reference = self._logprobs(self.pairs)
-        self.heldout_reference = self._logprobs(heldout)
+        frozen = None if reference is None else reference.load()
+        self.reference = self._logprobs(self.pairs, frozen)
+        self.heldout_reference = self._logprobs(heldout, frozen)
 
     def to_the_end(self) -> PolicyOutcome:
         """Take the remaining steps, measure, and let the caller save."""
@@ -181,7 +206,7 @@ class DpoRun:
             "train_pairs_over_length": float(self.encoded.over_length),
         }
         if self.heldout:
-            seen = sample_to_compare(len(self.pairs), len(self.heldout), self.settings.seed)
+            seen = sample_to_compare(len(self.pairs), len(self.heldout), self.seed)
             figures |= self._measured([self.pairs[i] for i in seen], self.reference[seen]).named("train")
             figures |= self._measured(self.heldout, self.heldout_reference).named("heldout")
             figures["heldout_pairs"] = float(len(self.heldout))
@@ -189,7 +214,6 @@ class DpoRun:
 
     def _learn(self, indices: Sequence[int]) -> DpoFigures:
         """Take one optimizer step. The figures returned are from before it."""
-        total = sum(self.pairs[i].weight for i in indices)
         mine = self.run.world.mine(indices)
         policy = torch.zeros(len(mine), 2)
 
@@ -201,9 +225,9 @@ class DpoRun:
                 logprobs, _ = token_logprobs(self.run.model, [row for pair in pairs for row in pair.rows], self.run.pad)
                 sums = logprobs.sum(-1).view(-1, 2)
                 reference = self.reference[places].to(sums.device)
-                weight = torch.tensor([pair.weight for pair in pairs], device=sums.device)
+                weight = self.weights[places].to(sums.device)
                 policy[group] = sums.detach().cpu()
-                yield (self._losses(sums, reference, pairs) * weight).sum() / total
+                yield (self._losses(sums, reference, pairs) * weight).sum() / len(indices)
 
         self.run.descend(losses())
         policy = self.run.world.gather_rows(policy, len(indices))
@@ -211,12 +235,12 @@ class DpoRun:
 
     def _losses(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> Tensor:
         """policy, reference: (pairs, 2), summed log-probabilities of chosen and rejected. Returns (pairs,)."""
-        tokens = torch.tensor([[p.chosen.tokens, p.rejected.tokens] for p in pairs], device=policy.device)
-        return pair_losses(policy, reference, tokens, self.settings)
+        return self.objective.losses(policy, reference, _tokens(pairs, policy.device))
 
     def _figures(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> DpoFigures:
         ratio = policy - reference
-        margins = ratio[:, 0] - ratio[:, 1]
+        rewards = self.objective.rewards(policy, reference, _tokens(pairs, policy.device))
+        margins = rewards[:, 0] - rewards[:, 1]
         weight = torch.tensor([pair.weight for pair in pairs])
         loss = (self._losses(policy, reference, pairs) * weight).sum() / weight.sum()
         # Equal rewards, which all pairs have before the first step, are right half the time.
@@ -224,7 +248,7 @@ class DpoRun:
         return DpoFigures(
             loss.item(),
             accuracy.item(),
-            self.settings.beta * margins.mean().item(),
+            margins.mean().item(),
             ratio[:, 0].mean().item(),
             ratio[:, 1].mean().item(),
             kl_estimate(reference, policy, "k3").mean().item(),
@@ -233,6 +257,11 @@ class DpoRun:
     def _measured(self, pairs: Sequence[PolicyPair], reference: Tensor) -> DpoFigures:
         return self._figures(self._logprobs(pairs), reference, pairs)
 
-    def _logprobs(self, pairs: Sequence[PolicyPair]) -> Tensor:
-        """(pairs, 2): log-probabilities of chosen and rejected under the model as it is."""
-        return self.run.logprobs([pair.rows for pair in pairs], 2)
+    def _logprobs(self, pairs: Sequence[PolicyPair], model: Any | None = None) -> Tensor:
+        """(pairs, 2): log-probabilities of chosen and rejected under ``model``; None: the one that learns, as it is."""
+        return self.run.logprobs([pair.rows for pair in pairs], 2, model)
+
+
+def _tokens(pairs: Sequence[PolicyPair], device: torch.device) -> Tensor:
+    """(pairs, 2): numbers of tokens of chosen and rejected response."""
+    return torch.tensor([[pair.chosen.tokens, pair.rejected.tokens] for pair in pairs], device=device)

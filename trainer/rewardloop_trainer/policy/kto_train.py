@@ -19,6 +19,7 @@ from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, P
 from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
 from rewardloop_trainer.policy.losses import kto
 from rewardloop_trainer.policy.offline_settings import KtoSettings
+from rewardloop_trainer.policy.reference import Reference
 
 # Responses that are tried for a prompt before it goes without a mismatched one.
 _TRIES = 16
@@ -112,8 +113,9 @@ def train_kto(
     control: KtoControl = NO_CONTROL,
     *,
     seed: int = 0,
+    reference: Reference | None = None,
 ) -> PolicyOutcome:
-    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
+    """Train ``model`` in place.
 
     Wanted and unwanted thumbs have the same total weight, however many there are of each (`kto.balanced_weights`).
     Checkpoints and several processes work as in `dpo_train.train_policy`.
@@ -126,6 +128,7 @@ def train_kto(
         settings: The settings of the loss and the optimizer.
         control: Checkpoint directory and callbacks.
         seed: The seed of the order of the thumbs and of their mismatched responses.
+        reference: The frozen policy of the loss; None: the model as it comes.
 
     Returns:
         The steps taken and the figures for the manifest.
@@ -138,7 +141,8 @@ def train_kto(
     encoded = encode_thumbs(encoder, thumbs)
     if not encoded.thumbs:
         raise ValueError("there is no thumb to train on")
-    return KtoRun(model, encoder, encoded, encode_thumbs(encoder, heldout).thumbs, settings, control, seed).to_the_end()
+    measured = encode_thumbs(encoder, heldout).thumbs
+    return KtoRun(model, encoder, encoded, measured, settings, control, seed, reference).to_the_end()
 
 
 class _Side:
@@ -154,13 +158,13 @@ class _Side:
         self.mismatched = _mismatched(thumbs, max_length, seed)
         self.reference = self.mismatched_reference = torch.zeros(0)
 
-    def measure(self, run: OfflineRun[KtoFigures]) -> None:
-        """Compute the reference's log-probabilities. Call it before the first step, when it is the model."""
+    def measure(self, run: OfflineRun[KtoFigures], reference: Any | None) -> None:
+        """Compute the reference's log-probabilities; None: those of the model, before its first step."""
         every = range(len(self.thumbs))
-        self.reference = run.logprobs([(thumb.said,) for thumb in self.thumbs], 1).squeeze(1)
+        self.reference = run.logprobs([(thumb.said,) for thumb in self.thumbs], 1, reference).squeeze(1)
         self.mismatched_reference = torch.zeros(len(self.thumbs))
         if has_one := [i for i in every if self.mismatched[i]]:
-            self.mismatched_reference[has_one] = self._mismatched_logprobs(run, has_one)
+            self.mismatched_reference[has_one] = self._mismatched_logprobs(run, has_one, reference)
 
     def z(self, run: OfflineRun[KtoFigures], places: Sequence[int]) -> Tensor:
         """The reference point of these thumbs, (), in nats; 0 if none of them has a mismatched response."""
@@ -177,9 +181,11 @@ class _Side:
         accuracy = ((above > 0).float() + 0.5 * (above == 0).float()).mean()
         return KtoFigures(loss.item(), accuracy.item(), _mean(log_ratio[wanted]), _mean(log_ratio[~wanted]), z.item())
 
-    def _mismatched_logprobs(self, run: OfflineRun[KtoFigures], places: Sequence[int]) -> Tensor:
+    def _mismatched_logprobs(
+        self, run: OfflineRun[KtoFigures], places: Sequence[int], model: Any | None = None
+    ) -> Tensor:
         rows = [row for i in places if (row := self.mismatched[i])]
-        return run.logprobs([(row,) for row in rows], 1).squeeze(1)
+        return run.logprobs([(row,) for row in rows], 1, model).squeeze(1)
 
 
 class KtoRun:
@@ -194,15 +200,17 @@ class KtoRun:
         settings: KtoSettings,
         control: KtoControl,
         seed: int,
+        reference: Reference | None,
     ) -> None:
         self.encoded, self.settings, self.seed = encoded, settings, seed
         self.train = _Side(encoded.thumbs, encoder.max_length, seed)
         self.heldout = _Side(heldout, encoder.max_length, seed)
         plan = _plan(len(encoded.thumbs), settings, seed)
-        about = (settings, seed, *encoded.thumbs)
+        about = (settings, seed, reference and reference.digest, *encoded.thumbs)
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
+        frozen = None if reference is None else reference.load()
         for side in (self.train, self.heldout):
-            side.measure(self.run)
+            side.measure(self.run, frozen)
 
     def to_the_end(self) -> PolicyOutcome:
         """Take the remaining steps, measure, and let the caller save."""

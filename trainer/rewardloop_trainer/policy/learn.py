@@ -4,43 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import structlog
 
 from rewardloop.formats.text import Encoder
-from rewardloop.formats.vocabulary import OnlineAlgorithm
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of
+from rewardloop.formats.vocabulary import Algorithm, OnlineAlgorithm
+from rewardloop_trainer.data.preferences import Labelled, Pair
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, capped, choose_algorithm
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
-from rewardloop_trainer.policy.online.train import Score, train_online
+from rewardloop_trainer.policy.online.collect import Score
+from rewardloop_trainer.policy.online.open_sampler import open_sampler
+from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.pair_objectives import PairSettings
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.settings import PolicySettings
 
 log = structlog.get_logger()
-
-
-class NothingToLearnFrom(ValueError):
-    """Raised when the training examples hold nothing that the algorithm can use; the message says what it needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Everything that any algorithm learns from: each one takes the field that it needs.
-
-    ``prompts`` are distinct.
-    """
-
-    prompts: Sequence[Prompt]
-    pairs: Sequence[Pair]
-    thumbs: Sequence[Labelled]
-
-    @classmethod
-    def of(cls, records: Sequence[Record]) -> Self:
-        prompts = tuple(dict.fromkeys(record.prompt for record in records))
-        return cls(prompts, pairs_of(records), thumbs_of(records))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,33 +51,77 @@ def learn_policy(
     settings: PolicySettings,
     score: Score,
     control: PolicyControl,
+    *,
+    reference: Reference | None = None,
 ) -> None:
     """Train ``model`` in place by ``settings.algorithm``, then call ``control.save``.
 
     A run that was stopped or killed goes on from its checkpoint when it is called again with the same arguments.
 
     Args:
-        model: A Hugging Face causal LM in float32. Its weights at the time of the call are the reference.
+        model: A Hugging Face causal LM in float32.
         encoder: The model's tokenizer, text format and maximum length.
         train: The examples to learn from.
-        heldout: Examples that are measured after the last step, by DPO and KTO alone.
+        heldout: Examples that are measured after the last step, by the algorithms that learn from judgements alone.
         settings: The algorithm and its settings; ``settings.seed`` is the seed of the run.
         score: Scores sampled answers, for the online algorithms alone.
-        checkpoint_dir: Where checkpoints are kept while the run lasts.
         control: The checkpoint directory and the callbacks.
+        reference: The frozen policy that the learning one is held to; None: the model as it comes.
 
     Raises:
         NothingToLearnFrom: If ``train`` has nothing for the algorithm.
         TrainingStopped: If ``control.should_stop`` returned True.
+        SamplerError: If the sampler gives no answers; as `SamplerAway` if it cannot be reached now.
         ArithmeticError: If gradients or probabilities are not usable numbers.
     """
-    match settings.algorithm:
-        case "dpo":
-            _learn_from_pairs(model, encoder, train.pairs, heldout.pairs, settings, control)
+    share = settings.most_person_share
+    match choose_algorithm(settings.algorithm, train):
+        case "dpo" | "simpo" | "orpo" as algorithm:
+            pairs = capped(_pairs(train, algorithm), share)
+            _learn_from_pairs(
+                model, encoder, pairs, heldout.all_as_pairs(), settings, _of(algorithm, settings), control, reference
+            )
         case "kto":
-            _learn_from_thumbs(model, encoder, train.thumbs, heldout.thumbs, settings, control)
+            thumbs = capped(_thumbs(train), share)
+            _learn_from_thumbs(model, encoder, thumbs, heldout.all_as_thumbs(), settings, control, reference)
         case online:
-            _learn_from_answers(model, encoder, train, online, settings, score, control)
+            _learn_from_answers(model, encoder, train, online, settings, score, control, reference)
+
+
+def _of(algorithm: Algorithm, settings: PolicySettings) -> PairSettings:
+    """The settings of an algorithm that learns from pairs."""
+    match algorithm:
+        case "simpo":
+            return settings.simpo
+        case "orpo":
+            return settings.orpo
+    return settings.dpo
+
+
+def _pairs(train: Examples, algorithm: Algorithm) -> list[Pair]:
+    """What ``train`` has for an algorithm that learns from pairs. Raises `NothingToLearnFrom`."""
+    pairs = train.all_as_pairs()
+    used = {pair.prompt for pair in pairs}
+    alone = sum(thumb.prompt not in used for thumb in train.thumbs)
+    if not pairs:
+        hint = f"; kto, and so auto, learns from the {alone} thumbs that there are" if alone else ""
+        raise NothingToLearnFrom(
+            f"{algorithm} learns from pairs of different texts, and there is none to train on{hint}"
+        )
+    if alone:
+        log.warning("thumbs without an opposite one for their prompt are left out: kto learns from them", thumbs=alone)
+    return pairs
+
+
+def _thumbs(train: Examples) -> list[Labelled]:
+    """What ``train`` has for KTO. Raises `NothingToLearnFrom`."""
+    thumbs = train.all_as_thumbs()
+    if not thumbs:
+        raise NothingToLearnFrom(
+            "kto learns from thumbs, from ratings off the middle of their scale and from pairs, and there is none of "
+            "them to train on"
+        )
+    return thumbs
 
 
 def _learn_from_pairs(
@@ -102,22 +130,24 @@ def _learn_from_pairs(
     train: Sequence[Pair],
     heldout: Sequence[Pair],
     settings: PolicySettings,
+    of_algorithm: PairSettings,
     control: PolicyControl,
+    reference: Reference | None,
 ) -> None:
-    if not train:
-        raise NothingToLearnFrom("dpo learns from pairs of different texts, and there is none to train on")
     train_policy(
         model,
         encoder,
         train,
         heldout,
-        settings.dpo,
+        of_algorithm,
         RunControl(
             control.checkpoint_dir,
             lambda progress: control.on_step(_step_done(progress, progress.figures.shown())),
             control.should_stop,
             lambda outcome: control.save(Trained(model, outcome.figures)),
         ),
+        seed=settings.seed,
+        reference=reference,
     )
 
 
@@ -128,11 +158,8 @@ def _learn_from_thumbs(
     heldout: Sequence[Labelled],
     settings: PolicySettings,
     control: PolicyControl,
+    reference: Reference | None,
 ) -> None:
-    if not train:
-        raise NothingToLearnFrom(
-            "kto learns from thumbs and from ratings off the middle of their scale, and there is none to train on"
-        )
     train_kto(
         model,
         encoder,
@@ -146,6 +173,7 @@ def _learn_from_thumbs(
             lambda outcome: control.save(Trained(model, outcome.figures)),
         ),
         seed=settings.seed,
+        reference=reference,
     )
 
 
@@ -157,25 +185,31 @@ def _learn_from_answers(
     settings: PolicySettings,
     score: Score,
     control: PolicyControl,
+    reference: Reference | None,
 ) -> None:
-    task = task_of(algorithm, settings, encoder, train.prompts, train.pairs, settings.seed)
+    pairs = capped(train.all_as_pairs(), settings.most_person_share)
+    task = task_of(algorithm, settings, encoder, train.prompts, pairs, settings.seed)
     if not task.prompts:
         raise NothingToLearnFrom("no prompt to train on leaves room for an answer")
     if left_out := len(train.prompts) - len(task.prompts):
         log.warning("prompts that leave no room for an answer are left out", prompts=left_out)
-    train_online(
-        model,
-        encoder,
-        task,
-        score,
-        RunControl(
-            control.checkpoint_dir,
-            control.on_step,
-            control.should_stop,
-            lambda policy: control.save(Trained(policy, {"train_prompts": float(len(task.prompts))})),
-        ),
-        seed=settings.seed,
-    )
+    files = None if control.checkpoint_dir is None else control.checkpoint_dir.with_name("adapters")
+    with open_sampler(settings.online, model, encoder, files) as sampler:
+        train_online(
+            model,
+            encoder,
+            task,
+            score,
+            RunControl(
+                control.checkpoint_dir,
+                control.on_step,
+                control.should_stop,
+                lambda policy: control.save(Trained(policy, {"train_prompts": float(len(task.prompts))})),
+            ),
+            seed=settings.seed,
+            sampler=sampler,
+            reference=reference,
+        )
 
 
 def _step_done(progress: DpoProgress | KtoProgress, figures: Mapping[str, float]) -> StepDone:

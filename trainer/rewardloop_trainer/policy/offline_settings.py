@@ -36,6 +36,25 @@ class DpoSettings(PreferenceLoss, OfflineSettings):
     seed: int = 0
 
 
+class SimpoSettings(OfflineSettings):
+    """How one round trains the policy on preference pairs by SimPO."""
+
+    beta: float = Field(2.0, gt=0, description="scale of the reward, the mean log-probability of a response's tokens")
+    margin: float = Field(
+        1.0, ge=0, description="by how much the chosen response's reward should exceed the other's (gamma of the paper)"
+    )
+    batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
+
+
+class OrpoSettings(OfflineSettings):
+    """How one round trains the policy on preference pairs by ORPO."""
+
+    odds_weight: float = Field(
+        0.1, gt=0, description="weight of the odds of the two responses beside the chosen one's loss (lambda)"
+    )
+    batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
+
+
 class KtoSettings(OfflineSettings):
     """How one round trains the policy on thumbs and ratings."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.learning.settings import LARGE_FULL_RATE, LORA_RATE, LoraSettings
 
 
 class CriticSettings(BaseModel):
@@ -41,6 +43,23 @@ class RewardShaping(BaseModel):
     empty_score: float = Field(-3.0, description="score of an empty response, which the reward model cannot score")
 
 
+class VllmSettings(BaseModel):
+    """The vLLM server that samples. `online/vllm_sampler.py` says how to start one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field("", description="base URL of the server, http://host:8000")
+    name: str = Field("rewardloop", min_length=1, description="this trainer's name in the names of its adapters")
+    api_key_file: Path | None = Field(None, description="file with the key to show to the server; none: no key")
+    directory: Path | None = Field(
+        None,
+        description="directory for adapters that trainer and server both see by this path; none: one beside the "
+        "checkpoints",
+    )
+    parallel: int = Field(64, ge=1, description="prompts that are sampled at once")
+    timeout_s: float = Field(600.0, gt=0, description="deadline of one reply")
+
+
 def _without_parentheses(value: object) -> object:
     """Accept a tuple as --help prints it, "(0.5, 1.0)" or "(1.0,)", which the command line splits at its commas."""
     if isinstance(value, str):
@@ -55,7 +74,7 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class OnlineSettings(BaseModel):
-    """How one round of PPO, GRPO, RLOO or online DPO runs: sample, score, learn, repeat.
+    """How one round of learning from a policy's own responses runs: sample, score, learn, repeat.
 
     The defaults suit a model of some hundred million parameters or more; a tiny one needs a larger learning rate.
     """
@@ -73,7 +92,7 @@ class OnlineSettings(BaseModel):
     )
     epochs: int = Field(1, ge=1, description="how often each response is learned from")
     minibatch: int = Field(64, ge=1, description="responses in one optimizer step; two make a pair")
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description="none: 1e-6 with weights full, 1e-4 with lora")
     weight_decay: float = Field(0.0, ge=0)
     warmup_share: float = Field(
         0.05, ge=0, le=1, description="share of the steps in which the rate rises; it then falls linearly to 0"
@@ -94,7 +113,11 @@ class OnlineSettings(BaseModel):
     kl_target: float | None = Field(
         None, gt=0, description="KL in nats per response that beta is steered to; none: beta stays fixed"
     )
-    kl_horizon: float = Field(10_000.0, gt=0, description="responses over which beta adapts")
+    kl_horizon: float | None = Field(
+        None,
+        gt=0,
+        description="responses over which a KL that is off its target changes beta by 20%; none: a tenth of the run's",
+    )
     kl_estimator: Literal["k1", "k3"] = Field("k1", description="estimator of the KL per token in PPO's reward")
     clip: float = Field(0.2, gt=0, lt=1, description="how far below 1 a probability ratio still counts")
     clip_above: float = Field(0.2, gt=0, description="how far above 1 a probability ratio still counts")
@@ -104,12 +127,55 @@ class OnlineSettings(BaseModel):
     scale_groups: bool = Field(
         False, description="GRPO divides advantages by the group's deviation, which moves the optimum"
     )
+    sampler: Literal["local", "vllm"] = Field(
+        "local", description="where answers are sampled: in this process, or on a vLLM server (needs weights lora)"
+    )
+    vllm: VllmSettings = VllmSettings.model_validate({})
+    overlong_tokens: int = Field(
+        16, ge=0, description="DAPO: last tokens before the maximum, over which a penalty grows from 0 to 1; 0: none"
+    )
+    max_batches: int = Field(
+        3, ge=1, description="DAPO: most batches sampled in a step to replace prompts whose responses score alike"
+    )
     max_age: int = Field(1, ge=0, description="most steps by which the weights that sampled may be older")
     most_importance: float = Field(
-        2.0, ge=1, description="upper bound of the importance weight of a token that an older policy sampled"
+        2.0, ge=1, description="upper bound of the importance weight of a token, learner's to sampler's probability"
+    )
+    max_sampler_kl: float = Field(
+        0.02,
+        gt=0,
+        description="nats per token between sampler and learner at which the run stops; weights that are n steps older "
+        "may differ by n times max_update_kl more",
     )
     human_share: float = Field(0.25, ge=0, lt=1, description="online DPO: share of the pairs that people judged")
 
     rewards: RewardShaping = RewardShaping.model_validate({})
     critic: CriticSettings = CriticSettings.model_validate({})
     checkpoint_every_steps: int = Field(5, ge=0, description="steps between two checkpoints; 0: none")
+
+    @property
+    def rate(self) -> float:
+        """The policy's learning rate: the one that was set, or the usual one for the weights that learn."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LORA_RATE if self.weights == "lora" else LARGE_FULL_RATE
+
+    @property
+    def beta_horizon(self) -> float:
+        """Responses over which beta adapts."""
+        return self.kl_horizon or self.steps * self.prompts * self.responses / 10
+
+    @model_validator(mode="after")
+    def _can_steer_its_kl(self) -> Self:
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("online.kl_target multiplies online.beta, which must then be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _can_reach_its_sampler(self) -> Self:
+        if self.sampler == "vllm":
+            if self.weights != "lora":
+                raise ValueError("online.sampler vllm is given adapters only: set online.weights to lora")
+            if urlsplit(self.vllm.url).scheme not in ("http", "https") or not urlsplit(self.vllm.url).hostname:
+                raise ValueError("online.sampler vllm needs online.vllm.url, such as http://127.0.0.1:8000")
+        return self

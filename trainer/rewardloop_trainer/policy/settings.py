@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, Algorithm
-from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
+from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, AlgorithmChoice
+from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings, OrpoSettings, SimpoSettings
 from rewardloop_trainer.policy.online_registry import ONLINE
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 
@@ -38,8 +38,8 @@ class PolicyGateLimits(BaseModel):
     anchor: str = Field(
         "",
         pattern=r"^[0-9]*$",
-        description="policy version from which drift over all rounds is measured; empty: the one that the live version "
-        "names, or the first of its line. Naming one begins a new budget, by a person's decision",
+        description="policy version that every round is held to and from which drift is measured; empty: the one that "
+        "the live version names, or the first of its line. Naming one begins a new budget, by a person's decision",
     )
     max_anchor_kl: float = Field(30.0, gt=0, description="most mean KL to the anchor policy, in nats per response")
     max_kl: float = Field(30.0, gt=0, description="most mean KL to the live policy, in nats per response")
@@ -106,12 +106,22 @@ class PolicySettings(DpoSettings):
     Code that trains takes them as `dpo`.
     """
 
-    algorithm: Algorithm = Field(
-        "dpo",
-        description="dpo learns from people's choices, kto from their thumbs; the others from the policy's own "
-        "responses, which the reward model scores",
+    algorithm: AlgorithmChoice = Field(
+        "auto",
+        description="dpo, simpo and orpo learn from people's choices, kto from their thumbs; auto is kto if there are "
+        "more thumbs than choices, else dpo; the others learn from the policy's own responses, which the reward model "
+        "scores",
+    )
+    most_person_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="most share of one annotator in the total weight of the signals, and with few annotators twice an "
+        "equal share; 1: no cap",
     )
     kto: KtoSettings = KtoSettings.model_validate({})
+    simpo: SimpoSettings = SimpoSettings.model_validate({})
+    orpo: OrpoSettings = OrpoSettings.model_validate({})
     online: OnlineSettings = OnlineSettings.model_validate({})
     gate: PolicyGateLimits = PolicyGateLimits.model_validate({})
     live_test: LiveTestSettings = LiveTestSettings.model_validate({})
@@ -121,8 +131,18 @@ class PolicySettings(DpoSettings):
         """The settings of DPO alone."""
         return DpoSettings.model_validate({name: getattr(self, name) for name in DpoSettings.model_fields})
 
+    @property
+    def passes(self) -> int:
+        """How often a run may learn from one signal."""
+        epochs = {"dpo": self.epochs, "kto": self.kto.epochs, "simpo": self.simpo.epochs, "orpo": self.orpo.epochs}
+        return max(self.epochs, self.kto.epochs) if self.algorithm == "auto" else epochs.get(self.algorithm, 1)
+
     @model_validator(mode="after")
     def _gives_its_algorithm_enough_responses(self) -> Self:
+        if self.online.kl_target is not None and self.algorithm in ONLINE_ALGORITHMS:
+            has_kl = ONLINE[self.algorithm].has_kl_reward
+            if not has_kl or (self.algorithm == "dapo" and "beta" not in self.online.model_fields_set):
+                raise ValueError(f"online.kl_target steers the KL in the reward, and {self.algorithm} has none there")
         for name in ONLINE_ALGORITHMS:
             least = ONLINE[name].least_responses
             if self.algorithm == name and self.online.responses < least:

@@ -1,19 +1,22 @@
-"""The policy version from which drift over all rounds is measured, and which DPO may take as its reference.
+"""The policy version that every round is held to as its reference, and from which drift over all rounds is measured.
 
-Each round is held to the live policy, but limits to the live one compound: a perplexity of 1.5 times the live one's in
-each of ten rounds is 58 times that of the first. The anchor stays the same from round to round, so that the rounds
-share one budget. A person begins a new budget by naming another version (`policy.gate.anchor`), and the versions that
-are published from then on carry it in their manifests.
+If each round were held to the live policy alone, many small steps could go anywhere. Limits to the live policy compound
+too: a perplexity of 1.5 times the live one's in each of ten rounds is 58 times that of the first. The anchor stays the
+same from round to round, so that the rounds share one budget. A person begins a new budget by naming another version
+(`policy.gate.anchor`), and the versions that are published from then on carry it in their manifests.
 """
 
 from __future__ import annotations
 
 from rewardloop.formats.store import ModelStore, StoreError
+from rewardloop_trainer.policy.reference import Reference
+from rewardloop_trainer.policy.start import start_from_store
+from rewardloop_trainer.vocabulary import Reason
 
 ANCHOR_NOTE = "anchor"
 
 
-class UnusableAnchor(Exception):
+class UnusableAnchor(ValueError):
     """Raised when drift cannot be measured from the anchor."""
 
 
@@ -39,6 +42,28 @@ def anchor_version(store: ModelStore, parent: str, pinned: str = "") -> str:
     if ours.files.get("tokenizer.json") != theirs.files.get("tokenizer.json") or ours.text_format != theirs.text_format:
         raise UnusableAnchor(f"policy {version} has other tokens than policy {parent} and cannot be its anchor")
     return version
+
+
+def reference_of(store: ModelStore, anchor: str, parent: str) -> Reference | None:
+    """Return the anchor as the reference of training from ``parent``; None if it is this version."""
+    if anchor == parent:
+        return None
+    start = start_from_store(store, anchor, max_length=0)
+    return Reference(anchor, start.digest, start.load)
+
+
+def used_up(store: ModelStore, anchor: str, parent: str, most_kl: float) -> Reason | None:
+    """Return why nothing can be trained from ``parent``: its own gate found it at the end of the budget; else None."""
+    manifest = store.manifest("policy", parent)
+    kl = manifest.metrics.get("gate_anchor_kl", 0.0)
+    if manifest.notes.get(ANCHOR_NOTE) != anchor or kl < most_kl:
+        return None
+    return Reason(
+        "anchor",
+        f"the live policy {parent} is {kl:.1f} nats a response from the anchor policy {anchor}, and the budget of all "
+        f"rounds is {most_kl:g}: compare the two; if version {parent} is good, --policy.gate.anchor {parent} begins a "
+        "new budget from it, else go back to an earlier version",
+    )
 
 
 def _first_of_line(store: ModelStore, version: str) -> str:

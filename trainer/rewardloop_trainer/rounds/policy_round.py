@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from rewardloop.formats.store import Manifest
+from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.data.judge_share import of_judge
 from rewardloop_trainer.data.preferences import Prompt
@@ -28,7 +29,10 @@ from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
+from rewardloop_trainer.policy.learn import Trained, learn_policy
+from rewardloop_trainer.policy.online.sampler import SamplerAway
+from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
@@ -36,13 +40,13 @@ from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.own_judge import own_judge
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
-from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version
+from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version, reference_of, used_up
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.publish import POLICY_PARITY, PromotionRefused
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
-_LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped")
+_LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
 _KEPT_REPORTS = 50
 
 
@@ -60,25 +64,36 @@ class PolicyRound(ModelRound):
             raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
         if self._settings.policy.gate.judged_by == "live" or self._watch.awaits_person():
             self._refuse_when(self._watch.halt())
+        now = self._current.state
+        spent = used_up(self._store, self._anchor, str(now.parent), self._settings.policy.gate.max_anchor_kl)
+        if spent is not None:
+            raise Refused(spent)
         self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
         if not self._version.exists():
-            report = RunReport(self._reports)
+            report, train = RunReport(self._reports), Examples.of(self._replay.train)
             try:
+                algorithm = choose_algorithm(self._settings.policy.algorithm, train)
                 learn_policy(
                     self._start.load(),
                     self._start.encoder,
-                    Examples.of(self._replay.train),
+                    train,
                     Examples.of(self._replay.heldout),
-                    self._policy_settings,
+                    self._policy_settings.model_copy(update={"algorithm": algorithm}),
                     self._score,
                     RunControl(
-                        self._directory / "checkpoints", partial(self._on_step, report), self._stop.is_set, self._save
+                        self._directory / "checkpoints",
+                        partial(self._on_step, report),
+                        self._stop.is_set,
+                        partial(self._save, algorithm),
                     ),
+                    reference=self._reference,
                 )
             except NothingToLearnFrom as error:
                 raise Refused(Reason("no_data", str(error))) from error
             except TrainingStopped as error:
                 raise Interrupted from error
+            except SamplerAway as error:
+                raise ServerAway(f"no answers: {error}") from error
             finally:
                 report.close()
         self._reach("trained", json.loads(self._figures.read_text()))
@@ -93,18 +108,21 @@ class PolicyRound(ModelRound):
         for name, gauge in gauges.items():
             if name in done.figures:
                 gauge.set(done.figures[name])
+        self._metrics.show_sampler(done.figures)
         shown = {name: done.figures[name] for name in _LOGGED if name in done.figures}
         timed = {"gradient_norm": done.figures.get("grad_norm", math.nan), "seconds": done.seconds}
         self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
 
-    def _save(self, trained: Trained) -> None:
-        """Write the trained version beside its figures and the means of its last steps.
+    def _save(self, algorithm: Algorithm, trained: Trained) -> None:
+        """Write the trained version beside its algorithm, its figures and the means of its last steps.
 
         A figure of training takes precedence over a mean of the same name.
         """
         figures = {**last_means(read_steps(self._reports)), **trained.figures}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._figures.write_text(json.dumps(figures))
+        loss = self._settings.policy.loss
+        self._method.write_text(f"dpo-{loss}" if algorithm == "dpo" else algorithm)
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
@@ -141,10 +159,8 @@ class PolicyRound(ModelRound):
     def _contenders(self) -> Contenders:
         """Raises `Refused` if drift cannot be measured."""
         candidate, live = load_causal_lm(str(self._version)), self._start.load()
-        if self._anchor == self._current.state.parent:
-            return Contenders(candidate, live, self._start.encoder)
-        load = start_from_store(self._store, self._anchor, max_length=0).load
-        return Contenders(candidate, live, self._start.encoder, (self._anchor, load))
+        anchor = None if (found := self._reference) is None else (found.version, found.load)
+        return Contenders(candidate, live, self._start.encoder, anchor)
 
     @cached_property
     def _judge_scorer(self) -> Scorer | None:
@@ -253,13 +269,11 @@ class PolicyRound(ModelRound):
             raise Refused(*reasons, Reason("reward_hacking", alarm))
 
     def _manifest(self) -> Manifest:
-        policy = self._settings.policy
-        method = f"dpo-{policy.loss}" if policy.algorithm == "dpo" else policy.algorithm
         parent = self._store.manifest("policy", str(self._current.state.parent))
         inherited = {name: parent.notes[name] for name in ("layout", "max_length") if name in parent.notes}
         return replace(
             self._manifest_of_round(
-                {"method": method, ANCHOR_NOTE: self._anchor, "parity": POLICY_PARITY, **inherited}
+                {"method": self._method.read_text(), ANCHOR_NOTE: self._anchor, "parity": POLICY_PARITY, **inherited}
             ),
             text_format=parent.text_format,
             max_length=parent.max_length,
@@ -270,6 +284,11 @@ class PolicyRound(ModelRound):
         by_age = sorted(self._reports.parent.glob("policy-*"), key=lambda p: int(p.name.rpartition("-")[2]))
         for old in by_age[:-_KEPT_REPORTS]:
             shutil.rmtree(old)
+
+    @property
+    def _method(self) -> Path:
+        """The file with the name of the algorithm, which the data may have chosen."""
+        return self._directory / "method"
 
     @property
     def _figures(self) -> Path:
@@ -292,6 +311,11 @@ class PolicyRound(ModelRound):
     def _policy_settings(self) -> PolicySettings:
         """The settings with the round's own seed."""
         return self._settings.policy.model_copy(update={"seed": self._current.state.seed})
+
+    @property
+    def _reference(self) -> Reference | None:
+        """The anchor as the reference; None if it is the version that the round starts from."""
+        return reference_of(self._store, self._anchor, str(self._current.state.parent))
 
     @cached_property
     def _start(self) -> PolicyStart:

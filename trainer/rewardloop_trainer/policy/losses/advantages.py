@@ -106,3 +106,21 @@ def leave_one_out(scores: Tensor) -> Tensor:
     """
     k = scores.shape[1]
     return (scores - scores.mean(dim=1, keepdim=True)) * (k / (k - 1))
+
+
+def overlong_penalty(tokens: Tensor, longest: int, grace: int) -> Tensor:
+    """The penalty of a response that comes near the maximum length: 0 up to ``longest - grace`` tokens, then linear.
+
+    Source: DAPO, Yu et al. 2025, eq. 13, without its sign.
+
+    Args:
+        tokens: (rows,), numbers of tokens.
+        longest: Most tokens of a response.
+        grace: Last tokens before the maximum, over which the penalty grows; 0: no penalty.
+
+    Returns:
+        (rows,), from 0 to 1.
+    """
+    if grace == 0:
+        return torch.zeros(tokens.shape, device=tokens.device)
+    return ((tokens - (longest - grace)) / grace).clamp(0.0, 1.0)

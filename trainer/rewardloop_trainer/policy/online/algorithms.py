@@ -68,9 +68,10 @@ def task_of(
     most = min(settings.online.max_new_tokens, encoder.max_length // 2)
     human = list(encode_pairs(encoder, pairs).pairs) if ONLINE[name].takes_human_pairs else []
     random.Random(seed).shuffle(human)  # a run may end before it has seen all of them
+    online = settings.online.model_copy(update={"max_new_tokens": most})
     return OnlineTask(
-        algorithm_of(name, settings.online, settings.dpo),
-        settings.online.model_copy(update={"max_new_tokens": most}),
+        algorithm_of(name, online, settings.dpo),
+        online,
         fitting_prompts(encoder, prompts, most),
         human,
     )

@@ -30,6 +30,7 @@ class Samples:
         importance: (rows, columns), importance weight of each token; 1 if the step's own weights sampled it.
         scores: (rows,), the reward of each response.
         values: (rows, columns), what the critic expects before each token; None without a critic.
+        weights: (rows,), the weight of the judgement that each row comes from; None: 1, as for sampled responses.
     """
 
     rows: Sequence[Completion]
@@ -41,6 +42,7 @@ class Samples:
     importance: Tensor
     scores: Tensor
     values: Tensor | None
+    weights: Tensor | None = None
 
     @property
     def grouped_scores(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Holds what learns in a run: the policy's weights or adapters, the critic if there is one, and their optimizer."""
+"""What learns in a run: the policy's weights or adapters, PPO's value function if there is one, and their optimizer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewardloop_trainer.data.completions import Completion, forward, from_start
+from rewardloop_trainer.data.completions import Completion, forward, from_start, padded
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.linear_modules import linear_modules
-from rewardloop_trainer.policy.online.critic import Critic
 from rewardloop_trainer.policy.online.experience import Now
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 
 
-class Learner:
-    """A causal LM that learns, and a frozen reference: the same model as it came."""
+class Critic(nn.Module):
+    """The return that is still expected before each token.
 
-    def __init__(self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool) -> None:
+    A linear head, initialised to 0, on the last hidden states of the policy or of a trunk of its own.
+    """
+
+    def __init__(self, width: int, trunk: Any | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Values (rows, columns) of hidden states (rows, columns, width)."""
+        values: Tensor = self.head(states).squeeze(-1)
+        return values
+
+    def states(self, rows: Sequence[Completion], pad_id: int) -> Tensor:
+        """Hidden states (rows, columns, width) of its own trunk, aligned as those of `completions.forward`."""
+        assert self.trunk is not None
+        ids, first, _ = padded(rows, pad_id, self.head.weight.device)
+        states: Tensor = self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, first:-1]
+        return states
+
+
+class Learner:
+    """A causal LM that learns, and a frozen reference: another one, or the same model as it came."""
+
+    def __init__(
+        self, model: Any, pad_id: int, settings: OnlineSettings, *, has_critic: bool, reference: Any | None = None
+    ) -> None:
         """Set up the optimizer.
 
         Args:
@@ -29,13 +56,14 @@ class Learner:
             pad_id: Token id of padding.
             settings: The settings of the loop.
             has_critic: Whether a value function learns beside the policy.
+            reference: A causal LM with the model's vocabulary; None: the model as it comes.
         """
         # Without dropout, here and in the copies, the probability ratio is exactly 1 before an update.
         model.eval()
         self._pad = pad_id
         self._budget = settings.micro_batch_tokens
         self._adapted: Any = None
-        self._reference: Any = None
+        self._reference: Any = None if reference is None else reference.eval().requires_grad_(False)
         separate = has_critic and settings.critic.trunk == "separate"
         trunk = copy.deepcopy(model.base_model) if separate else None
         if settings.weights == "lora":
@@ -43,17 +71,18 @@ class Learner:
             self.policy = self._adapted.base_model.model
         else:
             self.policy = model
-            self._reference = copy.deepcopy(model).requires_grad_(False)
+            if self._reference is None:
+                self._reference = copy.deepcopy(model).requires_grad_(False)
         self.critic = Critic(model.config.get_text_config().hidden_size, trunk).to(model.device) if has_critic else None
         modules: dict[str, nn.Module] = {"policy": self.policy}
         if self.critic is not None:
             modules["critic"] = self.critic
         self.modules = nn.ModuleDict(modules)
-        groups = [self._group(self.policy, settings.learning_rate, settings.weight_decay)]
+        groups = [self._group(self.policy, settings.rate, settings.weight_decay)]
         if self.critic is not None:
             groups.append(self._group(self.critic.head, settings.critic.learning_rate, 0.0))
             if trunk is not None:
-                groups.append(self._group(trunk, settings.learning_rate, settings.weight_decay))
+                groups.append(self._group(trunk, settings.rate, settings.weight_decay))
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         self.parameters = [p for group in groups for p in group["params"]]
 
@@ -103,15 +132,15 @@ class Learner:
     def reference_logprobs(self, rows: Sequence[Completion], columns: int, temperature: float) -> Tensor:
         """Log-probabilities (rows, columns) under the reference, in nats."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
-        with self._as_it_came() as model:
+        with self._frozen() as model:
             for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
                 found, is_token, _ = forward(model, [rows[i] for i in places], self._pad, temperature)
                 logprobs[places] = from_start(found, is_token, columns)
         return logprobs
 
     @contextmanager
-    def _as_it_came(self) -> Iterator[Any]:
-        if self._adapted is None:
+    def _frozen(self) -> Iterator[Any]:
+        if self._reference is not None:
             yield self._reference
         else:
             with self._adapted.disable_adapter():

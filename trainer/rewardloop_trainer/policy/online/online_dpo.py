@@ -34,17 +34,20 @@ class OnlineDpo(Algorithm):
             if samples.texts[better] != samples.texts[worse] and samples.scores[better] > samples.scores[worse]
         ]
         order = [index for pair in kept for index in pair]
+        of_judgement = torch.ones_like(samples.scores) if samples.weights is None else samples.weights
         tensors = {
             "is_token": samples.is_token[order],
             "logprobs": samples.logprobs[order],
             "reference": samples.reference[order].sum(1),
+            "weight": of_judgement[order] / 2,
         }
+        # A minibatch is divided by its pairs, not by their weights: one of light pairs alone would make them heavy.
         weight = torch.full((len(order),), 0.5, device=scores.device)
         figures = {"pairs_dropped": 1 - len(kept) / max(1, len(scores))}
         return Experience([samples.rows[i] for i in order], tensors, weight, 2, figures)
 
     def loss(self, now: Now, part: Mapping[str, Tensor]) -> Tensor:
-        """The loss of each pair, half of it at each of its two rows."""
+        """The loss of each pair times its weight, half of it at each of its two rows."""
         policy, tokens = now.logprobs.sum(1).view(-1, 2), part["is_token"].sum(1).view(-1, 2)
         losses = pair_losses(policy, part["reference"].view(-1, 2), tokens, self.settings.loss)
-        return losses.repeat_interleave(2) / 2
+        return losses.repeat_interleave(2) * part["weight"]

@@ -11,6 +11,14 @@ from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling, roll_out
 
 
+class SamplerError(RuntimeError):
+    """Raised when a sampler gives no responses, or not those that were asked for."""
+
+
+class SamplerAway(SamplerError):
+    """Raised when a sampler cannot be reached now; the same call may succeed later."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleCall:
     """The responses that one step asks for.
@@ -39,13 +47,23 @@ class Said:
 class Sampler(Protocol):
     """Samples from a policy that is learning."""
 
+    @property
+    def name(self) -> str:
+        """The sampler as messages name it."""
+        ...
+
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
-        """Sample the responses. ``on_batch`` is called now and then, and may raise to stop."""
+        """Sample the responses, each with the log-probabilities of its tokens at the call's temperature.
+
+        ``on_batch`` is called now and then, and may raise to stop. Raises `SamplerError`.
+        """
         ...
 
 
 class LocalSampler:
     """Samples in this process, with the weights that are learning."""
+
+    name = "local"
 
     def __init__(self, model: Any, encoder: Encoder) -> None:
         self._model = model

@@ -6,7 +6,7 @@ A killed run goes on from its checkpoint to the same weights, and several proces
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.completions import Completion
-from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
@@ -23,17 +22,18 @@ from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.dpo_train import PolicyPair
 from rewardloop_trainer.policy.losses.clipped import importance, token_mean
+from rewardloop_trainer.policy.online.agreement import agreement, sampled_logprobs
 from rewardloop_trainer.policy.online.algorithms import OnlineTask
+from rewardloop_trainer.policy.online.collect import Collector, Score
 from rewardloop_trainer.policy.online.experience import Samples
 from rewardloop_trainer.policy.online.kl_control import KlControl
 from rewardloop_trainer.policy.online.learner import Learner
-from rewardloop_trainer.policy.online.sampler import LocalSampler, SampleCall, Sampler
+from rewardloop_trainer.policy.online.sampler import LocalSampler, Sampler
 from rewardloop_trainer.policy.online.shaping import Shaping
-from rewardloop_trainer.policy.online.update import SEED_PRIME, Update
-from rewardloop_trainer.policy.rewards import Reward
-from rewardloop_trainer.policy.rollouts import Rollout, Sampling
+from rewardloop_trainer.policy.online.update import Update
+from rewardloop_trainer.policy.reference import Reference
+from rewardloop_trainer.policy.rollouts import Rollout
 
-Score: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Sequence[Sequence[Reward | None]]]
 OnlineControl: TypeAlias = RunControl[StepDone, Any]
 
 
@@ -54,8 +54,9 @@ def train_online(
     *,
     seed: int = 0,
     sampler: Sampler | None = None,
+    reference: Reference | None = None,
 ) -> OnlineOutcome:
-    """Train ``model`` in place; a frozen copy of it as it comes is the reference.
+    """Train ``model`` in place.
 
     With the same arguments, a checkpoint in the control's directory and the same scores, the run goes on from the
     checkpoint to the weights of an uninterrupted run, bit for bit on one kind of CPU and number of threads. If
@@ -70,6 +71,7 @@ def train_online(
         control: Checkpoint directory and callbacks; ``save`` gets the policy as a causal LM.
         seed: The seed of the order of prompts and minibatches and of the sampled responses.
         sampler: Where responses come from; None: this process and the weights that learn.
+        reference: The frozen policy that the KL is measured against; None: the model as it comes.
 
     Returns:
         The policy and the figures of each step.
@@ -77,13 +79,15 @@ def train_online(
     Raises:
         ValueError: If there is no prompt, or there are too few responses to a prompt for the algorithm.
         TrainingStopped: If the control asked to stop.
-        ArithmeticError: If sampled and learned probabilities disagree, or a step's gradients are not finite.
+        SamplerDisagrees: If the sampler's probabilities are not those of the policy that learns.
+        SamplerError: If the sampler gives no responses.
+        ArithmeticError: If learned probabilities disagree with themselves, or a step's gradients are not finite.
     """
     if not task.prompts:
         raise ValueError("there is no prompt to respond to")
     if task.settings.responses < (least := task.algorithm.entry.least_responses):
         raise ValueError(f"the algorithm compares responses to one prompt: it needs {least} responses or more")
-    return OnlineRun(model, encoder, task, score, control, seed, sampler).to_the_end()
+    return OnlineRun(model, encoder, task, score, control, seed, sampler, reference).to_the_end()
 
 
 class OnlineRun:
@@ -98,19 +102,38 @@ class OnlineRun:
         control: OnlineControl,
         seed: int,
         sampler: Sampler | None,
+        reference: Reference | None,
     ) -> None:
         self.world = World()
-        self.prompts, self.human_pairs, self.score = task.prompts, task.human_pairs, score
+        self.human_pairs = task.human_pairs
         self.algorithm, self.settings, self.control, self.seed = task.algorithm, task.settings, control, seed
         of_algorithm = (type(task.algorithm).__name__, repr(task.algorithm.settings))
-        about = (*of_algorithm, seed, task.settings.model_dump_json(), *task.prompts, *task.human_pairs)
+        about = (
+            *of_algorithm,
+            seed,
+            reference and reference.digest,
+            task.settings.model_dump_json(),
+            *task.prompts,
+            *task.human_pairs,
+        )
         self.fingerprint = checkpoint.fingerprint_of(model, about)
         has_critic = task.algorithm.entry.has_critic
-        self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic)
+        frozen = None if reference is None else reference.load()
+        self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic, reference=frozen)
         self.update = Update(self.learner, self.world, task.algorithm, task.settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
-        self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.kl_horizon)
+        self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.beta_horizon)
         self.shaping = Shaping(task.settings.rewards)
+        self.collector = Collector(
+            task.prompts,
+            self.sampler,
+            score,
+            self.shaping,
+            self.world,
+            task.settings,
+            seed,
+            resamples=task.algorithm.entry.resamples,
+        )
         self.step = 0
 
     def to_the_end(self) -> OnlineOutcome:
@@ -143,81 +166,44 @@ class OnlineRun:
     def _take_step(self, stop_if_asked: Callable[[], None]) -> tuple[dict[str, float], int]:
         temperature = self.settings.temperatures[self.step % len(self.settings.temperatures)]
         try:
-            groups, scored, rewards, age = self._answers(temperature, stop_if_asked)
+            collected = self.collector.collect(self.step, temperature, stop_if_asked)
         except Exception:
             self._checkpoint()  # nothing of this step was learned yet, so the checkpoint has all steps
             raise
-        said = [rollout for group in groups for rollout in group]
-        pairs = self._human_pairs(len(groups))
+        said = collected.rollouts
+        pairs = self._human_pairs(len(collected.groups))
         paired = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
         columns = max(row.tokens for row in (*(r.sequence for r in said), *paired))
-        flat = torch.tensor([value for group in rewards for value in group], device=self.learner.policy.device)
+        flat = torch.tensor([r for group in collected.rewards for r in group], device=self.learner.policy.device)
         samples = self._samples(
             [r.sequence for r in said], [r.text for r in said], self.settings.responses, flat, columns, temperature
         )
-        if age:
-            samples = self._corrected(samples, said)
+        samples, measured = self._against_sampler(samples, said, collected.age)
         kl = samples.sequence_kl()
         experience = self.algorithm.experience(samples, self.kl_control.beta)
         if pairs:
             verdicts = torch.tensor([1.0, 0.0], device=flat.device).repeat(len(pairs))
             texts = [str(i) for i in range(len(paired))]  # all different: pairs of equal texts were dropped before
+            weights = torch.tensor([pair.weight for pair in pairs], device=flat.device).repeat_interleave(2)
             judged = self._samples(paired, texts, 2, verdicts, columns, temperature)
+            judged = replace(judged, weights=weights)
             experience = experience.joined(self.algorithm.experience(judged, self.kl_control.beta))
         figures = {
-            "score": _mean([r.score for group in scored for r in group if r is not None]),
-            "uncertainty": _mean([r.uncertainty for group in scored for r in group if r is not None]),
+            "score": _mean([r.score for r in collected.verdicts]),
+            "uncertainty": _mean([r.uncertainty for r in collected.verdicts]),
             "reward": flat.mean().item(),
             "kl": kl.mean().item(),
             "entropy": -token_mean(samples.logprobs, samples.is_token).item(),
             "tokens": _mean([r.sequence.tokens for r in said]),
             "no_end": _mean([float(r.finish == "length") for r in said]),
             "beta": self.kl_control.beta,
+            "batches": float(collected.batches),
+            **measured,
             **experience.figures,
             **self.update.run(experience, self.step, columns, temperature, stop_if_asked),
         }
         self.kl_control.update(figures["kl"], len(said))
         return figures, sum(r.sequence.tokens for r in said)
-
-    def _answers(
-        self, temperature: float, stop_if_asked: Callable[[], None]
-    ) -> tuple[list[Sequence[Rollout]], list[Sequence[Reward | None]], list[list[float]], int]:
-        """The responses of this step in all processes, their scores and rewards, and the age of the weights in steps.
-
-        Raises:
-            ValueError: If the weights that sampled are older than the settings allow.
-        """
-        settings = self.settings
-        chosen = self._chosen()
-        places = self.world.mine(range(len(chosen)))
-        prompts = [self.prompts[chosen[place]] for place in places]
-        sampling = Sampling(
-            settings.responses, settings.max_new_tokens, self.seed * SEED_PRIME + self.step, temperature
-        )
-        call = SampleCall(self.step, prompts, places, sampling)
-        # Asking the others whether to stop needs all processes at once, but they sample different numbers of batches.
-        # So only a process that is alone can stop between batches.
-        said = self.sampler.sample(call, stop_if_asked if self.world.size == 1 else lambda: None)
-        age = self.step - said.step
-        if age > settings.max_age:
-            raise ValueError(f"the responses are from weights {age} steps old; at most {settings.max_age} are allowed")
-        scored = self.score(prompts, [[r.text for r in group] for group in said.groups])
-        whole = self.world.gather(list(zip(said.groups, scored, strict=True)))
-        groups, rewards = [g for g, _ in whole], [r for _, r in whole]
-        return groups, rewards, self.shaping.shape(groups, rewards), age
-
-    def _chosen(self) -> list[int]:
-        """Indices of this step's prompts. The run passes over all prompts repeatedly, each time in another order."""
-        count = len(self.prompts)
-        first = self.step * self.settings.prompts
-        numbers = range(first, first + self.settings.prompts)
-        orders = {epoch: self._order(epoch) for epoch in range(numbers[0] // count, numbers[-1] // count + 1)}
-        return [orders[number // count][number % count] for number in numbers]
-
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * SEED_PRIME + epoch)
-        order: list[int] = torch.randperm(len(self.prompts), generator=generator).tolist()
-        return order
 
     def _human_pairs(self, sampled: int) -> list[PolicyPair]:
         """People's pairs for this step beside ``sampled`` sampled pairs, taken in turn from all of them."""
@@ -257,13 +243,24 @@ class OnlineRun:
             whole[:, 2] if len(measured) == 3 else None,
         )
 
-    def _corrected(self, samples: Samples, said: Sequence[Rollout]) -> Samples:
-        """The samples with importance weights against the older policy that sampled them."""
-        behaviour = torch.zeros_like(samples.logprobs)
-        for i, rollout in enumerate(said):
-            behaviour[i, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
-        weights = importance(samples.logprobs, behaviour, samples.is_token, self.settings.most_importance)
-        return replace(samples, importance=weights)
+    def _against_sampler(
+        self, samples: Samples, said: Sequence[Rollout], age: int
+    ) -> tuple[Samples, Mapping[str, float]]:
+        """Compare sampler and learner.
+
+        Returns:
+            The samples with importance weights against the policy that sampled them, and the figures.
+
+        Raises:
+            SamplerDisagrees: If the two are further apart than the settings and the age of the weights explain.
+        """
+        settings, name = self.settings, self.sampler.name
+        sampled = sampled_logprobs(said, samples.logprobs, name)
+        found = agreement(sampled, samples.logprobs, samples.is_token)
+        found.check(name, settings.max_sampler_kl + age * settings.max_update_kl)
+        weights = importance(samples.logprobs, sampled, samples.is_token, settings.most_importance)
+        capped = token_mean((weights >= settings.most_importance).float(), samples.is_token).item()
+        return replace(samples, importance=weights), {**found.figures, "importance_capped": capped}
 
     def _checkpoint(self) -> None:
         if self.control.checkpoint_dir is None or not self.world.is_first:

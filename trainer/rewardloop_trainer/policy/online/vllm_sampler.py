@@ -9,8 +9,8 @@ a Hugging Face directory:
 The server reads adapters from the path that the trainer writes them to, so both need the same file system. Without the
 logprobs mode vLLM reports probabilities from before the temperature, which are right only at temperature 1. A policy
 whose full weights learn is refused, because a server would have to load them anew for each step. vLLM's kernels round
-differently from torch's, so the log-probability of a token is near the trainer's but not equal; if that matters, learn
-with importance weights.
+differently from torch's, so the log-probability of a token is near the trainer's but not equal: every step compares the
+two (`online.agreement`) and corrects the difference by truncated importance weights.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from rewardloop_client._access import is_loopback
 from rewardloop_sampling.sampling import end_ids
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.online.sampler import Said, SampleCall
+from rewardloop_trainer.policy.online.sampler import Said, SampleCall, SamplerAway, SamplerError
+from rewardloop_trainer.policy.online_settings import VllmSettings
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling
 
 log = structlog.get_logger()
@@ -48,7 +49,7 @@ _MOST_SEED = 2**63
 _MOST_LOGPROB = 1e-3
 
 
-class VllmError(RuntimeError):
+class VllmError(SamplerError):
     """Base of the errors of sampling on a server.
 
     VllmError
@@ -58,7 +59,7 @@ class VllmError(RuntimeError):
     """
 
 
-class VllmUnreachable(VllmError):
+class VllmUnreachable(VllmError, SamplerAway):
     """Raised when every attempt of a call failed for want of a usable reply."""
 
 
@@ -92,6 +93,29 @@ class VllmEndpoint:
     attempts: int = 4
     first_pause_s: float = 0.5
 
+    @property
+    def address(self) -> str:
+        """The server as messages name it, without what the URL may hold beside host and port."""
+        parts = urlsplit(self.url)
+        return f"vllm at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+
+def endpoint_of(settings: VllmSettings, suffix: str) -> VllmEndpoint:
+    """The server that the settings name; ``suffix`` tells this process's adapters from those of others in its run.
+
+    Raises:
+        SamplerError: If the file with the key cannot be read.
+    """
+    key = ""
+    if settings.api_key_file is not None:
+        try:
+            key = settings.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SamplerError(f"online.vllm.api_key_file: {error}") from error
+    return VllmEndpoint(
+        settings.url, settings.name + suffix, key, parallel=settings.parallel, timeout_s=settings.timeout_s
+    )
+
 
 class VllmSampler:
     """A `Sampler` that loads the policy's adapters onto the server under a name for each step."""
@@ -121,6 +145,10 @@ class VllmSampler:
         self._http = httpx2.Client(
             base_url=server.url, headers=headers, timeout=server.timeout_s, limits=limits, trust_env=uses_proxy
         )
+
+    @property
+    def name(self) -> str:
+        return self._server.address
 
     def sample(self, call: SampleCall, on_batch: Callable[[], None]) -> Said:
         """Sample the responses of one step.
@@ -155,6 +183,10 @@ class VllmSampler:
         if self._loaded is not None:
             self._unload(self._loaded)
             self._loaded = None
+        self._http.close()
+
+    def abandon(self) -> None:
+        """Disconnect after a failure; the adapter that stays on the server is unloaded by the next run of that name."""
         self._http.close()
 
     def _adapter_for(self, step: int) -> str:
@@ -262,8 +294,8 @@ class VllmSampler:
             if reply.status_code == 404 and path.endswith("_lora_adapter") and "adapter" not in reply.text:
                 reason += " (is VLLM_ALLOW_RUNTIME_LORA_UPDATING set, and --enable-lora given?)"
             if reply.status_code < 500 and reply.status_code != 429:
-                raise VllmRefused(f"{path}: {reason}")
-        raise VllmUnreachable(f"{path}: {reason}")
+                raise VllmRefused(f"{self.name}: {path}: {reason}")
+        raise VllmUnreachable(f"{self.name}: {path}: {reason}")
 
 
 def step_of(adapter: str) -> int:

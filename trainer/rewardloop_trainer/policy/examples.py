@@ -1,0 +1,132 @@
+"""What a policy learns from: prompts, and people's judgements as pairs and as thumbs, each kind from both.
+
+A signal has the same weight in every algorithm. A pair counts as one comparison whether its responses are learned from
+together or each alone, and two opposite thumbs count as one comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
+
+from rewardloop.formats.vocabulary import Algorithm, AlgorithmChoice
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of
+
+Judged = TypeVar("Judged", Pair, Labelled)
+
+
+class NothingToLearnFrom(ValueError):
+    """Raised when the training examples hold nothing that the algorithm can use; the message says what it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Everything that any algorithm learns from: each one takes the field that it needs.
+
+    ``prompts`` are distinct.
+    """
+
+    prompts: Sequence[Prompt]
+    pairs: Sequence[Pair]
+    thumbs: Sequence[Labelled]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Self:
+        prompts = tuple(dict.fromkeys(record.prompt for record in records))
+        return cls(prompts, pairs_of(records), thumbs_of(records))
+
+    def all_as_pairs(self) -> list[Pair]:
+        """The pairs, and opposite thumbs for one prompt as pairs."""
+        return [*self.pairs, *pairs_from_thumbs(self.thumbs)]
+
+    def all_as_thumbs(self) -> list[Labelled]:
+        """The thumbs, and the two responses of each pair as thumbs."""
+        return [*self.thumbs, *thumbs_from_pairs(self.pairs)]
+
+
+def choose_algorithm(choice: AlgorithmChoice, examples: Examples) -> Algorithm:
+    """Return the algorithm; ``auto`` is kto if there are more thumbs than pairs by weight, else dpo.
+
+    Raises:
+        NothingToLearnFrom: If the choice is ``auto`` and there is neither a pair nor a thumb.
+    """
+    if choice != "auto":
+        return choice
+    pairs, thumbs = (sum(each.weight for each in kind) for kind in (examples.pairs, examples.thumbs))
+    if not examples.pairs and not examples.thumbs:
+        raise NothingToLearnFrom(
+            "there is no pair, no thumb and no rating to train on; an algorithm such as grpo learns from the policy's "
+            "own answers to prompts alone"
+        )
+    return "kto" if thumbs > pairs else "dpo"
+
+
+def thumbs_from_pairs(pairs: Iterable[Pair]) -> list[Labelled]:
+    """The chosen response of each pair as wanted and the rejected one as unwanted, each with half of its weight."""
+    return [
+        Labelled(pair.prompt, text, label, pair.weight / 2, pair.event_id, pair.tags, pair.annotator, pair.source)
+        for pair in pairs
+        for text, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
+    ]
+
+
+def pairs_from_thumbs(thumbs: Iterable[Labelled]) -> list[Pair]:
+    """Pair wanted with unwanted responses to the same prompt.
+
+    Every thumb for a prompt that has both kinds is in a pair; those of the rarer kind are in several. Together the
+    pairs of a prompt weigh as much as the thumbs of the kind that weighs less, so that two thumbs are one comparison. A
+    pair has an annotator if both thumbs are one person's.
+    """
+    by_prompt: dict[Prompt, tuple[list[Labelled], list[Labelled]]] = {}
+    for thumb in thumbs:
+        by_prompt.setdefault(thumb.prompt, ([], []))[thumb.is_wanted].append(thumb)
+    found: list[Pair] = []
+    for prompt, (unwanted, wanted) in by_prompt.items():
+        if not unwanted or not wanted:
+            continue
+        count = max(len(unwanted), len(wanted))
+        matched = [(wanted[i % len(wanted)], unwanted[i % len(unwanted)]) for i in range(count)]
+        total = min(sum(t.weight for t in wanted), sum(t.weight for t in unwanted))
+        scale = total / (sum(up.weight * down.weight for up, down in matched) or 1.0)
+        for up, down in matched:
+            annotator = up.annotator if up.annotator == down.annotator else ""
+            weight = scale * up.weight * down.weight
+            found.append(Pair(prompt, up.response, down.response, weight, up.event_id, up.tags, annotator, up.source))
+    return [pair for pair in found if pair.chosen != pair.rejected and pair.weight > 0]
+
+
+def capped(judged: Sequence[Judged], most_share: float) -> list[Judged]:
+    """Scale down the weights of people who would have too much of the total.
+
+    No person has more than ``most_share`` of the total, or than twice an equal share if that is more, as with a few
+    people. Records without an annotator keep their weights. Those that weigh nothing are left out.
+
+    Args:
+        judged: Pairs or thumbs.
+        most_share: From 0 to 1; 1: no cap.
+    """
+    of_person: dict[str, float] = {}
+    for each in judged:
+        if each.annotator:
+            of_person[each.annotator] = of_person.get(each.annotator, 0.0) + each.weight
+    unnamed = sum(each.weight for each in judged if not each.annotator)
+    scales = _scales(of_person, unnamed, max(most_share, 2 / max(len(of_person), 1)))
+    return [replace(each, weight=each.weight * scales.get(each.annotator, 1.0)) for each in judged if each.weight > 0]
+
+
+def _scales(of_person: Mapping[str, float], unnamed: float, share: float) -> dict[str, float]:
+    """Factors that leave each person at most ``share`` of what all have together afterwards."""
+    if share >= 1:
+        return {}
+    # With the k heaviest people at the cap c: c = share * (k * c + rest), so c = share * rest / (1 - share * k).
+    # Someone above c has at most the rest, so that share * (k + 1) is below 1.
+    by_weight = sorted(of_person.items(), key=lambda item: -item[1])
+    rest = unnamed + sum(of_person.values())
+    cap = share * rest
+    for k, (_, weight) in enumerate(by_weight, 1):
+        if weight <= cap:
+            break
+        rest -= weight
+        cap = share * rest / (1 - share * k)
+    return {person: cap / weight for person, weight in by_weight if weight > cap}
