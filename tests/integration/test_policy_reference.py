@@ -1,4 +1,4 @@
-"""The anchor that rounds are held to: which version it is, what the reference changes, and the budget of KL."""
+"""The reference that rounds are held to, and rounds that stop when the live policy is at the end of its budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rollouts import Sampling, roll_out
-from rewardloop_trainer.rounds.policy_anchor import UnusableAnchor, anchor_version, used_up
+from rewardloop_trainer.rounds.policy_anchor import used_up
 from rewardloop_trainer.rounds.trainer_state import RoundState
 
 ENCODER = byte_encoder(64)
@@ -60,27 +60,6 @@ def copy_files(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True)
 
 
-def test_the_anchor_is_the_first_of_the_line_until_a_person_names_another(store: ModelStore) -> None:
-    first = add(store, None)
-    second = add(store, first)
-    other = add(store, None)
-    third = add(store, second)
-    assert [anchor_version(store, version) for version in (first, second, third, other)] == [first, first, first, other]
-    assert anchor_version(store, third, second) == second
-    held = add(store, third, anchor=second)
-    assert anchor_version(store, held) == second
-    assert anchor_version(store, held, third) == third
-    with pytest.raises(UnusableAnchor, match=r"the store has no version 99 of policy; --policy\.gate\.anchor"):
-        anchor_version(store, held, "99")
-    with pytest.raises(UnusableAnchor, match="no version 77"):
-        anchor_version(store, add(store, held, anchor="77"))
-
-
-def test_a_line_whose_first_versions_are_gone_is_held_to_the_oldest_that_is_left(store: ModelStore) -> None:
-    orphan = add(store, "41")
-    assert anchor_version(store, add(store, orphan)) == orphan
-
-
 @pytest.mark.parametrize(("kl", "anchor", "allowed"), [(29.9, "1", True), (30.0, "1", False), (99.0, "2", True)])
 def test_a_budget_that_is_used_up_says_what_to_do(store: ModelStore, kl: float, anchor: str, allowed: bool) -> None:
     add(store, None)
@@ -90,8 +69,8 @@ def test_a_budget_that_is_used_up_says_what_to_do(store: ModelStore, kl: float, 
     assert (reason is None) == allowed
     if reason is not None:
         assert reason.rule == "anchor"
-        assert f"{kl:.1f} nats a response from the anchor policy 1" in reason
-        assert f"--policy.gate.anchor {version} begins a new budget" in reason
+        assert f"too far from the anchor policy, 1: KL {kl:.1f} nats a response" in reason
+        assert f"name {version} if it is good" in reason
 
 
 def test_dpo_and_kto_measure_their_log_ratios_against_the_reference_that_they_are_given() -> None:
@@ -157,5 +136,5 @@ def test_rounds_are_held_to_the_anchor_and_stop_when_the_budget_is_used_up(tmp_p
     )
     assert setting.round().run() == "refused"
     (reasons,) = (tmp_path / "work" / "refused").glob("*/reasons.json")
-    assert "from the anchor policy 1, and the budget of all rounds is" in reasons.read_text()
+    assert "the live policy, 2, is too far from the anchor policy, 1" in reasons.read_text()
     assert not (tmp_path / "work" / "reports" / "policy-2").exists()  # nothing was trained

@@ -60,9 +60,9 @@ def used_up(store: ModelStore, anchor: str, parent: str, most_kl: float) -> Reas
         return None
     return Reason(
         "anchor",
-        f"the live policy {parent} is {kl:.1f} nats a response from the anchor policy {anchor}, and the budget of all "
-        f"rounds is {most_kl:g}: compare the two; if version {parent} is good, --policy.gate.anchor {parent} begins a "
-        "new budget from it, else go back to an earlier version",
+        f"the live policy, {parent}, is too far from the anchor policy, {anchor}: KL {kl:.1f} nats a response, of "
+        f"{most_kl:g}; the budget of all rounds since then is used up; --policy.gate.anchor N begins a new one from "
+        f"version N: compare the two, and name {parent} if it is good",
     )
 
 

@@ -272,7 +272,7 @@ class PolicyRound(ModelRound):
         inherited = {name: parent.notes[name] for name in ("layout", "max_length") if name in parent.notes}
         return replace(
             self._manifest_of_round(
-                {"method": self._method.read_text(), ANCHOR_NOTE: self._anchor, "parity": POLICY_PARITY, **inherited}
+                {"method": self._method_used(), ANCHOR_NOTE: self._anchor, "parity": POLICY_PARITY, **inherited}
             ),
             text_format=parent.text_format,
             max_length=parent.max_length,
@@ -283,6 +283,10 @@ class PolicyRound(ModelRound):
         by_age = sorted(self._reports.parent.glob("policy-*"), key=lambda p: int(p.name.rpartition("-")[2]))
         for old in by_age[:-_KEPT_REPORTS]:
             shutil.rmtree(old)
+
+    def _method_used(self) -> str:
+        """The algorithm as the manifest names it; that of the settings for a round that an older trainer began."""
+        return self._method.read_text() if self._method.exists() else self._settings.policy.algorithm
 
     @property
     def _method(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.online.sampler import Sampler, SamplerError
-from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.online_settings import OnlineSettings, VllmSettings
 
 
 @contextmanager
@@ -38,13 +38,15 @@ def open_sampler(
     if find_spec("httpx2") is None:
         raise SamplerError("online.sampler vllm needs an HTTP client: pip install 'rewardloop[vllm]'")
     # Imported here, because the HTTP client may not be installed.
-    from rewardloop_trainer.policy.online.vllm_sampler import VllmSampler, endpoint_of
+    from rewardloop_trainer.policy.online.vllm_sampler import VllmEndpoint, VllmSampler
 
     place = settings.vllm.directory or directory
     if place is None:
         raise SamplerError("online.sampler vllm writes adapters for the server: set online.vllm.directory")
-    world = World()
-    endpoint = endpoint_of(settings.vllm, f"-{world.rank}" if world.size > 1 else "")
+    vllm, world = settings.vllm, World()
+    # Processes of one run have adapters of their own, which the others do not unload.
+    name = f"{vllm.name}-{world.rank}" if world.size > 1 else vllm.name
+    endpoint = VllmEndpoint(vllm.url, name, _key(vllm), parallel=vllm.parallel, timeout_s=vllm.timeout_s)
     sampler = VllmSampler(endpoint, model, encoder, place, max_age_steps=0)
     try:
         yield sampler
@@ -52,3 +54,13 @@ def open_sampler(
         sampler.abandon()
         raise
     sampler.close()
+
+
+def _key(vllm: VllmSettings) -> str:
+    """Read the key to show to the server; "" without one. Raises `SamplerError`."""
+    if vllm.api_key_file is None:
+        return ""
+    try:
+        return vllm.api_key_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SamplerError(f"online.vllm.api_key_file: {error}") from error

@@ -38,7 +38,6 @@ from rewardloop_sampling.sampling import end_ids
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.online.sampler import Said, SampleCall, SamplerAway, SamplerError
-from rewardloop_trainer.policy.online_settings import VllmSettings
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling
 
 log = structlog.get_logger()
@@ -98,23 +97,6 @@ class VllmEndpoint:
         """The server as messages name it, without what the URL may hold beside host and port."""
         parts = urlsplit(self.url)
         return f"vllm at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
-
-
-def endpoint_of(settings: VllmSettings, suffix: str) -> VllmEndpoint:
-    """The server that the settings name; ``suffix`` tells this process's adapters from those of others in its run.
-
-    Raises:
-        SamplerError: If the file with the key cannot be read.
-    """
-    key = ""
-    if settings.api_key_file is not None:
-        try:
-            key = settings.api_key_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SamplerError(f"online.vllm.api_key_file: {error}") from error
-    return VllmEndpoint(
-        settings.url, settings.name + suffix, key, parallel=settings.parallel, timeout_s=settings.timeout_s
-    )
 
 
 class VllmSampler:
