@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LoraSettings(BaseModel):
@@ -19,6 +19,38 @@ class LoraSettings(BaseModel):
         "query_value",
         description="which linear layers: query and value of the attention, all of the attention, or all",
     )
+
+
+class LearnerSettings(BaseModel):
+    """How a model is loaded to be trained, under the same names for reward models, supervised training and policies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device to train on; auto: a GPU if there is one"
+    )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of the weights and of the computation in training; adapters and score heads stay in float32",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="implementation of the attention in training; auto: sdpa if the architecture has it"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer's activations again in the backward pass: less memory, a third more time"
+    )
+    method: Literal["full", "lora"] = Field("full", description="which weights learn: all of them, or adapters")
+    lora: LoraSettings = LoraSettings.model_validate({})
+    frozen_layers: int = Field(0, ge=0, description="lowest layers that do not learn, with the embeddings below them")
+    quantised_base: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="with method lora on a GPU: hold the frozen weights quantised (needs bitsandbytes)"
+    )
+
+    @model_validator(mode="after")
+    def _quantises_frozen_weights_alone(self) -> Self:
+        if self.quantised_base != "none" and self.method != "lora":
+            raise ValueError("quantised_base needs method lora: quantised weights cannot learn")
+        return self
 
 
 class OfflineSettings(BaseModel):
