@@ -33,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_data.source_file import UnreadableFile
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.learning.checkpoint import TrainingStopped
+    from rewardloop_trainer.learning.world import joined
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        return run(settings)
+        with joined():
+            return run(settings)
     except TrainingStopped as stopped:
         _say(f"{stopped}; the same command goes on from there")
     except (UnreadableFile, UnusableBase, ValueError, ArithmeticError, RuntimeError, OSError) as error:
@@ -45,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: SftRunSettings) -> int:
-    """Read, train and write. Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports."""
+    """Read, train and write. Under torchrun, every process makes this call, and the first one writes.
+
+    Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     from rewardloop_data.source_file import SourceFile
@@ -53,7 +58,9 @@ def run(settings: SftRunSettings) -> int:
     from rewardloop_trainer.data.preferences import split_of
     from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
+    from rewardloop_trainer.learning.world import World
     from rewardloop_trainer.policy.sft import train_sft
+    from rewardloop_trainer.policy.start import finished
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     started = time.monotonic()
@@ -62,7 +69,8 @@ def run(settings: SftRunSettings) -> int:
     _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
-    kept = _keep_aside(out, settings.data, rejections)
+    world = World()
+    kept = _keep_aside(out, settings.data, rejections) if world.is_first else out
     sides: dict[str, list[Dialogue]] = {"train": [], "heldout": []}
     for dialogue in dialogues:
         sides[split_of(dialogue.opening, settings.heldout_share)].append(dialogue)
@@ -70,7 +78,7 @@ def run(settings: SftRunSettings) -> int:
         raise ValueError(f"{settings.data}: has no row to train on")
     model, tokenizer, encoder, stored = _load(settings)
     checkpoints = out.with_name(f".{out.name}.checkpoints")
-    with _bar(settings.data.name) as on_progress, _stop_signals() as should_stop:
+    with _bar(settings.data.name, is_shown=world.is_first) as on_progress, _stop_signals() as should_stop:
         outcome = train_sft(
             model,
             encoder,
@@ -81,9 +89,11 @@ def run(settings: SftRunSettings) -> int:
             checkpoint_dir=checkpoints,
             should_stop=should_stop,
         )
-    write(out, model.to(stored), tokenizer)
-    checkpoint.clear(checkpoints)
-    print(_summary(out, outcome, len(rejections), kept, time.monotonic() - started), flush=True)
+    if world.is_first:
+        write(out, finished(model, settings.base, settings).to(stored), tokenizer)
+        checkpoint.clear(checkpoints)
+        print(_summary(out, outcome, len(rejections), kept, time.monotonic() - started), flush=True)
+    world.wait()
     return int(bool(rejections))
 
 
@@ -105,10 +115,11 @@ def write(out: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
-    """Load the base. Returns its model in float32, its tokenizer, its encoder, and the type that it is stored in.
+    """Load the base. Returns its model to be trained, its tokenizer, its encoder, and the type that it is stored in.
 
     Raises:
         UnusableBase: If it cannot be loaded.
+        UnusableDevice: If this machine cannot train it as the settings ask.
     """
     import torch
 
@@ -116,16 +127,13 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
     from rewardloop_trainer.data.base_layout import decoder_layout
     from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
     from rewardloop_trainer.policy.base_policy import PolicyBase
+    from rewardloop_trainer.policy.start import load_to_learn
 
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
-        raise ValueError("device cuda was asked for, but torch sees no GPU")
     base = PolicyBase.of(settings.base)
     tokenizer, stored = load_tokenizer(base.tokenizer), base.config.dtype or torch.float32
-    model = base.load(torch.float32)
-    model.to("cuda" if has_cuda and settings.device != "cpu" else "cpu")
+    model = load_to_learn(settings.base, settings)
     longest = longest_input(model.config, tokenizer)
     length = min(settings.max_length or longest, longest)
     encoder = Encoder(tokenizer.backend_tokenizer, decoder_layout(tokenizer, "write").text_format, length)
@@ -148,7 +156,7 @@ def _keep_aside(out: Path, data: Path, rejections: Sequence[Rejection]) -> Path:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
+def _bar(name: str, *, is_shown: bool) -> Iterator[Callable[[SftProgress], None]]:
     """Show a progress bar over the steps, on standard error and only if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -161,7 +169,7 @@ def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
         task = bar.add_task(name, total=None, loss=float("nan"))
         yield lambda done: bar.update(task, completed=done.step, total=done.steps, loss=done.loss)
 

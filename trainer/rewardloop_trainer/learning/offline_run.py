@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import Completion, sequence_logprobs
@@ -19,6 +18,7 @@ from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.settings import OfflineSettings
 from rewardloop_trainer.learning.world import World
@@ -80,9 +80,8 @@ class OfflineRun(Generic[FiguresT]):
         self.model.eval()  # no dropout in policy and reference
         self.fingerprint = checkpoint.fingerprint_of(model, data)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
+        group = {"params": self.parameters, "weight_decay": settings.weight_decay}
+        self.optimizer = adamw([group], learning_rate=settings.learning_rate, betas=(0.9, 0.95))
         self.plan = plan[: settings.max_steps or None]
         self.step = 0
         self.gradient_norm = 0.0  # of the last step

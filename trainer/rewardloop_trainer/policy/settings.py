@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, Algorithm
+from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
 from rewardloop_trainer.policy.online_registry import ONLINE
 from rewardloop_trainer.policy.online_settings import OnlineSettings
@@ -70,7 +71,7 @@ class LiveTestSettings(BaseModel):
     poll_s: float = Field(5.0, gt=0, description="seconds between two looks at the preferences")
 
 
-class PolicySettings(DpoSettings):
+class PolicySettings(DpoSettings, LearnerSettings):
     """How a policy learns, and what it must pass.
 
     The settings of DPO are fields of this class, so that ``policy.beta`` and the like name them on the command line.
@@ -94,6 +95,8 @@ class PolicySettings(DpoSettings):
 
     @model_validator(mode="after")
     def _gives_its_algorithm_enough_responses(self) -> Self:
+        if self.online.weights == "lora" and (self.method != "full" or self.weights != "float32"):
+            raise ValueError("method lora names the adapters of every algorithm: leave online.weights full with it")
         for name in ONLINE_ALGORITHMS:
             least = ONLINE[name].least_responses
             if self.algorithm == name and self.online.responses < least:

@@ -53,7 +53,7 @@ class PolicyRound(ModelRound):
             report = RunReport(self._reports)
             try:
                 learn_policy(
-                    self._start.load(),
+                    self._start.load_to_learn(self._policy_settings),
                     self._start.encoder,
                     Examples.of(self._replay.train),
                     Examples.of(self._replay.heldout),
@@ -90,21 +90,22 @@ class PolicyRound(ModelRound):
 
         A figure of training takes precedence over a mean of the same name.
         """
+        policy = self._start.finished(trained.policy, self._policy_settings)
         figures = {**last_means(read_steps(self._reports)), **trained.figures}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._figures.write_text(json.dumps(figures))
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
-            trained.policy.save_pretrained(directory)
+            policy.save_pretrained(directory)
 
         write_whole(self._version, write)
 
     def _judge(self) -> None:
         with _waiting_for_rewards():
             found = compare_policies(
-                load_causal_lm(str(self._version)),
-                self._start.load(),
+                load_causal_lm(str(self._version), self._policy_settings),
+                self._start.load(self._policy_settings),
                 self._start.encoder,
                 self._replay.heldout,
                 self._server,

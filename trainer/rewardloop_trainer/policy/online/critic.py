@@ -21,8 +21,8 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Values (rows, columns) of hidden states (rows, columns, width)."""
-        values: Tensor = self.head(states).squeeze(-1)
+        """Values (rows, columns) of hidden states (rows, columns, width), in float32 whatever the trunk's type is."""
+        values: Tensor = self.head(states.float()).squeeze(-1)
         return values
 
     def states(self, rows: Sequence[Completion], pad_id: int) -> Tensor:

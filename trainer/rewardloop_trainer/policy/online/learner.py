@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rewardloop_trainer.data.completions import Completion, forward, from_start
 from rewardloop_trainer.data.token_batches import by_length
-from rewardloop_trainer.learning.linear_modules import linear_modules
+from rewardloop_trainer.learning.lora_layers import add_adapters, has_adapters, merge_adapters, without_adapters
+from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.policy.online.critic import Critic
 from rewardloop_trainer.policy.online.experience import Now
 from rewardloop_trainer.policy.online_settings import OnlineSettings
@@ -25,7 +26,7 @@ class Learner:
         """Set up the optimizer.
 
         Args:
-            model: A causal LM in float32; it is trained in place.
+            model: A causal LM; it is trained in place. With adapters, these alone learn.
             pad_id: Token id of padding.
             settings: The settings of the loop.
             has_critic: Whether a value function learns beside the policy.
@@ -34,15 +35,14 @@ class Learner:
         model.eval()
         self._pad = pad_id
         self._budget = settings.micro_batch_tokens
-        self._adapted: Any = None
         self._reference: Any = None
         separate = has_critic and settings.critic.trunk == "separate"
         trunk = copy.deepcopy(model.base_model) if separate else None
-        if settings.weights == "lora":
-            self._adapted = _with_lora(model, settings)
-            self.policy = self._adapted.base_model.model
-        else:
-            self.policy = model
+        self.policy = model
+        if settings.weights == "lora" and not has_adapters(model):
+            add_adapters(model, settings.lora)
+        self._merges = settings.weights == "lora" and all(p.dtype == torch.float32 for p in model.parameters())
+        if not has_adapters(model):
             self._reference = copy.deepcopy(model).requires_grad_(False)
         self.critic = Critic(model.config.get_text_config().hidden_size, trunk).to(model.device) if has_critic else None
         modules: dict[str, nn.Module] = {"policy": self.policy}
@@ -54,7 +54,7 @@ class Learner:
             groups.append(self._group(self.critic.head, settings.critic.learning_rate, 0.0))
             if trunk is not None:
                 groups.append(self._group(trunk, settings.learning_rate, settings.weight_decay))
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+        self.optimizer = adamw(groups, betas=(0.9, 0.95))
         self.parameters = [p for group in groups for p in group["params"]]
 
     @staticmethod
@@ -111,25 +111,14 @@ class Learner:
 
     @contextmanager
     def _as_it_came(self) -> Iterator[Any]:
-        if self._adapted is None:
+        if self._reference is not None:
             yield self._reference
         else:
-            with self._adapted.disable_adapter():
+            with without_adapters(self.policy):
                 yield self.policy
 
     def merged(self) -> Any:
-        """The causal LM to save, with adapters merged into its weights."""
-        return self.policy if self._adapted is None else self._adapted.merge_and_unload()
-
-
-def _with_lora(model: Any, settings: OnlineSettings) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = settings.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=[f"{model.base_model_prefix}.{name}" for name in linear_modules(model.base_model, lora.modules)],
-    )
-    return get_peft_model(model, config)
+        """The causal LM to save, with the adapters that `OnlineSettings.weights` asked for merged into its weights."""
+        if self._merges:
+            merge_adapters(self.policy)
+        return self.policy
