@@ -1,5 +1,7 @@
 """``rewardloop sft``: trains a base on a file of conversations, and writes it as a Hugging Face directory.
 
+Several processes train it together under torchrun:
+``torchrun --nproc-per-node 2 -m rewardloop_trainer.commands.sft --base ... --data ... --out ...``
 Exit status: 0 if all went well, 1 if some rows were rejected, 2 if nothing was written.
 """
 
@@ -211,4 +213,7 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    from rewardloop_trainer.learning.world import leave
+
+    leave(status)

@@ -6,10 +6,11 @@ A process that runs alone is a world of one. Several are started by torchrun, wh
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,15 @@ def joined() -> Iterator[None]:
         dist.barrier()  # no process may go while another still needs it
     finally:
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process. Under torchrun the threads of torch's communication sometimes abort an ordinary exit."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise SystemExit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class World:
