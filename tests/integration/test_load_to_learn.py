@@ -28,7 +28,8 @@ from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
-from rewardloop_trainer.policy.start import finished, load_causal_lm, load_to_learn
+from rewardloop_trainer.policy.start import finished, load_causal_lm
+from rewardloop_trainer.policy.start import load_to_learn as load_for
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 ENCODER = byte_encoder(160)
@@ -51,6 +52,10 @@ TRAINERS: dict[str, Callable[[Any, int], object]] = {
         model, ENCODER, DIALOGUES, SftSettings.model_validate({**RATE, "micro_batch_tokens": budget})
     ),
 }
+
+
+def load_to_learn(base: str, chosen: LearnerSettings) -> Any:
+    return load_for(base, chosen, "dpo", tokens=8192, longest=160)
 
 
 def settings(**changes: Any) -> LearnerSettings:

@@ -108,7 +108,7 @@ class PolicyRun:
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
         self._settings.out.mkdir(parents=True, exist_ok=True)
-        model = self._start.load_to_learn(self._learning)
+        model = self._start.load_to_learn(self._learning, self._learning.trainer, self._learning.token_budget)
         report = None
         if self._world.is_first:
             report = RunReport(self._report, draw_every=self._settings.draw_every, console=Console())

@@ -135,9 +135,10 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
         torch.set_num_threads(settings.torch_threads)
     base = PolicyBase.of(settings.base)
     tokenizer, stored = load_tokenizer(base.tokenizer), base.config.dtype or torch.float32
-    model = load_to_learn(settings.base, settings)
-    longest = longest_input(model.config, tokenizer)
+    longest = longest_input(base.config, tokenizer)
     length = min(settings.max_length or longest, longest)
+    tokens = settings.micro_batch_tokens
+    model = load_to_learn(settings.base, settings, "sft", tokens=tokens, longest=min(length, tokens))
     encoder = Encoder(tokenizer.backend_tokenizer, decoder_layout(tokenizer, "write").text_format, length)
     return model, tokenizer, encoder, stored
 

@@ -15,16 +15,17 @@ from rewardloop_trainer.learning.settings import LoraSettings
 
 
 def add_adapters(model: Any, lora: LoraSettings) -> None:
-    """Freeze a causal LM and put adapters in float32 into the linear layers of its trunk; it stays the same class."""
+    """Freeze a model and put adapters in float32 into the linear layers of its trunk; it stays the same class."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    trunk, prefix = model.base_model, model.base_model_prefix
+    trunk = model.base_model
+    prefix = "" if trunk is model else f"{model.base_model_prefix}."
     names = linear_modules(trunk, lora.modules)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=[f"{prefix}.{name}" for name in names],
+        target_modules=[f"{prefix}{name}" for name in names],
         fan_in_fan_out=any(isinstance(trunk.get_submodule(name), Conv1D) for name in names),
     )
     model.requires_grad_(False)

@@ -133,7 +133,7 @@ class OfflineRun(Generic[FiguresT]):
             (items, per_item), in nats.
         """
         rows = [row for item in self.world.mine(items) for row in item]
-        mine = sequence_logprobs(self.model, rows, self.pad, 2 * self.settings.micro_batch_tokens)
+        mine = sequence_logprobs(self.model, rows, self.pad, self.settings.micro_batch_tokens)
         return self.world.gather_rows(mine.view(-1, per_item), len(items))
 
     def end(self, figures: Mapping[str, float]) -> PolicyOutcome:

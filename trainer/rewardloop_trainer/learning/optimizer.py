@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,12 @@ def adamw(
     if all(p.dtype == torch.float32 for group in made for p in group["params"]):
         return torch.optim.AdamW(made, lr=learning_rate, betas=betas, fused=True)
     return RoundingAdamW(made, learning_rate, betas)
+
+
+def temporary_bytes(parameters: Sequence[Tensor]) -> int:
+    """The bytes of the temporary tensors of a step."""
+    largest = max((p.numel() for p in parameters if p.dtype != torch.float32), default=0)
+    return 6 * 4 * min(largest, _PART)
 
 
 class RoundingAdamW(torch.optim.Optimizer):

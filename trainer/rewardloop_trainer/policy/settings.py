@@ -93,6 +93,22 @@ class PolicySettings(DpoSettings, LearnerSettings):
         """The settings of DPO alone."""
         return DpoSettings.model_validate({name: getattr(self, name) for name in DpoSettings.model_fields})
 
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch of the algorithm."""
+        match self.algorithm:
+            case "dpo":
+                return self.micro_batch_tokens
+            case "kto":
+                return self.kto.micro_batch_tokens
+            case _:
+                return self.online.micro_batch_tokens
+
+    @property
+    def trainer(self) -> Literal["dpo", "kto", "online"]:
+        """What trains the policy."""
+        return self.algorithm if self.algorithm in ("dpo", "kto") else "online"
+
     @model_validator(mode="after")
     def _gives_its_algorithm_enough_responses(self) -> Self:
         if self.online.weights == "lora" and (self.method != "full" or self.weights != "float32"):

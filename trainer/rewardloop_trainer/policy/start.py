@@ -18,6 +18,7 @@ from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
 from rewardloop_trainer.learning.layers import freeze_layers
 from rewardloop_trainer.learning.lora_layers import adapter_weights, add_adapters, has_adapters, merge_adapters
+from rewardloop_trainer.learning.memory_estimate import Trainer, check_memory
 from rewardloop_trainer.learning.model_load import check_machine, device_of, prepare, type_of
 from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.policy.base_policy import PolicyBase
@@ -50,9 +51,10 @@ class PolicyStart:
         """Load the weights as `load_causal_lm` does. Raises `UnusableBase`."""
         return load_causal_lm(self.source, settings)
 
-    def load_to_learn(self, settings: LearnerSettings) -> Any:
+    def load_to_learn(self, settings: LearnerSettings, trainer: Trainer, token_budget: int) -> Any:
         """Load the weights as `load_to_learn` does. Raises `UnusableBase` and `UnusableDevice`."""
-        return load_to_learn(self.source, settings)
+        longest = min(self.encoder.max_length, token_budget)
+        return load_to_learn(self.source, settings, trainer, tokens=token_budget, longest=longest)
 
     def finished(self, model: Any, settings: LearnerSettings) -> Any:
         """The policy to save, as `finished` makes it of a model that `load_to_learn` gave."""
@@ -67,15 +69,24 @@ def load_causal_lm(source: str, settings: LearnerSettings = MEASURED) -> Any:
     return PolicyBase.of(source).load(torch.float32).to(device_of(settings))
 
 
-def load_to_learn(source: str, settings: LearnerSettings) -> Any:
+def load_to_learn(source: str, settings: LearnerSettings, trainer: Trainer, *, tokens: int, longest: int) -> Any:
     """Load a causal LM to be trained as the settings say: all of its weights, or adapters on them.
+
+    Args:
+        source: Directory or hub id of the weights.
+        settings: How it is loaded.
+        trainer: What trains it, for the memory that this takes.
+        tokens: Tokens of a micro-batch.
+        longest: Tokens of the longest sequence.
 
     Raises:
         UnusableBase: If the weights cannot be loaded.
-        UnusableDevice: If this machine cannot train them so.
+        UnusableDevice: If this machine cannot train them so, or has too little memory.
     """
     check_machine(settings)
-    model = PolicyBase.of(source).load(type_of(settings))
+    base = PolicyBase.of(source)
+    check_memory(base.config, settings, trainer, tokens=tokens, longest=longest)
+    model = base.load(type_of(settings))
     prepare(model, model.base_model, settings)
     if settings.method == "lora":
         add_adapters(model, settings.lora)
@@ -93,11 +104,12 @@ def finished(model: Any, source: str, settings: LearnerSettings) -> Any:
     if settings.weights == "float32" and settings.quantised_base == "none":
         merge_adapters(model)
         return model
+    learned = {name: weight.clone() for name, weight in adapter_weights(model).items()}
+    model.to("meta")  # the memory of two models at once may not be there
     whole = load_causal_lm(source, settings)
     add_adapters(whole, settings.lora)
-    weights = adapter_weights(whole)
-    for name, learned in adapter_weights(model).items():
-        weights[name].copy_(learned)
+    for name, weight in adapter_weights(whole).items():
+        weight.copy_(learned[name])
     merge_adapters(whole)
     return whole
 

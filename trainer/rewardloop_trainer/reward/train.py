@@ -20,6 +20,7 @@ from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.bounded_step import backward_in_parts
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.memory_estimate import check_memory
 from rewardloop_trainer.learning.model_load import prepare, set_type
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
@@ -137,6 +138,8 @@ def train_reward(
     encoded = encode_records(encoder, train, settings.over_length)
     if not encoded.examples:
         raise ValueError("there is nothing to train on")
+    longest = max(example.longest for example in encoded.examples)
+    check_memory(model.config, settings, "reward", tokens=settings.micro_batch_tokens, longest=longest)
     prepare(model, model.trunk, settings)
     try:
         run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
@@ -263,7 +266,7 @@ class RewardRun:
         if measured.loss < self.at.best_loss:
             self.at.best_loss, self.at.best_step, self.at.misses = measured.loss, self.at.step, 0
             if self.at.step < len(self.plan):
-                self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
+                self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable.items()}
         else:
             self.at.misses += 1
         return measured
@@ -313,8 +316,7 @@ class RewardRun:
             return
         # A checkpoint without a level was written by a run that was centred on 0, and goes on so.
         self.level = found.tensors.get("level", self.level)
-        best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
-        self.best = {name: tensor.to(self.trainable[name].device) for name, tensor in best.items()}
+        self.best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
         kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
 

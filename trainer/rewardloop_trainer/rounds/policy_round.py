@@ -53,7 +53,9 @@ class PolicyRound(ModelRound):
             report = RunReport(self._reports)
             try:
                 learn_policy(
-                    self._start.load_to_learn(self._policy_settings),
+                    self._start.load_to_learn(
+                        self._policy_settings, self._policy_settings.trainer, self._policy_settings.token_budget
+                    ),
                     self._start.encoder,
                     Examples.of(self._replay.train),
                     Examples.of(self._replay.heldout),

@@ -92,7 +92,7 @@ class Learner:
         """As `now`, for any number of rows and without gradient."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
         values = torch.zeros_like(logprobs) if self.critic is not None else None
-        for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
+        for places in by_length([len(row.ids) for row in rows], self._budget):
             part = self.now([rows[i] for i in places], columns, temperature)
             logprobs[places] = part.logprobs
             if values is not None and part.values is not None:
@@ -104,7 +104,7 @@ class Learner:
         """Log-probabilities (rows, columns) under the reference, in nats."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
         with self._as_it_came() as model:
-            for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
+            for places in by_length([len(row.ids) for row in rows], self._budget):
                 found, is_token, _ = forward(model, [rows[i] for i in places], self._pad, temperature)
                 logprobs[places] = from_start(found, is_token, columns)
         return logprobs
