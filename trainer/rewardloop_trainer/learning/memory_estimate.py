@@ -2,8 +2,8 @@
 
 The step is that of torch, transformers and PEFT themselves, so that an architecture, adapters, a type of weights or
 recomputed layers need no formula. It takes seconds, also for a model that fits into no memory here. Without data,
-transformers cannot see that a mask is plainly causal, and repeats keys and values that heads share: the estimate is up to
-a tenth too high.
+transformers cannot see that a mask is plainly causal, and repeats keys and values that heads share. This makes the
+estimate up to a tenth too high.
 """
 
 from __future__ import annotations
