@@ -71,6 +71,7 @@ def test_help_names_every_command() -> None:
         "train",
         "policy-worker",
         "policy-train",
+        "reward-train",
         "score",
         "feedback",
         "models",

@@ -11,16 +11,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from safetensors.torch import save_model
+from transformers import AutoModel
 
-from rewardloop.formats.text import Turn
+from rewardloop.formats.text import Encoder, Turn
 from rewardloop.formats.vocabulary import OnlineAlgorithm
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt
+from rewardloop_trainer.data.dialogues import Dialogue
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.world import World, joined
@@ -31,14 +33,24 @@ from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.train import train_online
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
+from rewardloop_trainer.policy.sft import train_sft
+from rewardloop_trainer.policy.sft_settings import SftSettings
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.train import train_reward
 from support.learning_runs import THREADS, learning_seed
 from support.policy_versions import byte_encoder, small_llama
+from support.reward_bases import config as reward_config
+from support.reward_bases import encoder_for
 
 PROMPTS: list[Prompt] = [(Turn("user", word),) for word in ("up", "down", "left", "over there", "right")]
 PAIRS = [Pair(prompt, "aye " * (1 + i), "no", event_id=str(i)) for i, prompt in enumerate(PROMPTS)]
 THUMBS = [
     Labelled(pair.prompt, text, label) for pair in PAIRS for text, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
 ]
+OFTEN = {"checkpoint_every_steps": 2}
+Keep: TypeAlias = Callable[[int, dict[str, float]], None]
+Save: TypeAlias = Callable[[Any], None]
 SETTINGS = OnlineSettings.model_validate(
     {
         "steps": 6,
@@ -60,6 +72,52 @@ SETTINGS = OnlineSettings.model_validate(
 
 def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Reward | None]]:
     return [[Reward(sum(c in "aeiou" for c in t) - 0.1 * len(t)) if t.strip() else None for t in g] for g in texts]
+
+
+def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Keep, save: Save) -> None:
+    settings = SftSettings.model_validate({"batch_examples": 3, "epochs": 3, "micro_batch_tokens": 64, **OFTEN})
+    dialogues = [Dialogue.answered(pair.prompt, pair.chosen) for pair in PAIRS]
+    heldout = [Dialogue.answered(pair.prompt, pair.rejected) for pair in PAIRS]
+    outcome = train_sft(
+        model,
+        encoder,
+        dialogues,
+        settings,
+        lambda done: keep(done.step, {"loss": done.loss}),
+        heldout=heldout,
+        checkpoint_dir=directory / "checkpoints",
+    )
+    keep(0, {"before": outcome.perplexity_before, "after": outcome.perplexity_after})
+    if World().is_first:
+        save(model)
+
+
+def train_a_reward_model(name: str, directory: Path, keep: Keep, save: Save) -> None:
+    """Train as "reward", as "reward-full-bound" with every sequence in memory at once, or as "reward-dropout"."""
+    kind = "llama" if name == "reward-dropout" else "bert"
+    torch.manual_seed(learning_seed())
+    model = RewardModel(AutoModel.from_config(reward_config(kind)), 2, "last" if kind == "llama" else "mean").eval()
+    changes = {
+        "sequences_per_step": 10,
+        "epochs": 3,
+        "learning_rate": 1e-3,
+        "micro_batch_tokens": 8192 if name == "reward-full-bound" else 300,
+        "dropout": name == "reward-dropout",
+        **OFTEN,
+    }
+    records = [*PAIRS, RankedList(PROMPTS[0], ("aye aye", "aye", "well", "no"), event_id="r"), *THUMBS]
+    outcome = train_reward(
+        model,
+        encoder_for(kind, 96),
+        records,
+        PAIRS,
+        RewardTraining.model_validate(changes),
+        directory / "checkpoints",
+        lambda done: keep(done.step, {"loss": done.loss, "norm": done.gradient_norm}),
+    )
+    keep(0, {"loss": outcome.heldout.loss})
+    if World().is_first:
+        save(model)
 
 
 def main(directory: Path, name: str) -> None:
@@ -101,6 +159,12 @@ def main(directory: Path, name: str) -> None:
         train_kto(
             model, encoder, THUMBS, THUMBS[:2], kto, RunControl(checkpoints, on_thumbs, save=lambda _: save(model))
         )
+        return
+    if name == "sft":
+        train_by_supervision(model, encoder, directory, keep, save)
+        return
+    if name.startswith("reward"):
+        train_a_reward_model(name, directory, keep, save)
         return
     online = cast(OnlineAlgorithm, name)
     human_pairs = encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else ()

@@ -89,6 +89,13 @@ PROCESSES = (
         "rewardloop_trainer.policy.sft_settings:SftRunSettings",
     ),
     Process(
+        "reward-train",
+        "rewardloop_trainer.commands.reward_train",
+        "trainer",
+        "Train a reward model once, outside the daemon.",
+        "rewardloop_trainer.commands.reward_train_settings:RewardTrainSettings",
+    ),
+    Process(
         "policy-train",
         "rewardloop_trainer.commands.policy_train",
         "trainer",

@@ -55,7 +55,7 @@ _SUMMARY = {
 # The settings that change nothing about the weights: a run with others is the same run.
 _ASIDE = {
     *("out", "prompts", "server", "publish", "draw_every", "torch_threads", "log_format", "log_level"),
-    *("signing_key", "trusted_keys"),
+    *("signing_key", "trusted_keys", "device", "gradient_checkpointing"),
     *ServerAccess.model_fields,
 }
 
@@ -137,7 +137,7 @@ class PolicyRun:
         if asks and not server.health("rewardloop.v1.RewardService", timeout_s=_HEALTH_S):
             raise ValueError(f"{self._settings.server}: its reward service is not ready")
         self._settings.out.mkdir(parents=True, exist_ok=True)
-        model = self._start.load()
+        model = self._start.load_to_learn(self._learning, self._learning.trainer, self._learning.token_budget)
         report = None
         if self._world.is_first:
             report = RunReport(self._report, draw_every=self._settings.draw_every, console=Console())
@@ -164,13 +164,14 @@ class PolicyRun:
 
     def _save(self, trained: Trained, server: RewardloopClient) -> None:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
+        policy = self._start.finished(trained.policy, self._learning)
         figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
         if self._heldout.prompts:
             gate = self._learning.gate
             found = compare_policies(
                 Contenders(
-                    trained.policy,
-                    self._start.load(),
+                    policy,
+                    self._start.load(self._learning),
                     self._start.encoder,
                     None if (anchor := self._reference) is None else (anchor.version, anchor.load),
                 ),
@@ -189,7 +190,7 @@ class PolicyRun:
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
-            trained.policy.save_pretrained(directory)
+            policy.save_pretrained(directory)
             files = {str(p.relative_to(directory)): _sha256(p) for p in directory.rglob("*") if p.is_file()}
             about = {**self._about(), "figures": figures, "refused_because": reasons, "files": files}
             (directory / RUN).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")

@@ -8,10 +8,8 @@ written, 130 after an interrupt.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
@@ -53,14 +51,8 @@ def _say(message: str) -> None:
         print(f"rewardloop policy-train: {line}", file=sys.stderr, flush=True)
 
 
-def _leave(status: int) -> NoReturn:
-    """End the process. Under torchrun the threads of torch's communication sometimes abort an ordinary exit."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        raise SystemExit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 if __name__ == "__main__":
-    _leave(main())
+    status = main()
+    from rewardloop_trainer.learning.world import leave
+
+    leave(status)

@@ -1,5 +1,7 @@
 """``rewardloop sft``: trains a base on a file of conversations, and writes it as a Hugging Face directory.
 
+Several processes train it together under torchrun:
+``torchrun --nproc-per-node 2 -m rewardloop_trainer.commands.sft --base ... --data ... --out ...``
 Exit status: 0 if all went well, 1 if some rows were rejected, 2 if nothing was written.
 """
 
@@ -33,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_data.source_file import UnreadableFile
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.learning.checkpoint import TrainingStopped
+    from rewardloop_trainer.learning.world import joined
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        return run(settings)
+        with joined():
+            return run(settings)
     except TrainingStopped as stopped:
         _say(f"{stopped}; the same command goes on from there")
     except (UnreadableFile, UnusableBase, ValueError, ArithmeticError, RuntimeError, OSError) as error:
@@ -45,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: SftRunSettings) -> int:
-    """Read, train and write. Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports."""
+    """Read, train and write. Under torchrun, every process makes this call, and the first one writes.
+
+    Returns 0, or 1 if rows were rejected. Raises the errors that `main` reports.
+    """
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from rewardloop_data.source_file import SourceFile
@@ -53,7 +60,9 @@ def run(settings: SftRunSettings) -> int:
     from rewardloop_trainer.data.preferences import split_of
     from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
+    from rewardloop_trainer.learning.world import World
     from rewardloop_trainer.policy.sft import train_sft
+    from rewardloop_trainer.policy.start import finished
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]  # a base that does not load whole is refused in our words
@@ -63,7 +72,8 @@ def run(settings: SftRunSettings) -> int:
     _refuse_to_replace(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     dialogues, rejections = read_dialogues(SourceFile.of(settings.data).lines(), settings.learn)
-    kept = _keep_aside(out, settings.data, rejections)
+    world = World()
+    kept = _keep_aside(out, settings.data, rejections) if world.is_first else out
     sides: dict[str, list[Dialogue]] = {"train": [], "heldout": []}
     for dialogue in dialogues:
         sides[split_of(dialogue.opening, settings.heldout_share)].append(dialogue)
@@ -71,7 +81,7 @@ def run(settings: SftRunSettings) -> int:
         raise ValueError(f"{settings.data}: has no row to train on")
     model, tokenizer, encoder, stored = _load(settings)
     checkpoints = out.with_name(f".{out.name}.checkpoints")
-    with _bar(settings.data.name) as on_progress, _stop_signals() as should_stop:
+    with _bar(settings.data.name, is_shown=world.is_first) as on_progress, _stop_signals() as should_stop:
         outcome = train_sft(
             model,
             encoder,
@@ -82,9 +92,11 @@ def run(settings: SftRunSettings) -> int:
             checkpoint_dir=checkpoints,
             should_stop=should_stop,
         )
-    write(out, model.to(stored), tokenizer)
-    checkpoint.clear(checkpoints)
-    print(_summary(out, outcome, len(rejections), kept, time.monotonic() - started), flush=True)
+    if world.is_first:
+        write(out, finished(model, settings.base, settings).to(stored), tokenizer)
+        checkpoint.clear(checkpoints)
+        print(_summary(out, outcome, len(rejections), kept, time.monotonic() - started), flush=True)
+    world.wait()
     return int(bool(rejections))
 
 
@@ -106,10 +118,11 @@ def write(out: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
-    """Load the base. Returns its model in float32, its tokenizer, its encoder, and the type that it is stored in.
+    """Load the base. Returns its model to be trained, its tokenizer, its encoder, and the type that it is stored in.
 
     Raises:
         UnusableBase: If it cannot be loaded.
+        UnusableDevice: If this machine cannot train it as the settings ask.
     """
     import torch
 
@@ -117,18 +130,16 @@ def _load(settings: SftRunSettings) -> tuple[Any, Any, Encoder, Any]:
     from rewardloop_trainer.data.base_layout import decoder_layout
     from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
     from rewardloop_trainer.policy.base_policy import PolicyBase
+    from rewardloop_trainer.policy.start import load_to_learn
 
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    has_cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_cuda:
-        raise ValueError("device cuda was asked for, but torch sees no GPU")
     base = PolicyBase.of(settings.base)
     tokenizer, stored = load_tokenizer(base.tokenizer), base.config.dtype or torch.float32
-    model = base.load(torch.float32)
-    model.to("cuda" if has_cuda and settings.device != "cpu" else "cpu")
-    longest = longest_input(model.config, tokenizer)
+    longest = longest_input(base.config, tokenizer)
     length = min(settings.max_length or longest, longest)
+    tokens = settings.micro_batch_tokens
+    model = load_to_learn(settings.base, settings, "sft", tokens=tokens, longest=min(length, tokens))
     encoder = Encoder(
         tokenizer.backend_tokenizer, decoder_layout(tokenizer, "write", choice=settings.layout).text_format, length
     )
@@ -153,7 +164,7 @@ def _keep_aside(out: Path, data: Path, rejections: Sequence[Rejection]) -> Path:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
+def _bar(name: str, *, is_shown: bool) -> Iterator[Callable[[SftProgress], None]]:
     """Show a progress bar over the steps, on standard error and only if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -166,7 +177,7 @@ def _bar(name: str) -> Iterator[Callable[[SftProgress], None]]:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
         task = bar.add_task(name, total=None, loss=float("nan"))
         yield lambda done: bar.update(task, completed=done.step, total=done.steps, loss=done.loss)
 
@@ -208,4 +219,7 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    from rewardloop_trainer.learning.world import leave
+
+    leave(status)

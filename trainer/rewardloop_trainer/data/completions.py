@@ -93,7 +93,9 @@ def forward(
     )
     states = output.hidden_states[-1][:, first:-1] if with_states else None
     logits = output.logits[:, :-1].float().transpose(1, 2)
-    losses = cross_entropy(logits / temperature, ids[:, first + 1 :], reduction="none")
+    if temperature != 1.0:  # a division makes another copy of the largest tensor
+        logits = logits / temperature
+    losses = cross_entropy(logits, ids[:, first + 1 :], reduction="none")
     return torch.where(is_completion, -losses, 0.0), is_completion, states
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from rewardloop_trainer.evaluation.likelihood import (
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
 from rewardloop_trainer.reward.evaluate import correctness
+from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.vocabulary import Reason
 
 _CHANCE_LOSS = math.log(2)
@@ -40,6 +42,11 @@ class RewardGateRules:
     alpha: float = 0.04
     margin: float = 0.0
     tolerance: float = 0.02
+
+    @classmethod
+    def of(cls, settings: RewardHyperparameters) -> Self:
+        """Return the rules that the settings name."""
+        return cls(settings.gate_prompts, settings.gate_alpha, settings.gate_margin, settings.gate_tolerance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     target = directory / str(checkpoint.step)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory))
     try:
-        # Copied, because safetensors refuses tensors that share storage or are strided.
-        tensors = {name: t.detach().cpu().clone().contiguous() for name, t in checkpoint.tensors.items()}
-        save_file(tensors, staging / TENSORS)
+        save_file(_separate(checkpoint.tensors), staging / TENSORS)
         state = {"step": checkpoint.step, "numbers": dict(checkpoint.numbers), "texts": dict(checkpoint.texts)}
         (staging / STATE).write_text(json.dumps(state, indent=2, sort_keys=True))
         for path in (staging / TENSORS, staging / STATE, staging):
@@ -174,6 +172,21 @@ def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[st
             for full in prefix_and_key:
                 optimizer.state[parameter][full.split(".", 2)[1]] = tensors[full].to(parameter.device).clone()
     torch.set_rng_state(tensors["random.torch"])
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, as safetensors wants them: contiguous, and no two with one storage.
+
+    The others are not copied: a copy of weights and moments would be the most memory that a run ever takes.
+    """
+    found: dict[str, Tensor] = {}
+    seen = set[int]()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return found
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from rewardloop_trainer.data.completions import Completion, sequence_logprobs
@@ -19,6 +18,8 @@ from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.lora_layers import has_adapters
+from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.settings import OfflineSettings
 from rewardloop_trainer.learning.world import World
@@ -80,10 +81,10 @@ class OfflineRun(Generic[FiguresT]):
         self.model.eval()  # no dropout in policy and reference
         self.fingerprint = checkpoint.fingerprint_of(model, data)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.rate = settings.rate_for(sum(p.numel() for p in self.parameters))
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
+        learning = sum(p.numel() for p in self.parameters)
+        self.rate = settings.rate_for(learning, are_adapters=has_adapters(model))
+        group = {"params": self.parameters, "weight_decay": settings.weight_decay}
+        self.optimizer = adamw([group], learning_rate=self.rate, betas=(0.9, 0.95))
         self.plan = plan[: settings.max_steps or None]
         self.step = 0
         self.gradient_norm = 0.0  # of the last step
@@ -136,9 +137,8 @@ class OfflineRun(Generic[FiguresT]):
             (items, per_item), in nats.
         """
         rows = [row for item in self.world.mine(items) for row in item]
-        mine = sequence_logprobs(
-            self.model if model is None else model, rows, self.pad, 2 * self.settings.micro_batch_tokens
-        )
+        learner = self.model if model is None else model
+        mine = sequence_logprobs(learner, rows, self.pad, self.settings.micro_batch_tokens)
         return self.world.gather_rows(mine.view(-1, per_item), len(items))
 
     def end(self, figures: Mapping[str, float]) -> PolicyOutcome:

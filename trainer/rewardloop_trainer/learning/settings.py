@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # The usual rates: adapters need ten to a hundred times the rate of full weights, and large models less than small ones.
 LORA_RATE = 1e-4
@@ -27,6 +27,38 @@ class LoraSettings(BaseModel):
     )
 
 
+class LearnerSettings(BaseModel):
+    """How a model is loaded to be trained, under the same names for reward models, supervised training and policies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device to train on; auto: a GPU if there is one"
+    )
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of the weights and of the computation in training; adapters and score heads stay in float32",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="implementation of the attention in training; auto: sdpa if the architecture has it"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer's activations again in the backward pass: less memory, a third more time"
+    )
+    method: Literal["full", "lora"] = Field("full", description="which weights learn: all of them, or adapters")
+    lora: LoraSettings = LoraSettings.model_validate({})
+    frozen_layers: int = Field(0, ge=0, description="lowest layers that do not learn, with the embeddings below them")
+    quantised_base: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="with method lora on a GPU: hold the frozen weights quantised (needs bitsandbytes)"
+    )
+
+    @model_validator(mode="after")
+    def _quantises_frozen_weights_alone(self) -> Self:
+        if self.quantised_base != "none" and self.method != "lora":
+            raise ValueError("quantised_base needs method lora: quantised weights cannot learn")
+        return self
+
+
 class OfflineSettings(BaseModel):
     """The optimizer steps of learning from what people judged, with the live policy as the frozen reference."""
 
@@ -45,8 +77,10 @@ class OfflineSettings(BaseModel):
     micro_batch_tokens: int = Field(8192, ge=1, description="tokens in one forward pass, padding included")
     checkpoint_every_steps: int = Field(50, ge=0, description="steps between two checkpoints; 0: none")
 
-    def rate_for(self, parameters: int) -> float:
-        """Return the learning rate for a model of so many parameters, all of which learn."""
+    def rate_for(self, parameters: int, *, are_adapters: bool = False) -> float:
+        """Return the learning rate for so many parameters that learn, which may be those of adapters."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if are_adapters:
+            return LORA_RATE
         return LARGE_FULL_RATE if parameters >= _LARGE_PARAMETERS else FULL_RATE

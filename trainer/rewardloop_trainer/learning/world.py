@@ -1,4 +1,4 @@
-"""The processes that train one policy together. Each samples and learns from its share; all take the same steps.
+"""The processes that train one model together. Each samples and learns from its share; all take the same steps.
 
 A process that runs alone is a world of one. Several are started by torchrun, which numbers them in the environment.
 """
@@ -6,10 +6,11 @@ A process that runs alone is a world of one. Several are started by torchrun, wh
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from rewardloop_trainer.learning.checkpoint import Checkpoint, CorruptCheckpoint, latest
 
 Part = TypeVar("Part")
+# Gradients that are sent at once; a copy of all of them would be as large as the model.
+_BUCKET_VALUES = 2**23
 
 
 @contextmanager
@@ -37,6 +40,15 @@ def joined() -> Iterator[None]:
         dist.barrier()  # no process may go while another still needs it
     finally:
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process. Under torchrun the threads of torch's communication sometimes abort an ordinary exit."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise SystemExit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class World:
@@ -97,13 +109,16 @@ class World:
         if self.size == 1:
             return
         learning = list(parameters)
-        has_gradient = torch.tensor([float(p.grad is not None) for p in learning], device=learning[0].device)
-        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]
-        flat = torch.cat([*gradients, has_gradient])
-        dist.all_reduce(flat)
-        *summed, somewhere = torch.split(flat, [*(p.numel() for p in learning), len(learning)])
-        for parameter, gradient, count in zip(learning, summed, somewhere.tolist(), strict=True):
-            parameter.grad = gradient.view_as(parameter) if count else None
+        has_gradient = torch.tensor([float(p.grad is not None) for p in learning])
+        dist.all_reduce(has_gradient)
+        for bucket in _buckets([p for p, count in zip(learning, has_gradient.tolist(), strict=True) if count]):
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+            dist.all_reduce(flat)
+            for parameter, summed in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
+                if parameter.grad is None:
+                    parameter.grad = summed.view_as(parameter).clone()
+                else:
+                    parameter.grad.copy_(summed.view_as(parameter))
 
     def check_alike(self, fingerprint: str) -> None:
         """Raise ValueError if the processes were not all given the same weights, data and settings."""
@@ -143,3 +158,17 @@ class World:
         """Wait until every process has made this call."""
         if self.size > 1:
             dist.barrier()
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one type and device, in their order, whose gradients are sent together."""
+    bucket, values = list[nn.Parameter](), 0
+    for parameter in parameters:
+        differs = bucket and (bucket[0].dtype, bucket[0].device) != (parameter.dtype, parameter.device)
+        if bucket and (differs or values + parameter.numel() > _BUCKET_VALUES):
+            yield bucket
+            bucket, values = [], 0
+        bucket.append(parameter)
+        values += parameter.numel()
+    if bucket:
+        yield bucket

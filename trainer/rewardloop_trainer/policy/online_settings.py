@@ -153,12 +153,11 @@ class OnlineSettings(BaseModel):
     critic: CriticSettings = CriticSettings.model_validate({})
     checkpoint_every_steps: int = Field(5, ge=0, description="steps between two checkpoints; 0: none")
 
-    @property
-    def rate(self) -> float:
-        """The policy's learning rate: the one that was set, or the usual one for the weights that learn."""
+    def rate_for(self, *, are_adapters: bool) -> float:
+        """Return the policy's learning rate: the one that was set, or the usual one for the weights that learn."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return LORA_RATE if self.weights == "lora" else LARGE_FULL_RATE
+        return LORA_RATE if are_adapters else LARGE_FULL_RATE
 
     @property
     def beta_horizon(self) -> float:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, AlgorithmChoice
+from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings, OrpoSettings, SimpoSettings
 from rewardloop_trainer.policy.online_registry import ONLINE
 from rewardloop_trainer.policy.online_settings import OnlineSettings
@@ -99,7 +100,7 @@ class LiveTestSettings(BaseModel):
     poll_s: float = Field(5.0, gt=0, description="seconds between two looks at the preferences")
 
 
-class PolicySettings(DpoSettings):
+class PolicySettings(DpoSettings, LearnerSettings):
     """How a policy learns, and what it must pass.
 
     The settings of DPO are fields of this class, so that ``policy.beta`` and the like name them on the command line.
@@ -137,12 +138,41 @@ class PolicySettings(DpoSettings):
         epochs = {"dpo": self.epochs, "kto": self.kto.epochs, "simpo": self.simpo.epochs, "orpo": self.orpo.epochs}
         return max(self.epochs, self.kto.epochs) if self.algorithm == "auto" else epochs.get(self.algorithm, 1)
 
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch of the algorithm."""
+        match self.algorithm:
+            case "dpo":
+                return self.micro_batch_tokens
+            case "kto" | "simpo" | "orpo" as name:
+                settings: KtoSettings | SimpoSettings | OrpoSettings = getattr(self, name)
+                return settings.micro_batch_tokens
+            case "auto":
+                return max(self.micro_batch_tokens, self.kto.micro_batch_tokens)
+            case _:
+                return self.online.micro_batch_tokens
+
+    @property
+    def trainer(self) -> Literal["sft", "dpo", "kto", "online"]:
+        """What trains the policy, as far as memory goes: SimPO and ORPO have no reference, like supervised training."""
+        match self.algorithm:
+            case "dpo" | "auto":
+                return "dpo"
+            case "kto":
+                return "kto"
+            case "simpo" | "orpo":
+                return "sft"
+            case _:
+                return "online"
+
     @model_validator(mode="after")
     def _gives_its_algorithm_enough_responses(self) -> Self:
         if self.online.kl_target is not None and self.algorithm in ONLINE_ALGORITHMS:
             has_kl = ONLINE[self.algorithm].has_kl_reward
             if not has_kl or (self.algorithm == "dapo" and "beta" not in self.online.model_fields_set):
                 raise ValueError(f"online.kl_target steers the KL in the reward, and {self.algorithm} has none there")
+        if self.online.weights == "lora" and (self.method != "full" or self.weights != "float32"):
+            raise ValueError("method lora names the adapters of every algorithm: leave online.weights full with it")
         for name in ONLINE_ALGORITHMS:
             least = ONLINE[name].least_responses
             if self.algorithm == name and self.online.responses < least:

@@ -16,6 +16,8 @@ from rewardloop_trainer.data.token_batches import by_length, plan_batches, rate_
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.optimizer import adamw
+from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.sft_settings import SftSettings
 
 
@@ -67,7 +69,8 @@ def train_sft(
     The loss of a step is the mean over all its learned tokens, however the step is split into forward passes or packed
     into rows, so a response counts by its tokens. Dropout is off. With the same arguments and a checkpoint in
     ``checkpoint_dir``, the run goes on from it to the weights of an uninterrupted run, bit for bit on one kind of CPU
-    and number of threads. The directory is emptied at the end.
+    and number of threads. If torch.distributed is initialised, every process makes this call and learns from its share
+    of each step; the first process's checkpoint counts.
 
     Args:
         model: A Hugging Face causal LM.
@@ -110,11 +113,11 @@ class SftRun:
         self.model, self.settings, self.checkpoint_dir = model, settings, checkpoint_dir
         self.examples, self.heldout = examples, heldout
         self.pad, self.row_tokens = encoder.format.pad, encoder.max_length
-        self.fingerprint = self._fingerprint() if checkpoint_dir is not None else ""
+        self.fingerprint = self._fingerprint()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        group = {"params": self.parameters, "weight_decay": settings.weight_decay}
+        self.optimizer = adamw([group], learning_rate=settings.learning_rate)
+        self.world = World()
         lengths = [len(example.ids) for example in examples]
         self.plan = [
             step
@@ -131,7 +134,7 @@ class SftRun:
         before = self._perplexity()
         self._resume()
         while self.step < len(self.plan):
-            if should_stop():
+            if self.world.largest(float(should_stop())):
                 self._checkpoint()
                 raise TrainingStopped(f"stopped after step {self.step} of {len(self.plan)}")
             self.losses.append(self._learn([self.examples[i] for i in self.plan[self.step]]))
@@ -154,13 +157,14 @@ class SftRun:
         self.optimizer.zero_grad(set_to_none=True)
         total = sum(example.tokens for example in batch)
         loss = 0.0
-        for rows in self._forwards(batch):
+        for rows in self._forwards(self.world.mine(batch)):
             part = token_losses(self.model, rows, self.pad).sum() / total
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
+        self.world.sum_gradients(self.parameters)
         clip(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
-        return loss
+        return self._summed(loss)
 
     def _forwards(self, batch: Sequence[Example]) -> list[list[list[Example]]]:
         """The rows of each forward pass."""
@@ -175,11 +179,16 @@ class SftRun:
         total = sum(example.tokens for example in self.heldout)
         if not total:
             return math.nan
-        loss = sum(token_losses(self.model, rows, self.pad).sum().item() for rows in self._forwards(self.heldout))
+        forwards = self._forwards(self.world.mine(self.heldout))
+        loss = self._summed(sum(token_losses(self.model, rows, self.pad).sum().item() for rows in forwards))
         return math.exp(min(loss / total, 700.0))  # an untrained model must not overflow exp
 
+    def _summed(self, value: float) -> float:
+        """The sum of all processes' values."""
+        return self.world.sum(torch.tensor(value, dtype=torch.float64)).item()
+
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None:
+        if self.checkpoint_dir is None or not self.world.is_first:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
         losses = {f"{i:08d}": loss for i, loss in enumerate(self.losses)}
@@ -187,8 +196,14 @@ class SftRun:
         checkpoint.save(self.checkpoint_dir, found)
 
     def _resume(self) -> None:
+        self.world.check_alike(self.fingerprint)
         found = checkpoint.resume(
-            self.checkpoint_dir, self.fingerprint, self.model, self.optimizer, steps=len(self.plan)
+            self.checkpoint_dir,
+            self.fingerprint,
+            self.model,
+            self.optimizer,
+            steps=len(self.plan),
+            newest=self.world.newest_checkpoint,
         )
         if found is not None:
             self.step = found.step

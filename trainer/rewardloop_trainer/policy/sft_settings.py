@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewardloop.process.settings import ProcessSettings
+from rewardloop_trainer.learning.settings import LearnerSettings
 
 
 class SftSettings(BaseModel):
@@ -31,7 +32,7 @@ class SftSettings(BaseModel):
     seed: int = 0
 
 
-class SftRunSettings(ProcessSettings, SftSettings):
+class SftRunSettings(ProcessSettings, LearnerSettings, SftSettings):
     """Supervised training of a base on {prompt, completion} or {messages} rows: a Hugging Face directory in and out."""
 
     model_config = ProcessSettings.model_config
@@ -59,7 +60,6 @@ class SftRunSettings(ProcessSettings, SftSettings):
         "written model without a chat template",
     )
     learning_rate: float = Field(2e-5, gt=0)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device to train on")
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch chooses")
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"

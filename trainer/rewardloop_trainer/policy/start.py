@@ -16,8 +16,14 @@ from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.data.base_layout import LayoutChoice, decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
+from rewardloop_trainer.learning.layers import freeze_layers
+from rewardloop_trainer.learning.lora_layers import adapter_weights, add_adapters, has_adapters, merge_adapters
+from rewardloop_trainer.learning.memory_estimate import Trainer, check_memory
+from rewardloop_trainer.learning.model_load import check_machine, device_of, prepare, type_of
+from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.policy.base_policy import PolicyBase
 
+MEASURED = LearnerSettings.model_validate({})  # a model that is only measured is whole and in float32
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", MANIFEST)
 
 
@@ -43,18 +49,71 @@ class PolicyStart:
     write_rest: Callable[[Path], None]
     layout: str = ""
 
-    def load(self) -> Any:
+    def load(self, settings: LearnerSettings = MEASURED) -> Any:
         """Load the weights as `load_causal_lm` does. Raises `UnusableBase`."""
-        return load_causal_lm(self.source)
+        return load_causal_lm(self.source, settings)
+
+    def load_to_learn(self, settings: LearnerSettings, trainer: Trainer, token_budget: int) -> Any:
+        """Load the weights as `load_to_learn` does. Raises `UnusableBase` and `UnusableDevice`."""
+        longest = min(self.encoder.max_length, token_budget)
+        return load_to_learn(self.source, settings, trainer, tokens=token_budget, longest=longest)
+
+    def finished(self, model: Any, settings: LearnerSettings) -> Any:
+        """The policy to save, as `finished` makes it of a model that `load_to_learn` gave."""
+        return finished(model, self.source, settings)
 
 
-def load_causal_lm(source: str) -> Any:
-    """Load a causal LM as `PolicyBase.load` does, in float32: small steps are lost in half precision.
+def load_causal_lm(source: str, settings: LearnerSettings = MEASURED) -> Any:
+    """Load a causal LM as `PolicyBase.load` does, in float32, on the device that the settings name.
 
-    It is put on the first GPU if there is one. Raises `UnusableBase`.
+    Raises `UnusableBase`.
     """
-    model = PolicyBase.of(source).load(torch.float32)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return PolicyBase.of(source).load(torch.float32).to(device_of(settings))
+
+
+def load_to_learn(source: str, settings: LearnerSettings, trainer: Trainer, *, tokens: int, longest: int) -> Any:
+    """Load a causal LM to be trained as the settings say: all of its weights, or adapters on them.
+
+    Args:
+        source: Directory or hub id of the weights.
+        settings: How it is loaded.
+        trainer: What trains it, for the memory that this takes.
+        tokens: Tokens of a micro-batch.
+        longest: Tokens of the longest sequence.
+
+    Raises:
+        UnusableBase: If the weights cannot be loaded.
+        UnusableDevice: If this machine cannot train them so, or has too little memory.
+    """
+    check_machine(settings)
+    base = PolicyBase.of(source)
+    check_memory(base.config, settings, trainer, tokens=tokens, longest=longest)
+    model = base.load(type_of(settings))
+    prepare(model, model.base_model, settings)
+    if settings.method == "lora":
+        add_adapters(model, settings.lora)
+        freeze_layers(model.base_model, settings.frozen_layers)
+    return model
+
+
+def finished(model: Any, source: str, settings: LearnerSettings) -> Any:
+    """The causal LM to save, in float32, of a model that `load_to_learn` gave; adapters are merged.
+
+    Adapters that learned on rounded weights are merged into the weights as they are stored.
+    """
+    if not has_adapters(model):
+        return model.float()
+    if settings.weights == "float32" and settings.quantised_base == "none":
+        merge_adapters(model)
+        return model
+    learned = {name: weight.clone() for name, weight in adapter_weights(model).items()}
+    model.to("meta")  # the memory of two models at once may not be there
+    whole = load_causal_lm(source, settings)
+    add_adapters(whole, settings.lora)
+    for name, weight in adapter_weights(whole).items():
+        weight.copy_(learned[name])
+    merge_adapters(whole)
+    return whole
 
 
 def start_from_base(base: str, max_length: int, choice: LayoutChoice = "exact") -> PolicyStart:

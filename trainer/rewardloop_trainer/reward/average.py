@@ -20,6 +20,7 @@ from torch import Tensor
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import head_margins, measure
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
@@ -41,7 +42,7 @@ def train_averaged(
     """Train as `train_reward`, in ``settings.averaged_runs`` runs.
 
     A killed call goes on in the run that it was in, because finished runs are kept under ``checkpoint_dir``. Arguments
-    are those of `train_reward`.
+    are those of `train_reward`, and several processes share the work in the same way.
 
     Raises:
         ValueError: If a run's share has no training example, or the model has adapters: the mean of low-rank products
@@ -49,7 +50,7 @@ def train_averaged(
         TrainingStopped: If ``should_stop`` returned true.
         NonFiniteGradients: If a step's gradients are not finite.
     """
-    runs = settings.averaged_runs
+    runs, world = settings.averaged_runs, World()
     if runs == 1:
         return train_reward(model, encoder, train, heldout, settings, checkpoint_dir, on_progress, should_stop)
     if any("lora_" in name for name, _ in model.named_parameters()):
@@ -64,14 +65,14 @@ def train_averaged(
         place = None if checkpoint_dir is None else checkpoint_dir / f"run-{run}"
         finished = None if checkpoint_dir is None else checkpoint_dir / f"finished-{run}"
         about = _fingerprint(own, share)
-        if (done := _finished(finished, model, about)) is None:
+        if (done := _finished(finished, model, about, world)) is None:
 
             def report(progress: Progress, before: int = run) -> None:
                 step = before * progress.steps + progress.step
                 on_progress(replace(progress, step=step, steps=runs * progress.steps))
 
             done = train_reward(model, encoder, share, heldout, own, place, report, should_stop).figures
-            if finished is not None:
+            if finished is not None and world.is_first:
                 kept = checkpoint.Checkpoint(int(done["train_steps"]), _weights(model, names), done, about)
                 checkpoint.save(finished, kept)
         figures.append(done)
@@ -81,8 +82,9 @@ def train_averaged(
     model.eval()
     pairs = pairs_of(heldout)
     measured = measure(pairs, head_margins(model, encoder, pairs, 2 * settings.micro_batch_tokens))
-    if checkpoint_dir is not None:
+    if checkpoint_dir is not None and world.is_first:
         checkpoint.clear(checkpoint_dir)
+    world.wait()
     totals = _totals(figures)
     steps, best = int(totals["train_steps"]), int(totals["train_best_step"])
     return TrainOutcome(steps, best, measured, {**totals, **measured.figures("heldout"), "train_averaged": float(runs)})
@@ -122,12 +124,14 @@ def _fingerprint(settings: RewardTraining, share: Sequence[Record]) -> dict[str,
     return {"fingerprint": digest.hexdigest()}
 
 
-def _finished(kept: Path | None, model: RewardModel, about: Mapping[str, str]) -> Mapping[str, float] | None:
+def _finished(
+    kept: Path | None, model: RewardModel, about: Mapping[str, str], world: World
+) -> Mapping[str, float] | None:
     """The figures of a run that was finished before, with its weights loaded into the model; None without one."""
     if kept is None:
         return None
     try:
-        found = checkpoint.latest(kept)
+        found = world.newest_checkpoint(kept)
     except checkpoint.CorruptCheckpoint as error:
         log.warning("training a finished run again, because it cannot be read", reason=str(error))
         return None

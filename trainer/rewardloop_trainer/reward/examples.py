@@ -169,7 +169,19 @@ def collate(sequences: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Ten
 
 
 def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_budget: int) -> Tensor:
-    """Logits (n, k) of the sequences in their order. Each distinct sequence runs once, in batches of similar length."""
+    """Logits (n, k), on the CPU, of the sequences in their order.
+
+    Each distinct sequence runs once, in batches of similar length.
+    """
+    firsts, places = distinct_of(sequences)
+    groups = by_length([len(s.ids) for s in firsts], token_budget)
+    logits = torch.cat([forward(model, [firsts[i] for i in group], pad) for group in groups])
+    order = torch.argsort(torch.tensor([i for group in groups for i in group]))
+    return logits[order[torch.tensor(places)]]
+
+
+def distinct_of(sequences: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
+    """The distinct sequences, and for each sequence the index of its own among them."""
     distinct: dict[SequenceKey, int] = {}
     firsts: list[Encoded] = []
     places = []
@@ -178,10 +190,15 @@ def logits_of(model: RewardModel, sequences: Sequence[Encoded], pad: int, token_
         if place == len(firsts):
             firsts.append(sequence)
         places.append(place)
-    groups = by_length([len(s.ids) for s in firsts], token_budget)
-    logits = torch.cat([model(*collate([firsts[i] for i in group], pad)) for group in groups])
-    order = torch.argsort(torch.tensor([i for group in groups for i in group]))
-    return logits[order[torch.tensor(places)]]
+    return firsts, places
+
+
+def forward(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> Tensor:
+    """Logits (n, k), on the CPU, of sequences that are run in one batch on the model's device."""
+    device = model.heads.weight.device
+    ids, mask, types = collate(sequences, pad)
+    logits: Tensor = model(ids.to(device), mask.to(device), None if types is None else types.to(device))
+    return logits.cpu()
 
 
 def _example(record: Record, sequences: tuple[Encoded, ...]) -> Example:

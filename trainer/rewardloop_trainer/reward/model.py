@@ -94,8 +94,7 @@ class RewardModel(nn.Module):
         if not self.is_decoder:
             inputs["attention_mask"] = attention_mask
         if isinstance(self.neck, ClassifierNeck):
-            logits: Tensor = self.heads(self.neck(self.trunk, inputs))
-            return logits
+            return self._scored(self.neck(self.trunk, inputs))
         states: Tensor = self.trunk(**inputs).last_hidden_state
         return self._logits(_pool(states, attention_mask, self.pooling))
 
@@ -143,7 +142,12 @@ class RewardModel(nn.Module):
         return logits.sigmoid() if self.has_probabilities else logits
 
     def _logits(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.heads(pooled if self.neck is None else self.neck(pooled))
+        return self._scored(pooled if self.neck is None else self.neck(pooled))
+
+    def _scored(self, read: Tensor) -> Tensor:
+        """Logits of what the heads read. The heads compute in their own type, whatever that of the trunk is."""
+        kind = self.heads.weight.dtype
+        logits: Tensor = self.heads(read if read.dtype == kind else read.to(kind))
         return logits
 
     def merge_lora(self) -> None:
@@ -243,25 +247,6 @@ class RewardModel(nn.Module):
         else:
             check_padding(base, trunk)
         return model
-
-
-def freeze_layers(model: RewardModel, layers: int) -> None:
-    """Freeze the embeddings and the lowest ``layers`` layers; 0 freezes nothing.
-
-    Raises:
-        ValueError: If the model has fewer layers.
-    """
-    if layers == 0:
-        return
-    stacks = [m for m in model.trunk.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    stack = max(stacks, key=len)
-    if layers > len(stack):
-        raise ValueError(f"cannot freeze {layers} layers of {len(stack)}")
-    last = list(stack[layers - 1].parameters())[-1]
-    for parameter in model.trunk.parameters():  # in the order of the computation
-        parameter.requires_grad_(False)
-        if parameter is last:
-            return
 
 
 def _stored_heads(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 
 
-class RewardTraining(BaseModel):
+class RewardTraining(LearnerSettings):
     """How one round trains the reward model. The defaults suit full fine-tuning of a MiniLM-class encoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1)
     averaged_runs: int = Field(
@@ -27,10 +25,14 @@ class RewardTraining(BaseModel):
     )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradients")
     sequences_per_step: int = Field(32, ge=2, description="sequences in one optimizer step; a pair has two")
-    micro_batch_tokens: int = Field(2048, ge=1, description="tokens in one forward pass, padding included")
+    micro_batch_tokens: int = Field(
+        8192,
+        ge=1,
+        description="tokens whose activations are in memory at a time, padding included; what a step has beyond them "
+        "is run twice",
+    )
     megabatch_steps: int = Field(8, ge=1, description="steps whose examples are sorted by length together")
     dropout: bool = False
-    frozen_layers: int = Field(0, ge=0, description="lowest layers that do not learn, with the embeddings below them")
     over_length: Literal["truncate", "drop"] = "truncate"
     bootstrap: Literal["poisson", "bernoulli", "none"] = "poisson"
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
@@ -60,8 +62,6 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
         ge=8,
         description="most tokens of prompt and response in a first model; default: all that the base reads, to 2048",
     )
-    method: Literal["full", "lora"] = Field("full", description="which weights learn")
-    lora: LoraSettings = LoraSettings.model_validate({})
     delta: bool = Field(
         False, description="with method lora, publish adapters and heads over an unchanged graph if there is one"
     )
@@ -84,6 +84,8 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> Self:
+        if self.quantised_base != "none":
+            raise ValueError("quantised_base is for policies: a reward model's graph is made of float weights")
         if self.delta and self.method != "lora":
             raise ValueError("delta needs method lora: other weights cannot be published over an unchanged graph")
         if self.averaged_runs > 1 and self.method == "lora":

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.reward import losses as reward_losses
 from rewardloop_trainer.reward.examples import Example, bootstrap_weights
 from rewardloop_trainer.reward.model import RewardModel
@@ -84,7 +85,7 @@ def step_accuracy(logits: Tensor, examples: Sequence[Example]) -> float:
     return sum(right) / len(right) if right else math.nan
 
 
-def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.AdamW:
+def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.Optimizer:
     """AdamW with separate rates for trunk and heads, and no decay on biases and norms."""
     groups = []
     for is_trunk, rate in ((True, settings.learning_rate), (False, settings.head_learning_rate)):
@@ -95,4 +96,4 @@ def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.Ad
                 if p.requires_grad and name.startswith("trunk.") == is_trunk and (p.ndim > 1) == is_matrix
             ]
             groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+    return adamw(groups)

@@ -17,15 +17,29 @@ from rewardloop_trainer.data.length_balance import balance_length
 from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.learning.bounded_step import backward_in_parts
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.memory_estimate import check_memory
+from rewardloop_trainer.learning.model_load import prepare, set_type
+from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
-from rewardloop_trainer.reward.examples import Example, Examples, encode_records, logits_of, plan_steps
-from rewardloop_trainer.reward.model import RewardModel, freeze_layers
+from rewardloop_trainer.reward.examples import (
+    Example,
+    Examples,
+    distinct_of,
+    encode_records,
+    forward,
+    logits_of,
+    plan_steps,
+)
+from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
 
 _LEVEL_STEPS = 4
+# Keeps the random streams of different seeds apart.
+_SEED_PRIME = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,10 @@ def train_reward(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainOutcome:
-    """Train ``model`` in place; it ends with the weights that had the least held-out loss.
+    """Train ``model`` in place; it ends with the weights that had the least held-out loss, in float32 on the CPU.
+
+    It learns on the device and in the type that the settings name. If torch.distributed is initialised, every process
+    makes this call and learns from its share of each step; the first process's checkpoint counts.
 
     With the same arguments and a checkpoint in ``checkpoint_dir``, the run goes on from it; the weights are then those
     of an uninterrupted run, bit for bit on one kind of CPU and number of threads. A checkpoint of other data, settings
@@ -111,8 +128,9 @@ def train_reward(
         should_stop: Asked before each step.
 
     Raises:
-        ValueError: If there is nothing to train on.
-        TrainingStopped: If ``should_stop`` returned true; the checkpoint is written.
+        ValueError: If there is nothing to train on, or the processes were not all given the same data and settings.
+        UnusableDevice: If this machine cannot train as the settings ask.
+        TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
     if settings.length_balance:
@@ -120,8 +138,15 @@ def train_reward(
     encoded = encode_records(encoder, train, settings.over_length)
     if not encoded.examples:
         raise ValueError("there is nothing to train on")
-    run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
-    return run.to_the_end()
+    longest = max(example.longest for example in encoded.examples)
+    check_memory(model.config, settings, "reward", tokens=settings.micro_batch_tokens, longest=longest)
+    prepare(model, model.trunk, settings)
+    try:
+        run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
+        return run.to_the_end()
+    finally:
+        model.cpu()
+        set_type(model, torch.float32)
 
 
 class RewardRun:
@@ -142,7 +167,7 @@ class RewardRun:
         self.encoded, self.examples = encoded, encoded.examples
         self.heldout_pairs = pairs_of(heldout)
         self.checkpoint_dir, self.on_progress, self.should_stop = checkpoint_dir, on_progress, should_stop
-        freeze_layers(model, settings.frozen_layers)
+        self.world = World()
         self.optimizer = optimizer_of(model, settings)
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.best: dict[str, Tensor] = {}
@@ -164,7 +189,7 @@ class RewardRun:
         self.model.train(self.settings.dropout)
         last: HeldOut | None = None
         while self.at.step < len(self.plan) and self.at.misses < self.settings.patience:
-            if self.should_stop():
+            if self.world.largest(float(self.should_stop())):
                 self._checkpoint()
                 raise TrainingStopped(f"stopped after step {self.at.step} of {len(self.plan)}")
             progress = self._step(self.plan[self.at.step])
@@ -183,8 +208,9 @@ class RewardRun:
             last = None
         self.model.eval()
         measured = last or self._measure()
-        if self.checkpoint_dir is not None:
+        if self.checkpoint_dir is not None and self.world.is_first:
             checkpoint.clear(self.checkpoint_dir)
+        self.world.wait()
         return TrainOutcome(self.at.step, self.at.best_step or self.at.step, measured, self._figures(measured))
 
     def _step(self, examples: Sequence[Example]) -> Progress:
@@ -192,15 +218,13 @@ class RewardRun:
         scale = rate_scale(self.at.step, len(self.plan), self.settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
-        sequences = [s for e in examples for s in e.sequences]
-        logits = logits_of(self.model, sequences, self.encoder.format.pad, self.settings.micro_batch_tokens)
-        loss = step_loss(logits, self.model.threshold, examples, self.settings, self.level)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, logits = self._gradients(examples)
+        self.world.sum_gradients(self.trainable.values())
         gradient_norm = clip(self.trainable.values(), self.settings.clip_norm)
         self.optimizer.step()
         self.at.step += 1
-        self.at.tokens += sum(len(s.ids) for s in sequences)
+        self.at.tokens += sum(len(s.ids) for e in examples for s in e.sequences)
         seconds = time.perf_counter() - started
         self.at.seconds += seconds
         self.at.last_loss = loss.item()
@@ -215,6 +239,22 @@ class RewardRun:
             seconds=seconds,
         )
 
+    def _gradients(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Compute this process's share of the gradients. Returns the step's loss and logits, (sequences, k)."""
+        firsts, places = distinct_of([s for e in examples for s in e.sequences])
+
+        def run(chosen: Sequence[int]) -> Tensor:
+            return forward(self.model, [firsts[i] for i in chosen], self.encoder.format.pad)
+
+        def loss_of(logits: Tensor) -> Tensor:
+            return step_loss(logits[places], self.model.threshold.cpu(), examples, self.settings, self.level)
+
+        if self.world.size > 1 and self.model.training:  # each process draws a dropout of its own
+            torch.manual_seed((self.settings.seed * _SEED_PRIME + self.at.step) * self.world.size + self.world.rank)
+        lengths = [len(s.ids) for s in firsts]
+        loss, logits = backward_in_parts(lengths, run, loss_of, self.settings.micro_batch_tokens, self.world)
+        return loss, logits[places]
+
     def _evaluation_is_due(self) -> bool:
         if not self.heldout_pairs:
             return False
@@ -226,14 +266,16 @@ class RewardRun:
         if measured.loss < self.at.best_loss:
             self.at.best_loss, self.at.best_step, self.at.misses = measured.loss, self.at.step, 0
             if self.at.step < len(self.plan):
-                self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
+                self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable.items()}
         else:
             self.at.misses += 1
         return measured
 
     def _measure(self) -> HeldOut:
         budget = 2 * self.settings.micro_batch_tokens
-        return measure(self.heldout_pairs, head_margins(self.model, self.encoder, self.heldout_pairs, budget))
+        mine = head_margins(self.model, self.encoder, self.world.mine(self.heldout_pairs), budget)
+        margins = self.world.gather_rows(torch.from_numpy(mine), len(self.heldout_pairs))
+        return measure(self.heldout_pairs, margins.numpy())
 
     def _figures(self, measured: HeldOut) -> dict[str, float]:
         return {
@@ -249,7 +291,7 @@ class RewardRun:
         }
 
     def _checkpoint(self) -> None:
-        if self.checkpoint_dir is None:
+        if self.checkpoint_dir is None or not self.world.is_first:
             return
         tensors = checkpoint.training_tensors(self.model, self.optimizer)
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
@@ -259,8 +301,16 @@ class RewardRun:
         checkpoint.save(self.checkpoint_dir, state)
 
     def _resume(self) -> None:
-        fingerprint = self._fingerprint() if self.checkpoint_dir else ""
-        found = checkpoint.resume(self.checkpoint_dir, fingerprint, self.model, self.optimizer, steps=len(self.plan))
+        fingerprint = self._fingerprint() if self.checkpoint_dir or self.world.size > 1 else ""
+        self.world.check_alike(fingerprint)
+        found = checkpoint.resume(
+            self.checkpoint_dir,
+            fingerprint,
+            self.model,
+            self.optimizer,
+            steps=len(self.plan),
+            newest=self.world.newest_checkpoint,
+        )
         if found is None:
             self._take_level()
             return

@@ -72,12 +72,13 @@ class PolicyRound(ModelRound):
             report, train = RunReport(self._reports), Examples.of(self._replay.train)
             try:
                 algorithm = choose_algorithm(self._settings.policy.algorithm, train)
+                settings = self._policy_settings.model_copy(update={"algorithm": algorithm})
                 learn_policy(
-                    self._start.load(),
+                    self._start.load_to_learn(settings, settings.trainer, settings.token_budget),
                     self._start.encoder,
                     train,
                     Examples.of(self._replay.heldout),
-                    self._policy_settings.model_copy(update={"algorithm": algorithm}),
+                    settings,
                     self._score,
                     RunControl(
                         self._directory / "checkpoints",
@@ -117,6 +118,7 @@ class PolicyRound(ModelRound):
 
         A figure of training takes precedence over a mean of the same name.
         """
+        policy = self._start.finished(trained.policy, self._policy_settings)
         figures = {**last_means(read_steps(self._reports)), **trained.figures}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._figures.write_text(json.dumps(figures))
@@ -125,7 +127,7 @@ class PolicyRound(ModelRound):
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
-            trained.policy.save_pretrained(directory)
+            policy.save_pretrained(directory)
 
         write_whole(self._version, write)
 
@@ -157,7 +159,8 @@ class PolicyRound(ModelRound):
 
     def _contenders(self) -> Contenders:
         """Raises `Refused` if drift cannot be measured."""
-        candidate, live = load_causal_lm(str(self._version)), self._start.load()
+        settings = self._policy_settings
+        candidate, live = load_causal_lm(str(self._version), settings), self._start.load(settings)
         anchor = None if (found := self._reference) is None else (found.version, found.load)
         return Contenders(candidate, live, self._start.encoder, anchor)
 

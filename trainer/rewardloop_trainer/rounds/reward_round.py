@@ -18,7 +18,7 @@ from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict
-from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
+from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.anchors import ANCHORS, UnusableAnchors, anchors_of_round, write_anchors
@@ -26,12 +26,13 @@ from rewardloop_trainer.reward.average import train_averaged
 from rewardloop_trainer.reward.calibrate import calibrate_model, fit_length_slope
 from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
-from rewardloop_trainer.reward.lora import LORA, as_delta, has_lora, load_delta, save_delta, with_lora
+from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
+from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -62,14 +63,7 @@ class RewardRound(ModelRound):
         if not trained.exists():
             start = self._start()
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
-            if makes_delta := is_delta(start, settings):
-                as_delta(start.model, settings.lora)
-            else:
-                if settings.delta:
-                    log.info("the live graph takes no such adapters: this round publishes a whole version")
-                start.model.merge_lora()
-                if settings.method == "lora":
-                    with_lora(start.model, settings.lora)
+            makes_delta = choose_weights(start, settings)
             try:
                 outcome = train_averaged(
                     start.model,
@@ -85,11 +79,7 @@ class RewardRound(ModelRound):
                 raise Interrupted from error
 
             def write(directory: Path) -> None:
-                if makes_delta:
-                    save_delta(start.model, directory)
-                else:
-                    start.model.merge_lora()
-                    start.model.save(directory)
+                save_trained(start.model, settings, directory, self._start, makes_delta=makes_delta)
                 (directory / "figures.json").write_text(json.dumps(dict(outcome.figures)))
 
             write_whole(trained, write)
@@ -172,9 +162,7 @@ class RewardRound(ModelRound):
         settings, parent = self._settings.reward, self._current.state.parent
         evidence = evidence_of(self._records.heldout, settings)
         candidate = read_evidence(model, start.encoder, evidence, slope)
-        rules = RewardGateRules(
-            settings.gate_prompts, settings.gate_alpha, settings.gate_margin, settings.gate_tolerance
-        )
+        rules = RewardGateRules.of(settings)
         live, met = None, None
         if start.directory is not None and parent is not None:
             live = read_evidence(start.model, start.encoder, evidence, self._live_length_slope(parent))
@@ -216,14 +204,7 @@ class RewardRound(ModelRound):
         return start_from(self._store, now.parent, self._settings.reward, now.seed)
 
     def _trained(self) -> RewardModel:
-        """Load the candidate. One that becomes a delta has its adapters on the trunk, not merged into it."""
-        trained = self._directory / "trained"
-        if not (trained / LORA).exists():
-            return RewardModel.load(trained)
-        trunk = self._start().trunk
-        if trunk is None:
-            raise ValueError("adapters are trained on a live version's trunk")
-        return load_delta(trunk.model(), trained)
+        return load_trained(self._directory / "trained", self._start)
 
     def _on_progress(self, progress: Progress) -> None:
         self._report(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rewardloop_trainer.data.completions import Completion, forward, from_start, padded
 from rewardloop_trainer.data.token_batches import by_length
-from rewardloop_trainer.learning.linear_modules import linear_modules
+from rewardloop_trainer.learning.lora_layers import add_adapters, has_adapters, merge_adapters, without_adapters
+from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.policy.online.experience import Now
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 
@@ -31,8 +32,8 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Values (rows, columns) of hidden states (rows, columns, width)."""
-        values: Tensor = self.head(states).squeeze(-1)
+        """Values (rows, columns) of hidden states (rows, columns, width), in float32 whatever the trunk's type is."""
+        values: Tensor = self.head(states.float()).squeeze(-1)
         return values
 
     def states(self, rows: Sequence[Completion], pad_id: int) -> Tensor:
@@ -52,7 +53,7 @@ class Learner:
         """Set up the optimizer.
 
         Args:
-            model: A causal LM in float32; it is trained in place.
+            model: A causal LM; it is trained in place. With adapters, these alone learn.
             pad_id: Token id of padding.
             settings: The settings of the loop.
             has_critic: Whether a value function learns beside the policy.
@@ -62,28 +63,27 @@ class Learner:
         model.eval()
         self._pad = pad_id
         self._budget = settings.micro_batch_tokens
-        self._adapted: Any = None
         self._reference: Any = None if reference is None else reference.eval().requires_grad_(False)
         separate = has_critic and settings.critic.trunk == "separate"
         trunk = copy.deepcopy(model.base_model) if separate else None
-        if settings.weights == "lora":
-            self._adapted = _with_lora(model, settings)
-            self.policy = self._adapted.base_model.model
-        else:
-            self.policy = model
-            if self._reference is None:
-                self._reference = copy.deepcopy(model).requires_grad_(False)
+        self.policy = model
+        if settings.weights == "lora" and not has_adapters(model):
+            add_adapters(model, settings.lora)
+        self._merges = settings.weights == "lora" and all(p.dtype == torch.float32 for p in model.parameters())
+        if self._reference is None and not has_adapters(model):
+            self._reference = copy.deepcopy(model).requires_grad_(False)
         self.critic = Critic(model.config.get_text_config().hidden_size, trunk).to(model.device) if has_critic else None
         modules: dict[str, nn.Module] = {"policy": self.policy}
         if self.critic is not None:
             modules["critic"] = self.critic
         self.modules = nn.ModuleDict(modules)
-        groups = [self._group(self.policy, settings.rate, settings.weight_decay)]
+        rate = settings.rate_for(are_adapters=has_adapters(model))
+        groups = [self._group(self.policy, rate, settings.weight_decay)]
         if self.critic is not None:
             groups.append(self._group(self.critic.head, settings.critic.learning_rate, 0.0))
             if trunk is not None:
-                groups.append(self._group(trunk, settings.rate, settings.weight_decay))
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+                groups.append(self._group(trunk, rate, settings.weight_decay))
+        self.optimizer = adamw(groups, betas=(0.9, 0.95))
         self.parameters = [p for group in groups for p in group["params"]]
 
     @staticmethod
@@ -121,7 +121,7 @@ class Learner:
         """As `now`, for any number of rows and without gradient."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
         values = torch.zeros_like(logprobs) if self.critic is not None else None
-        for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
+        for places in by_length([len(row.ids) for row in rows], self._budget):
             part = self.now([rows[i] for i in places], columns, temperature)
             logprobs[places] = part.logprobs
             if values is not None and part.values is not None:
@@ -132,33 +132,22 @@ class Learner:
     def reference_logprobs(self, rows: Sequence[Completion], columns: int, temperature: float) -> Tensor:
         """Log-probabilities (rows, columns) under the reference, in nats."""
         logprobs = torch.zeros(len(rows), columns, device=self.policy.device)
-        with self._frozen() as model:
-            for places in by_length([len(row.ids) for row in rows], 2 * self._budget):
+        with self._as_it_came() as model:
+            for places in by_length([len(row.ids) for row in rows], self._budget):
                 found, is_token, _ = forward(model, [rows[i] for i in places], self._pad, temperature)
                 logprobs[places] = from_start(found, is_token, columns)
         return logprobs
 
     @contextmanager
-    def _frozen(self) -> Iterator[Any]:
+    def _as_it_came(self) -> Iterator[Any]:
         if self._reference is not None:
             yield self._reference
         else:
-            with self._adapted.disable_adapter():
+            with without_adapters(self.policy):
                 yield self.policy
 
     def merged(self) -> Any:
-        """The causal LM to save, with adapters merged into its weights."""
-        return self.policy if self._adapted is None else self._adapted.merge_and_unload()
-
-
-def _with_lora(model: Any, settings: OnlineSettings) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = settings.lora
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules=[f"{model.base_model_prefix}.{name}" for name in linear_modules(model.base_model, lora.modules)],
-    )
-    return get_peft_model(model, config)
+        """The causal LM to save, with the adapters that `OnlineSettings.weights` asked for merged into its weights."""
+        if self._merges:
+            merge_adapters(self.policy)
+        return self.policy

@@ -1,0 +1,251 @@
+"""One reward training run outside the daemon: rows -> train -> export -> gate -> ``OUT/version`` -> store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from rewardloop.formats.signatures import signer, trusted_keys
+from rewardloop.formats.store import Manifest, ModelStore, Trunk
+from rewardloop_trainer.commands.base_path import check_base_path
+from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
+from rewardloop_trainer.data.preferences import pairs_of
+from rewardloop_trainer.data.replay import Replay
+from rewardloop_trainer.data.reward_rows import RewardData
+from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
+from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
+from rewardloop_trainer.evaluation.verdict import Verdict
+from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate
+from rewardloop_trainer.learning.model_load import check_machine
+from rewardloop_trainer.learning.run_report import RunReport
+from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
+from rewardloop_trainer.learning.world import World
+from rewardloop_trainer.learning.write_whole import write_whole
+from rewardloop_trainer.reward.anchors import ANCHORS, AnchorSet, anchors_of_round, write_anchors
+from rewardloop_trainer.reward.average import train_averaged
+from rewardloop_trainer.reward.calibrate import calibrate_model, fit_length_slope
+from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward.examples import encode_records
+from rewardloop_trainer.reward.lora import has_lora
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.reward.start import RewardStart, start_from
+from rewardloop_trainer.reward.train import Progress
+from rewardloop_trainer.rounds.publish import code_version, publish_once
+from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
+
+RUN = "run.json"
+_TRIED = 32  # records on which the graph is compared with torch
+_CALIBRATION = 200  # records on which the ranges of a quantised graph are measured
+# The settings that change nothing about the weights: a run with others is the same run.
+_ASIDE = {
+    *("out", "data", "publish", "draw_every", "torch_threads", "log_format", "log_level", "signing_key"),
+    *("trusted_keys", "device", "gradient_checkpointing", "micro_batch_tokens"),
+}
+
+
+class RewardTrainRun:
+    """One run of the command. `train` is called in every process of torchrun, `conclude` in the first one alone."""
+
+    def __init__(self, settings: RewardTrainSettings, data: RewardData) -> None:
+        """Take the settings and the signals; nothing is written yet.
+
+        Raises:
+            ValueError: If another run has written to the directory.
+        """
+        check_machine(settings)
+        if settings.base:
+            check_base_path(settings.base)
+        self._settings, self._data = settings, data
+        names = RewardHyperparameters.model_fields
+        self._learning = RewardHyperparameters.model_validate({name: getattr(settings, name) for name in names})
+        self._trained, self._version = settings.out / "trained", settings.out / "version"
+        what = [settings.model_dump(mode="json", exclude=_ASIDE), data.sha256]
+        self._id = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        run = settings.out / RUN
+        if run.exists() and json.loads(run.read_text())["id"] != self._id:
+            raise ValueError(f"{settings.out}: exists already, and not from this run: choose another --out")
+
+    def train(self) -> None:
+        """Train the model and write its weights. Raises ValueError if there is nothing to train on."""
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+        if self._settings.torch_threads:
+            torch.set_num_threads(self._settings.torch_threads)
+        world, out = World(), self._settings.out
+        if world.largest(float(self._trained.exists())):  # the first process has written it in an earlier call
+            return
+        if world.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / RUN).write_text(json.dumps({"id": self._id}) + "\n")
+        start, settings = self._start(), self._learning
+        makes_delta = choose_weights(start, settings)
+        report = None
+        if world.is_first:
+            report = RunReport(out / "report", draw_every=self._settings.draw_every, console=Console())
+
+        def on_progress(done: Progress) -> None:
+            if report is not None:
+                report(_step_done(done))
+
+        data = self._records
+        checkpoints = out / "checkpoints"
+        try:
+            outcome = train_averaged(
+                start.model, start.encoder, data.train, data.heldout, settings, checkpoints, on_progress
+            )
+        finally:
+            if report is not None:
+                report.close()
+
+        def write(directory: Path) -> None:
+            save_trained(start.model, settings, directory, self._start, makes_delta=makes_delta)
+            (directory / "figures.json").write_text(json.dumps(dict(outcome.figures)))
+
+        if world.is_first:
+            write_whole(self._trained, write)
+
+    def conclude(self) -> int:
+        """Export the model, judge it, and publish it if that is wanted and allowed. Returns the exit status."""
+        about = self._settings.out / RUN
+        if not self._version.exists():
+            self._export()
+        found = json.loads(about.read_text())
+        figures, reasons = found["figures"], found["refused_because"]
+        shown = {"heldout_pairs": "held-out pairs", "heldout_accuracy": "accuracy", "gate_live_accuracy": "the start's"}
+        measured = ", ".join(f"{label} {figures[name]:.3g}" for name, label in shown.items() if name in figures)
+        print(f"{self._version}: {measured or 'nothing held out'}", flush=True)
+        for reason in reasons:
+            print(f"the gate would refuse it: {reason}", flush=True)
+        if not self._settings.publish:
+            return 0
+        if reasons:
+            print("not published", file=sys.stderr, flush=True)
+            return 1
+
+        def write(directory: Path) -> None:
+            shutil.copytree(self._version, directory, dirs_exist_ok=True)
+
+        store = ModelStore(self._settings.store, signer=signer(self._settings.signing_key))
+        manifest = Manifest.from_json(json.dumps(found["manifest"]))
+        version = publish_once(store, manifest, write, f"by-hand-{self._id[:16]}").version
+        print(f"reward {version} published: `rewardloop models promote reward {version}` serves it", flush=True)
+        return 0
+
+    def _export(self) -> None:
+        """Write the version's files, judge them, and write what is known of them to ``run.json``."""
+        start, model, data = self._start(), load_trained(self._trained, self._start), self._records
+        anchors = anchors_of_round(self._settings.out, start.directory, data.train, start.encoder)
+        slope = self._length_slope(model, start)
+        found: list[Manifest] = []
+        refusals: list[str] = []
+
+        def write(directory: Path) -> None:
+            exported = export_candidate(model, start, self._learning, self._trial(model, start, slope), directory)
+            verdict = self._judged(model, start, exported, slope)
+            refusals.extend(str(reason) for reason in (*verdict.reasons, *exported.reasons))
+            if anchors.is_kept_with_version:
+                write_anchors(directory / ANCHORS, anchors.anchors)
+            found.append(self._manifest(model, start, exported, verdict, anchors, slope))
+
+        write_whole(self._version, write)
+        (manifest,) = found
+        about = {
+            "id": self._id,
+            "figures": manifest.metrics,
+            "refused_because": refusals,
+            "manifest": json.loads(manifest.to_json()),
+            "settings": self._learning.model_dump(mode="json"),
+            "data": {"file": str(self._settings.data), "sha256": self._data.sha256, "records": len(self._data.records)},
+            "torch": torch.__version__,
+        }
+        (self._settings.out / RUN).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+
+    def _judged(self, model: RewardModel, start: RewardStart, exported: Exported, slope: float) -> Verdict:
+        evidence = evidence_of(self._records.heldout, self._learning)
+        candidate = read_evidence(model, start.encoder, evidence, slope)
+        live = None
+        if start.directory is not None:
+            calibration = self._store.manifest("reward", self._settings.version).calibration
+            live = read_evidence(start.model, start.encoder, evidence, calibration.length_slope if calibration else 0.0)
+        return judge_reward(evidence, candidate, live, exported.parity, RewardGateRules.of(self._learning))
+
+    def _manifest(
+        self,
+        model: RewardModel,
+        start: RewardStart,
+        exported: Exported,
+        verdict: Verdict,
+        anchors: AnchorSet,
+        slope: float,
+    ) -> Manifest:
+        scale = calibrate_model(model, start.encoder, anchors, slope)
+        trained = json.loads((self._trained / "figures.json").read_text())
+        steps = last_means(read_steps(self._settings.out / "report"))
+        trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
+        return Manifest(
+            model="reward",
+            parent=self._settings.version or None,
+            metrics={**steps, **trained, **exported.figures, **verdict.figures},
+            calibration=scale.calibration,
+            text_format=start.encoder.format.to_json(),
+            max_length=start.encoder.max_length,
+            heads=model.heads.out_features,
+            base=start.base,
+            seed=self._learning.seed,
+            code_version=code_version(),
+            notes={**start.notes, "data": self._data.sha256, "anchors": scale.note, **exported.notes},
+            precision=exported.precision,
+            trunk=Trunk(trunk.version, trunk.digest) if trunk else None,
+        )
+
+    def _trial(self, model: RewardModel, start: RewardStart, slope: float) -> Trial:
+        data, pairs = self._records, pairs_of(self._records.heldout)
+        tried = encode_records(start.encoder, (*data.heldout, *data.train)[:_TRIED]).examples
+        calibration = encode_records(start.encoder, data.train[:_CALIBRATION]).examples
+        return Trial(
+            start.encoder,
+            [s for example in tried for s in example.sequences],
+            pairs,
+            lambda: pair_margins(model, start.encoder, pairs, slope),
+            [s for example in calibration for s in example.sequences],
+            slope,
+            self._learning.seed,
+        )
+
+    def _length_slope(self, model: RewardModel, start: RewardStart) -> float:
+        if (control := self._learning.length_control) == 0:
+            return 0.0
+        pairs = pairs_of(self._records.heldout) or pairs_of(self._records.train)
+        return fit_length_slope(
+            pair_margins(model, start.encoder, pairs), log_length_ratios(start.encoder, pairs), control
+        )
+
+    @cached_property
+    def _store(self) -> ModelStore:
+        return ModelStore(self._settings.store, trusted=trusted_keys(self._settings.trusted_keys))
+
+    @cached_property
+    def _records(self) -> Replay:
+        share = self._settings.heldout_share
+        train, heldout = (self._data.side(side, share) for side in ("train", "heldout"))
+        return Replay(train, heldout, {}, 0, 0).readable(self._start().encoder)
+
+    def _start(self) -> RewardStart:
+        version = self._settings.version or None
+        if version is None:
+            return start_from(ModelStore(str(self._settings.out)), None, self._learning, self._learning.seed)
+        return start_from(self._store, version, self._learning, self._learning.seed)
+
+
+def _step_done(done: Progress) -> StepDone:
+    figures = {"loss": done.loss, "accuracy": done.accuracy, "grad_norm": done.gradient_norm}
+    figures = {name: value for name, value in figures.items() if value == value}
+    return StepDone(done.step, done.steps, figures, seconds=done.seconds)

@@ -1,0 +1,52 @@
+"""Reads rows of a data file as preference signals: those of ``rewardloop feedback import``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.source_file import SourceFile
+from rewardloop_trainer.data.policy_rows import UnusableRows
+from rewardloop_trainer.data.preferences import Record, Split, from_event, split_of
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RewardData:
+    """The signals of a file, in its order; ``sha256`` is of their contents."""
+
+    records: tuple[Record, ...]
+    sha256: str
+
+    def side(self, side: Split, heldout_share: float) -> tuple[Record, ...]:
+        """The records of the prompts on one side of the split; no prompt is on both."""
+        return tuple(record for record in self.records if split_of(record.prompt, heldout_share) == side)
+
+
+def read_reward_data(source: SourceFile) -> RewardData:
+    """Read all rows of a file. Signals that compare equal texts are left out.
+
+    Raises:
+        UnusableRows: If any row cannot be used, or the file has no signal.
+        UnreadableFile: If the file cannot be read.
+    """
+    records: list[Record] = []
+    problems: list[str] = []
+    digest = hashlib.sha256()
+    for line in source.lines():
+        try:
+            found = [record for event in events_of(line.value(), Labels()) for record in from_event(event)]
+        except RowError as error:
+            problems.append(f"{source.path}:{line.number}: {error}")
+            continue
+        for record in found:
+            digest.update(repr(record).encode())
+        records += found
+    if problems:
+        more = [f"{len(problems)} rows are unusable"] if len(problems) > _SHOWN else []
+        raise UnusableRows("\n".join([*problems[:_SHOWN], *more]))
+    if not records:
+        raise UnusableRows(f"{source.path}: has no signal that compares different texts or judges one")
+    return RewardData(tuple(records), digest.hexdigest())
