@@ -125,17 +125,17 @@ def test_segment_that_a_compaction_deletes_once_it_is_listed_is_no_error(
         writer.append(rows(first, first + 10))
     reader = Ledger(tmp_path, writable=False)
     writer.append(rows(30, 40))
-    list_names, lists = reader._names, 0
+    list_sizes, lists = reader._files.sizes, 0
 
-    def list_and_compact() -> list[str]:
+    def list_and_compact() -> dict[str, int]:
         nonlocal lists
         lists += 1
-        names = list_names()
+        sizes = list_sizes()
         if lists == 1:
             assert writer.compact(segments=2) is not None
-        return names
+        return sizes
 
-    monkeypatch.setattr(reader, "_names", list_and_compact)
+    monkeypatch.setattr(reader._files, "sizes", list_and_compact)
     reader.refresh()
     assert lists == 2
     assert ids(reader) == [choice(i).event_id for i in range(40)]

@@ -34,7 +34,8 @@ def keys_of(prompt: Prompt) -> QuestionKeys:
     if not said:
         whole = normalised("\n".join(turn.content for turn in prompt))
         return QuestionKeys(whole, whole)
-    return QuestionKeys(normalised(said[0]), normalised(said[-1]))
+    root = normalised(said[0])
+    return QuestionKeys(root, root if len(said) == 1 else normalised(said[-1]))
 
 
 def side_of(key: str, *, heldout_share: float = 0.1, judge_share: float = 0.0, salt: str = "") -> Side:

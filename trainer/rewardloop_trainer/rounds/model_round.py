@@ -26,7 +26,8 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.data.replay import Replay, load_replay
+from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
+from rewardloop_trainer.data.replay import POOLS, Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.pauses import Interrupted
@@ -111,6 +112,11 @@ class ModelRound(ABC):
     def _manifest(self) -> Manifest:
         """Return the manifest of the candidate in ``self._version``."""
 
+    @property
+    @abstractmethod
+    def _epochs(self) -> int:
+        """Passes of the round over its data."""
+
     def _begin(self) -> str | None:
         """Fix the live version as the round's parent and return it; None if there is no version."""
         now = self._current.state
@@ -125,7 +131,7 @@ class ModelRound(ABC):
             model=self.model,
             parent=now.parent,
             data=data_range(self._ledger, now.after_stream_id, now.until_stream_id, now.seed),
-            metrics=now.metrics,
+            metrics={**now.metrics, **self._replay.figures},
             seed=now.seed,
             code_version=code_version(),
             notes={"new_signals": str(now.new_signals), **notes},
@@ -158,14 +164,21 @@ class ModelRound(ABC):
     @cached_property
     def _replay(self) -> Replay:
         settings, now = self._settings, self._current.state
-        return load_replay(
-            self._ledger,
-            now.until_stream_id,
+        asked = RoundRange(self.model, now.after_stream_id, now.until_stream_id, now.seed)
+        return load_replay(self._ledger, settings.work_dir / POOLS, asked, self._limits)
+
+    @property
+    def _limits(self) -> PoolLimits:
+        settings = self._settings
+        return PoolLimits(
             heldout_share=settings.heldout_share,
+            judge_share=settings.judge_share,
             newest=settings.newest,
             replayed=settings.replayed,
             max_heldout=settings.max_heldout,
-            seed=now.seed,
+            max_judge=settings.max_judge,
+            passes=settings.passes,
+            epochs=self._epochs,
         )
 
     def _stop_if_asked(self) -> None:

@@ -41,6 +41,11 @@ class PolicyRound(ModelRound):
 
     model = "policy"
 
+    @property
+    def _epochs(self) -> int:
+        policy = self._settings.policy
+        return {"dpo": policy.epochs, "kto": policy.kto.epochs}.get(policy.algorithm, 1)
+
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
         return {"training": self._train, "trained": self._judge}
 

@@ -44,6 +44,10 @@ class RewardRound(ModelRound):
 
     model = "reward"
 
+    @property
+    def _epochs(self) -> int:
+        return self._settings.reward.epochs
+
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
         return {"training": self._train, "trained": self._export, "exported": self._judge}
 
