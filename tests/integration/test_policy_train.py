@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ ENCODER = byte_encoder(64)
 DPO = DpoSettings.model_validate(
     {"learning_rate": 2e-3, "batch_pairs": 4, "epochs": 2, "sft_weight": 0.0, "seed": learning_seed()}
 )
+
+
+def copy_files(version: Path, directory: Path) -> None:
+    """Copy a version's files without its manifest."""
+    shutil.copytree(version, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
 
 
 def asked(text: str) -> tuple[Turn, ...]:
@@ -201,6 +208,21 @@ def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url:
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
     assert "generation_config.json" in files
     assert setting.store.fetch("policy", 2).is_dir()
+
+
+def test_a_round_whose_pairs_are_all_too_long_is_refused_once_with_how_many_and_why(
+    tmp_path: Path, redis_url: str
+) -> None:
+    setting = Setting(tmp_path, redis_url)
+    parent = setting.store.fetch("policy", 1)
+    short = replace(setting.store.manifest("policy", 1), max_length=4)
+    setting.store.publish(short, lambda directory: copy_files(parent, directory))
+    setting.current.reach(replace(setting.current.state, parent="2"))
+    assert setting.round().run() == "refused"
+    (reason,) = json.loads((setting.settings.work_dir / "refused" / "policy-1" / "reasons.json").read_text())["reasons"]
+    trained = int(reason.partition("of ")[2].partition(",")[0])
+    assert trained > 20
+    assert reason.startswith(f"there is no pair to train on: of {trained}, {trained} are longer than 4 tokens")
 
 
 @pytest.mark.learning

@@ -11,6 +11,7 @@ import structlog
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.vocabulary import OnlineAlgorithm
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom as NothingToLearnFrom
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
@@ -20,10 +21,6 @@ from rewardloop_trainer.policy.online.train import Score, train_online
 from rewardloop_trainer.policy.settings import PolicySettings
 
 log = structlog.get_logger()
-
-
-class NothingToLearnFrom(ValueError):
-    """Raised when the training examples hold nothing that the algorithm can use; the message says what it needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from rewardloop_trainer.data.token_batches import rate_scale
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward.examples import Example, Examples, encode_records, logits_of, plan_steps
 from rewardloop_trainer.reward.model import RewardModel, freeze_layers
@@ -111,7 +112,7 @@ def train_reward(
         should_stop: Asked before each step.
 
     Raises:
-        ValueError: If there is nothing to train on.
+        NothingToLearnFrom: If no record is left to train on.
         TrainingStopped: If ``should_stop`` returned true; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
@@ -119,7 +120,11 @@ def train_reward(
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)
     if not encoded.examples:
-        raise ValueError("there is nothing to train on")
+        raise NothingToLearnFrom(
+            f"there is nothing to train on: of {len(train)} records, {encoded.dropped} have no form in the model's "
+            "text format"
+            + (f" or are longer than {encoder.max_length} tokens" if settings.over_length == "drop" else "")
+        )
     run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
     return run.to_the_end()
 

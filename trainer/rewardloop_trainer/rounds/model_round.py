@@ -28,6 +28,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.replay import POOLS, Replay, load_replay
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.pauses import Interrupted
@@ -100,6 +101,9 @@ class ModelRound(ABC):
                 phases[phase]()
         except Refused as refusal:
             self._keep_refused(refusal.args)
+            return "refused"
+        except NothingToLearnFrom as error:
+            self._keep_refused([Reason("no_data", str(error))])
             return "refused"
         shutil.rmtree(self._directory, ignore_errors=True)
         return "promoted"

@@ -21,7 +21,7 @@ from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.learn import Examples, NothingToLearnFrom, Trained, learn_policy
+from rewardloop_trainer.policy.learn import Examples, Trained, learn_policy
 from rewardloop_trainer.policy.rewards import Reward, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
@@ -68,8 +68,6 @@ class PolicyRound(ModelRound):
                         self._directory / "checkpoints", partial(self._on_step, report), self._stop.is_set, self._save
                     ),
                 )
-            except NothingToLearnFrom as error:
-                raise Refused(Reason("no_data", str(error))) from error
             except TrainingStopped as error:
                 raise Interrupted from error
             finally:
