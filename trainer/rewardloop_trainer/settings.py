@@ -49,7 +49,7 @@ class TrainSettings(ServerAccess):
 
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of questions that training never sees")
     judge_share: float = Field(
-        0.1, ge=0, lt=1, description="share of questions that only an independent judge is trained on"
+        0.1, ge=0, lt=1, description="share of questions that only an independent judge of policies is trained on"
     )
     max_heldout: int = Field(4_000, ge=1, description="held-out records that are kept, a uniform sample of all so far")
     max_judge: int = Field(

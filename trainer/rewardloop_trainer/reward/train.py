@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -260,11 +261,11 @@ class RewardRun:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors["level"] = self.level
         numbers = {name: float(getattr(self.at, name)) for name in _Position.__slots__}
-        state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint()})
+        state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint})
         checkpoint.save(self.checkpoint_dir, state)
 
     def _resume(self) -> None:
-        fingerprint = self._fingerprint() if self.checkpoint_dir else ""
+        fingerprint = self._fingerprint if self.checkpoint_dir else ""
         found = checkpoint.resume(self.checkpoint_dir, fingerprint, self.model, self.optimizer, steps=len(self.plan))
         if found is None:
             self._take_level()
@@ -289,6 +290,7 @@ class RewardRun:
             if not self.model.threshold.any():
                 self.model.threshold.copy_(self.level)
 
+    @cached_property
     def _fingerprint(self) -> str:
         """Identify the run by its settings, its data in their order, and the shapes that are trained."""
         digest = hashlib.sha256(self.settings.model_dump_json().encode())

@@ -174,9 +174,10 @@ class ModelRound(ABC):
     @property
     def _limits(self) -> PoolLimits:
         settings = self._settings
+        has_policies = settings.policy_rounds and bool(self._store.versions("policy"))
         return PoolLimits(
             heldout_share=settings.heldout_share,
-            judge_share=settings.judge_share,
+            judge_share=settings.judge_share if has_policies else 0.0,  # a judge is of policies
             newest=settings.newest,
             replayed=settings.replayed,
             max_heldout=settings.max_heldout,
