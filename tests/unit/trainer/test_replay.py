@@ -17,6 +17,7 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.data.overlap import measure_overlap
+from rewardloop_trainer.data.pools.database import is_locked
 from rewardloop_trainer.data.pools.pools import MOST_PASSES, PoolLimits, Pools, RoundRange
 from rewardloop_trainer.data.preferences import Record
 from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_replay, load_trained
@@ -137,6 +138,41 @@ def test_pools_that_are_lost_are_read_from_the_ledger_again(tmp_path: Path) -> N
         assert load_trained(path, "reward", LIMITS) == trained
         assert load_judged(path, "reward", LIMITS) == judged
         assert replay.replayed == ()  # nobody knows what passes the old ones had
+
+
+def test_pools_that_are_damaged_inside_are_put_aside_and_read_again(tmp_path: Path) -> None:
+    ledger, path = ledger_of([]), tmp_path / POOLS
+    kept = rounds(ledger, path, 4, 100, LIMITS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8_192] + b"\xa5" * (len(whole) - 8_192))
+    replay = load_replay(ledger, path, asked(299, 399), LIMITS)
+    assert (replay.new, replay.heldout) == (kept[-1].new, kept[-1].heldout)
+    assert (tmp_path / "pools.damaged").exists()
+
+
+def test_signals_of_a_round_that_never_read_them_have_all_their_passes_left(tmp_path: Path) -> None:
+    ledger, path = ledger_of(choice(i, prompts=10**6) for i in range(300)), tmp_path / POOLS
+    limits = replace(LIMITS, passes=1.0)  # nothing is drawn
+    first = load_replay(ledger, path, asked(None, 99), limits)
+    load_replay(ledger, path, asked(199, 299), limits)  # the round of 100 to 199 failed before it read its signals
+    with Pools(path, limits) as pools:
+        passes = pools.passes("reward")
+    assert passes.count(1.0) == len(first.new)
+    assert passes.count(0.0) == len(passes) - len(first.new) > 50
+
+
+def test_pools_that_another_process_writes_are_no_failure(tmp_path: Path) -> None:
+    path = tmp_path / POOLS
+    with Pools(path, LIMITS):
+        pass
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with Pools(path, LIMITS) as pools:
+        pools._connection.execute("PRAGMA busy_timeout = 10")
+        with pytest.raises(sqlite3.OperationalError) as locked:
+            pools.prepare(ledger_of([choice(1)]), asked(None, 0))
+    assert is_locked(locked.value)
+    other.close()
 
 
 def test_what_is_kept_has_the_newest_whole_and_the_older_sampled(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from rewardloop.formats.text import Encoder
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.overlap import Overlap, measure_overlap
+from rewardloop_trainer.data.pools.database import is_damage, put_aside
 from rewardloop_trainer.data.pools.pools import Part, PoolLimits, Pools, RoundRange
 from rewardloop_trainer.data.preferences import Record, from_event
 
@@ -86,6 +88,17 @@ def load_replay(ledger: Ledger, path: Path | None, asked: RoundRange, limits: Po
         CorruptSegment: If a segment of the ledger cannot be read.
         Fenced: If another trainer leads.
     """
+    try:
+        replay = _load(ledger, path, asked, limits)
+    except sqlite3.DatabaseError as error:
+        if path is None or not is_damage(error):
+            raise
+        put_aside(path, error)
+        replay = _load(ledger, path, asked, limits)
+    return replace(replay, overlap=measure_overlap(replay.train, replay.heldout))
+
+
+def _load(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimits) -> Replay:
     with Pools(path, limits) as pools:
         pools.prepare(ledger, asked)
         counts: Counter[str] = Counter()
@@ -103,8 +116,7 @@ def load_replay(ledger: Ledger, path: Path | None, asked: RoundRange, limits: Po
         replayed = _records(pools.drawn(asked.model))
         events, is_by_pair = pools.apart(asked.model, Part.HELDOUT)
     heldout = _records(events)
-    replay = Replay(tuple(new), replayed, heldout, dict(counts), identical, left_out, is_by_pair and bool(heldout))
-    return replace(replay, overlap=measure_overlap(replay.train, heldout))
+    return Replay(tuple(new), replayed, heldout, dict(counts), identical, left_out, is_by_pair and bool(heldout))
 
 
 def load_trained(path: Path, model: str, limits: PoolLimits) -> tuple[Record, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sqlite3
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -26,12 +27,13 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.data.pools.database import is_locked
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.replay import POOLS, Replay, load_replay
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
-from rewardloop_trainer.rounds.pauses import Interrupted
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
@@ -169,7 +171,12 @@ class ModelRound(ABC):
     def _replay(self) -> Replay:
         settings, now = self._settings, self._current.state
         asked = RoundRange(self.model, now.after_stream_id, now.until_stream_id, now.seed)
-        return load_replay(self._ledger, settings.work_dir / POOLS, asked, self._limits)
+        try:
+            return load_replay(self._ledger, settings.work_dir / POOLS, asked, self._limits)
+        except sqlite3.DatabaseError as error:
+            if is_locked(error):  # by a trainer that was overtaken and is stopped, or by a person's tool
+                raise ServerAway(f"{settings.work_dir / POOLS}: {error}") from error
+            raise
 
     @property
     def _limits(self) -> PoolLimits:

@@ -46,7 +46,7 @@ CREATE TABLE fresh (model TEXT NOT NULL, event_id TEXT NOT NULL, side INTEGER NO
 
 
 class Database:
-    """A connection to the file. A file that is damaged, or of another format, is put aside and begun anew.
+    """A connection to the file. A file of another format, or one that is no database, is put aside and begun anew.
 
     Args:
         path: The file; None keeps everything in memory.
@@ -57,23 +57,13 @@ class Database:
         try:
             self.connection = self._open()
         except sqlite3.DatabaseError as error:
-            if path is None or isinstance(error, sqlite3.OperationalError):  # no room, or no permission
+            if path is None or not is_damage(error):
                 raise
-            log.error("the signal pools are damaged, and are read from the ledger again", reason=str(error))
-            self.put_aside()
+            put_aside(path, error)
             self.connection = self._open()
 
     def close(self) -> None:
         self.connection.close()
-
-    def put_aside(self) -> None:
-        """Rename the file, so that the next connection begins a new one."""
-        if self._path is not None:
-            with suppress(AttributeError):
-                self.connection.close()
-            self._path.replace(self._path.with_suffix(".damaged"))
-            for ending in ("-journal", "-wal", "-shm"):
-                self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
 
     @contextmanager
     def step(self, held: AbstractContextManager[None]) -> Iterator[None]:
@@ -105,3 +95,20 @@ class Database:
     def _method_of(connection: sqlite3.Connection) -> str:
         found = connection.execute("SELECT value FROM fact WHERE name = 'method'").fetchone()
         return "" if found is None else str(found[0])
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says that the file is damaged, and not that there is no room, no permission or a bug."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def is_locked(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says that another process is writing."""
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def put_aside(path: Path, error: sqlite3.DatabaseError) -> None:
+    """Rename a damaged file, so that the next connection begins a new one."""
+    log.error("the signal pools are damaged, and are read from the ledger again", path=str(path), reason=str(error))
+    path.replace(path.with_suffix(".damaged"))
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)

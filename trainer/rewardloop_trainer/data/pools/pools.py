@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 MOST_PASSES = 2.0
 _STEP_ROWS = 20_000
+_UNKNOWN = 2**62  # rows seen, while the first signals are taken in
 # Training signals that so many times the newest ones follow in the ledger are old, whatever the shares of sides are.
 _SURELY_OLD = 4
 
@@ -148,7 +149,7 @@ class Pools:
         if known is not None and _rows_through(ledger, known[3]) > known[4]:
             log.info("signals were archived late: reading the pools from the ledger again", model=asked.model)
             pooled = ""
-        self._take_in(ledger, asked, pooled, begins)
+        self._take_in(ledger, asked, pooled, begins, learned=asked.after if known is None else str(known[3]))
         changes = -1 if known is None else int(known[5])
         with self._database.step(ledger.held()):
             self._place_new(ledger, asked, begins)
@@ -174,7 +175,8 @@ class Pools:
 
     def trained(self, model: str) -> Iterator[feedback_pb2.FeedbackEvent]:
         """Yield every training signal that is kept and not new, in stream order."""
-        return self._events(f"model = ? AND part IN ({Part.RECENT:d}, {Part.OLD:d})", model)
+        for part in (Part.OLD, Part.RECENT):
+            yield from self._events(f"model = ? AND part = {part:d}", model)
 
     def apart(self, model: str, part: Part) -> tuple[list[feedback_pb2.FeedbackEvent], bool]:
         """Return the signals of a held-out or judge pool in stream order, and whether they are split by pair.
@@ -200,28 +202,31 @@ class Pools:
         ):
             yield feedback_pb2.FeedbackEvent.FromString(event)
 
-    def _take_in(self, ledger: Ledger, asked: RoundRange, pooled: str, begins: str) -> None:
-        """Put the signals with pooled < stream id <= begins into the pools, some thousand in each transaction."""
+    def _take_in(self, ledger: Ledger, asked: RoundRange, pooled: str, begins: str, *, learned: str) -> None:
+        """Put the signals with pooled < stream id <= begins into the pools, some thousand in each transaction.
+
+        Rounds have learned those up to ``learned``.
+        """
         if order(pooled or "0") >= order(begins or "0"):
             return
         rows, left = ledger.scan(pooled or None, begins), ledger.rows_after(pooled or None)
-        learned_through = order(asked.after or "0")
+        learned_through = order(learned or "0")
         while chunk := list(islice(rows, _STEP_ROWS)):
             left -= len(chunk)
             with self._database.step(ledger.held()):
-                learned: list[_Row] = []
+                before: list[_Row] = []
                 skipped: list[_Row] = []
                 for row in self._placed(asked.model, chunk):
                     is_learned = order(row.recorded.stream_id) <= learned_through
-                    (learned if is_learned else skipped).append(row)
+                    (before if is_learned else skipped).append(row)
                 is_old = left > _SURELY_OLD * self._limits.newest
-                self._keep(asked, learned, self._spent(asked.model), is_old=is_old)
+                self._keep(asked, before, self._spent(asked.model), is_old=is_old)
                 self._keep(asked, skipped, {}, is_old=is_old)
                 through = max((row.stream_id for row in chunk), key=order)
                 self._connection.execute(
-                    "INSERT INTO model VALUES (?, ?, '', '', 0, -1) "
-                    "ON CONFLICT (name) DO UPDATE SET pooled_through = excluded.pooled_through, after = '', until = ''",
-                    (asked.model, through),
+                    "INSERT INTO model VALUES (?, ?, '', ?, ?, -1) "
+                    "ON CONFLICT (name) DO UPDATE SET pooled_through = excluded.pooled_through",
+                    (asked.model, through, learned, _UNKNOWN),
                 )
                 self._trim(asked.model)
                 self._sides.keep()
