@@ -3,9 +3,11 @@
     python tests/bench/ledger_rounds.py --work DIR [--rows 100000 10000000] [--new 256]
 
 The segments are written directly, with short texts and a question to every ten signals, as large as a compaction makes
-them. A first round takes all of them in, and a second settles what was new in the first. Then a process of its own
-opens the ledger, sees that a round is due, and reads the data set of the round with the newest ``--new`` signals. Kept
-files of an earlier run are used again.
+them. The questions of all but the newest 500,000 signals are written into the pools directly, too; ``--whole`` reads
+them from the ledger instead, as a trainer without pools does. A first round takes the other signals in, which fills the
+pools, and a second settles what was new in the first. Then a process of its own opens the ledger, sees that a round is
+due, and reads the data set of the round with the newest ``--new`` signals. Kept files of an earlier run are used
+again.
 """
 
 from __future__ import annotations
@@ -16,18 +18,26 @@ import resource
 import subprocess
 import sys
 import time
+from array import array
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import SCHEMA
 from rewardloop_trainer.archive.segment_files import SegmentFiles
+from rewardloop_trainer.data.pools.database import Database
+from rewardloop_trainer.data.pools.near_duplicates import sketch_of
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
+from rewardloop_trainer.data.pools.sides import FEW, QuestionSide, hash_of
 from rewardloop_trainer.data.replay import POOLS, load_replay
+from rewardloop_trainer.data.split import normalised, side_of
 from rewardloop_trainer.rounds.publish import data_range
 
 _SEGMENT = 200_000
+_TAKEN_IN = 500_000
 _START_MS = 1_700_000_000_000
 _LIMITS = PoolLimits(judge_share=0.1)
 _WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "islet", "jetty")
@@ -38,6 +48,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 10_000_000])
     parser.add_argument("--new", type=int, default=256, help="signals of the round that is measured")
+    parser.add_argument("--whole", action="store_true", help="take every signal in by reading it")
     parser.add_argument("--measure", choices=("take-in", "round"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -46,6 +57,8 @@ def main() -> None:
     for rows in options.rows:
         directory = options.work / str(rows)
         write_ledger(directory / "ledger", rows)
+        if not options.whole and not (directory / POOLS).exists():
+            write_questions(directory / POOLS, rows - _TAKEN_IN)
         for what in ("take-in", "round"):
             if what == "take-in" and (directory / "taken-in").exists():
                 continue
@@ -77,6 +90,37 @@ def write_ledger(path: Path, rows: int) -> None:
         numbers = range(first, min(first + _SEGMENT, rows))
         files.write(files.name(stream_id(numbers[0]), stream_id(numbers[-1])), table_of(numbers))
     (path / "written").touch()
+
+
+def write_questions(path: Path, rows: int) -> None:
+    """Write pools that know the questions of the first ``rows`` signals, as if they had been taken in."""
+    if rows <= 0:
+        return
+    database = Database(path)
+    insert = database.connection.executemany
+    with database.step(nullcontext()):
+        keys = []
+        bands = array("q")
+        for number in range(rows // 10):
+            text = normalised(question(number))
+            sketch = sketch_of(text)
+            share = side_of(text, heldout_share=_LIMITS.heldout_share, judge_share=_LIMITS.judge_share)
+            side = QuestionSide.BY_PAIR if number < FEW else QuestionSide[share.upper()]
+            keys.append((hash_of(text), int(side), 1, sketch.low))
+            bands.extend(sketch.bands)
+        owners = np.repeat(np.array([key for key, *_ in keys], dtype=np.int64), len(sketch.bands))
+        order = np.argsort(hashes := np.frombuffer(bands, dtype=np.int64))
+        keys.sort()
+        insert("INSERT INTO question VALUES (?, ?, ?, ?)", keys)
+        for start in range(0, len(order), 1_000_000):
+            part = order[start : start + 1_000_000]
+            insert(
+                "INSERT OR IGNORE INTO band VALUES (?, ?)",
+                zip(hashes[part].tolist(), owners[part].tolist(), strict=True),
+            )
+        insert("INSERT OR REPLACE INTO fact VALUES ('groups', ?)", [(str(rows // 10),)])
+        insert("INSERT INTO model VALUES ('reward', ?, '', '', ?, -1)", [(stream_id(rows - 1), 2**62)])
+    database.close()
 
 
 def table_of(numbers: range) -> pa.Table:
