@@ -100,7 +100,8 @@ def promote(server: str, model: str, version: str, reason: str) -> int:
 
 def rollback(server: str, model: str, reason: str) -> int:
     with open_client(server) as client:
-        _print_change(model, client.rollback(model, reason=reason))
+        active = client.get_version(model).version
+        _print_change(model, client.rollback(model, reason=reason, expected_version=active))
     return 0
 
 

@@ -210,14 +210,23 @@ class AsyncRewardloopClient:
         return await self._run(calls.get_version(model, version), timeout_s)
 
     async def promote(
-        self, model: str, version: str, *, reason: str = "", leader_epoch: int = 0, timeout_s: float = 120.0
+        self,
+        model: str,
+        version: str,
+        *,
+        reason: str = "",
+        leader_epoch: int = 0,
+        expected_version: str | None = None,
+        timeout_s: float = 120.0,
     ) -> Promotion:
         """Make a version active, and return once the server serves it. See `RewardloopClient.promote`."""
-        return await self._run(calls.promote(model, version, reason, leader_epoch), timeout_s)
+        return await self._run(calls.promote(model, version, reason, leader_epoch, expected_version), timeout_s)
 
-    async def rollback(self, model: str, *, reason: str = "", timeout_s: float = 120.0) -> Promotion:
+    async def rollback(
+        self, model: str, *, reason: str = "", expected_version: str | None = None, timeout_s: float = 120.0
+    ) -> Promotion:
         """Make the version active that was active before. See `RewardloopClient.rollback`."""
-        return await self._run(calls.rollback(model, reason), timeout_s)
+        return await self._run(calls.rollback(model, reason, expected_version), timeout_s)
 
     async def set_canary(
         self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0

@@ -178,23 +178,30 @@ def get_version(model: str, version: str) -> Call[VersionInfo]:
     return _call(GET_VERSION, request, model_pb2.GetVersionResponse, read)
 
 
-def promote(model: str, version: str, reason: str, leader_epoch: int) -> Call[Promotion]:
+def promote(model: str, version: str, reason: str, leader_epoch: int, expected_version: str | None) -> Call[Promotion]:
     """Safe to repeat: promoting the active version changes nothing."""
     request = model_pb2.PromoteRequest(
         model=convert.text_field("model", model),
         version=convert.text_field("version", version),
         reason=convert.text_field("reason", reason),
         leader_epoch=leader_epoch,
+        expected_version=_expected(expected_version),
     )
     return _call(PROMOTE, request, model_pb2.PromoteResponse, convert.promotion)
 
 
-def rollback(model: str, reason: str) -> Call[Promotion]:
+def rollback(model: str, reason: str, expected_version: str | None) -> Call[Promotion]:
     """Not safe to repeat: a second rollback goes back one version further."""
     request = model_pb2.RollbackRequest(
-        model=convert.text_field("model", model), reason=convert.text_field("reason", reason)
+        model=convert.text_field("model", model),
+        reason=convert.text_field("reason", reason),
+        expected_version=_expected(expected_version),
     )
     return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion)
+
+
+def _expected(version: str | None) -> str | None:
+    return None if version is None else convert.text_field("expected_version", version)
 
 
 def set_canary(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:

@@ -25,6 +25,8 @@ RewardloopError
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
 │   ├── Overtaken           OVERTAKEN
+│   ├── PointerMoved        POINTER_MOVED         another version is active than the caller expected
+│   ├── PromotionHeld       PROMOTION_HELD        a rollback holds the promotions of trainers
 │   ├── UnsafeVersion       UNSAFE_VERSION
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
@@ -204,6 +206,14 @@ class NothingToRollBack(FailedPrecondition):
 
 class Overtaken(FailedPrecondition):
     reason = "OVERTAKEN"
+
+
+class PointerMoved(FailedPrecondition):
+    reason = "POINTER_MOVED"
+
+
+class PromotionHeld(FailedPrecondition):
+    reason = "PROMOTION_HELD"
 
 
 class UnsafeVersion(FailedPrecondition):

@@ -31,6 +31,8 @@ class Context(TypedDict, total=False):
         source: "human", "llm_judge" or "implicit".
         tags: Free labels by which results can be sliced.
         event_time: When the judgement was made, by the caller's clock; it must have a time zone.
+        display_order: Indices of the responses in the order in which the person saw them, first to last; left out if
+            it is unknown. Position bias is estimated from it.
     """
 
     prompt: PromptLike | None
@@ -41,6 +43,7 @@ class Context(TypedDict, total=False):
     source: SourceName
     tags: Mapping[str, str]
     event_time: datetime | None
+    display_order: Sequence[int]
 
 
 class Feedback:
@@ -125,6 +128,8 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         annotator_id=text_field("annotator_id", context.get("annotator_id", "")),
         source=source_pb(context.get("source", "human")),
     )
+    with building("display_order"):
+        event.display_order.extend(context.get("display_order", ()))
     with building("tags"):
         event.tags.update(context.get("tags") or {})
     if prompt is not None:

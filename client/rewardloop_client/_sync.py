@@ -311,7 +311,14 @@ class RewardloopClient:
         return self._run(calls.get_version(model, version), timeout_s)
 
     def promote(
-        self, model: str, version: str, *, reason: str = "", leader_epoch: int = 0, timeout_s: float = 120.0
+        self,
+        model: str,
+        version: str,
+        *,
+        reason: str = "",
+        leader_epoch: int = 0,
+        expected_version: str | None = None,
+        timeout_s: float = 120.0,
     ) -> Promotion:
         """Make a version active, and return once the server serves it.
 
@@ -320,21 +327,36 @@ class RewardloopClient:
             version: Number of the version.
             reason: Kept with the change.
             leader_epoch: The epoch of a trainer that acts as the leader; 0 for any other caller.
+            expected_version: The version that must be active now; None for any.
             timeout_s: Seconds that loading and warming the version may take.
 
         Raises:
             UnknownVersion: The store does not have the version.
             Overtaken: A leader of a later epoch has promoted a version.
+            PointerMoved: Another version is active than expected.
+            PromotionHeld: The caller acts as the leader, and a rollback holds its promotions.
         """
-        return self._run(calls.promote(model, version, reason, leader_epoch), timeout_s)
+        return self._run(calls.promote(model, version, reason, leader_epoch, expected_version), timeout_s)
 
-    def rollback(self, model: str, *, reason: str = "", timeout_s: float = 120.0) -> Promotion:
+    def rollback(
+        self, model: str, *, reason: str = "", expected_version: str | None = None, timeout_s: float = 120.0
+    ) -> Promotion:
         """Make the version active that was active before. The call is never repeated.
+
+        It holds the promotions of trainers until a person promotes a version, which may be the active one.
+
+        Args:
+            model: "reward" or "policy".
+            reason: Kept with the change.
+            expected_version: The version that must be active now; None for any. Without it, two callers that roll back
+                at once go back two versions.
+            timeout_s: Seconds that loading and warming the version may take.
 
         Raises:
             NothingToRollBack: No version was active before.
+            PointerMoved: Another version is active than expected.
         """
-        return self._run(calls.rollback(model, reason), timeout_s)
+        return self._run(calls.rollback(model, reason, expected_version), timeout_s)
 
     def set_canary(
         self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0

@@ -27,6 +27,8 @@ from rewardloop_client._errors import (
     InvalidRequest,
     NotFound,
     NothingToRollBack,
+    PointerMoved,
+    PromotionHeld,
     RewardloopError,
     Unimplemented,
     UnknownGeneration,
@@ -100,6 +102,7 @@ class FakeRewardloop(RewardloopClient):
         self._generate_one = generate
         self._versions = {model: [*known] for model, known in (versions or {"reward": "1", "policy": "1"}).items()}
         self._active = {model: known[-1:] for model, known in self._versions.items()}  # history, the last one active
+        self._held: set[str] = set()  # models whose rollback holds the promotions of trainers
         self._beside: dict[tuple[str, str], tuple[str, float]] = {}  # model, role: version, share
         self._failures: dict[str, list[RewardloopError]] = {}
         self._answers: dict[str, Callable[..., Message]] = {
@@ -240,6 +243,10 @@ class FakeRewardloop(RewardloopClient):
         self._info(request.model, request.version)
         history = self._active[request.model]
         previous = history[-1] if history else ""
+        _check_expected(request, previous)
+        if request.leader_epoch and request.model in self._held:
+            raise PromotionHeld(f"{request.model} was rolled back: a person must promote a version first")
+        self._held.discard(request.model)
         if request.version != previous:
             history.append(request.version)
         self._end_roles(request.model)
@@ -249,6 +256,8 @@ class FakeRewardloop(RewardloopClient):
         self._info(request.model, "")
         if len(self._active[request.model]) < 2:
             raise NothingToRollBack(f"{request.model} has no earlier version")
+        _check_expected(request, self._active[request.model][-1])
+        self._held.add(request.model)
         previous = self._active[request.model].pop()
         self._end_roles(request.model)
         return model_pb2.RollbackResponse(version=self._info(request.model, ""), previous_version=previous)
@@ -339,3 +348,8 @@ def _text(prompt: common_pb2.Prompt) -> str:
     if prompt.WhichOneof("content") == "text":
         return prompt.text
     return "\n".join(f"{m.role}: {m.content}" for m in prompt.conversation.messages)
+
+
+def _check_expected(request: model_pb2.PromoteRequest | model_pb2.RollbackRequest, active: str) -> None:
+    if request.HasField("expected_version") and request.expected_version != active:
+        raise PointerMoved(f"{request.model} {active or '(none)'} is active, not {request.expected_version}")

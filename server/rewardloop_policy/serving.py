@@ -22,9 +22,10 @@ from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
-from rewardloop_server.lifecycle import add_health_and_reflection, open_store, report_health, serve_until_signal
+from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
+from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer

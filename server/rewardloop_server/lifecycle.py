@@ -1,27 +1,25 @@
 """The life of a serving process, which `rewardloop serve` and `rewardloop policy-worker` share.
 
-open the store -> add health and reflection -> start background work and the server -> wait for a signal -> drain
+open the store -> start background work and the server -> wait for a signal -> drain
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
+from rewardloop.process.metrics_page import CannotListen, serve_metrics
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.loading.progress import LoadingLog
 from rewardloop_server.settings import ServingSettings
@@ -35,15 +33,6 @@ def open_store(settings: ServingSettings, prog: str) -> ModelStore:
         return ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys), watch=LoadingLog())
     except UnusableKey as error:
         raise SystemExit(f"{prog}: {error}") from error
-
-
-def add_health_and_reflection(server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> HealthServicer:
-    """Add grpc.health.v1 and reflection of the services to the server."""
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = [service.full_name for service in services]
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME, "grpc.health.v1.Health"], server)
-    return health
 
 
 async def report_health(
@@ -85,13 +74,18 @@ async def serve_until_signal(
 
     Returns:
         The exit status: 0, or 1 if background work failed.
+
+    Raises:
+        SystemExit: If the metrics page cannot be served.
     """
     async with AsyncExitStack() as stack:
         tasks = Background(stack)
         for work in background:
             tasks.start(work)
-        if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=registry)
+        try:
+            stack.callback(serve_metrics(settings.metrics_port, settings.metrics_host, registry))
+        except CannotListen as error:
+            raise SystemExit(str(error)) from error
         await server.start()
         on_started()
         await wait_for_signal()

@@ -42,10 +42,11 @@ from rewardloop_server.feedback.spool import Spool, SpoolInUse
 from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
-from rewardloop_server.lifecycle import add_health_and_reflection, open_store, report_health, serve_until_signal
+from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
+from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.engine import Device, RewardModel, choose_device
@@ -227,7 +228,11 @@ def feedback_servicer(settings: ServeSettings, feedback: Feedback, metrics: Serv
 
 def limits(settings: ServeSettings) -> Limits:
     """Return the bounds of requests."""
-    return Limits(max_text_bytes=settings.max_text_bytes, max_responses=settings.max_responses)
+    return Limits(
+        max_text_bytes=settings.max_text_bytes,
+        max_responses=settings.max_responses,
+        max_event_bytes=settings.max_event_bytes,
+    )
 
 
 def access_to_worker(settings: ServeSettings) -> Access:

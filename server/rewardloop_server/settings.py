@@ -38,7 +38,7 @@ class ServingSettings(DoorSettings):
     metrics_host: str = Field("127.0.0.1", description="address of that page; on loopback unless others must reach it")
 
     max_text_bytes: int = Field(262_144, ge=1, description="most UTF-8 bytes in one text")
-    max_message_bytes: int = Field(64 * 2**20, ge=1024, description="most bytes in one gRPC message")
+    max_message_bytes: int = Field(8 * 2**20, ge=1024, description="most bytes in one gRPC message")
     generation_ttl_s: int = Field(7 * 86_400, ge=60, description="how long a generation_id can be named")
     generation_key_file: str = Field(
         "", description="keys that sign generation ids, in hex, a line each, newest first; empty: kept in Redis"
@@ -125,6 +125,7 @@ class ServeSettings(ServingSettings):
 
     max_responses: int = Field(256, ge=1, description="most responses in one group")
     max_groups: int = Field(1024, ge=1, description="most groups in one ScoreBatch")
+    max_event_bytes: int = Field(2**20, ge=1024, description="most bytes of one signal with its prompt and responses")
     max_events: int = Field(1000, ge=1, description="most events in one RecordBatch")
     max_in_flight_per_stream: int = Field(256, ge=1, description="requests of one ScoreStream worked on at once")
 

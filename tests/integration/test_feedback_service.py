@@ -131,6 +131,50 @@ async def test_each_response_names_its_version_where_two_answered(stub: Any, red
     assert list(event.response_versions) == ["4", "3"]
 
 
+async def test_a_signal_carries_how_its_responses_came_to_be_shown(stub: Any, redis: Redis) -> None:
+    chosen = policy_pb2.Chosen(
+        selection=policy_pb2.SELECTION_UNIFORM, sampled=4, random_share=1.0, is_random=True, set_probability=1 / 6
+    )
+    candidates = [
+        policy_pb2.Candidate(text="a", log_probability=-2.5, token_count=3, score=0.5),
+        policy_pb2.Candidate(text="b", log_probability=-4.0, token_count=6, score=-1.0),
+    ]
+    generation = policy_pb2.Generation(
+        generation_id="g1",
+        prompt=common_pb2.Prompt(text="hi"),
+        candidates=candidates,
+        policy_version=common_pb2.ModelVersion(version="3", digest="d"),
+        temperature=0.7,
+        top_p=1.0,
+        show_probabilities=[0.5, 0.5],
+        chosen=chosen,
+    )
+    await GenerationLog(redis, ttl_s=60).put(generation)
+    asked = request(about("g1"))
+    asked.event.display_order.extend([1, 0])
+    await stub.Record(asked)
+    (event,) = await recorded(redis)
+    assert event.shown == feedback_pb2.Shown(
+        chosen=chosen,
+        show_probabilities=[0.5, 0.5],
+        temperature=0.7,
+        top_p=1.0,
+        log_probabilities=[-2.5, -4.0],
+        token_counts=[3, 6],
+        scores=[0.5, -1.0],
+    )
+    assert list(event.display_order) == [1, 0]
+
+
+@pytest.mark.parametrize("order", [[0, 0], [2], [-1, 0]])
+async def test_a_display_order_names_each_response_at_most_once(stub: Any, order: list[int]) -> None:
+    wrong = sent(1)
+    wrong.display_order.extend(order)
+    error = await failure(stub.Record(request(wrong)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(fields_of(error)) == {"event.display_order"}
+
+
 async def test_unknown_generation_is_not_found(stub: Any, redis: Redis) -> None:
     error = await failure(stub.Record(request(about("nowhere"))))
     assert error.code() is grpc.StatusCode.NOT_FOUND

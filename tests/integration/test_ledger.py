@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.signals import choice
 
-from rewardloop.v1 import common_pb2, feedback_pb2
+from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_trainer.archive import segment_files
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
@@ -53,6 +53,26 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
     events[4].policy_version.digest = "abc"
     events[0].response_versions.extend(["3", "4", "3"])
     events[5].event_time.FromMicroseconds(1_600_000_000_123_456)
+    events[0].display_order.extend([2, 0, 1])
+    events[2].shown.CopyFrom(feedback_pb2.Shown(temperature=0.7, top_p=1.0, log_probabilities=[-3.5], token_counts=[9]))
+    events[4].shown.CopyFrom(
+        feedback_pb2.Shown(
+            chosen=policy_pb2.Chosen(
+                selection=policy_pb2.SELECTION_INFORMATIVE,
+                sampled=5,
+                random_share=0.1,
+                is_random=True,
+                set_probability=0.25,
+                reward_version=common_pb2.ModelVersion(version="7"),
+            ),
+            show_probabilities=[0.5, 0.25],
+            temperature=1.0,
+            top_p=0.9,
+            log_probabilities=[-1.5, 0.0],
+            token_counts=[4, 1],
+            scores=[0.5, -0.25],
+        )
+    )
     for event in events:
         event.arrival_time.FromMicroseconds(1_700_000_000_654_321)
     return events

@@ -10,10 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
+from redis.asyncio import Redis
 from support.file_models import Running, publish, running
 from support.grpc_servers import Serve
 from support.statuses import failure, fields_of, reason_of
 
+from rewardloop.formats import keys
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.versions.pointer import Active
@@ -76,17 +78,80 @@ async def test_rollback_goes_back_step_by_step_until_there_is_nothing(server: Ru
     assert server.active == "1"
 
 
-async def test_trainer_that_no_longer_leads_promotes_nothing(server: Running) -> None:
-    def by(leader_epoch: int) -> Any:
-        return server.stub.Promote(model_pb2.PromoteRequest(model="reward", version="3", leader_epoch=leader_epoch))
+def by_leader(server: Running, leader_epoch: int, version: str = "3", **fields: Any) -> Any:
+    request = model_pb2.PromoteRequest(model="reward", version=version, leader_epoch=leader_epoch, **fields)
+    return server.stub.Promote(request)
 
-    await by(5)
-    await server.roll_back()
-    error = await failure(by(4))
+
+async def test_trainer_that_no_longer_leads_promotes_nothing(server: Running, redis: Redis) -> None:
+    await redis.set(keys.TRAINER_EPOCH, 6)
+    await by_leader(server, 5)
+    await server.promote("1")
+    error = await failure(by_leader(server, 4))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "OVERTAKEN")
     assert server.active == "1"
-    await by(6)
+    await by_leader(server, 6)
     assert server.active == "3"
+
+
+async def test_an_epoch_that_nobody_led_with_is_refused_and_ends_no_learning(server: Running, redis: Redis) -> None:
+    await redis.set(keys.TRAINER_EPOCH, 6)
+    error = await failure(by_leader(server, 2**63))
+    assert (error.code(), fields_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, ["leader_epoch"])
+    await by_leader(server, 6)
+    assert server.active == "3"
+
+
+async def test_a_rollback_holds_the_promotions_of_trainers_until_a_person_promotes(
+    server: Running, redis: Redis
+) -> None:
+    await redis.set(keys.TRAINER_EPOCH, 6)
+    await by_leader(server, 5, "2")
+    await server.roll_back()
+    error = await failure(by_leader(server, 6))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "PROMOTION_HELD")
+    assert (await server.pointer.read("reward")) == Active("1", (), is_held=True)
+    await server.promote("1")  # a person keeps it
+    await by_leader(server, 6)
+    assert server.active == "3"
+
+
+async def test_a_promotion_needs_the_version_that_it_expects(server: Running, redis: Redis) -> None:
+    await redis.set(keys.TRAINER_EPOCH, 1)
+    error = await failure(by_leader(server, 1, expected_version="2"))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "POINTER_MOVED")
+    assert server.active == "1"
+    await by_leader(server, 1, expected_version="1")
+    assert server.active == "3"
+
+
+async def test_two_rollbacks_at_once_go_back_one_version(server: Running) -> None:
+    await server.promote("2")
+    await server.promote("3")
+    request = model_pb2.RollbackRequest(model="reward", expected_version="3")
+    outcomes = await asyncio.gather(*(server.stub.Rollback(request) for _ in range(2)), return_exceptions=True)
+    refused = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+    assert [reason_of(each) for each in refused] == ["POINTER_MOVED"]
+    assert server.active == "2"
+
+
+@pytest.mark.parametrize("version", ["9" * 300, "\u0663", "9" * 19])
+async def test_a_version_that_no_store_has_is_not_found(server: Running, version: str) -> None:
+    error = await failure(server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward", version=version)))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_VERSION")
+
+
+@pytest.mark.parametrize("odd", ['"metrics": {"x": 1%s}' % ("0" * 400), '"notes": {"x": "\\ud800"}'])
+async def test_one_odd_manifest_hides_no_other_version(server: Running, tmp_path: Path, odd: str) -> None:
+    name = odd.partition(":")[0].strip('"')
+    path = tmp_path / "models" / "reward" / "2" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[name]
+    path.write_text(json.dumps(manifest)[:-1] + f", {odd}}}")
+    listed = await server.stub.ListVersions(model_pb2.ListVersionsRequest(model="reward"))
+    assert [each.version.version for each in listed.versions] == ["3", "1"]
+    error = await failure(server.stub.GetVersion(model_pb2.GetVersionRequest(model="reward", version="2")))
+    assert reason_of(error) == "CORRUPT_VERSION"
 
 
 async def test_bad_versions_never_become_active(server: Running, tmp_path: Path) -> None:

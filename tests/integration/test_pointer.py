@@ -47,7 +47,8 @@ async def test_moving_to_the_active_version_changes_nothing(pointer: ActivePoint
     assert await pointer.read("reward") == Active("2", ("1",))
 
 
-async def test_leader_that_was_overtaken_moves_nothing(pointer: ActivePointer) -> None:
+async def test_leader_that_was_overtaken_moves_nothing(pointer: ActivePointer, redis: Redis) -> None:
+    await redis.set(keys.TRAINER_EPOCH, 5)
     await pointer.move("reward", "1", "first", leader_epoch=4)
     await pointer.move("reward", "2", "by the next leader", leader_epoch=5)
     for version in ("1", "2", "3"):
@@ -60,17 +61,17 @@ async def test_leader_that_was_overtaken_moves_nothing(pointer: ActivePointer) -
     assert await pointer.move_back("reward", "1", "3", "by hand")
     with pytest.raises(Overtaken):
         await pointer.move("reward", "1", "by the one before", leader_epoch=4)
-    assert await pointer.read("reward") == Active("3", ("2", "1"))
+    assert await pointer.read("reward") == Active("3", ("2", "1"), is_held=True)
 
 
 async def test_moving_back_goes_further_back_each_time(pointer: ActivePointer) -> None:
     for version in ("1", "2", "3"):
         await pointer.move("reward", version, "")
     assert await pointer.move_back("reward", "3", "2", "worse")
-    assert await pointer.read("reward") == Active("2", ("1",))
+    assert await pointer.read("reward") == Active("2", ("1",), is_held=True)
     assert await pointer.move_back("reward", "2", "1", "worse")
     active = await pointer.read("reward")
-    assert active == Active("1", ())
+    assert active == Active("1", (), is_held=True)
     assert active.rollback_target is None
 
 
@@ -117,7 +118,7 @@ async def test_every_promotion_and_rollback_ends_canary_and_shadow(pointer: Acti
         active = await pointer.read("reward")
         assert active is not None
         assert (active.canary, active.shadow) == (None, None)
-    assert await pointer.read("reward") == Active("2", ("1",))
+    assert await pointer.read("reward") == Active("2", ("1",), is_held=True)
 
 
 async def test_active_version_takes_no_role_beside_itself(pointer: ActivePointer) -> None:
@@ -173,9 +174,9 @@ async def test_redis_away_is_unavailable(fresh_redis: EmbeddedRedis) -> None:
 
 
 async def test_lost_pointer_is_put_back_whole_and_never_over_another(pointer: ActivePointer, redis: Redis) -> None:
-    known = Active("4", ("3", "1"), canary=Share("5", 0.1), shadow=Share("6", 1.0))
+    known = Active("4", ("3", "1"), canary=Share("5", 0.1), shadow=Share("6", 1.0), is_held=True)
     assert await pointer.restore("reward", known)
     assert await pointer.read("reward") == known
     assert not await pointer.restore("reward", Active("9"))
     assert await pointer.move_back("reward", "4", "3", "worse")
-    assert await pointer.read("reward") == Active("3", ("1",))
+    assert await pointer.read("reward") == Active("3", ("1",), is_held=True)

@@ -149,8 +149,11 @@ async def test_full_lane_refuses_before_any_work_and_says_when_to_retry(versions
     with pytest.raises(QueueFull) as refusal, subject.reserved("production", 60, None, ""):
         pass
     assert refusal.value.retry_after_ms
-    with subject.reserved("production", 40, None, ""), pytest.raises(QueueFull):  # noqa: SIM117
+    with subject.reserved("production", 15, None, ""), pytest.raises(QueueFull):  # noqa: SIM117
         with subject.reserved("production", 1, None, ""):
+            pass
+    with subject.reserved("production", 30, None, "another"), pytest.raises(QueueFull):  # noqa: SIM117
+        with subject.reserved("production", 8, None, "a third"):
             pass
     with subject.reserved("production", 60, None, "", is_bounded=False):
         pass

@@ -11,9 +11,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from rewardloop.formats.tokens import new_token, token_digest
@@ -31,6 +29,7 @@ from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.probes import add_health_and_reflection
 
 _MODULES = (
     (reward_pb2, reward_pb2_grpc),
@@ -89,10 +88,8 @@ async def opened(max_message_bytes: int = 2**20, **settings: Any) -> AsyncIterat
     behind = Behind()
     for service, stubs in _SERVICES:
         getattr(stubs, f"add_{service.name}Servicer_to_server")(_servicer(service, stubs, behind), server)
-    health = HealthServicer()
+    health = add_health_and_reflection(server, [])
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection([reflection.SERVICE_NAME], server)
     port = _free_port()
     entrance.open(server, f"127.0.0.1:{port}")
     upkeep = [asyncio.create_task(work) for work in entrance.upkeep()]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import redis
 import structlog
-from prometheus_client import start_http_server
 
 from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore
+from rewardloop.process.metrics_page import CannotListen, serve_metrics
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.fence import Fence, Fenced
@@ -42,12 +42,11 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     metrics = TrainerMetrics()
-    if settings.metrics_port:
-        try:
-            start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry)
-        except OSError as error:
-            log.critical("the metrics page cannot be served", port=settings.metrics_port, reason=str(error))
-            return FAILED
+    try:
+        serve_metrics(settings.metrics_port, settings.metrics_host, metrics.registry)
+    except CannotListen as error:
+        log.critical("the metrics page cannot be served", port=settings.metrics_port, reason=str(error))
+        return FAILED
     client = connect_redis_until(settings.redis_url, stop)
     if client is None:
         return STOPPED

@@ -170,6 +170,11 @@ class TrainerMetrics:
         "reward_hacking",
         "1 while no policy is published because scores rose while an independent witness's preference fell.",
     )
+    promotion_held: Gauge = _gauge(
+        "trainer_promotion_held",
+        "1 while a person's rollback holds the promotions of a model, so that its rounds wait.",
+        model=MODELS,
+    )
 
     _slices: set[str] = field(default_factory=set, init=False, repr=False)
     _by_annotator: Tally[str] = field(default_factory=Tally, init=False, repr=False)

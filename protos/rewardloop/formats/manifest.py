@@ -104,6 +104,7 @@ class Manifest:
         """Read a manifest. Raises CorruptVersion for a text that is no manifest of a known format version."""
         try:
             raw = json.loads(text)
+            json.dumps(raw, ensure_ascii=False).encode()  # raises for a lone surrogate, which no message can carry
             if raw["format_version"] != FORMAT_VERSION:
                 raise CorruptVersion(f"manifest format version {raw['format_version']!r} is not {FORMAT_VERSION}")
             if raw["data"] is not None:
@@ -146,7 +147,7 @@ def _wrong_fields(manifest: Manifest) -> list[str]:
         "parent": manifest.parent is None or isinstance(manifest.parent, str),
         "files": _maps_to(manifest.files, str),
         "notes": _maps_to(manifest.notes, str),
-        "metrics": _maps_to(manifest.metrics, int, float),
+        "metrics": _maps_to(manifest.metrics, int, float) and all(map(_is_double, manifest.metrics.values())),
         "text_format": isinstance(manifest.text_format, dict),
         "max_length": _is_count(manifest.max_length, MAX_TOKENS),
         "heads": _is_count(manifest.heads, MAX_TOKENS),
@@ -177,6 +178,11 @@ def _maps_to(value: object, *kinds: type) -> bool:
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_double(value: float) -> bool:
+    """Return whether a number fits a double. An integer may be too large; NaN and the infinities fit."""
+    return isinstance(value, float) or abs(value) <= _LARGEST
 
 
 def _is_finite(value: object) -> bool:

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import feedback_pb2
 
+MOST_RESPONSES = 64  # of one event
+
 
 def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
     """Find what is wrong with the signal of an event.
 
     Args:
-        event: The event; only its signal is looked at.
+        event: The event; only its signal and its display order are looked at.
         responses: The responses that the signal is about; None if they are not known yet. What depends on them is then
             not checked.
 
@@ -36,7 +38,9 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
             order = event.ranking.order
             if len(order) < 2:
                 yield "ranking.order", "fewer than 2 responses"
-            elif sorted(order) != list(range(len(order) if count is None else count)):
+            elif len(order) > (MOST_RESPONSES if count is None else count) or sorted(order) != list(
+                range(len(order) if count is None else count)
+            ):
                 yield "ranking.order", "not a permutation of the indices of all responses"
         case "thumb" | "rating" | "edit":
             yield from _index(f"{kind}.response", getattr(event, kind).response, count)
@@ -46,6 +50,7 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
         yield from _rating(event.rating)
     if kind == "edit":
         yield from _edit(event.edit, responses)
+    yield from _display_order(event.display_order, count)
 
 
 def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
@@ -61,6 +66,19 @@ def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
             rating = event.rating
             return rating.response, (rating.value - rating.minimum) / (rating.maximum - rating.minimum)
     return None
+
+
+def _display_order(order: Sequence[int], count: int | None) -> Iterator[tuple[str, str]]:
+    if len(order) > (MOST_RESPONSES if count is None else count):
+        yield "display_order", "has more entries than there are responses"
+        return
+    if len(set(order)) != len(order):
+        yield "display_order", "names a response twice"
+    for index in order:
+        problems = list(_index("display_order", index, count))
+        if problems:
+            yield problems[0]
+            return
 
 
 def _index(field: str, index: int, count: int | None) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,7 @@ _UNSAFE_SUFFIX = re.compile(
     r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE
 )
 
+_MOST_DIGITS = 18
 _CHUNK = 4 * 2**20
 
 
@@ -91,7 +92,7 @@ class ModelStore:
         except FileNotFoundError:
             return []
         names = [str(e).rstrip("/").rsplit("/", 1)[-1] for e in entries]
-        return sorted(int(n) for n in names if n.isdecimal())
+        return sorted(int(n) for n in names if _is_number(n))
 
     def manifest(self, model: str, version: int | str) -> Manifest:
         """Read the manifest of a version.
@@ -100,8 +101,11 @@ class ModelStore:
             VersionNotFound: The store does not have the version.
             CorruptVersion: The manifest cannot be read, or (`UntrustedVersion`) no trusted key has signed it.
         """
-        if not str(version).isdecimal():
-            raise VersionNotFound(f"{version!r} is not a version of {model}: versions are integers")
+        if not _is_number(str(version)):
+            raise VersionNotFound(
+                f"{str(version)[:_MOST_DIGITS]!r} is not a version of {model}: versions are integers of at most "
+                f"{_MOST_DIGITS} digits"
+            )
         try:
             data: bytes = self._fs.cat_file(self._of(model, version, MANIFEST))
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -250,6 +254,10 @@ class ModelStore:
 
     def _of(self, model: str, version: int | str, *names: str) -> str:
         return "/".join((self._root, model, str(version), *names))
+
+
+def _is_number(version: str) -> bool:
+    return version.isascii() and version.isdecimal() and len(version) <= _MOST_DIGITS
 
 
 def _verify(directory: Path, manifest: Manifest, watch: Watch | None) -> None:

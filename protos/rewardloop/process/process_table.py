@@ -96,6 +96,13 @@ PROCESSES = (
         "rewardloop_trainer.commands.policy_train_settings:PolicyTrainSettings",
     ),
     Process(
+        "off-policy",
+        "rewardloop_trainer.commands.off_policy",
+        "trainer",
+        "Estimate a policy from judgements of other policies' answers.",
+        "rewardloop_trainer.commands.off_policy_settings:OffPolicySettings",
+    ),
+    Process(
         "export",
         "rewardloop_trainer.commands.export",
         "trainer",

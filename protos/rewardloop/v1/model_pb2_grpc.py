@@ -113,7 +113,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Promotes the version that was active before the present one.
+        """Promotes the version that was active before the present one, and holds the promotions of leaders.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,6 +26,8 @@ RewardloopError
 │   └── NotLoadable           FAILED_PRECONDITION   NOT_LOADABLE
 ├── NothingToRollBack       FAILED_PRECONDITION   NOTHING_TO_ROLL_BACK
 ├── Overtaken               FAILED_PRECONDITION   OVERTAKEN
+├── PointerMoved            FAILED_PRECONDITION   POINTER_MOVED
+├── PromotionHeld           FAILED_PRECONDITION   PROMOTION_HELD
 └── InternalError           INTERNAL              INTERNAL
 
 A message goes to the caller. It names fields, limits and versions, and never quotes a prompt or a response.
@@ -107,6 +109,13 @@ class RewardloopError(Exception):
             delay.FromMilliseconds(self.retry_after_ms)
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return status_pb2.Status(code=self.code.value[0], message=self.message, details=[_packed(d) for d in details])
+
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return the metadata with the rich status, and with the pushback that gRPC's own retries obey."""
+        status: tuple[str, str | bytes] = ("grpc-status-details-bin", self.to_status().SerializeToString())
+        if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_after_ms is not None:
+            return (status, ("grpc-retry-pushback-ms", str(self.retry_after_ms)))
+        return (status,)
 
 
 class InvalidRequest(RewardloopError):
@@ -292,6 +301,20 @@ class Overtaken(RewardloopError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "OVERTAKEN"
+
+
+class PointerMoved(RewardloopError):
+    """Raised when another version is active than the caller expected."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "POINTER_MOVED"
+
+
+class PromotionHeld(RewardloopError):
+    """Raised when a leading trainer promotes a version after a person rolled back."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PROMOTION_HELD"
 
 
 class InternalError(RewardloopError):

@@ -19,11 +19,12 @@ _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of requests: of texts in UTF-8 bytes, of ids and tags in characters."""
+    """Bounds of requests: of texts in UTF-8 bytes, of events in encoded bytes, of ids and tags in characters."""
 
     max_text_bytes: int = 262_144
     max_responses: int = 256
     max_feedback_responses: int = 64
+    max_event_bytes: int = 2**20
     max_messages: int = 256
     max_id_chars: int = 128
     max_tags: int = 16
@@ -63,6 +64,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
     they are filled in.
     """
     violations: list[Violation] = []
+    _check_size(event, limits)
     event_id, generation_id = event.event_id, event.generation_id
     if not event_id:
         violations.append(Violation("event_id", "missing"))
@@ -79,7 +81,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
         _check_tags(event, limits, violations)
     if event.HasField("event_time") and not _is_timestamp(event.event_time.seconds, event.event_time.nanos):
         violations.append(Violation("event_time", "not between the years 1 and 9999"))
-    for field in ("arrival_time", "policy_version"):
+    for field in ("arrival_time", "policy_version", "shown"):
         if event.HasField(field):
             violations.append(Violation(field, "set by the server"))
     if event.response_versions:
@@ -102,6 +104,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
     """Check a signal against responses that were filled in from a generation. Raises InvalidRequest."""
     violations: list[Violation] = []
+    _check_size(event, limits)
     _check_signal(event, event.responses, limits, violations)
     if violations:
         raise InvalidRequest(violations)
@@ -150,9 +153,16 @@ def _check_responses(responses: Sequence[str], most: int, limits: Limits, violat
         _check_text(response, f"responses[{i}]", limits, violations)
 
 
+def _check_size(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
+    """Raise InvalidRequest for an event above the bound, before anything walks through it."""
+    if (size := event.ByteSize()) > limits.max_event_bytes:
+        raise InvalidRequest([Violation("", f"the event has {size} bytes, more than {limits.max_event_bytes}")])
+
+
 def _check_tags(event: feedback_pb2.FeedbackEvent, limits: Limits, violations: list[Violation]) -> None:
     if len(event.tags) > limits.max_tags:
         violations.append(Violation("tags", f"more than {limits.max_tags} tags"))
+        return
     if any(not 1 <= len(key) <= limits.max_tag_chars for key in event.tags):
         violations.append(Violation("tags", f"a key is not 1 to {limits.max_tag_chars} characters long"))
     if any(len(value) > limits.max_tag_chars for value in event.tags.values()):

@@ -22,12 +22,19 @@ class Call:
     """One RPC as scoring sees it.
 
     Attributes:
-        caller: The name by which work is shared out fairly.
+        caller: The name whose share of the queues and of tokenizing the call takes.
         deadline: When the caller stops waiting, on the monotonic clock. None if it waits for ever.
+        bulk: The number of a bulk call, which waits under a name of its own; 0 for a call that scores one group.
     """
 
     caller: str
     deadline: float | None
+    bulk: int = 0
+
+    @property
+    def queue_name(self) -> str:
+        """The name by which runs are fair."""
+        return f"{self.caller} #{self.bulk}" if self.bulk else self.caller
 
 
 def call_of(context: Context) -> Call:

@@ -17,6 +17,7 @@ import grpc
 from rewardloop_server.calls.errors import NoCredentials, NotAllowed, RewardloopError, WrongCredentials, status_name
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
+from rewardloop_server.doors.open_calls import OpenCalls, OpenLimits
 from rewardloop_server.doors.price import tokens_of
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
 from rewardloop_server.observe.door_metrics import DoorMetrics
@@ -29,9 +30,14 @@ _NAMES_OF_A_CERTIFICATE = ("x509_subject_alternative_name", "x509_common_name")
 
 
 class Door:
-    """Decides who may call what. If ``callers`` is None, everybody may call everything; admins' calls are recorded."""
+    """Decides who may call what. If ``callers`` is None, everybody may call everything; admins' calls are recorded.
 
-    def __init__(self, callers: Callers | None, audit: AuditLog, metrics: DoorMetrics) -> None:
+    Attributes:
+        open_calls: Bounds the calls that need no credentials.
+    """
+
+    def __init__(self, callers: Callers | None, audit: AuditLog, metrics: DoorMetrics, open_limits: OpenLimits) -> None:
+        self.open_calls = OpenCalls(open_limits, metrics)
         self._callers = callers
         self._audit = audit
         self._metrics = metrics

@@ -15,6 +15,7 @@ from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import Callers
 from rewardloop_server.doors.door import Door
 from rewardloop_server.doors.listen import channel_options, is_local, refusal
+from rewardloop_server.doors.open_calls import OpenLimits
 from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.observe.door_metrics import DoorMetrics
@@ -40,7 +41,10 @@ class Entrance:
             self._read_certificate()
         except BadFile as error:
             raise SystemExit(f"{prog}: {error}") from error
-        self.door = Door(callers, AuditLog(settings.audit_file, self._metrics), self._metrics)
+        open_limits = OpenLimits(
+            settings.open_calls_per_connection, settings.open_calls_per_address, settings.open_calls
+        )
+        self.door = Door(callers, AuditLog(settings.audit_file, self._metrics), self._metrics, open_limits)
 
     def server(self, interceptors: Sequence[Any], max_message_bytes: int) -> grpc.aio.Server:
         """Return a server within the settings' bounds, which does not listen yet."""

@@ -1,6 +1,6 @@
 """The interceptor around every RPC: it translates errors, counts, logs one event, and refuses calls while draining.
 
-Health and reflection pass untouched, because they must answer while the process drains.
+Health and reflection answer while the process drains, and are neither counted nor logged.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rewardloop_server.calls.errors import (
     status_name,
 )
 from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
+from rewardloop_server.doors.roles import OPEN
 from rewardloop_server.observe.metrics import ServerMetrics
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
             refusal = self._door.knock(method, handler_call_details.invocation_metadata)
             if refusal is not None:
                 return self._refusing(method if handler is not None else UNKNOWN_METHOD, refusal)
-        if handler is None or not method.startswith(_OURS):
+        if handler is None or (self._door is None and not method.startswith(_OURS)):
             return handler
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
@@ -142,6 +143,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
     def _wrap(self, handler: Any, method: str) -> Handler:
         """Return the method with everything of this module around it."""
         if self._door is not None:
+            if method in OPEN:
+                return self._door.open_calls.around(handler)
             handler = self._door.guard(handler, method)
         short = method.removeprefix(_V1)
 
@@ -243,7 +246,7 @@ class _Rpc:
         # context, only the garbage collector could free both, and its pauses are felt in a flood.
         error.__traceback__ = None
         try:
-            await context.abort(known.code, known.message, trailing_metadata(known))
+            await context.abort(known.code, known.message, known.trailing_metadata())
         finally:
             del context, error, known
 
@@ -254,14 +257,6 @@ class _Rpc:
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 6)
-
-
-def trailing_metadata(error: RewardloopError) -> tuple[tuple[str, str | bytes], ...]:
-    """Return the metadata with the rich status, and with the pushback that gRPC's own retries obey."""
-    status: tuple[str, str | bytes] = ("grpc-status-details-bin", error.to_status().SerializeToString())
-    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_after_ms is not None:
-        return (status, ("grpc-retry-pushback-ms", str(error.retry_after_ms)))
-    return (status,)
 
 
 def _as_known(error: BaseException) -> RewardloopError | None:

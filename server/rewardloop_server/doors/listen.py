@@ -60,8 +60,11 @@ def channel_options(settings: DoorSettings, max_message_bytes: int) -> list[tupl
         ("grpc.keepalive_time_ms", ms(settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", ms(settings.keepalive_timeout_s)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MS),
+        ("grpc.http2.ping_timeout_ms", ms(settings.keepalive_timeout_s)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        # Bit 0 is "identity": no other encoding is accepted, and gRPC answers UNIMPLEMENTED to it.
+        *([] if settings.accept_compression else [("grpc.compression_enabled_algorithms_bitset", 1)]),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
     ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from google.protobuf.message import Message
 
 from rewardloop.v1 import policy_pb2, reward_pb2
 from rewardloop_server.calls.estimate import estimated_tokens, estimated_tokens_to_generate
+
+_MOST_GROUPS = 10_000  # a batch with more groups is refused, and must not cost a walk through all of them before
 
 
 def tokens_of(request: Message) -> int:
@@ -16,7 +20,7 @@ def tokens_of(request: Message) -> int:
         case reward_pb2.ScoreStreamRequest():
             return estimated_tokens(request.request)
         case reward_pb2.ScoreBatchRequest():
-            return sum(estimated_tokens(group) for group in request.groups)
+            return sum(estimated_tokens(group) for group in islice(request.groups, _MOST_GROUPS))
         case policy_pb2.GenerateRequest():
             return estimated_tokens_to_generate(request)
         case _:

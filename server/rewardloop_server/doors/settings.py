@@ -36,6 +36,14 @@ class DoorSettings(ProcessSettings):
     max_rpcs: int = Field(
         16_384, ge=1, description="most RPCs in flight, including those whose message has not come yet"
     )
+    open_calls: int = Field(
+        1024, ge=1, description="most calls of health and reflection in flight, which need no credentials"
+    )
+    open_calls_per_address: int = Field(256, ge=1, description="the same, from one address")
+    open_calls_per_connection: int = Field(32, ge=1, description="the same, on one connection")
+    accept_compression: bool = Field(
+        False, description="take compressed messages, of which a small one may become as large as --max-message-bytes"
+    )
     handshake_timeout_s: float = Field(20.0, gt=0, description="how long a connection may take for its handshake")
     connection_idle_s: float = Field(600.0, gt=0, description="how long a connection may live without an RPC")
     max_connection_age_s: float = Field(

@@ -120,7 +120,7 @@ def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
 
 
 def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:
-    """Put the generation's prompt, responses and versions into the event.
+    """Put the generation's prompt, responses, versions and way of being shown into the event.
 
     Returns what is wrong with the event then, or None. ``generation`` is None if it is not known.
     """
@@ -134,11 +134,26 @@ def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limi
             (candidate.policy_version if candidate.HasField("policy_version") else generation.policy_version).version
             for candidate in generation.candidates
         )
+    event.shown.CopyFrom(_shown(generation))
     try:
         validate_signal(event, limits)
     except InvalidRequest as error:
         return error
     return None
+
+
+def _shown(generation: policy_pb2.Generation) -> feedback_pb2.Shown:
+    candidates = generation.candidates
+    is_scored = all(candidate.HasField("score") for candidate in candidates)
+    return feedback_pb2.Shown(
+        chosen=generation.chosen if generation.HasField("chosen") else None,
+        show_probabilities=generation.show_probabilities,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        log_probabilities=[candidate.log_probability for candidate in candidates],
+        token_counts=[candidate.token_count for candidate in candidates],
+        scores=[candidate.score for candidate in candidates] if is_scored else (),
+    )
 
 
 def _word(outcome: Appended | RewardloopError) -> FeedbackOutcome:

@@ -96,7 +96,14 @@ class Batcher:
 
     @contextmanager
     def reserved(
-        self, lane: str, tokens: int, deadline: float | None, caller: str, *, is_bounded: bool = True
+        self,
+        lane: str,
+        tokens: int,
+        deadline: float | None,
+        caller: str,
+        *,
+        account: str | None = None,
+        is_bounded: bool = True,
     ) -> Iterator[None]:
         """Reserve room for a group while it is tokenized. This comes before any work, so that refusing is cheap.
 
@@ -105,10 +112,11 @@ class Batcher:
             tokens: About how many tokens it has.
             deadline: When its caller stops waiting, on the monotonic clock; None for never.
             caller: The caller among whose groups it will wait.
-            is_bounded: Refuse the group if the lane is full.
+            account: The name whose share of the lane it takes; by default the caller.
+            is_bounded: Refuse the group if that share has no room.
 
         Raises:
-            QueueFull: The lane is full and ``is_bounded``.
+            QueueFull: The share has no room and ``is_bounded``.
             DeadlinePassed: The work ahead of the group takes longer than its caller waits.
         """
         queue = self._lanes[lane]
@@ -117,11 +125,12 @@ class Batcher:
             wait_s = self._wait_s(lane, caller, deadline, now)
             if now + wait_s > deadline:
                 raise DeadlinePassed(f"about {wait_s * 1000:.0f} ms of work are ahead, longer than the deadline leaves")
-        queue.reserve(tokens, is_bounded=is_bounded)
+        account = caller if account is None else account
+        queue.reserve(tokens, account, is_bounded=is_bounded)
         try:
             yield
         finally:
-            queue.release(tokens)
+            queue.release(tokens, account)
 
     def has_bulk_room(self, lane: str) -> bool:
         """Return whether a bulk call that has groups in flight may add another to the lane."""
@@ -133,7 +142,14 @@ class Batcher:
             lane.set_gauges()
 
     async def score(
-        self, model: RewardModel, rows: Sequence[Encoded], lane: str, deadline: float | None, caller: str = ""
+        self,
+        model: RewardModel,
+        rows: Sequence[Encoded],
+        lane: str,
+        deadline: float | None,
+        caller: str = "",
+        *,
+        account: str | None = None,
     ) -> Scored:
         """Queue one group and wait for all of its rows. If the caller is cancelled, rows that have not run are dropped.
 
@@ -143,13 +159,15 @@ class Batcher:
             lane: The lane to wait in.
             deadline: When its caller stops waiting, on the monotonic clock; None for never.
             caller: The caller among whose groups it waits.
+            account: As of `reserved`.
 
         Raises:
             DeadlinePassed: The deadline passed while it waited.
             NotLoadable: The model failed on this group, or on everything.
             InternalError: The model gave this group a logit that is not finite.
         """
-        group = Group(model, rows, caller, deadline, asyncio.get_running_loop().create_future())
+        outcome: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        group = Group(model, rows, caller, deadline, outcome, caller if account is None else account)
         queue = self._lanes[lane]
         queue.push(group)
         self._feed_soon()

@@ -17,6 +17,7 @@ from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import QueueFull
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import Floats, RewardModel
+from rewardloop_server.scoring.shares import Shares
 
 # A request without a deadline is ordered as if it had this one, so that it cannot starve behind requests with one.
 _IMPLIED_DEADLINE_S = 60.0
@@ -57,13 +58,17 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Rows to be run by one version, and who waits for them. Times are on the monotonic clock."""
+    """Rows to be run by one version, and who waits for them. Times are on the monotonic clock.
+
+    ``caller`` is the name by which runs are fair, and ``account`` that by which room is shared out.
+    """
 
     model: RewardModel
     rows: Sequence[Encoded]
     caller: str
     deadline: float | None
     outcome: asyncio.Future[Scored]
+    account: str = ""
     enqueued: float = field(default_factory=time.monotonic)
     order: int = 0
     waiting: dict[int, Part | None] = field(init=False)  # indices of the rows that no run has taken, with their parts
@@ -107,8 +112,8 @@ class Lane:
       keep waiting differ by no more than the tokens of one run, and a caller that arrives is in the next chosen run or
       the one after.
     - Within a caller the group with the earliest deadline is the most urgent, then the one that came first.
-    - `tokens` is the sum over the rows that wait. It exceeds the bound by no more than a group that was admitted to an
-      empty lane, and the tokens by which the estimates in `reserve` were too low.
+    - `tokens` is the sum over the rows that wait. It exceeds the bound by no more than one group that is larger than
+      any share (see `Shares`), and the tokens by which the estimates in `reserve` were too low.
     """
 
     def __init__(self, name: str, *, max_tokens: int, max_s: float, metrics: ServerMetrics) -> None:
@@ -116,7 +121,7 @@ class Lane:
         self.tokens = 0
         self.pushes = 0
         self.last_taken = -float("inf")
-        self._reserved = 0
+        self._shares = Shares()
         self._max_tokens = max_tokens
         self._max_s = max_s
         self._s_per_token = 0.0
@@ -130,7 +135,7 @@ class Lane:
     @property
     def backlog_s(self) -> float:
         """Seconds that the engine will work on what waits here, at the pace of the latest runs."""
-        return (self.tokens + self._reserved) * self._s_per_token
+        return self._shares.total * self._s_per_token
 
     def tokens_in(self, seconds: float) -> float:
         """Return how many tokens the engine runs in that time, at the pace of the latest runs; infinite before any."""
@@ -141,32 +146,31 @@ class Lane:
         """Whether less than half of the bound is used. Bulk calls use no more, so that single requests have room."""
         return self._share() < 0.5
 
-    def reserve(self, tokens: int, *, is_bounded: bool = True) -> None:
+    def reserve(self, tokens: int, account: str, *, is_bounded: bool = True) -> None:
         """Reserve room for a group of about ``tokens`` until `release`.
 
-        Raises QueueFull if ``is_bounded`` and the group does not fit beside what the lane holds. An empty lane takes a
-        group of any size.
+        Raises QueueFull if ``is_bounded`` and the group does not fit into the account's share of what is left.
         """
-        if is_bounded and self.tokens + self._reserved and self._share(tokens) > 1:
+        if is_bounded and not self._shares.has_room(account, tokens, self._bound):
             # By then half of the backlog is done, so there is room for about as many tokens as still wait.
             retry_ms = min(max(int(self.backlog_s * 500), _RETRY_MS[0]), _RETRY_MS[1])
             raise QueueFull(
-                f"the {self.name} queue holds {self.tokens + self._reserved} of {self._max_tokens} tokens,"
-                f" {self.backlog_s:.1f} of {self._max_s:.1f} s of work",
+                f"the {self.name} queue holds {self._shares.total} of {self._max_tokens} tokens,"
+                f" {self.backlog_s:.1f} of {self._max_s:.1f} s of work, and this caller's share of the rest is smaller",
                 retry_after_ms=retry_ms,
             )
-        self._reserved += tokens
+        self._shares.hold(account, tokens, self._bound)
 
-    def release(self, tokens: int) -> None:
+    def release(self, tokens: int, account: str) -> None:
         """Give reserved room back."""
-        self._reserved -= tokens
+        self._shares.give_back(account, tokens)
 
     def push(self, group: Group) -> None:
         """Queue a group."""
         group.order = next(self._order)
         self._insert(group)
         self.pushes += 1
-        self._count(group.tokens)
+        self._count(group.account, group.tokens)
 
     def put_back(self, rows: Iterable[Row], part: Part) -> None:
         """Let rows of a run that failed wait again, as this part, where they stood. Answered groups are skipped."""
@@ -178,7 +182,7 @@ class Lane:
                 if not group.waiting:
                     self._insert(group)
                 group.tokens += size
-                self._count(size)
+                self._count(group.account, size)
             group.waiting[index] = part
 
     def wait_s(self, caller: str, deadline: float | None) -> float:
@@ -226,7 +230,6 @@ class Lane:
     def take(self, rows: Iterable[Row], now: float) -> None:
         """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
-        taken = 0
         for group, index in rows:
             if index not in group.waiting:
                 continue
@@ -234,18 +237,17 @@ class Lane:
             del group.waiting[index]
             group.started = group.started or now
             group.tokens -= size
-            taken += size
+            self._count(group.account, -size)
             self._callers[group.caller].served += size
             if not group.waiting:
                 self._remove(group)
-        self._count(-taken)
 
     def drop(self, group: Group) -> None:
         """Remove the group's waiting rows, which are not run."""
         if group.waiting:
             group.waiting.clear()
             self._remove(group)
-            self._count(-group.tokens)
+            self._count(group.account, -group.tokens)
             group.tokens = 0
 
     def expired(self, now: float) -> list[Group]:
@@ -272,10 +274,14 @@ class Lane:
         pace = seconds / max(1, tokens)
         self._s_per_token += (_NEWEST if self._s_per_token else 1.0) * (pace - self._s_per_token)
 
-    def _share(self, more: int = 0) -> float:
-        """Return how much of its nearer bound the lane uses, with ``more`` tokens added."""
-        tokens = self.tokens + self._reserved + more
-        return max(tokens / self._max_tokens, tokens * self._s_per_token / self._max_s)
+    @property
+    def _bound(self) -> float:
+        """The nearer bound of the lane, in tokens."""
+        return min(self._max_tokens, self._max_s / self._s_per_token) if self._s_per_token else self._max_tokens
+
+    def _share(self) -> float:
+        """Return how much of its nearer bound the lane uses."""
+        return self._shares.total / self._bound
 
     def _insert(self, group: Group) -> None:
         caller = self._callers.get(group.caller)
@@ -290,8 +296,12 @@ class Lane:
         if not caller.queue:
             del self._callers[group.caller]
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, account: str, tokens: int) -> None:
         self.tokens += tokens
+        if tokens > 0:
+            self._shares.hold(account, tokens, self._bound)
+        else:
+            self._shares.give_back(account, -tokens)
         self._gauge.set(self.tokens)
 
 

@@ -101,8 +101,10 @@ class GroupScorer:
         min_version = request.min_version if request.HasField("min_version") else None
         with self._host.lease(pin, min_version, key) as model:
             tokens = estimated_tokens(request, model.manifest.max_length)
-            with self._batcher.reserved(lane, tokens, call.deadline, call.caller, is_bounded=is_bounded):
-                rows = await self._tokenizers.encode(model.encoder, request, is_bulk=is_bulk)
+            with self._batcher.reserved(
+                lane, tokens, call.deadline, call.queue_name, account=call.caller, is_bounded=is_bounded
+            ):
+                rows = await self._tokenizers.encode(model.encoder, request, call.caller, is_bulk=is_bulk)
             tokenized = time.monotonic()
             if request.truncation == reward_pb2.TRUNCATION_REFUSED:
                 _refuse_truncated(rows, model.manifest.max_length)
@@ -123,13 +125,13 @@ class GroupScorer:
     async def _scored(self, model: RewardModel, rows: list[Encoded], lane: str, call: Call) -> Scored:
         """Take each row's logits from the cache if the cache serves the lane and has them, else run the row."""
         if not self._cache.serves(lane):
-            return await self._batcher.score(model, rows, lane, call.deadline, call.caller)
+            return await self._batcher.score(model, rows, lane, call.deadline, call.queue_name, account=call.caller)
         keys, known = self._cache.look_up(model, rows, lane)
         missing = [i for i, logits in enumerate(known) if logits is None]
         scored = Scored(np.empty((0, model.manifest.heads), dtype=np.float32))
         if missing:
             asked = [rows[i] for i in missing]
-            scored = await self._batcher.score(model, asked, lane, call.deadline, call.caller)
+            scored = await self._batcher.score(model, asked, lane, call.deadline, call.queue_name, account=call.caller)
             self._cache.keep(model, [keys[i] for i in missing], scored.logits)
         fresh = iter(scored.logits)
         logits = np.stack([next(fresh) if row is None else row for row in known])

@@ -61,7 +61,9 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         call = self._bulk_call(context)
         # The call is admitted or refused as a whole. Once admitted, it waits for room rather than lose groups.
         first = request.groups[0]
-        with self._batcher.reserved(lane_of(first), estimated_tokens(first), call.deadline, call.caller):
+        with self._batcher.reserved(
+            lane_of(first), estimated_tokens(first), call.deadline, call.queue_name, account=call.caller
+        ):
             pass
         window = BulkWindow(max_tokens=self._bulk.window_tokens, max_groups=max_groups)
         items = [reward_pb2.ScoreBatchItem() for _ in request.groups]
@@ -140,6 +142,6 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             return error.to_status()
 
     def _bulk_call(self, context: Context) -> Call:
-        """Return the call under a caller's name of its own, so that it delays no single request, even its sender's."""
+        """Return the call under a name of its own in the queue, so that it delays no single request of its sender."""
         call = call_of(context)
-        return replace(call, caller=f"{call.caller} #{next(self._bulk_calls)}")
+        return replace(call, bulk=next(self._bulk_calls))

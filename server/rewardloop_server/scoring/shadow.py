@@ -30,6 +30,8 @@ log = structlog.get_logger()
 # Most comparisons at once. Each holds its request and its rows in memory.
 _MAX_PENDING = 256
 
+_CALLER = "shadow"  # the name under which the shadow's texts wait to be tokenized
+
 
 class ShadowScorer:
     """Compares the shadow version's scores with those that callers got. Used from the event loop."""
@@ -82,7 +84,7 @@ class ShadowScorer:
                 return
             try:
                 if not reads_alike(live, model.manifest):
-                    rows = await self._tokenizers.encode(model.encoder, request, is_bulk=True)
+                    rows = await self._tokenizers.encode(model.encoder, request, _CALLER, is_bulk=True)
                 scored = await self._batcher.score_shadow(model, rows)
                 if scored is None:
                     return

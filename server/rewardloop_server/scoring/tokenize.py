@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, turns
+from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn, turns
 from rewardloop.v1 import reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 
@@ -18,38 +18,46 @@ from rewardloop_server.calls.errors import InvalidRequest, Violation
 # tokens, took 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).
 _INLINE_BYTES = 512
 
-# Most bytes of text that go to a thread at once, so that the threads share a flood and no request waits long.
+# Most bytes of text that go to a thread at once, so that the threads share a flood and no request waits long. A request
+# with more is split by its responses; one text is never split.
 _JOB_BYTES = 32 * 1024
+
+_Outcome: TypeAlias = list[Encoded] | Exception
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
+class _Part:
+    """A prompt with some of its responses, of ``size`` bytes together."""
+
     encoder: Encoder
-    request: reward_pb2.ScoreRequest
+    prompt: Sequence[Turn]
+    responses: Sequence[str]
+    size: int
     outcome: asyncio.Future[list[Encoded]]
-
-
-_Outcome: TypeAlias = list[Encoded] | Exception
 
 
 class TokenizePool:
     """Tokenizes in ``threads`` threads; the tokenizer releases the interpreter lock while it works.
 
-    It is work-conserving: requests that come while all threads are busy go to the next free thread together.
+    It is fair between callers: each in turn gives a part of a request. It is work-conserving, but for one thread that
+    long parts leave to short ones: parts that come while all threads are busy go to the next free thread together.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
         self._idle = threads
-        self._pending: deque[_Pending] = deque()
+        self._idle_for_long = max(1, threads - 1)
+        self._callers: dict[str, deque[_Part]] = {}  # in the order of their turns
+        self._waiting = 0
+        self._will_start = False  # `_start` runs once for all requests that come in one turn of the event loop
 
     @property
     def waiting(self) -> int:
-        """How many requests no thread has taken yet."""
-        return len(self._pending)
+        """How many parts of requests no thread has taken yet."""
+        return self._waiting
 
     async def encode(
-        self, encoder: Encoder, request: reward_pb2.ScoreRequest, *, is_bulk: bool = False
+        self, encoder: Encoder, request: reward_pb2.ScoreRequest, caller: str, *, is_bulk: bool = False
     ) -> list[Encoded]:
         """Return one sequence for each response, in order.
 
@@ -58,64 +66,117 @@ class TokenizePool:
         Raises:
             InvalidRequest: The model's text format has no form for the conversation.
         """
-        if not is_bulk and not self._pending and request.ByteSize() <= _INLINE_BYTES:
-            (outcome,) = _encode(encoder, [request])
+        prompt, size = turns(request.prompt), request.ByteSize()
+        if not is_bulk and caller not in self._callers and size <= _INLINE_BYTES:
+            (outcome,) = _encode(encoder, [(prompt, request.responses)])
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
         loop = asyncio.get_running_loop()
-        pending = _Pending(encoder, request, loop.create_future())
-        if not self._pending and self._idle:
+        if self._idle and not self._will_start:
+            self._will_start = True
             loop.call_soon(self._start)
-        self._pending.append(pending)
-        return await pending.outcome
+        queue = self._callers.setdefault(caller, deque())
+        parts = [
+            _Part(encoder, prompt, responses, bytes_of_part, loop.create_future())
+            for responses, bytes_of_part in _split(request, size)
+        ]
+        queue.extend(parts)
+        self._waiting += len(parts)
+        found = await asyncio.gather(*(part.outcome for part in parts))
+        return found[0] if len(found) == 1 else [row for rows in found for row in rows]
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _start(self) -> None:
-        """Give waiting requests to the idle threads."""
-        while self._idle and self._pending:
-            job = [self._pending.popleft()]
-            size = job[0].request.ByteSize()
-            while self._pending and self._pending[0].encoder is job[0].encoder:
-                size += self._pending[0].request.ByteSize()
-                if size > _JOB_BYTES:
-                    break
-                job.append(self._pending.popleft())
-            wanted = [pending for pending in job if not pending.outcome.done()]
-            if wanted:
-                self._idle -= 1
-                task = asyncio.get_running_loop().run_in_executor(
-                    self._threads, _encode_each, wanted[0].encoder, [pending.request for pending in wanted]
-                )
-                task.add_done_callback(functools.partial(self._finish, wanted))
+        """Give waiting parts to the idle threads."""
+        self._will_start = False
+        while self._idle and (job := self._next_job()):
+            is_long = job[0].size > _JOB_BYTES
+            self._idle -= 1
+            self._idle_for_long -= is_long
+            task = asyncio.get_running_loop().run_in_executor(
+                self._threads, _encode_each, job[0].encoder, [(part.prompt, part.responses) for part in job]
+            )
+            task.add_done_callback(functools.partial(self._finish, job, is_long))
 
-    def _finish(self, wanted: Sequence[_Pending], done: asyncio.Future[list[_Outcome]]) -> None:
+    def _next_job(self) -> list[_Part]:
+        """Take parts of one encoder, from the callers in their turns, for one thread."""
+        job: list[_Part] = []
+        room, found = _JOB_BYTES, True
+        while found and room > 0:
+            found = False
+            for caller in tuple(self._callers):
+                head = self._callers[caller][0]
+                is_wanted = not head.outcome.done()  # else its caller went away
+                if is_wanted and job and (head.encoder is not job[0].encoder or head.size > room):
+                    continue
+                if is_wanted and head.size > _JOB_BYTES and self._idle_for_long < 1:
+                    continue
+                self._took(caller)
+                found = True
+                if is_wanted:
+                    job.append(head)
+                    room -= head.size
+        return job
+
+    def _took(self, caller: str) -> None:
+        """Remove the first part of a caller, whose next turn comes after all others."""
+        queue = self._callers.pop(caller)
+        queue.popleft()
+        self._waiting -= 1
+        if queue:
+            self._callers[caller] = queue
+
+    def _finish(self, job: Sequence[_Part], is_long: bool, done: asyncio.Future[list[_Outcome]]) -> None:
         self._idle += 1
+        self._idle_for_long += is_long
         self._start()
-        for pending, outcome in zip(wanted, done.result(), strict=True):
-            if pending.outcome.done():
+        for part, outcome in zip(job, done.result(), strict=True):
+            if part.outcome.done():
                 continue
             if isinstance(outcome, Exception):
-                pending.outcome.set_exception(outcome)
+                part.outcome.set_exception(outcome)
             else:
-                pending.outcome.set_result(outcome)
+                part.outcome.set_result(outcome)
 
 
-def _encode_each(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[_Outcome]:
-    """Return each request's sequences, or the error with which that request fails alone."""
+def _split(request: reward_pb2.ScoreRequest, size: int) -> Iterator[tuple[Sequence[str], int]]:
+    """Split a large request by its responses; yield those of each part, and the part's bytes with the prompt.
+
+    The responses of a part have as many bytes as the prompt or more, if there are as many, because each part's prompt
+    is tokenized again.
+    """
+    if size <= _JOB_BYTES or len(request.responses) == 1:
+        yield request.responses, size
+        return
+    prompt = request.prompt.ByteSize()
+    most = max(_JOB_BYTES - prompt, prompt)
+    part: list[str] = []
+    held = 0
+    for response in request.responses:
+        length = len(response) if response.isascii() else len(response.encode())
+        if part and held + length > most:
+            yield part, prompt + held
+            part, held = [], 0
+        part.append(response)
+        held += length
+    yield part, prompt + held
+
+
+def _encode_each(encoder: Encoder, groups: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[_Outcome]:
+    """Return each group's sequences, or the error with which that group fails alone."""
     try:
-        return _encode(encoder, requests)
+        return _encode(encoder, groups)
     except Exception as error:  # tokenizers raises bare Exceptions
-        if len(requests) == 1:
+        if len(groups) == 1:
             return [error]
-    return [outcome for request in requests for outcome in _encode_each(encoder, [request])]
+    return [outcome for group in groups for outcome in _encode_each(encoder, [group])]
 
 
-def _encode(encoder: Encoder, requests: Sequence[reward_pb2.ScoreRequest]) -> list[_Outcome]:
-    rows = encoder.groups([(turns(request.prompt), request.responses) for request in requests])
+def _encode(encoder: Encoder, groups: Sequence[tuple[Sequence[Turn], Sequence[str]]]) -> list[_Outcome]:
     return [
         InvalidRequest([Violation("prompt", str(each))]) if isinstance(each, RefusedConversation) else each
-        for each in rows
+        for each in encoder.groups(groups)
     ]

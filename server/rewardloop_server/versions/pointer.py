@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
-from rewardloop_server.calls.errors import Overtaken
+from rewardloop_server.calls.errors import InvalidRequest, Overtaken, PointerMoved, PromotionHeld, Violation
 from rewardloop_server.calls.redis_link import redis_errors, script_text
 from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
 
@@ -39,12 +39,14 @@ class Active:
         previous: The versions that rollbacks go back to, newest first.
         canary: The canary and its share, if there is one.
         shadow: The shadow and its share, if there is one.
+        is_held: A rollback holds the promotions of leaders.
     """
 
     version: str
     previous: tuple[str, ...] = ()
     canary: Share | None = None
     shadow: Share | None = None
+    is_held: bool = False
 
     @property
     def rollback_target(self) -> str | None:
@@ -72,9 +74,13 @@ class ActivePointer:
                 return None
             value = json.loads(raw)
             shares = {role: _share(value.get(role)) for role in VERSION_ROLES}
-            return Active(value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"])
+            return Active(
+                value["version"], tuple(value["previous"]), shares["canary"], shares["shadow"], bool(value.get("held"))
+            )
 
-    async def move(self, model: str, version: str, reason: str, leader_epoch: int = 0) -> str | None:
+    async def move(
+        self, model: str, version: str, reason: str, leader_epoch: int = 0, expected: str | None = None
+    ) -> str | None:
         """Make a version active, end the canary and the shadow, and return the version that was active before.
 
         Args:
@@ -82,13 +88,32 @@ class ActivePointer:
             version: The version to make active.
             reason: Why, for the record.
             leader_epoch: The epoch of a trainer that asks as the leader; 0 if nobody asks as a leader.
+            expected: The version that must be active; None for any.
 
         Raises:
+            InvalidRequest: No trainer has led with this epoch.
             Overtaken: A later leader has promoted a version of the model.
+            PointerMoved: Another version is active than expected.
+            PromotionHeld: A leader asks, and a rollback holds its promotions.
         """
-        before, outcome = await self._run(model, version, reason, must_be_active="", leader_epoch=leader_epoch)
-        if outcome < 0:
-            raise Overtaken(f"a trainer that led later than {leader_epoch} has promoted a version of {model}")
+        if leader_epoch:
+            with redis_errors():
+                newest = int(await self._redis.get(keys.TRAINER_EPOCH) or 0)
+            if leader_epoch > newest:
+                raise InvalidRequest([Violation("leader_epoch", "no trainer has led with it")])
+        before, outcome = await self._run(
+            model, version, reason, must_be_active="", leader_epoch=leader_epoch, expected=expected or ""
+        )
+        match outcome:
+            case -1:
+                raise Overtaken(f"a trainer that led later than {leader_epoch} has promoted a version of {model}")
+            case -2:
+                raise PointerMoved(f"{model} {before or '(none)'} is active, not {expected}")
+            case -3:
+                raise PromotionHeld(
+                    f"{model} was rolled back to {before}: a person must promote a version, which may be this one, "
+                    "before trainers may again"
+                )
         return before
 
     async def move_back(self, model: str, version: str, target: str, reason: str) -> bool:
@@ -117,6 +142,8 @@ class ActivePointer:
         """Put back a pointer that Redis lost. Returns False if Redis has one."""
         value: dict[str, Any] = {"version": active.version, "previous": list(active.previous), "changed_at": _now()}
         value["reason"] = "put back after Redis lost it"
+        if active.is_held:
+            value["held"] = True
         for role in VERSION_ROLES:
             if (holder := active.beside(role)) is not None:
                 value[role] = {"version": holder.version, "share": holder.share}
@@ -124,13 +151,13 @@ class ActivePointer:
             return bool(await self._redis.hsetnx(keys.ACTIVE, model, json.dumps(value)))
 
     async def _run(
-        self, model: str, version: str, reason: str, must_be_active: str, leader_epoch: int = 0
+        self, model: str, version: str, reason: str, must_be_active: str, leader_epoch: int = 0, expected: str = ""
     ) -> tuple[str | None, int]:
         reason = reason[:_MAX_REASON_CHARS]
         with redis_errors():
             before, outcome = await self._move(
                 keys=[keys.ACTIVE, keys.PROMOTED_BY],
-                args=[model, version, reason, _now(), _MAX_PREVIOUS, must_be_active, leader_epoch],
+                args=[model, version, reason, _now(), _MAX_PREVIOUS, must_be_active, leader_epoch, expected],
             )
             return (None if before is None else before.decode()), int(outcome)
 

@@ -17,6 +17,7 @@ from rewardloop_server.calls.errors import (
     InvalidRequest,
     NoModel,
     NothingToRollBack,
+    PointerMoved,
     UnknownVersion,
     Violation,
 )
@@ -91,7 +92,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         host = self._hosts[request.model]
         async with host.changing():
             manifest = await host.warm(request.version)
-            before = await self._pointer.move(request.model, request.version, request.reason, request.leader_epoch)
+            expected = request.expected_version if request.HasField("expected_version") else None
+            before = await self._pointer.move(
+                request.model, request.version, request.reason, request.leader_epoch, expected
+            )
             host.activate(request.version)
         log.info("promoted", model=request.model, version=request.version, previous=before, reason=request.reason)
         return model_pb2.PromoteResponse(version=_info(host, manifest), previous_version=before or "")
@@ -104,6 +108,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             active = await self._pointer.read(request.model)
             if active is None or active.rollback_target is None:
                 raise NothingToRollBack(f"no version of {request.model} was active before the present one")
+            if request.HasField("expected_version") and active.version != request.expected_version:
+                raise PointerMoved(f"{request.model} {active.version} is active, not {request.expected_version}")
             async with host.changing():
                 manifest = await host.warm(active.rollback_target)
                 is_moved = await self._pointer.move_back(
@@ -120,7 +126,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                     reason=request.reason,
                 )
                 return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
-            # Another caller has moved the pointer meanwhile, so start over from where it is now.
+            # Another caller has moved the pointer meanwhile, so start over from where it is now, unless the caller
+            # expected a version.
 
     async def SetCanary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
         if (worker := self._worker_of(request.model)) is not None:

@@ -18,7 +18,6 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     Violation,
 )
-from rewardloop_server.doors.interceptor import trailing_metadata
 
 M = TypeVar("M", bound=Message)
 
@@ -62,6 +61,8 @@ def test_reasons_are_those_of_the_contract() -> None:
         "NOT_LOADABLE": code.FAILED_PRECONDITION,
         "NOTHING_TO_ROLL_BACK": code.FAILED_PRECONDITION,
         "OVERTAKEN": code.FAILED_PRECONDITION,
+        "POINTER_MOVED": code.FAILED_PRECONDITION,
+        "PROMOTION_HELD": code.FAILED_PRECONDITION,
         "INTERNAL": code.INTERNAL,
     }
 
@@ -98,8 +99,8 @@ def test_retry_time_is_kept_to_the_millisecond() -> None:
 
 
 def test_pushback_goes_with_resource_exhausted_alone() -> None:
-    assert dict(trailing_metadata(QueueFull("full", retry_after_ms=70)))["grpc-retry-pushback-ms"] == "70"
-    assert "grpc-retry-pushback-ms" not in dict(trailing_metadata(NoModel("none")))
+    assert dict(QueueFull("full", retry_after_ms=70).trailing_metadata())["grpc-retry-pushback-ms"] == "70"
+    assert "grpc-retry-pushback-ms" not in dict(NoModel("none").trailing_metadata())
 
 
 def test_long_texts_and_lists_are_cut() -> None:

@@ -200,6 +200,7 @@ def test_bad_signal_about_a_generation_is_named_at_the_latest_when_it_is_filled_
         ({"tags": {"k" * 65: "v"}}, "tags"),
         ({"tags": {"k": "v" * 65}}, "tags"),
         ({"arrival_time": {"seconds": 0}}, "arrival_time"),
+        ({"shown": {"temperature": 1.0}}, "shown"),
         ({"policy_version": common_pb2.ModelVersion(version="1")}, "policy_version"),
         ({"response_versions": ["1", "2"]}, "response_versions"),
         ({"event_time": {"seconds": 10**15}}, "event_time"),

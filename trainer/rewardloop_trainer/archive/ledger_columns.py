@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from rewardloop.formats.text import turns
-from rewardloop.v1 import common_pb2, feedback_pb2
+from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -43,6 +43,20 @@ SCHEMA = pa.schema(
         pa.field("response_versions", pa.list_(pa.string())),
         pa.field("event_time", _TIME),
         pa.field("arrival_time", _TIME, nullable=False),
+        pa.field("display_order", pa.list_(pa.int32())),
+        # How the responses of a generation came to be shown. The columns have the names of the message's fields.
+        pa.field("selection", pa.string()),
+        pa.field("sampled", pa.int32()),
+        pa.field("random_share", pa.float64()),
+        pa.field("is_random", pa.bool_()),
+        pa.field("set_probability", pa.float64()),
+        pa.field("reward_version", pa.string()),
+        pa.field("show_probabilities", pa.list_(pa.float64())),
+        pa.field("temperature", pa.float64()),
+        pa.field("top_p", pa.float64()),
+        pa.field("log_probabilities", pa.list_(pa.float64())),
+        pa.field("token_counts", pa.list_(pa.int32())),
+        pa.field("scores", pa.list_(pa.float64())),
     ]
 )
 
@@ -56,6 +70,10 @@ SIGNAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "tie": ("first", "second"),
 }
 _OPTIONAL = frozenset({"strength"})
+
+_SHOWN_NUMBERS = ("temperature", "top_p")
+_SHOWN_LISTS = ("show_probabilities", "log_probabilities", "token_counts", "scores")
+_CHOSEN_NUMBERS = ("sampled", "random_share", "is_random", "set_probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +136,7 @@ def _values(row: Recorded) -> dict[str, Any]:
         "policy_version": event.policy_version.version or None,
         "policy_digest": event.policy_version.digest or None,
         "response_versions": list(event.response_versions) or None,
+        "display_order": list(event.display_order) or None,
         "event_time": event.event_time.ToMicroseconds() if event.HasField("event_time") else None,
         "arrival_time": event.arrival_time.ToMicroseconds(),
     }
@@ -125,6 +144,19 @@ def _values(row: Recorded) -> dict[str, Any]:
         value = getattr(signal, name)
         is_absent = name in _OPTIONAL and not signal.HasField(name)
         values[name] = None if is_absent else list(value) if name == "order" else value
+    if event.HasField("shown"):
+        values |= _shown_values(event.shown)
+    return values
+
+
+def _shown_values(shown: feedback_pb2.Shown) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(shown, name) for name in _SHOWN_NUMBERS}
+    values |= {name: list(getattr(shown, name)) or None for name in _SHOWN_LISTS}
+    if shown.HasField("chosen"):
+        chosen = shown.chosen
+        values |= {name: getattr(chosen, name) for name in _CHOSEN_NUMBERS}
+        values["selection"] = policy_pb2.Selection.Name(chosen.selection).removeprefix("SELECTION_").lower()
+        values["reward_version"] = chosen.reward_version.version or None
     return values
 
 
@@ -153,7 +185,22 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
         event.policy_version.version = columns["policy_version"][i] or ""
         event.policy_version.digest = columns["policy_digest"][i] or ""
     event.response_versions.extend(columns["response_versions"][i] or ())
+    event.display_order.extend(columns["display_order"][i] or ())
+    if columns["temperature"][i] is not None:
+        _set_shown(event.shown, columns, i)
     return event
+
+
+def _set_shown(shown: feedback_pb2.Shown, columns: Mapping[str, Sequence[Any]], i: int) -> None:
+    for name in _SHOWN_NUMBERS:
+        setattr(shown, name, columns[name][i])
+    for name in _SHOWN_LISTS:
+        getattr(shown, name).extend(columns[name][i] or ())
+    if columns["selection"][i] is not None:
+        shown.chosen.MergeFrom(policy_pb2.Chosen(selection=f"SELECTION_{columns['selection'][i].upper()}"))
+        for name in _CHOSEN_NUMBERS:
+            setattr(shown.chosen, name, columns[name][i])
+        shown.chosen.reward_version.version = columns["reward_version"][i] or ""
 
 
 def _prompt(said: Iterable[tuple[str, str]]) -> common_pb2.Prompt:

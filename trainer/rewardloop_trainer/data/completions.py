@@ -134,7 +134,9 @@ def from_start(per_token: Tensor, is_completion: Tensor, columns: int) -> Tensor
 
 
 @torch.no_grad()  # not inference_mode, because losses are computed with the sums
-def sequence_logprobs(model: Any, rows: Sequence[Completion], pad_id: int, token_budget: int) -> Tensor:
+def sequence_logprobs(
+    model: Any, rows: Sequence[Completion], pad_id: int, token_budget: int, temperature: float = 1.0
+) -> Tensor:
     """Log-probability of each whole completion.
 
     Args:
@@ -142,12 +144,13 @@ def sequence_logprobs(model: Any, rows: Sequence[Completion], pad_id: int, token
         rows: The sequences.
         pad_id: Token id of padding.
         token_budget: Most tokens of a forward pass, padding included.
+        temperature: What the logits are divided by.
 
     Returns:
         (rows,), float32 on the CPU, in nats.
     """
     sums = torch.zeros(len(rows))
     for group in by_length([len(row.ids) for row in rows], token_budget):
-        logprobs, _ = token_logprobs(model, [rows[i] for i in group], pad_id)
+        logprobs, _ = token_logprobs(model, [rows[i] for i in group], pad_id, temperature)
         sums[torch.tensor(group)] = logprobs.sum(-1).cpu()
     return sums

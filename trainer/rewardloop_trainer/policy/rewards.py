@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
 from rewardloop_trainer.data.preferences import Prompt
 
 _GROUPS = 64
+_BATCH_BYTES = 2 * 2**20  # of one request, below what a server takes by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,8 @@ def score_groups(
         (i, [j for j, text in enumerate(group) if text and not text.isspace()]) for i, group in enumerate(responses)
     ]
     asked = [(i, kept) for i, kept in asked if kept]
-    for start in range(0, len(asked), _GROUPS):
+    for batch in _batches(prompts, responses, asked):
         on_batch()
-        batch = asked[start : start + _GROUPS]
         groups = [
             ScoreGroup(
                 [{"role": turn.role, "content": turn.content} for turn in prompts[i]],
@@ -83,3 +83,21 @@ def score_groups(
             for j, scored in zip(kept, outcome.scores, strict=True):
                 scores[i][j] = Reward(scored.score, scored.uncertainty, outcome.model_version.version)
     return scores
+
+
+def _batches(
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], asked: Sequence[tuple[int, list[int]]]
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """Split the groups into requests of at most `_GROUPS` groups and `_BATCH_BYTES`, unless one group has more."""
+    batch: list[tuple[int, list[int]]] = []
+    held = 0
+    for i, kept in asked:
+        size = sum(len(turn.content.encode()) for turn in prompts[i])
+        size += sum(len(responses[i][j].encode()) for j in kept)
+        if batch and (len(batch) == _GROUPS or held + size > _BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append((i, kept))
+        held += size
+    if batch:
+        yield batch

@@ -33,11 +33,12 @@ from rewardloop_trainer.data.replay import POOLS, Replay, load_replay
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
-from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
     data_range,
+    is_held,
     live_version,
     promote,
     publish_once,
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 
 _LOG_EVERY_S = 10.0
 _KEPT_REFUSED = 5
+_HELD_S = 10.0
 
 
 class Refused(Exception):
@@ -124,8 +126,17 @@ class ModelRound(ABC):
         """Passes of the round over its data."""
 
     def _begin(self) -> str | None:
-        """Fix the live version as the round's parent and return it; None if there is no version."""
+        """Fix the live version as the round's parent and return it; None if there is no version.
+
+        Raises:
+            Waiting: While a person's rollback holds the promotions of trainers.
+        """
         now = self._current.state
+        held = is_held(self._redis, self.model)
+        self._metrics.promotion_held.labels(model=self.model).set(held)
+        if held:
+            log.warning("a rollback holds this model: promote a version by hand to go on", model=self.model)
+            raise Waiting(_HELD_S)
         parent = now.parent or live_version(self._redis, self._store, self.model)
         self._current.reach(replace(now, parent=parent))
         return parent
@@ -162,7 +173,8 @@ class ModelRound(ABC):
             with self._ledger.held():  # only checked: the call takes too long to hold the fence during it
                 pass
             epoch = self._ledger.leader_epoch
-            promote(self._server, self.model, now.version, reason, self._settings.promote_timeout_s, epoch)
+            timeout_s = self._settings.promote_timeout_s
+            promote(self._server, self.model, now.version, reason, timeout_s, epoch, now.parent)
         except PromotionRefused as error:
             raise Refused(Reason("not_promoted", f"the server refused version {now.version}: {error}")) from error
         self._reach("promoted")

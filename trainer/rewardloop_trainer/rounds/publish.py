@@ -20,6 +20,7 @@ from rewardloop_client import (
     InvalidRequest,
     NotFound,
     Overtaken,
+    PointerMoved,
     RewardloopClient,
     RewardloopError,
 )
@@ -48,6 +49,12 @@ def live_version(client: redis.Redis, store: ModelStore, model: str) -> str | No
         return str(json.loads(raw)["version"])
     versions = store.versions(model)
     return str(versions[-1]) if versions else None
+
+
+def is_held(client: redis.Redis, model: str) -> bool:
+    """Return whether a person's rollback holds the promotions of trainers. Raises redis.RedisError."""
+    raw = client.hget(keys.ACTIVE, model)
+    return raw is not None and bool(json.loads(raw).get("held"))
 
 
 def canary_version(client: redis.Redis, model: str) -> str | None:
@@ -124,7 +131,13 @@ def code_version() -> str:
 
 
 def promote(
-    server: RewardloopClient, model: str, version: str, reason: str, timeout_s: float, leader_epoch: int = 0
+    server: RewardloopClient,
+    model: str,
+    version: str,
+    reason: str,
+    timeout_s: float,
+    leader_epoch: int = 0,
+    parent: str | None = None,
 ) -> None:
     """Make the version live. Returns once the server reports that it serves the version.
 
@@ -135,17 +148,25 @@ def promote(
         reason: Why it is promoted, for the server's record.
         timeout_s: How long the server may take.
         leader_epoch: The epoch of the trainer that asks; 0 if none is to be checked.
+        parent: The version that it was trained from and compared with, which must be the live one, unless the version
+            itself is live already; None for any.
 
     Raises:
         Fenced: If a trainer of a later epoch has promoted a version.
-        PromotionRefused: If the server will never serve this version.
+        PromotionRefused: If the server will never serve this version, or if a person has changed the live version since
+            the version was trained.
         ServerAway: If the same call may succeed later.
     """
     with _refusals_apart():
         try:
-            server.promote(model, version, reason=reason, leader_epoch=leader_epoch, timeout_s=timeout_s)
+            server.promote(
+                model, version, reason=reason, leader_epoch=leader_epoch, expected_version=parent, timeout_s=timeout_s
+            )
         except Overtaken as error:
             raise Fenced(str(error)) from error
+        except PointerMoved:
+            if server.get_version(model).version != version:  # else this round has promoted it before it was killed
+                raise
         server.wait_until_active(model, version, timeout_s=timeout_s)
 
 

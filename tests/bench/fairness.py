@@ -1,0 +1,109 @@
+"""One caller sends the heaviest legal load of a method; what becomes of another caller's small requests beside it?
+
+The probe asks 20 times a second for one short pair, alone and beside each load. Every load is bounded in time.
+
+    python tests/bench/fairness.py --seconds 15
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+
+import arguments
+import grpc
+import models
+import service
+from google.protobuf.message import Message
+from wire import Ended, Wire
+
+from rewardloop.v1 import common_pb2, reward_pb2
+from rewardloop_cli.bench.report import percentile
+
+_SERVICE = "/rewardloop.v1.RewardService/"
+_PROBES_PER_S = 20.0
+_MOST_UNDER_WAY = 256
+
+
+def group(responses: int, size: int) -> reward_pb2.ScoreRequest:
+    text = ("the quick brown fox jumps over the lazy dog " * (size // 44 + 1))[:size]
+    return reward_pb2.ScoreRequest(prompt=common_pb2.Prompt(text="Why?"), responses=[text] * responses)
+
+
+# Name, method, message, callers at once.
+LOADS: tuple[tuple[str, str, Callable[[], Message], int], ...] = (
+    ("Score, 64 responses of 78 KiB, 4 at once", "Score", lambda: group(64, 78 * 1024), 4),
+    ("Score, 256 responses of 1.8 kB, 4 at once", "Score", lambda: group(256, 1800), 4),
+    ("Score, one text of 256 KiB, 32 at once", "Score", lambda: group(1, 256 * 1024), 32),
+    (
+        "ScoreBatch, 256 groups of 16 responses of 1.8 kB, 8 at once",
+        "ScoreBatch",
+        lambda: reward_pb2.ScoreBatchRequest(groups=[group(16, 1800)] * 256),
+        8,
+    ),
+)
+
+
+def main() -> None:
+    parser = arguments.parser(__doc__, seconds=15.0)
+    options = parser.parse_args()
+    service.print_machine()
+    with arguments.work_directory(options.work) as work:
+        store = work / f"minilm-{options.precision}"
+        service.export(models.encoder_base(work), store, max_length=256, precision=options.precision)
+        with service.serving(store, *options.serve_args.split()) as served:
+            rows: list[list[object]] = [["the probe beside", "answered", "refused", "p50 ms", "p99 ms", "max ms"]]
+            rows.append(["nothing", *figures(probe(served, options.seconds))])
+            for name, method, message, callers in LOADS:
+                rows.append([name, *figures(beside(served, method, message(), callers, options.seconds))])
+            service.print_rows(rows)
+
+
+def probe(served: service.Service, seconds: float) -> Ended:
+    message = group(1, 60).SerializeToString()
+    wire = Wire(served.address, f"{_SERVICE}Score")
+    try:
+        return wire.at_rate(itertools.repeat(message), _PROBES_PER_S, seconds, _MOST_UNDER_WAY)
+    finally:
+        wire.close()
+
+
+def beside(served: service.Service, method: str, message: Message, callers: int, seconds: float) -> Ended:
+    """Probe while another connection, which is another caller, sends the load."""
+    data, over = message.SerializeToString(), threading.Event()
+    with grpc.insecure_channel(served.address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        send = channel.unary_unary(f"{_SERVICE}{method}")
+
+        def keep_sending() -> None:
+            while not over.is_set():
+                try:
+                    send(data, timeout=60)
+                except grpc.RpcError as error:
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:  # type: ignore[attr-defined]
+                        raise
+                    over.wait(0.02)
+
+        senders = [threading.Thread(target=keep_sending) for _ in range(callers)]
+        for sender in senders:
+            sender.start()
+        over.wait(1)
+        try:
+            return probe(served, seconds)
+        finally:
+            over.set()
+            for sender in senders:
+                sender.join()
+
+
+def figures(seen: Ended) -> list[object]:
+    answered = sorted(seen.answered_s)
+    return [
+        len(answered),
+        len(seen.refused_s),
+        *(1000 * percentile(answered, share) for share in (0.5, 0.99, 1.0)),
+    ]
+
+
+if __name__ == "__main__":
+    main()
