@@ -163,6 +163,15 @@ def test_the_first_questions_are_split_pair_by_pair() -> None:
     assert found.place(pairs[0].prompt, pairs[0]) == placed[0]
 
 
+def test_second_turns_of_the_first_questions_are_split_pair_by_pair_too() -> None:
+    found = sides(few=1)
+    first, trained = asked("the first question", "tell me more"), asked(on("train"), "tell me more")
+    pairs = [Pair(first, f"good {i}", f"bad {i}") for i in range(200)]
+    assert {found.place(first, pair).side for pair in pairs} == {"train", "heldout"}
+    assert found.place(trained).side == "train"
+    assert {found.place(first, pair).side for pair in pairs} == {"train", "heldout"}
+
+
 def test_a_file_is_split_by_question_or_if_they_are_few_by_pair() -> None:
     many = [(asked(f"question {i % 50}"), Pair(asked(f"question {i % 50}"), f"a{i}", f"b{i}")) for i in range(500)]
     found = split_at_once(many, SHARE)

@@ -44,11 +44,12 @@ class SegmentIndex:
 
     def is_behind(self, names: Collection[str]) -> bool:
         """Whether so many of these segments are missing from the file that it is worth writing."""
-        return len(self._footers.keys() & set(names) - self._written) >= _BEHIND
+        return len((set(self._footers) & set(names)) - self._written) >= _BEHIND
 
     def write(self, names: Collection[str]) -> None:
         """Write the footers of these segments, as far as they are known. Raises OSError."""
-        self._footers = {name: footer for name, footer in self._footers.items() if name in names}
+        known = list(self._footers.items())  # a copy: another thread may add to them
+        self._footers = {name: footer for name, footer in known if name in names}
         rows = {name: [f.size, f.rows, list(f.replaces)] for name, f in sorted(self._footers.items())}
         data = json.dumps({"format_version": _FORMAT_VERSION, "segments": rows}).encode()
         if self._is_local:

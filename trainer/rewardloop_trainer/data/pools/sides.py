@@ -40,6 +40,7 @@ class QuestionSide(IntEnum):
 
 
 _BY_NAME = {"train": QuestionSide.TRAIN, "judge": QuestionSide.JUDGE, "heldout": QuestionSide.HELDOUT}
+_LEARNED = frozenset({QuestionSide.TRAIN, QuestionSide.BY_PAIR})  # questions that training sees
 _NAMES: dict[int, Side] = {int(side): name for name, side in _BY_NAME.items()}  # type: ignore[misc]
 Near: TypeAlias = frozenset[QuestionSide]
 
@@ -119,7 +120,7 @@ class Sides:
             self.groups += 1
             is_few = self.groups <= self._few
             side = QuestionSide.BY_PAIR if is_few else _BY_NAME[self._chance(text)]
-        elif near <= {QuestionSide.BY_PAIR, QuestionSide.TRAIN}:
+        elif near <= _LEARNED:
             side = min(near)
         else:
             side = next(iter(near)) if len(near) == 1 else QuestionSide.LEFT_OUT
@@ -133,11 +134,12 @@ class Sides:
             return root_side
         if row is None:
             sketch = sketch_of(text)
-            side = root_side if self._near(sketch) <= {root_side} else QuestionSide.LEFT_OUT
+            sides = self._near(sketch) | {root_side}
+            side = root_side if len(sides) == 1 or sides <= _LEARNED else QuestionSide.LEFT_OUT
             self._add(key, side, sketch, is_root=False)
             return side
         side = QuestionSide(row[0])
-        if {side, root_side} <= {QuestionSide.TRAIN, QuestionSide.BY_PAIR}:
+        if {side, root_side} <= _LEARNED:
             return root_side
         if side != root_side and root_side == QuestionSide.TRAIN and not row[1] and side != QuestionSide.LEFT_OUT:
             self._connection.execute("UPDATE question SET side = ? WHERE key = ?", (int(QuestionSide.TRAIN), key))
