@@ -312,3 +312,21 @@ def test_no_held_out_question_leaks_into_training(events: object, tmp_path: Path
 
 def _letters(text: str) -> str:
     return "".join(c for c in text if c.isalnum() or c.isspace())
+
+
+def test_a_compaction_between_rounds_changes_no_data(tmp_path: Path) -> None:
+    found: list[list[Replay]] = []
+    for is_compacted in (False, True):
+        ledger = Ledger(tmp_path / f"ledger-{is_compacted}")
+        path = tmp_path / f"{is_compacted}.sqlite"
+        replays = []
+        for number in range(8):
+            for start in range(number * 100, (number + 1) * 100, 20):
+                add(ledger, start, (choice(i, prompts=10**6) for i in range(start, start + 20)))
+            this = asked(number * 100 - 1 if number else None, (number + 1) * 100 - 1)
+            replays.append(load_replay(ledger, path, this, LIMITS))
+            if is_compacted:
+                assert ledger.compact(segments=3) is not None
+                assert load_replay(ledger, path, this, LIMITS) == replays[-1]
+        found.append(replays)
+    assert found[0] == found[1]
