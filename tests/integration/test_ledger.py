@@ -12,6 +12,7 @@ import pytest
 from support.signals import choice
 
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
+from rewardloop_trainer.archive import segment_files
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 
@@ -167,17 +168,17 @@ def test_segment_that_a_compaction_deletes_once_it_is_listed_is_no_error(
         writer.append(rows(first, first + 10))
     reader = Ledger(tmp_path, writable=False)
     writer.append(rows(30, 40))
-    list_names, lists = reader._names, 0
+    list_sizes, lists = reader._files.sizes, 0
 
-    def list_and_compact() -> list[str]:
+    def list_and_compact() -> dict[str, int]:
         nonlocal lists
         lists += 1
-        names = list_names()
+        sizes = list_sizes()
         if lists == 1:
             assert writer.compact(segments=2) is not None
-        return names
+        return sizes
 
-    monkeypatch.setattr(reader, "_names", list_and_compact)
+    monkeypatch.setattr(reader._files, "sizes", list_and_compact)
     reader.refresh()
     assert lists == 2
     assert ids(reader) == [choice(i).event_id for i in range(40)]
@@ -236,3 +237,68 @@ def test_segments_are_zstd_parquet_that_other_tools_read(tmp_path: Path) -> None
     file = pq.ParquetFile(tmp_path / segment.name)
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert file.read().to_pylist()[1]["responses"] == ["poor answer 1", "good answer 1"]
+
+
+def test_a_range_is_read_by_row_groups_and_not_beyond_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "_ROW_GROUP", 10)
+    ledger = Ledger(tmp_path)
+    ledger.append(rows(0, 100))
+    read: list[tuple[int, bool]] = []
+
+    class Watched(pq.ParquetFile):  # type: ignore[misc]
+        def read_row_group(self, i: int, columns: object = None, **options: object) -> object:
+            read.append((i, columns is None))
+            return super().read_row_group(i, columns=columns, **options)
+
+    monkeypatch.setattr(segment_files.pq, "ParquetFile", Watched)
+    assert [row.event.event_id for row in ledger.scan("1084-0", "1092-0")] == [f"e{i}" for i in range(85, 93)]
+    assert [i for i, is_whole in read if is_whole] == [8, 9]
+
+
+def test_counting_new_signals_reads_a_segment_once_however_often_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    for start in range(0, 100, 20):
+        ledger.append(rows(start, start + 20))
+    read: list[str] = []
+    whole = segment_files.SegmentFiles.read
+
+    def watched(self: segment_files.SegmentFiles, name: str, columns: list[str] | None = None) -> object:
+        read.append(name)
+        return whole(self, name, columns)
+
+    monkeypatch.setattr(segment_files.SegmentFiles, "read", watched)
+    assert [ledger.rows_after("1049-0") for _ in range(50)] == [50] * 50
+    assert read == ["1040-0_1059-0.parquet"]
+    ledger.append(rows(100, 130))
+    assert (ledger.rows_after("1049-0"), ledger.rows_after("1129-0"), ledger.row_count) == (80, 0, 130)
+    assert len(read) == 1
+
+
+def test_the_newest_rows_begin_at_the_border_of_a_segment(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for start in range(0, 100, 20):
+        ledger.append(rows(start, start + 20))
+    found = {wanted: ledger.newest_from(wanted, "1089-0") for wanted in (1, 10, 11, 30, 31, 90, 1_000)}
+    assert found == {1: "1079-0", 10: "1079-0", 11: "1059-0", 30: "1059-0", 31: "1039-0", 90: "", 1_000: ""}
+
+
+def test_a_start_reads_the_index_instead_of_the_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Ledger(tmp_path)
+    for i in range(100):
+        writer.append(rows(i, i + 1))
+    before = Ledger(tmp_path)  # writes the index
+    assert (tmp_path / "segments.json").exists()
+    opened: list[object] = []
+    plain = segment_files.pq.ParquetFile
+    monkeypatch.setattr(segment_files.pq, "ParquetFile", lambda file: opened.append(file) or plain(file))
+    again = Ledger(tmp_path)
+    assert (again.segments, opened) == (before.segments, [])
+    again.append(rows(100, 103))
+    assert (Ledger(tmp_path).row_count, len(opened)) == (103, 1)
+    (tmp_path / "segments.json").write_text("{")
+    assert (Ledger(tmp_path).row_count, len(opened)) == (103, 1 + 101)
+    merged = again.compact(segments=32)
+    assert merged is not None
+    assert (Ledger(tmp_path).row_count, ids(Ledger(tmp_path))) == (103, [f"e{i}" for i in range(103)])

@@ -17,8 +17,6 @@ from support.tiny_encoder import save_tiny_encoder
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.commands.export import main as export
-from rewardloop_trainer.data.judge_share import teaches_judge
-from rewardloop_trainer.data.preferences import Prompt
 
 OWN = {**GATE, "judge": "own"}
 LEARNS = {"learning_rate": 3e-3, "head_learning_rate": 1e-2, "epochs": 8, "gate_prompts": 20}
@@ -54,9 +52,11 @@ def reasons(directory: Path, number: int = 1) -> str:
 def test_judge_of_its_own_signals_decides_and_is_kept(tmp_path: Path, redis_url: str) -> None:
     setting = setting_of(tmp_path, redis_url, 200)
     first = setting.current.state
-    trained_on: list[Prompt] = [record.prompt for record in setting.round()._replay.train]
+    trained_on = {record.prompt for record in setting.round()._replay.train}
+    judging = {record.prompt for record in setting.round()._records_of_judge()}
     assert trained_on
-    assert not any(teaches_judge(prompt, 0.4) for prompt in trained_on)
+    assert judging
+    assert not trained_on & judging
     assert setting.round().run() == "promoted", setting.current.state
     manifest = setting.store.manifest("policy", 2)
     assert manifest.metrics["gate_judge_accuracy_lower"] > 0.5

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rewardloop.formats.text import Turn
 from rewardloop_client import Unreachable
 from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs, token_logprobs
 from rewardloop_trainer.data.dialogues import Dialogue
-from rewardloop_trainer.data.preferences import Pair, split_of
+from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.policy.dpo_train import DpoProgress, encode_pairs, train_policy
@@ -32,6 +34,11 @@ ENCODER = byte_encoder(64)
 DPO = DpoSettings.model_validate(
     {"learning_rate": 2e-3, "batch_pairs": 4, "epochs": 2, "sft_weight": 0.0, "seed": learning_seed()}
 )
+
+
+def copy_files(version: Path, directory: Path) -> None:
+    """Copy a version's files without its manifest."""
+    shutil.copytree(version, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
 
 
 def asked(text: str) -> tuple[Turn, ...]:
@@ -190,14 +197,32 @@ def test_a_round_trains_judges_publishes_and_promotes(tmp_path: Path, redis_url:
     assert manifest.parent == "1"
     assert manifest.metrics["gate_win_rate"] > 0.8
     assert manifest.metrics["heldout_accuracy"] > 0.9
-    heldout = {f"q{i}" for i in range(60) if split_of(asked(f"q{i}"), 0.3) == "heldout"}
-    assert manifest.metrics["gate_prompts"] == len(heldout)
+    heldout = manifest.metrics["data_heldout"]  # each question has one choice
+    assert manifest.metrics["gate_prompts"] == heldout
+    assert 10 <= heldout <= 26  # 18 expected, standard deviation 3.5
+    assert manifest.metrics["heldout_overlap_near"] == 0.0
+    assert 25 <= manifest.metrics["data_new"] <= 48  # the others are a judge's
     assert manifest.data is not None
     assert manifest.data.signals == 60
     files = set(manifest.files)
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
     assert "generation_config.json" in files
     assert setting.store.fetch("policy", 2).is_dir()
+
+
+def test_a_round_whose_pairs_are_all_too_long_is_refused_once_with_how_many_and_why(
+    tmp_path: Path, redis_url: str
+) -> None:
+    setting = Setting(tmp_path, redis_url)
+    parent = setting.store.fetch("policy", 1)
+    short = replace(setting.store.manifest("policy", 1), max_length=4)
+    setting.store.publish(short, lambda directory: copy_files(parent, directory))
+    setting.current.reach(replace(setting.current.state, parent="2"))
+    assert setting.round().run() == "refused"
+    (reason,) = json.loads((setting.settings.work_dir / "refused" / "policy-1" / "reasons.json").read_text())["reasons"]
+    trained = int(reason.partition("of ")[2].partition(",")[0])
+    assert trained > 20
+    assert reason.startswith(f"there is no pair to train on: of {trained}, {trained} are longer than 4 tokens")
 
 
 @pytest.mark.learning

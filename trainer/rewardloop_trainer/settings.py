@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop.process.settings import ServerAccess
@@ -47,16 +47,24 @@ class TrainSettings(ServerAccess):
     reward_rounds: bool = Field(True, description="train reward models")
     policy_rounds: bool = Field(True, description="train policies, where the store has a first one")
 
-    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts that training never sees")
+    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of questions that training never sees")
     judge_share: float = Field(
-        0.2,
-        gt=0,
+        0.15,
+        ge=0,
         lt=1,
-        description="share of the training prompts that teach the judge of policies alone (policy.gate.judge own)",
+        description="share of questions that teach the judge of policies alone (policy.gate.judge own)",
     )
-    max_heldout: int = Field(4_000, ge=1, description="most held-out records that a gate looks at")
-    newest: int = Field(200_000, ge=1, description="newest training records of a round")
-    replayed: int = Field(50_000, ge=0, description="older records drawn uniformly beside the newest")
+    max_heldout: int = Field(4_000, ge=1, description="held-out records that are kept, a uniform sample of all so far")
+    max_judge: int = Field(
+        20_000, ge=1, description="records for a judge that are kept, a uniform sample of all so far"
+    )
+    newest: int = Field(
+        200_000, ge=1, description="newest training records that are kept, and most new ones of a round"
+    )
+    replayed: int = Field(50_000, ge=0, description="older training records that are kept, a uniform sample")
+    passes: float = Field(
+        3.0, ge=1, description="expected passes of training over a signal in its life; none gets over twice as many"
+    )
 
     flush_rows: int = Field(5_000, ge=1, description="rows after which a ledger segment is written")
     flush_age_s: float = Field(2.0, gt=0, description="seconds after which a ledger segment is written")
@@ -81,3 +89,9 @@ class TrainSettings(ServerAccess):
 
     reward: RewardHyperparameters = RewardHyperparameters.model_validate({})
     policy: PolicySettings = PolicySettings.model_validate({})
+
+    @model_validator(mode="after")
+    def _leaves_questions_to_train_on(self) -> Self:
+        if self.heldout_share + self.judge_share >= 1:
+            raise ValueError("heldout_share and judge_share leave no question to train on: their sum must be below 1")
+        return self

@@ -29,7 +29,9 @@ def test_a_policy_of_a_million_parameters_learns_faster_than_a_large_one_would(a
     def rate(settings: TrainSettings) -> float:
         policy = settings.policy
         learning = policy.kto if algorithm == "kto" else policy if algorithm in OFFLINE_ALGORITHMS else policy.online
-        return learning.rate_for(are_adapters=False) if isinstance(learning, OnlineSettings) else learning.rate_for(10**6)
+        return (
+            learning.rate_for(are_adapters=False) if isinstance(learning, OnlineSettings) else learning.rate_for(10**6)
+        )
 
     demo = parse(TrainSettings, train_args(algorithm, signals_per_round=600, seed=3), "train")
     assert rate(demo) > 10 * rate(TrainSettings())

@@ -234,9 +234,8 @@ class RewardTrainRun:
 
     @cached_property
     def _records(self) -> Replay:
-        share = self._settings.heldout_share
-        train, heldout = (self._data.side(side, share) for side in ("train", "heldout"))
-        return Replay(train, heldout, {}, 0, 0).readable(self._start().encoder)
+        train, heldout = self._data.split(self._settings.heldout_share)
+        return Replay(new=train, replayed=(), heldout=heldout).readable(self._start().encoder)
 
     def _start(self) -> RewardStart:
         version = self._settings.version or None

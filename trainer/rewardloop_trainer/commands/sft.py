@@ -57,7 +57,7 @@ def run(settings: SftRunSettings) -> int:
 
     from rewardloop_data.source_file import SourceFile
     from rewardloop_trainer.data.base_path import check_base
-    from rewardloop_trainer.data.preferences import split_of
+    from rewardloop_trainer.data.pools.sides import split_at_once
     from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
     from rewardloop_trainer.learning.world import World
@@ -75,8 +75,12 @@ def run(settings: SftRunSettings) -> int:
     world = World()
     kept = _keep_aside(out, settings.data, rejections) if world.is_first else out
     sides: dict[str, list[Dialogue]] = {"train": [], "heldout": []}
-    for dialogue in dialogues:
-        sides[split_of(dialogue.opening, settings.heldout_share)].append(dialogue)
+    split = split_at_once([(dialogue.turns, None) for dialogue in dialogues], settings.heldout_share)
+    for dialogue, side in zip(dialogues, split, strict=True):
+        if side is not None:
+            sides[side].append(dialogue)
+    if left_out := split.count(None):
+        _say(f"{left_out} rows are left out: they link a held-out question to one of training")
     if not sides["train"]:
         raise ValueError(f"{settings.data}: has no row to train on")
     model, tokenizer, encoder, stored = _load(settings)

@@ -26,12 +26,6 @@ class Dialogue:
         """A dialogue of which only the response is learned, not what the assistant said before."""
         return cls((*prompt, Turn("assistant", response)), len(prompt))
 
-    @property
-    def opening(self) -> Prompt:
-        """The turns before the assistant's first turn."""
-        first = next(i for i, turn in enumerate(self.turns) if turn.role == "assistant")
-        return self.turns[:first]
-
 
 @dataclass(frozen=True, slots=True)
 class Example:

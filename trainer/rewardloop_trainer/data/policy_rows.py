@@ -15,22 +15,26 @@ Other keys are ignored.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from rewardloop_data.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, tools_in, turns_of
 from rewardloop_data.source_file import SourceFile
+from rewardloop_trainer.data.pools.sides import split_at_once
 from rewardloop_trainer.data.preferences import (
     Labelled,
     Pair,
     Prompt,
     Record,
-    Split,
     from_event,
     pairs_of,
-    split_of,
     thumbs_of,
 )
+from rewardloop_trainer.data.split import Side
+
+log = structlog.get_logger()
 
 _SHOWN = 10
 _COMPARED = ("chosen", "rejected", "ranking", "annotations", "preference_strength", "overall_preference")
@@ -51,19 +55,34 @@ class PolicyData:
     sha256: str
 
     def split(self, heldout_share: float) -> tuple[PolicyData, PolicyData]:
-        """Split into data to learn from and data to judge by; no prompt is in both."""
+        """Split into data to learn from and data to judge by; no question is in both, unless they are few.
 
-        def of(side: Split) -> PolicyData:
-            prompts = tuple(prompt for prompt in self.prompts if split_of(prompt, heldout_share) == side)
-            pairs = tuple(pair for pair in self.pairs if split_of(pair.prompt, heldout_share) == side)
-            thumbs = tuple(thumb for thumb in self.thumbs if split_of(thumb.prompt, heldout_share) == side)
-            return PolicyData(prompts, pairs, thumbs, self.sha256)
+        Rows that link one side to the other are left out, with a warning.
+        """
+        asked: list[tuple[Prompt, Record | None]] = [(record.prompt, record) for record in self._judged()]
+        asked += [(prompt, None) for prompt in self.prompts]
+        sides = split_at_once(asked, heldout_share)
+        if left_out := sides.count(None):
+            log.warning("rows that link held-out questions to others are left out", rows=left_out)
+        pairs, judged = len(self.pairs), len(self.pairs) + len(self.thumbs)
+
+        def of(side: Side) -> PolicyData:
+            return PolicyData(
+                tuple(each for each, its in zip(self.prompts, sides[judged:], strict=True) if its == side),
+                tuple(each for each, its in zip(self.pairs, sides[:pairs], strict=True) if its == side),
+                tuple(each for each, its in zip(self.thumbs, sides[pairs:judged], strict=True) if its == side),
+                self.sha256,
+            )
 
         return of("train"), of("heldout")
 
+    def _judged(self) -> Iterator[Record]:
+        yield from self.pairs
+        yield from self.thumbs
+
     def records(self) -> Sequence[Record]:
         """All judgements, and for every other prompt an empty response that nobody approved, to hold the prompt."""
-        judged: list[Record] = [*self.pairs, *self.thumbs]
+        judged = list(self._judged())
         seen = {record.prompt for record in judged}
         return [*judged, *(Labelled(prompt, "", 0.0) for prompt in self.prompts if prompt not in seen)]
 

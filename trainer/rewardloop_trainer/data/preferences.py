@@ -1,9 +1,7 @@
-"""Preference signals as typed training records, and the split of prompts into training and held-out ones."""
+"""Preference signals as typed training records."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -13,7 +11,6 @@ from rewardloop.formats.text import Turn, turns
 from rewardloop.v1 import feedback_pb2
 
 Prompt: TypeAlias = tuple[Turn, ...]
-Split: TypeAlias = Literal["train", "heldout"]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
 
 # A signal that was inferred from behaviour says less about a person's taste than one that was stated.
@@ -161,26 +158,6 @@ def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
     return Records(tuple(records), identical)
 
 
-def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
-    """The side of the split that every record of this prompt belongs to.
-
-    It depends only on the prompt, so that no prompt is ever on both sides. Prompts that differ only in case, white
-    space or Unicode form are on the same side.
-
-    Args:
-        prompt: The turns of the prompt.
-        heldout_share: Share of prompts that are held out, from 0 to 1.
-    """
-    position = int.from_bytes(prompt_key(prompt)[:8], "big") / 2**64
-    return "heldout" if position < heldout_share else "train"
-
-
-def prompt_key(prompt: Prompt) -> bytes:
-    """Identify the prompts that the split keeps together: a hash of their turns, normalised."""
-    parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
-    return hashlib.sha256("\x1e".join(parts).encode()).digest()
-
-
 def pairs_of(records: Iterable[Record]) -> list[Pair]:
     """Every strict comparison in the records: pairs, and all pairs of each ranking.
 
@@ -220,7 +197,3 @@ def _at(responses: Sequence[str], index: int) -> str:
     if index < 0:
         raise IndexError(f"response index {index} is negative")
     return responses[index]
-
-
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

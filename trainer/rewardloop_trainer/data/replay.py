@@ -1,101 +1,147 @@
-"""The data set of a round: the ledger's signals as records, split by prompt, with old ones replayed beside new ones."""
+"""The data set of a round: its new signals, old ones drawn beside them, and held-out ones to judge by."""
 
 from __future__ import annotations
 
-import random
+import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import structlog
 
 from rewardloop.formats.text import Encoder
+from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.data.preferences import Prompt, Record, Split, from_event, split_of
+from rewardloop_trainer.data.overlap import Overlap, measure_overlap
+from rewardloop_trainer.data.pools.database import is_damage, put_aside
+from rewardloop_trainer.data.pools.pools import Part, PoolLimits, Pools, RoundRange
+from rewardloop_trainer.data.preferences import Record, from_event
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
+POOLS = "pools.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The records of a round.
+    """The records of a round. No question of a held-out record is in training, unless ``is_by_pair``.
 
     Attributes:
-        train: Records of training prompts, in stream order.
-        heldout: Records of held-out prompts, in stream order; no prompt is in both.
-        counts: Signals read, by kind (choice, ranking, ...), before sampling.
-        identical: Signals without a record, because they compare equal texts.
-        left_out: Records that sampling left out, or that the model cannot read.
+        new: Training records that no earlier round has learned, in stream order.
+        replayed: Old training records, drawn among those that have passes left, in stream order.
+        heldout: Held-out records, of all rounds so far, in stream order.
+        counts: New signals by kind (choice, ranking, ...).
+        identical: New signals without a record, because they compare equal texts.
+        left_out: New records that tie two sides to each other, and those that the model cannot read.
+        is_by_pair: Whether there are so few questions that signals about the same one are on both sides.
+        overlap: What of ``heldout`` is in ``train``, as measured.
     """
 
-    train: tuple[Record, ...]
+    new: tuple[Record, ...]
+    replayed: tuple[Record, ...]
     heldout: tuple[Record, ...]
-    counts: Mapping[str, int]
-    identical: int
-    left_out: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+    identical: int = 0
+    left_out: int = 0
+    is_by_pair: bool = False
+    overlap: Overlap = field(default_factory=Overlap)
+
+    @property
+    def train(self) -> tuple[Record, ...]:
+        """The records of a round that goes on from the live weights: the old ones that were drawn, and the new ones."""
+        return (*self.replayed, *self.new)
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What the manifest says of the data."""
+        return {
+            "data_new": float(len(self.new)),
+            "data_replayed": float(len(self.replayed)),
+            "data_heldout": float(len(self.heldout)),
+            "data_left_out": float(self.left_out),
+            "heldout_by_pair": float(self.is_by_pair),
+            **self.overlap.figures(),
+        }
 
     def readable(self, encoder: Encoder) -> Replay:
         """Return the records for whose conversation a model's text format has a form."""
-        prompts = list(dict.fromkeys(record.prompt for record in (*self.train, *self.heldout)))
-        is_read = dict(zip(prompts, encoder.reads(prompts), strict=True))
-        if all(is_read.values()):
-            return self
-        train, heldout = (tuple(r for r in records if is_read[r.prompt]) for records in (self.train, self.heldout))
-        unread = len(self.train) + len(self.heldout) - len(train) - len(heldout)
-        log.warning("the model's text format has no form for some conversations", left_out=unread)
-        return replace(self, train=train, heldout=heldout, left_out=self.left_out + unread)
+        new, replayed, heldout = (readable(part, encoder) for part in (self.new, self.replayed, self.heldout))
+        unread = sum(map(len, (self.new, self.replayed, self.heldout))) - sum(map(len, (new, replayed, heldout)))
+        if unread:
+            log.warning("the model's text format has no form for some conversations", left_out=unread)
+        return replace(self, new=new, replayed=replayed, heldout=heldout, left_out=self.left_out + unread)
 
 
-def load_replay(
-    ledger: Ledger,
-    until_stream_id: str,
-    *,
-    heldout_share: float = 0.1,
-    newest: int | None = None,
-    replayed: int = 0,
-    max_heldout: int | None = None,
-    seed: int = 0,
-) -> Replay:
-    """Read the ledger up to ``until_stream_id``. The same arguments give the same data set.
+def load_replay(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimits) -> Replay:
+    """Read the data set of a round. The same round has the same data set, also in another process.
+
+    The ledger is read from the last round's signals on. Without the file of the pools it is read from its beginning.
 
     Args:
         ledger: The ledger.
-        until_stream_id: Stream id of the last signal to read.
-        heldout_share: Share of prompts that are held out, from 0 to 1.
-        newest: How many of the latest training records are kept; None: all.
-        replayed: How many of the older training records are drawn uniformly.
-        max_heldout: Most held-out records, drawn uniformly; None: all.
-        seed: The seed of the sampling.
+        path: The file of the pools, which is made if it is absent; None keeps the pools in memory.
+        asked: The signals of the round.
+        limits: The bounds of the pools.
+
+    Raises:
+        CorruptSegment: If a segment of the ledger cannot be read.
+        Fenced: If another trainer leads.
     """
-    sides: dict[Split, list[Record]] = {"train": [], "heldout": []}
-    side_of: dict[Prompt, Split] = {}
-    counts: Counter[str] = Counter()
-    identical = 0
-    for row in ledger.scan(until_stream_id=until_stream_id):
-        counts[str(row.event.WhichOneof("signal"))] += 1
-        records = from_event(row.event)
-        identical += not records
-        for record in records:
-            if (side := side_of.get(record.prompt)) is None:
-                side = side_of[record.prompt] = split_of(record.prompt, heldout_share)
-            sides[side].append(record)
-
-    chance = random.Random(seed)
-    train, heldout = sides["train"], sides["heldout"]
-    total = len(train) + len(heldout)
-    if newest is not None and len(train) > newest:
-        split_at = len(train) - newest
-        train = [*_sample(train[:split_at], replayed, chance), *train[split_at:]]
-    if max_heldout is not None:
-        heldout = _sample(heldout, max_heldout, chance)
-    return Replay(tuple(train), tuple(heldout), dict(counts), identical, total - len(train) - len(heldout))
+    try:
+        replay = _load(ledger, path, asked, limits)
+    except sqlite3.DatabaseError as error:
+        if path is None or not is_damage(error):
+            raise
+        put_aside(path, error)
+        replay = _load(ledger, path, asked, limits)
+    return replace(replay, overlap=measure_overlap(replay.train, replay.heldout))
 
 
-def _sample(items: Sequence[T], size: int, chance: random.Random) -> list[T]:
-    """A uniform sample without replacement, in the order of the items."""
-    if len(items) <= size:
-        return list(items)
-    return [items[i] for i in sorted(chance.sample(range(len(items)), size))]
+def _load(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimits) -> Replay:
+    with Pools(path, limits) as pools:
+        pools.prepare(ledger, asked)
+        counts: Counter[str] = Counter()
+        new: list[Record] = []
+        identical = left_out = 0
+        sides = pools.fresh(asked.model)
+        after, until = pools.range(asked.model)
+        for row in ledger.scan(after or None, until):
+            counts[str(row.event.WhichOneof("signal"))] += 1
+            records = from_event(row.event)
+            identical += not records
+            side = sides.get(row.event.event_id)
+            left_out += len(records) if side is None else 0
+            new += records if side == "train" else []
+        replayed = _records(pools.drawn(asked.model))
+        events, is_by_pair = pools.apart(asked.model, Part.HELDOUT)
+    heldout = _records(events)
+    return Replay(tuple(new), replayed, heldout, dict(counts), identical, left_out, is_by_pair and bool(heldout))
+
+
+def load_trained(path: Path, model: str, limits: PoolLimits) -> tuple[Record, ...]:
+    """Return every training record that is kept of earlier rounds, in stream order.
+
+    With `Replay.new` they are what a start from the base learns from: the newest records, and a uniform sample of the
+    older ones.
+    """
+    with Pools(path, limits) as pools:
+        return _records(pools.trained(model))
+
+
+def load_judged(path: Path, model: str, limits: PoolLimits) -> tuple[Record, ...]:
+    """Return the records that only an independent judge is trained on, in stream order."""
+    with Pools(path, limits) as pools:
+        return _records(pools.apart(model, Part.JUDGE)[0])
+
+
+def readable(records: Iterable[Record], encoder: Encoder) -> tuple[Record, ...]:
+    """Return the records for whose conversation a model's text format has a form."""
+    records = tuple(records)
+    prompts = list(dict.fromkeys(record.prompt for record in records))
+    is_read = dict(zip(prompts, encoder.reads(prompts), strict=True))
+    return tuple(record for record in records if is_read[record.prompt])
+
+
+def _records(events: Iterable[feedback_pb2.FeedbackEvent]) -> tuple[Record, ...]:
+    return tuple(record for event in events for record in from_event(event))

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import structlog
+
 from rewardloop_data.rows import Labels, RowError, events_of
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.policy_rows import UnusableRows
-from rewardloop_trainer.data.preferences import Record, Split, from_event, split_of
+from rewardloop_trainer.data.pools.sides import split_at_once
+from rewardloop_trainer.data.preferences import Record, from_event
+
+log = structlog.get_logger()
 
 _SHOWN = 10
 
@@ -20,9 +25,19 @@ class RewardData:
     records: tuple[Record, ...]
     sha256: str
 
-    def side(self, side: Split, heldout_share: float) -> tuple[Record, ...]:
-        """The records of the prompts on one side of the split; no prompt is on both."""
-        return tuple(record for record in self.records if split_of(record.prompt, heldout_share) == side)
+    def split(self, heldout_share: float) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+        """Split into records to learn from and records to judge by; no question is in both, unless they are few.
+
+        Records that link one side to the other are left out, with a warning.
+        """
+        sides = split_at_once([(record.prompt, record) for record in self.records], heldout_share)
+        if left_out := sides.count(None):
+            log.warning("signals that link held-out questions to others are left out", signals=left_out)
+        train, heldout = (
+            tuple(record for record, side in zip(self.records, sides, strict=True) if side == wanted)
+            for wanted in ("train", "heldout")
+        )
+        return train, heldout
 
 
 def read_reward_data(source: SourceFile) -> RewardData:

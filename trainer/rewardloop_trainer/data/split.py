@@ -34,7 +34,14 @@ def keys_of(prompt: Prompt) -> QuestionKeys:
     if not said:
         whole = normalised("\n".join(turn.content for turn in prompt))
         return QuestionKeys(whole, whole)
-    return QuestionKeys(normalised(said[0]), normalised(said[-1]))
+    root = normalised(said[0])
+    return QuestionKeys(root, root if len(said) == 1 else normalised(said[-1]))
+
+
+def prompt_key(prompt: Prompt) -> bytes:
+    """Identify prompts that ask the same: a hash of their normalised turns."""
+    parts = (f"{turn.role}\x1f{normalised(turn.content)}" for turn in prompt)
+    return hashlib.sha256("\x1e".join(parts).encode()).digest()
 
 
 def side_of(key: str, *, heldout_share: float = 0.1, judge_share: float = 0.0, salt: str = "") -> Side:

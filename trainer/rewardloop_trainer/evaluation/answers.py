@@ -13,7 +13,8 @@ import numpy as np
 from rewardloop.formats.text import Encoder
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, prompt_key
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record
+from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, FromAnchor, judge_policy, plan_of, win_share
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.rewards import score_groups

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from rewardloop.formats.text import Encoder, RefusedConversation
-from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of, prompt_key
+from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of
+from rewardloop_trainer.data.split import keys_of
 from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters
 from rewardloop_trainer.reward.evaluate import Floats, pair_margins
 from rewardloop_trainer.reward.examples import logits_of, responses_of
@@ -130,7 +131,7 @@ def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None
         weights: The weights of ties, thumbs and ratings beside a choice, as training has them; the defaults if None.
     """
     weights = weights or RewardTraining.model_validate({})
-    numbers: dict[bytes, int] = {}
+    numbers: dict[str, int] = {}
     pairs: list[tuple[Pair, float, float, str]] = []
     graded: list[tuple[Labelled, float, float, str]] = []
     for record in records:
@@ -148,7 +149,7 @@ def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None
         return Statements(
             np.array([target for _, target, _, _ in rows], dtype=np.float64),
             np.array([weight for _, _, weight, _ in rows], dtype=np.float64),
-            np.array([numbers.setdefault(prompt_key(r.prompt), len(numbers)) for r, *_ in rows], dtype=np.int64),
+            np.array([numbers.setdefault(keys_of(r.prompt).root, len(numbers)) for r, *_ in rows], dtype=np.int64),
         )
 
     return Evidence(

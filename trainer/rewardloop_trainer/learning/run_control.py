@@ -11,6 +11,10 @@ StepT = TypeVar("StepT")
 SavedT = TypeVar("SavedT")
 
 
+class NothingToLearnFrom(ValueError):
+    """Raised when no example can be learned from. The message says how many there were, and why none is left."""
+
+
 def _ignore(_: Any) -> None:
     """The caller does not want to know."""
 

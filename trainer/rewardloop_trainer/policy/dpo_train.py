@@ -17,7 +17,7 @@ from rewardloop_trainer.data.completions import Completion, encode_completions, 
 from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.data.token_batches import by_length, plan_batches
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
-from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
+from rewardloop_trainer.learning.run_control import NO_CONTROL, NothingToLearnFrom, RunControl
 from rewardloop_trainer.policy.losses.kl import kl_estimate
 from rewardloop_trainer.policy.offline_settings import DpoSettings
 from rewardloop_trainer.policy.pair_objectives import PairSettings, objective_of
@@ -146,13 +146,17 @@ def train_policy(
         The steps taken and the figures for the manifest.
 
     Raises:
-        ValueError: If no pair is left to train on.
+        NothingToLearnFrom: If no pair is left to train on.
         TrainingStopped: If the control asked to stop.
         NonFiniteGradients: If a step's gradients are not finite.
     """
     encoded = encode_pairs(encoder, train)
     if not encoded.pairs:
-        raise ValueError("there is no pair to train on")
+        raise NothingToLearnFrom(
+            f"there is no pair to train on: of {len(train)}, {encoded.over_length} are longer than "
+            f"{encoder.max_length} tokens or have no form in the model's text format, and {encoded.identical} compare "
+            "equal texts"
+        )
     measured = encode_pairs(encoder, heldout).pairs
     if seed is None:
         seed = settings.seed if isinstance(settings, DpoSettings) else 0

@@ -12,12 +12,9 @@ from typing import Self, TypeVar
 
 from rewardloop.formats.vocabulary import Algorithm, AlgorithmChoice
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, Record, pairs_of, thumbs_of
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom as NothingToLearnFrom
 
 Judged = TypeVar("Judged", Pair, Labelled)
-
-
-class NothingToLearnFrom(ValueError):
-    """Raised when the training examples hold nothing that the algorithm can use; the message says what it needs."""
 
 
 @dataclass(frozen=True, slots=True)

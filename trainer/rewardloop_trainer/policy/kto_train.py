@@ -16,7 +16,7 @@ from rewardloop_trainer.data.completions import Completion, encode_completions, 
 from rewardloop_trainer.data.preferences import Labelled, Prompt
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.offline_run import OfflineRun, PolicyOutcome, Progress, sample_to_compare
-from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
+from rewardloop_trainer.learning.run_control import NO_CONTROL, NothingToLearnFrom, RunControl
 from rewardloop_trainer.policy.losses import kto
 from rewardloop_trainer.policy.offline_settings import KtoSettings
 from rewardloop_trainer.policy.reference import Reference
@@ -134,13 +134,16 @@ def train_kto(
         The steps taken and the figures for the manifest.
 
     Raises:
-        ValueError: If no thumb is left to train on.
+        NothingToLearnFrom: If no thumb is left to train on.
         TrainingStopped: If the control asked to stop.
         NonFiniteGradients: If a step's gradients are not finite.
     """
     encoded = encode_thumbs(encoder, thumbs)
     if not encoded.thumbs:
-        raise ValueError("there is no thumb to train on")
+        raise NothingToLearnFrom(
+            f"there is no thumb to train on: of {len(thumbs)}, {encoded.over_length} are longer than "
+            f"{encoder.max_length} tokens or have no form in the model's text format"
+        )
     measured = encode_thumbs(encoder, heldout).thumbs
     return KtoRun(model, encoder, encoded, measured, settings, control, seed, reference).to_the_end()
 

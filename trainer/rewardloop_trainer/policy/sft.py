@@ -17,6 +17,7 @@ from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.learning.optimizer import adamw
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.sft_settings import SftSettings
 
@@ -83,14 +84,18 @@ def train_sft(
         should_stop: Asked before each step.
 
     Raises:
-        ValueError: If no example fits the maximum length, or packed examples would see each other in this model.
+        NothingToLearnFrom: If no example fits the maximum length.
+        ValueError: If packed examples would see each other in this model.
         TrainingStopped: If ``should_stop`` returned true; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
     examples, dropped = encode_dialogues(encoder, train)
     judged, _ = encode_dialogues(encoder, heldout)
     if not examples:
-        raise ValueError("there is nothing to train on")
+        raise NothingToLearnFrom(
+            f"there is nothing to train on: {dropped} examples of {len(train)} conversations are longer than "
+            f"{encoder.max_length} tokens or have no form in the model's text format"
+        )
     model.eval()
     if settings.packing and not keeps_apart(model, examples, encoder.format.pad):
         raise ValueError("packed examples would see each other in this model: train without packing")

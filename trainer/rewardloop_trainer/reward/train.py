@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.learning.memory_estimate import check_memory
 from rewardloop_trainer.learning.model_load import prepare, set_type
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward.examples import (
@@ -128,7 +130,8 @@ def train_reward(
         should_stop: Asked before each step.
 
     Raises:
-        ValueError: If there is nothing to train on, or the processes were not all given the same data and settings.
+        NothingToLearnFrom: If no record is left to train on.
+        ValueError: If the processes were not all given the same data and settings.
         UnusableDevice: If this machine cannot train as the settings ask.
         TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
@@ -137,7 +140,11 @@ def train_reward(
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)
     if not encoded.examples:
-        raise ValueError("there is nothing to train on")
+        raise NothingToLearnFrom(
+            f"there is nothing to train on: of {len(train)} records, {encoded.dropped} have no form in the model's "
+            "text format"
+            + (f" or are longer than {encoder.max_length} tokens" if settings.over_length == "drop" else "")
+        )
     longest = max(example.longest for example in encoded.examples)
     check_memory(model.config, settings, "reward", tokens=settings.micro_batch_tokens, longest=longest)
     prepare(model, model.trunk, settings)
@@ -297,11 +304,11 @@ class RewardRun:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors["level"] = self.level
         numbers = {name: float(getattr(self.at, name)) for name in _Position.__slots__}
-        state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint()})
+        state = checkpoint.Checkpoint(self.at.step, tensors, numbers, {"fingerprint": self._fingerprint})
         checkpoint.save(self.checkpoint_dir, state)
 
     def _resume(self) -> None:
-        fingerprint = self._fingerprint() if self.checkpoint_dir or self.world.size > 1 else ""
+        fingerprint = self._fingerprint if self.checkpoint_dir or self.world.size > 1 else ""
         self.world.check_alike(fingerprint)
         found = checkpoint.resume(
             self.checkpoint_dir,
@@ -334,6 +341,7 @@ class RewardRun:
             if not self.model.threshold.any():
                 self.model.threshold.copy_(self.level)
 
+    @cached_property
     def _fingerprint(self) -> str:
         """Identify the run by its settings, its data in their order, and the shapes that are trained."""
         digest = hashlib.sha256(self.settings.model_dump_json().encode())

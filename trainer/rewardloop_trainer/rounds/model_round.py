@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sqlite3
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +28,15 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.data.judge_share import of_judge, of_others
+from rewardloop_trainer.data.pools.database import is_locked
+from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.preferences import Record
-from rewardloop_trainer.data.replay import Replay, load_replay
+from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_replay
+from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.live_pointer import is_held, live_version
-from rewardloop_trainer.rounds.pauses import Interrupted, Waiting
+from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.publish import (
     PromotionRefused,
     code_version,
@@ -48,8 +52,6 @@ log = structlog.get_logger()
 _LOG_EVERY_S = 10.0
 _KEPT_REFUSED = 5
 _HELD_S = 10.0
-# The newest signals of which the judge of policies learns its share.
-_NEWEST_OF_JUDGE = 100_000
 
 
 class Refused(Exception):
@@ -105,6 +107,9 @@ class ModelRound(ABC):
         except Refused as refusal:
             self._keep_refused(refusal.args)
             return "refused"
+        except NothingToLearnFrom as error:
+            self._keep_refused([Reason("no_data", str(error))])
+            return "refused"
         shutil.rmtree(self._directory, ignore_errors=True)
         return "promoted"
 
@@ -115,6 +120,11 @@ class ModelRound(ABC):
     @abstractmethod
     def _manifest(self) -> Manifest:
         """Return the manifest of the candidate in ``self._version``."""
+
+    @property
+    @abstractmethod
+    def _epochs(self) -> int:
+        """Passes of the round over its data."""
 
     def _begin(self) -> str | None:
         """Fix the live version as the round's parent and return it; None if there is no version.
@@ -139,7 +149,7 @@ class ModelRound(ABC):
             model=self.model,
             parent=now.parent,
             data=data_range(self._ledger, now.after_stream_id, now.until_stream_id, now.seed),
-            metrics=now.metrics,
+            metrics={**now.metrics, **self._replay.figures},
             seed=now.seed,
             code_version=code_version(),
             notes={"new_signals": str(now.new_signals), **notes},
@@ -172,31 +182,41 @@ class ModelRound(ABC):
 
     @cached_property
     def _replay(self) -> Replay:
-        """The round's records, without those that teach the judge of policies."""
-        found = self._all_records(self._settings.newest, self._settings.replayed)
-        return replace(found, train=of_others(found.train, self._judge_share))
+        """The round's records. None of them teaches the judge of policies."""
+        now = self._current.state
+        asked = RoundRange(self.model, now.after_stream_id, now.until_stream_id, now.seed)
+        with self._pools_in_use():
+            return load_replay(self._ledger, self._settings.work_dir / POOLS, asked, self._limits)
 
     def _records_of_judge(self) -> tuple[Record, ...]:
-        """The records of the judge's own prompts: all that the ledger has, up to a bound."""
-        return of_judge(self._all_records(_NEWEST_OF_JUDGE, 0).train, self._judge_share)
+        """The records that teach the judge of policies and nothing else: of this round and of all before it."""
+        self._replay  # noqa: B018 - the pools take this round's signals first
+        with self._pools_in_use():
+            return load_judged(self._settings.work_dir / POOLS, self.model, self._limits)
+
+    @contextmanager
+    def _pools_in_use(self) -> Iterator[None]:
+        """Raise `ServerAway` if a trainer that was overtaken and is stopped, or a person's tool, holds the pools."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if is_locked(error):
+                raise ServerAway(f"{self._settings.work_dir / POOLS}: {error}") from error
+            raise
 
     @property
-    def _judge_share(self) -> float:
-        """The share of training prompts that are the judge's; 0 if no policy is judged by a judge of our own."""
+    def _limits(self) -> PoolLimits:
         settings = self._settings
-        is_needed = settings.policy_rounds and settings.policy.gate.judged_by == "own"
-        return settings.judge_share if is_needed and self._store.versions("policy") else 0.0
-
-    def _all_records(self, newest: int, replayed: int) -> Replay:
-        settings, now = self._settings, self._current.state
-        return load_replay(
-            self._ledger,
-            now.until_stream_id,
+        has_judge = settings.policy_rounds and settings.policy.gate.judged_by == "own"
+        return PoolLimits(
             heldout_share=settings.heldout_share,
-            newest=newest,
-            replayed=replayed,
+            judge_share=settings.judge_share if has_judge and self._store.versions("policy") else 0.0,
+            newest=settings.newest,
+            replayed=settings.replayed,
             max_heldout=settings.max_heldout,
-            seed=now.seed,
+            max_judge=settings.max_judge,
+            passes=settings.passes,
+            epochs=self._epochs,
         )
 
     def _stop_if_asked(self) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXTS = tuple(os.strerror(number).lower() for number in _FULL)
+_FULL_TEXTS = (*(os.strerror(number).lower() for number in _FULL), "database or disk is full")
 
 
 class Interrupted(Exception):
@@ -28,8 +28,8 @@ class Waiting(Exception):
 def is_disk_full(error: BaseException) -> bool:
     """Say whether a full disk or a spent quota led to ``error``, directly or through the errors that it came from.
 
-    Libraries that are not written in Python (safetensors, tokenizers) raise errors of their own with the system's text
-    and without its number.
+    Libraries that are not written in Python (safetensors, tokenizers, SQLite) raise errors of their own with the
+    system's text, or one like it, and without its number.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]

@@ -28,7 +28,7 @@ from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.write_whole import write_whole
-from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
+from rewardloop_trainer.policy.examples import Examples, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.online.sampler import SamplerAway
 from rewardloop_trainer.policy.reference import Reference
@@ -53,6 +53,11 @@ class PolicyRound(ModelRound):
     """Trains by the algorithm that the settings name, from people's preferences or from scored answers of its own."""
 
     model = "policy"
+
+    @property
+    def _epochs(self) -> int:
+        policy = self._settings.policy
+        return {"dpo": policy.epochs, "kto": policy.kto.epochs}.get(policy.algorithm, 1)
 
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
         return {"training": self._train, "trained": self._judge}
@@ -88,8 +93,6 @@ class PolicyRound(ModelRound):
                     ),
                     reference=self._reference,
                 )
-            except NothingToLearnFrom as error:
-                raise Refused(Reason("no_data", str(error))) from error
             except TrainingStopped as error:
                 raise Interrupted from error
             except SamplerAway as error:

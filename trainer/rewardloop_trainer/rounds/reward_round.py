@@ -48,6 +48,10 @@ class RewardRound(ModelRound):
 
     model = "reward"
 
+    @property
+    def _epochs(self) -> int:
+        return self._settings.reward.epochs
+
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
         return {"training": self._train, "trained": self._export, "exported": self._judge}
 
@@ -58,7 +62,7 @@ class RewardRound(ModelRound):
         except NothingToTrain as error:
             raise Refused(Reason("no_weights", str(error))) from error
         if not records.train:
-            raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
+            raise Refused(Reason("no_data", _no_data(self._replay)))
         trained = self._directory / "trained"
         if not trained.exists():
             start = self._start()
@@ -216,3 +220,13 @@ class RewardRound(ModelRound):
             accuracy=progress.accuracy,
             tokens_per_second=progress.tokens_per_second,
         )
+
+
+def _no_data(replay: Replay) -> str:
+    """Say how many new signals there are, and why none of them is trained on."""
+    signals, counted = sum(replay.counts.values()), len(replay.heldout)
+    return (
+        f"none of {signals} new signals can be trained on: {replay.identical} compare equal texts, {replay.left_out} "
+        f"link two sides of the split or cannot be read by the model, and the others are held out or a judge's "
+        f"({counted} records are held out)"
+    )

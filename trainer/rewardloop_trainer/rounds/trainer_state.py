@@ -32,7 +32,8 @@ class RoundState:
     Attributes:
         number: Counts the model's rounds from 1.
         phase: The phase that the round has reached: the step that it finished last, or "training" before the first.
-        after_stream_id: The last stream id of the last finished round, "" for none. Later rows are new.
+        after_stream_id: The last stream id of the last finished round, "" for none. Later rows are new. Together with
+            ``until_stream_id`` it names the state of the pools that the round learns from (`data.pools.pools`).
         until_stream_id: The round learns from the ledger up to and including this stream id.
         signals: How many rows the ledger has up to there.
         new_signals: How many of them are new.

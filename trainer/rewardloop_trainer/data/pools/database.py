@@ -1,0 +1,114 @@
+"""The SQLite file of the pools: its tables, and one transaction a step."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from rewardloop_trainer.data.pools.near_duplicates import method
+
+log = structlog.get_logger()
+
+FORMAT_VERSION = 1
+_CACHE_KIB = 65_536
+_TABLES = """
+-- Facts about the whole file.
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+-- Each question that was ever asked: the short hash of its normalised text, its side, whether a conversation began with
+-- it, and `Sketch.low`.
+CREATE TABLE question (key INTEGER PRIMARY KEY, side INTEGER NOT NULL, is_root INTEGER NOT NULL, low BLOB NOT NULL);
+-- The questions that have a band.
+CREATE TABLE band (hash INTEGER NOT NULL, key INTEGER NOT NULL, PRIMARY KEY (hash, key)) WITHOUT ROWID;
+-- How far each model's pools have come; see `pools.Pools`.
+CREATE TABLE model (
+    name TEXT PRIMARY KEY, pooled_through TEXT NOT NULL, after TEXT NOT NULL, until TEXT NOT NULL,
+    seen INTEGER NOT NULL, changes INTEGER NOT NULL
+) WITHOUT ROWID;
+-- The signals that a model keeps. `place` orders them as the stream does, and `priority` decides which ones stay.
+CREATE TABLE signal (
+    id INTEGER PRIMARY KEY, model TEXT NOT NULL, part INTEGER NOT NULL, event_id TEXT NOT NULL, place INTEGER NOT NULL,
+    priority INTEGER NOT NULL, root INTEGER NOT NULL, last INTEGER NOT NULL, by_pair INTEGER NOT NULL,
+    passes REAL NOT NULL, is_drawn INTEGER NOT NULL, event BLOB NOT NULL
+);
+CREATE UNIQUE INDEX signal_by_event ON signal (model, event_id);
+CREATE INDEX signal_by_place ON signal (model, part, place);
+CREATE INDEX signal_by_priority ON signal (model, part, priority);
+CREATE INDEX signal_by_passes ON signal (model, part, passes);
+CREATE INDEX signal_drawn ON signal (model, place) WHERE is_drawn = 1;
+-- The sides of the signals that are new in a model's present round.
+CREATE TABLE fresh (model TEXT NOT NULL, event_id TEXT NOT NULL, side INTEGER NOT NULL, PRIMARY KEY (model, event_id))
+    WITHOUT ROWID;
+"""
+
+
+class Database:
+    """A connection to the file. A file of another format, or one that is no database, is put aside and begun anew.
+
+    Args:
+        path: The file; None keeps everything in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        try:
+            self.connection = self._open()
+        except sqlite3.DatabaseError as error:
+            if path is None or not is_damage(error):
+                raise
+            put_aside(path, error)
+            self.connection = self._open()
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def step(self, held: AbstractContextManager[None]) -> Iterator[None]:
+        """Make the block's changes visible together, or none of them. ``held`` is entered before they are."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            with held:
+                self.connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(str(self._path or ":memory:"), isolation_level=None, timeout=30.0)
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute("PRAGMA synchronous = FULL")
+        made = connection.execute("PRAGMA user_version").fetchone()[0]
+        if made == 0:
+            connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {FORMAT_VERSION};COMMIT;")
+            connection.execute("INSERT INTO fact VALUES ('method', ?)", (method(),))
+        elif made != FORMAT_VERSION or self._method_of(connection) != method():
+            connection.close()
+            raise sqlite3.DatabaseError(f"{self._path}: format {made} or its method of near-duplicates is another one")
+        return connection
+
+    @staticmethod
+    def _method_of(connection: sqlite3.Connection) -> str:
+        found = connection.execute("SELECT value FROM fact WHERE name = 'method'").fetchone()
+        return "" if found is None else str(found[0])
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says that the file is damaged, and not that there is no room, no permission or a bug."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def is_locked(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says that another process is writing."""
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def put_aside(path: Path, error: sqlite3.DatabaseError) -> None:
+    """Rename a damaged file, so that the next connection begins a new one."""
+    log.error("the signal pools are damaged, and are read from the ledger again", path=str(path), reason=str(error))
+    path.replace(path.with_suffix(".damaged"))
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
