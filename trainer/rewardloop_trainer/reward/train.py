@@ -21,6 +21,7 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward.examples import Example, Examples, encode_records, logits_of, plan_steps
+from rewardloop_trainer.reward.linear_start import fit_linear_start
 from rewardloop_trainer.reward.model import RewardModel, freeze_layers
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
@@ -59,8 +60,8 @@ class TrainOutcome:
 
     Attributes:
         steps: Optimizer steps done.
-        best_step: The step that the model's weights are from: that of the least held-out loss, or the last one without
-            held-out pairs.
+        best_step: The step that the model's weights are from: that of the least held-out loss, 0 for the start, or the
+            last one without held-out pairs.
         heldout: Figures of those weights.
         figures: For the manifest.
     """
@@ -124,6 +125,13 @@ def train_reward(
     return run.to_the_end()
 
 
+def prepare(model: RewardModel, settings: RewardTraining) -> None:
+    """Let the parts of the model learn that the settings say."""
+    if settings.words:
+        model.add_words()
+    freeze_layers(model, settings.frozen_layers)
+
+
 class RewardRun:
     """One run of reward training: its model, its optimizer and its position, which checkpoints keep."""
 
@@ -142,12 +150,13 @@ class RewardRun:
         self.encoded, self.examples = encoded, encoded.examples
         self.heldout_pairs = pairs_of(heldout)
         self.checkpoint_dir, self.on_progress, self.should_stop = checkpoint_dir, on_progress, should_stop
-        freeze_layers(model, settings.frozen_layers)
+        prepare(model, settings)
         self.optimizer = optimizer_of(model, settings)
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.best: dict[str, Tensor] = {}
         self.level = torch.zeros(model.heads.out_features)
         self.at = _Position()
+        self.start_figures: Mapping[str, float] = {}
         self.plan = [
             [self.examples[i] for i in indices]
             for epoch in range(settings.epochs)
@@ -185,7 +194,11 @@ class RewardRun:
         measured = last or self._measure()
         if self.checkpoint_dir is not None:
             checkpoint.clear(self.checkpoint_dir)
-        return TrainOutcome(self.at.step, self.at.best_step or self.at.step, measured, self._figures(measured))
+        return TrainOutcome(self.at.step, self._best_step, measured, self._figures(measured))
+
+    @property
+    def _best_step(self) -> int:
+        return self.at.best_step if self.best else self.at.step
 
     def _step(self, examples: Sequence[Example]) -> Progress:
         started = time.perf_counter()
@@ -225,8 +238,7 @@ class RewardRun:
         measured = self._measure()
         if measured.loss < self.at.best_loss:
             self.at.best_loss, self.at.best_step, self.at.misses = measured.loss, self.at.step, 0
-            if self.at.step < len(self.plan):
-                self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
+            self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
         else:
             self.at.misses += 1
         return measured
@@ -238,8 +250,9 @@ class RewardRun:
     def _figures(self, measured: HeldOut) -> dict[str, float]:
         return {
             **measured.figures("heldout"),
+            **{f"train_{name}": value for name, value in self.start_figures.items()},
             "train_steps": float(self.at.step),
-            "train_best_step": float(self.at.best_step or self.at.step),
+            "train_best_step": float(self._best_step),
             "train_examples": float(len(self.examples)),
             "train_truncated": float(self.encoded.truncated),
             "train_dropped_over_length": float(self.encoded.dropped),
@@ -262,13 +275,23 @@ class RewardRun:
         fingerprint = self._fingerprint() if self.checkpoint_dir else ""
         found = checkpoint.resume(self.checkpoint_dir, fingerprint, self.model, self.optimizer, steps=len(self.plan))
         if found is None:
-            self._take_level()
+            self._start_anew()
             return
         # A checkpoint without a level was written by a run that was centred on 0, and goes on so.
         self.level = found.tensors.get("level", self.level)
         self.best = {n.removeprefix("best."): t for n, t in found.tensors.items() if n.startswith("best.")}
         kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
+
+    def _start_anew(self) -> None:
+        """Fit the linear part, and note the weights that the steps have to beat on the held-out pairs."""
+        if self.settings.linear_start:
+            pad = self.encoder.format.pad
+            self.start_figures = fit_linear_start(self.model, self.examples, pad, self.settings)
+        self._take_level()
+        if self.heldout_pairs:
+            self.at.best_loss = self._measure().loss
+            self.best = {name: p.detach().clone() for name, p in self.trainable.items()}
 
     def _take_level(self) -> None:
         """Measure the mean logit of each head on the first steps' sequences, before anything is learned.

@@ -12,8 +12,8 @@ import structlog
 
 from rewardloop.formats.store import Manifest, Trunk
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.preferences import Pair, pairs_of
-from rewardloop_trainer.data.replay import Replay
+from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
+from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.evaluation.reward_gate import judge_reward
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
@@ -29,6 +29,7 @@ from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_f
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
+from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, StartChoice, choose_start
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -57,10 +58,12 @@ class RewardRound(ModelRound):
             raise Refused(Reason("no_data", "no signal of a training prompt compares different texts"))
         trained = self._directory / "trained"
         if not trained.exists():
-            start = self._start()
+            start, train = self._start_of_training()
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             if makes_delta := is_delta(start, settings):
                 as_delta(start.model, settings.lora)
+                # The graph that a delta runs over has no such weights, or keeps its own.
+                settings = settings.model_copy(update={"words": False, "linear_start": 0})
             else:
                 if settings.delta:
                     log.info("the live graph takes no such adapters: this round publishes a whole version")
@@ -71,7 +74,7 @@ class RewardRound(ModelRound):
                 outcome = train_averaged(
                     start.model,
                     start.encoder,
-                    self._records.train,
+                    train,
                     self._records.heldout,
                     settings,
                     self._directory / "checkpoints",
@@ -92,6 +95,36 @@ class RewardRound(ModelRound):
             write_whole(trained, write)
         figures = json.loads((trained / "figures.json").read_text())
         self._reach("trained", figures)
+
+    def _start_of_training(self) -> tuple[RewardStart, Sequence[Record]]:
+        """Return the model that the round trains, and what it learns from."""
+        live, chosen = self._start(), self._chosen_start
+        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
+        if not chosen.is_fresh:
+            return live, self._records.train
+        if chosen.version == self._current.state.parent:
+            return live, self._all_records(live.encoder)
+        start = start_from(self._store, chosen.version, self._settings.reward, self._current.state.seed)
+        return start, self._all_records(start.encoder)
+
+    def _all_records(self, encoder: Encoder) -> Sequence[Record]:
+        """Return the training records that a start from the base learns from: the newest, up to the bound."""
+        settings, now = self._settings, self._current.state
+        everything = load_replay(
+            self._ledger,
+            now.until_stream_id,
+            heldout_share=settings.heldout_share,
+            newest=settings.reward.fresh_newest,
+            max_heldout=1,
+            seed=now.seed,
+        )
+        return everything.readable(encoder).train
+
+    @cached_property
+    def _chosen_start(self) -> StartChoice:
+        now, settings = self._current.state, self._settings.reward
+        growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
+        return choose_start(self._store, now.parent, now.signals, growth)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
@@ -148,7 +181,7 @@ class RewardRound(ModelRound):
         if anchors.is_kept_with_version:
             write_anchors(self._version / ANCHORS, anchors.anchors)
         manifest = replace(
-            self._manifest_of_round({**start.notes, "anchors": scale.note, **exported.notes}),
+            self._manifest_of_round({**start.notes, **self._notes_of_start(), "anchors": scale.note, **exported.notes}),
             calibration=scale.calibration,
             text_format=encoder.format.to_json(),
             max_length=encoder.max_length,
@@ -159,6 +192,11 @@ class RewardRound(ModelRound):
         )
         (self._directory / "manifest.json").write_text(manifest.to_json())
         self._reach("gated")
+
+    def _notes_of_start(self) -> dict[str, str]:
+        """Return what the manifest says of the start: that of this round, if it was fresh, or of the last that was."""
+        chosen = self._chosen_start
+        return {FRESH_SIGNALS: str(self._current.state.signals), "start": chosen.reason} if chosen.is_fresh else {}
 
     def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
         """Return how much of the logarithm of length is taken off the candidate's scores, 0 without length control."""

@@ -1,0 +1,258 @@
+"""Fits the linear part of a reward model before its trunk learns: the heads, and a weight for each token.
+
+Source: Kumar et al. 2022 ("Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). A trunk
+that learns under heads that know nothing is pulled away from what it knew. The fit is convex, so it needs no rate and
+no number of passes, and its ridges are chosen by the likelihood of signals that are kept apart.
+
+The margin of a pair becomes s b + v (h_c - h_r) + u (n_c - n_r). Here b is the margin that the model had, h the states
+that the heads read and n the tokens' counts; s, v and u are fitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import structlog
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from rewardloop.formats.text import Encoded
+from rewardloop_trainer.data.token_batches import by_length
+from rewardloop_trainer.reward.examples import Example, bootstrap_weights, collate
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+
+log = structlog.get_logger()
+
+# Ridges of the states, whose differences have deviation 1, and of the tokens' counts. An infinite one takes a part out.
+_STATE_RIDGES = (torch.inf, 3000.0, 1000.0, 300.0, 100.0)
+_WORD_RIDGES = (torch.inf, 100.0, 30.0, 10.0)
+_LEAST_PAIRS = 20
+# The ridges are chosen on the signals of one prompt in so many. With fewer prompts than this they are chosen on signals
+# that compare responses of which no other signal is learned from, one response in so many.
+_APART_PROMPTS, _LEAST_PROMPTS, _APART_RESPONSES = 5, 20, 3
+_STEPS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Pairs as features, n of them.
+
+    Attributes:
+        base: (n, k), the margins that the model had.
+        states: (n, d), the differences of the states, with deviation 1.
+        row: (m,), the pair of each token whose counts differ.
+        token: (m,), its place in ``tokens``.
+        count: (m,), the difference of its counts.
+        tokens: (t,), the ids of the tokens whose counts differ in any pair.
+        weight: (n, k), of each pair for each head.
+        is_apart: (n,), bool, whether the ridges are chosen by the pair.
+        is_learned: (n,), bool, whether the fits that are compared for this learn from it.
+    """
+
+    base: Tensor
+    states: Tensor
+    row: Tensor
+    token: Tensor
+    count: Tensor
+    tokens: Tensor
+    weight: Tensor
+    is_apart: Tensor
+    is_learned: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFit:
+    """``scale`` (k,), ``states`` (k, d) and ``words`` (k, t): what `Comparisons` are multiplied with."""
+
+    scale: Tensor
+    states: Tensor
+    words: Tensor
+
+    def margins(self, of: Comparisons) -> Tensor:
+        """The fitted margins, (n, k)."""
+        found = of.base * self.scale + of.states @ self.states.T
+        return found.index_add(0, of.row, self.words.T[of.token] * of.count.unsqueeze(-1))
+
+
+def fit_linear_start(
+    model: RewardModel, examples: Sequence[Example], pad: int, settings: RewardTraining
+) -> dict[str, float]:
+    """Fit heads and tokens' weights, in place, on the pairs and rankings among the examples.
+
+    The states' and the tokens' part are each taken only if they raise the likelihood of the pairs that are kept apart.
+    Every head is fitted on its own bootstrap sample.
+
+    Args:
+        model: The model; it needs `RewardModel.add_words` for tokens' weights.
+        examples: The signals; at most ``settings.linear_start`` of them are read.
+        pad: Id of the padding token.
+        settings: The bootstrap, the bound, and the seed that draws the signals that are read.
+
+    Returns:
+        Figures of the fit; empty if there are fewer than 20 pairs.
+    """
+    found = [e for e in examples if e.kind in ("pair", "ranking")]
+    if len(found) > settings.linear_start:
+        generator = torch.Generator().manual_seed(settings.seed)
+        chosen = torch.randperm(len(found), generator=generator)[: settings.linear_start].sort().values
+        found = [found[i] for i in chosen.tolist()]
+    if sum(len(e.sequences) - 1 for e in found) < _LEAST_PAIRS:
+        return {}
+    was_training = model.training
+    model.eval()
+    compared, deviation = _compare(model, found, pad, settings)
+    model.train(was_training)
+    if not compared.is_apart.any() or not compared.is_learned.any():
+        return {}
+    state_ridge, word_ridge, gain = _ridges(compared, model.words is not None)
+    fitted = fit(compared, state_ridge, word_ridge)
+    with torch.no_grad():
+        scale = fitted.scale.to(model.heads.weight.dtype)
+        model.heads.weight.mul_(scale.unsqueeze(-1)).add_((fitted.states / deviation).to(scale.dtype))
+        model.heads.bias.mul_(scale)
+        if model.words is not None:
+            model.words.weight.mul_(scale)
+            model.words.weight[compared.tokens] += fitted.words.T.to(scale.dtype)
+    figures = {"start_pairs": float(len(compared.base)), "start_gain": gain, "start_scale": float(scale.mean())}
+    figures |= {"start_state_ridge": state_ridge, "start_word_ridge": word_ridge}
+    log.info("linear start", **{name: round(value, 4) for name, value in figures.items()})
+    return {name: value for name, value in figures.items() if value != torch.inf}
+
+
+def fit(compared: Comparisons, state_ridge: float, word_ridge: float) -> LinearFit:
+    """Minimise the weighted Bradley-Terry loss plus half the ridges times the squared parts, for all heads at once."""
+    heads, width = compared.base.shape[1], compared.states.shape[1]
+    found = LinearFit(torch.ones(heads), torch.zeros(heads, width), torch.zeros(heads, len(compared.tokens)))
+    ridges = ((found.states, state_ridge), (found.words, word_ridge))
+    learned = [found.scale, *(part for part, ridge in ridges if ridge != torch.inf)]
+    for part in learned:
+        part.requires_grad_()
+    optimizer = torch.optim.LBFGS(learned, max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (softplus(-found.margins(compared)) * compared.weight).sum()
+        loss = loss + 0.5 * (found.scale - 1).square().sum()
+        for part, ridge in ridges:
+            if ridge != torch.inf:
+                loss = loss + ridge / 2 * part.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return LinearFit(*(part.detach() for part in (found.scale, found.states, found.words)))
+
+
+def _ridges(compared: Comparisons, has_words: bool) -> tuple[float, float, float]:
+    """Choose the ridges of states and words by the pairs that are kept apart.
+
+    Returns:
+        Both ridges, and by how much they lower the loss of those pairs, in nats.
+    """
+    learned = replace(compared, weight=compared.weight * compared.is_learned.unsqueeze(-1))
+
+    def loss(state_ridge: float, word_ridge: float) -> float:
+        margins = fit(learned, state_ridge, word_ridge).margins(compared).mean(1)
+        return float(softplus(-margins)[compared.is_apart].mean())
+
+    none = loss(torch.inf, torch.inf)
+    words = _WORD_RIDGES if has_words else (torch.inf,)
+    by_word = {ridge: loss(torch.inf, ridge) for ridge in words}
+    word_ridge = min(by_word, key=lambda ridge: by_word[ridge])
+    by_state = {ridge: loss(ridge, word_ridge) for ridge in _STATE_RIDGES}
+    state_ridge = min(by_state, key=lambda ridge: by_state[ridge])
+    return state_ridge, word_ridge, none - by_state[state_ridge]
+
+
+def _compare(
+    model: RewardModel, examples: Sequence[Example], pad: int, settings: RewardTraining
+) -> tuple[Comparisons, Tensor]:
+    """Run the examples' sequences once. Returns their comparisons, and the deviation (d,) of the states."""
+    sequences = [s for e in examples for s in e.sequences]
+    states, logits = states_and_logits(model, sequences, pad, 2 * settings.micro_batch_tokens)
+    winners, losers, weights, parts = [], [], [], []
+    start, heads = 0, logits.shape[1]
+    for example, part in zip(examples, _parts(examples), strict=True):
+        count = len(example.sequences)
+        own = [w * example.weight / (count - 1) for w in bootstrap_weights(example.key, heads, settings.bootstrap)]
+        for place in range(start, start + count - 1):  # a ranking's neighbours
+            winners.append(place)
+            losers.append(place + 1)
+            weights.append(own)
+            parts.append(part)
+        start += count
+    won, lost = torch.tensor(winners), torch.tensor(losers)
+    difference = states[won] - states[lost]
+    deviation = difference.std(0).clamp_min(1e-6)
+    row, token, count_of, tokens = _counts(sequences, winners, losers)
+    compared = Comparisons(
+        logits[won] - logits[lost],
+        difference / deviation,
+        *(row, token, count_of, tokens),
+        torch.tensor(weights),
+        torch.tensor([part == "apart" for part in parts]),
+        torch.tensor([part == "learned" for part in parts]),
+    )
+    return compared, deviation
+
+
+def _parts(examples: Sequence[Example]) -> list[Literal["learned", "apart", "neither"]]:
+    """Divide the signals into those to learn from and those to choose the ridges by."""
+    if len({e.prompt for e in examples}) >= _LEAST_PROMPTS:
+        return ["apart" if _one_in(_APART_PROMPTS, e.prompt) else "learned" for e in examples]
+    found: list[Literal["learned", "apart", "neither"]] = []
+    for example in examples:
+        apart = [_one_in(_APART_RESPONSES, repr(s.ids)) for s in example.sequences]
+        found.append("apart" if all(apart) else "neither" if any(apart) else "learned")
+    return found
+
+
+def _one_in(count: int, key: str) -> bool:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % count == 0
+
+
+def _counts(
+    sequences: Sequence[Encoded], winners: Sequence[int], losers: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    counted = [Counter(s.ids) for s in sequences]
+    rows, ids, counts = [], [], []
+    for row, (won, lost) in enumerate(zip(winners, losers, strict=True)):
+        difference = Counter(counted[won])
+        difference.subtract(counted[lost])
+        for token, count in difference.items():
+            if count:
+                rows.append(row)
+                ids.append(token)
+                counts.append(float(count))
+    tokens, places = torch.unique(torch.tensor(ids, dtype=torch.long), return_inverse=True)
+    return torch.tensor(rows, dtype=torch.long), places, torch.tensor(counts), tokens
+
+
+def states_and_logits(
+    model: RewardModel, sequences: Sequence[Encoded], pad: int, token_budget: int
+) -> tuple[Tensor, Tensor]:
+    """What the heads read of each sequence, (n, d), and its logits, (n, k). Each distinct sequence runs once."""
+    places: dict[tuple[int, ...], int] = {}
+    firsts: list[Encoded] = []
+    order = []
+    for sequence in sequences:
+        key = (*sequence.ids, -1, *(sequence.token_type_ids or ()))
+        if places.setdefault(key, len(places)) == len(firsts):
+            firsts.append(sequence)
+        order.append(places[key])
+    read: list[Tensor] = []
+    hook = model.heads.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    groups = by_length([len(s.ids) for s in firsts], token_budget)
+    try:
+        with torch.no_grad():
+            logits = torch.cat([model(*collate([firsts[i] for i in group], pad)) for group in groups])
+    finally:
+        hook.remove()
+    back = torch.argsort(torch.tensor([i for group in groups for i in group]))[torch.tensor(order)]
+    return torch.cat(read).float()[back], logits.float()[back]
