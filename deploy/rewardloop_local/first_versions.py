@@ -23,7 +23,7 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
         return
     reward_base, policy_base = plan.reward_base, plan.policy_base
     if not reward_base:
-        on_phase("training the starter models (about a minute)")
+        on_phase("training the starter models (about two minutes)")
         starter = plan.data / "starter"
         await run("starter", "rewardloop_local.starter", ["--out", str(starter), "--seed", str(plan.seed)])
         reward_base = str(starter / "reward-base")

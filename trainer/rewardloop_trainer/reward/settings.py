@@ -15,7 +15,7 @@ class RewardTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=0, description="passes of the trunk over the signals; 0: the start's linear fit alone")
     averaged_runs: int = Field(
         1, ge=1, description="runs from one start, each on an equal share of the signals, whose weights are averaged"
     )

@@ -164,7 +164,7 @@ class RewardRun:
                 self.examples, settings.sequences_per_step, settings.megabatch_steps, settings.seed, epoch
             )
         ]
-        self.steps_per_epoch = len(self.plan) // settings.epochs
+        self.steps_per_epoch = max(1, len(self.plan) // max(1, settings.epochs))
 
     def to_the_end(self) -> TrainOutcome:
         """Take the remaining steps, keep the best weights, and measure."""
@@ -299,7 +299,8 @@ class RewardRun:
         A threshold of thumbs and ratings that was never trained starts there, too. Otherwise labels would pull a
         trained model's level to 0.
         """
-        sequences = [s for examples in self.plan[:_LEVEL_STEPS] for e in examples for s in e.sequences]
+        first = self.plan[:_LEVEL_STEPS] or [self.examples[: _LEVEL_STEPS * self.settings.sequences_per_step]]
+        sequences = [s for examples in first for e in examples for s in e.sequences]
         self.model.eval()
         with torch.no_grad():
             logits = logits_of(self.model, sequences, self.encoder.format.pad, 2 * self.settings.micro_batch_tokens)
