@@ -106,23 +106,42 @@ def fit_linear_start(
         return {}
     was_training = model.training
     model.eval()
-    compared, deviation = _compare(model, found, pad, settings)
+    sequences = [s for e in found for s in e.sequences]
+    states, logits = states_and_logits(model, sequences, pad, 2 * settings.micro_batch_tokens)
     model.train(was_training)
+    compared, deviation = _compare(found, states, logits, settings)
     if not compared.is_apart.any() or not compared.is_learned.any():
         return {}
     state_ridge, word_ridge, gain = _ridges(compared, model.words is not None)
     fitted = fit(compared, state_ridge, word_ridge)
-    with torch.no_grad():
-        scale = fitted.scale.to(model.heads.weight.dtype)
-        model.heads.weight.mul_(scale.unsqueeze(-1)).add_((fitted.states / deviation).to(scale.dtype))
-        model.heads.bias.mul_(scale)
-        if model.words is not None:
-            model.words.weight.mul_(scale)
-            model.words.weight[compared.tokens] += fitted.words.T.to(scale.dtype)
-    figures = {"start_pairs": float(len(compared.base)), "start_gain": gain, "start_scale": float(scale.mean())}
+    _take(model, fitted, compared.tokens, deviation)
+    with torch.no_grad():  # comparisons do not tell the level of the logits, so it stays
+        counts = _mean_counts(sequences, compared.tokens)
+        level = logits.mean(0) * fitted.scale + fitted.states @ (states.mean(0) / deviation) + fitted.words @ counts
+        # The bias is in the first term, scaled like the rest.
+        model.heads.bias.mul_(fitted.scale).add_(logits.mean(0) - level)
+    figures = {"start_pairs": float(len(compared.base)), "start_gain": gain, "start_scale": float(fitted.scale.mean())}
     figures |= {"start_state_ridge": state_ridge, "start_word_ridge": word_ridge}
     log.info("linear start", **{name: round(value, 4) for name, value in figures.items()})
     return {name: value for name, value in figures.items() if value != torch.inf}
+
+
+def _take(model: RewardModel, fitted: LinearFit, tokens: Tensor, deviation: Tensor) -> None:
+    """Give the model the fitted parts."""
+    with torch.no_grad():
+        model.heads.weight.mul_(fitted.scale.unsqueeze(-1)).add_(fitted.states / deviation)
+        if model.words is not None:
+            model.words.weight.mul_(fitted.scale)
+            model.words.weight[tokens] += fitted.words.T
+
+
+def _mean_counts(sequences: Sequence[Encoded], tokens: Tensor) -> Tensor:
+    """How often a sequence has each of the sorted tokens on average, (t,)."""
+    if not len(tokens):
+        return torch.zeros(0)
+    ids = torch.tensor([token for sequence in sequences for token in sequence.ids])
+    places = torch.searchsorted(tokens, ids).clamp_max(len(tokens) - 1)
+    return torch.bincount(places[tokens[places] == ids], minlength=len(tokens)).float() / len(sequences)
 
 
 def fit(compared: Comparisons, state_ridge: float, word_ridge: float) -> LinearFit:
@@ -171,11 +190,10 @@ def _ridges(compared: Comparisons, has_words: bool) -> tuple[float, float, float
 
 
 def _compare(
-    model: RewardModel, examples: Sequence[Example], pad: int, settings: RewardTraining
+    examples: Sequence[Example], states: Tensor, logits: Tensor, settings: RewardTraining
 ) -> tuple[Comparisons, Tensor]:
-    """Run the examples' sequences once. Returns their comparisons, and the deviation (d,) of the states."""
+    """Return the comparisons of the examples, whose sequences have these states, and the states' deviation (d,)."""
     sequences = [s for e in examples for s in e.sequences]
-    states, logits = states_and_logits(model, sequences, pad, 2 * settings.micro_batch_tokens)
     winners, losers, weights, parts = [], [], [], []
     start, heads = 0, logits.shape[1]
     for example, part in zip(examples, _parts(examples), strict=True):
