@@ -13,7 +13,7 @@ from rewardloop.formats.text import Encoder, Turn
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reward.evaluate import head_margins, measure
 from rewardloop_trainer.reward.examples import encode_records
-from rewardloop_trainer.reward.heads.linear_start import fit_linear_start
+from rewardloop_trainer.reward.linear_start.fit import fit_linear_start
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 

@@ -21,7 +21,7 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward.examples import Example, Examples, encode_records, logits_of, plan_steps
-from rewardloop_trainer.reward.heads.linear_start import fit_linear_start
+from rewardloop_trainer.reward.linear_start.fit import fit_linear_start
 from rewardloop_trainer.reward.model import RewardModel, freeze_layers
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
