@@ -45,6 +45,7 @@ def _draw_accuracy(axes: Axes, demo: DemoRecord) -> None:
     x, y = series(demo.rounds, "reward_accuracy")
     _level(axes, demo.accuracy_ceiling, "ceiling that label noise allows", ORANGE)
     _level(axes, demo.starter_accuracy, "starter", QUIET, below=True)
+    _level(axes, demo.bag_of_words_accuracy, "bag of words on the same choices", QUIET)
     _line(axes, x, y, BLUE, "{:.2f}")
     axes.set(title="Reward model", ylabel="accuracy on held-out choices")
     axes.set_ylim(min(0.45, _least([*y, demo.starter_accuracy]) - 0.05), 1.0)

@@ -31,7 +31,9 @@ def train_args(algorithm: Algorithm, signals_per_round: int, seed: int) -> tuple
     return (
         *("--reward-min-signals", str(signals_per_round), "--policy-min-signals", str(signals_per_round * 4 // 3)),
         *("--seed", str(seed), "--flush-age-s", "0.5", "--torch-threads", "1"),
-        *("--reward.learning-rate", "5e-4", "--reward.head-learning-rate", "2e-3"),
+        *("--reward.learning-rate", "3e-4", "--reward.head-learning-rate", "1e-3"),
+        # More signals than this would cost more time than the demo has, for less than a point.
+        *("--reward.fresh-newest", "6000"),
         # A round learns from the new signals and some of the old. With all of the old ones again in each round, the
         # models would learn them by heart.
         *("--newest", str(signals_per_round + 200), "--replayed", str(signals_per_round // 2)),

@@ -11,12 +11,14 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
 from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup
+from rewardloop_demo.bag_of_words import Preference, fit_bag_of_words
 from rewardloop_demo.record import RoundRecord
-from rewardloop_demo.taste import Taste
+from rewardloop_demo.taste import Interval, Taste, interval
 from rewardloop_demo.users import evaluate, first_texts
 
 # With three candidates, most held-out prompts have a pair of different answers.
@@ -58,10 +60,11 @@ class Observer:
         pairs = []
         for prompt, generation in zip(self._prompts, self._starter, strict=True):
             texts = list(dict.fromkeys(c.text for c in generation.candidates if c.text.strip()))
-            if len(texts) >= 2:
-                loser = self._taste.prefers(prompt, texts[0], texts[1], rng)
-                self.choices.append(HeldOutChoice(prompt, texts[loser], texts[1 - loser]))
-                pairs.append((prompt, texts[0], texts[1]))
+            for first, second in combinations(texts, 2):
+                loser = self._taste.prefers(prompt, first, second, rng)
+                both = (first, second)
+                self.choices.append(HeldOutChoice(prompt, both[loser], both[1 - loser]))
+                pairs.append((prompt, first, second))
         self.ceiling = self._taste.agreement_ceiling(pairs)
 
     async def measure(self, last: RoundRecord) -> RoundRecord | None:
@@ -79,9 +82,10 @@ class Observer:
         now = replace(last, round=last.round + 1, win_rate=nan, win_low=nan, win_high=nan)
         now = replace(now, freshness_p50_s=nan, freshness_max_s=nan)
         if reward != last.reward_version:
-            accuracy = await self.reward_accuracy()
+            found = await self.reward_accuracy()
             median, slowest = await self._freshness()
-            now = replace(now, reward_version=reward, reward_swaps=last.reward_swaps + 1, reward_accuracy=accuracy)
+            now = replace(now, reward_version=reward, reward_swaps=last.reward_swaps + 1)
+            now = replace(now, reward_accuracy=found.mean, reward_low=found.low, reward_high=found.high)
             now = replace(now, freshness_p50_s=median, freshness_max_s=slowest)
         if policy != last.policy_version:
             mean, low, high = await self._win_rate()
@@ -89,15 +93,26 @@ class Observer:
             now = replace(now, win_rate=mean, win_low=low, win_high=high)
         return now
 
-    async def reward_accuracy(self) -> float:
-        """Share of the noisy choices that the live reward model agrees with."""
+    async def reward_accuracy(self) -> Interval:
+        """Share of the noisy choices that the live reward model agrees with. Each prompt counts alike."""
         groups = [ScoreGroup(c.prompt, [c.chosen, c.rejected]) for c in self.choices]
-        right = 0
-        for outcome in await self._client.score_batch(groups, timeout_s=60):
+        right: dict[str, list[float]] = {}
+        outcomes = await self._client.score_batch(groups, timeout_s=60)
+        for choice, outcome in zip(self.choices, outcomes, strict=True):
             if isinstance(outcome, RewardloopError):
                 raise outcome
-            right += outcome.scores[0].score > outcome.scores[1].score
-        return right / len(groups)
+            right.setdefault(choice.prompt, []).append(outcome.scores[0].score > outcome.scores[1].score)
+        return interval([sum(each) / len(each) for each in right.values()])
+
+    def bag_of_words_accuracy(self, learned: Sequence[Preference]) -> float:
+        """The same share for a bag-of-words model that learned from the users' choices."""
+        model = fit_bag_of_words(learned, seed=self._seed)
+        of_prompt: dict[str, list[Preference]] = {}
+        for choice in self.choices:
+            pair = Preference(choice.prompt, choice.chosen, choice.rejected)
+            of_prompt.setdefault(choice.prompt, []).append(pair)
+        shares = [model.accuracy(pairs) for pairs in of_prompt.values()]
+        return sum(shares) / len(shares) if shares else math.nan
 
     async def _win_rate(self) -> tuple[float, float, float]:
         """Win rate of the live policy against the starter, with the ends of its 95% interval."""

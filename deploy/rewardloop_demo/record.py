@@ -21,7 +21,9 @@ class RoundRecord:
         seconds: Time since the demo's start.
         signals: Signals recorded so far.
         reward_version: The live reward model.
-        reward_accuracy: Share of the noisy held-out choices that this reward model agrees with.
+        reward_accuracy: Share of the noisy held-out choices that this reward model agrees with, each prompt alike.
+        reward_low: Lower end of its 95% interval.
+        reward_high: Upper end of its 95% interval.
         policy_version: The live policy.
         win_rate: Share of the held-out prompts at which the hidden taste likes this policy better than the starter.
         win_low: Lower end of the win rate's 95% interval.
@@ -46,6 +48,8 @@ class RoundRecord:
     policy_swaps: int = 0
     freshness_p50_s: float = math.nan
     freshness_max_s: float = math.nan
+    reward_low: float = math.nan
+    reward_high: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class DemoRecord:
         peak_memory_gib: The largest resident memory of all processes together.
         failed_requests: Calls of users that the server refused.
         algorithm: The algorithm by which the policy learned.
+        bag_of_words_accuracy: The accuracy of a bag-of-words model on the held-out choices, after all users' choices.
     """
 
     seed: int
@@ -77,6 +82,7 @@ class DemoRecord:
     peak_memory_gib: float = math.nan
     failed_requests: int = 0
     algorithm: str = "dpo"
+    bag_of_words_accuracy: float = math.nan
 
 
 def series(rounds: Sequence[RoundRecord], name: str) -> tuple[list[int], list[float]]:

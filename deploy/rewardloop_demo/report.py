@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rewardloop_demo.record import GOAL, DemoRecord, RoundRecord, algorithm_name, series
+from rewardloop_demo.record import GOAL, DemoRecord, algorithm_name, series
 
 FIGURE = "report.png"
 RESULTS = "results.json"
@@ -31,7 +30,7 @@ def table(demo: DemoRecord) -> RenderableType:
     grid.add_column("time", justify="right")
     grid.add_column("signals", justify="right")
     grid.add_column("RM", justify="right")
-    grid.add_column("RM accuracy", justify="right")
+    grid.add_column("RM accuracy (95%)", justify="right")
     grid.add_column("policy", justify="right")
     grid.add_column("win rate vs. starter (95%)", justify="right")
     grid.add_column("swaps RM/policy", justify="right")
@@ -42,9 +41,9 @@ def table(demo: DemoRecord) -> RenderableType:
             f"{done.seconds:.0f} s",
             f"{done.signals:,}",
             f"v{done.reward_version}",
-            _number(done.reward_accuracy),
+            _share(done.reward_accuracy, done.reward_low, done.reward_high, places=3),
             f"v{done.policy_version}",
-            "-" if math.isnan(done.win_rate) else f"{done.win_rate:.2f} ({done.win_low:.2f}-{done.win_high:.2f})",
+            _share(done.win_rate, done.win_low, done.win_high),
             f"{done.reward_swaps}/{done.policy_swaps}",
             "-" if math.isnan(done.freshness_p50_s) else f"{done.freshness_p50_s:.0f} s / {done.freshness_max_s:.0f} s",
         )
@@ -56,7 +55,8 @@ def summary(demo: DemoRecord) -> str:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(demo.signal_kinds.items(), key=lambda k: -k[1]))
     lines = [
         f"Held-out choices ({demo.held_out_pairs:,}): starter RM {_number(demo.starter_accuracy)}, "
-        f"last RM {_number(_last(demo.rounds, 'reward_accuracy'))}, "
+        f"last RM {_last_accuracy(demo)}, "
+        f"bag of words {_number(demo.bag_of_words_accuracy)}, "
         f"ceiling under label noise {_number(demo.accuracy_ceiling)}.",
         f"Signals: {kinds or 'none'}.",
         f"Seed {demo.seed}: {demo.seconds:.0f} s, {demo.failed_requests} failed requests"
@@ -85,9 +85,19 @@ def write(demo: DemoRecord, directory: Path) -> tuple[Path, Path]:
     return draw(demo, directory / FIGURE), results
 
 
-def _last(rounds: Sequence[RoundRecord], name: str) -> float:
-    values = series(rounds, name)[1]
-    return values[-1] if values else math.nan
+def _last_accuracy(demo: DemoRecord) -> str:
+    """The last reward model's accuracy with its interval, to three places."""
+    found, low, high = (series(demo.rounds, f"reward_{name}")[1] for name in ("accuracy", "low", "high"))
+    if not found:
+        return _number(math.nan)
+    return f"{found[-1]:.3f} ({low[-1]:.3f}-{high[-1]:.3f})" if low and high else _number(found[-1])
+
+
+def _share(value: float, low: float, high: float, places: int = 2) -> str:
+    """A share with its interval, as far as they were measured."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.{places}f}" if math.isnan(low) else f"{value:.{places}f} ({low:.2f}-{high:.2f})"
 
 
 def _number(value: float) -> str:

@@ -71,6 +71,9 @@ async def watch_rounds(
     finally:
         using.cancel()
         await asyncio.gather(using, return_exceptions=True)
+    display.say("fitting a bag of words to the same choices")
+    baseline = await asyncio.to_thread(observer.bag_of_words_accuracy, users.comparisons)
+    demo = replace(demo, bag_of_words_accuracy=baseline)
     return replace(demo, signal_kinds=dict(users.recorded), failed_requests=users.refused)
 
 
@@ -84,7 +87,9 @@ async def _first_record(
         seconds=time.monotonic() - started,
         signals=0,
         reward_version="1",
-        reward_accuracy=accuracy,
+        reward_accuracy=accuracy.mean,
+        reward_low=accuracy.low,
+        reward_high=accuracy.high,
         policy_version="1",
         win_rate=0.5,
         win_low=0.5,
@@ -94,7 +99,7 @@ async def _first_record(
         algorithm=settings.algorithm,
         seed=settings.seed,
         rounds=(start,),
-        starter_accuracy=accuracy,
+        starter_accuracy=accuracy.mean,
         accuracy_ceiling=observer.ceiling,
         held_out_pairs=len(observer.choices),
         held_out_prompts=held_out_prompts,

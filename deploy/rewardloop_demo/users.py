@@ -21,6 +21,7 @@ from rewardloop_client import (
     Unavailable,
     UnknownGeneration,
 )
+from rewardloop_demo.bag_of_words import Preference
 from rewardloop_demo.taste import Taste
 from rewardloop_local import corpus
 
@@ -49,6 +50,7 @@ class SimulatedUsers:
         recorded: Number of signals that the server has acknowledged, by kind.
         skipped: Number of questions without a signal, mostly because the candidates were the same text.
         refused: Number of calls that the server refused.
+        comparisons: What the acknowledged choices and edits preferred, for the bag-of-words baseline.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class SimulatedUsers:
         self.recorded: Counter[str] = Counter()
         self.skipped = 0
         self.refused = 0
+        self.comparisons: list[Preference] = []
 
     @property
     def total(self) -> int:
@@ -143,7 +146,13 @@ class SimulatedUsers:
         except UnknownGeneration:  # the generation expired while the server was away, so nobody can judge it
             self.skipped += 1
             return
-        self.recorded[str(event.WhichOneof("signal"))] += 1
+        kind = str(event.WhichOneof("signal"))
+        self.recorded[kind] += 1
+        texts = [c.text for c in generation.candidates]
+        if kind == "choice":
+            self.comparisons.append(Preference(prompt, texts[event.choice.chosen], texts[event.choice.rejected]))
+        elif kind == "edit":
+            self.comparisons.append(Preference(prompt, event.edit.edited_text, texts[event.edit.response]))
 
     def _judge(
         self, kind: str, prompt: str, generation: Generation, rng: random.Random

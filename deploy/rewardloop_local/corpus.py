@@ -12,7 +12,7 @@ import random
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -82,12 +82,18 @@ class Phrases:
 
 
 @dataclass(frozen=True, slots=True)
-class RelevancePair:
-    """An answer about the topic of the prompt, right or wrong and in any style, and an answer to another question."""
+class KnowledgePair:
+    """Two answers in any style of which one says what the corpus knows, and the other is about something else or wrong.
+
+    Attributes:
+        prompt: The question.
+        better: The relevant answer, or the right one.
+        worse: The answer to another question, or the wrong one.
+    """
 
     prompt: str
-    relevant: str
-    irrelevant: str
+    better: str
+    worse: str
 
 
 def normalise(text: str) -> str:
@@ -208,7 +214,7 @@ def fact_examples(n: int, seed: int) -> list[tuple[str, str]]:
     return [(q.text, answer(q, Style(tone="plain"), rng)) for q in (next(rounds) for _ in range(n))]
 
 
-def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
+def relevance_pairs(n: int, seed: int) -> list[KnowledgePair]:
     """``n`` pairs that teach relevance and nothing about taste, because both answers draw their styles alike.
 
     The irrelevant answer is about another topic. In every third pair it answers the same aspect.
@@ -218,14 +224,28 @@ def relevance_pairs(n: int, seed: int) -> list[RelevancePair]:
     siblings: dict[str, list[Question]] = {}
     for question in pool:
         siblings.setdefault(question.intent.aspect, []).append(question)
-    pairs: list[RelevancePair] = []
+    pairs: list[KnowledgePair] = []
     while len(pairs) < n:
         asked = next(rounds)
         other = rng.choice(pool if len(pairs) % 3 else siblings[asked.intent.aspect])
         if other.intent.topic == asked.intent.topic:
             continue
         relevant, irrelevant = (answer(q, random_style(q, rng), rng) for q in (asked, other))
-        pairs.append(RelevancePair(asked.text, relevant, irrelevant))
+        pairs.append(KnowledgePair(asked.text, relevant, irrelevant))
+    return pairs
+
+
+def right_pairs(n: int, seed: int) -> list[KnowledgePair]:
+    """``n`` pairs of a right and a wrong answer to one question, which teach nothing else about taste.
+
+    Tone and rambling of both answers are drawn alike.
+    """
+    rng = random.Random(seed)
+    rounds = _rounds(seed, rng)
+    pairs: list[KnowledgePair] = []
+    for asked in (next(rounds) for _ in range(n)):
+        right, wrong = (replace(random_style(asked, rng), right=is_right) for is_right in (True, False))
+        pairs.append(KnowledgePair(asked.text, answer(asked, right, rng), answer(asked, wrong, rng)))
     return pairs
 
 

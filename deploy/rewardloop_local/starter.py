@@ -2,7 +2,8 @@
 
 `python -m rewardloop_local.starter --out DIR` writes two ordinary Hugging Face directories: DIR/policy-base is a
 causal language model of the Llama type, and DIR/reward-base is the same trunk as a classifier with one label. The
-reward base knows which answers are relevant, and nothing about what people like.
+reward base knows which answers are relevant and which give the right fact, as a large pretrained model would. It knows
+nothing of tone and length, nor how much each of these matters to people.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 1_500
 MAX_LENGTH = 256
-FACTS, STYLED, PAIRS = 10_000, 7_000, 1_600
-_RELEVANCE_RATE = 1e-3
+FACTS, STYLED, PAIRS = 10_000, 7_000, 12_800
+_KNOWLEDGE_RATE = 2e-3
 _PAIRS_PER_STEP = 16
 
 
@@ -63,14 +64,14 @@ class StarterFigures:
 
     Attributes:
         sft_loss: The policy's loss at the end, in nats a token.
-        relevance_accuracy: The reward base's accuracy on the last pairs, each before it was learned from.
+        knowledge_accuracy: The reward base's accuracy on the last pairs, each before it was learned from.
         policy_seconds: Time that the policy took.
         reward_seconds: Time that the reward base took.
         cpu_seconds: CPU time of both.
     """
 
     sft_loss: float
-    relevance_accuracy: float
+    knowledge_accuracy: float
     policy_seconds: float
     reward_seconds: float
     cpu_seconds: float
@@ -86,7 +87,8 @@ def write_starter(
         seed: Of the weights, the examples and their order.
         facts: Number of right facts that the policy learns from first.
         styled: Number of answers in all styles that it learns from then.
-        pairs: Number of relevance pairs that the reward base, which begins as the policy's trunk, learns from.
+        pairs: Number of pairs that the reward base, which begins as the policy's trunk, learns from. Half of them are
+            about relevance and half about the right fact.
     """
     torch.manual_seed(seed)
     started, cpu_started = time.monotonic(), time.process_time()
@@ -112,7 +114,8 @@ def write_starter(
     log.info("policy trained", loss=round(loss, 3), seconds=round(policy_done - started, 1))
 
     reward = new_reward_model(policy)
-    accuracy = train_relevance(reward, encoder, corpus.relevance_pairs(pairs, seed + 2), seed=seed)
+    known = [*corpus.relevance_pairs(pairs // 2, seed + 2), *corpus.right_pairs(pairs - pairs // 2, seed + 3)]
+    accuracy = train_knowledge(reward, encoder, known, seed=seed)
     reward.save_pretrained(out / "reward-base")
     tokenizer.save_pretrained(out / "reward-base")
     for base in ("policy-base", "reward-base"):
@@ -186,24 +189,24 @@ def new_reward_model(policy: LlamaForCausalLM) -> LlamaForSequenceClassification
     return reward
 
 
-def train_relevance(
-    model: LlamaForSequenceClassification, encoder: Encoder, pairs: Sequence[corpus.RelevancePair], *, seed: int
+def train_knowledge(
+    model: LlamaForSequenceClassification, encoder: Encoder, pairs: Sequence[corpus.KnowledgePair], *, seed: int
 ) -> float:
-    """Train the model on relevant against irrelevant answers, by the Bradley-Terry loss.
+    """Train the model on what the corpus knows, by the Bradley-Terry loss.
 
     Returns:
         The accuracy on the pairs of the last fifth of the steps, each measured before the step that learned from it.
     """
     prompts = [_asked(pair.prompt) for pair in pairs]
-    relevant = encode_completions(encoder, list(zip(prompts, (p.relevant for p in pairs), strict=True)))
-    irrelevant = encode_completions(encoder, list(zip(prompts, (p.irrelevant for p in pairs), strict=True)))
-    fitting = [(a, b) for a, b in zip(relevant, irrelevant, strict=True) if a is not None and b is not None]
+    better = encode_completions(encoder, list(zip(prompts, (p.better for p in pairs), strict=True)))
+    worse = encode_completions(encoder, list(zip(prompts, (p.worse for p in pairs), strict=True)))
+    fitting = [(a, b) for a, b in zip(better, worse, strict=True) if a is not None and b is not None]
     plan = plan_batches([len(a.ids) + len(b.ids) for a, b in fitting], _PAIRS_PER_STEP, seed, 0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=_RELEVANCE_RATE, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=_KNOWLEDGE_RATE, weight_decay=0.01)
     right: list[bool] = []
     for step, batch in enumerate(plan):
         for group in optimiser.param_groups:
-            group["lr"] = _RELEVANCE_RATE * rate_scale(step, len(plan), 0.1)
+            group["lr"] = _KNOWLEDGE_RATE * rate_scale(step, len(plan), 0.1)
         rows = [fitting[i][0] for i in batch] + [fitting[i][1] for i in batch]
         scores = _scores(model, rows, encoder.format.pad)
         margin = scores[: len(batch)] - scores[len(batch) :]

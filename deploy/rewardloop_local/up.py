@@ -19,7 +19,7 @@ from rewardloop_local.security import Security, SecuritySettings
 class UpSettings(SecuritySettings):
     """Runs Redis, the serving process, the policy worker and the trainer on this machine, and keeps them running.
 
-    On an empty data directory it first trains starter models (about a minute), or exports the bases that you name.
+    On an empty data directory it first trains starter models (about two minutes), or exports the bases that you name.
     """
 
     basic_settings = (

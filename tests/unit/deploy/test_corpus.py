@@ -90,12 +90,28 @@ def test_relevance_pairs_tell_topics_apart_and_nothing_about_correctness() -> No
     for pair in pairs:
         intent = corpus.question_of(pair.prompt).intent
         topic = corpus.normalise(intent.topic)
-        assert topic in corpus.normalise(pair.relevant)
-        assert topic not in corpus.normalise(pair.irrelevant)
-        right += intent.right in pair.relevant
+        assert topic in corpus.normalise(pair.better)
+        assert topic not in corpus.normalise(pair.worse)
+        right += intent.right in pair.better
     assert right / len(pairs) == pytest.approx(0.58, abs=0.05)
+    _assert_styles_are_alike(pairs)
+
+
+def test_right_pairs_tell_the_right_fact_and_nothing_about_style() -> None:
+    pairs = corpus.right_pairs(2_000, 0)
+    for pair in pairs:
+        intent = corpus.question_of(pair.prompt).intent
+        assert not corpus.question_of(pair.prompt).held_out
+        assert corpus.normalise(intent.right) in corpus.normalise(pair.better)
+        assert any(corpus.normalise(value) in corpus.normalise(pair.worse) for value in intent.wrong)
+    _assert_styles_are_alike(pairs)
+    words = [sum(len(getattr(p, side).split()) for p in pairs) for side in ("better", "worse")]
+    assert words[0] == pytest.approx(words[1], rel=0.05)
+
+
+def _assert_styles_are_alike(pairs: list[corpus.KnowledgePair]) -> None:
     for phrase in (*corpus.phrases().polite_openings, *corpus.phrases().curt_closings):
-        sides = [sum(phrase in getattr(p, side) for p in pairs) for side in ("relevant", "irrelevant")]
+        sides = [sum(phrase in getattr(p, side) for p in pairs) for side in ("better", "worse")]
         assert abs(sides[0] - sides[1]) < 0.4 * sum(sides)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_the_summary_puts_the_accuracy_beside_its_bounds_and_judges_the_interval
         assert figure in text
     short = _demo((RoundRecord(1, 1, 1, "1", 0.5, "2", 0.62, 0.55, 0.69),))
     assert "not wholly above 0.60" in summary(short)
+
+
+def test_the_reward_model_stands_beside_a_bag_of_words_with_its_interval() -> None:
+    measured = replace(ROUNDS[2], reward_low=0.714, reward_high=0.788)
+    demo = replace(_demo((*ROUNDS[:2], measured)), bag_of_words_accuracy=0.687)
+    assert "last RM 0.751 (0.714-0.788), bag of words 0.687, ceiling" in summary(demo)
+    assert "0.751 (0.71-0.79)" in _printed(demo)
 
 
 def test_results_are_strict_json_with_null_for_what_was_not_measured(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ class ExportSettings(ProcessSettings, HeadChoice):
     seed: int = Field(0, description="seed that new score heads are drawn with")
 
     heads: int = Field(4, ge=1, description="score heads; the spread of their scores is the uncertainty")
-    pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how an encoder's states become one")
+    pooling: Literal["auto", "mean", "layers", "cls"] = Field(
+        "auto", description="how an encoder's states become one; auto: those of a middle and the last layer (layers)"
+    )
     segment_ids: bool | None = Field(
         None, description="mark the response with token type 1; default: in sequence classifiers whose tokenizer does"
     )

@@ -24,7 +24,7 @@ from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import head_margins, measure
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
-from rewardloop_trainer.reward.train import Progress, TrainOutcome, train_reward
+from rewardloop_trainer.reward.train import Progress, TrainOutcome, add_parts, train_reward
 
 log = structlog.get_logger()
 
@@ -55,6 +55,7 @@ def train_averaged(
         return train_reward(model, encoder, train, heldout, settings, checkpoint_dir, on_progress, should_stop)
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("averaged runs train whole weights: set averaged_runs to 1 for adapters")
+    add_parts(model, settings)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     start = _weights(model, names)
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
@@ -98,11 +99,11 @@ def shares(train: Sequence[Record], runs: int, seed: int) -> list[list[Record]]:
 
 
 def _totals(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sums of the runs' counts and seconds, and the mean of their last losses."""
-    names = [name for name in figures[0] if name.startswith("train_")]
+    """Sums of the runs' counts and seconds, and means of their last losses and of their starts' figures."""
+    names = [name for name in figures[0] if name.startswith("train_") and all(name in each for each in figures)]
     totals = {name: sum(each[name] for each in figures) for name in names}
-    totals["train_last_loss"] /= len(figures)
-    return totals
+    means = {name for name in names if name == "train_last_loss" or name.startswith("train_start_")}
+    return {name: total / len(figures) if name in means else total for name, total in totals.items()}
 
 
 def _weights(model: RewardModel, names: Sequence[str]) -> dict[str, Tensor]:

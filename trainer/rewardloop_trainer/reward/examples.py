@@ -38,6 +38,8 @@ class Example:
         key: Identifies the signal (its event id), so that its bootstrap weights are the same in every round.
         label: The label of a label record, in [0, 1].
         shorter_won: Whether it is a pair whose chosen response has fewer characters.
+        prompt: Identifies the prompt among those of the run.
+        margin: How strong the preference of a pair is, from 0 (not said) to 1.
     """
 
     kind: Kind
@@ -46,6 +48,8 @@ class Example:
     key: str
     label: float = 0.0
     shorter_won: bool = False
+    prompt: str = ""
+    margin: float = 0.0
 
     @property
     def longest(self) -> int:
@@ -203,16 +207,17 @@ def forward(model: RewardModel, sequences: Sequence[Encoded], pad: int) -> Tenso
 
 def _example(record: Record, sequences: tuple[Encoded, ...]) -> Example:
     key = record.event_id or "\x1f".join(responses_of(record))
+    prompt = hashlib.sha256(repr(record.prompt).encode()).hexdigest()
     match record:
         case Pair():
             shorter_won = len(record.chosen) < len(record.rejected)
-            return Example("pair", sequences, record.weight, key, shorter_won=shorter_won)
+            return Example("pair", sequences, record.weight, key, 0.0, shorter_won, prompt, record.margin)
         case TiedPair():
-            return Example("tie", sequences, record.weight, key)
+            return Example("tie", sequences, record.weight, key, prompt=prompt)
         case RankedList():
-            return Example("ranking", sequences, record.weight, key)
+            return Example("ranking", sequences, record.weight, key, prompt=prompt)
         case Labelled():
-            return Example("label", sequences, record.weight, key, label=record.label)
+            return Example("label", sequences, record.weight, key, label=record.label, prompt=prompt)
 
 
 def _key_of(sequence: Encoded) -> SequenceKey:

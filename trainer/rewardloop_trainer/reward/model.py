@@ -1,8 +1,9 @@
-"""The reward model: k linear score heads on one pooled state of a Hugging Face trunk."""
+"""The reward model: k linear score heads on one pooled state of a Hugging Face trunk, and on the tokens' counts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -21,18 +22,21 @@ from rewardloop_trainer.reward.heads.step_scores import STEP_RULES, StepRule, co
 from rewardloop_trainer.reward.row_check import check_padding, check_rows
 
 # "classifier": as the sequence classifier does whose layers are the neck.
-Pooling: TypeAlias = Literal["mean", "cls", "last", "classifier"]
+Pooling: TypeAlias = Literal["mean", "layers", "cls", "last", "classifier"]
 HEADS = "heads.safetensors"
+# The share of the layers after which "layers" reads the trunk a first time. The last layers of an encoder are shaped by
+# what it was trained for, and lose part of what judgements of people depend on.
+_MIDDLE = 2 / 3
 _OWN_HEAD = HeadChoice.model_validate({})
 
 
 class RewardModel(nn.Module):
     """Scores sequences of a prompt and a response.
 
-    Encoders (BERT-type) are pooled over their real tokens ("mean"), at the first token ("cls") or as their own
-    classifier does ("classifier"), decoders (Llama, Qwen, GPT-2) at the last real token ("last"). Padding is on the
-    right and never changes a score. In shapes, B is the batch, S the padded length, d the width of what the heads read
-    and k the number of heads.
+    Encoders (BERT-type) are pooled over their real tokens, in the last layer ("mean") or in the last and a middle one
+    ("layers"), at the first token ("cls") or as their own classifier does ("classifier"). Decoders (Llama, Qwen, GPT-2)
+    are pooled at the last real token ("last"). Padding is on the right and never changes a score. In shapes, B is the
+    batch, S the padded length, d the width of what the heads read and k the number of heads.
     """
 
     # What `from_base` found: whether it drew the heads, whether the class of the checkpoint's head reads before padding
@@ -58,6 +62,8 @@ class RewardModel(nn.Module):
         nn.init.zeros_(self.heads.bias)
         # The level of thumbs and ratings (`losses.pointwise`); it is not part of a score.
         self.threshold = nn.Parameter(torch.zeros(heads))
+        # What each token adds to a sequence's logits, (vocabulary, k). `linear_start` fits it; most bases have none.
+        self.words: nn.Embedding | None = None
 
     @property
     def is_decoder(self) -> bool:
@@ -94,9 +100,12 @@ class RewardModel(nn.Module):
         if not self.is_decoder:
             inputs["attention_mask"] = attention_mask
         if isinstance(self.neck, ClassifierNeck):
-            return self._scored(self.neck(self.trunk, inputs))
-        states: Tensor = self.trunk(**inputs).last_hidden_state
-        return self._logits(_pool(states, attention_mask, self.pooling))
+            logits = self._scored(self.neck(self.trunk, inputs))
+        else:
+            logits = self._logits(self._pooled(inputs, attention_mask))
+        if self.words is not None:
+            logits = logits + (self.words(input_ids) * attention_mask.unsqueeze(-1).to(logits.dtype)).sum(1)
+        return logits
 
     def at_ends(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
         """Score N sequences of a decoder in rows with given positions and attention; this form is exported.
@@ -113,7 +122,28 @@ class RewardModel(nn.Module):
         if self.steps is not None:
             return self._by_steps_at_ends(self.steps, input_ids, position_ids, mask, ends)
         states = states_at(self.trunk, input_ids, position_ids, mask)
-        return self._logits(states.reshape(-1, states.shape[-1]).index_select(0, ends))
+        logits = self._logits(states.reshape(-1, states.shape[-1]).index_select(0, ends))
+        if self.words is not None:
+            of_tokens: Tensor = self.words(input_ids)
+            of_prefixes = torch.matmul(mask.squeeze(1).to(of_tokens.dtype), of_tokens)
+            logits = logits + of_prefixes.reshape(-1, of_prefixes.shape[-1]).index_select(0, ends)
+        return logits
+
+    def add_words(self) -> nn.Embedding:
+        """Return the weights of the tokens. They are made with zeros, which change no logit, if there are none."""
+        if self.words is None:
+            self.words = nn.Embedding(self.vocabulary, self.heads.out_features)
+            nn.init.zeros_(self.words.weight)
+        return self.words
+
+    def _pooled(self, inputs: Mapping[str, Tensor], attention_mask: Tensor) -> Tensor:
+        """Run the trunk, and pool its states to (B, d), or to (B, 2 d) by "layers"."""
+        if self.pooling != "layers":
+            return _pool(self.trunk(**inputs).last_hidden_state, attention_mask, self.pooling)
+        found = self.trunk(**inputs, output_hidden_states=True)
+        middle = found.hidden_states[round((len(found.hidden_states) - 1) * _MIDDLE)]
+        both = [_pool(states, attention_mask, "mean") for states in (middle, found.last_hidden_state)]
+        return torch.cat(both, dim=-1)
 
     def _by_steps(self, rule: StepRule, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score sequences as `forward` does, by their steps. The last real token ends the last step."""
@@ -170,6 +200,8 @@ class RewardModel(nn.Module):
             "heads.bias": self.heads.bias,
             "threshold": self.threshold,
         }
+        if self.words is not None:
+            tensors["words.weight"] = self.words.weight
         of_neck, about = save_neck(self.neck)
         pooler = "yes" if getattr(self.trunk, "pooler", None) is not None else ""
         contiguous = {name: tensor.detach().contiguous() for name, tensor in (tensors | of_neck).items()}
@@ -183,6 +215,8 @@ class RewardModel(nn.Module):
             self.heads.weight.copy_(stored["heads.weight"])
             self.heads.bias.copy_(stored["heads.bias"])
             self.threshold.copy_(stored["threshold"])
+            if "words.weight" in stored:
+                self.add_words().weight.copy_(stored["words.weight"])
             if self.neck is not None:
                 self.neck.load_state_dict(neck_weights(stored))
 
@@ -204,7 +238,7 @@ class RewardModel(nn.Module):
         cls,
         base: str | Path,
         heads: int = 4,
-        pooling: Literal["auto", "mean", "cls"] = "auto",
+        pooling: Literal["auto", "mean", "layers", "cls"] = "auto",
         seed: int = 0,
         choice: HeadChoice = _OWN_HEAD,
     ) -> RewardModel:
@@ -217,7 +251,7 @@ class RewardModel(nn.Module):
         Args:
             base: Hugging Face directory or hub id.
             heads: Number of score heads.
-            pooling: How an encoder is pooled; "auto" is the mean.
+            pooling: How an encoder is pooled; "auto" is "layers".
             seed: New heads are drawn with it.
             choice: Which head of the checkpoint the score is, or that new ones are wanted.
 
@@ -231,7 +265,9 @@ class RewardModel(nn.Module):
         torch.manual_seed(seed)
         trunk, start = load_start(base, config, decodes=decodes, choice=choice)
         if start is None:
-            model = cls(trunk, heads, "last" if decodes else "mean" if pooling == "auto" else pooling).eval()
+            kind: Pooling = "last" if decodes else "layers" if pooling == "auto" else pooling
+            width = int(cast(Any, trunk).config.hidden_size) * (2 if kind == "layers" else 1)
+            model = cls(trunk, heads, kind, width=width).eval()
             model.has_new_heads = True
             model.head_note = f"new, drawn with seed {seed}"
         else:

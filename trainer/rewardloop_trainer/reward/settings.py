@@ -13,7 +13,7 @@ from rewardloop_trainer.reward.heads.choice import HeadChoice
 class RewardTraining(LearnerSettings):
     """How one round trains the reward model. The defaults suit full fine-tuning of a MiniLM-class encoder."""
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=0, description="passes of the trunk over the signals; 0: the start's linear fit alone")
     averaged_runs: int = Field(
         1, ge=1, description="runs from one start, each on an equal share of the signals, whose weights are averaged"
     )
@@ -37,8 +37,15 @@ class RewardTraining(LearnerSettings):
     bootstrap: Literal["poisson", "bernoulli", "none"] = "poisson"
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
     pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")
+    margin: float = Field(
+        1.0, ge=0, description="nats by which the chosen response of the strongest preference should win at least"
+    )
     tie_weight: float = Field(0.5, ge=0, description="weight of a tie beside a pair")
     centring: float = Field(0.01, ge=0, description="weight of the loss that holds the logits near the start's level")
+    linear_start: int = Field(
+        10_000, ge=0, description="most signals on which heads and words are fitted before the trunk learns; 0: none"
+    )
+    words: bool = Field(True, description="give every token a weight of its own in the scores, which the start fits")
     evaluate_every_steps: int = Field(
         0, ge=0, description="steps between two evaluations; 0: only at the end of each epoch"
     )
@@ -56,7 +63,10 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
     heads: int = Field(
         4, ge=1, description="score heads of a first model; the spread of their scores is the uncertainty"
     )
-    pooling: Literal["auto", "mean", "cls"] = Field("auto", description="how a first model pools an encoder's states")
+    pooling: Literal["auto", "mean", "layers", "cls"] = Field(
+        "auto",
+        description="how a first model pools an encoder's states; auto: those of a middle and the last layer (layers)",
+    )
     max_length: int | None = Field(
         None,
         ge=8,
@@ -68,6 +78,13 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
     precision: Literal["float32", "int8", "float16", "bfloat16"] = Field(
         "float32", description="precision of the published graph, used if it orders held-out pairs as float32 does"
     )
+    fresh_growth: float = Field(
+        1.5,
+        ge=0,
+        description="a round starts from the base, and learns from all signals that are kept, when these have grown by "
+        "this factor since the last such round; 0: never",
+    )
+    fresh_newest: int = Field(50_000, ge=1, description="newest training records of a round that starts from the base")
     length_control: float = Field(
         0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration removes"
     )
@@ -88,6 +105,8 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
             raise ValueError("quantised_base is for policies: a reward model's graph is made of float weights")
         if self.delta and self.method != "lora":
             raise ValueError("delta needs method lora: other weights cannot be published over an unchanged graph")
+        if 0 < self.fresh_growth <= 1:
+            raise ValueError("fresh_growth must be above 1, or 0: otherwise every round would start from the base")
         if self.averaged_runs > 1 and self.method == "lora":
             raise ValueError("averaged_runs above 1 needs method full: adapters of several runs have no average")
         return self

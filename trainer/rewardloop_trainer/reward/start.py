@@ -27,7 +27,7 @@ from rewardloop_trainer.reward.settings import RewardHyperparameters
 
 log = structlog.get_logger()
 
-_INHERITED_NOTES = ("layout", "max_length")
+_INHERITED_NOTES = ("layout", "max_length", "fresh_signals")
 
 
 class NothingToStartFrom(Exception):

@@ -15,6 +15,8 @@ from rewardloop_trainer.reward.examples import Example, bootstrap_weights
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
+_SLOW = ("trunk.", "words.")
+
 
 def step_loss(
     logits: Tensor,
@@ -54,7 +56,8 @@ def step_loss(
             weights.append([scale * w for w in bootstrap_weights(e.key, heads, settings.bootstrap)])
 
     if places["pair"]:
-        add("pair", reward_losses.bradley_terry(at("pair"), at("pair", 1)), 1.0)
+        margins = settings.margin * torch.tensor([e.margin for _, e in places["pair"]]).unsqueeze(1)
+        add("pair", reward_losses.bradley_terry(at("pair"), at("pair", 1), margins), 1.0)
     if places["tie"]:
         add("tie", reward_losses.tie(at("tie"), at("tie", 1)), settings.tie_weight)
     if places["ranking"]:
@@ -86,14 +89,17 @@ def step_accuracy(logits: Tensor, examples: Sequence[Example]) -> float:
 
 
 def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.Optimizer:
-    """AdamW with separate rates for trunk and heads, and no decay on biases and norms."""
+    """AdamW with separate rates for trunk and heads, and no decay on biases and norms.
+
+    Tokens' weights have the trunk's rate: a token that is in few signals would be thrown about by the heads' rate.
+    """
     groups = []
-    for is_trunk, rate in ((True, settings.learning_rate), (False, settings.head_learning_rate)):
+    for is_slow, rate in ((True, settings.learning_rate), (False, settings.head_learning_rate)):
         for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
             chosen = [
                 p
                 for name, p in model.named_parameters()
-                if p.requires_grad and name.startswith("trunk.") == is_trunk and (p.ndim > 1) == is_matrix
+                if p.requires_grad and name.startswith(_SLOW) == is_slow and (p.ndim > 1) == is_matrix
             ]
             groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
     return adamw(groups)

@@ -35,6 +35,7 @@ from rewardloop_trainer.reward.examples import (
     logits_of,
     plan_steps,
 )
+from rewardloop_trainer.reward.linear_start.fit import fit_linear_start
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.step import optimizer_of, step_accuracy, step_loss
@@ -75,8 +76,8 @@ class TrainOutcome:
 
     Attributes:
         steps: Optimizer steps done.
-        best_step: The step that the model's weights are from: that of the least held-out loss, or the last one without
-            held-out pairs.
+        best_step: The step that the model's weights are from: that of the least held-out loss, 0 for the start, or the
+            last one without held-out pairs.
         heldout: Figures of those weights.
         figures: For the manifest.
     """
@@ -147,6 +148,7 @@ def train_reward(
         )
     longest = max(example.longest for example in encoded.examples)
     check_memory(model.config, settings, "reward", tokens=settings.micro_batch_tokens, longest=longest)
+    add_parts(model, settings)
     prepare(model, model.trunk, settings)
     try:
         run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
@@ -154,6 +156,12 @@ def train_reward(
     finally:
         model.cpu()
         set_type(model, torch.float32)
+
+
+def add_parts(model: RewardModel, settings: RewardTraining) -> None:
+    """Give the model the parts that the settings ask for. A score of steps has no sum over all tokens beside it."""
+    if settings.words and model.steps is None:
+        model.add_words()
 
 
 class RewardRun:
@@ -180,6 +188,7 @@ class RewardRun:
         self.best: dict[str, Tensor] = {}
         self.level = torch.zeros(model.heads.out_features)
         self.at = _Position()
+        self.start_figures: Mapping[str, float] = {}
         self.plan = [
             [self.examples[i] for i in indices]
             for epoch in range(settings.epochs)
@@ -187,7 +196,7 @@ class RewardRun:
                 self.examples, settings.sequences_per_step, settings.megabatch_steps, settings.seed, epoch
             )
         ]
-        self.steps_per_epoch = len(self.plan) // settings.epochs
+        self.steps_per_epoch = max(1, len(self.plan) // max(1, settings.epochs))
 
     def to_the_end(self) -> TrainOutcome:
         """Take the remaining steps, keep the best weights, and measure."""
@@ -218,7 +227,11 @@ class RewardRun:
         if self.checkpoint_dir is not None and self.world.is_first:
             checkpoint.clear(self.checkpoint_dir)
         self.world.wait()
-        return TrainOutcome(self.at.step, self.at.best_step or self.at.step, measured, self._figures(measured))
+        return TrainOutcome(self.at.step, self._best_step, measured, self._figures(measured))
+
+    @property
+    def _best_step(self) -> int:
+        return self.at.best_step if self.best else self.at.step
 
     def _step(self, examples: Sequence[Example]) -> Progress:
         started = time.perf_counter()
@@ -272,8 +285,7 @@ class RewardRun:
         measured = self._measure()
         if measured.loss < self.at.best_loss:
             self.at.best_loss, self.at.best_step, self.at.misses = measured.loss, self.at.step, 0
-            if self.at.step < len(self.plan):
-                self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable.items()}
+            self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable.items()}
         else:
             self.at.misses += 1
         return measured
@@ -287,8 +299,9 @@ class RewardRun:
     def _figures(self, measured: HeldOut) -> dict[str, float]:
         return {
             **measured.figures("heldout"),
+            **{f"train_{name}": value for name, value in self.start_figures.items()},
             "train_steps": float(self.at.step),
-            "train_best_step": float(self.at.best_step or self.at.step),
+            "train_best_step": float(self._best_step),
             "train_examples": float(len(self.examples)),
             "train_truncated": float(self.encoded.truncated),
             "train_dropped_over_length": float(self.encoded.dropped),
@@ -319,7 +332,7 @@ class RewardRun:
             newest=self.world.newest_checkpoint,
         )
         if found is None:
-            self._take_level()
+            self._start_anew()
             return
         # A checkpoint without a level was written by a run that was centred on 0, and goes on so.
         self.level = found.tensors.get("level", self.level)
@@ -327,13 +340,24 @@ class RewardRun:
         kinds = {name: type(getattr(self.at, name)) for name in _Position.__slots__}
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
 
+    def _start_anew(self) -> None:
+        """Fit the linear part, and note the weights that the steps have to beat on the held-out pairs."""
+        if self.settings.linear_start:
+            pad = self.encoder.format.pad
+            self.start_figures = fit_linear_start(self.model, self.examples, pad, self.settings)
+        self._take_level()
+        if self.heldout_pairs:
+            self.at.best_loss = self._measure().loss
+            self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable.items()}
+
     def _take_level(self) -> None:
         """Measure the mean logit of each head on the first steps' sequences, before anything is learned.
 
         A threshold of thumbs and ratings that was never trained starts there, too. Otherwise labels would pull a
         trained model's level to 0.
         """
-        sequences = [s for examples in self.plan[:_LEVEL_STEPS] for e in examples for s in e.sequences]
+        first = self.plan[:_LEVEL_STEPS] or [list(self.examples[: _LEVEL_STEPS * self.settings.sequences_per_step])]
+        sequences = [s for examples in first for e in examples for s in e.sequences]
         self.model.eval()
         with torch.no_grad():
             logits = logits_of(self.model, sequences, self.encoder.format.pad, 2 * self.settings.micro_batch_tokens)

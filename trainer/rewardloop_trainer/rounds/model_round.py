@@ -31,7 +31,7 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.pools.database import is_locked
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.preferences import Record
-from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_replay
+from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_replay, load_trained
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
@@ -193,6 +193,12 @@ class ModelRound(ABC):
         self._replay  # noqa: B018 - the pools take this round's signals first
         with self._pools_in_use():
             return load_judged(self._settings.work_dir / POOLS, self.model, self._limits)
+
+    def _records_of_earlier_rounds(self) -> tuple[Record, ...]:
+        """The training records that are kept of all rounds before this one, in stream order."""
+        self._replay  # noqa: B018 - the pools take this round's signals first
+        with self._pools_in_use():
+            return load_trained(self._settings.work_dir / POOLS, self.model, self._limits)
 
     @contextmanager
     def _pools_in_use(self) -> Iterator[None]:

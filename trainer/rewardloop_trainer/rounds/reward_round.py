@@ -12,13 +12,13 @@ import structlog
 
 from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.preferences import Pair, pairs_of
-from rewardloop_trainer.data.replay import Replay
+from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
+from rewardloop_trainer.data.replay import Replay, readable
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict
-from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate
+from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.anchors import ANCHORS, UnusableAnchors, anchors_of_round, write_anchors
@@ -33,6 +33,7 @@ from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
+from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, StartChoice, choose_start
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -65,14 +66,16 @@ class RewardRound(ModelRound):
             raise Refused(Reason("no_data", _no_data(self._replay)))
         trained = self._directory / "trained"
         if not trained.exists():
-            start = self._start()
+            start, train = self._start_of_training()
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
-            makes_delta = choose_weights(start, settings)
+            if makes_delta := choose_weights(start, settings):
+                # The graph that a delta runs over has no such weights, or keeps its own.
+                settings = settings.model_copy(update={"words": False, "linear_start": 0})
             try:
                 outcome = train_averaged(
                     start.model,
                     start.encoder,
-                    self._records.train,
+                    train,
                     self._records.heldout,
                     settings,
                     self._directory / "checkpoints",
@@ -89,6 +92,28 @@ class RewardRound(ModelRound):
             write_whole(trained, write)
         figures = json.loads((trained / "figures.json").read_text())
         self._reach("trained", figures)
+
+    def _start_of_training(self) -> tuple[RewardStart, Sequence[Record]]:
+        """Return the model that the round trains, and what it learns from."""
+        live, chosen = self._start(), self._chosen_start
+        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
+        if not chosen.is_fresh:
+            return live, self._records.train
+        if chosen.version == self._current.state.parent:
+            return live, self._all_records(live.encoder)
+        start = start_from(self._store, chosen.version, self._settings.reward, self._current.state.seed)
+        return start, self._all_records(start.encoder)
+
+    def _all_records(self, encoder: Encoder) -> Sequence[Record]:
+        """Return the training records that a start from the base learns from: the newest, up to the bound."""
+        kept = (*self._records_of_earlier_rounds(), *self._replay.new)
+        return readable(kept[-self._settings.reward.fresh_newest :], encoder)
+
+    @cached_property
+    def _chosen_start(self) -> StartChoice:
+        now, settings = self._current.state, self._settings.reward
+        growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
+        return choose_start(self._store, now.parent, now.signals, growth)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
@@ -142,6 +167,7 @@ class RewardRound(ModelRound):
             self._manifest_of_round(
                 {
                     **start.notes,
+                    **self._notes_of_start(),
                     "anchors": scale.note,
                     "parity": f"a logit of the float32 graph differs from torch's by at most {exported.parity:.2g}, on "
                     "texts of the round",
@@ -183,6 +209,11 @@ class RewardRound(ModelRound):
         except (StoreError, NothingToTrain) as error:
             log.warning("the best version so far cannot be loaded: the anchor set stays", reason=str(error))
             return None
+
+    def _notes_of_start(self) -> dict[str, str]:
+        """Return what the manifest says of the start: that of this round, if it was fresh, or of the last that was."""
+        chosen = self._chosen_start
+        return {FRESH_SIGNALS: str(self._current.state.signals), "start": chosen.reason} if chosen.is_fresh else {}
 
     def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
         """Return how much of the logarithm of length is taken off the candidate's scores, 0 without length control."""

@@ -1,0 +1,103 @@
+"""Heads and tokens' weights are fitted before the trunk learns, where that helps on signals kept apart."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from support.reward_bases import encoder_for, save_base
+
+from rewardloop.formats.text import Encoder, Turn
+from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.reward.evaluate import head_margins, measure
+from rewardloop_trainer.reward.examples import encode_records
+from rewardloop_trainer.reward.linear_start.fit import fit_linear_start
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+
+SETTINGS = RewardTraining()
+TASTE = {"good": 1.0, "fine": 0.5, "ok": 0.0, "bad": -1.0}
+
+
+def pairs(count: int, seed: int, *, prompts: int, noise: float = 0.0) -> list[Pair]:
+    """Answers of four words, of which the one with the better words wins."""
+    chance = random.Random(seed)
+    found = []
+    for i in range(count):
+        first, second = (chance.choices(list(TASTE), k=4) for _ in range(2))
+        gap = sum(TASTE[w] for w in first) - sum(TASTE[w] for w in second)
+        if gap < 0 or (noise and chance.random() < noise):
+            first, second = second, first
+        if gap:
+            prompt = (Turn("user", f"question {i % prompts}"),)
+            found.append(Pair(prompt, " ".join(first), " ".join(second), event_id=f"{seed}/{i}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("llama", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return encoder_for("llama", max_length=96)
+
+
+def accuracy(model: RewardModel, encoder: Encoder) -> float:
+    unseen = pairs(200, 9, prompts=200)
+    return measure(unseen, head_margins(model, encoder, unseen)).accuracy
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("prompts", [400, 1])
+def test_it_learns_which_words_win_without_a_step_of_the_trunk(base: Path, encoder: Encoder, prompts: int) -> None:
+    model = RewardModel.from_base(base, heads=2)
+    model.add_words()
+    trunk = {name: p.clone() for name, p in model.trunk.named_parameters()}
+    examples = encode_records(encoder, pairs(400, 1, prompts=prompts)).examples
+    figures = fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
+    assert figures["start_gain"] > 0.1
+    assert accuracy(model, encoder) > 0.9
+    assert all(torch.equal(p, trunk[name]) for name, p in model.trunk.named_parameters())
+
+
+@pytest.mark.learning
+def test_choices_at_random_teach_it_nothing(base: Path, encoder: Encoder) -> None:
+    model = RewardModel.from_base(base, heads=2)
+    model.add_words()
+    examples = encode_records(encoder, pairs(400, 1, prompts=400, noise=0.5)).examples
+    figures = fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
+    assert figures["start_gain"] < 0.1
+    assert model.add_words().weight.abs().max() < 0.3
+
+
+def test_too_few_pairs_change_nothing(base: Path, encoder: Encoder) -> None:
+    model = RewardModel.from_base(base, heads=2)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    examples = encode_records(encoder, pairs(10, 1, prompts=10)).examples
+    assert fit_linear_start(model, examples, encoder.format.pad, SETTINGS) == {}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_heads_that_start_alike_are_apart_afterwards(base: Path, encoder: Encoder) -> None:
+    model = RewardModel.from_base(base, heads=3)
+    with torch.no_grad():
+        model.heads.weight.copy_(model.heads.weight[:1].expand(3, -1))
+    model.add_words()
+    examples = encode_records(encoder, pairs(200, 1, prompts=200)).examples
+    fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
+    unseen = pairs(100, 9, prompts=100)
+    assert measure(unseen, head_margins(model, encoder, unseen)).head_spread > 0.01
+
+
+def test_the_fit_is_the_same_each_time(base: Path, encoder: Encoder) -> None:
+    examples = encode_records(encoder, pairs(100, 1, prompts=100)).examples
+    fitted = []
+    for _ in range(2):
+        model = RewardModel.from_base(base, heads=2)
+        fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
+        fitted.append(model.heads.weight.detach().clone())
+    assert torch.equal(fitted[0], fitted[1])

@@ -1,0 +1,65 @@
+"""A round starts from the base when the signals have grown, and from the live version otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from rewardloop.formats.manifest import DataRange, Manifest
+from rewardloop.formats.store_errors import VersionNotFound
+from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, choose_start
+
+
+@dataclass
+class Versions:
+    """Manifests by version, in the place of a model store."""
+
+    manifests: dict[str, Manifest]
+
+    def manifest(self, model: str, version: str) -> Manifest:
+        if version not in self.manifests:
+            raise VersionNotFound(version)
+        return self.manifests[version]
+
+
+BASE = Manifest("reward", "1")
+
+
+def trained(parent: str | None, fresh: int | None) -> Manifest:
+    notes = {} if fresh is None else {FRESH_SIGNALS: str(fresh)}
+    return Manifest("reward", parent=parent, data=DataRange("1-0", "2-0", 10), notes=notes)
+
+
+STORE = Versions({"1": BASE, "2": trained("1", 1_000), "3": trained("2", 1_000)})
+
+
+@pytest.mark.parametrize(
+    ("signals", "version", "is_fresh"), [(1_400, "3", False), (1_500, "1", True), (9_000, "1", True)]
+)
+def test_a_start_from_the_base_is_due_when_signals_have_grown(signals: int, version: str, is_fresh: bool) -> None:
+    chosen = choose_start(STORE, "3", signals, 1.5)
+    assert (chosen.version, chosen.is_fresh) == (version, is_fresh)
+
+
+def test_the_first_round_starts_from_the_base() -> None:
+    assert choose_start(STORE, "1", 10, 1.5).is_fresh
+    assert choose_start(Versions({}), None, 10, 1.5).version is None
+
+
+def test_starts_from_the_base_can_be_turned_off() -> None:
+    assert choose_start(STORE, "3", 10**9, 0).version == "3"
+
+
+@pytest.mark.parametrize("store", [{"3": trained("2", None)}, {"3": trained(None, None)}])
+def test_without_an_untrained_version_a_round_goes_on_from_the_live_one(store: dict[str, Manifest]) -> None:
+    chosen = choose_start(Versions(store), "3", 10**6, 1.5)
+    assert (chosen.version, chosen.is_fresh) == ("3", False)
+
+
+def test_passes_over_a_signal_are_bounded_however_many_rounds_there_are() -> None:
+    growth, learned, passes = 1.5, 0, 0
+    for signals in range(100, 1_000_001, 100):
+        if signals >= growth * learned:
+            learned, passes = signals, passes + signals
+    assert passes / 1_000_000 <= growth / (growth - 1)

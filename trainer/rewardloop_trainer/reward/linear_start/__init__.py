@@ -1,0 +1,1 @@
+"""The linear part of a reward model, fitted before the trunk learns."""

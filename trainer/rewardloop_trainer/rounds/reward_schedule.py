@@ -1,0 +1,76 @@
+"""Decides from which weights a reward round starts: the live version's, or those of the base.
+
+A round from the live weights is cheap: it learns the new signals, with some old ones beside them. But its versions
+carry every earlier pass along, and a signal that is learned again in each round is learned by heart. A round from the
+base sees every signal that it is given equally often. It is due when the signals have grown by a factor since the last
+one. With a factor g, such rounds pass over a signal g / (g - 1) times on average, however many rounds there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewardloop.formats.store import Manifest, ModelStore, StoreError
+
+# In a manifest's notes: the signals of the last round that started from the base.
+FRESH_SIGNALS = "fresh_signals"
+
+
+@dataclass(frozen=True, slots=True)
+class StartChoice:
+    """Where a round starts.
+
+    Attributes:
+        version: The version to load; None to make a new model on the base that the settings name.
+        is_fresh: Whether that is the base, so that the round learns from all signals that are kept.
+        reason: Why, for the log and the manifest.
+    """
+
+    version: str | None
+    is_fresh: bool
+    reason: str
+
+
+def choose_start(store: ModelStore, live: str | None, signals: int, growth: float) -> StartChoice:
+    """Choose the weights that a round starts from.
+
+    Args:
+        store: The model store.
+        live: The live version; None if there is none.
+        signals: Signals in the ledger up to the round's last one.
+        growth: By what factor the signals have to grow from one start from the base to the next; 0 never starts there.
+    """
+    if live is None:
+        return StartChoice(None, True, "there is no live version")
+    if growth == 0:
+        return StartChoice(live, False, "starts from the base are off")
+    learned = _signals_of_last_fresh(store.manifest("reward", live))
+    if signals < growth * learned:
+        return StartChoice(
+            live, False, f"{signals} signals are not {growth:g} times the {learned} of the last fresh start"
+        )
+    base = _untrained_ancestor(store, live)
+    if base is None:
+        return StartChoice(live, False, "the store has no version before the first training")
+    return StartChoice(base, True, f"{signals} signals, {learned} at the last fresh start")
+
+
+def _signals_of_last_fresh(manifest: Manifest) -> int:
+    noted = manifest.notes.get(FRESH_SIGNALS, "")
+    return int(noted) if noted.isdecimal() else 0
+
+
+def _untrained_ancestor(store: ModelStore, version: str) -> str | None:
+    """Return the export from which the version descends; None if it was pruned or there never was one."""
+    seen: set[str] = set()
+    following: str | None = version
+    while following is not None and following not in seen:
+        seen.add(following)
+        try:
+            manifest = store.manifest("reward", following)
+        except StoreError:
+            return None
+        if manifest.parent is None:
+            return following if manifest.data is None else None
+        following = manifest.parent
+    return None
