@@ -117,7 +117,7 @@ def test_a_candidate_that_is_too_sure_is_refused_though_it_orders_better() -> No
 
 def graded(quality: float, rng: np.random.Generator, labels: Floats) -> Readings:
     """Logits that tell good answers from bad ones by ``quality`` deviations."""
-    return readings(np.zeros(0), quality * labels + rng.normal(size=len(labels)))
+    return Readings(np.zeros(0), quality * labels + rng.normal(size=len(labels)))
 
 
 def test_thumbs_alone_refuse_a_bad_model_and_pass_a_good_one() -> None:
