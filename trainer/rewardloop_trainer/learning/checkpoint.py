@@ -149,6 +149,8 @@ def fingerprint_of(model: nn.Module, data: Iterable[object]) -> str:
 def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The tensors that training changes: trainable parameters, optimizer moments and torch's random state, by name."""
     tensors = {"random.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.gpu"] = torch.cuda.get_rng_state()
     for name, parameter in _trainable(model).items():
         tensors[f"model.{name}"] = parameter.data
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -172,6 +174,8 @@ def restore_training(model: nn.Module, optimizer: Optimizer, tensors: Mapping[st
             for full in prefix_and_key:
                 optimizer.state[parameter][full.split(".", 2)[1]] = tensors[full].to(parameter.device).clone()
     torch.set_rng_state(tensors["random.torch"])
+    if "random.gpu" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.gpu"])
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

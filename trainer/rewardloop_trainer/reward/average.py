@@ -20,6 +20,7 @@ from torch import Tensor
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.learning import checkpoint
+from rewardloop_trainer.learning.model_load import device_of
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import head_margins, measure
 from rewardloop_trainer.reward.model import RewardModel
@@ -82,7 +83,9 @@ def train_averaged(
     _set(model, {name: total / runs for name, total in sums.items()})
     model.eval()
     pairs = pairs_of(heldout)
+    model.to(device_of(settings))
     measured = measure(pairs, head_margins(model, encoder, pairs, 2 * settings.micro_batch_tokens))
+    model.cpu()
     if checkpoint_dir is not None and world.is_first:
         checkpoint.clear(checkpoint_dir)
     world.wait()
