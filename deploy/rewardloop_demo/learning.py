@@ -15,7 +15,7 @@ _OF_ALGORITHM: Mapping[Algorithm, Mapping[str, str]] = {
     "dpo": {},
     "simpo": {"simpo.learning-rate": "5e-4", "simpo.batch-pairs": "16"},
     "orpo": {"orpo.learning-rate": "5e-4", "orpo.batch-pairs": "16"},
-    "kto": {"kto.learning-rate": "5e-4", "kto.batch-thumbs": "12"},
+    "kto": {"kto.learning-rate": "5e-4", "kto.batch-thumbs": "16"},
     "ppo": {**_ONLINE, "online.learning-rate": "1e-3", "online.critic.learning-rate": "5e-3"},
     "grpo": {**_ONLINE, "online.learning-rate": "6e-4"},
     "rloo": {**_ONLINE, "online.learning-rate": "6e-4"},
@@ -36,6 +36,8 @@ def train_args(algorithm: Algorithm, signals_per_round: int, seed: int) -> tuple
         # models would learn them by heart.
         *("--newest", str(signals_per_round + 200), "--replayed", str(signals_per_round // 2)),
         *("--heldout-share", "0.2", "--policy.gate.prompts", "300", "--policy.gate.responses", "2"),
+        # A demo has too few signals for a judge of its own beside the reward model.
+        *("--policy.gate.judge", "live"),
         *("--policy.algorithm", algorithm, "--policy.learning-rate", "5e-4", "--policy.batch-pairs", "16"),
         *("--policy.online.max-new-tokens", str(_ANSWER_TOKENS), "--policy.online.minibatch", "32"),
         *(part for name, value in _OF_ALGORITHM[algorithm].items() for part in (f"--policy.{name}", value)),

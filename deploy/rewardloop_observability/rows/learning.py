@@ -75,7 +75,8 @@ def _gates() -> list[Panel]:
             "Policy: KL and collapse",
             "short",
             (
-                f'max by (figure) ({_POLICY_GATE}{{figure=~"gate_(anchor_)?(kl|length_ratio|perplexity_ratio)"}})',
+                f'max by (figure) ({_POLICY_GATE}{{figure=~"gate_kl|gate_length_ratio|gate_perplexity_ratio|'
+                'gate_anchor_.*"})',
                 "{{figure}}",
             ),
             about="Figures of the last gate: KL to the live policy and the anchor, length and perplexity over theirs.",

@@ -38,8 +38,7 @@ def test_a_policy_of_a_million_parameters_learns_faster_than_a_large_one_would(a
 def test_users_give_kto_at_least_twenty_steps_of_thumbs_in_each_round() -> None:
     args = train_args("kto", signals_per_round=600, seed=3)
     settings = parse(TrainSettings, args, "train")
-    thumbs = settings.policy_min_signals * thumb_share("kto")
-    thumbs *= (1 - settings.heldout_share) * (1 - settings.judge_share)
+    thumbs = settings.policy_min_signals * thumb_share("kto") * (1 - settings.heldout_share)
     assert thumbs / settings.policy.kto.batch_thumbs >= 20
 
 

@@ -43,7 +43,7 @@ def test_table_has_every_gate_and_lets_no_worse_candidate_pass() -> None:
         runs = TABLE_RUNS // 4 if name.startswith("live") else TABLE_RUNS
         for points in (-5, -2, -1, 0):
             assert rates[points] <= NOMINAL + (slack(NOMINAL, runs) if points == 0 else 0), (name, points)
-        assert sorted(rates[p] for p in (-5, 0, 5)) == [rates[p] for p in (-5, 0, 5)]
+        assert rates[5] == max(rates.values())
 
 
 @pytest.mark.parametrize("points", [-1, 0, 5])

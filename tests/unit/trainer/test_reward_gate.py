@@ -15,6 +15,7 @@ from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Reco
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, Statements, evidence_of
 from rewardloop_trainer.evaluation.reward_gate import Contest, RewardGateRules, judge_reward
 from rewardloop_trainer.reward.evaluate import accuracy_difference
+from rewardloop_trainer.reward.settings import RewardTraining
 
 Floats = npt.NDArray[np.float64]
 
@@ -160,7 +161,7 @@ PROMPT, OTHER = (Turn("user", "Is it so?"),), (Turn("user", " is it  SO? "),)
 def test_a_ranking_of_eight_counts_as_one_judgement() -> None:
     ranked = RankedList(PROMPT, tuple("abcdefgh"), 0.5, "e1")
     records: list[Record] = [ranked, Pair(OTHER, "a", "b", 1.0, "e2"), TiedPair(PROMPT, "a", "c", 1.0, "e3")]
-    found = evidence_of(records, tie_weight=0.5)
+    found = evidence_of(records, RewardTraining(tie_weight=0.5))
     assert len(found.pairs) == 28 + 1 + 1
     assert found.comparisons.weights[:28].sum() == pytest.approx(0.5)
     assert found.comparisons.weights[28:].tolist() == [1.0, 0.5]
@@ -171,7 +172,9 @@ def test_a_ranking_of_eight_counts_as_one_judgement() -> None:
 
 
 def test_thumbs_and_ratings_are_evidence_with_the_weight_that_training_gives_them() -> None:
-    found = evidence_of([Labelled(PROMPT, "a", 1.0), Labelled(PROMPT, "b", 0.25, 0.5)], pointwise_weight=0.5)
+    found = evidence_of(
+        [Labelled(PROMPT, "a", 1.0), Labelled(PROMPT, "b", 0.25, 0.5)], RewardTraining(pointwise_weight=0.5)
+    )
     assert found.grades.targets.tolist() == [1.0, 0.25]
     assert found.grades.weights.tolist() == [0.5, 0.25]
 

@@ -17,6 +17,7 @@ from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters
 from rewardloop_trainer.reward.evaluate import Floats, pair_margins
 from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
 
 _TOKEN_BUDGET = 4096
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -121,14 +122,14 @@ class Readings:
         )
 
 
-def evidence_of(records: Iterable[Record], tie_weight: float = 0.5, pointwise_weight: float = 0.5) -> Evidence:
+def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None) -> Evidence:
     """Return what the records say.
 
     Args:
         records: Held-out records.
-        tie_weight: The weight of a tie beside a choice.
-        pointwise_weight: The weight of a thumb or rating beside a choice.
+        weights: The weights of ties, thumbs and ratings beside a choice, as training has them; the defaults if None.
     """
+    weights = weights or RewardTraining.model_validate({})
     numbers: dict[bytes, int] = {}
     pairs: list[tuple[Pair, float, float, str]] = []
     graded: list[tuple[Labelled, float, float, str]] = []
@@ -137,9 +138,9 @@ def evidence_of(records: Iterable[Record], tie_weight: float = 0.5, pointwise_we
         match record:
             case TiedPair():
                 shown = Pair(record.prompt, record.first, record.second)
-                pairs.append((shown, 0.5, tie_weight * record.weight, key))
+                pairs.append((shown, 0.5, weights.tie_weight * record.weight, key))
             case Labelled():
-                graded.append((record, record.label, pointwise_weight * record.weight, key))
+                graded.append((record, record.label, weights.pointwise_weight * record.weight, key))
             case _:
                 pairs += [(pair, 1.0, pair.weight, f"{key}.{i}") for i, pair in enumerate(pairs_of([record]))]
 

@@ -26,7 +26,8 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.data.judge_share import of_others
+from rewardloop_trainer.data.judge_share import of_judge, of_others
+from rewardloop_trainer.data.preferences import Record
 from rewardloop_trainer.data.replay import Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
@@ -46,6 +47,8 @@ log = structlog.get_logger()
 
 _LOG_EVERY_S = 10.0
 _KEPT_REFUSED = 5
+# The newest signals of which the judge of policies learns its share.
+_NEWEST_OF_JUDGE = 100_000
 
 
 class Refused(Exception):
@@ -159,8 +162,12 @@ class ModelRound(ABC):
     @cached_property
     def _replay(self) -> Replay:
         """The round's records, without those that teach the judge of policies."""
-        found = self._all_records()
+        found = self._all_records(self._settings.newest, self._settings.replayed)
         return replace(found, train=of_others(found.train, self._judge_share))
+
+    def _records_of_judge(self) -> tuple[Record, ...]:
+        """The records of the judge's own prompts: all that the ledger has, up to a bound."""
+        return of_judge(self._all_records(_NEWEST_OF_JUDGE, 0).train, self._judge_share)
 
     @property
     def _judge_share(self) -> float:
@@ -169,14 +176,14 @@ class ModelRound(ABC):
         is_needed = settings.policy_rounds and settings.policy.gate.judged_by == "own"
         return settings.judge_share if is_needed and self._store.versions("policy") else 0.0
 
-    def _all_records(self) -> Replay:
+    def _all_records(self, newest: int, replayed: int) -> Replay:
         settings, now = self._settings, self._current.state
         return load_replay(
             self._ledger,
             now.until_stream_id,
             heldout_share=settings.heldout_share,
-            newest=settings.newest,
-            replayed=settings.replayed,
+            newest=newest,
+            replayed=replayed,
             max_heldout=settings.max_heldout,
             seed=now.seed,
         )

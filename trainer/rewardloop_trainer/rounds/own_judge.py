@@ -1,7 +1,7 @@
 """Trains the judge of policies on the prompts that are its alone, and keeps it in the work directory.
 
 It starts where the reward model's line started, with new heads and another seed. It is trained again when the signals
-have grown by half, so that a long life costs few trainings.
+have grown by a quarter, so that a long life costs few trainings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rewardloop_trainer.settings import TrainSettings
 
 log = structlog.get_logger()
 
-_GROWTH = 1.5
+_GROWTH = 1.25
 # The judge's seeds are none of the reward model's, which are multiples of a million and three plus small numbers.
 _SEED = 777_767_777
 _OTHER_WAY = "--policy.gate.judge names another judge"

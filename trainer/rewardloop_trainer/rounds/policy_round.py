@@ -14,7 +14,6 @@ from pathlib import Path
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
-from rewardloop_trainer.data.judge_share import of_judge
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.answers import Contenders, Scorer, compare_policies, server_scorer
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
@@ -171,7 +170,7 @@ class PolicyRound(ModelRound):
                 self._store,
                 live_version(self._redis, self._store, "reward"),
                 self._current.state,
-                lambda: of_judge(self._all_records().train, self._judge_share),
+                self._records_of_judge,
                 self._stop.is_set,
             )
             figures, reasons = judge.agreement(self._replay.heldout, self._settings.reward.gate_prompts)

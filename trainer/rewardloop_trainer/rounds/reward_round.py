@@ -162,7 +162,7 @@ class RewardRound(ModelRound):
     ) -> tuple[Verdict, GateAnchor]:
         """Judge the candidate against the live version, and against the best one so far on the anchor set."""
         settings, parent = self._settings.reward, self._current.state.parent
-        evidence = evidence_of(self._records.heldout, settings.tie_weight, settings.pointwise_weight)
+        evidence = evidence_of(self._records.heldout, settings)
         candidate = read_evidence(model, start.encoder, evidence, slope)
         rules = RewardGateRules(
             settings.gate_prompts, settings.gate_alpha, settings.gate_margin, settings.gate_tolerance
