@@ -15,7 +15,7 @@ _OF_ALGORITHM: Mapping[Algorithm, Mapping[str, str]] = {
     "dpo": {},
     "simpo": {"simpo.learning-rate": "5e-4", "simpo.batch-pairs": "16"},
     "orpo": {"orpo.learning-rate": "5e-4", "orpo.batch-pairs": "16"},
-    "kto": {"kto.learning-rate": "5e-4", "kto.batch-thumbs": "12"},
+    "kto": {"kto.learning-rate": "5e-4", "kto.batch-thumbs": "16"},
     "ppo": {**_ONLINE, "online.learning-rate": "1e-3", "online.critic.learning-rate": "5e-3"},
     "grpo": {**_ONLINE, "online.learning-rate": "6e-4"},
     "rloo": {**_ONLINE, "online.learning-rate": "6e-4"},
