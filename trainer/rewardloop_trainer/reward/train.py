@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.influence import cap_influence
 from rewardloop_trainer.data.length_balance import balance_length
 from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.token_batches import rate_scale
@@ -116,6 +117,8 @@ def train_reward(
         TrainingStopped: If ``should_stop`` returned true; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
+    if settings.annotator_share < 1:
+        train = cap_influence(train, settings.annotator_share)
     if settings.length_balance:
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)
@@ -299,7 +302,7 @@ class RewardRun:
         A threshold of thumbs and ratings that was never trained starts there, too. Otherwise labels would pull a
         trained model's level to 0.
         """
-        first = self.plan[:_LEVEL_STEPS] or [self.examples[: _LEVEL_STEPS * self.settings.sequences_per_step]]
+        first = self.plan[:_LEVEL_STEPS] or [list(self.examples[: _LEVEL_STEPS * self.settings.sequences_per_step])]
         sequences = [s for examples in first for e in examples for s in e.sequences]
         self.model.eval()
         with torch.no_grad():
