@@ -132,8 +132,12 @@ def _answers(seed: int, directory: Path) -> dict[str, Any]:
             print(f"  {len(found)} of {len(questions)} questions answered", file=sys.stderr, flush=True)
         return found
 
-    texts = answered(prompts, 4, 10_000)
-    asked = [(k, p, t if k == "ranking" else t[:2]) for k, p, t in zip(kinds, prompts, texts, strict=True)]
+    texts: list[list[str]] = [[] for _ in prompts]
+    for candidates, offset in ((2, 10_000), (4, 900_000)):
+        places = [i for i, kind in enumerate(kinds) if (kind == "ranking") == (candidates == 4)]
+        for place, said in zip(places, answered([prompts[i] for i in places], candidates, offset), strict=True):
+            texts[place] = said
+    asked = list(zip(kinds, prompts, texts, strict=True))
     return {"asked": asked, "held_out": list(zip(held_out, answered(held_out, 3, 5_000_000), strict=True))}
 
 

@@ -10,7 +10,9 @@ from support.reward_bases import encoder_for, mixed_sequences, save_base
 
 from rewardloop.formats.store import MODEL, TORCH
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE, check_parity, export_reward
+from rewardloop_trainer.learning.settings import LoraSettings
 from rewardloop_trainer.reward.examples import logits_of
+from rewardloop_trainer.reward.lora import as_delta
 from rewardloop_trainer.reward.model import RewardModel
 
 
@@ -50,6 +52,16 @@ def test_words_count_each_token_of_a_sequence_and_no_padding(kind: str, tmp_path
         added = logits_of(model, sequences, pad, 10_000) - logits_of(plain, sequences, pad, 10_000)
     expected = torch.stack([words[torch.tensor(s.ids)].sum(0) for s in sequences])
     torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_delta_leaves_the_words_to_its_graph(tmp_path: Path) -> None:
+    model = with_words("llama", tmp_path)
+    as_delta(model, LoraSettings.model_validate({}))
+    assert {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name} == {
+        "heads.weight",
+        "heads.bias",
+        "threshold",
+    }
 
 
 def _saved_without_words(model: RewardModel, directory: Path) -> Path:

@@ -10,7 +10,13 @@ from support.reward_bases import encoder_for, save_base
 from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
 from rewardloop_trainer.reward.anchors import LEAST_ANCHORS, Anchor, AnchorSet, UnusableAnchors
-from rewardloop_trainer.reward.calibrate import anchor_logits, calibrate_model, fit_calibration, fit_length_slope
+from rewardloop_trainer.reward.calibrate import (
+    anchor_logits,
+    bounded_length_slope,
+    calibrate_model,
+    fit_calibration,
+    fit_length_slope,
+)
 from rewardloop_trainer.reward.model import RewardModel
 
 
@@ -131,6 +137,17 @@ def test_full_length_control_leaves_margins_uncorrelated_with_length() -> None:
     assert fit_length_slope(margins, log_ratios, 0.5) == pytest.approx(slope / 2)
     assert fit_length_slope(margins, log_ratios, 0.0) == 0.0
     assert fit_length_slope(np.ones(2), np.zeros(2), 1.0) == 0.0
+
+
+def test_length_is_taken_back_as_far_as_pairs_that_length_does_not_decide_fit_better() -> None:
+    rng = np.random.default_rng(2)
+    log_ratios = rng.normal(size=4_000)
+    quality = np.abs(rng.normal(size=4_000)) + 0.3  # what the chosen response is better by, whatever its length
+    biased = quality + 0.8 * log_ratios
+    assert bounded_length_slope(biased, log_ratios, 1.0) == pytest.approx(0.8, abs=0.15)
+    assert bounded_length_slope(quality, log_ratios, 1.0) == pytest.approx(0.0, abs=0.05)
+    deserved = np.where(log_ratios > 0, 1.0, -1.0) * 0.5 * log_ratios  # the further apart, the surer, on either side
+    assert abs(bounded_length_slope(deserved, log_ratios, 1.0)) < 0.05
 
 
 def test_score_takes_the_length_back_before_it_scales() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from rewardloop.formats.store import Calibration
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.data.length_balance import length_weights
 from rewardloop_trainer.reward.anchors import Anchor, AnchorSet, UnusableAnchors, distinct_count, readable
 from rewardloop_trainer.reward.evaluate import Floats
 from rewardloop_trainer.reward.examples import logits_of
@@ -24,6 +25,7 @@ _TOKEN_BUDGET = 4096
 # Logits further than this from the median, in widths between the first and the last decile, are moved to that distance.
 # Of a normal sample 1 in 8,000 is that far.
 _FARTHEST = 1.5
+_SLOPES = 21  # slopes that are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,23 @@ def fit_length_slope(margins: Floats, log_ratios: Floats, control: float) -> flo
     """
     power = float(log_ratios @ log_ratios)
     return control * float(margins @ log_ratios) / power if power > 0 else 0.0
+
+
+def bounded_length_slope(margins: Floats, log_ratios: Floats, control: float) -> float:
+    """Return the slope from 0 to that of `fit_length_slope` with the least loss on the pairs.
+
+    The pairs are weighed so that the longer response wins half of them at every difference of length. A slope that goes
+    too far makes the model prefer the shorter response, and loses on these pairs as one that prefers the longer does.
+
+    Args:
+        margins: (pairs,), as for `fit_length_slope`.
+        log_ratios: (pairs,), likewise.
+        control: Most of the dependence on length to remove, from 0 to 1.
+    """
+    slopes = np.linspace(0.0, fit_length_slope(margins, log_ratios, control), _SLOPES)
+    weights = length_weights(log_ratios)
+    losses = [float(weights @ np.logaddexp(0.0, slope * log_ratios - margins)) for slope in slopes]
+    return float(slopes[int(np.argmin(losses))])
 
 
 def fit_calibration(logits: Floats, length_slope: float = 0.0) -> Calibration:

@@ -35,6 +35,9 @@ class RewardTraining(LearnerSettings):
     dropout: bool = False
     over_length: Literal["truncate", "drop"] = "truncate"
     bootstrap: Literal["poisson", "bernoulli", "none"] = "poisson"
+    annotator_share: float = Field(
+        0.1, gt=0, le=1, description="most of the named annotators' weight that one of them has; of few, twice the mean"
+    )
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
     pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")
     margin: float = Field(
@@ -86,7 +89,11 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
     )
     fresh_newest: int = Field(50_000, ge=1, description="newest training records of a round that starts from the base")
     length_control: float = Field(
-        0.0, ge=0, le=1, description="share of the scores' dependence on log length that calibration removes"
+        0.0,
+        ge=0,
+        le=1,
+        description="most of the scores' dependence on log length that calibration removes, as far as held-out pairs "
+        "among which length decides nothing then fit better",
     )
     gate_tolerance: float = Field(
         0.02, ge=0, lt=1, description="loss of held-out accuracy in the sample that a gate accepts"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
+from rewardloop_trainer.data.influence import cap_influence
 from rewardloop_trainer.data.length_balance import balance_length
 from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.token_batches import rate_scale
@@ -137,6 +138,8 @@ def train_reward(
         TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
+    if settings.annotator_share < 1:
+        train = cap_influence(train, settings.annotator_share)
     if settings.length_balance:
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)

@@ -23,7 +23,7 @@ from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.anchors import ANCHORS, UnusableAnchors, anchors_of_round, write_anchors
 from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.calibrate import calibrate_model, fit_length_slope
+from rewardloop_trainer.reward.calibrate import bounded_length_slope, calibrate_model
 from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import has_lora
@@ -221,7 +221,7 @@ class RewardRound(ModelRound):
         if control == 0:
             return 0.0
         pairs = heldout if len(heldout) >= _SLOPE_PAIRS else pairs_of(self._records.train)[:_SLOPE_PAIRS]
-        return fit_length_slope(pair_margins(model, encoder, pairs), log_length_ratios(encoder, pairs), control)
+        return bounded_length_slope(pair_margins(model, encoder, pairs), log_length_ratios(encoder, pairs), control)
 
     def _live_length_slope(self, version: str | None) -> float:
         calibration = self._store.manifest("reward", version).calibration if version else None
