@@ -508,7 +508,7 @@ def test_generate_takes_its_prompt_from_an_argument_a_file_or_standard_input(tmp
         ):
             settings = ["--max-new-tokens", "7", "--temperature", "0", "--top-p", "0.5", "--seed", "3"]
             assert _run("generate", *arguments, *settings, "--server", address, stdin=stdin).exit_code == 0
-    asked = [[(m.role, m.content) for m in each.prompt.conversation.messages] for each in services.requests]
+    asked = [[(turn.role, turn.content) for turn in turns(each.prompt)] for each in services.requests]
     assert asked == [[("user", "Why?")]] * 3 + [[("system", "Be brief."), ("user", "Why?")]] * 3
     assert {(r.max_new_tokens, r.temperature, r.top_p, r.seed) for r in services.requests} == {(7, 0.0, 0.5, 3)}
 

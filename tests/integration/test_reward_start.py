@@ -10,6 +10,7 @@ from support.reward_bases import save_base
 
 from rewardloop.formats.store import ModelStore
 from rewardloop_trainer.commands import export as export_cli
+from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
 
@@ -45,3 +46,14 @@ def test_a_later_model_keeps_the_length_of_its_parent_and_the_reason(base: Path,
     assert start.encoder.max_length == 64
     assert start.notes["max_length"] == store.manifest("reward", 1).notes["max_length"]
     assert start.notes["max_length"] == LENGTH.replace("--reward.max-length", "--max-length")
+
+
+def test_the_same_model_is_written_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    base = save_base("bert", tmp_path / "base")
+    model = RewardModel.from_base(base, heads=2)
+    hashes = set()
+    for i in range(8):
+        (tmp_path / str(i)).mkdir()
+        model.save_heads(tmp_path / str(i))
+        hashes.add((tmp_path / str(i) / "heads.safetensors").read_bytes())
+    assert len(hashes) == 1

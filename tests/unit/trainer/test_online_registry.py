@@ -108,8 +108,8 @@ def test_temperatures_that_are_none_are_refused(given: Any) -> None:
 
 
 def test_rates_are_usual_ones_for_what_learns_unless_they_are_set() -> None:
-    assert [OnlineSettings.model_validate({"weights": weights}).rate for weights in ("full", "lora")] == [1e-6, 1e-4]
-    assert OnlineSettings.model_validate({"weights": "lora", "learning_rate": 3e-5}).rate == 3e-5
+    assert [OnlineSettings().rate_for(are_adapters=adapters) for adapters in (False, True)] == [1e-6, 1e-4]
+    assert OnlineSettings.model_validate({"learning_rate": 3e-5}).rate_for(are_adapters=True) == 3e-5
     policy = PolicySettings.model_validate({"kto": {"learning_rate": 2e-5}})
     assert [policy.dpo.rate_for(parameters) for parameters in (10**8, 8 * 10**9)] == [1e-5, 1e-6]
     assert [policy.kto.rate_for(parameters) for parameters in (10**8, 8 * 10**9)] == [2e-5, 2e-5]

@@ -12,7 +12,6 @@ from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedLi
 from rewardloop_trainer.policy.examples import (
     Examples,
     NothingToLearnFrom,
-    capped,
     choose_algorithm,
     pairs_from_thumbs,
     thumbs_from_pairs,
@@ -97,31 +96,3 @@ def test_what_is_named_is_taken(name: Algorithm) -> None:
 def test_without_a_judgement_nothing_is_chosen_and_a_way_on_is_named() -> None:
     with pytest.raises(NothingToLearnFrom, match=r"no pair, no thumb and no rating .* grpo"):
         choose_algorithm("auto", examples(0, 0))
-
-
-def shares(counts: dict[str, int], most: float) -> dict[str, float]:
-    """The share of the total weight that each annotator is left with."""
-    given = [Pair(asked("q"), "a", "b", annotator=who) for who, count in counts.items() for _ in range(count)]
-    found = capped(given, most)
-    total = sum(p.weight for p in found)
-    return {who: sum(p.weight for p in found if p.annotator == who) / total for who in counts}
-
-
-def test_a_person_has_at_most_the_share_and_the_others_keep_their_weights() -> None:
-    counts = {"loud": 900, "keen": 300, **{f"p{i}": 10 for i in range(40)}}
-    found = shares(counts, 0.1)
-    assert found["loud"] == pytest.approx(0.1)
-    assert found["keen"] == pytest.approx(0.1)
-    assert found["p0"] == pytest.approx(0.8 / 40)
-    assert shares(counts, 1.0)["loud"] == pytest.approx(900 / 1600)
-
-
-def test_of_a_few_people_one_has_at_most_twice_an_equal_share() -> None:
-    assert shares({"a": 9, "b": 1}, 0.1)["a"] == pytest.approx(0.9)  # two may have all
-    assert shares({"a": 96, **{f"p{i}": 1 for i in range(3)}}, 0.1)["a"] == pytest.approx(0.5)
-    assert shares({"only": 5}, 0.1) == {"only": 1.0}
-
-
-def test_signals_without_an_annotator_are_not_capped() -> None:
-    assert shares({"": 90, "a": 5, "b": 5}, 0.1)[""] == pytest.approx(0.9)
-    assert capped([], 0.1) == []

@@ -24,6 +24,10 @@ _SENTENCES = {
 def sentences(notes: Mapping[str, str]) -> list[str]:
     """Return the notes as sentences, warnings last."""
     found = [_SENTENCES.get(name, f"{name}: {{}}.").format(note) for name, note in notes.items()]
+    if notes.get("layout", "").startswith("plain"):
+        found.append(
+            "WARNING: texts are laid out plainly. If the base was trained on another layout, its scores are not its own."
+        )
     return sorted(found, key=is_warning)
 
 

@@ -16,7 +16,7 @@ class ExportSettings(ProcessSettings, HeadChoice):
 
     basic_settings = (
         *("base", "store", "model", "max_length", "layout", "heads", "new_heads", "label_weights", "step_scores"),
-        *("step_token", "trust_remote_code", "anchors", "precision", "gate_pairs", "onnx", "signing_key"),
+        *("anchors", "precision", "onnx"),
     )
     setting_groups = (
         ("new_heads", "Trained heads"),

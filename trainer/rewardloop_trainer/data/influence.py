@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from rewardloop_trainer.data.preferences import Record
+from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, TiedPair
+
+Judged = TypeVar("Judged", bound=Pair | TiedPair | RankedList | Labelled)
 
 
-def cap_influence(records: Sequence[Record], share: float) -> list[Record]:
-    """Return the records in their order, with the weights of annotators who have too much of it scaled down.
+def cap_influence(judged: Sequence[Judged], most_share: float) -> list[Judged]:
+    """Scale down the weights of people who would have too much of the total, and return the records in their order.
 
-    Records without an annotator are left as they are, and so is everything if fewer than two annotators are named.
+    No person has more than ``most_share`` of the total, or than twice an equal share if that is more, as with a few
+    people. Records without an annotator keep their weights.
 
     Args:
-        records: The records of a round.
-        share: Most of the named annotators' weight that one of them has, from 0 to 1. Of few annotators, each may have
-            twice the mean.
+        judged: The records of a run.
+        most_share: From 0 to 1; 1: no cap.
     """
-    totals: dict[str, float] = defaultdict(float)
-    for record in records:
-        if record.annotator:
-            totals[record.annotator] += record.weight
-    if len(totals) < 2:
-        return list(records)
-    most = max(share, 2 / len(totals)) * sum(totals.values())
-    scales = {annotator: most / total for annotator, total in totals.items() if total > most}
+    of_person: dict[str, float] = {}
+    for each in judged:
+        if each.annotator:
+            of_person[each.annotator] = of_person.get(each.annotator, 0.0) + each.weight
+    unnamed = sum(each.weight for each in judged if not each.annotator)
+    scales = _scales(of_person, unnamed, max(most_share, 2 / max(len(of_person), 1)))
     return [
-        replace(record, weight=record.weight * scales[record.annotator]) if record.annotator in scales else record
-        for record in records
+        replace(each, weight=each.weight * scales[each.annotator]) if each.annotator in scales else each
+        for each in judged
     ]
+
+
+def _scales(of_person: Mapping[str, float], unnamed: float, share: float) -> dict[str, float]:
+    """Factors that leave each person at most ``share`` of what all have together afterwards."""
+    if share >= 1:
+        return {}
+    # With the k heaviest people at the cap c: c = share * (k * c + rest), so c = share * rest / (1 - share * k).
+    # Someone above c has at most the rest, so that share * (k + 1) is below 1.
+    by_weight = sorted(of_person.items(), key=lambda item: -item[1])
+    rest = unnamed + sum(of_person.values())
+    cap = share * rest
+    for k, (_, weight) in enumerate(by_weight, 1):
+        if weight <= cap:
+            break
+        rest -= weight
+        cap = share * rest / (1 - share * k)
+    return {person: cap / weight for person, weight in by_weight if weight > cap}

@@ -6,8 +6,8 @@ together or each alone, and two opposite thumbs count as one comparison.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from rewardloop.formats.vocabulary import Algorithm, AlgorithmChoice
@@ -91,39 +91,3 @@ def pairs_from_thumbs(thumbs: Iterable[Labelled]) -> list[Pair]:
             weight = scale * up.weight * down.weight
             found.append(Pair(prompt, up.response, down.response, weight, up.event_id, up.tags, annotator, up.source))
     return [pair for pair in found if pair.chosen != pair.rejected and pair.weight > 0]
-
-
-def capped(judged: Sequence[Judged], most_share: float) -> list[Judged]:
-    """Scale down the weights of people who would have too much of the total.
-
-    No person has more than ``most_share`` of the total, or than twice an equal share if that is more, as with a few
-    people. Records without an annotator keep their weights. Those that weigh nothing are left out.
-
-    Args:
-        judged: Pairs or thumbs.
-        most_share: From 0 to 1; 1: no cap.
-    """
-    of_person: dict[str, float] = {}
-    for each in judged:
-        if each.annotator:
-            of_person[each.annotator] = of_person.get(each.annotator, 0.0) + each.weight
-    unnamed = sum(each.weight for each in judged if not each.annotator)
-    scales = _scales(of_person, unnamed, max(most_share, 2 / max(len(of_person), 1)))
-    return [replace(each, weight=each.weight * scales.get(each.annotator, 1.0)) for each in judged if each.weight > 0]
-
-
-def _scales(of_person: Mapping[str, float], unnamed: float, share: float) -> dict[str, float]:
-    """Factors that leave each person at most ``share`` of what all have together afterwards."""
-    if share >= 1:
-        return {}
-    # With the k heaviest people at the cap c: c = share * (k * c + rest), so c = share * rest / (1 - share * k).
-    # Someone above c has at most the rest, so that share * (k + 1) is below 1.
-    by_weight = sorted(of_person.items(), key=lambda item: -item[1])
-    rest = unnamed + sum(of_person.values())
-    cap = share * rest
-    for k, (_, weight) in enumerate(by_weight, 1):
-        if weight <= cap:
-            break
-        rest -= weight
-        cap = share * rest / (1 - share * k)
-    return {person: cap / weight for person, weight in by_weight if weight > cap}

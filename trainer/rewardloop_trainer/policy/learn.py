@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,11 +10,12 @@ import structlog
 
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.vocabulary import Algorithm, OnlineAlgorithm
+from rewardloop_trainer.data.influence import Judged, cap_influence
 from rewardloop_trainer.data.preferences import Labelled, Pair
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy
-from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, capped, choose_algorithm
+from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
 from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
 from rewardloop_trainer.policy.online.collect import Score
@@ -77,15 +78,20 @@ def learn_policy(
     share = settings.most_person_share
     match choose_algorithm(settings.algorithm, train):
         case "dpo" | "simpo" | "orpo" as algorithm:
-            pairs = capped(_pairs(train, algorithm), share)
+            pairs = _weighing(cap_influence(_pairs(train, algorithm), share))
             _learn_from_pairs(
                 model, encoder, pairs, heldout.all_as_pairs(), settings, _of(algorithm, settings), control, reference
             )
         case "kto":
-            thumbs = capped(_thumbs(train), share)
+            thumbs = _weighing(cap_influence(_thumbs(train), share))
             _learn_from_thumbs(model, encoder, thumbs, heldout.all_as_thumbs(), settings, control, reference)
         case online:
             _learn_from_answers(model, encoder, train, online, settings, score, control, reference)
+
+
+def _weighing(judged: Iterable[Judged]) -> list[Judged]:
+    """Return what weighs something."""
+    return [each for each in judged if each.weight > 0]
 
 
 def _of(algorithm: Algorithm, settings: PolicySettings) -> PairSettings:
@@ -187,7 +193,7 @@ def _learn_from_answers(
     control: PolicyControl,
     reference: Reference | None,
 ) -> None:
-    pairs = capped(train.all_as_pairs(), settings.most_person_share)
+    pairs = _weighing(cap_influence(train.all_as_pairs(), settings.most_person_share))
     task = task_of(algorithm, settings, encoder, train.prompts, pairs, settings.seed)
     if not task.prompts:
         raise NothingToLearnFrom("no prompt to train on leaves room for an answer")

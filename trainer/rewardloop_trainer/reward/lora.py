@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
-from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.learning.linear_modules import linear_modules
 from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.described_tensors import load_described, save_described
 from rewardloop_trainer.reward.model import RewardModel
 
 LORA = "lora.safetensors"
@@ -64,20 +62,15 @@ def save_delta(model: RewardModel, directory: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for name, layer in layers.items():
         a, b, _ = lora_matrices(layer)
-        tensors |= {f"{name}.A": a.detach().contiguous(), f"{name}.B": b.detach().contiguous()}
+        tensors |= {f"{name}.A": a, f"{name}.B": b}
     lora = cast(Any, model.trunk).peft_config[_NAME]
-    save_file(tensors, directory / LORA, {"rank": str(lora.r), "alpha": str(lora.lora_alpha)})
+    save_described(directory / LORA, tensors, {"rank": str(lora.r), "alpha": str(lora.lora_alpha)})
     model.save_heads(directory)
 
 
 def load_delta(model: RewardModel, directory: Path, dropout: float = 0.0) -> RewardModel:
     """Add to a model without adapters what `save_delta` wrote. Changes and returns it. Raises `UnusableBase`."""
-    try:
-        with safe_open(directory / LORA, framework="pt") as file:
-            about = file.metadata()
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, ValueError) as error:
-        raise UnusableBase(f"{directory / LORA}: {error}") from error
+    stored, about = load_described(directory / LORA)
     modules = tuple(name.removesuffix(".A") for name in stored if name.endswith(".A"))
     _put_on(model, modules, int(about["rank"]), int(about["alpha"]), dropout)
     with torch.no_grad():

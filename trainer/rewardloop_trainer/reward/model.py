@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.base_heads import load_start
 from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_config
 from rewardloop_trainer.reward.decoder_rows import states_at
+from rewardloop_trainer.reward.described_tensors import load_described, save_described
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.heads.neck import ClassifierNeck, Neck, load_neck, neck_weights, save_neck
 from rewardloop_trainer.reward.heads.step_scores import STEP_RULES, StepRule, combined, split_marks
@@ -204,13 +202,12 @@ class RewardModel(nn.Module):
             tensors["words.weight"] = self.words.weight
         of_neck, about = save_neck(self.neck)
         pooler = "yes" if getattr(self.trunk, "pooler", None) is not None else ""
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in (tensors | of_neck).items()}
         about |= {"steps": self.steps or "", "probabilities": "yes" if self.has_probabilities else ""}
-        save_file(contiguous, directory / HEADS, {"pooling": self.pooling, "pooler": pooler, **about})
+        save_described(directory / HEADS, tensors | of_neck, {"pooling": self.pooling, "pooler": pooler, **about})
 
     def load_heads(self, directory: Path) -> None:
         """Load what `save_heads` wrote of a model with the same heads and neck. Raises `UnusableBase`."""
-        stored, _ = _stored_heads(directory)
+        stored, _ = load_described(directory / HEADS)
         with torch.no_grad():
             self.heads.weight.copy_(stored["heads.weight"])
             self.heads.bias.copy_(stored["heads.bias"])
@@ -223,7 +220,7 @@ class RewardModel(nn.Module):
     @classmethod
     def load(cls, directory: Path) -> RewardModel:
         """Load what `save` wrote, in evaluation mode. Raises `UnusableBase`."""
-        stored, about = _stored_heads(directory)
+        stored, about = load_described(directory / HEADS)
         trunk, _ = load_trunk(str(directory), pooler=about.get("pooler") == "yes")
         neck = load_neck(cast(Any, trunk).config, stored, about)
         heads, width = stored["heads.weight"].shape
@@ -283,14 +280,6 @@ class RewardModel(nn.Module):
         else:
             check_padding(base, trunk)
         return model
-
-
-def _stored_heads(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(directory / HEADS, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - no mapping
-    except (OSError, ValueError) as error:
-        raise UnusableBase(f"{directory / HEADS}: {error}") from error
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

@@ -35,8 +35,12 @@ class RewardTraining(LearnerSettings):
     dropout: bool = False
     over_length: Literal["truncate", "drop"] = "truncate"
     bootstrap: Literal["poisson", "bernoulli", "none"] = "poisson"
-    annotator_share: float = Field(
-        0.1, gt=0, le=1, description="most of the named annotators' weight that one of them has; of few, twice the mean"
+    most_person_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="most share of one annotator in the total weight of the signals, and with few annotators twice an "
+        "equal share; 1: no cap",
     )
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
     pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")

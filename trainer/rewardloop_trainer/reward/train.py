@@ -138,8 +138,7 @@ def train_reward(
         TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
-    if settings.annotator_share < 1:
-        train = cap_influence(train, settings.annotator_share)
+    train = cap_influence(train, settings.most_person_share)
     if settings.length_balance:
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)

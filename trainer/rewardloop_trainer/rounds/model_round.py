@@ -133,12 +133,14 @@ class ModelRound(ABC):
             Waiting: While a person's rollback holds the promotions of trainers.
         """
         now = self._current.state
+        if now.parent:
+            return now.parent
         held = is_held(self._redis, self.model)
         self._metrics.promotion_held.labels(model=self.model).set(held)
         if held:
             log.warning("a rollback holds this model: promote a version by hand to go on", model=self.model)
             raise Waiting(_HELD_S)
-        parent = now.parent or live_version(self._redis, self._store, self.model)
+        parent = live_version(self._redis, self._store, self.model)
         self._current.reach(replace(now, parent=parent))
         return parent
 

@@ -56,8 +56,7 @@ class PolicyRound(ModelRound):
 
     @property
     def _epochs(self) -> int:
-        policy = self._settings.policy
-        return {"dpo": policy.epochs, "kto": policy.kto.epochs}.get(policy.algorithm, 1)
+        return self._settings.policy.passes
 
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
         return {"training": self._train, "trained": self._judge}

@@ -51,7 +51,7 @@ class RewardRound(ModelRound):
 
     @property
     def _epochs(self) -> int:
-        return self._settings.reward.epochs
+        return max(1, self._settings.reward.epochs)  # the linear fit alone reads the signals, too
 
     def _phases(self) -> Mapping[Phase, Callable[[], None]]:
         return {"training": self._train, "trained": self._export, "exported": self._judge}
