@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from support.client_servers import Services, serving, status
 from typer.testing import CliRunner
 
+from rewardloop.formats.messages import turns
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli import processes
@@ -488,14 +489,14 @@ class Asked(Services):
 
 
 def test_generate_takes_its_prompt_from_an_argument_a_file_or_standard_input(tmp_path: Path) -> None:
-    turns = [
+    messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
     services = Asked()
     listed, wrapped = tmp_path / "list.json", tmp_path / "object.json"
-    listed.write_text(json.dumps(turns, indent=1))
-    wrapped.write_text(json.dumps({"messages": turns}))
+    listed.write_text(json.dumps(messages, indent=1))
+    wrapped.write_text(json.dumps({"messages": messages}))
     with serving(services) as address:
         for arguments, stdin in (
             (["Why?"], None),
@@ -503,13 +504,26 @@ def test_generate_takes_its_prompt_from_an_argument_a_file_or_standard_input(tmp
             (["-"], "Why?"),
             (["--messages", str(listed)], None),
             (["--messages", str(wrapped)], None),
-            (["--messages", "-"], json.dumps(turns)),
+            (["--messages", "-"], json.dumps(messages)),
         ):
             settings = ["--max-new-tokens", "7", "--temperature", "0", "--top-p", "0.5", "--seed", "3"]
             assert _run("generate", *arguments, *settings, "--server", address, stdin=stdin).exit_code == 0
-    asked = [[(m.role, m.content) for m in each.prompt.conversation.messages] for each in services.requests]
+    asked = [[(turn.role, turn.content) for turn in turns(each.prompt)] for each in services.requests]
     assert asked == [[("user", "Why?")]] * 3 + [[("system", "Be brief."), ("user", "Why?")]] * 3
     assert {(r.max_new_tokens, r.temperature, r.top_p, r.seed) for r in services.requests} == {(7, 0.0, 0.5, 3)}
+
+
+def test_generate_hands_on_the_tools_beside_the_messages() -> None:
+    services = Asked()
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+    row = {"messages": [{"role": "user", "content": "What time is it?"}], "tools": tools}
+    with serving(services) as address:
+        done = _run("generate", "--messages", "-", "--server", address, stdin=json.dumps(row))
+        wrong = _run("generate", "--messages", "-", "--server", address, stdin=json.dumps({**row, "tools": [5]}))
+    assert done.exit_code == 0
+    assert [[json.loads(tool) for tool in each.prompt.tools_json] for each in services.requests] == [tools]
+    assert wrong.exit_code == 2
+    assert "tools[0]: is int, not a JSON schema" in wrong.stderr
 
 
 @pytest.mark.parametrize(
