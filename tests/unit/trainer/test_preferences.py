@@ -10,6 +10,7 @@ from rewardloop_trainer.data.preferences import (
     from_event,
     from_events,
     pairs_of,
+    prompt_key,
     split_of,
 )
 
@@ -126,6 +127,15 @@ def test_growing_the_share_only_adds_heldout_prompts() -> None:
     small = {p for p in prompts if split_of(p, 0.1) == "heldout"}
     assert small
     assert small <= {p for p in prompts if split_of(p, 0.3) == "heldout"}
+
+
+def test_tools_that_are_spelled_otherwise_are_the_same_prompt() -> None:
+    def key(tools: str) -> bytes:
+        return prompt_key((Turn("tools", tools), Turn("user", "a")))
+
+    spelled = key('[{"name": "f", "strict": true, "description": "é"}]')
+    assert key('[{"description":"\\u00e9","name":"f","strict":true}]') == spelled
+    assert key('[{"name": "g", "strict": true, "description": "é"}]') != spelled
 
 
 def test_the_split_of_a_prompt_never_changes() -> None:

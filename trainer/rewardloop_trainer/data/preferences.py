@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from rewardloop.formats.messages import TOOLS
 from rewardloop.formats.signals import judged_alone
 from rewardloop.formats.text import Turn, turns
 from rewardloop.v1 import feedback_pb2
@@ -176,9 +178,16 @@ def split_of(prompt: Prompt, heldout_share: float = 0.1) -> Split:
 
 
 def prompt_key(prompt: Prompt) -> bytes:
-    """Identify the prompts that the split keeps together: a hash of their turns, normalised."""
-    parts = (f"{turn.role}\x1f{_normalised(turn.content)}" for turn in prompt)
+    """Identify the prompts that the split keeps together: a hash of their turns, normalised.
+
+    How the JSON of tools is spelled, and in which order their keys stand, makes no difference.
+    """
+    parts = (f"{turn.role}\x1f{_normalised(_spelled(turn))}" for turn in prompt)
     return hashlib.sha256("\x1e".join(parts).encode()).digest()
+
+
+def _spelled(turn: Turn) -> str:
+    return json.dumps(json.loads(turn.content), sort_keys=True) if turn.role == TOOLS else turn.content
 
 
 def pairs_of(records: Iterable[Record]) -> list[Pair]:
