@@ -84,12 +84,12 @@ def _messages(path: Path) -> tuple[Json, Json]:
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     try:
-        value = parse_line(data)
+        found = parse_line(data)
     except RowError as error:
         raise UsageError(f"{path} {error}") from error
-    tools: Json = None
-    if isinstance(value, dict):
-        value, tools = value.get("messages", value.get("prompt")), value.get("tools")
+    value, tools = found, None
+    if isinstance(found, dict):
+        value, tools = found.get("messages", found.get("prompt")), found.get("tools")
     if not isinstance(value, list):
         raise UsageError(f"{path} holds no list of {{role, content}} messages")
     return value, tools

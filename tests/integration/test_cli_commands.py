@@ -590,3 +590,23 @@ def test_a_version_with_untrained_heads_is_marked_in_the_list_of_a_server() -> N
 
     with serving(Untrained()) as address:
         assert "random heads" in _run("models", "list", "reward", "--server", address).output
+
+
+def test_what_cannot_be_read_of_a_store_hides_no_other_version(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        store.publish(Manifest("reward", metrics={"gate_candidate_accuracy": 0.5}), lambda directory: None)
+    manifests = {number: tmp_path / "reward" / str(number) / "manifest.json" for number in (1, 2)}
+    held = json.loads(manifests[1].read_text())
+    held["created_at"] = "2026-01-01T00:00:00"  # without a time zone
+    held["metrics"] = {"gate_candidate_accuracy": float("nan")}
+    manifests[1].write_text(json.dumps(held))
+    manifests[2].unlink()
+    manifests[2].mkdir()
+    listed = _run("models", "list", "reward", "--store", str(tmp_path), "--json")
+    found = json.loads(listed.stdout, parse_constant=pytest.fail)
+    assert [(each["version"], each["state"]) for each in found] == [("3", "stored"), ("2", "damaged"), ("1", "stored")]
+    assert found[2]["metrics"] == {"gate_candidate_accuracy": None}
+    assert _run("models", "list", "reward", "--store", str(tmp_path)).exit_code == 0
+    shown = _run("models", "show", "reward", "2", "--store", str(tmp_path))
+    assert (shown.exit_code, len(shown.stderr.splitlines())) == (2, 1)
