@@ -71,29 +71,28 @@ def _prompt(options: GenerateOptions) -> common_pb2.Prompt:
         raise UsageError("give either a PROMPT or --messages")
     try:
         if options.messages is not None:
-            value = _messages(options.messages)
-        else:
-            value = _stdin() if options.prompt in (None, _STDIN) else options.prompt
-        return prompt_of(turns_of("prompt", value))
+            return prompt_of(turns_of("prompt", *_messages(options.messages)))
+        return prompt_of(turns_of("prompt", _stdin() if options.prompt in (None, _STDIN) else options.prompt))
     except RowError as error:
         raise UsageError(str(error)) from error
 
 
-def _messages(path: Path) -> Json:
-    """Read a JSON list of messages, or an object that has one under ``messages`` or ``prompt``."""
+def _messages(path: Path) -> tuple[Json, Json]:
+    """Read messages, from a list or under ``messages`` or ``prompt`` of an object, and the ``tools`` beside them."""
     try:
         data = sys.stdin.buffer.read() if str(path) == _STDIN else path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     try:
-        value = parse_line(data)
+        found = parse_line(data)
     except RowError as error:
         raise UsageError(f"{path} {error}") from error
-    if isinstance(value, dict):
-        value = value.get("messages", value.get("prompt"))
+    value, tools = found, None
+    if isinstance(found, dict):
+        value, tools = found.get("messages", found.get("prompt")), found.get("tools")
     if not isinstance(value, list):
         raise UsageError(f"{path} holds no list of {{role, content}} messages")
-    return value
+    return value, tools
 
 
 def _stdin() -> str:

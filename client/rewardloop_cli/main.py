@@ -146,7 +146,9 @@ def generate(  # noqa: PLR0913  # long: each parameter is an option of the comma
     ] = None,
     messages: Annotated[
         Path | None,
-        typer.Option(help="JSON file with the list of {role, content} messages instead; - reads standard input."),
+        typer.Option(
+            help="JSON file with the {role, content} messages instead, or {messages, tools}; - reads standard input."
+        ),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", min=1, max=64, help="How many answers.")] = 1,
     max_new_tokens: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -43,7 +44,7 @@ def list_versions(server: str, models: Sequence[str], *, store: str = "", as_jso
     else:
         found, failed = _of_server(server, models)
     if as_json:
-        print(json.dumps([_fields(info) for info in found], indent=2))
+        _print_json([_fields(info) for info in found])
         return 2 if failed else 0
     table = Table("model", "version", "state", "parent", "age", "digest", "gate")
     for info in found:
@@ -87,7 +88,7 @@ def show(server: str, model: str, version: str, *, show_all: bool, store: str = 
             info = client.get_version(model, version)
     manifest = json.loads(info.manifest_json) if info.manifest_json else {}
     if as_json:
-        print(json.dumps({**_fields(info), "manifest": manifest}, indent=2))
+        _print_json({**_fields(info), "manifest": manifest})
         return 0
     print(f"{info.model} version {info.version}, {info.state}, {age(info.create_time)} old")
     if (warning := _untrained(info)) is not None:
@@ -116,6 +117,19 @@ def _print_rows(rows: Mapping[str, str]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _print_json(value: object) -> None:
+    """Print a value as JSON, which knows no NaN and no infinities: they become null."""
+    print(json.dumps(_without_nan(value), indent=2, allow_nan=False))
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return list(map(_without_nan, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fields(info: VersionInfo) -> dict[str, object]:

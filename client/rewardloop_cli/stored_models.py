@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rewardloop.formats.store_errors import StoreError
@@ -34,7 +34,7 @@ def versions(store: ModelStore, model: str) -> list[VersionInfo]:
     for number in reversed(_numbers(store, model)):
         try:
             found.append(_info(store, model, str(number)))
-        except StoreError:
+        except (StoreError, OSError):  # OSError: it may not be read, or is no file
             found.append(VersionInfo(model, str(number), "", "damaged", "", None, {}, ""))
     return found
 
@@ -48,7 +48,7 @@ def one_version(store: ModelStore, model: str, number: str) -> VersionInfo:
         number = str(stored[-1])
     try:
         return _info(store, model, number)
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         raise UsageError(f"{store.url}: {error}") from error
 
 
@@ -67,7 +67,14 @@ def _info(store: ModelStore, model: str, number: str) -> VersionInfo:
         manifest.digest,
         "stored",
         manifest.parent or "",
-        datetime.fromisoformat(manifest.created_at) if manifest.created_at else None,
+        _moment(manifest.created_at),
         dict(manifest.metrics),
         manifest.to_json(),
     )
+
+
+def _moment(text: str) -> datetime | None:
+    if not text:
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

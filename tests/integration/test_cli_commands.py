@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from support.client_servers import Services, serving, status
 from typer.testing import CliRunner
 
+from rewardloop.formats.messages import turns
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli import processes
@@ -489,14 +490,14 @@ class Asked(Services):
 
 
 def test_generate_takes_its_prompt_from_an_argument_a_file_or_standard_input(tmp_path: Path) -> None:
-    turns = [
+    messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
     services = Asked()
     listed, wrapped = tmp_path / "list.json", tmp_path / "object.json"
-    listed.write_text(json.dumps(turns, indent=1))
-    wrapped.write_text(json.dumps({"messages": turns}))
+    listed.write_text(json.dumps(messages, indent=1))
+    wrapped.write_text(json.dumps({"messages": messages}))
     with serving(services) as address:
         for arguments, stdin in (
             (["Why?"], None),
@@ -504,13 +505,26 @@ def test_generate_takes_its_prompt_from_an_argument_a_file_or_standard_input(tmp
             (["-"], "Why?"),
             (["--messages", str(listed)], None),
             (["--messages", str(wrapped)], None),
-            (["--messages", "-"], json.dumps(turns)),
+            (["--messages", "-"], json.dumps(messages)),
         ):
             settings = ["--max-new-tokens", "7", "--temperature", "0", "--top-p", "0.5", "--seed", "3"]
             assert _run("generate", *arguments, *settings, "--server", address, stdin=stdin).exit_code == 0
     asked = [[(turn.role, turn.content) for turn in turns(each.prompt)] for each in services.requests]
     assert asked == [[("user", "Why?")]] * 3 + [[("system", "Be brief."), ("user", "Why?")]] * 3
     assert {(r.max_new_tokens, r.temperature, r.top_p, r.seed) for r in services.requests} == {(7, 0.0, 0.5, 3)}
+
+
+def test_generate_hands_on_the_tools_beside_the_messages() -> None:
+    services = Asked()
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+    row = {"messages": [{"role": "user", "content": "What time is it?"}], "tools": tools}
+    with serving(services) as address:
+        done = _run("generate", "--messages", "-", "--server", address, stdin=json.dumps(row))
+        wrong = _run("generate", "--messages", "-", "--server", address, stdin=json.dumps({**row, "tools": [5]}))
+    assert done.exit_code == 0
+    assert [[json.loads(tool) for tool in each.prompt.tools_json] for each in services.requests] == [tools]
+    assert wrong.exit_code == 2
+    assert "tools[0]: is int, not a JSON schema" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -577,3 +591,23 @@ def test_a_version_with_untrained_heads_is_marked_in_the_list_of_a_server() -> N
 
     with serving(Untrained()) as address:
         assert "random heads" in _run("models", "list", "reward", "--server", address).output
+
+
+def test_what_cannot_be_read_of_a_store_hides_no_other_version(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    for _ in range(3):
+        store.publish(Manifest("reward", metrics={"gate_candidate_accuracy": 0.5}), lambda directory: None)
+    manifests = {number: tmp_path / "reward" / str(number) / "manifest.json" for number in (1, 2)}
+    held = json.loads(manifests[1].read_text())
+    held["created_at"] = "2026-01-01T00:00:00"  # without a time zone
+    held["metrics"] = {"gate_candidate_accuracy": float("nan")}
+    manifests[1].write_text(json.dumps(held))
+    manifests[2].unlink()
+    manifests[2].mkdir()
+    listed = _run("models", "list", "reward", "--store", str(tmp_path), "--json")
+    found = json.loads(listed.stdout, parse_constant=pytest.fail)
+    assert [(each["version"], each["state"]) for each in found] == [("3", "stored"), ("2", "damaged"), ("1", "stored")]
+    assert found[2]["metrics"] == {"gate_candidate_accuracy": None}
+    assert _run("models", "list", "reward", "--store", str(tmp_path)).exit_code == 0
+    shown = _run("models", "show", "reward", "2", "--store", str(tmp_path))
+    assert (shown.exit_code, len(shown.stderr.splitlines())) == (2, 1)

@@ -28,7 +28,7 @@ from rewardloop_trainer.commands import policy_train as policy_train_cli
 from rewardloop_trainer.commands import sft as sft_cli
 from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.data.base_text import load_tokenizer
-from rewardloop_trainer.data.layout_check import Use
+from rewardloop_trainer.data.layout_check import Use, copy_of
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -118,7 +118,38 @@ def test_a_plain_template_is_exact_and_the_manifest_says_so(model: str, tmp_path
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, CHATML)
     assert export(base, model=model) == 0
-    assert note(base, model=model) == "exact, by affixes: 17 probes have the ids that the base's tokenizer gives them"
+    assert note(base, model=model) == "exact, by affixes: 20 probes have the ids that the base's tokenizer gives them"
+
+
+NEXT_IS_THE_SAME = "loop.nextitem is defined and loop.nextitem.role == message.role"
+# Each writes something else than affixes for conversations of some kind.
+BY_CONVERSATION = {
+    "leaves out the assistant's first turn": "{% if not (loop.first and message.role == 'assistant') %}TURN{% endif %}",
+    "merges turns of the user": f"{{% if {NEXT_IS_THE_SAME} %}}{{{{ message.content }}}}{{% else %}}TURN{{% endif %}}",
+    "refuses a system turn at the end": (
+        "{% if loop.last and message.role == 'system' %}{{ raise_exception('no user') }}{% endif %}TURN"
+    ),
+    "reads a switch in a text": "{% if '/quick' in message.content %}quick{% endif %}TURN",
+    "reads the end of a text": "{% if message.content.endswith('/quick') %}quick{% endif %}TURN",
+}
+
+
+@pytest.mark.parametrize("use", ["read", "write"])
+@pytest.mark.parametrize("name", BY_CONVERSATION)
+def test_a_template_whose_turns_depend_on_the_conversation_is_rendered(name: str, use: Use, tmp_path: Path) -> None:
+    turn = "{{ '<|im_start|>' + message.role + ':' + message.content + '<|im_end|>' }}"
+    turns = "{%- for message in messages -%}" + BY_CONVERSATION[name].replace("TURN", turn) + "{%- endfor -%}"
+    save_tokenizer(tmp_path, turns + "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant:' }}{%- endif -%}")
+    tokenizer = load_tokenizer(tmp_path)
+    layout = decoder_layout(tokenizer, use)
+    refuses_prompts = name == "refuses a system turn at the end" and use == "read"
+    assert layout.note.startswith("exact, by affixes" if refuses_prompts else "exact, by its template")
+    said = [Turn("assistant", "a"), Turn("user", "b"), Turn("user", "do it /quick")]
+    messages = [{"role": turn.role, "content": turn.content} for turn in said]
+    encoder = Encoder(copy_of(tokenizer), layout.text_format, 200)
+    assert encoder.prompt_ids(said) == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
 
 
 @pytest.mark.parametrize("model", ["reward", "policy"])
@@ -128,7 +159,7 @@ def test_a_template_that_affixes_do_not_express_is_rendered(template: str, model
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, template)
     assert export(base, model=model) == 0
-    assert note(base, model=model).startswith("exact, by its template: 17 probes")
+    assert note(base, model=model).startswith("exact, by its template: 20 probes")
     assert ModelStore(tmp_path / "store").manifest(model, 1).text_format["kind"] == "template"
 
 
@@ -156,7 +187,7 @@ def test_tokens_that_merge_over_a_border_are_those_of_the_rendered_text(tmp_path
     model = save_model(AutoModelForSequenceClassification, "llama", tmp_path)
     assert model.config.vocab_size == len(tokenizer)
     layout = reward_layout(tokenizer, RewardModel.from_base(tmp_path))
-    assert layout.note.startswith("exact, by its template: 17 probes")
+    assert layout.note.startswith("exact, by its template: 20 probes")
     encoder = Encoder(tokenizer.backend_tokenizer, layout.text_format, 200)
     answered = [{"role": "user", "content": "\nWhy?"}, {"role": "assistant", "content": "\nSo."}]
     ids = encoder.pair((Turn("user", "\nWhy?"),), "\nSo.").ids
@@ -168,7 +199,7 @@ def test_probes_that_the_template_itself_refuses_are_named(tmp_path: Path) -> No
     save_model(AutoModelForCausalLM, "llama", base)
     save_tokenizer(base, NO_SYSTEM)
     assert export(base) == 0
-    assert note(base).startswith("exact, by its template: 13 probes")
+    assert note(base).startswith("exact, by its template: 16 probes")
     assert note(base).endswith("both refuse system, system and several turns, empty system, two system turns")
     save_tokenizer(base, "{{ raise_exception('none') }}")
     with pytest.raises(Exception, match="none"):
@@ -195,7 +226,7 @@ def test_the_starters_bases_pass(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         assert export(tmp_path / name, model=name) == 0
-        assert note(tmp_path / name, model=name).startswith("exact, by affixes: 17 probes")
+        assert note(tmp_path / name, model=name).startswith("exact, by affixes: 20 probes")
     assert ModelStore(tmp_path / "store").manifest("reward", 1).notes["heads"] == "the checkpoint's"
 
 
@@ -216,7 +247,7 @@ def test_scores_of_rendered_dialogues_are_those_of_the_class(template: str, pad:
     classifier = save_model(AutoModelForSequenceClassification, "llama", tmp_path, tokenizer.pad_token_id)
     model = RewardModel.from_base(tmp_path, heads=2)
     layout = reward_layout(tokenizer, model)
-    assert layout.note.startswith("exact, by affixes: 17 probes")
+    assert layout.note.startswith("exact, by affixes: 20 probes")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     answers = ("Because.", "I do not know.\n", "ok")
     rendered = [
@@ -287,7 +318,7 @@ def test_affixes_have_the_template_beside_them_if_it_reads_tools(use: Use, tmp_p
     save_tokenizer(tmp_path, TOOLS_SAID_FIRST)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     layout = decoder_layout(tokenizer, use)
-    assert layout.note == "exact, by affixes: 25 probes have the ids that the base's tokenizer gives them"
+    assert layout.note == "exact, by affixes: 28 probes have the ids that the base's tokenizer gives them"
     assert isinstance(layout.text_format, TextFormat)
     assert layout.text_format.template is not None
     tokenizer.chat_template = TOOLS_SAID_FIRST.replace("message.tool_calls", "message.no_calls")
@@ -300,7 +331,8 @@ def test_affixes_have_the_template_beside_them_if_it_reads_tools(use: Use, tmp_p
 def test_tools_are_compared_where_the_template_has_them(kind: str, use: Use) -> None:
     layout = decoder_layout(tool_base(kind).hugging_face(), use)
     refused = {"llama": "two tool calls", "mistral": "developer, system later, two system turns, two tools, tool"}
-    equal = {"llama": 24, "mistral": 20}.get(kind, 25)
+    refused["mistral"] += ", assistant first, two user turns, system last"
+    equal = {"llama": 27, "mistral": 20}.get(kind, 28)
     note = f"exact, by its template: {equal} probes have the ids that the base's tokenizer gives them"
     assert layout.note == note + (f", and both refuse {refused[kind]}" if kind in refused else "")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rewardloop.process.mapped_pages import drop_read_pages, dropping_read_pages
+from rewardloop.process.mapped_pages import drop_read_pages, dropping_read_pages, mappings_to_drop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
 SIZE, PAGE = 96 * 2**20, 4096
@@ -70,3 +70,39 @@ def test_pages_are_dropped_as_long_as_the_context_lasts(file: Path) -> None:
             assert resident(file) < SMALL
     assert int(mapped.sum()) == SIZE
     assert resident(file) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("held", "is_dropped"),
+    [
+        ("Anonymous: 0 kB\nSwap: 0 kB", True),
+        ("Anonymous: 4 kB\nSwap: 0 kB", False),
+        ("Anonymous: 0 kB\nSwap: 4 kB", False),
+        ("Swap: 0 kB", False),
+    ],
+)
+def test_written_pages_that_are_swapped_out_count_as_written(held: str, is_dropped: bool) -> None:
+    described = f"1000-6001000 rw-p 00000000 08:01 7 /a b/weights\nRss: 98304 kB\n{held}\nVmFlags: rd wr\n"
+    others = "7000000-7001000 r--p 00000000 08:01 8 /other\nRss: 4 kB\nAnonymous: 0 kB\nSwap: 0 kB\n"
+    expected = [(0x1000, 0x6000000)] if is_dropped else []
+    assert mappings_to_drop(described + others, "/a b/weights") == expected
+    assert mappings_to_drop(others + described, "") == expected
+    assert mappings_to_drop(described, "/a b") == []
+
+
+def test_nothing_is_dropped_if_the_system_does_not_describe_its_mappings(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = np.memmap(file, dtype=np.uint8, mode="r")
+    assert int(mapped.sum()) == SIZE
+    before = resident(file)
+
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refused)
+        drop_read_pages()
+        with dropping_read_pages(file):
+            time.sleep(0.3)
+    assert resident(file) == before

@@ -83,3 +83,9 @@ def test_short_memory_is_no_fault_of_the_candidate(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("rewardloop_trainer.export.policy.load_served", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         prove_policy(tmp_path, quick_policy(0)[1])
+
+
+def test_short_memory_of_a_cpu_is_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewardloop_trainer.export.policy.load_served", lambda *_: torch.empty(2**60))
+    with pytest.raises(MemoryError, match="allocate memory"):
+        prove_policy(tmp_path, quick_policy(0)[1])

@@ -94,6 +94,21 @@ class ChatTemplate:
         return has_parts or not (filters <= _KEEPING_FILTERS and methods <= _KEEPING_METHODS)
 
     @cached_property
+    def looks_into_texts(self) -> bool:
+        """Whether what the template writes may depend on what a text holds, for example ``'/think' in content``.
+
+        Raises:
+            UnusableTemplate: The template is not valid.
+        """
+        methods = {call.node.attr for call in self._parsed.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr)}
+        held = [
+            compare.expr.value
+            for compare in self._parsed.find_all(nodes.Compare)
+            if any(operand.op in ("in", "notin") for operand in compare.ops) and isinstance(compare.expr, nodes.Const)
+        ]
+        return not methods.isdisjoint(_LOOKING_METHODS) or any(text not in _KEYS for text in held)
+
+    @cached_property
     def reads_tools(self) -> bool:
         """Whether the template may read tools, calls of them, or names beside a turn's role and content.
 
@@ -138,6 +153,13 @@ _KEEPING_FILTERS = frozenset(
 )
 _KEEPING_METHODS = frozenset(
     ("strip", "lstrip", "rstrip", "startswith", "endswith", "items", "keys", "values", "get", "append", "find", "index")
+)
+_LOOKING_METHODS = frozenset(("startswith", "endswith", "find", "index"))
+_KEYS = frozenset(  # of a message or a tool: a template that looks for one looks into no text
+    (
+        *("role", "content", "tool_calls", "tool_call_id", "name", "thinking", "reasoning", "reasoning_content"),
+        *("type", "function", "arguments", "description", "parameters", "properties", "required", "return", "enum"),
+    )
 )
 _OF_TOOLS = frozenset(("tools", "tool_calls", "tool_call_id", "name"))
 _MOST_STEPS = 200_000  # of the loops over ranges in one rendering

@@ -133,12 +133,12 @@ class GuardedTemplate:
         return Rendered(safe, guard)
 
     def guarded(self, guard: str, text: str, speaker: Speaker) -> str:
-        """Return a text with guards, but for a word in a tool or call, by which a template may look something up.
+        """Return a text with guards, but for a harmless word in a tool or call, by which a template may look things up.
 
         Raises:
             RefusedByTemplate: The text holds the name of a control token that cannot be interrupted.
         """
-        if speaker == "tools" and _WORD.fullmatch(text) and not self.tokenizer.is_within_a_name(text):
+        if speaker == "tools" and _WORD.fullmatch(text) and self._is_harmless_word(text):
             return text
         try:
             if self._template.may_rewrite:
@@ -189,6 +189,10 @@ class GuardedTemplate:
         """Whether no text holds a control token's name, or a part of one at an end where it could become whole."""
         harmless = self.tokenizer.is_harmless
         return all(harmless(text, by_assistant=speaker == "assistant") for text, speaker in asked.texts())
+
+    def _is_harmless_word(self, word: str) -> bool:
+        """Whether the word is no part of a control token's name, and holds none: such a name may be a word too."""
+        return self.tokenizer.is_harmless(word) and not self.tokenizer.is_within_a_name(word)
 
     def _has_part_of_a_name(self, asked: Asked) -> bool:
         """Whether a text of tools and calls is a part of a control token's name."""

@@ -166,10 +166,12 @@ class TemplateLayout:
 
     def _divided(self, texts: list[Rendered]) -> list[Rendered]:
         """Return what the texts share, and the rest of each."""
-        if any(text.guard for text in texts):
+        guards = {text.guard for text in texts if text.guard}
+        guard = guards.pop() if guards else ""
+        if guards or (guard and any(guard in text.text for text in texts if not text.guard)):
             return [Rendered(""), *texts]
         head, rest = self._guarded.divide([text.text for text in texts])
-        return [Rendered(head), *map(Rendered, rest)]
+        return [Rendered(head, guard), *(Rendered(each, guard) for each in rest)]
 
     def _rows(self, parts: Sequence[list[int] | RefusedConversation]) -> list[Row] | RefusedConversation:
         """Join the ids of a group's parts: the shared one, the rest of the invited prompt, and of each answered one."""

@@ -18,6 +18,7 @@ from pathlib import Path
 _LEAST_BYTES = 64 * 2**20  # a mapping with fewer resident bytes is left alone
 _EVERY_S = 0.1
 _MADV_DONTNEED = 4
+_HELD = frozenset(("Rss", "Anonymous", "Swap"))
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+) *(.*)")
 
 
@@ -57,19 +58,43 @@ def dropping_read_pages(path: Path) -> Iterator[None]:
 
 
 def _read_mappings(path: str) -> list[tuple[int, int]]:
-    """Return address and length of each mapping of a file that holds many pages and none that was written."""
+    """Return address and length of each mapping of a file that holds many pages and none that was written.
+
+    There is none if the system does not say what the mappings hold.
+    """
+    try:
+        described = Path("/proc/self/smaps").read_text(errors="replace")
+    except OSError:  # in some sandboxes
+        return []
+    return mappings_to_drop(described, path)
+
+
+def mappings_to_drop(smaps: str, path: str) -> list[tuple[int, int]]:
+    """Return address and length of each mapping that a text of ``/proc/self/smaps`` says may be dropped.
+
+    Args:
+        smaps: The text.
+        path: The file whose mappings are meant; empty for all files.
+    """
     found = []
     place: tuple[int, int] | None = None
-    resident = 0
-    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+    held: dict[str, int] = {}
+
+    def end_mapping() -> None:
+        # A written page is anonymous while it is resident, and is counted as swapped once it is not.
+        is_written = held.get("Anonymous", 1) > 0 or held.get("Swap", 0) > 0
+        if place is not None and not is_written and held.get("Rss", 0) >= _LEAST_BYTES:
+            found.append(place)
+
+    for line in smaps.splitlines():
         if mapping := _MAPPING.match(line):
+            end_mapping()
             start, end = int(mapping[1], 16), int(mapping[2], 16)
             is_meant = mapping[4] != "0" and "x" not in mapping[3] and path in ("", mapping[5])
-            place, resident = ((start, end - start) if is_meant else None), 0
+            place, held = ((start, end - start) if is_meant else None), {}
             continue
         name, _, value = line.partition(":")
-        if name == "Rss":
-            resident = int(value.split()[0]) * 1024
-        elif name == "Anonymous" and place is not None and value.split()[0] == "0" and resident >= _LEAST_BYTES:
-            found.append(place)
+        if name in _HELD:
+            held[name] = int(value.split()[0]) * 1024
+    end_mapping()
     return found

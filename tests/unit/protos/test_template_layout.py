@@ -183,6 +183,35 @@ def control(layout: TemplateLayout, ids: list[int] | None) -> list[int]:
     return [i for i in ids if i in layout.control_ids]
 
 
+@pytest.mark.parametrize("kind", CHAT_KINDS)
+@pytest.mark.parametrize("private", ["", "\ue000"])  # the character that first comes to hand as a guard
+def test_responses_beside_a_forged_marker_get_the_ids_that_they_have_alone(kind: str, private: str) -> None:
+    base = chat_base(kind)
+    layout = layout_of(base)
+    for said, first in ((f"x {base.eos} y", "fox"), ("x y", f"fox {base.eos}")):
+        prompt = as_turns([user(said), assistant("b"), user("c")])
+        responses = [first, f" An{private} answer.\n", "", f"{base.eos}"]
+        (together,) = layout.rows([(prompt, responses)])
+        alone = layout.rows([(prompt, [response]) for response in responses])
+        assert isinstance(together, list)
+        expected = [row for rows in alone if isinstance(rows, list) for row in rows]
+        assert [row.prompt + row.response for row in together] == [row.prompt + row.response for row in expected]
+
+
+def test_a_forged_marker_does_not_make_a_group_cost_a_prompt_for_each_response() -> None:
+    base = chat_base("chatml")
+    layout = layout_of(base)
+    prompt = as_turns([user(f"{base.eos} {'fox dog ' * 10_000}")])
+
+    def seconds(responses: int) -> float:
+        started = time.process_time()
+        layout.rows([(prompt, [f"a{i}" for i in range(responses)])])
+        return time.process_time() - started
+
+    seconds(1)
+    assert seconds(64) < 12 * seconds(1)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in CHAT_KINDS if kind != "unigram"])
 def test_a_forged_marker_gets_the_ids_that_hugging_faces_own_guard_gives(kind: str) -> None:
     """Of Unigram tokenizers transformers encodes the pieces around a marker one by one, and we in their context."""

@@ -236,6 +236,25 @@ def test_no_text_of_tools_and_calls_gives_a_control_token(kind: str) -> None:
     assert read == 90 or (kind == "mistral" and read > 40)
 
 
+@pytest.mark.parametrize("special", ["PAD", "_end_"])
+def test_a_control_token_that_is_a_word_cannot_be_forged_within_another_word(special: str) -> None:
+    base = tool_base("hermes")
+    tokenizer = base.hugging_face().backend_tokenizer
+    tokenizer.add_special_tokens([special])
+    layout = layout_of(ChatBase(tokenizer, base.template, base.bos, base.eos))
+
+    def said(word: str) -> tuple[Turn, ...]:
+        properties = {word: {"type": "string"}}
+        tool = {"function": {"name": word, "description": "d", "parameters": {"properties": properties}}}
+        call = {"id": word, "function": {"name": word, "arguments": {word: word}}}
+        return conversation([user("a"), assistant("", call), result("1", word, word)], [tool])
+
+    words = ["x", special, f"x{special}", f"{special}x", f"a_{special}_b"]
+    found = layout.prompts([said(word) for word in words])
+    controls = [[i for i in ids if i in layout.control_ids] for ids in found if isinstance(ids, list)]
+    assert controls == [controls[0]] * len(words)
+
+
 @pytest.mark.parametrize("kind", ["qwen", "hermes"])
 def test_an_answer_may_call_a_tool_in_its_own_text_and_nobody_else_may(kind: str) -> None:
     base = tool_base(kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.data.split import QuestionKeys, keys_of, normalised, side_of
+from rewardloop_trainer.data.split import QuestionKeys, keys_of, normalised, prompt_key, side_of
 
 
 def test_the_split_gives_the_asked_shares() -> None:
@@ -67,3 +67,12 @@ def test_keys_are_the_first_and_last_turn_of_the_user() -> None:
     assert keys_of((system, first)) == keys_of((first,))
     assert keys_of((system, first, answer, last)) == QuestionKeys("first", "last")
     assert keys_of((system,)) == QuestionKeys("today is 2026-01-01", "today is 2026-01-01")
+
+
+def test_tools_that_are_spelled_otherwise_are_the_same_prompt() -> None:
+    def key(tools: str) -> bytes:
+        return prompt_key((Turn("tools", tools), Turn("user", "a")))
+
+    spelled = key('[{"name": "f", "strict": true, "description": "é"}]')
+    assert key('[{"description":"\\u00e9","name":"f","strict":true}]') == spelled
+    assert key('[{"name": "g", "strict": true, "description": "é"}]') != spelled

@@ -135,11 +135,12 @@ def _of_template(
     except ValueError as error:  # several templates, and none of them is the default
         raise UnusableBase(f"its chat template cannot be chosen: {error}") from error
     try:
-        if not ChatTemplate(source).may_rewrite:  # affixes would leave texts as they are
+        template_itself = ChatTemplate(source)
+        if not template_itself.may_rewrite and not template_itself.looks_into_texts:  # else affixes could differ
             affixes = TextFormat.from_chat_template(copy_of(tokenizer), render, eos_id=eos_id, pad_id=pad_id)
             if use == "read":
                 affixes = replace(affixes, response=Affix(affixes.response.prefix, affixes.assistant.suffix))
-            if ChatTemplate(source).reads_tools:
+            if template_itself.reads_tools:
                 template, _ = _template_format(tokenizer, eos_id=eos_id, pad_id=pad_id, unread=unread)
                 affixes = replace(affixes, template=template)
             affixes = _without_unread(affixes, unread)

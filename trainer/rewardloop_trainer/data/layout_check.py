@@ -58,10 +58,11 @@ def check_dialogues(tokenizer: Any, layout: Layout, *, use: Use, unread: int | N
         *before, answer = dialogue
         (found,) = (layout.rows if use == "read" else layout.completions)([(before, [answer.content])])
         theirs = _by_template(tokenizer, dialogue, invite=False)
+        asked = None if use == "read" else _by_template(tokenizer, before, invite=True)
         if isinstance(found, NoPlaceForTools):
             no_place.append(name)
             continue
-        if theirs is None:
+        if theirs is None or (use == "write" and asked is None):
             if not isinstance(found, RefusedConversation):
                 return LayoutCheck(
                     equal, tuple(refused), f"the template refuses probe {name!r}, and this layout does not"
@@ -71,7 +72,6 @@ def check_dialogues(tokenizer: Any, layout: Layout, *, use: Use, unread: int | N
         if isinstance(found, RefusedConversation):
             return LayoutCheck(equal, tuple(refused), f"probe {name!r}: {found}")
         (row,) = found
-        asked = None if use == "read" else _by_template(tokenizer, before, invite=True)
         ours, theirs = _comparable(row, theirs, asked, use, unread)
         if difference := _difference(tokenizer, name, ours, theirs):
             return LayoutCheck(equal, tuple(refused), difference)

@@ -48,6 +48,9 @@ _DIALOGUES: dict[str, tuple[tuple[str, str], ...]] = {
     "many turns": tuple((role, f"Turn {i}.") for i in range(6) for role in ("user", "assistant")),
     "two tools": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("tool", "four"), ("assistant", "Four.")),
     "tool": (("user", "2 + 2?"), ("assistant", "I ask."), ("tool", "4"), ("assistant", "Four.")),
+    "assistant first": (("assistant", "Hello."), ("user", "Why?"), ("assistant", "Because.")),
+    "two user turns": (("user", "Hello."), ("user", "Why?"), ("assistant", "Because.")),
+    "system last": (("user", "Why?"), ("system", "Be brief."), ("assistant", "Because.")),
     "long": (("user", _LONG), ("assistant", _LONG)),
 }
 

@@ -11,10 +11,12 @@ questions that come up in several conversations.
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from rewardloop.formats.messages import TOOLS, Turn
 from rewardloop_trainer.data.preferences import Prompt
 
 Side: TypeAlias = Literal["train", "judge", "heldout"]
@@ -39,8 +41,11 @@ def keys_of(prompt: Prompt) -> QuestionKeys:
 
 
 def prompt_key(prompt: Prompt) -> bytes:
-    """Identify prompts that ask the same: a hash of their normalised turns."""
-    parts = (f"{turn.role}\x1f{normalised(turn.content)}" for turn in prompt)
+    """Identify prompts that ask the same: a hash of their normalised turns.
+
+    How the JSON of tools is spelled, and in which order their keys stand, makes no difference.
+    """
+    parts = (f"{turn.role}\x1f{normalised(_spelled(turn))}" for turn in prompt)
     return hashlib.sha256("\x1e".join(parts).encode()).digest()
 
 
@@ -73,6 +78,10 @@ def normalised(text: str) -> str:
     while end > start and _is_edge(folded[end - 1]):
         end -= 1
     return folded[start:end] or folded
+
+
+def _spelled(turn: Turn) -> str:
+    return json.dumps(json.loads(turn.content), sort_keys=True) if turn.role == TOOLS else turn.content
 
 
 def _is_edge(character: str) -> bool:

@@ -20,7 +20,8 @@ from rewardloop_trainer.policy.base_policy import PolicyBase
 
 # Of different lengths, so that the shorter prompts are padded.
 _PROBES = ("Hello", "Hello, how are you?", "Count up. " + " ".join(map(str, range(40))))
-
+# In the words of torch ("can't allocate memory") and of the system, which are no MemoryError on a CPU.
+_SHORT_MEMORY = "allocate memory"
 
 PARITY = (
     f"the worker gives the first {STEPS} tokens of the answers to {len(_PROBES)} prompts together the scores that "
@@ -82,6 +83,8 @@ def prove_policy(directory: Path, encoder: Encoder) -> None:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # as above
+        if _SHORT_MEMORY in str(error):
+            raise MemoryError(first_line(error)) from error
         raise ExportFailed(f"the policy worker cannot serve the trained policy: {first_line(error)}") from error
 
 
