@@ -26,7 +26,7 @@ def sentences(notes: Mapping[str, str]) -> list[str]:
     found = [_SENTENCES.get(name, f"{name}: {{}}.").format(note) for name, note in notes.items()]
     if notes.get("layout", "").startswith("plain"):
         found.append(
-            "WARNING: texts are laid out plainly. If the base was trained on another layout, its scores are not its own."
+            "WARNING: texts are laid out plainly. If the base was trained on another layout, its scores are others."
         )
     return sorted(found, key=is_warning)
 
