@@ -191,7 +191,7 @@ def test_an_export_says_where_the_heads_come_from(tmp_path: Path, capsys: pytest
     for version, (name, note) in enumerate(zip(("plain", "classifier"), expected, strict=True), start=1):
         flags = ["--base", str(tmp_path / name), "--store", str(tmp_path / "store"), "--seed", "7"]
         assert export_cli.main(flags) == 0
-        assert f"rewardloop export: heads: {note}\n" in capsys.readouterr().err
+        assert f"rewardloop export: The score heads are {note}.\n" in capsys.readouterr().err
         assert store.manifest("reward", version).notes["heads"] == note
 
 

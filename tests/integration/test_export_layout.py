@@ -376,14 +376,12 @@ def test_supervised_training_takes_the_plain_layout_and_an_export_of_it_has_the_
 def test_a_policy_trained_with_the_plain_layout_says_so(
     at_random: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, store = tmp_path / "rows.jsonl", tmp_path / "store"
+    rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(8)))
-    flags = ["--base", str(at_random), "--prompts", str(rows), "--out", str(tmp_path / "out"), "--store", str(store)]
-    flags += ["--algorithm", "dpo", "--epochs", "1", "--heldout-share", "0", "--torch-threads", "1", "--publish"]
+    flags = ["--base", str(at_random), "--prompts", str(rows), "--out", str(tmp_path / "out")]
+    flags += ["--algorithm", "dpo", "--epochs", "1", "--heldout-share", "0", "--torch-threads", "1"]
     assert policy_train_cli.main(flags) == 2
     assert "--layout plain" in capsys.readouterr().err
     assert policy_train_cli.main([*flags, "--layout", "plain"]) == 0
-    manifest = ModelStore(store).manifest("policy", 1)
-    assert manifest.notes["layout"] == "plain, as asked"
     assert json.loads((tmp_path / "out" / "policy" / "run.json").read_text())["layout"] == "plain, as asked"
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / "policy").chat_template is None

@@ -174,6 +174,9 @@ def test_training_and_export_read_the_same_position(kind: str, tmp_path: Path) -
     padded = torch.cat((ids, torch.zeros(1, 3, dtype=torch.long)), 1)
     mask = torch.tensor([[1] * 6 + [0] * 3])
     with torch.no_grad():
-        states = model.trunk(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-        pooled = states.mean(0) if config(kind).model_type in ("bert", "roberta") else states[5]
+        found = model.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        states = found.last_hidden_state[0]
+        is_encoder = config(kind).model_type in ("bert", "roberta")
+        middle = found.hidden_states[1][0]  # two thirds of two layers
+        pooled = torch.cat([middle.mean(0), states.mean(0)]) if is_encoder else states[5]
         torch.testing.assert_close(model(padded, mask)[0], model.heads(pooled), atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ from support.reward_bases import save_base
 from rewardloop.formats.store import MODEL, Manifest, ModelStore
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.commands import export as export_cli
-from rewardloop_trainer.data.gate_pairs import CorruptPairs, read_pairs
+from rewardloop_trainer.data.files.gate_pairs import CorruptPairs, read_pairs
 
 pytestmark = pytest.mark.long
 

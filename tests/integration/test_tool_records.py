@@ -17,9 +17,9 @@ from rewardloop_data.rows import Labels, RowError, events_of
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.archive.entry import InvalidEntry, decode
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.data.policy_rows import read_policy_data
+from rewardloop_trainer.data.files.policy_rows import read_policy_data
+from rewardloop_trainer.data.files.sft_rows import dialogue_of
 from rewardloop_trainer.data.preferences import Pair, from_event
-from rewardloop_trainer.data.sft_rows import dialogue_of
 from rewardloop_trainer.reward.anchors import Anchor, read_anchors, write_anchors
 
 SCHEMA = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rewardloop_data.source_file import SourceFile
-from rewardloop_trainer.data.policy_rows import PolicyData, UnusableRows, read_policy_data
+from rewardloop_trainer.data.files.policy_rows import PolicyData, UnusableRows, read_policy_data
 
 PAIR = {"prompt": "q1", "chosen": "a", "rejected": "b"}
 

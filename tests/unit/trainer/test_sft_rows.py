@@ -15,7 +15,7 @@ from rewardloop.formats.text import Turn
 from rewardloop_data.rows import RowError
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.dialogues import Dialogue
-from rewardloop_trainer.data.sft_rows import dialogue_of, read_dialogues
+from rewardloop_trainer.data.files.sft_rows import dialogue_of, read_dialogues
 
 
 def said(*contents: str) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from rewardloop_trainer.commands.export_reward import export_reward_base
     from rewardloop_trainer.data.base_path import check_base
     from rewardloop_trainer.data.base_text import UnusableBase
-    from rewardloop_trainer.data.gate_pairs import CorruptPairs
+    from rewardloop_trainer.data.files.gate_pairs import CorruptPairs
     from rewardloop_trainer.export.errors import ExportFailed, ParityError, UnusableGraph
     from rewardloop_trainer.reward.adapter_base import merged_base
     from rewardloop_trainer.reward.anchors import UnusableAnchors

@@ -19,7 +19,7 @@ from rewardloop_trainer.commands.export_notes import said
 from rewardloop_trainer.commands.export_settings import ExportSettings
 from rewardloop_trainer.commands.progress import FileProgress
 from rewardloop_trainer.data.base_text import check_vocabulary, load_tokenizer
-from rewardloop_trainer.data.gate_pairs import read_pairs
+from rewardloop_trainer.data.files.gate_pairs import read_pairs
 from rewardloop_trainer.data.input_length import DEFAULT_REWARD_LENGTH, input_length
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.parity import (

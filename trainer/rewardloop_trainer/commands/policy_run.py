@@ -24,7 +24,7 @@ from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.base_path import check_base
-from rewardloop_trainer.data.policy_rows import PolicyData
+from rewardloop_trainer.data.files.policy_rows import PolicyData
 from rewardloop_trainer.evaluation.answers import Contenders, compare_policies, server_scorer
 from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.policy import prove_policy

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_client import InvalidAddress, RewardloopError
     from rewardloop_data.source_file import SourceFile, UnreadableFile
     from rewardloop_trainer.commands.policy_run import run_policy_training
-    from rewardloop_trainer.data.policy_rows import UnusableRows, read_policy_data
+    from rewardloop_trainer.data.files.policy_rows import UnusableRows, read_policy_data
     from rewardloop_trainer.learning.world import joined
     from rewardloop_trainer.policy.online.sampler import SamplerError
 

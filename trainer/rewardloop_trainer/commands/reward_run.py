@@ -17,9 +17,9 @@ from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore, Trunk
 from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
+from rewardloop_trainer.data.files.reward_rows import RewardData
 from rewardloop_trainer.data.preferences import pairs_of
 from rewardloop_trainer.data.replay import Replay
-from rewardloop_trainer.data.reward_rows import RewardData
 from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict

@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_data.source_file import SourceFile, UnreadableFile
     from rewardloop_trainer.commands.reward_run import RewardTrainRun
     from rewardloop_trainer.data.base_text import UnusableBase
-    from rewardloop_trainer.data.policy_rows import UnusableRows
-    from rewardloop_trainer.data.reward_rows import read_reward_data
+    from rewardloop_trainer.data.files.policy_rows import UnusableRows
+    from rewardloop_trainer.data.files.reward_rows import read_reward_data
     from rewardloop_trainer.export.errors import ExportFailed
     from rewardloop_trainer.learning.world import World, joined
     from rewardloop_trainer.reward.start import NothingToTrain

@@ -57,8 +57,8 @@ def run(settings: SftRunSettings) -> int:
 
     from rewardloop_data.source_file import SourceFile
     from rewardloop_trainer.data.base_path import check_base
+    from rewardloop_trainer.data.files.sft_rows import read_dialogues
     from rewardloop_trainer.data.pools.sides import split_at_once
-    from rewardloop_trainer.data.sft_rows import read_dialogues
     from rewardloop_trainer.learning import checkpoint
     from rewardloop_trainer.learning.world import World
     from rewardloop_trainer.policy.sft import train_sft

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from rewardloop_trainer.learning.described_tensors import load_described, save_described
 from rewardloop_trainer.reward.base_heads import load_start
 from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_config
 from rewardloop_trainer.reward.decoder_rows import states_at
-from rewardloop_trainer.reward.described_tensors import load_described, save_described
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.heads.neck import ClassifierNeck, Neck, load_neck, neck_weights, save_neck
 from rewardloop_trainer.reward.heads.step_scores import STEP_RULES, StepRule, combined, split_marks

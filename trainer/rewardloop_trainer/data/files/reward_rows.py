@@ -9,7 +9,7 @@ import structlog
 
 from rewardloop_data.rows import Labels, RowError, events_of
 from rewardloop_data.source_file import SourceFile
-from rewardloop_trainer.data.policy_rows import UnusableRows
+from rewardloop_trainer.data.files.policy_rows import UnusableRows
 from rewardloop_trainer.data.pools.sides import split_at_once
 from rewardloop_trainer.data.preferences import Record, from_event
 
