@@ -354,5 +354,5 @@ def _text(prompt: common_pb2.Prompt) -> str:
 
 
 def _check_expected(request: model_pb2.PromoteRequest | model_pb2.RollbackRequest, active: str) -> None:
-    if request.HasField("expected_version") and request.expected_version != active:
-        raise PointerMoved(f"{request.model} {active or '(none)'} is active, not {request.expected_version}")
+    if active and request.HasField("expected_version") and request.expected_version != active:
+        raise PointerMoved(f"{request.model} {active} is active, not {request.expected_version}")

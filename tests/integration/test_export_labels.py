@@ -107,5 +107,5 @@ def test_an_export_prints_and_notes_the_sum(tmp_path: Path, capsys: pytest.Captu
     save(AutoModelForSequenceClassification, "llama", tmp_path / "base", labels=2)
     assert export_cli.main(["--base", str(tmp_path / "base"), "--store", str(tmp_path / "store")]) == 0
     note = "the checkpoint's: LABEL_1 - LABEL_0"
-    assert f"rewardloop export: heads: {note}\n" in capsys.readouterr().err
+    assert f"rewardloop export: The score heads are {note}.\n" in capsys.readouterr().err
     assert ModelStore(tmp_path / "store").manifest("reward", 1).notes["heads"] == note

@@ -19,6 +19,7 @@ from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.settings import ServeSettings
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.policy.settings import PolicyGateLimits
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.settings import TrainSettings
 
@@ -88,6 +89,7 @@ def test_the_flags_that_the_runbook_names_exist() -> None:
     for settings in (ServeSettings, TrainSettings, PolicyWorkerSettings):
         known |= {name.replace("_", "-") for name in settings.model_fields}
     known |= {f"reward.{name.replace('_', '-')}" for name in RewardHyperparameters.model_fields}
+    known |= {f"policy.gate.{name.replace('_', '-')}" for name in PolicyGateLimits.model_fields}
     assert named <= known, named - known
 
 

@@ -15,7 +15,7 @@
 -- ARGV[5]  most previous versions that are kept
 -- ARGV[6]  the version that must be active now, for a rollback; '' for a promotion
 -- ARGV[7]  the epoch of the trainer that asks as the leader; 0 if nobody asks as a leader
--- ARGV[8]  the version that must be active for a promotion; '' for any
+-- ARGV[8]  the version that must be active for a promotion, if any is; '' for any
 -- Returns {the version that was active before, or nil; outcome}. The outcome is
 --    1  the pointer is at the version now
 --    0  a rollback was not made, because the pointer has moved meanwhile
@@ -30,7 +30,7 @@ local old = raw and cjson.decode(raw)
 local before, previous = false, {}
 if old then before, previous = old.version, old.previous end
 if epoch > 0 and tonumber(redis.call('HGET', KEYS[2], model) or 0) > epoch then return {before, -1} end
-if ARGV[8] ~= '' and before ~= ARGV[8] then return {before, -2} end
+if ARGV[8] ~= '' and before and before ~= ARGV[8] then return {before, -2} end
 local is_held = old and old.held
 if epoch > 0 then
     if is_held then return {before, -3} end

@@ -88,7 +88,7 @@ class ActivePointer:
             version: The version to make active.
             reason: Why, for the record.
             leader_epoch: The epoch of a trainer that asks as the leader; 0 if nobody asks as a leader.
-            expected: The version that must be active; None for any.
+            expected: The version that must be active, if any is; None for any.
 
         Raises:
             InvalidRequest: No trainer has led with this epoch.
@@ -108,7 +108,7 @@ class ActivePointer:
             case -1:
                 raise Overtaken(f"a trainer that led later than {leader_epoch} has promoted a version of {model}")
             case -2:
-                raise PointerMoved(f"{model} {before or '(none)'} is active, not {expected}")
+                raise PointerMoved(f"{model} {before} is active, not {expected}")
             case -3:
                 raise PromotionHeld(
                     f"{model} was rolled back to {before}: a person must promote a version, which may be this one, "

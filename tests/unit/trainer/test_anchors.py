@@ -146,7 +146,8 @@ def test_a_prompt_may_be_a_text_or_messages_with_parts(tmp_path: Path) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
     named = [{"role": "user", "content": "q", "name": "Ann"}]
     path.write_text("".join(json.dumps({"prompt": p, "response": "x"}) + "\n" for p in ("q", parts, named)))
-    assert read_anchors(path) == (Anchor((Turn("user", "q"),), "x"),) * 3
+    plain = Anchor((Turn("user", "q"),), "x")
+    assert read_anchors(path) == (plain, plain, Anchor((Turn("user", "q", name="Ann"),), "x"))
 
 
 @pytest.mark.parametrize(

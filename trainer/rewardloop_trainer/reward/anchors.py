@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import structlog
 
-from rewardloop.formats.messages import MessageError, message_of, turn_of
+from rewardloop.formats.messages import MessageError, Turn, message_of, turn_of
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
 from rewardloop_data.rows import RowError, text_of, turns_of
 from rewardloop_data.source_file import SourceFile, UnreadableFile
@@ -183,12 +183,16 @@ def _turns(prompt: Any) -> Prompt:
     """Return the turns of a prompt. Messages are taken as `write_anchors` wrote them, blank ones too."""
     if not isinstance(prompt, list) or not prompt:
         return turns_of("prompt", prompt)
-    if not all(isinstance(message, dict) for message in prompt):
-        raise RowError("prompt: is not a list of messages")
+    return tuple(_turn(f"prompt[{i}]", message) for i, message in enumerate(prompt))
+
+
+def _turn(field: str, message: Any) -> Turn:
+    if not isinstance(message, dict):
+        raise RowError(f"{field}: is not a {{role, content}} message")
     try:
-        return tuple(turn_of(message) for message in prompt)
+        return turn_of(message)
     except MessageError as error:
-        raise RowError(f"prompt{error.field}: {error.problem}") from error
+        raise RowError(f"{field}{f'.{error.field}' if error.field else ''}: {error.problem}") from error
 
 
 def write_anchors(path: Path, anchors: Iterable[Anchor]) -> None:
