@@ -31,7 +31,7 @@ from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.commands.export import main as export
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR
 from rewardloop_trainer.reward.anchors import ANCHORS, shipped_anchors
-from rewardloop_trainer.reward.calibrate import anchor_logits
+from rewardloop_trainer.reward.calibrate import anchor_logits, fit_calibration
 from rewardloop_trainer.reward.examples import collate
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import start_from
@@ -152,7 +152,8 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
         start = start_from(world.store, version.version, RewardHyperparameters(), 0)
         logits = anchor_logits(start.model, start.encoder, shipped_anchors().anchors)
         scores = version.calibration.scale * logits + version.calibration.offset
-        assert (scores.mean(), scores.std()) == (pytest.approx(0.0, abs=0.1), pytest.approx(1.0, abs=0.1))
+        again = fit_calibration(scores)  # level 0 and deviation 1, outlying scores drawn in
+        assert (again.offset, again.scale) == (pytest.approx(0.0, abs=0.1), pytest.approx(1.0, abs=0.1))
     poor, good = world.client.score("question 3", ["poor answer 9", "good answer 9"]).scores
     assert good.score > poor.score
     assert not list((world.directory / "work" / "rounds").iterdir())

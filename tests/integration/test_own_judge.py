@@ -88,7 +88,7 @@ def test_judge_with_too_few_signals_says_how_many_it_needs(tmp_path: Path, redis
 
 def test_judge_that_is_not_shown_to_agree_with_people_judges_nothing(tmp_path: Path, redis_url: str) -> None:
     """It learns next to nothing, and half of the held-out people say the opposite of the others."""
-    setting = setting_of(tmp_path, redis_url, 0, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9)
+    setting = setting_of(tmp_path, redis_url, 0, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, linear_start=0)
     opposite = [Recorded(f"{1_700_003_000_000 + i}-0", row.event) for i, row in enumerate(choices(60, ("bbbb", "a")))]
     setting.ledger.append(opposite)
     last = setting.ledger.last_stream_id

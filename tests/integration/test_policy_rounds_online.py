@@ -82,6 +82,7 @@ def test_a_round_learns_what_the_reward_model_likes_and_goes_live(
 ) -> None:
     learning = {"algorithm": algorithm, "online": ONLINE, "beta": 1.0, "sft_weight": 0.0}
     setting = Setting(tmp_path, services.redis_url, server=services.client, store=services.store, **learning)
+    services.client.promote("policy", "1")  # from which the round starts, and which it may replace
     assert setting.round().run() == "promoted", setting.current.state
     live = services.client.get_version("policy").version
     manifest = services.store.manifest("policy", live)
@@ -107,6 +108,7 @@ def test_a_round_learns_from_thumbs_and_goes_live(services: Services, tmp_path: 
     setting = Setting(
         tmp_path, services.redis_url, server=services.client, store=services.store, more=thumbs, choices=0, **learning
     )
+    services.client.promote("policy", "1")
     assert setting.round().run() == "promoted", setting.current.state
     manifest = services.store.manifest("policy", services.client.get_version("policy").version)
     assert (manifest.parent, manifest.notes["method"]) == ("1", "kto")

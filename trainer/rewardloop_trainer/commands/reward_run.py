@@ -15,8 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore, Trunk
-from rewardloop_trainer.commands.base_path import check_base_path
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
+from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.reward_rows import RewardData
 from rewardloop_trainer.data.preferences import pairs_of
 from rewardloop_trainer.data.replay import Replay
