@@ -16,7 +16,7 @@ class ExportSettings(ProcessSettings, HeadChoice):
 
     basic_settings = (
         *("base", "store", "model", "max_length", "layout", "heads", "new_heads", "label_weights", "step_scores"),
-        *("anchors", "precision", "onnx"),
+        *("step_token", "anchors", "onnx"),
     )
     setting_groups = (
         ("new_heads", "Trained heads"),
