@@ -38,7 +38,7 @@ class World:
         self.proxy = stack.enter_context(TcpProxy(self.redis.port))
         self.disk = directory / "disk"
         try:
-            stack.enter_context(small_disk(self.disk, kib=2048))
+            stack.enter_context(small_disk(self.disk, kib=8192))
             self.has_small_disk = True
         except BaseException as error:  # pytest's skip: no root, or no tmpfs here
             if isinstance(error, KeyboardInterrupt):
