@@ -194,7 +194,7 @@ def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_tha
     with world_of(tmp_path) as world:
         put(world.redis, *(asked(i) for i in range(300)))
         assert world.trainer("--once", *DELTA).wait(240) == 0, world.log
-        assert "this round publishes a whole version" in world.log
+        assert "this run makes a whole version" in world.log
         whole = world.live()
         assert (whole.version, whole.trunk) == ("2", None), world.log
         put(world.redis, *(asked(i) for i in range(300, 600)))
@@ -259,6 +259,7 @@ def test_worse_candidate_is_refused_kept_and_not_served(world: World) -> None:
     # Nothing is left of what was learned. A far higher rate makes the gradients infinite on some processors.
     put(world.redis, *(asked(i) for i in range(300, 600)))
     ruined = ("--reward.learning-rate", "1", "--reward.head-learning-rate", "10", "--reward.warmup-share", "0")
+    ruined += ("--reward.linear-start", "0", "--reward.fresh-growth", "0", "--reward.gate-margin", "0")
     assert world.trainer("--once", "--reward.gate-tolerance", "0", *ruined).wait(120) == 0, world.log
     assert "rounds_refused=1" in last_line(world.log)
     assert world.store.versions("reward") == [1, 2]

@@ -30,6 +30,7 @@ FAST = {
     "heads": "2",
     "heldout-share": "0.2",
     "max-length": "96",
+    "gate-prompts": "10",
     "device": "cpu",
     "seed": str(learning_seed()),
 }
