@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 from support.learning_runs import THREADS, learning_seed
 from support.reward_bases import save_base
 
-from rewardloop.formats.store import MODEL, ModelStore
+from rewardloop.formats.store import ADAPTER, MODEL, Manifest, ModelStore
 from rewardloop_trainer.commands import reward_train
+from rewardloop_trainer.export.parity import PARITY_TOLERANCE
+from rewardloop_trainer.rounds.publish import publish_once
 
 PATIENCE_S = 200.0
 FAST = {
@@ -89,6 +92,25 @@ def test_a_base_becomes_a_version_that_a_second_run_starts_from(
     manifest = ModelStore(str(store)).manifest("reward", "2")
     assert manifest.parent == "1"
     assert manifest.metrics["gate_candidate_accuracy"] > manifest.metrics["gate_live_accuracy"]
+
+
+def test_a_delta_learns_only_what_the_graph_below_it_takes(base: Path, tmp_path: Path) -> None:
+    store, data = tmp_path / "store", write_rows(tmp_path / "rows.jsonl")
+    start = tmp_path / "one"
+    # Neither version needs to pass its gate: the start is published as it is, and the delta is only written.
+    settings = [*flags(data=data, store=store, method="lora", epochs=1), "--delta"]
+    assert reward_train.main([*settings, "--base", str(base), "--out", str(start)]) == 0
+    manifest = Manifest.from_json(json.dumps(json.loads((start / "run.json").read_text())["manifest"]))
+
+    def write(directory: Path) -> None:
+        shutil.copytree(start / "version", directory, dirs_exist_ok=True)
+
+    publish_once(ModelStore(str(store)), manifest, write, "start")
+    assert reward_train.main([*settings, "--version", "1", "--out", str(tmp_path / "two")]) == 0
+    figures = json.loads((tmp_path / "two" / "run.json").read_text())["figures"]
+    assert figures["gate_parity"] <= PARITY_TOLERANCE
+    assert (tmp_path / "two" / "version" / ADAPTER).exists()
+    assert not (tmp_path / "two" / "version" / MODEL).exists()
 
 
 @pytest.mark.learning

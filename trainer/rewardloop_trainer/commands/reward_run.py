@@ -85,8 +85,8 @@ class RewardTrainRun:
         if world.is_first:
             out.mkdir(parents=True, exist_ok=True)
             (out / RUN).write_text(json.dumps({"id": self._id}) + "\n")
-        start, settings = self._start(), self._learning
-        makes_delta = choose_weights(start, settings)
+        start = self._start()
+        makes_delta, settings = choose_weights(start, self._learning)
         report = None
         if world.is_first:
             report = RunReport(out / "report", draw_every=self._settings.draw_every, console=Console())

@@ -17,17 +17,22 @@ from rewardloop_trainer.reward.start import RewardStart
 log = structlog.get_logger()
 
 
-def choose_weights(start: RewardStart, settings: RewardHyperparameters) -> bool:
-    """Put adapters on the start's model if they are to learn. Returns whether they become a delta."""
+def choose_weights(start: RewardStart, settings: RewardHyperparameters) -> tuple[bool, RewardHyperparameters]:
+    """Put adapters on the start's model if they are to learn.
+
+    Returns:
+        Whether they become a delta, and the settings to train with. A delta has no token weights and no linear fit,
+        because the graph that it runs over has no such weights, or keeps its own.
+    """
     if is_delta(start, settings):
         as_delta(start.model, settings.lora)
-        return True
+        return True, settings.model_copy(update={"words": False, "linear_start": 0})
     if settings.delta:
         log.info("the live graph takes no such adapters: this run makes a whole version")
     start.model.merge_lora()
     if settings.method == "lora":
         with_lora(start.model, settings.lora)
-    return False
+    return False, settings
 
 
 def save_trained(
@@ -42,10 +47,10 @@ def save_trained(
 
     Args:
         model: The trained model.
-        settings: The settings that it was trained with.
+        settings: The settings that `choose_weights` returned.
         directory: Where to write.
         start: Loads the start again, for adapters that learned on rounded weights: they are merged into exact ones.
-        makes_delta: What `choose_weights` returned.
+        makes_delta: Whether `choose_weights` said that the adapters become a delta.
     """
     if makes_delta:
         save_delta(model, directory)

@@ -68,9 +68,7 @@ class RewardRound(ModelRound):
         if not trained.exists():
             start, train = self._start_of_training()
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
-            if makes_delta := choose_weights(start, settings):
-                # The graph that a delta runs over has no such weights, or keeps its own.
-                settings = settings.model_copy(update={"words": False, "linear_start": 0})
+            makes_delta, settings = choose_weights(start, settings)
             try:
                 outcome = train_averaged(
                     start.model,
