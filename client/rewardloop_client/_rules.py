@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rewardloop.formats.messages import tool_problems
-from rewardloop.formats.signals import signal_problems
+from rewardloop.formats.signals import MOST_RESPONSES, signal_problems
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import Violation
 
 MAX_RESPONSES = 256
-MAX_FEEDBACK_RESPONSES = 64
 MAX_SAMPLED = 64
 MAX_ID_CHARACTERS = 128
 MAX_TAGS = 16
@@ -83,7 +82,7 @@ def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]
             yield Violation("generation_id", "excludes prompt and responses")
     else:
         yield from prompt_violations(event.prompt)
-        yield from _responses(event.responses, MAX_FEEDBACK_RESPONSES)
+        yield from _responses(event.responses, MOST_RESPONSES)
     for field, problem in signal_problems(event, responses):
         yield Violation(field, problem)
 

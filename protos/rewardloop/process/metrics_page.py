@@ -96,7 +96,7 @@ class _Server(WSGIServer):
     def _handle(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:
+        except Exception:  # a caller can break off in any way, and nothing else depends on its page
             self.handle_error(request, client_address)
         finally:
             with self._lock:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewardloop.formats.messages import tool_problems
-from rewardloop.formats.signals import signal_problems
+from rewardloop.formats.signals import MOST_RESPONSES, signal_problems
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
@@ -27,7 +27,7 @@ class Limits:
 
     max_text_bytes: int = 262_144
     max_responses: int = 256
-    max_feedback_responses: int = 64
+    max_feedback_responses: int = MOST_RESPONSES
     max_event_bytes: int = 2**20
     max_messages: int = 256
     max_id_chars: int = 128
