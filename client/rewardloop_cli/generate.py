@@ -21,7 +21,9 @@ _ENDS = {"stop": "the answer ended", "length": "cut at the most new tokens; --ma
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """What to ask, and how to print the answers. None and 0 leave a setting to the server.
+    """The prompt and the sampling settings of one request, and how its answers are printed.
+
+    A sampling setting that is None or 0 is left to the server.
 
     Attributes:
         prompt: The prompt; "-" or None reads it from standard input.

@@ -33,7 +33,7 @@ _SCHEMA_KEYS = (
 _STRUCTURE = frozenset((*_CALL_KEYS, *_SCHEMA_KEYS))
 
 
-# Who wrote a text: "tools" stands for everything in tools and calls, and for names and ids.
+# The writer of a text. "tools" stands for everything in tools and calls, and for names and ids.
 Speaker: TypeAlias = Literal["assistant", "other", "tools"]
 _WORD = re.compile(r"[\w-]*")
 
@@ -44,7 +44,7 @@ class ToolsLeftOut(RefusedByTemplate):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a template renders: messages as Hugging Face takes them, and the JSON schemas of tools."""
+    """The input of a template: messages as Hugging Face takes them, and the JSON schemas of tools."""
 
     messages: Messages
     tools: Tools = ()

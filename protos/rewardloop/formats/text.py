@@ -35,7 +35,7 @@ class Steps:
 
     @property
     def written(self) -> int:
-        """What stands at the end of a step in a sequence."""
+        """The number in a sequence that marks the end of a step."""
         return -1 - self.token if self.is_marked else self.token
 
     def parts(self, answer: str) -> tuple[str, ...]:
