@@ -270,13 +270,17 @@ class AffixLayout:
         contents = (turn.content for turns, _ in groups for turn in turns)
         ids = self._ids(itertools.chain(contents, *said.values()))
         suffix = self._format.response.suffix if self._format.steps is None else (self._format.steps.written,)
+
+        def ids_of(response: str) -> list[int]:
+            return list(itertools.chain.from_iterable((*ids[part], *suffix) for part in said[response]))
+
         found: list[list[Row] | RefusedConversation] = []
         for conversation, responses in groups:
             prompt = self._prompt(conversation, ids)
             if isinstance(prompt, RefusedConversation):
                 found.append(prompt)
             else:
-                found.append([Row(prompt, [i for part in said[t] for i in (*ids[part], *suffix)]) for t in responses])
+                found.append([Row(prompt, ids_of(text)) for text in responses])
         return found
 
     completions = rows  # an answer that is read and one that is written have the same ids

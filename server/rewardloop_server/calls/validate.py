@@ -15,6 +15,8 @@ from rewardloop.v1 import common_pb2, feedback_pb2, reward_pb2
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 
 _SOURCES = frozenset(feedback_pb2.Source.values())
+_LANES = frozenset(common_pb2.Lane.values())
+_TRUNCATIONS = frozenset(reward_pb2.Truncation.values())
 _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp
 
 
@@ -42,6 +44,8 @@ def validate_prompt(prompt: common_pb2.Prompt, field: str, limits: Limits, viola
         violations.append(Violation(field, "neither text nor a conversation is set"))
     elif kind == "text":
         _check_text(prompt.text, f"{field}.text", limits, violations)
+        if not prompt.tools_json:  # as nearly always
+            return
     else:
         _check_conversation(prompt.conversation.messages, f"{field}.conversation.messages", limits, violations)
     problems = tool_problems(prompt, limits.max_text_bytes)
@@ -53,9 +57,9 @@ def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
     violations: list[Violation] = []
     validate_prompt(request.prompt, "prompt", limits, violations)
     _check_responses(request.responses, limits.max_responses, limits, violations)
-    if request.lane not in common_pb2.Lane.values():
+    if request.lane not in _LANES:
         violations.append(Violation("lane", "not a known lane"))
-    if request.truncation not in reward_pb2.Truncation.values():
+    if request.truncation not in _TRUNCATIONS:
         violations.append(Violation("truncation", "not a known choice"))
     if request.HasField("pin_version") and not 1 <= len(request.pin_version) <= limits.max_id_chars:
         violations.append(Violation("pin_version", f"1 to {limits.max_id_chars} characters when set"))

@@ -8,6 +8,7 @@ import heapq
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -125,6 +126,7 @@ class Lane:
         self._max_tokens = max_tokens
         self._max_s = max_s
         self._s_per_token = 0.0
+        self._bound: float = max_tokens  # the nearer bound, in tokens
         self._order = itertools.count()
         self._callers: dict[str, _Caller] = {}
         self._gauge = metrics.queue_tokens.labels(lane=name)
@@ -230,6 +232,7 @@ class Lane:
     def take(self, rows: Iterable[Row], now: float) -> None:
         """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
+        taken: Counter[str] = Counter()
         for group, index in rows:
             if index not in group.waiting:
                 continue
@@ -237,10 +240,12 @@ class Lane:
             del group.waiting[index]
             group.started = group.started or now
             group.tokens -= size
-            self._count(group.account, -size)
+            taken[group.account] += size
             self._callers[group.caller].served += size
             if not group.waiting:
                 self._remove(group)
+        for account, tokens in taken.items():
+            self._count(account, -tokens)
 
     def drop(self, group: Group) -> None:
         """Remove the group's waiting rows, which are not run."""
@@ -273,11 +278,8 @@ class Lane:
         """Note that a run of ``tokens`` of this lane took ``seconds``."""
         pace = seconds / max(1, tokens)
         self._s_per_token += (_NEWEST if self._s_per_token else 1.0) * (pace - self._s_per_token)
-
-    @property
-    def _bound(self) -> float:
-        """The nearer bound of the lane, in tokens."""
-        return min(self._max_tokens, self._max_s / self._s_per_token) if self._s_per_token else self._max_tokens
+        if self._s_per_token:
+            self._bound = min(self._max_tokens, self._max_s / self._s_per_token)
 
     def _share(self) -> float:
         """Return how much of its nearer bound the lane uses."""

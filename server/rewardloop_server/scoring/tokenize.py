@@ -83,8 +83,9 @@ class TokenizePool:
         ]
         queue.extend(parts)
         self._waiting += len(parts)
-        found = await asyncio.gather(*(part.outcome for part in parts))
-        return found[0] if len(found) == 1 else [row for rows in found for row in rows]
+        if len(parts) == 1:
+            return await parts[0].outcome
+        return [row for rows in await asyncio.gather(*(part.outcome for part in parts)) for row in rows]
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
