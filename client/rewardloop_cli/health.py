@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rewardloop_cli.connect import open_client
+from rewardloop_cli.failures import UsageError
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
 from rewardloop_client import RewardloopError
 
@@ -10,7 +11,13 @@ _TIMEOUT_S = 2.0
 
 
 def run(server: str, service: str, metrics: str | None) -> int:
-    """Return 0 if the service is SERVING or the metrics page answers, else 1."""
+    """Return 0 if the service is SERVING or the metrics page answers, else 1.
+
+    Raises:
+        UsageError: An address stands where the name of a service belongs.
+    """
+    if ":" in service or "/" in service:
+        raise UsageError(f"{service} is no name of a service; an address belongs to --server, a page to --metrics")
     state = _page(metrics) if metrics else _service(server, service)
     print(state)
     return 0 if state in ("SERVING", "UP") else 1

@@ -23,9 +23,16 @@ def open_store(url: str) -> ModelStore:
             f"--store needs more packages: pip install 'rewardloop[server]' ({missing} is missing)"
         ) from error
     try:
-        return ModelStore(url)
+        store = ModelStore(url)
     except (ImportError, ValueError) as error:  # fsspec knows no such protocol, or lacks its package
         raise UsageError(f"{url}: {error}") from error
+    try:
+        is_there = store.exists()
+    except OSError as error:
+        raise UsageError(f"{url}: {error}") from error
+    if not is_there:
+        raise UsageError(f"{url}: there is no such model store")
+    return store
 
 
 def versions(store: ModelStore, model: str) -> list[VersionInfo]:

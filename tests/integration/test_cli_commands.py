@@ -440,6 +440,12 @@ def test_a_page_elsewhere_is_asked_for_through_the_proxy() -> None:
     assert "Connection refused" in _run("health", "--metrics", "http://192.0.2.1/metrics").output
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:50051", "http://127.0.0.1/metrics"])
+def test_an_address_in_the_place_of_a_service_is_refused_with_the_flag_that_takes_it(address: str) -> None:
+    done = _run("health", address)
+    assert (done.exit_code, "--server" in done.stderr) == (2, True)
+
+
 def test_a_page_that_never_answers_is_named_with_the_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PageUnreachable, match=r"within 0.2 s"):
         MetricsPage.fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/metrics", 0.2)
@@ -573,7 +579,8 @@ def test_models_are_read_from_a_store_without_a_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["show", "reward", "--store", "/no/such/store"], "/no/such/store has no versions of reward"),
+        (["show", "reward", "--store", "/no/such/store"], "/no/such/store: there is no such model store"),
+        (["list", "--store", "/no/such/store"], "/no/such/store: there is no such model store"),
         (["list", "--store", "nothing://x"], "nothing://x: "),
     ],
 )

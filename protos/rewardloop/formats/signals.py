@@ -51,6 +51,7 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
     if kind == "edit":
         yield from _edit(event.edit, responses)
     yield from _display_order(event.display_order, count)
+    yield from _not_shown(event, kind)
 
 
 def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
@@ -79,6 +80,23 @@ def _display_order(order: Sequence[int], count: int | None) -> Iterator[tuple[st
         if problems:
             yield problems[0]
             return
+
+
+def _not_shown(event: feedback_pb2.FeedbackEvent, kind: str | None) -> Iterator[tuple[str, str]]:
+    """Find a response that the signal judges although the display order, if there is one, leaves it out."""
+    match kind:
+        case "choice":
+            judged = {event.choice.chosen, event.choice.rejected}
+        case "tie":
+            judged = {event.tie.first, event.tie.second}
+        case "ranking":
+            judged = set(event.ranking.order)
+        case "thumb" | "rating" | "edit":
+            judged = {getattr(event, kind).response}
+        case _:
+            return
+    if event.display_order and (hidden := judged - set(event.display_order)):
+        yield "display_order", f"leaves out response {min(hidden)}, which the signal judges"
 
 
 def _index(field: str, index: int, count: int | None) -> Iterator[tuple[str, str]]:

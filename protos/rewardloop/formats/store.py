@@ -80,6 +80,10 @@ class ModelStore:
         self._is_local = "file" in _protocols(self._fs)
         self._cache = cache_dir or Path(tempfile.gettempdir()) / "rewardloop-store" / _sha256(self.url.encode())[:16]
 
+    def exists(self) -> bool:
+        """Whether something is stored under the store's address. Raises OSError."""
+        return bool(self._fs.exists(self._root))
+
     def versions(self, model: str) -> list[int]:
         """Return the numbers of the model's versions in ascending order."""
         return [v for v in self._numbers(model) if self._fs.exists(self._of(model, v, MANIFEST))]

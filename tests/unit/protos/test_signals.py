@@ -48,6 +48,22 @@ def test_every_problem_names_its_field(signal: dict[str, Any], fields: list[str]
 
 
 @pytest.mark.parametrize(
+    ("signal", "is_shown"),
+    [
+        ({"choice": {"chosen": 2, "rejected": 0}}, True),
+        ({"choice": {"chosen": 1, "rejected": 0}}, False),
+        ({"tie": {"first": 0, "second": 1}}, False),
+        ({"ranking": {"order": [2, 0, 1]}}, False),
+        ({"thumb": {"response": 0, "up": True}}, True),
+        ({"edit": {"response": 1, "edited_text": "better"}}, False),
+    ],
+)
+def test_a_response_that_was_not_shown_cannot_be_judged(signal: dict[str, Any], is_shown: bool) -> None:
+    found = signal_problems(event(display_order=[2, 0], **signal), RESPONSES)
+    assert [field for field, _ in found] == ([] if is_shown else ["display_order"])
+
+
+@pytest.mark.parametrize(
     "signal",
     [
         {"choice": {"chosen": 7, "rejected": 1}},
