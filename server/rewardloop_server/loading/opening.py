@@ -25,35 +25,25 @@ from rewardloop_server.scoring.layout import Signature
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
-    """The files of a version with a graph, checked.
+class Checked:
+    """What a check of a version's graph and tokenizer found.
 
     Attributes:
-        manifest: The version's manifest.
-        graph: The ONNX file.
-        encoder: Turns texts into the version's tokens.
         tables: How many ids and positions the graph has.
         highest: The highest id that a text can have.
     """
 
-    manifest: Manifest
-    graph: Path
-    encoder: Encoder
     tables: Tables
     highest: int
 
-    @property
-    def where(self) -> str:
-        """The version's name, for error texts."""
-        return f"reward {self.manifest.version}"
 
-
-def check_files(manifest: Manifest, directory: Path, *, allows_loops: bool) -> Files:
-    """Check the files of a version with a graph.
+def check_files(manifest: Manifest, directory: Path, encoder: Encoder, *, allows_loops: bool) -> Checked:
+    """Check the files of a version with a graph. It walks through the graph, and holds the interpreter's lock for that.
 
     Args:
         manifest: The version's manifest.
         directory: Its files, which the store has verified.
+        encoder: Turns texts into the version's tokens.
         allows_loops: Take graphs with loops that nothing bounds.
 
     Raises:
@@ -61,7 +51,6 @@ def check_files(manifest: Manifest, directory: Path, *, allows_loops: bool) -> F
         UnsafeVersion: The graph asks for foreign files or operators.
     """
     where = f"reward {manifest.version}"
-    encoder = read_encoder(manifest, directory)
     try:
         check_graph(directory / MODEL, manifest.files, where, allows_loops=allows_loops)
         tables = read_tables(directory / MODEL)
@@ -69,7 +58,7 @@ def check_files(manifest: Manifest, directory: Path, *, allows_loops: bool) -> F
         raise NotLoadable(f"{where} does not load: {error}; --allow-loops takes it") from error
     except (NotAGraph, OSError) as error:
         raise NotLoadable(f"{where} does not load: {told(error)}") from error
-    return Files(manifest, directory / MODEL, encoder, tables, check_bounds(encoder, tables, where))
+    return Checked(tables, check_bounds(encoder, tables, where))
 
 
 def read_encoder(manifest: Manifest, directory: Path) -> Encoder:
@@ -86,21 +75,22 @@ def read_encoder(manifest: Manifest, directory: Path) -> Encoder:
         raise NotLoadable(f"{where}: {told(error)}") from error
 
 
-def open_sessions(files: Files, device: Device, guard: LoadGuard) -> tuple[Sessions, Signature]:
-    """Open the sessions of a checked version. Raises NotLoadable."""
+def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Sessions, Signature]:
+    """Open the sessions of a version whose files are in the directory and were checked. Raises NotLoadable."""
+    where = f"reward {guard.version}"
 
     def opened(threads: int) -> Any:
         options = _options(device, threads)
         with guard.opening(options):
-            return ort.InferenceSession(files.graph, options, providers=list(device.providers))
+            return ort.InferenceSession(directory / MODEL, options, providers=list(device.providers))
 
-    with _refusing(files.where):
+    with _refusing(where):
         alone = opened(device.threads)
         beside = opened(device.threads // device.streams) if device.streams > 1 else alone
     try:
         return Sessions(alone, beside), Signature.of(alone)
     except ValueError as error:
-        raise NotLoadable(f"{files.where}: {error}") from error
+        raise NotLoadable(f"{where}: {error}") from error
 
 
 @contextmanager

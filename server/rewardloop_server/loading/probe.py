@@ -21,6 +21,8 @@ from typing import Any, TextIO
 PASSED, REFUSED = "passed", "refused"
 _SIGKILL_WITH_PARENT = (1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 _SHORT = 16  # tokens of the first run
+# Words of the C++ library and of ONNX Runtime for memory that was refused.
+_NO_MEMORY = ("bad_alloc", "allocate memory", "bad allocation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,15 @@ def main() -> int:
     from rewardloop_server.calls.errors import VersionRefused
 
     try:
-        _try(order, lambda step: report(step=step))
+        found = _try(order, lambda step: report(step=step))
     except VersionRefused as error:
-        report(step=REFUSED, reason=error.reason, message=error.message, cause=str(error.__cause__ or ""))
-    except MemoryError:
-        report(step=REFUSED, reason="", message="it takes too much memory", cause="MemoryError")
+        cause = str(error.__cause__ or "")
+        why = "; no memory was left for it" if any(sign in cause for sign in _NO_MEMORY) else ""
+        report(step=REFUSED, reason=error.reason, message=error.message + why, cause=cause)
     except Exception as error:  # any exception that a file causes refuses the version
         report(step=REFUSED, reason="", message=f"it raises {type(error).__name__}", cause=str(error))
     else:
-        report(step=PASSED)
+        report(step=PASSED, found=found)
     reports.flush()
     os._exit(0)  # tearing a large session down takes time
 
@@ -97,8 +99,8 @@ def _step_aside(order: Order) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _try(order: Order, step: Callable[[str], None]) -> None:
-    """Do what a load does, once and shortly. Raises VersionRefused."""
+def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
+    """Do what a load does, once and shortly. Returns the `Checked` of a version with a graph. Raises VersionRefused."""
     from rewardloop.formats.store import CorruptVersion, Manifest
     from rewardloop_server.guard.watch import Watch
     from rewardloop_server.loading.limits import LoadGuard
@@ -111,26 +113,27 @@ def _try(order: Order, step: Callable[[str], None]) -> None:
     manifest, directory = Manifest.from_json(order.manifest), Path(order.directory)
     guard = LoadGuard(Watch(), manifest.version, 0.0, 0.0)  # nobody watches here
     step("check")
+    encoder = read_encoder(manifest, directory)
     if manifest.trunk is not None:
-        read_encoder(manifest, directory)
-        return
+        return None
     try:
-        files = check_files(manifest, directory, allows_loops=order.allows_loops)
+        found = check_files(manifest, directory, encoder, allows_loops=order.allows_loops)
     except CorruptVersion as error:
         raise refusal(error) from error
     step("open")
     device = Device(order.device, order.threads, spin=False)  # type: ignore[arg-type]  # one of the kinds
-    sessions, signature = open_sessions(files, device, guard)
-    model = RewardModel(manifest, files.encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
+    sessions, signature = open_sessions(directory, device, guard)
+    model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
     short = min(_SHORT, manifest.max_length)
     step("first run")
-    check(model, 1, short, files.highest, guard)
+    check(model, 1, short, found.highest, guard)
     step("short run")
-    check(model, 1, short, files.highest, guard)
+    check(model, 1, short, found.highest, guard)
     step("longest run")
-    check(model, 1, manifest.max_length, files.highest, guard)
+    check(model, 1, manifest.max_length, found.highest, guard)
     step("text")
     check_text(model)
+    return asdict(found)
 
 
 if __name__ == "__main__":

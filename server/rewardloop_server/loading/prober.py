@@ -22,8 +22,10 @@ import structlog
 
 from rewardloop.formats.store import Manifest
 from rewardloop_server.calls.errors import NotLoadable, VersionRefused, errors_of
+from rewardloop_server.loading.graph_tables import Tables
 from rewardloop_server.loading.limits import LoadLimits, size_of
 from rewardloop_server.loading.memory import anonymous_bytes, available_bytes
+from rewardloop_server.loading.opening import Checked
 from rewardloop_server.loading.probe import PASSED, REFUSED, Order
 from rewardloop_server.scoring.engine import Device
 
@@ -56,7 +58,7 @@ class Prober:
     def __init__(self, device: Device, limits: LoadLimits) -> None:
         self._device = device
         self._limits = limits
-        self._passed: set[str] = set()
+        self._passed: dict[str, Checked | None] = {}
         self._children: set[subprocess.Popen[bytes]] = set()
         self._is_closed = threading.Event()
 
@@ -66,8 +68,8 @@ class Prober:
         for child in tuple(self._children):
             child.kill()
 
-    def probe(self, manifest: Manifest, directory: Path) -> None:
-        """Try a version.
+    def probe(self, manifest: Manifest, directory: Path) -> Checked | None:
+        """Try a version. Returns what the check of its graph found, or None for a delta.
 
         Args:
             manifest: The version's manifest.
@@ -77,20 +79,21 @@ class Prober:
             VersionRefused: It does not load or run, or takes more time or memory than it may.
         """
         if manifest.digest in self._passed:
-            return
+            return self._passed[manifest.digest]
         started = time.monotonic()
         size = size_of(directory, manifest)
         wanted, left = self._limits.most_bytes(size, manifest.max_length), int(_SHARE * available_bytes())
         trial = _Trial(manifest, size, self._limits, min(wanted, left), has_room=wanted <= left)
         with self._child(manifest, directory, trial.most_bytes) as child:
-            trial.follow(child, self._is_closed)
-        self._passed.add(manifest.digest)
+            found = trial.follow(child, self._is_closed)
+        self._passed[manifest.digest] = found
         log.info(
             "version tried",
             version=manifest.version,
             seconds=round(time.monotonic() - started, 3),
             peak_mib=trial.peak_bytes // 2**20,
         )
+        return found
 
     @contextmanager
     def _child(self, manifest: Manifest, directory: Path, most_bytes: int) -> Iterator[subprocess.Popen[bytes]]:
@@ -141,8 +144,8 @@ class _Trial:
         self.most_bytes = most_bytes
         self.peak_bytes = 0
 
-    def follow(self, child: subprocess.Popen[bytes], is_closed: threading.Event) -> None:
-        """Follow the child to its verdict. Raises VersionRefused."""
+    def follow(self, child: subprocess.Popen[bytes], is_closed: threading.Event) -> Checked | None:
+        """Follow the child to its verdict, and return what it found. Raises VersionRefused."""
         assert child.stdout is not None
         pipe, rest = child.stdout.fileno(), b""
         while True:
@@ -157,9 +160,11 @@ class _Trial:
                     f"step {self._step!r}"
                 )
             *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if self._take(json.loads(line)):
-                    return
+            for line in map(json.loads, lines):
+                if line["step"] == PASSED:
+                    found = line["found"]
+                    return found and Checked(Tables(**found["tables"]), found["highest"])
+                self._take(line)
 
     def _check(self, child: subprocess.Popen[bytes]) -> None:
         """Raises NotLoadable if the step takes longer, or the child more memory, than it may."""
@@ -176,11 +181,9 @@ class _Trial:
                 f"{self._where} is not loaded: the step {self._step!r} does not end within {self._limit_s:.0f} s"
             )
 
-    def _take(self, line: dict[str, Any]) -> bool:
-        """Take a report. Returns True for the last one of a version that passed. Raises VersionRefused."""
+    def _take(self, line: dict[str, Any]) -> None:
+        """Take the report of a step that begins. Raises VersionRefused if it is a refusal."""
         step, now = line["step"], time.monotonic()
-        if step == PASSED:
-            return True
         if step == REFUSED:
             kind = _REFUSALS.get(line["reason"])
             if kind is None:
@@ -195,7 +198,6 @@ class _Trial:
             self._limit_s = max(self._limits.run_s(self._size), _SLACK * seconds * times * max(1.0, times / 32))
         else:
             self._limit_s = self._limits.run_s(self._size)
-        return False
 
 
 class _ChildError(Exception):

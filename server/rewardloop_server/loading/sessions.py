@@ -144,22 +144,23 @@ class SessionPool:
 
     def _open(self, manifest: Manifest, directory: Path) -> None:
         """Open and warm the sessions of a version that is no delta. They count one version."""
-        if self._prober is not None:
-            self._prober.probe(manifest, directory)
+        found = None if self._prober is None else self._prober.probe(manifest, directory)
         size = size_of(directory, manifest)
-        files = check_files(manifest, directory, allows_loops=self._limits.allows_loops)
+        encoder = read_encoder(manifest, directory)
+        if found is None:
+            found = check_files(manifest, directory, encoder, allows_loops=self._limits.allows_loops)
         guard = LoadGuard.of(self._watch, self._limits, manifest, size)
         if size > LARGE_BYTES:
             log.info("opening a large graph", version=manifest.version, gb=round(size / 1e9, 1))
         started = time.monotonic()
-        sessions, signature = open_sessions(files, self._device, guard)
+        sessions, signature = open_sessions(directory, self._device, guard)
         if size > LARGE_BYTES:
             log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
-        model = RewardModel(manifest, files.encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
-        cost = warm_up(model, files.highest, guard)
+        model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
+        cost = warm_up(model, found.highest, guard)
         with self._counting:
             self._shared[manifest.digest] = _Shared(
-                manifest, files.encoder, sessions, signature, cost, files.tables, guard, 1
+                manifest, encoder, sessions, signature, cost, found.tables, guard, 1
             )
 
     def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:

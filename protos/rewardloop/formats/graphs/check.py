@@ -27,6 +27,8 @@ _LOOPS: Final = frozenset(("Loop", "BeamSearch", "GreedySearch", "Sampling", "Wh
 _MOST_TRIPS = 65_536
 # The largest decoders, exported without fused operators, have some ten thousand.
 _MOST_NODES = 200_000
+# Nodes, initializers, and descriptions of values: a few for each node.
+_MOST_PARTS = 5 * _MOST_NODES
 
 _DEEPEST = 32
 _GRAPH, _FUNCTIONS = 7, 25  # of a model
@@ -58,7 +60,8 @@ def check_graph(path: Path, files: Mapping[str, str], where: str, *, allows_loop
         UnsafeVersion: The graph asks for a file that is not in ``files``, or for an operator that ONNX Runtime
             does not have.
         EndlessGraph: The graph has a loop whose number of trips is not a constant of at most `_MOST_TRIPS`.
-        NotAGraph: The file cannot be read, or has more than `_MOST_NODES` nodes.
+        NotAGraph: The file cannot be read, or has more than `_MOST_NODES` nodes, or one of its graphs has more than
+            `_MOST_PARTS` parts.
     """
     asked = _asked_in(path)
     unknown = sorted(
@@ -147,7 +150,9 @@ def _read_model(data: memoryview, asked: _Asked) -> None:
 def _read_graph(data: memoryview, asked: _Asked, depth: int) -> None:
     if depth > _DEEPEST:
         raise NotAGraph("graphs are nested too deeply")
-    for number, value in fields(data):
+    for count, (number, value) in enumerate(fields(data)):
+        if count > _MOST_PARTS:
+            raise NotAGraph(f"it has more than {_MOST_PARTS} parts")
         if number == _NODES:
             _read_node(message(value), asked, depth)
         elif number == _INITIALIZERS:
