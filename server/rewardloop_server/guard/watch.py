@@ -32,7 +32,7 @@ class RunBounds:
         grace_s: Seconds for which work that was told to stop may go on.
     """
 
-    least_s: float = 5.0
+    least_s: float = 8.0
     factor: float = 20.0
     grace_s: float = 5.0
 
