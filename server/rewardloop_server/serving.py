@@ -170,7 +170,7 @@ def build_scoring(
         bounds=RunBounds(settings.run_limit_s, settings.run_limit_factor, settings.run_grace_s),
     )
     metrics.engine_stuck.labels(model="reward").set_function(lambda: float(batcher.is_stuck))
-    tokenizers = TokenizePool(settings.tokenize_threads)
+    tokenizers = TokenizePool(settings.tokenize_threads, watch)
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
     cache = ScoreCache(max_mib=settings.cache_mib, lanes=[lane for lane in LANES if is_cached[lane]], metrics=metrics)

@@ -15,9 +15,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from rewardloop_server.guard.last_resort import end_now
+
 log = structlog.get_logger()
 
 _EVERY_S = 0.2
+# An event loop that does not turn for so long is held by native code, and answers no signal either.
+_LOOP_LIMIT_S = 30.0
 # The process itself may have stood still, under SIGSTOP or on a paused machine. Such a pause counts as this much.
 _LONGEST_STEP_S = 1.0
 
@@ -60,7 +64,7 @@ class Work:
     limit_s: float
     stop: Callable[[], None]
     on_overrun: Callable[[], None] = lambda: None
-    on_lost: Callable[[], None] = lambda: None
+    on_lost: Callable[[], object] = lambda: None
     is_overrun: bool = field(default=False, init=False)
 
 
@@ -81,6 +85,7 @@ class Watch:
         self._grace_s = grace_s
         self._work: dict[int, Work | None] = {}  # by thread
         self._closed = threading.Event()
+        self._turns = 0  # of the event loop, about one a second
 
     def begin(self, work: Work) -> None:
         """Watch this work of the calling thread from now on, instead of what it did before."""
@@ -105,7 +110,10 @@ class Watch:
         return any(work is not None for work in self._work.values())
 
     async def run(self) -> None:
-        """Watch until cancelled. Raises LostThread as soon as work goes on for the grace after it was told to stop."""
+        """Watch until cancelled, the event loop included: if it stands still for long, the process ends at once.
+
+        Raises LostThread as soon as work goes on for the grace after it was told to stop.
+        """
         loop = asyncio.get_running_loop()
         lost: asyncio.Future[None] = loop.create_future()
 
@@ -114,16 +122,25 @@ class Watch:
 
         threading.Thread(target=self._patrol, args=(lose,), name="watch", daemon=True).start()
         try:
-            await lost
+            while True:
+                self._turns += 1
+                await asyncio.wait([lost], timeout=1.0)
+                if lost.done():
+                    lost.result()
         finally:
             self._closed.set()
 
     def _patrol(self, lose: Callable[[Work], None]) -> None:
         lasted: dict[Work, float] = {}
         before = time.monotonic()
+        turns, stands_s = self._turns, 0.0
         while not self._closed.wait(_EVERY_S):
             now = time.monotonic()
             step_s, before = min(now - before, _LONGEST_STEP_S), now
+            turns, stands_s = self._turns, 0.0 if turns != self._turns else stands_s + step_s
+            if stands_s > _LOOP_LIMIT_S:
+                log.critical("the event loop stands still, so the process ends", seconds=round(stands_s, 1))
+                end_now(1)
             present = [work for work in list(self._work.values()) if work is not None]
             lasted = {work: lasted.get(work, -step_s) + step_s for work in present}
             for work, seconds in lasted.items():
