@@ -53,6 +53,7 @@ from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_s
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
+from rewardloop_server.scoring.devices import LEAST_BOUND_S
 from rewardloop_server.scoring.engine import RewardModel, choose_device
 from rewardloop_server.scoring.priority import step_back
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
@@ -154,7 +155,10 @@ def build_scoring(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
     watch = Watch(settings.run_grace_s)
-    load_limits = LoadLimits(settings.load_limit_s, settings.load_memory_mib * 2**20, settings.allow_loops)
+    least_s = LEAST_BOUND_S[device.kind]
+    load_limits = LoadLimits(
+        max(least_s, settings.load_limit_s), settings.load_memory_mib * 2**20, settings.allow_loops
+    )
     prober = Prober(device, load_limits)
     is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
     pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
@@ -167,7 +171,7 @@ def build_scoring(
         engine_nice=settings.engine_nice,
         streams=device.streams,
         watch=watch,
-        bounds=RunBounds(settings.run_limit_s, settings.run_limit_factor, settings.run_grace_s),
+        bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
     )
     metrics.engine_stuck.labels(model="reward").set_function(lambda: float(batcher.is_stuck))
     tokenizers = TokenizePool(settings.tokenize_threads, watch)

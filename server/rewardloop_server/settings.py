@@ -46,7 +46,10 @@ class ServingSettings(DoorSettings):
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
     run_limit_s: float = Field(
-        8.0, gt=0, description="a run of a model may take so long, however short it should be; then it is told to stop"
+        8.0,
+        gt=0,
+        description="a run of a model may take so long, however short it should be (with TensorRT at least 600 s);"
+        " then it is told to stop",
     )
     run_limit_factor: float = Field(
         20.0, ge=1, description="a run may also take its estimated time, multiplied by this"

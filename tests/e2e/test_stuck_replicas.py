@@ -7,21 +7,22 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from support.processes import ServeProcess
-from support.reward_graphs import expected_logit, publish_sum_version
+from support.reward_graphs import WORDS, expected_logit, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
-from rewardloop_client import Connection, InternalError, RewardloopClient, RewardloopError
+from rewardloop_client import Connection, InternalError, NotLoadable, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
 
 pytestmark = pytest.mark.long
 
 LOOPS, HANGS = "beta", "gamma"
-ARGS = ("--allow-loops", "--run-grace-s", "4", "--drain-grace-s", "5")
+ARGS = ("--allow-loops", "--run-grace-s", "4", "--drain-grace-s", "5", "--load-limit-s", "20")
 HEALTH_S = 10.0
 SERVICE = "rewardloop.v1.RewardService"
 
@@ -141,6 +142,28 @@ def test_a_replica_whose_run_can_be_stopped_serves_on(tmp_path: Path) -> None:
         assert stuck.terminate(20) == 0
     assert callers.failures == []
     assert [type(error) for error in errors] == [InternalError]
+
+
+def test_a_version_that_hangs_when_it_is_tried_is_refused_while_the_old_one_serves(tmp_path: Path) -> None:
+    with replicas(tmp_path, 1) as (server,), RewardloopClient(server.address, timeout_s=120) as client:
+        hanging = publish_sum_version(ModelStore(tmp_path / "models"), hangs_on=WORDS[-1]).version
+        started = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            promoting = pool.submit(client.promote, "reward", hanging)
+            while not promoting.done():
+                assert client.score("alpha", ["delta"]).model_version.version == "2"
+                time.sleep(0.2)
+        with pytest.raises(NotLoadable, match="does not end within"):
+            promoting.result()
+        print(f"refused after {time.monotonic() - started:.1f} s")
+        assert is_serving(server)
+        assert client.promote("reward", "1").version.version == "1"
+        with ThreadPoolExecutor(1) as pool:
+            promoting = pool.submit(client.promote, "reward", hanging)
+            time.sleep(3)
+            assert server.terminate(20) == 0
+            with pytest.raises(RewardloopError):
+                promoting.result()
 
 
 def test_a_stuck_replica_takes_a_rollback_and_ends_with_sigterm(tmp_path: Path) -> None:

@@ -324,6 +324,7 @@ class Batcher:
             for group in lane.groups():
                 if group not in self._suspects:
                     self._fail(lane, group, _stuck())
+        self._feed_soon()
 
     def lost(self, offer: Offer) -> None:
         """Fail the suspects. No run will follow."""
