@@ -107,6 +107,9 @@ def _server_figures(page: MetricsPage) -> Figures:
         if sample.value:
             yield f"feedback {sample.labels.get('kind', '?')} {sample.labels.get('outcome', '?')}", _count(sample.value)
     yield from _single(page, "feedback stream length", "rewardloop_stream_length")
+    for sample in page.samples("rewardloop_version_stuck_runs"):
+        which = f"{sample.labels.get('model', '?')} {sample.labels.get('version', '?')}"
+        yield f"runs that did not end, {which}", _count(sample.value)
     for sample in page.samples("rewardloop_swaps_total"):
         yield f"swaps, {sample.labels.get('model', '?')}", _count(sample.value)
     fresh = page.quantile("rewardloop_feedback_to_live_seconds", 0.5)

@@ -11,6 +11,7 @@ RewardloopError
 ├── Unavailable             UNAVAILABLE
 │   ├── Unreachable         no server answered at the address, or the connection broke
 │   ├── NoModel             NO_MODEL
+│   ├── EngineStuck         ENGINE_STUCK          a run of the reward model does not end on that server
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
 │   ├── PolicyUnavailable   POLICY_UNAVAILABLE
@@ -151,6 +152,10 @@ class Unreachable(Unavailable):
 
 class NoModel(Unavailable):
     reason = "NO_MODEL"
+
+
+class EngineStuck(Unavailable):
+    reason = "ENGINE_STUCK"
 
 
 class Draining(Unavailable):

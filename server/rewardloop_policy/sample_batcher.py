@@ -1,11 +1,15 @@
-"""Queues requests for the policy, and samples together what came while the last batch ran."""
+"""Queues requests for the policy, and samples together what came while the last batch ran.
+
+A step of a batch that does not end cannot be stopped, because it is in torch. Meanwhile every request is turned away,
+and if the step goes on, the process ends (`Watch`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,11 +17,22 @@ import structlog
 
 from rewardloop_policy.policy_model import Answer, PolicyModel
 from rewardloop_sampling.sampling import SampleRequest
-from rewardloop_server.calls.errors import DeadlinePassed, NotLoadable, QueueFull
+from rewardloop_server.calls.errors import DeadlinePassed, InternalError, NotLoadable, PolicyUnavailable, QueueFull
 from rewardloop_server.calls.vocabulary import SAMPLING_LANE, Stage
+from rewardloop_server.guard.watch import RunBounds, Watch, Work
 from rewardloop_server.observe.metrics import ServerMetrics
 
 log = structlog.get_logger()
+
+# A step is watched anew once the last one has lasted this long: many steps are shorter.
+_STEP_S = 0.2
+
+
+class _Overrun(RuntimeError):
+    """Raised for a batch of which a step did not end in time."""
+
+
+_BOUNDS = RunBounds()
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +50,42 @@ class _Job:
         return self.outcome.done() or (self.deadline is not None and self.deadline <= time.monotonic())
 
 
+class _Steps:
+    """The steps of a batch, in the sampling thread. A step ends when the next one asks who is still waited for."""
+
+    def __init__(
+        self,
+        batch: Sequence[_Job],
+        watch: Watch,
+        limit_s: float,
+        *,
+        on_overrun: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._batch = batch
+        self._watch = watch
+        self._limit_s = limit_s
+        self._on_overrun = on_overrun
+        self._on_lost = on_lost
+        self._began = 0.0
+        self.is_stopped = False
+
+    def begin(self) -> None:
+        """Watch from here on."""
+        self._began = time.monotonic()
+        version = self._batch[0].policy.manifest.version
+        self._watch.begin(Work("step", version, self._limit_s, self._stop, self._on_overrun, self._on_lost))
+
+    def is_abandoned(self, request: int) -> bool:
+        """Return whether the request's candidates are to end as they are."""
+        if not self.is_stopped and time.monotonic() - self._began > _STEP_S:
+            self.begin()
+        return self.is_stopped or self._batch[request].is_abandoned()
+
+    def _stop(self) -> None:
+        self.is_stopped = True
+
+
 class SampleBatcher:
     """Serves requests in the order in which they come. Torch runs in one thread of its own, and a batch by one version.
 
@@ -42,9 +93,22 @@ class SampleBatcher:
         max_batch_rows: Most candidates in a batch, unless a single request has more.
         max_queue_rows: Most candidates that wait.
         metrics: Where the queue and the batches are measured.
+        watch: Notices steps that do not end.
+        bounds: How long a step may take.
     """
 
-    def __init__(self, *, max_batch_rows: int, max_queue_rows: int, metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch_rows: int,
+        max_queue_rows: int,
+        metrics: ServerMetrics,
+        watch: Watch | None = None,
+        bounds: RunBounds = _BOUNDS,
+    ) -> None:
+        self._watch = watch or Watch()
+        self._bounds = bounds
+        self._is_stuck = False
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._metrics = metrics
@@ -52,6 +116,11 @@ class SampleBatcher:
         self._queued_rows = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampling")
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a step does not end."""
+        return self._is_stuck
 
     async def answer(self, policy: PolicyModel, request: SampleRequest, deadline: float | None) -> list[Answer]:
         """Return the request's candidates. The caller must keep ``policy`` alive until then.
@@ -65,7 +134,10 @@ class SampleBatcher:
             QueueFull: The queue has no room.
             DeadlinePassed: The deadline passed while the request waited or was sampled.
             NotLoadable: The model failed on the request.
+            PolicyUnavailable: A step does not end.
         """
+        if self._is_stuck:
+            raise _stuck()
         if self._queue and self._queued_rows + request.candidates > self._max_queue_rows:
             raise QueueFull(f"the queue holds {self._queued_rows} of {self._max_queue_rows} candidates")
         job = _Job(policy, request, deadline, asyncio.get_running_loop().create_future())
@@ -120,12 +192,10 @@ class SampleBatcher:
             self._observe("queue", started - job.enqueued)
         try:
             answers = await asyncio.get_running_loop().run_in_executor(
-                self._thread,
-                batch[0].policy.answer,
-                [job.request for job in batch],
-                lambda request: batch[request].is_abandoned(),
+                self._thread, self._answers, batch, asyncio.get_running_loop()
             )
         except (ArithmeticError, RuntimeError, ValueError, IndexError) as error:
+            self._is_stuck = False
             await self._fail(batch, error)
             return
         self._metrics.batch_rows.observe(sum(job.request.candidates for job in batch))
@@ -141,6 +211,45 @@ class SampleBatcher:
             else:
                 job.outcome.set_result(group)
 
+    def _answers(self, batch: Sequence[_Job], loop: asyncio.AbstractEventLoop) -> list[list[Answer]]:
+        """Sample in this thread, watched. Raises _Overrun if a step did not end in time."""
+        policy = batch[0].policy
+
+        def post(note: Callable[..., None], *arguments: object) -> None:
+            if not loop.is_closed():  # else this batch has outlived the drain
+                loop.call_soon_threadsafe(note, *arguments)
+
+        tokens = sum(len(job.request.prompt) + job.request.candidates for job in batch)
+        steps = _Steps(
+            batch,
+            self._watch,
+            self._bounds.run_s(policy.token_s * tokens),
+            on_overrun=lambda: post(self._overran, policy.manifest.version),
+            on_lost=lambda: post(self._lost, batch),
+        )
+        steps.begin()
+        try:
+            answers = policy.answer([job.request for job in batch], steps.is_abandoned)
+        finally:
+            self._watch.end()
+        if steps.is_stopped:
+            raise _Overrun("a step did not end in time")
+        return answers
+
+    def _overran(self, version: str) -> None:
+        """Turn away what waits, while the step goes on."""
+        self._is_stuck = True
+        self._metrics.stuck("policy", version)
+        for job in self._queue:
+            if not job.outcome.done():
+                job.outcome.set_exception(_stuck())
+
+    def _lost(self, batch: Sequence[_Job]) -> None:
+        """Fail the requests of the step that goes on, with an error after which no client asks another worker."""
+        for job in batch:
+            if not job.outcome.done():
+                job.outcome.set_exception(InternalError())
+
     async def _fail(self, batch: Sequence[_Job], error: Exception) -> None:
         """Fail a request on which the model failed. The requests of a larger batch are tried again one by one."""
         if len(batch) > 1:
@@ -154,3 +263,7 @@ class SampleBatcher:
 
     def _observe(self, stage: Stage, seconds: float) -> None:
         self._metrics.stage_seconds.labels(stage=stage, lane=SAMPLING_LANE).observe(seconds)
+
+
+def _stuck() -> PolicyUnavailable:
+    return PolicyUnavailable("sampling does not end")

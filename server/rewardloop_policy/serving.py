@@ -22,6 +22,8 @@ from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.guard.last_resort import end_now
+from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
@@ -55,7 +57,15 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         metrics.resident,
         on_refused=metrics.refused,
     )
-    batcher = SampleBatcher(max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.queue_rows, metrics=metrics)
+    watch = Watch(settings.run_grace_s)
+    batcher = SampleBatcher(
+        max_batch_rows=settings.max_batch_rows,
+        max_queue_rows=settings.queue_rows,
+        metrics=metrics,
+        watch=watch,
+        bounds=RunBounds(settings.run_limit_s, settings.run_limit_factor, settings.run_grace_s),
+    )
+    metrics.engine_stuck.labels(model="policy").set_function(lambda: float(batcher.is_stuck))
     entrance = Entrance(settings, metrics.registry, PROG)
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*_tracing(is_traced), interceptor], settings.max_message_bytes)
@@ -70,9 +80,10 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
 
     entrance.open(server, settings.listen)
     background = [
+        watch.run(),
         batcher.run(),
         host.follow(pointer, settings.pointer_poll_s),
-        _keep_health(health, host),
+        _keep_health(health, host, batcher),
         poll_loop_lag(metrics),
         poll_queues(batcher),
         poll_redis(metrics, redis),
@@ -86,6 +97,8 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     batcher.close()
     await redis.aclose()
     log.info("stopped")
+    if watch.has_work:
+        end_now(status)
     return status
 
 
@@ -116,11 +129,11 @@ def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[t
     return [ServerTracing()]
 
 
-async def _keep_health(health: HealthServicer, host: VersionHost[PolicyModel]) -> None:
+async def _keep_health(health: HealthServicer, host: VersionHost[PolicyModel], batcher: SampleBatcher) -> None:
     """Keep grpc.health.v1 true: the process serves once a policy is warm, and always shows its versions."""
 
     async def is_warm() -> bool:
-        return host.active is not None
+        return host.active is not None and not batcher.is_stuck
 
     async def always() -> bool:
         return True

@@ -21,6 +21,7 @@ from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
+from rewardloop_server.guard.last_resort import CLOSING_S, end_after
 from rewardloop_server.loading.progress import LoadingLog
 from rewardloop_server.settings import ServingSettings
 
@@ -61,7 +62,9 @@ async def serve_until_signal(
     health: HealthServicer,
     on_started: Callable[[], None],
 ) -> int:
-    """Serve until SIGTERM or SIGINT, then refuse new requests and let those in flight finish.
+    """Serve until a signal ends the process, then refuse new requests and let those in flight finish.
+
+    Whatever is left of the process `CLOSING_S` after their time is ended with status 1.
 
     Args:
         server: Listens already; it is started here.
@@ -91,6 +94,7 @@ async def serve_until_signal(
         await wait_for_signal()
 
         log.info("draining", grace_s=settings.drain_grace_s)
+        end_after(settings.drain_grace_s + CLOSING_S)
         interceptor.drain()
         await health.enter_graceful_shutdown()
         await server.stop(settings.drain_grace_s)
@@ -118,11 +122,12 @@ class Background:
 
 
 async def wait_for_signal() -> None:
-    """Return after SIGTERM or SIGINT."""
+    """Return after SIGTERM, SIGINT, or SIGHUP from a terminal that closes. Under nohup that one is ignored."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
     await stop.wait()
 
 

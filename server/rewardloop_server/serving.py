@@ -42,14 +42,19 @@ from rewardloop_server.feedback.spool import Spool, SpoolInUse
 from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
+from rewardloop_server.guard.last_resort import end_now
+from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
+from rewardloop_server.loading.limits import LoadLimits
+from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.engine import Device, RewardModel, choose_device
+from rewardloop_server.scoring.devices import LEAST_BOUND_S
+from rewardloop_server.scoring.engine import RewardModel, choose_device
 from rewardloop_server.scoring.priority import step_back
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
@@ -99,9 +104,10 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     except (SpoolInUse, OSError) as error:
         raise SystemExit(f"{PROG}: no spool: {error}") from error
     background = [
+        scoring.watch.run(),
         scoring.batcher.run(),
         scoring.host.follow(pointer, settings.pointer_poll_s),
-        keep_health(health, scoring.host, feedback.intake, worker),
+        keep_health(health, scoring, feedback.intake, worker),
         poll_loop_lag(metrics),
         poll_queues(scoring.batcher),
         poll_stream(metrics, redis),
@@ -114,11 +120,14 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)
 
     status = await serve_until_signal(server, background, settings, metrics.registry, interceptor, health, on_started)
+    scoring.prober.close()
     scoring.tokenizers.close()
     await feedback.intake.close()
     await worker.close()
     await redis.aclose()
     log.info("stopped")
+    if scoring.watch.has_work:
+        end_now(status)
     return status
 
 
@@ -126,6 +135,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 class Scoring:
     """The parts through which groups are scored."""
 
+    watch: Watch
+    prober: Prober
     host: VersionHost[RewardModel]
     tokenizers: TokenizePool
     batcher: Batcher
@@ -143,7 +154,15 @@ def build_scoring(
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
-    host = reward_host(settings, store, device, metrics)
+    watch = Watch(settings.run_grace_s)
+    least_s = LEAST_BOUND_S[device.kind]
+    load_limits = LoadLimits(
+        max(least_s, settings.load_limit_s), settings.load_memory_mib * 2**20, settings.allow_loops
+    )
+    prober = Prober(device, load_limits)
+    is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
+    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
+    host = reward_host(settings, store, pool, metrics)
     batcher = Batcher(
         token_budget=settings.token_budget,
         lanes=lane_limits(settings),
@@ -151,24 +170,27 @@ def build_scoring(
         metrics=metrics,
         engine_nice=settings.engine_nice,
         streams=device.streams,
+        watch=watch,
+        bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
     )
-    tokenizers = TokenizePool(settings.tokenize_threads)
+    metrics.engine_stuck.labels(model="reward").set_function(lambda: float(batcher.is_stuck))
+    tokenizers = TokenizePool(settings.tokenize_threads, watch)
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
     cache = ScoreCache(max_mib=settings.cache_mib, lanes=[lane for lane in LANES if is_cached[lane]], metrics=metrics)
     shadow = ShadowScorer(host, tokenizers, batcher, metrics)
     scorer = GroupScorer(host, tokenizers, batcher, cache, freshness, shadow, metrics, trace_stages)
-    return Scoring(host, tokenizers, batcher, scorer)
+    return Scoring(watch, prober, host, tokenizers, batcher, scorer)
 
 
 def reward_host(
-    settings: ServeSettings, store: ModelStore, device: Device, metrics: ServerMetrics
+    settings: ServeSettings, store: ModelStore, pool: SessionPool, metrics: ServerMetrics
 ) -> VersionHost[RewardModel]:
     """Build the host of the model "reward"."""
     return VersionHost(
         "reward",
         store,
-        SessionPool(store, device, metrics).load,
+        pool.load,
         metrics.switched,
         metrics.resident,
         resident_versions=settings.resident_versions,
@@ -278,13 +300,11 @@ def spare_pauses() -> None:
     gc.set_threshold(5_000, 20, 50)
 
 
-async def keep_health(
-    health: HealthServicer, host: VersionHost[RewardModel], intake: Intake, worker: PolicyWorkerLink
-) -> None:
+async def keep_health(health: HealthServicer, scoring: Scoring, intake: Intake, worker: PolicyWorkerLink) -> None:
     """Keep grpc.health.v1 true: each service by what it needs, and the whole process by the reward model."""
 
     async def is_warm() -> bool:
-        return host.active is not None
+        return scoring.host.active is not None and not scoring.batcher.is_stuck
 
     async def always() -> bool:
         return True

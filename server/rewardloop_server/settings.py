@@ -45,6 +45,18 @@ class ServingSettings(DoorSettings):
     )
     pointer_poll_s: float = Field(0.25, gt=0, description="how often the active pointer is read")
     drain_grace_s: float = Field(20.0, ge=0, description="how long requests in flight may finish after SIGTERM")
+    run_limit_s: float = Field(
+        8.0,
+        gt=0,
+        description="a run of a model may take so long, however short it should be (with TensorRT at least 600 s);"
+        " then it is told to stop",
+    )
+    run_limit_factor: float = Field(
+        20.0, ge=1, description="a run may also take its estimated time, multiplied by this"
+    )
+    run_grace_s: float = Field(
+        5.0, ge=0, description="if a run that was told to stop goes on for so long, the process ends with status 1"
+    )
     tracing_endpoint: str = Field(
         "", description="OTLP/HTTP collector for traces, http://host:4318; empty: that of OTEL_* variables, or none"
     )
@@ -62,6 +74,7 @@ class ServeSettings(ServingSettings):
     setting_groups = (
         ("policy_address", "The policy worker"),
         ("device", "Running the reward model"),
+        ("load_probe", "Loading versions"),
         ("token_budget", "Batches, queues and the cache"),
         ("max_responses", "Bounds of one request"),
         ("spool", "Feedback"),
@@ -96,6 +109,25 @@ class ServeSettings(ServingSettings):
         " less if other busy processes share the cores and no container divides them",
     )
     spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
+
+    load_probe: Literal["always", "unsigned", "never"] = Field(
+        "always",
+        description="which reward versions are tried in a child process first; unsigned: those that no key of"
+        " --trusted-keys signed",
+    )
+    load_limit_s: float = Field(
+        30.0,
+        gt=0,
+        description="how long a step of a load may take (opening the graph, a run of a few tokens), beside a second for"
+        " each 50 MB",
+    )
+    load_memory_mib: int = Field(
+        0,
+        ge=0,
+        description="most memory that a version may take while it is tried, in MiB; 0: 1 GiB, four times its files, and"
+        " what attention over its longest sequence takes. It never takes more than 0.9 of what the machine has left",
+    )
+    allow_loops: bool = Field(False, description="load graphs with loops whose number of trips is not a constant, too")
 
     token_budget: int = Field(8192, ge=1, description="most tokens in one run of the engine")
     production_run_ms: float = Field(

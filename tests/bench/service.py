@@ -63,8 +63,10 @@ class Service:
 
 
 @contextmanager
-def serving(store: Path, *args: str, fsync: Literal["always", "everysec"] = "always") -> Iterator[Service]:
-    """Ends what it started with the block."""
+def serving(
+    store: Path, *args: str, fsync: Literal["always", "everysec"] = "always", token: str | None = None
+) -> Iterator[Service]:
+    """Ends what it started with the block. ``token`` is shown to a server with callers."""
     with tempfile.TemporaryDirectory(prefix="rewardloop-bench-") as name:
         directory = Path(name)
         redis = EmbeddedRedis(directory / "redis", fsync=fsync)
@@ -77,7 +79,7 @@ def serving(store: Path, *args: str, fsync: Literal["always", "everysec"] = "alw
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            with RewardloopClient(address, timeout_s=120) as client:
+            with RewardloopClient(address, timeout_s=120, token=token) as client:
                 _wait(client, process, log_path)
                 client.promote("reward", str(max(ModelStore(store).versions("reward"))))
                 while not client.health("rewardloop.v1.RewardService"):

@@ -28,13 +28,22 @@ def word_tokenizer() -> Tokenizer:
 
 
 def write_sum_graph(
-    path: Path, *, factor: float = 1.0, cost: int = 0, fails_on: str | None = None, nan_on: str | None = None
+    path: Path,
+    *,
+    factor: float = 1.0,
+    cost: int = 0,
+    fails_on: str | None = None,
+    nan_on: str | None = None,
+    loops_on: str | None = None,
+    hangs_on: str | None = None,
 ) -> None:
     """Two heads: ``factor * sum(ids)`` and twice that. ``cost`` adds that many wasted matrix products.
 
     A run that holds the word ``fails_on`` fails as a whole, with an index beyond a table. A row that holds the word
-    ``nan_on`` gets logits that are not numbers.
+    ``nan_on`` gets logits that are not numbers. A run that holds the word ``loops_on`` goes on until it is stopped, and
+    one that holds ``hangs_on`` cannot be stopped: its loop has no node at which ONNX Runtime would look at the flag.
     """
+    sound = "sound" if fails_on or nan_on else "whole"
     nodes = [
         helper.make_node("Mul", ["input_ids", "attention_mask"], ["real"]),
         helper.make_node("Cast", ["real"], ["floats"], to=TensorProto.FLOAT),
@@ -52,12 +61,15 @@ def write_sum_graph(
     nodes += [helper.make_node("MatMul", [f"wide_{i}", "waste"], [f"wide_{i + 1}"]) for i in range(cost)]
     nodes += [
         helper.make_node("MatMul", [f"wide_{cost}", "narrow"], ["nothing"]),
-        helper.make_node("Add", ["heads_0", "nothing"], ["sound" if fails_on or nan_on else "logits"]),
+        helper.make_node("Add", ["heads_0", "nothing"], [sound]),
     ]
     if fails_on or nan_on:
-        more_nodes, more_initializers = faults(fails_on, nan_on)
+        more_nodes, more_initializers = faults(fails_on, nan_on, "whole")
         nodes += more_nodes
         initializers += more_initializers
+    more_nodes, more_initializers = _endless("whole", loops_on, hangs_on)
+    nodes += more_nodes
+    initializers += more_initializers
     integers = [
         helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in ("input_ids", "attention_mask")
     ]
@@ -68,8 +80,41 @@ def write_sum_graph(
     onnx.save(model, path)
 
 
-def faults(fails_on: str | None, nan_on: str | None) -> tuple[list[NodeProto], list[TensorProto]]:
-    """Nodes and initializers that make ``logits`` of ``sound``, and fail or give no number for the two words."""
+def _endless(sound: str, loops_on: str | None, hangs_on: str | None) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Nodes and initializers that make ``logits`` of ``sound``, after a loop that does not end for each word."""
+    value = helper.make_tensor_value_info
+    nodes: list[NodeProto] = []
+    initializers: list[TensorProto] = []
+    for word, has_nodes in ((loops_on, True), (hangs_on, False)):
+        if word is None:
+            continue
+        inputs = [value("trip", TensorProto.INT64, []), value(f"{word}_on", TensorProto.BOOL, [])]
+        inputs.append(value(f"{word}_at", TensorProto.FLOAT, None))
+        names = [f"{word}_on", f"{word}_at"]
+        body: list[NodeProto] = []
+        if has_nodes:
+            body = [helper.make_node("Identity", [name], [f"{name}_next"]) for name in names]
+            names = [f"{name}_next" for name in names]
+        outputs = [value(names[0], TensorProto.BOOL, []), value(names[1], TensorProto.FLOAT, None)]
+        nodes += [
+            helper.make_node("Equal", ["input_ids", f"{word}_id"], [f"{word}_here"]),
+            helper.make_node("Cast", [f"{word}_here"], [f"{word}_count"], to=TensorProto.INT64),
+            helper.make_node("ReduceMax", [f"{word}_count"], [f"{word}_any"], keepdims=0),
+            helper.make_node("Cast", [f"{word}_any"], [f"{word}_holds"], to=TensorProto.BOOL),
+            helper.make_node(
+                "Loop",
+                ["", f"{word}_holds", sound],
+                [f"{word}_passed"],
+                body=helper.make_graph(body, "body", inputs, outputs),
+            ),
+        ]
+        initializers.append(numpy_helper.from_array(np.array(VOCABULARY[word], dtype=np.int64), f"{word}_id"))
+        sound = f"{word}_passed"
+    return [*nodes, helper.make_node("Identity", [sound], ["logits"])], initializers
+
+
+def faults(fails_on: str | None, nan_on: str | None, out: str) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Nodes and initializers that make ``out`` of ``sound``, and fail or give no number for the two words."""
     nodes = [
         # A table of one row, in which the word is looked up at 1 and all others at 0.
         helper.make_node("Equal", ["input_ids", "fatal"], ["is_fatal"]),
@@ -81,7 +126,7 @@ def faults(fails_on: str | None, nan_on: str | None) -> tuple[list[NodeProto], l
         helper.make_node("Cast", ["is_even"], ["divisors"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["zeros", "divisors"], ["faults"]),
         helper.make_node("ReduceSum", ["faults", "axis"], ["fault"], keepdims=1),
-        helper.make_node("Add", ["sound", "fault"], ["logits"]),
+        helper.make_node("Add", ["sound", "fault"], [out]),
     ]
     ids = {None: -1, **VOCABULARY}
     initializers = [
@@ -99,6 +144,8 @@ def publish_sum_version(
     cost: int = 0,
     fails_on: str | None = None,
     nan_on: str | None = None,
+    loops_on: str | None = None,
+    hangs_on: str | None = None,
     max_length: int = 64,
     calibration: Calibration | None = None,
     arrivals: tuple[float, ...] = (),
@@ -107,7 +154,15 @@ def publish_sum_version(
     tokenizer = word_tokenizer()
 
     def write(directory: Path) -> None:
-        write_sum_graph(directory / "model.onnx", factor=factor, cost=cost, fails_on=fails_on, nan_on=nan_on)
+        write_sum_graph(
+            directory / "model.onnx",
+            factor=factor,
+            cost=cost,
+            fails_on=fails_on,
+            nan_on=nan_on,
+            loops_on=loops_on,
+            hangs_on=hangs_on,
+        )
         tokenizer.save(str(directory / "tokenizer.json"))
 
     data = DataRange("1-0", "2-0", len(arrivals), arrivals) if arrivals else None

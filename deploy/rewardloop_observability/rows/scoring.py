@@ -118,6 +118,18 @@ def _engine() -> list[Panel]:
             " one request at fault got an error (isolated), or all did with a version that no longer runs (broken).",
         ),
         graph(
+            "Stuck runs",
+            "short",
+            (increase("rewardloop_stuck_runs_total", "job, model", AT), "{{job}} {{model}}"),
+            (
+                f"sum by (instance, model, version) (rewardloop_version_stuck_runs{{{AT}}})",
+                "{{instance}} {{model}} {{version}}",
+            ),
+            (f"max by (instance, model) (rewardloop_engine_stuck{{{AT}}})", "{{instance}} {{model}} turns away"),
+            about="Number of runs that did not end in time in each interval, the same by version since the process"
+            " began, and whether requests are turned away for one now.",
+        ),
+        graph(
             "Cache hits",
             "percentunit",
             (share("rewardloop_cache_lookups_total", "lane", 'outcome="hit"'), "{{lane}}"),

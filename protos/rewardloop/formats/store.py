@@ -78,7 +78,13 @@ class ModelStore:
         self._fs, root = fsspec.core.url_to_fs(self.url)
         self._root = str(root).rstrip("/")
         self._is_local = "file" in _protocols(self._fs)
-        self._cache = cache_dir or Path(tempfile.gettempdir()) / "rewardloop-store" / _sha256(self.url.encode())[:16]
+        self._cache_dir = cache_dir
+
+    @property
+    def _cache(self) -> Path:
+        """Where remote versions are kept. A local store needs no temporary folder, which a machine may lack."""
+        default = Path("rewardloop-store") / _sha256(self.url.encode())[:16]
+        return self._cache_dir or Path(tempfile.gettempdir()) / default
 
     def exists(self) -> bool:
         """Whether something is stored under the store's address. Raises OSError."""

@@ -7,6 +7,7 @@ RewardloopError
 ├── TooManySignals          RESOURCE_EXHAUSTED    TOO_MANY_SIGNALS
 ├── QuotaSpent              RESOURCE_EXHAUSTED    QUOTA_SPENT
 ├── NoModel                 UNAVAILABLE           NO_MODEL
+├── EngineStuck             UNAVAILABLE           ENGINE_STUCK
 ├── Draining                UNAVAILABLE           DRAINING
 ├── RedisUnavailable        UNAVAILABLE           REDIS_UNAVAILABLE
 ├── PolicyUnavailable       UNAVAILABLE           POLICY_UNAVAILABLE
@@ -169,6 +170,14 @@ class NoModel(RewardloopError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = "NO_MODEL"
     default_retry_ms = 500
+
+
+class EngineStuck(RewardloopError):
+    """Raised while the engine is held by a run that does not end. Another replica may answer."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "ENGINE_STUCK"
+    default_retry_ms = 1000
 
 
 class Draining(RewardloopError):

@@ -18,6 +18,7 @@ from rewardloop_server.doors.listen import channel_options, is_local, refusal
 from rewardloop_server.doors.open_calls import OpenLimits
 from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.doors.socket_file import claim
 from rewardloop_server.observe.door_metrics import DoorMetrics
 
 log = structlog.get_logger()
@@ -36,6 +37,7 @@ class Entrance:
         self._metrics = DoorMetrics(registry)
         self._upkeep: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._credentials: grpc.ServerCredentials | None = None
+        self._claim: int | None = None  # held while the process listens on a Unix socket
         try:
             callers = self._callers()
             self._read_certificate()
@@ -58,6 +60,10 @@ class Entrance:
         """Make the server listen on the address. Raises SystemExit."""
         if (why := refusal(address, self._settings)) is not None:
             raise SystemExit(f"{self._prog}: {why}")
+        try:
+            self._claim = claim(address)
+        except OSError as error:
+            raise SystemExit(f"{self._prog}: cannot listen on {address}: {error}") from error
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(address)

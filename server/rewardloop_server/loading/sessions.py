@@ -12,24 +12,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 import structlog
-from tokenizers import Tokenizer
 
-from rewardloop.formats.graphs.check import check_graph
-from rewardloop.formats.graphs.fields import NotAGraph
 from rewardloop.formats.manifest import reads_alike
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.text import Encoder
-from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.calls.vocabulary import COST_TERMS
+from rewardloop_server.guard.watch import Watch
 from rewardloop_server.loading.bounds import check_bounds
-from rewardloop_server.loading.graph_tables import Tables, read_tables
+from rewardloop_server.loading.graph_tables import Tables
+from rewardloop_server.loading.limits import LoadGuard, LoadLimits, size_of
+from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
+from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -38,6 +38,8 @@ from rewardloop_server.scoring.engine import Device, RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
 
 log = structlog.get_logger()
+
+_LIMITS = LoadLimits()
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class _Shared:
         signature: What inputs the graph takes.
         cost: How long its runs take.
         tables: How many ids and positions the graph has.
+        guard: Stops runs of a load over it that do not end.
         versions: How many versions run on it.
     """
 
@@ -60,16 +63,38 @@ class _Shared:
     signature: Signature
     cost: CostModel
     tables: Tables
+    guard: LoadGuard
     versions: int
 
 
 class SessionPool:
-    """Loads versions of the model "reward". It may be used from several threads; loads happen one at a time."""
+    """Loads versions of the model "reward". It may be used from several threads; loads happen one at a time.
 
-    def __init__(self, store: ModelStore, device: Device, metrics: ServerMetrics) -> None:
+    Args:
+        store: Where trunks are fetched from.
+        device: Where versions run.
+        metrics: Where the cost model is shown.
+        limits: How much time and memory a load may take.
+        watch: Stops what takes longer.
+        prober: Tries a version in a child process before it is loaded here; None to load at once.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        device: Device,
+        metrics: ServerMetrics,
+        *,
+        limits: LoadLimits = _LIMITS,
+        watch: Watch | None = None,
+        prober: Prober | None = None,
+    ) -> None:
         self._store = store
         self._device = device
         self._metrics = metrics
+        self._limits = limits
+        self._watch = watch or Watch()
+        self._prober = prober
         self._shared: dict[str, _Shared] = {}
         self._counting = threading.Lock()
         self._loading = threading.Lock()
@@ -119,48 +144,33 @@ class SessionPool:
 
     def _open(self, manifest: Manifest, directory: Path) -> None:
         """Open and warm the sessions of a version that is no delta. They count one version."""
-        where = f"reward {manifest.version}"
-        encoder = _encoder(manifest, directory)
-        try:
-            check_graph(directory / "model.onnx", manifest.files, where)
-            tables = read_tables(directory / "model.onnx")
-        except (NotAGraph, OSError) as error:
-            raise NotLoadable(f"{where} does not load: {told(error)}") from error
-        highest = check_bounds(encoder, tables, where)
-        size = sum((directory / name).stat().st_size for name in manifest.files if name.startswith("model.onnx"))
+        found = None if self._prober is None else self._prober.probe(manifest, directory)
+        size = size_of(directory, manifest)
+        encoder = read_encoder(manifest, directory)
+        if found is None:
+            found = check_files(manifest, directory, encoder, allows_loops=self._limits.allows_loops)
+        guard = LoadGuard.of(self._watch, self._limits, manifest, size)
         if size > LARGE_BYTES:
             log.info("opening a large graph", version=manifest.version, gb=round(size / 1e9, 1))
         started = time.monotonic()
-        try:
-            sessions = self._sessions(directory / "model.onnx")
-        except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
-            raise NotLoadable(f"{where} does not load: {told(error)}") from error
+        sessions, signature = open_sessions(directory, self._device, guard)
         if size > LARGE_BYTES:
             log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
-        try:
-            signature = Signature.of(sessions.alone)
-        except ValueError as error:
-            raise NotLoadable(f"{where}: {error}") from error
-        cost = warm_up(RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0)), highest)
+        model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
+        cost = warm_up(model, found.highest, guard)
         with self._counting:
-            self._shared[manifest.digest] = _Shared(manifest, encoder, sessions, signature, cost, tables, 1)
-
-    def _sessions(self, graph: Path) -> Sessions:
-        device = self._device
-
-        def opened(threads: int) -> Any:
-            return ort.InferenceSession(graph, _options(device, threads), providers=list(device.providers))
-
-        alone = opened(device.threads)
-        return Sessions(alone, opened(device.threads // device.streams) if device.streams > 1 else alone)
+            self._shared[manifest.digest] = _Shared(
+                manifest, encoder, sessions, signature, cost, found.tables, guard, 1
+            )
 
     def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:
         adapter = None
+        guard = replace(shared.guard, version=manifest.version)
         if manifest.trunk is not None:
             adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"reward {manifest.version}")
         # The encoder is shared if it can be. Reading a tokenizer holds the interpreter's lock, for as long as all else
         # that a delta needs takes together.
-        encoder = shared.encoder if reads_alike(manifest, shared.manifest) else _encoder(manifest, directory)
+        encoder = shared.encoder if reads_alike(manifest, shared.manifest) else self._encoder(manifest, directory)
         model = RewardModel(
             manifest,
             encoder,
@@ -171,15 +181,20 @@ class SessionPool:
             functools.partial(self._close, manifest, digest),
         )
         if adapter is not None or manifest.heads != shared.manifest.heads:
-            check(model, 1, min(16, manifest.max_length), encoder.format.pad)
+            check(model, 1, min(16, manifest.max_length), encoder.format.pad, guard)
         if encoder is not shared.encoder:
             highest = check_bounds(encoder, shared.tables, f"reward {manifest.version}")
-            check(model, 1, manifest.max_length, highest)
+            check(model, 1, manifest.max_length, highest, guard)
         if encoder is not shared.encoder or shared.versions == 1:
             check_text(model)
         for term, seconds in shared.cost.terms().items():
             self._metrics.cost_model.labels(version=manifest.version, term=term).set(seconds)
         return model
+
+    def _encoder(self, manifest: Manifest, directory: Path) -> Encoder:
+        if manifest.trunk is not None and self._prober is not None:
+            self._prober.probe(manifest, directory)
+        return read_encoder(manifest, directory)
 
     def _take(self, digest: str) -> bool:
         with self._counting:
@@ -207,29 +222,6 @@ class SessionPool:
         except BaseException:
             self._give_back(digest)
             raise
-
-
-def _options(device: Device, threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if device.spin else "0")
-    # An arena grows to the largest shape that was ever run, and after a swap two of them would be held.
-    options.enable_cpu_mem_arena = device.kind != "cpu"
-    options.log_severity_level = 3  # a lower level warns of each adapter parameter, because it is no constant
-    return options
-
-
-def _encoder(manifest: Manifest, directory: Path) -> Encoder:
-    where = f"reward {manifest.version} does not load"
-    try:
-        text_format = read_text_format(manifest.text_format)
-    except (ValueError, TypeError, KeyError) as error:
-        raise NotLoadable(f"{where}: its text format is not valid: {error}") from error
-    try:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        return Encoder(tokenizer, text_format, manifest.max_length)
-    except Exception as error:  # tokenizers raises bare Exceptions for a bad file
-        raise NotLoadable(f"{where}: {told(error)}") from error
 
 
 def _adapter(path: Path, session: Any, where: str) -> Any:

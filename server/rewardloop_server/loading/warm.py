@@ -9,6 +9,7 @@ import structlog
 
 from rewardloop.formats.text import Encoded, Turn
 from rewardloop_server.calls.errors import NotLoadable, told
+from rewardloop_server.loading.limits import LoadGuard
 from rewardloop_server.scoring.cost import CostModel, Timing, fit, worst_error
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run
@@ -22,7 +23,7 @@ _REPEATS = 3
 _BUDGET_S = 0.5
 
 
-def warm_up(model: RewardModel, token: int) -> CostModel:
+def warm_up(model: RewardModel, token: int, guard: LoadGuard) -> CostModel:
     """Run the model on several shapes, and fit the cost model to the least time of each.
 
     A run that would end after `_BUDGET_S` is left out, so a large model is fitted to few shapes.
@@ -31,6 +32,7 @@ def warm_up(model: RewardModel, token: int) -> CostModel:
         model: The version to run.
         token: The highest id that its texts can have. Together with a row of the greatest length it shows that the
             graph has every id and position.
+        guard: Stops a run that does not end.
 
     Raises:
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
@@ -38,15 +40,16 @@ def warm_up(model: RewardModel, token: int) -> CostModel:
     longest = model.manifest.max_length
     shapes = [*((count, length) for count, length in _SHAPES if length < longest), (1, longest)]
     needed = {*shapes[:_ALWAYS], shapes[-1]}
-    check(model, *shapes[0], token, alone=False)
-    token_s = check(model, *shapes[0], token) / math.prod(shapes[0])  # a session's first run is slow and not counted
+    check(model, *shapes[0], token, guard, alone=False)
+    # A session's first run is slow and not counted.
+    token_s = check(model, *shapes[0], token, guard) / math.prod(shapes[0])
     started = time.monotonic()
     least: dict[tuple[int, int], float] = {}
     for shape in shapes * _REPEATS:
         expected_s = least.get(shape, token_s * math.prod(shape))
         is_needed = shape in needed and shape not in least
         if is_needed or time.monotonic() - started + expected_s < _BUDGET_S:
-            least[shape] = min(least.get(shape, math.inf), check(model, *shape, token))
+            least[shape] = min(least.get(shape, math.inf), check(model, *shape, token, guard))
             token_s = least[shape] / math.prod(shape)
     timings = [Timing(count, length, seconds) for (count, length), seconds in least.items()]
     cost = fit(timings)
@@ -63,7 +66,7 @@ def warm_up(model: RewardModel, token: int) -> CostModel:
     return cost
 
 
-def check(model: RewardModel, count: int, length: int, token: int, *, alone: bool = True) -> float:
+def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGuard, *, alone: bool = True) -> float:
     """Run the graph once on one token, repeated, and return the seconds that it took.
 
     Args:
@@ -72,6 +75,7 @@ def check(model: RewardModel, count: int, length: int, token: int, *, alone: boo
             greatest length, so that the positions of that run go as far as those of any text.
         length: Tokens of each row.
         token: Id of the token.
+        guard: Stops a run that does not end.
         alone: Use the session of a run that has the device to itself.
 
     Raises:
@@ -80,8 +84,10 @@ def check(model: RewardModel, count: int, length: int, token: int, *, alone: boo
     rows, run = _example(model, count, length, token)
     try:
         feeds = model.lay_out(rows, run)
+        options = model.options()
         started = time.perf_counter()
-        model.execute(feeds, alone=alone)
+        with guard.running(options):
+            model.execute(feeds, alone=alone, options=options)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad graph, and NumPy its own
         where = f"reward {model.manifest.version} does not run on {count} x {length} tokens of id {token}"
         raise NotLoadable(f"{where}: {told(error)}") from error

@@ -111,6 +111,18 @@ class ServerMetrics:
         " (isolated), or all failed with a version that no longer runs (broken).",
         outcome=FAILED_RUN_OUTCOMES,
     )
+    stuck_runs_total: Counter = counter(
+        "stuck_runs_total", "Runs that did not end in time and were told to stop.", model=MODELS
+    )
+    version_stuck_runs: Gauge = gauge(
+        "version_stuck_runs",
+        "The same since this process began, of each version that had one.",
+        model=MODELS,
+        version=ANY,
+    )
+    engine_stuck: Gauge = gauge(
+        "engine_stuck", "1 while requests are turned away because a run does not end.", model=MODELS
+    )
     cache_lookups_total: Counter = counter(
         "cache_lookups_total",
         f"Rows looked up in the cache of scores, by outcome ({listed(CACHE_OUTCOMES)}).",
@@ -231,6 +243,8 @@ class ServerMetrics:
             self.versions_refused_total.labels(model=model, reason=reason)
         self.swaps_total.labels(model=model)
         self.swap_seconds.labels(model=model)
+        self.stuck_runs_total.labels(model=model)
+        self.engine_stuck.labels(model=model)
         self.resident(model, {})
 
     def announce_scoring(self) -> None:
@@ -270,6 +284,11 @@ class ServerMetrics:
     def refused(self, model: str, reason: str) -> None:
         """Count a version that was not taken."""
         self.versions_refused_total.labels(model=model, reason=reason).inc()
+
+    def stuck(self, model: str, version: str) -> None:
+        """Count a run that did not end in time."""
+        self.stuck_runs_total.labels(model=model).inc()
+        self.version_stuck_runs.labels(model=model, version=version).inc()
 
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
         """Show that new requests go to ``manifest`` from now on, which took ``seconds`` to make ready."""

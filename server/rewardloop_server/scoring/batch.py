@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import structlog
 
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
+from rewardloop_server.calls.errors import DeadlinePassed, EngineStuck, InternalError, QueueFull
 from rewardloop_server.calls.vocabulary import QUEUE_LANES, FailedRunOutcome
+from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Floats, RewardModel
-from rewardloop_server.scoring.isolate import error_of, parts_of
+from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.isolate import Suspects, error_of, parts_of
 from rewardloop_server.scoring.lane import Group, Lane, Part, Row, Scored
-from rewardloop_server.scoring.offer import Failure, Offer, Slot
+from rewardloop_server.scoring.offer import Failure, Offer, Outcome, Slot, drive
 from rewardloop_server.scoring.priority import step_back
 
 log = structlog.get_logger()
@@ -34,6 +35,8 @@ _LEAST_FIXED_COSTS = 10
 # A run is chosen from this many runs' worth of the most urgent rows. That is enough to find rows of similar length, and
 # planning over all of a long queue would take a tenth of the event loop's time.
 _WINDOW_RUNS = 8
+
+_BOUNDS = RunBounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class Batcher:
     A production group waits at most for the run in flight and one more before its turn comes (see `Lane`), because a
     run of another lane that is laid out is put back for it.
 
+    While a run does not end, every group is turned away with EngineStuck, but for those of that run: once it has
+    stopped, they run one by one, and the one that holds the engine again fails.
+
     Args:
         token_budget: Most tokens of one run, unless it has a single row.
         lanes: Bounds of each lane.
@@ -65,6 +71,8 @@ class Batcher:
         metrics: Where queues and runs are measured.
         engine_nice: By how much the engine's threads raise their niceness.
         streams: Most runs at once, each in a thread of its own. A run that is alone has all threads of the device.
+        watch: Stops runs that do not end.
+        bounds: How long runs may take.
     """
 
     def __init__(
@@ -76,6 +84,8 @@ class Batcher:
         metrics: ServerMetrics,
         engine_nice: int = 0,
         streams: int = 1,
+        watch: Watch | None = None,
+        bounds: RunBounds = _BOUNDS,
     ) -> None:
         self._budget = token_budget
         self._engine_nice = engine_nice
@@ -87,12 +97,20 @@ class Batcher:
         }
         self._trainer_max_wait_s = trainer_max_wait_s
         self._metrics = metrics
+        self._watch = watch or Watch()
+        self._bounds = bounds
+        self._suspects = Suspects()
         self._slot = Slot()
         self._offered: Offer | None = None
         self._ends: dict[Offer, float] = {}  # estimated ends of the runs in flight
         self._loop: asyncio.AbstractEventLoop | None = None
         self._will_feed = False
         self._broken: asyncio.Future[None] | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a run did not end in time, and it is not known yet which of its groups was at fault."""
+        return bool(self._suspects)
 
     @contextmanager
     def reserved(
@@ -118,7 +136,9 @@ class Batcher:
         Raises:
             QueueFull: The share has no room and ``is_bounded``.
             DeadlinePassed: The work ahead of the group takes longer than its caller waits.
+            EngineStuck: A run does not end.
         """
+        self._refuse_if_stuck()
         queue = self._lanes[lane]
         if deadline is not None:
             now = time.monotonic()
@@ -164,8 +184,10 @@ class Batcher:
         Raises:
             DeadlinePassed: The deadline passed while it waited.
             NotLoadable: The model failed on this group, or on everything.
-            InternalError: The model gave this group a logit that is not finite.
+            InternalError: The model gave this group a logit that is not finite, or did not end on it.
+            EngineStuck: A run does not end.
         """
+        self._refuse_if_stuck()
         outcome: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         group = Group(model, rows, caller, deadline, outcome, caller if account is None else account)
         queue = self._lanes[lane]
@@ -204,23 +226,14 @@ class Batcher:
         finally:
             self._loop = None
             self._slot.close()
-            for stream in engine:
-                await asyncio.shield(asyncio.to_thread(stream.join))
+            await _ended(engine, self._bounds.grace_s)
 
     def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Execute runs in a thread of the engine until the slot is closed."""
         step_back(self._engine_nice)
-        while (offer := self._slot.take()) is not None:
-            started = time.monotonic()
-            loop.call_soon_threadsafe(self._taken, offer, started)
-            outcome: Floats | Failure
-            try:
-                outcome = offer.model.execute(offer.feeds, alone=offer.alone)
-            except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
-                outcome = Failure(error, is_broken=not offer.model.works(alone=offer.alone))
-            self._slot.done()
-            loop.call_soon_threadsafe(self._ran, offer, outcome, time.monotonic() - started)
-            del offer, outcome  # else this thread would keep the version in memory while it waits
+        drive(self._slot, self, loop, self._watch, self._limit_s, self._bounds)
+
+    def _limit_s(self, offer: Offer) -> float:
+        return self._bounds.run_s(offer.run.cost_s * self._share(offer))
 
     def _feed_soon(self) -> None:
         """Call `_feed` once for all groups that come in one turn of the event loop."""
@@ -246,7 +259,7 @@ class Batcher:
             if not (outranked or grown or shrunk):
                 return
             if not self._slot.withdraw():
-                self._taken(offered, now)
+                self.taken(offered, now)
             self._offered = None
         for lane in self._order(now):
             if (offer := self._choose(lane, now)) is not None:
@@ -289,7 +302,7 @@ class Batcher:
             return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone, part)
         return None
 
-    def _taken(self, offer: Offer, now: float) -> None:
+    def taken(self, offer: Offer, now: float) -> None:
         """Note that the engine has taken the run. `_offer_best` may notice it before the engine's thread says so."""
         if offer is self._offered:
             self._offered = None
@@ -301,9 +314,26 @@ class Batcher:
         """Return how many such runs share the device, by which each of them takes longer than it would alone."""
         return 1 if offer.alone else self._streams
 
-    def _ran(self, offer: Offer, outcome: Floats | Failure, run_s: float) -> None:
+    def overran(self, offer: Offer) -> None:
+        """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""
+        if offer not in self._ends:  # it ended in the meantime
+            return
+        self._suspects.add(offer)
+        self._metrics.stuck("reward", offer.model.manifest.version)
+        for lane in self._lanes.values():
+            for group in lane.groups():
+                if group not in self._suspects:
+                    self._fail(lane, group, _stuck())
+        self._feed_soon()
+
+    def lost(self, offer: Offer) -> None:
+        """Fail the suspects. No run will follow."""
+        self._convict()
+
+    def ran(self, offer: Offer, outcome: Outcome, run_s: float) -> None:
         """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
+        self._suspects.ended(offer)
         if isinstance(outcome, Failure):
             self._failed(offer.lane, offer.rows, offer.model, offer.part, outcome)
             self._feed_soon()
@@ -344,14 +374,41 @@ class Batcher:
             groups=len(groups),
             exc_info=failure.error,
         )
-        if outcome == "split":
-            for each in parts_of(rows, is_part=part is not None):
+        if failure.is_overrun and not self._suspects.has_room:
+            self._convict()
+        elif outcome == "split":
+            for each in parts_of(rows, is_part=part is not None or failure.is_overrun):
                 lane.put_back(each, Part())
-            return
-        for group in groups:
-            self._fail(lane, group, error_of(failure.error))
+        else:
+            for group in groups:
+                self._fail(lane, group, error_of(failure.error))
+
+    def _convict(self) -> None:
+        """Fail the suspects that are left, with an error after which no client asks another replica."""
+        for lane in self._lanes.values():
+            for group in lane.groups():
+                if group in self._suspects:
+                    lane.drop(group)
+        for group in self._suspects:
+            if not group.outcome.done():
+                group.outcome.set_exception(InternalError())
+
+    def _refuse_if_stuck(self) -> None:
+        if self._suspects:
+            raise _stuck()
 
     def _fail(self, lane: Lane, group: Group, error: Exception) -> None:
         lane.drop(group)
         if not group.outcome.done():
             group.outcome.set_exception(error)
+
+
+def _stuck() -> EngineStuck:
+    return EngineStuck("a run of the reward model does not end")
+
+
+async def _ended(threads: Sequence[threading.Thread], patience_s: float) -> None:
+    """Wait for the threads. One that is still in a run after so many seconds is left, and ends with the process."""
+    deadline = time.monotonic() + patience_s
+    for thread in threads:
+        await asyncio.shield(asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic())))

@@ -19,3 +19,7 @@ PROVIDERS: Mapping[DeviceKind, tuple[str, ...]] = {
     "cuda": (_CUDA, _CPU),
     "tensorrt": (_TENSORRT, _CUDA, _CPU),
 }
+
+# The least bound of a run, and of a step of a load, in seconds. TensorRT builds an engine for shapes that it has not
+# seen, which takes minutes.
+LEAST_BOUND_S: dict[DeviceKind, float] = {"cpu": 0.0, "cuda": 0.0, "tensorrt": 600.0}

@@ -64,6 +64,10 @@ class UnusableLogits(Exception):
     """Raised when a run gives logits that are not finite, or that are not one line of heads for each row."""
 
 
+class Overrun(Exception):
+    """Raised for a run that did not end in time. Its request must not be tried again, on this replica or another."""
+
+
 def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
     """Choose the device, and log the choice.
 
@@ -152,22 +156,27 @@ class RewardModel:
         """Return the input of one of the runs that `plan` gave for the rows."""
         return lay_out(rows, run, self.signature, self.encoder.format.pad)
 
-    def execute(self, feeds: Feeds, *, alone: bool = True) -> Floats:
+    def options(self) -> Any:
+        """Return ONNX Runtime's options of one run. Setting their ``terminate`` from another thread stops the run."""
+        options = ort.RunOptions()
+        if self._adapter is not None:
+            # An IOBinding must not be used, because it ignores active adapters without an error.
+            options.add_active_adapter(self._adapter)
+        return options
+
+    def execute(self, feeds: Feeds, *, alone: bool = True, options: Any = None) -> Floats:
         """Run the graph and return raw logits, (rows, heads), in the order of the run's rows.
 
         Args:
             feeds: The run's input.
             alone: No other run needs the device.
+            options: Those of `options`, for a caller that may stop the run.
 
         Raises:
             UnusableLogits: A logit is not finite, or the graph gives logits of another shape.
             Exception: ONNX Runtime raises errors of several classes of its own.
         """
-        options = None
-        if self._adapter is not None:
-            # An IOBinding must not be used, because it ignores active adapters without an error.
-            options = ort.RunOptions()
-            options.add_active_adapter(self._adapter)
+        options = self.options() if options is None else options
         session = self._sessions.alone if alone else self._sessions.beside
         logits: Floats = session.run(["logits"], feeds.inputs, options)[0]
         if logits.shape != (feeds.rows, self.manifest.heads):
@@ -176,11 +185,11 @@ class RewardModel:
             raise UnusableLogits("it gives logits that are not finite")
         return logits
 
-    def works(self, *, alone: bool = True) -> bool:
+    def works(self, *, alone: bool = True, options: Any = None) -> bool:
         """Run a few padding tokens, which ran when the version was warmed, and return whether that still succeeds."""
         row = Encoded([self.encoder.format.pad] * min(8, self.manifest.max_length), None, truncated=False)
         try:
-            self.execute(self.lay_out([row], Run(((0,),), len(row.ids), 0.0)), alone=alone)
+            self.execute(self.lay_out([row], Run(((0,),), len(row.ids), 0.0)), alone=alone, options=options)
         except Exception:  # the caller reports the error of the run for which it asks
             return False
         return True

@@ -255,6 +255,10 @@ class Lane:
             self._count(group.account, -group.tokens)
             group.tokens = 0
 
+    def groups(self) -> list[Group]:
+        """Return every group that has waiting rows."""
+        return [group for caller in self._callers.values() for _, _, group in caller.queue]
+
     def expired(self, now: float) -> list[Group]:
         """Return the groups whose deadline has passed."""
         return [group for c in self._callers.values() for group in _expired(c, now)]

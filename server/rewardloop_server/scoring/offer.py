@@ -1,11 +1,16 @@
-"""offer: how the event loop hands the next run to the engine's threads."""
+"""offer: how the event loop hands the next run to the engine's threads, and how these execute it, watched."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
-from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.guard.watch import RunBounds, Watch, Work
+from rewardloop_server.scoring.engine import Floats, Overrun, RewardModel
 from rewardloop_server.scoring.lane import Lane, Part, Row
 from rewardloop_server.scoring.layout import Feeds
 from rewardloop_server.scoring.plan import Run
@@ -45,10 +50,15 @@ class Failure:
     Attributes:
         error: What was raised.
         is_broken: The version no longer runs even what it ran when it was warmed.
+        is_overrun: The run did not end in time and was stopped.
     """
 
     error: Exception
     is_broken: bool = False
+    is_overrun: bool = False
+
+
+Outcome: TypeAlias = Floats | Failure
 
 
 class Slot:
@@ -94,3 +104,78 @@ class Slot:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+
+class Notes(Protocol):
+    """What becomes of runs. Each method is called on the event loop."""
+
+    def taken(self, offer: Offer, now: float) -> None:
+        """Note that the engine has taken the run."""
+
+    def overran(self, offer: Offer) -> None:
+        """Note that the run did not end in time and was told to stop."""
+
+    def lost(self, offer: Offer) -> None:
+        """Note that it goes on all the same. The process will end."""
+
+    def ran(self, offer: Offer, outcome: Outcome, run_s: float) -> None:
+        """Note that the run has ended, after so many seconds."""
+
+
+def drive(
+    slot: Slot,
+    notes: Notes,
+    loop: asyncio.AbstractEventLoop,
+    watch: Watch,
+    limit_s: Callable[[Offer], float],
+    bounds: RunBounds,
+) -> None:
+    """Execute runs in this thread until the slot is closed.
+
+    Args:
+        slot: Where the runs come from.
+        notes: Told what becomes of them.
+        loop: The event loop on which it is told.
+        watch: Stops runs that do not end.
+        limit_s: How long a run may take, in seconds.
+        bounds: How long the run of a few tokens may take that shows whether a version still works.
+    """
+
+    def post(note: Callable[..., None], *arguments: Any) -> None:
+        if not loop.is_closed():  # else this run has outlived the drain
+            loop.call_soon_threadsafe(note, *arguments)
+
+    while (offer := slot.take()) is not None:
+        started = time.monotonic()
+        post(notes.taken, offer, started)
+        outcome = _outcome(offer, post, notes, watch, limit_s(offer), bounds)
+        slot.done()
+        post(notes.ran, offer, outcome, time.monotonic() - started)
+        del offer, outcome  # else this thread would keep the version in memory while it waits
+
+
+def _outcome(
+    offer: Offer, post: Callable[..., None], notes: Notes, watch: Watch, limit_s: float, bounds: RunBounds
+) -> Outcome:
+    model, options = offer.model, offer.model.options()
+    work = Work(
+        "run",
+        model.manifest.version,
+        limit_s,
+        stop=lambda: setattr(options, "terminate", True),
+        on_overrun=lambda: post(notes.overran, offer),
+        on_lost=lambda: post(notes.lost, offer),
+    )
+    watch.begin(work)
+    try:
+        return model.execute(offer.feeds, alone=offer.alone, options=options)
+    except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
+        if work.is_overrun:
+            return Failure(Overrun(f"it did not end within {limit_s:.1f} s"), is_overrun=True)
+        trial = model.options()
+        watch.begin(
+            Work("trial run", model.manifest.version, bounds.least_s, lambda: setattr(trial, "terminate", True))
+        )
+        return Failure(error, is_broken=not model.works(alone=offer.alone, options=trial))
+    finally:
+        watch.end()

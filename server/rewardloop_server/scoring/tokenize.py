@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn, turns
 from rewardloop.v1 import reward_pb2
-from rewardloop_server.calls.errors import InvalidRequest, Violation
+from rewardloop_server.calls.errors import InternalError, InvalidRequest, Violation
+from rewardloop_server.guard.watch import Watch, Work
 
 # A single request of up to this many bytes is tokenized on the event loop if no other waits. 360 bytes, which are 64
 # tokens, took 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).
@@ -21,6 +22,9 @@ _INLINE_BYTES = 512
 # Most bytes of text that go to a thread at once, so that the threads share a flood and no request waits long. A request
 # with more is split by its responses; one text is never split.
 _JOB_BYTES = 32 * 1024
+
+# The longest legal texts of a request take a thread less than a second.
+_LIMIT_S = 30.0
 
 _Outcome: TypeAlias = list[Encoded] | Exception
 
@@ -37,13 +41,15 @@ class _Part:
 
 
 class TokenizePool:
-    """Tokenizes in ``threads`` threads; the tokenizer releases the interpreter lock while it works.
+    """Tokenizes in ``threads`` threads; the tokenizer releases the interpreter lock while it works. ``watch`` ends the
+    process if one of them is lost in a text.
 
     It is fair between callers: each in turn gives a part of a request. It is work-conserving, but for one thread that
     long parts leave to short ones: parts that come while all threads are busy go to the next free thread together.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, watch: Watch | None = None) -> None:
+        self._watch = watch or Watch()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
         self._idle = threads
         self._idle_for_long = max(1, threads - 1)
@@ -97,10 +103,21 @@ class TokenizePool:
             is_long = job[0].size > _JOB_BYTES
             self._idle -= 1
             self._idle_for_long -= is_long
-            task = asyncio.get_running_loop().run_in_executor(
-                self._threads, _encode_each, job[0].encoder, [(part.prompt, part.responses) for part in job]
-            )
+            loop = asyncio.get_running_loop()
+            on_lost = functools.partial(loop.call_soon_threadsafe, self._lose, job)
+            task = loop.run_in_executor(self._threads, self._encode, job, on_lost)
             task.add_done_callback(functools.partial(self._finish, job, is_long))
+
+    def _encode(self, job: Sequence[_Part], on_lost: Callable[[], object]) -> list[_Outcome]:
+        """Tokenize in this thread, watched: a pattern of a tokenizer may need any time on some text."""
+        with self._watch.over(Work("tokenizing", "", _LIMIT_S, lambda: None, on_lost=on_lost)):
+            return _encode_each(job[0].encoder, [(part.prompt, part.responses) for part in job])
+
+    def _lose(self, job: Sequence[_Part]) -> None:
+        """Fail the parts on which a thread is lost, with an error after which no client asks another replica."""
+        for part in job:
+            if not part.outcome.done():
+                part.outcome.set_exception(InternalError())
 
     def _next_job(self) -> list[_Part]:
         """Take parts of one encoder, from the callers in their turns, for one thread."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewardloop.v1 import model_pb2, model_pb2_grpc
 from rewardloop_client import Access
 from rewardloop_server.calls.errors import DeadlinePassed, PolicyUnavailable
 
+log = structlog.get_logger()
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 R = TypeVar("R")
 
 NO_ACCESS = Access()
 _HEALTH_TIMEOUT_S = 1.0
+# A worker that has not answered for so long is taken for lost, as one that is stopped or cut off.
+_LOST_AFTER_S = 8.0
 _PASSED_ON = ("grpc-status-details-bin", "grpc-retry-pushback-ms")
 _MAX_MESSAGE_BYTES = 64 * 2**20
 _OPTIONS = (
@@ -51,6 +58,8 @@ class PolicyWorkerLink:
         self._interceptors = interceptors
         self._access = access
         self._opened: grpc.aio.Channel | None = None
+        self._heard = time.monotonic()
+        self._lost = asyncio.Event()
 
     async def list_versions(
         self, request: model_pb2.ListVersionsRequest, context: Context
@@ -82,7 +91,10 @@ class PolicyWorkerLink:
             call.cancel()
 
     async def is_serving(self) -> bool:
-        """Return whether the worker says that it has a warm policy. Takes at most a second."""
+        """Return whether the worker says that it has a warm policy. Takes at most a second.
+
+        This must be asked again and again: calls in flight fail once the worker has said nothing for some seconds.
+        """
         if not self._address:
             return False
         stub = health_pb2_grpc.HealthStub(self.channel())
@@ -91,7 +103,14 @@ class PolicyWorkerLink:
                 health_pb2.HealthCheckRequest(service="rewardloop.v1.PolicyService"), timeout=_HEALTH_TIMEOUT_S
             )
         except grpc.aio.AioRpcError:
+            if time.monotonic() - self._heard > _LOST_AFTER_S and not self._lost.is_set():
+                log.error("the policy worker does not answer", address=self._address)
+                self._lost.set()
             return False
+        self._heard = time.monotonic()
+        if self._lost.is_set():
+            log.info("the policy worker answers again", address=self._address)
+            self._lost = asyncio.Event()
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:
@@ -116,10 +135,20 @@ class PolicyWorkerLink:
             PolicyUnavailable: The worker does not answer.
             DeadlinePassed: The caller's deadline passed first.
         """
+        call = asyncio.ensure_future(
+            method(request, timeout=context.time_remaining(), metadata=self._access.metadata())
+        )
+        lost = asyncio.ensure_future(self._lost.wait())
         try:
-            return await method(request, timeout=context.time_remaining(), metadata=self._access.metadata())
+            await asyncio.wait({call, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                raise PolicyUnavailable("the policy worker does not answer")
+            return call.result()
         except grpc.aio.AioRpcError as error:
             await _pass_on(error, context)
+        finally:
+            lost.cancel()
+            call.cancel()
 
 
 async def _pass_on(error: grpc.aio.AioRpcError, context: Context) -> NoReturn:

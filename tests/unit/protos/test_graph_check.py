@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.reward_graphs import write_sum_graph
 
-from rewardloop.formats.graphs.check import check_graph, external_files
+from rewardloop.formats.graphs.check import EndlessGraph, check_graph, external_files
 from rewardloop.formats.graphs.fields import NotAGraph
 from rewardloop.formats.store_errors import UnsafeVersion
 
@@ -158,3 +158,77 @@ def test_endless_nesting_is_not_a_graph(tmp_path) -> None:
     path.write_bytes(field(7, graph))
     with pytest.raises(NotAGraph, match="nested"):
         check_graph(path, OWN, "reward 1")
+
+
+def trips(number: int | None, *, place: str = "initializer") -> onnx.ModelProto:
+    """A graph with a loop, whose number of trips is a constant in such a place, or is computed."""
+    value = helper.make_tensor_value_info
+    inputs = [value("i", TensorProto.INT64, []), value("on", TensorProto.BOOL, []), value("at", TensorProto.FLOAT, [1])]
+    body = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_next"]) for name in ("on", "at")],
+        "body",
+        inputs,
+        [value("on_next", TensorProto.BOOL, []), value("at_next", TensorProto.FLOAT, [1])],
+    )
+    name = "" if number is None else "trips"
+    nodes = [helper.make_node("Loop", [name, "go", "x"], ["y"], body=body)]
+    initializers = [numpy_helper.from_array(np.array(True), "go")]
+    inputs = [value("x", TensorProto.FLOAT, [1])]
+    if number is not None:
+        tensor = numpy_helper.from_array(np.array(number, dtype=np.int64), "trips")
+        if place == "constant":
+            nodes.insert(0, helper.make_node("Constant", [], ["trips"], value=tensor))
+        elif place == "computed":
+            tensor.name = "some"
+            initializers.append(tensor)
+            nodes.insert(0, helper.make_node("Neg", ["some"], ["trips"]))
+        else:
+            initializers.append(tensor)
+        if place == "settable":
+            inputs.append(value("trips", TensorProto.INT64, []))
+        if place == "name of another graph":
+            initializers.pop()
+            nodes.insert(0, helper.make_node("Neg", ["x"], ["trips"]))
+            branch = helper.make_graph([], "branch", [], [value("trips", TensorProto.INT64, [])], [tensor])
+            nodes.insert(0, helper.make_node("If", ["go"], ["z"], then_branch=branch, else_branch=branch))
+    graph = helper.make_graph(nodes, "loops", inputs, [value("y", TensorProto.FLOAT, [1])], initializers)
+    return helper.make_model(graph)
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_loop_with_a_constant_number_of_trips_is_taken(tmp_path: Path, place: str) -> None:
+    check(trips(65_536, place=place), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [
+        (None, ""),
+        (65_537, "initializer"),
+        (-1, "constant"),
+        (3, "computed"),
+        (3, "settable"),
+        (3, "name of another graph"),
+    ],
+)
+def test_endless_loop_is_refused_unless_allowed(tmp_path: Path, number: int | None, place: str) -> None:
+    model = trips(number, place=place)
+    with pytest.raises(EndlessGraph, match="'Loop'"):
+        check(model, tmp_path)
+    check_graph(tmp_path / "model.onnx", OWN, "reward 1", allows_loops=True)
+
+
+def test_operator_that_samples_by_itself_is_a_loop(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    graph.graph.node.append(helper.make_node("BeamSearch", ["x"], ["y"], domain="com.microsoft"))
+    with pytest.raises(EndlessGraph, match="'BeamSearch'"):
+        check(graph, tmp_path)
+
+
+@pytest.mark.parametrize(("field", "said"), [(b"\x0a\x00", "nodes"), (b"\x6a\x00", "parts")])
+def test_graph_of_millions_of_empty_parts_is_refused_early(tmp_path: Path, field: bytes, said: str) -> None:
+    inner_graph = field * 1_200_000
+    length = len(inner_graph)
+    size = bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14 & 127 | 128, length >> 21])
+    (tmp_path / "model.onnx").write_bytes(b"\x3a" + size + inner_graph)
+    with pytest.raises(NotAGraph, match=f"it has more than .*{said}"):
+        check_graph(tmp_path / "model.onnx", OWN, "reward 1")

@@ -49,6 +49,7 @@ def test_reasons_are_those_of_the_contract() -> None:
         "EXPIRED_CREDENTIALS": code.UNAUTHENTICATED,
         "NOT_ALLOWED": code.PERMISSION_DENIED,
         "NO_MODEL": code.UNAVAILABLE,
+        "ENGINE_STUCK": code.UNAVAILABLE,
         "DRAINING": code.UNAVAILABLE,
         "REDIS_UNAVAILABLE": code.UNAVAILABLE,
         "POLICY_UNAVAILABLE": code.UNAVAILABLE,

@@ -181,7 +181,8 @@ def read_own_graph(path: Path) -> OwnGraph:
 def _checked_files(path: Path) -> frozenset[str]:
     """Return the files that the graph asks for, after checking that they and its operators may be used."""
     names = frozenset(str(PurePosixPath(location)) for location in external_files(path))
-    check_graph(path, dict.fromkeys(names, ""), str(path))  # none is absolute or leaves the folder by its name
+    # No name is absolute or leaves the folder. Whether a graph with loops is served is the server's choice.
+    check_graph(path, dict.fromkeys(names, ""), str(path), allows_loops=True)
     folder = path.parent.resolve()
     if missing := sorted(name for name in names if not (folder / name).is_file()):
         raise UnusableGraph(f"{path}: its weights are not beside it: {', '.join(missing)}")

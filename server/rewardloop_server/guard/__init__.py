@@ -1,0 +1,1 @@
+"""Ends what does not end by itself: native work, and the process."""

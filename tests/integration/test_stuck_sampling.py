@@ -1,0 +1,138 @@
+"""A policy whose step does not end, and a policy worker that says nothing any more."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.policy_workers import Worker
+from support.processes import serving
+from support.reward_graphs import publish_sum_version
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_client import PolicyUnavailable as Unavailable
+from rewardloop_client import RewardloopClient
+from rewardloop_policy.policy_model import Answer
+from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_sampling.sampling import SampleRequest
+from rewardloop_server.calls.errors import InternalError, NotLoadable, PolicyUnavailable
+from rewardloop_server.guard.watch import LostThread, RunBounds, Watch
+from rewardloop_server.observe.metrics import ServerMetrics
+
+SERVICE = "rewardloop.v1.PolicyService"
+BOUNDS = RunBounds(least_s=0.6, grace_s=0.6)
+
+
+class SlowPolicy:
+    """Its steps take as long as the prompt says, in tenths of a second."""
+
+    manifest = SimpleNamespace(version="1")
+    token_s = 1e-4
+
+    def answer(self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool]) -> list[list[Answer]]:
+        for _ in range(requests[0].max_new_tokens):
+            for i, request in enumerate(requests):
+                time.sleep(sum(request.prompt) / 10)
+                if is_abandoned(i):
+                    break
+        return [[Answer("yes", -1.0, 1, "stop")] for _ in requests]
+
+
+def ask(batcher: SampleBatcher, tenths: int, steps: int = 1) -> asyncio.Task[list[Answer]]:
+    policy: Any = SlowPolicy()
+    return asyncio.create_task(batcher.answer(policy, SampleRequest((tenths,), max_new_tokens=steps), None))
+
+
+async def run(check: Callable[[SampleBatcher, asyncio.Task[None], ServerMetrics], Any]) -> None:
+    metrics, watch = ServerMetrics(), Watch(BOUNDS.grace_s)
+    batcher = SampleBatcher(max_batch_rows=8, max_queue_rows=64, metrics=metrics, watch=watch, bounds=BOUNDS)
+    watching = asyncio.create_task(watch.run())
+    tasks = [watching, asyncio.create_task(batcher.run())]
+    try:
+        await check(batcher, watching, metrics)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        batcher.close()
+
+
+async def test_many_steps_may_take_long_together() -> None:
+    async def check(batcher: SampleBatcher, watching: asyncio.Task[None], metrics: ServerMetrics) -> None:
+        assert (await ask(batcher, 3, steps=6))[0].text == "yes"
+        assert not batcher.is_stuck
+
+    await run(check)
+
+
+async def test_request_whose_step_does_not_end_fails_alone_and_what_waits_is_turned_away() -> None:
+    async def check(batcher: SampleBatcher, watching: asyncio.Task[None], metrics: ServerMetrics) -> None:
+        guilty = ask(batcher, 10)
+        await asyncio.sleep(0.1)
+        waiting = ask(batcher, 1)
+        outcomes = await asyncio.gather(guilty, waiting, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [NotLoadable, PolicyUnavailable]
+        assert (await ask(batcher, 0))[0].text == "yes"
+        assert not watching.done()
+        assert metrics.registry.get_sample_value("rewardloop_stuck_runs_total", {"model": "policy"}) == 1
+
+    await run(check)
+
+
+async def test_step_that_goes_on_fails_its_requests_and_ends_the_process() -> None:
+    async def check(batcher: SampleBatcher, watching: asyncio.Task[None], metrics: ServerMetrics) -> None:
+        guilty = ask(batcher, 30)
+        await asyncio.sleep(1.0)
+        assert batcher.is_stuck
+        with pytest.raises(PolicyUnavailable):
+            await ask(batcher, 0)
+        with pytest.raises(InternalError):
+            await guilty
+        with pytest.raises(LostThread):
+            await watching
+
+    await run(check)
+
+
+def test_stopped_worker_makes_generate_unavailable_and_is_back_when_it_goes_on(tmp_path: Path, redis_url: str) -> None:
+    store = ModelStore(tmp_path / "models")
+    publish_sum_version(store)
+    publish_policy(store, small_llama(0), byte_encoder())
+    worker = Worker(tmp_path, redis_url, "--max-new-tokens", "8")
+    arguments = ["--policy-address", worker.address]
+    try:
+        worker.until_serving()
+        with (
+            serving(tmp_path / "models", redis_url, tmp_path / "serve.log", *arguments) as server,
+            RewardloopClient(server.address, max_attempts=1, timeout_s=60) as client,
+        ):
+            until(lambda: client.health(SERVICE), 10)
+            client.generate("hello")
+            worker.process.send_signal(signal.SIGSTOP)
+            started = time.monotonic()
+            with pytest.raises(Unavailable):
+                client.generate("hello")
+            assert time.monotonic() - started < 15
+            assert not client.health(SERVICE)
+            with pytest.raises(Unavailable):
+                client.generate("hello")
+            worker.process.send_signal(signal.SIGCONT)
+            until(lambda: client.health(SERVICE), 20)
+            client.generate("hello")
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+        worker.stop()
+
+
+def until(holds: Callable[[], bool], patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
