@@ -149,6 +149,15 @@ def test_no_group_of_rows_in_the_ledger_is_larger_than_its_bound(
     assert [row.event.event_id for row in ledger.scan("1100-0", "1105-0")] == [f"e{i}" for i in range(101, 106)]
 
 
+def test_rows_are_handed_on_in_bounded_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewardloop_trainer.archive.ledger._PART_BYTES", 2 * MIB)
+    ledger = Ledger(tmp_path)
+    ledger.append([Recorded(f"{1000 + i}-0", huge(i, 1) if i < 10 else choice(i)) for i in range(100)])
+    parts = list(ledger.parts(most_rows=30))
+    assert [len(part) for part in parts] == [2] * 5 + [30, 30, 30]
+    assert [row.event.event_id for part in parts for row in part] == [f"e{i}" for i in range(100)]
+
+
 def test_the_newest_dead_letters_stay_within_their_bounds(client: Any) -> None:
     from rewardloop_trainer.archive.dead_letters import LetterBounds, drop_oldest_letters
 

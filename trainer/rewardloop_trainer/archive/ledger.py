@@ -29,6 +29,7 @@ from rewardloop_trainer.archive.segment_files import order as order
 T = TypeVar("T")
 
 _KEPT_COUNTS = 64
+_PART_BYTES = 64 * 2**20
 # A compaction writes no larger file, because it is in memory until it is whole.
 _COMPACTED_BYTES = 128 * 2**20
 
@@ -120,6 +121,21 @@ class Ledger:
                 if key not in seen:
                     seen.add(key)
                     yield row
+
+    def parts(
+        self, after_stream_id: str | None = None, until_stream_id: str | None = None, *, most_rows: int
+    ) -> Iterator[list[Recorded]]:
+        """Yield the rows that `scan` yields, in lists of at most so many rows and of a bounded number of bytes."""
+        part: list[Recorded] = []
+        size = 0
+        for row in self.scan(after_stream_id, until_stream_id):
+            part.append(row)
+            size += row.event.ByteSize()
+            if len(part) == most_rows or size >= _PART_BYTES:
+                yield part
+                part, size = [], 0
+        if part:
+            yield part
 
     def event_ids(self, newest: int | None = None) -> list[str]:
         """Return the event id of every row in stream order, repeated ones included.

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -210,9 +209,9 @@ class Pools:
         """
         if order(pooled or "0") >= order(begins or "0"):
             return
-        rows, left = ledger.scan(pooled or None, begins), ledger.rows_after(pooled or None)
+        left = ledger.rows_after(pooled or None)
         learned_through = order(learned or "0")
-        while chunk := list(islice(rows, _STEP_ROWS)):
+        for chunk in ledger.parts(pooled or None, begins, most_rows=_STEP_ROWS):
             left -= len(chunk)
             with self._database.step(ledger.held()):
                 before: list[_Row] = []
