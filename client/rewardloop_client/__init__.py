@@ -13,12 +13,14 @@ from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._connection import Connection, InvalidAddress
 from rewardloop_client._deadline import deadline, keep_deadline, time_left
 from rewardloop_client._errors import (
+    AlreadyExists,
     AuditUnavailable,
     Cancelled,
     CorruptVersion,
     DeadlineExceeded,
     DeadlinePassed,
     Draining,
+    EventIdConflict,
     ExpiredCredentials,
     FailedPrecondition,
     InternalError,
@@ -77,6 +79,7 @@ from rewardloop_client._types import (
 __all__ = [
     "TLS",
     "Access",
+    "AlreadyExists",
     "AsyncRewardloopClient",
     "AuditUnavailable",
     "Cancelled",
@@ -87,6 +90,7 @@ __all__ = [
     "DeadlineExceeded",
     "DeadlinePassed",
     "Draining",
+    "EventIdConflict",
     "ExpiredCredentials",
     "FailedPrecondition",
     "Feedback",
