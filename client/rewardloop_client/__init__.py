@@ -13,6 +13,7 @@ from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._connection import Connection, InvalidAddress
 from rewardloop_client._deadline import deadline, keep_deadline, time_left
 from rewardloop_client._errors import (
+    AlreadyExists,
     AuditUnavailable,
     Cancelled,
     CorruptVersion,
@@ -20,6 +21,7 @@ from rewardloop_client._errors import (
     DeadlinePassed,
     Draining,
     EngineStuck,
+    EventIdConflict,
     ExpiredCredentials,
     FailedPrecondition,
     InternalError,
@@ -78,6 +80,7 @@ from rewardloop_client._types import (
 __all__ = [
     "TLS",
     "Access",
+    "AlreadyExists",
     "AsyncRewardloopClient",
     "AuditUnavailable",
     "Cancelled",
@@ -89,6 +92,7 @@ __all__ = [
     "DeadlinePassed",
     "Draining",
     "EngineStuck",
+    "EventIdConflict",
     "ExpiredCredentials",
     "FailedPrecondition",
     "Feedback",

@@ -6,7 +6,7 @@ RewardloopError
 ├── Overloaded              RESOURCE_EXHAUSTED without a reason from the server
 │   ├── QueueFull           QUEUE_FULL            .retry_after_s
 │   ├── StoreFull           STORE_FULL
-│   ├── TooManySignals      TOO_MANY_SIGNALS      this annotator's bound of a minute or a day is reached
+│   ├── TooManySignals      TOO_MANY_SIGNALS      the bound of this annotator or caller in a minute or a day is reached
 │   └── QuotaSpent          QUOTA_SPENT           this caller's quota is used up for now
 ├── Unavailable             UNAVAILABLE
 │   ├── Unreachable         no server answered at the address, or the connection broke
@@ -21,7 +21,9 @@ RewardloopError
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
 │   └── UnknownGeneration   UNKNOWN_GENERATION
-├── ReplayedSignal          REPLAYED_SIGNAL       this annotator gave this signal about this generation before
+├── AlreadyExists           ALREADY_EXISTS
+│   ├── EventIdConflict     EVENT_ID_CONFLICT     this caller recorded another signal under this event_id
+│   └── ReplayedSignal      REPLAYED_SIGNAL       this annotator gave this signal about this generation before
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
@@ -194,8 +196,15 @@ class UnknownGeneration(NotFound):
     reason = "UNKNOWN_GENERATION"
 
 
-class ReplayedSignal(RewardloopError):
+class AlreadyExists(RewardloopError):
     code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class EventIdConflict(AlreadyExists):
+    reason = "EVENT_ID_CONFLICT"
+
+
+class ReplayedSignal(AlreadyExists):
     reason = "REPLAYED_SIGNAL"
 
 

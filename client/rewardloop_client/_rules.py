@@ -77,6 +77,8 @@ def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]
             yield Violation(name, "is set by the server")
     if event.response_versions:
         yield Violation("response_versions", "is set by the server")
+    if event.caller:
+        yield Violation("caller", "is set by the server")
     if event.generation_id:
         if event.HasField("prompt") or event.responses:
             yield Violation("generation_id", "excludes prompt and responses")

@@ -24,6 +24,7 @@ from rewardloop_client import _calls as calls
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._convert import timestamp
 from rewardloop_client._errors import (
+    EventIdConflict,
     InvalidRequest,
     NotFound,
     NothingToRollBack,
@@ -182,7 +183,9 @@ class FakeRewardloop(RewardloopClient):
                 raise UnknownGeneration(f"generation {event.generation_id} is unknown")
             responses = [c.text for c in self.generations[event.generation_id].candidates]
         _refuse(event_violations(event, responses))
-        if any(known.event_id == event.event_id for known in self.events):
+        if recorded := [known for known in self.events if known.event_id == event.event_id]:
+            if recorded[0] != event:
+                raise EventIdConflict("another signal was recorded under this event_id")
             return feedback_pb2.RecordResponse(duplicate=True)
         kept = feedback_pb2.FeedbackEvent()
         kept.CopyFrom(event)

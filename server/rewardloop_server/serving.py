@@ -88,7 +88,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
 
-    relay = PolicyRelay(worker, BestOf(scoring.scorer, feedback.generations))
+    relay = PolicyRelay(worker, BestOf(scoring.scorer, feedback.generations), feedback.generations)
     models = ModelServicer({"reward": scoring.host}, store, pointer, worker)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(reward_servicer(settings, scoring, metrics), server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
@@ -234,10 +234,16 @@ def build_feedback(
         settings.annotator_signals_per_day,
         settings.annotator_signals_per_generation,
         settings.generation_ttl_s,
+        settings.caller_signals_per_minute,
+        settings.caller_signals_per_day,
     )
     signing = GenerationKeys(redis, settings.generation_key_file)
-    generations = GenerationLog(redis, settings.generation_ttl_s, signing, metrics.forged_generations_total.inc)
-    stream = FeedbackStream(redis, settings.seen_ttl_s, caps, metrics.feedback_group_events.observe, carried)
+    on_forged = metrics.forged_generations_total.inc
+    generations = GenerationLog(
+        redis, settings.generation_ttl_s, signing, on_forged, is_by_caller=settings.require_generation
+    )
+    on_group = metrics.feedback_group_events.observe
+    stream = FeedbackStream(redis, settings.seen_ttl_s, caps, on_group, carried, settings.seen_ids)
     spool = Spool(Path(settings.spool)) if settings.spool else None
     fill = functools.partial(fill_in, limits=limits(settings))
     return Feedback(Intake(stream, generations, fill, metrics, spool, settings.spool_mib * 2**20), generations)
@@ -245,7 +251,13 @@ def build_feedback(
 
 def feedback_servicer(settings: ServeSettings, feedback: Feedback, metrics: ServerMetrics) -> FeedbackServicer:
     """Build the FeedbackService."""
-    return FeedbackServicer(feedback.intake, limits(settings), metrics, max_events=settings.max_events)
+    return FeedbackServicer(
+        feedback.intake,
+        limits(settings),
+        metrics,
+        max_events=settings.max_events,
+        needs_generation=settings.require_generation,
+    )
 
 
 def limits(settings: ServeSettings) -> Limits:

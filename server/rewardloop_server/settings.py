@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
+from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
 from rewardloop_server.scoring.devices import WantedDevice
 
 
@@ -163,8 +164,28 @@ class ServeSettings(ServingSettings):
 
     spool: str = Field("", description="directory that keeps signals while Redis is away; empty: they are refused then")
     spool_mib: int = Field(256, ge=1, description="most that the spool takes of its disk, in MiB")
-    seen_ttl_s: int = Field(30 * 86_400, ge=60, description="how long an event_id is remembered for de-duplication")
-    annotator_signals_per_minute: int = Field(0, ge=0, description="most signals of one annotator; 0: no bound")
+    seen_ttl_s: int = Field(
+        30 * 86_400, ge=60, description="how long an event_id is remembered, at least, so that it is recorded once"
+    )
+    seen_ids: int = Field(
+        MOST_IDS,
+        ge=LEAST_OF_MOST_IDS,
+        le=MOST_OF_MOST_IDS,
+        description="most event_ids that are remembered, at about 25 bytes of Redis's memory each; beyond it the oldest"
+        " are forgotten earlier",
+    )
+    require_generation: bool = Field(
+        False,
+        description="take only feedback that names a generation of this deployment, and with --callers one that was"
+        " made for the same caller",
+    )
+    caller_signals_per_minute: int = Field(
+        0, ge=0, description="most signals of one caller, whatever annotators it names; 0: no bound"
+    )
+    caller_signals_per_day: int = Field(0, ge=0, description="the same, in a day of UTC")
+    annotator_signals_per_minute: int = Field(
+        0, ge=0, description="most signals of one annotator of a caller; 0: no bound"
+    )
     annotator_signals_per_day: int = Field(0, ge=0, description="the same, in a day of UTC")
     annotator_signals_per_generation: int = Field(
         64, ge=0, description="most signals of one annotator about one generation, none of them twice; 0: not checked"

@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 import pytest
 from redis.asyncio import Redis
+from support.intakes import signals
+from support.signals import choice
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import RedisUnavailable
 from rewardloop_server.calls.redis_link import connect_redis
-from rewardloop_server.observe.backlog import Backlog, read_backlog
+from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.observe.backlog import Backlog, Remembered, read_backlog, read_remembered
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_stream
 
@@ -53,6 +56,17 @@ async def test_what_is_read_and_not_acknowledged_waits_still(redis: Redis) -> No
     read = await redis.xreadgroup(keys.FEEDBACK_GROUP, "c", {keys.FEEDBACK_STREAM: ">"})
     await redis.xack(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, *[stream_id for stream_id, _ in read[0][1]])
     assert await read_backlog(redis) == Backlog(3, 0, 0.0, 0)  # not trimmed yet
+
+
+async def test_remembered_ids_are_counted_over_their_windows(redis: Redis) -> None:
+    assert await read_remembered(redis) == Remembered(0, 0.0)
+    stream = FeedbackStream(redis, ttl_s=100)
+    await stream.append(signals(choice(1), choice(2), choice(1)))
+    await redis.hset(keys.FEEDBACK_IDS, "began0", int(time.time()) - 60)  # type: ignore[misc]
+    await stream.append(signals(choice(3)))
+    found = await read_remembered(redis)
+    assert found.ids == 3
+    assert 60 <= found.reach_s < 100
 
 
 async def test_a_redis_that_goes_away_and_comes_back_shows(fresh_redis: EmbeddedRedis) -> None:

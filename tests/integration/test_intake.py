@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.intakes import signals as as_taken
 from support.signals import choice
 from support.tcp_proxy import TcpProxy, Toxic
 
@@ -75,19 +76,19 @@ async def test_spooled_signals_reach_the_stream_in_order_and_once(
     fresh_redis: EmbeddedRedis, metrics: ServerMetrics, tmp_path: Path
 ) -> None:
     async with intake(fresh_redis.url, metrics, tmp_path / "spool") as signals:
-        await signals.append([choice(0)])
+        await signals.append(as_taken(choice(0)))
         fresh_redis.kill()
         for i in range(1, 150):
-            (place,) = await signals.append([choice(i)])
+            (place,) = await signals.append(as_taken(choice(i)))
             assert (place.stream_id, place.is_duplicate) == ("", False)
-        await signals.append([choice(149), choice(150)])  # sent again, as a caller does whose answer got lost
+        await signals.append(as_taken(choice(149), choice(150)))  # sent again, as a caller does whose answer got lost
         assert waiting(metrics) == 151
         assert (metrics.registry.get_sample_value("rewardloop_spool_oldest_seconds") or 0) > 0
         assert (metrics.registry.get_sample_value("rewardloop_spool_bytes") or 0) > 1000
         assert await signals.is_reachable()
         fresh_redis.start()
         await until(lambda: waiting(metrics) == 0)
-        (place,) = await signals.append([choice(151)])
+        (place,) = await signals.append(as_taken(choice(151)))
         assert place.stream_id
         assert await recorded(fresh_redis.url) == [f"e{i}" for i in range(152)]
     assert list((tmp_path / "spool").glob("*.spool")) == []
@@ -101,7 +102,7 @@ async def test_concurrent_callers_share_syncs(
     monkeypatch.setattr(Spool, "write", lambda self, payloads: (writes.append(len(payloads)), write(self, payloads))[1])
     fresh_redis.kill()
     async with intake(fresh_redis.url, metrics, tmp_path / "spool", drains=False) as signals:
-        await asyncio.gather(*(signals.append([choice(i)]) for i in range(300)))
+        await asyncio.gather(*(signals.append(as_taken(choice(i))) for i in range(300)))
         assert sum(writes) == 300
         assert len(writes) < 150
     fresh_redis.start()
@@ -116,7 +117,7 @@ async def test_crash_between_the_stream_and_the_spool_doubles_nothing(
     fresh_redis.kill()
     async with intake(fresh_redis.url, metrics, tmp_path / "spool", drains=False) as signals:
         for i in range(250):
-            await signals.append([choice(i)])
+            await signals.append(as_taken(choice(i)))
     fresh_redis.start()
 
     def crash(self: Spool, payloads: Any) -> None:
@@ -140,7 +141,7 @@ async def test_spool_is_bounded(fresh_redis: EmbeddedRedis, metrics: ServerMetri
         refusal = None
         while refusal is None:
             try:
-                await signals.append([choice(taken)])
+                await signals.append(as_taken(choice(taken)))
                 taken += 1
             except StoreFull as error:
                 refusal = error
@@ -162,9 +163,9 @@ async def test_signal_about_a_generation_is_filled_in_when_redis_is_back(
         fresh_redis.kill()
         assert await signals.generations({"g"}) is None
         chosen = feedback_pb2.Choice(chosen=1, rejected=0)
-        await signals.append([Event(event_id="known", generation_id="g", choice=chosen)])
-        await signals.append([Event(event_id="unknown", generation_id="nowhere", choice=chosen)])
-        await signals.append([choice(7)])
+        await signals.append(as_taken(Event(event_id="known", generation_id="g", choice=chosen)))
+        await signals.append(as_taken(Event(event_id="unknown", generation_id="nowhere", choice=chosen)))
+        await signals.append(as_taken(choice(7)))
         fresh_redis.start()
         await until(lambda: waiting(metrics) == 0)
     assert await recorded(fresh_redis.url) == ["known", "e7"]
@@ -177,22 +178,22 @@ async def test_signal_about_a_generation_is_filled_in_when_redis_is_back(
 async def test_silent_redis_holds_up_one_call_and_no_other(fresh_redis: EmbeddedRedis, metrics: ServerMetrics) -> None:
     with TcpProxy(fresh_redis.port) as proxy:
         async with intake(f"redis://127.0.0.1:{proxy.port}/0", metrics) as signals:
-            await signals.append([choice(0)])
+            await signals.append(as_taken(choice(0)))
             proxy.toxic = Toxic(swallow=True)
             started = time.monotonic()
             with pytest.raises(RedisUnavailable):
-                await signals.append([choice(1)])
+                await signals.append(as_taken(choice(1)))
             assert time.monotonic() - started < 10  # its own bound is 2 s
             for _ in range(1000):
                 with pytest.raises(RedisUnavailable):
-                    await signals.append([choice(1)])
+                    await signals.append(as_taken(choice(1)))
             with pytest.raises(RedisUnavailable):
                 await signals.generations({"g"})
             assert time.monotonic() - started < 20
             assert not await signals.is_reachable()
             proxy.heal()
             assert await signals.is_reachable()
-            assert (await signals.append([choice(1)]))[0].stream_id
+            assert (await signals.append(as_taken(choice(1))))[0].stream_id
 
 
 async def test_full_redis_is_a_typed_refusal_or_spooled(
@@ -202,11 +203,11 @@ async def test_full_redis_is_a_typed_refusal_or_spooled(
     async with intake(fresh_redis.url, metrics) as signals:
         await redis.config_set("maxmemory", "100kb")
         with pytest.raises(StoreFull) as refusal:
-            await signals.append([choice(0)])
+            await signals.append(as_taken(choice(0)))
         assert refusal.value.retry_after_ms
     async with intake(fresh_redis.url, metrics, tmp_path / "spool") as signals:
         for i in range(5):
-            await signals.append([choice(i)])
+            await signals.append(as_taken(choice(i)))
         assert waiting(metrics) == 5
         await redis.config_set("maxmemory", "0")
         await until(lambda: waiting(metrics) == 0)

@@ -123,7 +123,7 @@ def test_scan_gives_the_range_that_was_asked_for(tmp_path: Path) -> None:
     found = [row.event.event_id for row in ledger.scan("1005-0", "1025-0")]
     assert found == [f"e{i}" for i in range(6, 26)]
     assert (ledger.row_count, ledger.last_stream_id, ledger.rows_after("1025-0")) == (40, "1039-0", 14)
-    assert ledger.holds(["1039-0", "1040-0", "999-5"]) == {"1039-0"}
+    assert ledger.keys_at(["1039-0", "1040-0", "999-5"]) == {"1039-0": "e39"}
     assert ledger.arrivals("1037-0") == pytest.approx([1_700_000_000.038, 1_700_000_000.039])
 
 
@@ -203,7 +203,7 @@ def test_reader_that_listed_segments_before_a_compaction_counts_the_same(tmp_pat
     readers = [Ledger(tmp_path, writable=False) for _ in range(3)]
     ledger.compact(segments=32)
     assert readers[0].event_ids() == [f"e{i}" for i in range(40)]
-    assert readers[1].holds(stream_ids) == set(stream_ids)
+    assert readers[1].keys_at(stream_ids) == {i: f"e{n}" for n, i in enumerate(stream_ids)}
     assert readers[2].rows_after(stream_ids[9]) == 30
 
 

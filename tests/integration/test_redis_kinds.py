@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.intakes import signals
 from support.redis_processes import cluster, sentinels, tls_with_acl, until
 from support.signals import choice
 
@@ -37,11 +38,11 @@ async def use_everything(url: str) -> None:
     while not await stream.is_reachable():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-    places = await stream.append([choice(i) for i in range(250)])
+    places = await stream.append(signals(*(choice(i) for i in range(250))))
     assert not any(place.is_duplicate for place in places)
-    assert (await stream.append([choice(3)]))[0].is_duplicate
+    assert (await stream.append(signals(choice(3))))[0].is_duplicate
     assert await stream.length() == 250
-    await stream.bury(choice(900), "a test")
+    await stream.bury(choice(900).SerializeToString(), "a test")
     await log.put(policy_pb2.Generation(generation_id="g"))
     assert set(await log.get(["g", "h"])) == {"g"}
     await pointer.initialise("reward", "1")
@@ -133,7 +134,7 @@ def test_signals_and_pointer_outlive_a_failover(tmp_path: Path) -> None:
                     group.master.process.send_signal(signal.SIGKILL)
                 while True:
                     try:
-                        await asyncio.wait_for(stream.append([choice(i)]), 30)
+                        await asyncio.wait_for(stream.append(signals(choice(i))), 30)
                         break
                     except RedisUnavailable:
                         refused_at = refused_at or time.monotonic()

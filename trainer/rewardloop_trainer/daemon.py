@@ -15,6 +15,7 @@ from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
+from rewardloop_trainer.archive.dead_letters import LetterBounds
 from rewardloop_trainer.archive.fence import Fence, Fenced
 from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
@@ -110,6 +111,7 @@ def _lead(
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(settings.archive, fence=fence)
     state_file = StateFile(settings.work_dir, fence)
+    state_file.keep_within(ledger.last_stream_id or "")
     failures: list[BaseException] = []
     with open_client(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
@@ -127,12 +129,7 @@ def _lead(
             tracing=tracing,
         )
         consumer = Consumer(
-            client,
-            ledger,
-            metrics,
-            ConsumerSettings(settings.flush_rows, settings.flush_age_s),
-            on_archived=loop.arrived.set,
-            tracing=tracing,
+            client, ledger, metrics, _archiving(settings), on_archived=loop.arrived.set, tracing=tracing
         )
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
@@ -155,6 +152,16 @@ def _lead(
     if lock.lost.is_set() or failures:
         return FAILED
     return _conclude(settings, ledger, loop)
+
+
+def _archiving(settings: TrainSettings) -> ConsumerSettings:
+    return ConsumerSettings(
+        settings.flush_rows,
+        settings.flush_age_s,
+        max_bytes=settings.flush_mib * 2**20,
+        max_entry_bytes=settings.max_signal_mib * 2**20,
+        letters=LetterBounds(settings.dead_letters, settings.dead_letters_mib * 2**20),
+    )
 
 
 def _conclude(settings: TrainSettings, ledger: Ledger, loop: Loop) -> int:

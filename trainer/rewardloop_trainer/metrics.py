@@ -111,6 +111,9 @@ class TrainerMetrics:
         "trainer_busiest_annotator_ratio", "Share of those people's signals that the busiest of them gave."
     )
     dead_letters: Counter = _counter("trainer_dead_letters", "Stream entries that could not be read.")
+    dropped_letters: Counter = _counter(
+        "trainer_dead_letters_dropped", "Oldest dead letters that were dropped beyond the bounds of their stream."
+    )
     duplicates: Counter = _counter("trainer_duplicates", "Entries acknowledged because the ledger had them.")
     redis_errors: Counter = _counter("trainer_redis_errors", "Times that Redis did not answer the consumer.")
     disk_errors: Counter = _counter("trainer_disk_errors", "Times that the disk was full or failed.")

@@ -68,6 +68,14 @@ class TrainSettings(ServerAccess):
 
     flush_rows: int = Field(5_000, ge=1, description="rows after which a ledger segment is written")
     flush_age_s: float = Field(2.0, gt=0, description="seconds after which a ledger segment is written")
+    flush_mib: int = Field(
+        64, ge=1, description="most signals, in MiB, that are held at once between the stream and the ledger"
+    )
+    max_signal_mib: int = Field(
+        8, ge=1, description="a larger entry of the stream becomes a dead letter; above serve's --max-event-bytes"
+    )
+    dead_letters: int = Field(10_000, ge=1, description="dead letters that are kept; the oldest are dropped")
+    dead_letters_mib: int = Field(256, ge=1, description="the same, as memory of Redis, in MiB")
     lock_ttl_s: float = Field(10.0, ge=1, description="after this long a killed trainer's place is free")
     promote_timeout_s: float = Field(120.0, gt=0, description="how long the server may take to load a version")
     retry_first_s: float = Field(5.0, gt=0, description="first pause before a failed round is tried again; doubles")

@@ -50,8 +50,18 @@ def _stream() -> list[Panel]:
             "Dead letters",
             "short",
             ("max(rewardloop_dead_letters)", "in the dead-letter stream"),
-            about="Number of entries that the trainer could not read.",
+            (rate("rewardloop_trainer_dead_letters_dropped_total", "job"), "dropped/s"),
+            about="Number of entries that the trainer could not read. Beyond the bounds of their stream the oldest are"
+            " dropped.",
             alarm=Alarm(red=1),
+        ),
+        graph(
+            "Remembered event ids",
+            "short",
+            ("max(rewardloop_remembered_ids)", "ids"),
+            ("max(rewardloop_remembered_ids_seconds) / 86400", "days back"),
+            about="Ids by which a signal that is sent again is recognised, and how many days they reach back. If there"
+            " are more than --seen-ids, the oldest are forgotten before --seen-ttl-s is over.",
         ),
         graph(
             "Signal to live model",

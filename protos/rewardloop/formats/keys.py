@@ -4,15 +4,25 @@ rewardloop:{feedback}:events              stream: one entry for each signal. Fie
                                           rewardloop.v1.FeedbackEvent, ID_FIELD, its event_id, and TRACE_FIELD, the
                                           W3C traceparent of its request, if there was one. The server appends, the
                                           consumer group `trainer` reads, and only archived entries are trimmed.
-rewardloop:{feedback}:seen:<event_id>     string: the stream id under which that event_id was appended. Expires.
-rewardloop:{feedback}:count:<window>:<hash>  integer: signals of one annotator in a minute or a day. Expires.
+rewardloop:{feedback}:ids                 hash: how far the remembered event_ids reach. Fields: `window`, the number
+                                          of the window that new ids go to, `since`, when the first one began, and
+                                          `began0`, `count0` (that window), `began1`, `count1` (the one before it),
+                                          `began2`, `count2`: when it began, in Unix seconds, and its ids.
+rewardloop:{feedback}:ids:<window>:<xxxx> hash: one of a window's 65,536 buckets of ids. A digest of caller and event_id
+                                          has 12 bytes: the first 2, in hex, name the bucket, and the other 10 are the
+                                          field. The value is 8 bytes of a digest of what was said. Expires.
+rewardloop:{feedback}:seen:<event_id>     string: how earlier versions remembered an event_id; read until the last of
+                                          them has expired.
+rewardloop:{feedback}:count:<window>:<hash>  integer: signals of one annotator or caller in a minute or a day. Expires.
 rewardloop:{feedback}:judged:<hash>       set: hashes of one annotator's signals about one generation. Expires.
 rewardloop:{feedback}:dead                stream: entries that cannot be read. Fields: `event`, the bytes as they
-                                          were, `reason`, and `source_id`, the entry's id in the first stream.
+                                          were, `reason`, and `source_id`, the entry's id in the first stream. The
+                                          trainer drops the oldest beyond its bounds.
 rewardloop:{feedback}:suspect             string: id of an entry that the trainer reads alone, because it was read
                                           several times and never archived. A trainer that finds it at its start
                                           knows that this entry ended the process.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
+rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.
 rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
                                           first, "changed_at": ISO 8601 in UTC, "reason": text}. While there is a
@@ -33,9 +43,10 @@ FEEDBACK_STREAM: Final = "rewardloop:{feedback}:events"
 EVENT_FIELD: Final = "event"
 ID_FIELD: Final = "id"
 TRACE_FIELD: Final = "trace"
+FEEDBACK_IDS: Final = "rewardloop:{feedback}:ids"
 # A prefix, which an event_id follows.
 FEEDBACK_SEEN: Final = "rewardloop:{feedback}:seen:"
-# Prefixes, which are followed by a window and a hash of the annotator, and by a hash of generation and annotator.
+# Prefixes, which are followed by a window and a hash of annotator or caller, and by a hash of generation and annotator.
 FEEDBACK_COUNT: Final = "rewardloop:{feedback}:count:"
 FEEDBACK_JUDGED: Final = "rewardloop:{feedback}:judged:"
 FEEDBACK_GROUP: Final = "trainer"
@@ -47,6 +58,7 @@ DEAD_SOURCE_FIELD: Final = "source_id"
 
 # A prefix, which a generation_id follows.
 GENERATION: Final = "rewardloop:{generation}:"
+GENERATION_CALLER: Final = "rewardloop:{generation}-caller:"
 # It is not under that prefix, because callers choose what follows the prefix.
 GENERATION_KEYS: Final = "rewardloop:{secrets}:generation"
 

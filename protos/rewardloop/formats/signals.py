@@ -54,6 +54,19 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
     yield from _not_shown(event, kind)
 
 
+def signal_key(event: feedback_pb2.FeedbackEvent) -> str:
+    """Return the text that names a signal among those of all callers."""
+    return key_of(event.caller, event.event_id)
+
+
+def key_of(caller: str, event_id: str) -> str:
+    """Return the text that names a signal of ``caller``. Without a caller it is the event_id.
+
+    A caller's name has no control character, so that no two callers' signals have one name.
+    """
+    return f"{caller}\x1f{event_id}" if caller else event_id
+
+
 def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
     """The response that a valid thumb or rating judges, and its label; None for other signals.
 

@@ -110,6 +110,13 @@ PROCESSES = (
         "rewardloop_trainer.commands.off_policy_settings:OffPolicySettings",
     ),
     Process(
+        "dead-letters",
+        "rewardloop_trainer.commands.dead_letters",
+        "trainer",
+        "Show, requeue or drop the signals that could not be read.",
+        "rewardloop_trainer.commands.dead_letters_settings:DeadLettersSettings",
+    ),
+    Process(
         "export",
         "rewardloop_trainer.commands.export",
         "trainer",

@@ -31,12 +31,14 @@ class FeedbackServiceStub:
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
-    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment.
+    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment. If the server takes only feedback
+    about its own generations, also: it was generated for another caller.
     - UNAVAILABLE: Redis is away, or the server is draining. RetryInfo says when to try again.
-    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator has reached the bound of a minute or a day.
-    RetryInfo says when to try again.
-    - ALREADY_EXISTS: the annotator has given the same signal about this generation under another event_id, or has
-    reached the bound of signals about one generation.
+    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator or the caller has reached the bound of a minute or
+    a day. RetryInfo says when to try again.
+    - ALREADY_EXISTS: this caller has recorded another signal under this event_id (EVENT_ID_CONFLICT); or the annotator has
+    given the same signal about this generation under another event_id, or has reached the bound of signals about one
+    generation (REPLAYED_SIGNAL).
     """
 
     def __init__(self, channel):
@@ -63,16 +65,19 @@ class FeedbackServiceServicer:
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
-    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment.
+    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment. If the server takes only feedback
+    about its own generations, also: it was generated for another caller.
     - UNAVAILABLE: Redis is away, or the server is draining. RetryInfo says when to try again.
-    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator has reached the bound of a minute or a day.
-    RetryInfo says when to try again.
-    - ALREADY_EXISTS: the annotator has given the same signal about this generation under another event_id, or has
-    reached the bound of signals about one generation.
+    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator or the caller has reached the bound of a minute or
+    a day. RetryInfo says when to try again.
+    - ALREADY_EXISTS: this caller has recorded another signal under this event_id (EVENT_ID_CONFLICT); or the annotator has
+    given the same signal about this generation under another event_id, or has reached the bound of signals about one
+    generation (REPLAYED_SIGNAL).
     """
 
     def Record(self, request, context):
-        """Records one signal. If the event_id has been recorded before, nothing is appended and the reply sets `duplicate`.
+        """Records one signal. If this caller has recorded the same signal under its event_id before, nothing is appended and
+        the reply sets `duplicate`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,12 +117,14 @@ class FeedbackService:
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
-    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment.
+    - NOT_FOUND: the generation_id is unknown, or was not signed by this deployment. If the server takes only feedback
+    about its own generations, also: it was generated for another caller.
     - UNAVAILABLE: Redis is away, or the server is draining. RetryInfo says when to try again.
-    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator has reached the bound of a minute or a day.
-    RetryInfo says when to try again.
-    - ALREADY_EXISTS: the annotator has given the same signal about this generation under another event_id, or has
-    reached the bound of signals about one generation.
+    - RESOURCE_EXHAUSTED: Redis or the spool is full, or the annotator or the caller has reached the bound of a minute or
+    a day. RetryInfo says when to try again.
+    - ALREADY_EXISTS: this caller has recorded another signal under this event_id (EVENT_ID_CONFLICT); or the annotator has
+    given the same signal about this generation under another event_id, or has reached the bound of signals about one
+    generation (REPLAYED_SIGNAL).
     """
 
     @staticmethod

@@ -19,6 +19,7 @@ RewardloopError
 ├── DeadlinePassed          DEADLINE_EXCEEDED     DEADLINE_PASSED
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
+├── EventIdConflict         ALREADY_EXISTS        EVENT_ID_CONFLICT
 ├── ReplayedSignal          ALREADY_EXISTS        REPLAYED_SIGNAL
 ├── VersionRefused          base of
 │   ├── CorruptVersionError   FAILED_PRECONDITION   CORRUPT_VERSION
@@ -149,7 +150,7 @@ class StoreFull(RewardloopError):
 
 
 class TooManySignals(RewardloopError):
-    """Raised when an annotator has sent as many signals as are allowed in a minute or a day."""
+    """Raised when an annotator or a caller has sent as many signals as are allowed in a minute or a day."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_SIGNALS"
@@ -259,6 +260,13 @@ class UnknownGeneration(RewardloopError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "UNKNOWN_GENERATION"
+
+
+class EventIdConflict(RewardloopError):
+    """Raised when a caller has recorded a signal with other content under the same event_id."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "EVENT_ID_CONFLICT"
 
 
 class ReplayedSignal(RewardloopError):

@@ -96,6 +96,8 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
             violations.append(Violation(field, "set by the server"))
     if event.response_versions:
         violations.append(Violation("response_versions", "set by the server"))
+    if event.caller:
+        violations.append(Violation("caller", "set by the server"))
 
     if generation_id:
         if event.HasField("prompt"):

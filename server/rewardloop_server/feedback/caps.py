@@ -1,4 +1,7 @@
-"""Bounds on one annotator's signals, so that no single voice, honest or not, outweighs the others in training."""
+"""Bounds on the signals of one annotator and of one caller, so that no single voice outweighs the others in training.
+
+A caller can invent annotators, but no callers.
+"""
 
 from __future__ import annotations
 
@@ -33,34 +36,38 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """The most signals by one annotator; 0 means no bound.
+    """The most signals by one annotator of a caller, and by one caller; 0 means no bound.
 
-    Signals that name no annotator are not bounded by time. About one generation they count as one annotator's.
+    Annotators of different callers are different ones, whatever their ids. Signals that name no annotator are not
+    bounded by time as an annotator's. About one generation they count as one annotator's. Without authentication all
+    signals are one caller's.
 
     Attributes:
-        per_minute: In a minute of the server's clock.
-        per_day: In a day of UTC.
-        per_generation: Different signals about one generation.
+        per_minute: Signals of an annotator in a minute of the server's clock.
+        per_day: The same, in a day of UTC.
+        per_generation: Different signals of an annotator about one generation.
         generation_ttl_s: Seconds for which a generation can be named.
+        caller_per_minute: Signals of a caller in a minute of the server's clock.
+        caller_per_day: The same, in a day of UTC.
     """
 
     per_minute: int = 0
     per_day: int = 0
     per_generation: int = 0
     generation_ttl_s: int = 7 * _DAY_S
+    caller_per_minute: int = 0
+    caller_per_day: int = 0
 
-    def checks(self, event: feedback_pb2.FeedbackEvent, now: float) -> tuple[Check, ...]:
-        """Return the bounds that an event must keep which arrived at ``now``, in Unix seconds."""
+    def checks(self, event: feedback_pb2.FeedbackEvent, now: float, caller: str = "") -> tuple[Check, ...]:
+        """Return the bounds that an event of ``caller`` must keep which arrived at ``now``, in Unix seconds."""
         checks: list[Check] = []
+        if self.caller_per_minute or self.caller_per_day:
+            checks += self._in_a_while("caller", _hashed(caller), now)
         if event.annotator_id and (self.per_minute or self.per_day):
-            who = _hashed(event.annotator_id)
-            for name, limit, window_s in (("minute", self.per_minute, _MINUTE_S), ("day", self.per_day, _DAY_S)):
-                if limit:
-                    key = f"{keys.FEEDBACK_COUNT}{name}:{int(now // window_s)}:{who}"
-                    checks.append(Check(name, key, limit, 2 * window_s))
+            checks += self._in_a_while("annotator", _hashed(event.annotator_id, caller=caller), now)
         if event.generation_id and self.per_generation:
             # By source too, because a judge model and a person may both name no annotator.
-            who = _hashed(event.generation_id, event.annotator_id, str(event.source))
+            who = _hashed(event.generation_id, event.annotator_id, str(event.source), caller=caller)
             check = Check(
                 "generation",
                 keys.FEEDBACK_JUDGED + who,
@@ -82,13 +89,36 @@ class Caps:
             return ReplayedSignal("this annotator has said the same about this generation before")
         if refusal == "generation":
             return ReplayedSignal(f"this annotator has sent {self.per_generation} signals about this generation")
-        limit, window_s = (self.per_minute, _MINUTE_S) if refusal == "minute" else (self.per_day, _DAY_S)
+        whose, window = refusal.split("_")
+        limit, window_s = self._limits(whose)[window]
         left_ms = int((window_s - now % window_s) * 1000) + 1
-        return TooManySignals(f"more than {limit} signals of this annotator in a {refusal}", retry_after_ms=left_ms)
+        return TooManySignals(f"more than {limit} signals of this {whose} in a {window}", retry_after_ms=left_ms)
+
+    def _limits(self, whose: str) -> dict[str, tuple[int, int]]:
+        """Return the most signals of an annotator or a caller in each window, and the window's seconds."""
+        if whose == "caller":
+            return {"minute": (self.caller_per_minute, _MINUTE_S), "day": (self.caller_per_day, _DAY_S)}
+        return {"minute": (self.per_minute, _MINUTE_S), "day": (self.per_day, _DAY_S)}
+
+    def _in_a_while(self, whose: str, who: str, now: float) -> list[Check]:
+        """Return the checks of the counters of one annotator or caller."""
+        prefix = "caller:" if whose == "caller" else ""
+        return [
+            Check(
+                f"{whose}_{window}",
+                f"{keys.FEEDBACK_COUNT}{window}:{int(now // window_s)}:{prefix}{who}",
+                limit,
+                2 * window_s,
+            )
+            for window, (limit, window_s) in self._limits(whose).items()
+            if limit
+        ]
 
 
-def _hashed(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+def _hashed(*parts: str, caller: str = "") -> str:
+    """Hash the parts under the caller's own key. Without a caller it is the hash of earlier versions."""
+    key = hashlib.blake2b(caller.encode(), digest_size=32).digest() if caller else b""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12, key=key).hexdigest()
 
 
 def _signal_hash(event: feedback_pb2.FeedbackEvent) -> str:

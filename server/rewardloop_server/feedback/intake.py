@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from rewardloop.v1 import feedback_pb2, policy_pb2
 from rewardloop_server.calls.errors import RedisUnavailable, RewardloopError, StoreFull
 from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.signal import Signal, stored
 from rewardloop_server.feedback.spool import Spool
 from rewardloop_server.feedback.stream import Appended, Entry, FeedbackStream
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -75,10 +76,10 @@ class Intake:
         self._spooled = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "spool")  # one thread, because the spool is for one thread at a time
 
-    async def append(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
-        """Append the events in order, and return for each its place, or why it is refused.
+    async def append(self, signals: Sequence[Signal]) -> list[Appended | RewardloopError]:
+        """Append the signals in order, and return for each its place, or why it is refused.
 
-        An event that goes to the spool has no stream id, and is not held to the annotator's bounds.
+        A signal that goes to the spool has no stream id, and is not held to the bounds of its annotator and caller.
 
         Raises:
             RedisUnavailable, StoreFull: Some events may have been appended. Sending all of them again appends the rest.
@@ -86,7 +87,7 @@ class Intake:
         if not self._is_away and (self._spool is None or self._spool.is_empty):
             started = time.monotonic()
             try:
-                return await self._stream.append(events)
+                return await self._stream.append(signals)
             except (RedisUnavailable, StoreFull) as error:
                 self._is_away = self._is_away or time.monotonic() - started > _SLOW_S
                 if self._spool is None:
@@ -94,11 +95,11 @@ class Intake:
                 log.warning("Redis does not take signals: they are spooled", error=str(error))
         if self._spool is None:
             raise RedisUnavailable("Redis does not answer")
-        await self._write([event.SerializeToString() for event in events])
-        return [_SPOOLED] * len(events)
+        await self._write([signal.data for signal in signals])
+        return [_SPOOLED] * len(signals)
 
-    async def generations(self, named: Iterable[str]) -> Mapping[str, policy_pb2.Generation] | None:
-        """Return the generations that events name, by id.
+    async def generations(self, named: Iterable[str], caller: str = "") -> Mapping[str, policy_pb2.Generation] | None:
+        """Return the generations that events of ``caller`` name, by id.
 
         None means that Redis is away and there is a spool: the events are to be appended as they are, and `drain` fills
         them in. Raises RedisUnavailable if there is no spool.
@@ -107,7 +108,7 @@ class Intake:
         if wanted and not self._is_away:
             started = time.monotonic()
             try:
-                return await self._generations.get(wanted)
+                return await self._generations.get(wanted, caller)
             except RedisUnavailable:
                 self._is_away = time.monotonic() - started > _SLOW_S
                 if self._spool is None:
@@ -158,22 +159,35 @@ class Intake:
     async def _drain_some(self) -> None:
         assert self._spool is not None
         payloads: list[bytes] = await self._in_thread(self._spool.read, _DRAINED_AT_ONCE)
-        events = [Event.FromString(payload) for payload in payloads]
-        bare = {event.generation_id for event in events if event.generation_id and not event.responses}
-        known = await self._generations.get(bare)
+        signals = [stored(payload) for payload in payloads]
+        bare = [each for each in signals if each.event.generation_id and not each.event.responses]
+        known: dict[tuple[str, str], policy_pb2.Generation] = {}
+        for caller in {each.caller for each in bare}:
+            named = {each.event.generation_id for each in bare if each.caller == caller}
+            found = await self._generations.get(named, caller)
+            known |= {(generation_id, caller): generation for generation_id, generation in found.items()}
         good = []
-        for event in events:
-            if event.generation_id in bare and (problem := self._fill_in(event, known.get(event.generation_id))):
-                await self._stream.bury(event, problem.message)
-                log.warning("a spooled signal became a dead letter", event_id=event.event_id, reason=problem.message)
+        for signal in signals:
+            event = signal.event
+            is_bare = bool(event.generation_id and not event.responses)
+            generation = known.get((event.generation_id, signal.caller))
+            if is_bare and (problem := self._fill_in(event, generation)):
+                await self._bury(signal, problem)
             else:
-                good.append(event)
+                good.append(signal)
         if good:
-            await self._stream.append_entries([Entry(each.event_id, each.SerializeToString()) for each in good])
+            outcomes = await self._stream.append_entries([Entry.of(each) for each in good])
+            for signal, outcome in zip(good, outcomes, strict=True):
+                if isinstance(outcome, RewardloopError):
+                    await self._bury(signal, outcome)
         await self._in_thread(self._spool.drop, payloads)
         await self._find_oldest()
         if self._spool.is_empty:
             log.info("the spool is drained")
+
+    async def _bury(self, signal: Signal, problem: RewardloopError) -> None:
+        await self._stream.bury(signal.data, problem.message)
+        log.warning("a spooled signal became a dead letter", event_id=signal.event.event_id, reason=problem.message)
 
     async def _write(self, payloads: list[bytes]) -> None:
         """Join the next write of the spool. Calls that come during a write share the sync of the next one."""

@@ -10,13 +10,14 @@ from typing import Any, TypeAlias
 
 import grpc
 import prometheus_client
-from google.protobuf import timestamp_pb2
 
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
 from rewardloop_server.calls.vocabulary import FeedbackOutcome
+from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.feedback.intake import Intake
+from rewardloop_server.feedback.signal import Signal, sent, stamp_of
 from rewardloop_server.feedback.stream import Appended
 from rewardloop_server.observe.metrics import ServerMetrics
 
@@ -28,7 +29,15 @@ _CHECKED_AT_ONCE = 100
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    """Checks signals, fills in what the server knows about them, and appends them."""
+    """Checks signals, fills in what the server knows about them, and appends them.
+
+    Args:
+        intake: Where the signals go.
+        limits: Bounds of one signal.
+        metrics: Where signals are counted.
+        max_events: Most signals of one RecordBatch.
+        needs_generation: Whether a signal must name a generation.
+    """
 
     def __init__(
         self,
@@ -37,11 +46,13 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         metrics: ServerMetrics,
         *,
         max_events: int,
+        needs_generation: bool = False,
     ) -> None:
         self._intake = intake
         self._limits = limits
         self._metrics = metrics
         self._max_events = max_events
+        self._needs_generation = needs_generation
         self._counters: dict[tuple[str, str], prometheus_client.Counter] = {}
 
     async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
@@ -72,35 +83,40 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
         """Return for each event its place, or what is wrong with it. Raises if Redis does not take the events."""
         try:
-            errors = await self._prepare(events)
-            appended = iter(
-                await self._intake.append([e for e, error in zip(events, errors, strict=True) if error is None])
-            )
+            prepared = await self._prepare(events)
+            appended = iter(await self._intake.append([each for each in prepared if isinstance(each, Signal)]))
         except RewardloopError:
             self._count(events, ["failed"] * len(events))
             raise
-        outcomes = [next(appended) if error is None else error for error in errors]
+        outcomes = [next(appended) if isinstance(each, Signal) else each for each in prepared]
         self._count(events, [_word(outcome) for outcome in outcomes])
         return outcomes
 
-    async def _prepare(self, events: Sequence[Event]) -> list[RewardloopError | None]:
-        """Return what is wrong with each event, and complete the sound events. Raises RedisUnavailable."""
-        errors: list[RewardloopError | None] = []
+    async def _prepare(self, events: Sequence[Event]) -> list[Signal | RewardloopError]:
+        """Return each event as a complete signal, or what is wrong with it. Raises RedisUnavailable."""
+        credential = PRESENT.get()
+        caller = "" if credential is None else credential.caller
+        stamp = stamp_of(caller, time.time_ns())
+        prepared: list[Signal | RewardloopError] = []
         for event in events:
-            errors.append(_error_of(event, self._limits))
-            if len(errors) % _CHECKED_AT_ONCE == 0:
+            prepared.append(self._error_of(event) or sent(event, stamp, caller))
+            if len(prepared) % _CHECKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        if named := {e.generation_id for e, error in zip(events, errors, strict=True) if not error} - {""}:
-            generations = await self._intake.generations(named)
+        if named := {each.event.generation_id for each in prepared if isinstance(each, Signal)} - {""}:
+            generations = await self._intake.generations(named, caller)
             for i, event in enumerate(events):
-                if errors[i] is None and event.generation_id and generations is not None:
-                    errors[i] = fill_in(event, generations.get(event.generation_id), self._limits)
-        seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-        arrival = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
-        for event, error in zip(events, errors, strict=True):
-            if error is None:
-                event.arrival_time.CopyFrom(arrival)
-        return errors
+                if isinstance(prepared[i], Signal) and event.generation_id and generations is not None:
+                    prepared[i] = fill_in(event, generations.get(event.generation_id), self._limits) or prepared[i]
+        return prepared
+
+    def _error_of(self, event: Event) -> InvalidRequest | None:
+        try:
+            validate_event(event, self._limits)
+        except InvalidRequest as error:
+            return error
+        if self._needs_generation and not event.generation_id:
+            return InvalidRequest([Violation("generation_id", "missing: only feedback about our generations is taken")])
+        return None
 
     def _count(self, events: Sequence[Event], outcomes: Sequence[FeedbackOutcome]) -> None:
         kinds = (event.WhichOneof("signal") or "none" for event in events)
@@ -109,14 +125,6 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
                 counter = self._metrics.feedback_events_total.labels(kind=kind, outcome=outcome)
                 self._counters[kind, outcome] = counter
             counter.inc(count)
-
-
-def _error_of(event: Event, limits: Limits) -> InvalidRequest | None:
-    try:
-        validate_event(event, limits)
-    except InvalidRequest as error:
-        return error
-    return None
 
 
 def fill_in(event: Event, generation: policy_pb2.Generation | None, limits: Limits) -> RewardloopError | None:

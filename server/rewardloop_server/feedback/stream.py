@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,17 +12,18 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from rewardloop.formats import keys
-from rewardloop.v1 import feedback_pb2
-from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.calls.errors import EventIdConflict, RewardloopError
 from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors, script_text
 from rewardloop_server.feedback.caps import Caps, Check
 from rewardloop_server.feedback.group_commit import GroupCommit
+from rewardloop_server.feedback.id_windows import MOST_IDS, MOST_OF_MOST_IDS, WINDOWS
+from rewardloop_server.feedback.signal import Signal
 
 # Most events and bytes in one call of the script, during which Redis does nothing else. It syncs its file once for it.
 _EVENTS_A_CALL = 128
 _BYTES_A_CALL = 4 * 2**20
 
-# Names of what the script stores, which it gets as arguments so that they are defined once.
+# Names of what the script reads and stores, which it gets as arguments so that they are defined once.
 _STORED_NAMES = (keys.FEEDBACK_SEEN, keys.EVENT_FIELD, keys.ID_FIELD, keys.TRACE_FIELD)
 
 _APPEND = script_text(__package__, "append.lua")
@@ -34,12 +36,16 @@ class Entry:
 
     Attributes:
         event_id: Its id.
+        digest: 12 bytes of a digest of its caller and its id.
+        said: 8 bytes of a digest of what the caller sent.
         data: The serialized event.
-        checks: The annotator's bounds that it must keep.
+        checks: The bounds of the annotator and the caller that it must keep.
         trace: The traceparent in which it was sent, or "".
     """
 
     event_id: str
+    digest: bytes
+    said: bytes
     data: bytes
     checks: tuple[Check, ...] = ()
     trace: str = ""
@@ -48,24 +54,36 @@ class Entry:
     def size(self) -> int:
         return len(self.data)
 
+    @classmethod
+    def of(cls, signal: Signal, checks: tuple[Check, ...] = (), trace: str = "") -> Entry:
+        """Return the entry of a signal."""
+        event_id = signal.event.event_id
+        digest = hashlib.blake2b(event_id.encode(), digest_size=12, key=_caller_key(signal.caller)).digest()
+        said = hashlib.blake2b(signal.said, digest_size=8).digest()
+        return cls(event_id, digest, said, signal.data, checks, trace)
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An event's place in the stream; ``is_duplicate`` if an earlier call had appended it."""
+    """An event's place in the stream, or ``is_duplicate`` if an earlier call had appended it; its place is "" then."""
 
     stream_id: str
     is_duplicate: bool
 
 
+_DUPLICATE = Appended("", True)
+
+
 class FeedbackStream:
-    """Appends events to the stream in Redis, each event_id once.
+    """Appends events to the stream in Redis, each event_id of a caller once.
 
     Args:
         redis: Where the stream is.
-        ttl_s: Seconds for which an event_id is remembered.
-        caps: Bounds on one annotator's signals.
+        ttl_s: Seconds for which an event_id is remembered, at least.
+        caps: Bounds on the signals of one annotator and one caller.
         on_group: Called with the number of events of each write.
         carried: Returns the traceparent of the present call, or "".
+        most_ids: Most event_ids that are remembered. When there are more, the oldest are forgotten earlier.
     """
 
     def __init__(
@@ -75,9 +93,11 @@ class FeedbackStream:
         caps: Caps | None = None,
         on_group: Callable[[int], None] = lambda events: None,
         carried: Callable[[], str] = lambda: "",
+        most_ids: int = MOST_IDS,
     ) -> None:
         self._redis = redis
         self._ttl_s = ttl_s
+        self._window_ids = max(1, min(most_ids, MOST_OF_MOST_IDS) // WINDOWS)
         self._caps = caps or Caps()
         self._on_group = on_group
         self._carried = carried
@@ -85,15 +105,15 @@ class FeedbackStream:
             self._append_group, most_entries=_EVENTS_A_CALL, most_bytes=_BYTES_A_CALL
         )
 
-    async def append(self, events: Sequence[feedback_pb2.FeedbackEvent]) -> list[Appended | RewardloopError]:
-        """Append the events in order, and return for each its place, or a TooManySignals or ReplayedSignal.
+    async def append(self, signals: Sequence[Signal]) -> list[Appended | RewardloopError]:
+        """Append signals in order. Returns for each its place, or an EventIdConflict, TooManySignals or ReplayedSignal.
 
         Raises:
             RedisUnavailable, StoreFull: Some events may have been appended. Sending all of them again appends the rest.
         """
         now, trace = time.time(), self._carried()
         return await self.append_entries(
-            [Entry(event.event_id, event.SerializeToString(), self._caps.checks(event, now), trace) for event in events]
+            [Entry.of(each, self._caps.checks(each.event, now, each.caller), trace) for each in signals]
         )
 
     async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
@@ -113,10 +133,13 @@ class FeedbackStream:
         except (RewardloopError, *REDIS_FAILURES):
             return False
 
-    async def bury(self, event: feedback_pb2.FeedbackEvent, reason: str) -> None:
-        """Put an event that cannot be appended into the dead-letter stream. Raises RedisUnavailable or StoreFull."""
+    async def bury(self, data: bytes, reason: str) -> None:
+        """Put a serialized event that cannot be appended into the dead-letter stream.
+
+        Raises RedisUnavailable or StoreFull.
+        """
         letter = {
-            keys.DEAD_EVENT_FIELD: event.SerializeToString(),
+            keys.DEAD_EVENT_FIELD: data,
             keys.DEAD_REASON_FIELD: reason,
             keys.DEAD_SOURCE_FIELD: "",
         }
@@ -124,11 +147,10 @@ class FeedbackStream:
             await self._redis.xadd(keys.DEAD_LETTERS, letter)  # type: ignore[arg-type]  # its dict is invariant
 
     async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
-        names: list[str] = [keys.FEEDBACK_STREAM]
-        args: list[bytes | str | int] = [self._ttl_s, *_STORED_NAMES]
+        names: list[str] = [keys.FEEDBACK_STREAM, keys.FEEDBACK_IDS]
+        args: list[bytes | str | int] = [self._ttl_s, self._window_ids, *_STORED_NAMES]
         for entry in entries:
-            names.append(keys.FEEDBACK_SEEN + entry.event_id)
-            args += (entry.data, entry.trace, len(entry.checks))
+            args += (entry.data, entry.event_id, entry.digest, entry.said, entry.trace, len(entry.checks))
             for check in entry.checks:
                 names.append(check.key)
                 args += (check.name, check.limit, check.ttl_s, check.member)
@@ -150,8 +172,16 @@ class FeedbackStream:
             return await command("EVAL", _APPEND, len(names), *names, *args)
 
     def _outcome(self, answer: str, now: float) -> Appended | RewardloopError:
-        if answer[0] == "=":
-            return Appended(answer[1:], True)
+        if answer == "=":
+            return _DUPLICATE
+        if answer == "#":
+            return EventIdConflict("this caller has recorded another signal under this event_id")
         if answer[0] == "!":
             return self._caps.error(answer[1:], now)
         return Appended(answer, False)
+
+
+@functools.lru_cache(1024)
+def _caller_key(caller: str) -> bytes:
+    """Return the key of a caller's digests, so that callers have ids of their own."""
+    return hashlib.blake2b(caller.encode(), digest_size=32).digest() if caller else b""

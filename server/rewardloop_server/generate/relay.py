@@ -6,6 +6,8 @@ from typing import Any
 
 from rewardloop.v1 import policy_pb2, policy_pb2_grpc
 from rewardloop_server.doors.call import Context, call_of
+from rewardloop_server.doors.callers import PRESENT
+from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
@@ -16,13 +18,23 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
     Args:
         link: The connection to the worker.
         best_of: Answers requests that have ``best_of``. If it is None, they go to the worker, which refuses them.
+        generations: The log, in which is noted for which authenticated caller each answer is.
     """
 
-    def __init__(self, link: PolicyWorkerLink, best_of: BestOf | None = None) -> None:
+    def __init__(
+        self, link: PolicyWorkerLink, best_of: BestOf | None = None, generations: GenerationLog | None = None
+    ) -> None:
         self._link = link
         self._best_of = best_of
+        self._generations = generations
 
     async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
+        reply = await self._answer(request, context)
+        if self._generations is not None and (credential := PRESENT.get()) is not None:
+            await self._generations.note_caller(reply.generation_id, credential.caller)
+        return reply
+
+    async def _answer(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
         stub: Any = policy_pb2_grpc.PolicyServiceStub(self._link.channel())
         if not request.best_of or self._best_of is None:
             return await self._link.forward(stub.Generate, request, context)

@@ -1,4 +1,4 @@
-"""Measures how far the trainer is behind in reading the feedback stream, even while no trainer runs."""
+"""Measures how far the trainer is behind in reading the feedback stream, and how many event_ids are remembered."""
 
 from __future__ import annotations
 
@@ -27,6 +27,29 @@ class Backlog:
     pending: int
     lag_s: float
     dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The event_ids by which signals that are sent again are recognised.
+
+    Attributes:
+        ids: How many there are.
+        reach_s: How long ago the oldest of them may have come, in seconds; 0 if there is none.
+    """
+
+    ids: int
+    reach_s: float
+
+
+async def read_remembered(redis: Redis) -> Remembered:
+    """Read how many event_ids are remembered. Raises RedisUnavailable."""
+    client: Any = redis  # its types are unions over every protocol version and decoding
+    windows = [f"{field}{window}" for field in ("began", "count") for window in range(3)]
+    with redis_errors():
+        found = [None if value is None else int(value) for value in await client.hmget(keys.FEEDBACK_IDS, windows)]
+    began = [each for each in found[:3] if each is not None]
+    return Remembered(sum(each or 0 for each in found[3:]), max(0.0, time.time() - min(began)) if began else 0.0)
 
 
 async def read_backlog(redis: Redis) -> Backlog:

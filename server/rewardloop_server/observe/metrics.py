@@ -208,6 +208,13 @@ class ServerMetrics:
     dead_letters: Gauge = gauge(
         "dead_letters", "Entries in the stream of those that could not be read; NaN while Redis is away."
     )
+    remembered_ids: Gauge = gauge(
+        "remembered_ids",
+        "Event ids in Redis by which a signal that is sent again is recognised; NaN while Redis is away.",
+    )
+    remembered_ids_seconds: Gauge = gauge(
+        "remembered_ids_seconds", "How long ago the oldest of these ids may have come; NaN while Redis is away."
+    )
 
     def __post_init__(self) -> None:
         register(self, self.registry)
@@ -217,6 +224,8 @@ class ServerMetrics:
             self.stream_pending,
             self.stream_lag_seconds,
             self.dead_letters,
+            self.remembered_ids,
+            self.remembered_ids_seconds,
         ):
             unknown.set(NOT_KNOWN)
         report_process(self.registry)

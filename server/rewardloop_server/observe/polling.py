@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from rewardloop_server.calls.errors import RewardloopError
 from rewardloop_server.calls.redis_link import redis_errors
-from rewardloop_server.observe.backlog import read_backlog
+from rewardloop_server.observe.backlog import read_backlog, read_remembered
 from rewardloop_server.observe.metrics import NOT_KNOWN, ServerMetrics
 
 
@@ -38,18 +38,24 @@ async def poll_queues(*queues: HasGauges, every_s: float = 0.5) -> None:
 
 
 async def poll_stream(metrics: ServerMetrics, redis: Redis, every_s: float = 2.0) -> None:
-    """Set the gauges of the feedback stream, and whether Redis answers."""
-    gauges = (metrics.stream_length, metrics.stream_pending, metrics.stream_lag_seconds, metrics.dead_letters)
+    """Set the gauges of the feedback stream and of remembered ids, and whether Redis answers."""
+    gauges = (
+        *(metrics.stream_length, metrics.stream_pending, metrics.stream_lag_seconds, metrics.dead_letters),
+        *(metrics.remembered_ids, metrics.remembered_ids_seconds),
+    )
     while True:
         try:
-            backlog = await read_backlog(redis)
+            backlog, remembered = await read_backlog(redis), await read_remembered(redis)
         except RewardloopError:
             metrics.redis_up.set(0)
             for gauge in gauges:
                 gauge.set(NOT_KNOWN)
         else:
             metrics.redis_up.set(1)
-            figures = (backlog.length, backlog.pending, backlog.lag_s, backlog.dead)
+            figures = (
+                *(backlog.length, backlog.pending, backlog.lag_s, backlog.dead),
+                *(remembered.ids, remembered.reach_s),
+            )
             for gauge, figure in zip(gauges, figures, strict=True):
                 gauge.set(figure)
         await asyncio.sleep(every_s)

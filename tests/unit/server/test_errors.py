@@ -41,6 +41,7 @@ def test_reasons_are_those_of_the_contract() -> None:
         "QUEUE_FULL": code.RESOURCE_EXHAUSTED,
         "STORE_FULL": code.RESOURCE_EXHAUSTED,
         "TOO_MANY_SIGNALS": code.RESOURCE_EXHAUSTED,
+        "EVENT_ID_CONFLICT": code.ALREADY_EXISTS,
         "REPLAYED_SIGNAL": code.ALREADY_EXISTS,
         "QUOTA_SPENT": code.RESOURCE_EXHAUSTED,
         "AUDIT_UNAVAILABLE": code.UNAVAILABLE,

@@ -2,30 +2,35 @@
 
 An entry is acknowledged only when its row is on disk (or its bytes are in the dead-letter stream). A consumer that is
 killed before then leaves the entry pending, and the next consumer claims it. The ledger has each signal once: an entry
-that was archived but not acknowledged is recognised by its stream id, and a signal that was sent twice by its event_id.
+that was archived but not acknowledged, and a signal that was sent twice, are recognised by caller and event_id.
 
-An entry that was read several times and is not archived may be what ends the process each time. The consumer then
-reads it alone. If that ends the process again, the next consumer makes it a dead letter instead of reading it.
+A row's place in the ledger is its stream id, unless that is not above the ids before it. That happens to entries that
+are archived late, and to all entries of a Redis that lost its data and whose clock is behind that of the old one. Such
+a row gets the next id above, so that it is new to every reader of the ledger.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import redis
 import structlog
 
 from rewardloop.formats import keys
+from rewardloop.formats.signals import signal_key
+from rewardloop_trainer.archive.dead_letters import LetterBounds, drop_oldest_letters
 from rewardloop_trainer.archive.entry import InvalidEntry, decode
 from rewardloop_trainer.archive.fence import Fenced
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
+from rewardloop_trainer.archive.stream_reader import Entry, StreamReader, size_of
 from rewardloop_trainer.archive.trim import trim_archived
 from rewardloop_trainer.metrics import TrainerMetrics
 
@@ -35,14 +40,9 @@ if TYPE_CHECKING:  # OpenTelemetry is not installed unless tracing is on
 log = structlog.get_logger()
 
 _READ_COUNT = 1_000
-# An entry is also read again after a kill from outside or a full disk, so a few reads are no reason for suspicion.
-_READS_OF_A_SUSPECT = 3
-# Only one trainer leads, so every consumer has the same name.
-_CONSUMER_NAME = "trainer"
 _MAX_PAUSE_S = 5.0
 _RECENT_EVENTS = 1_000_000
-
-Entry = tuple[bytes, dict[bytes, bytes]]
+_LETTERS = LetterBounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,19 @@ class ConsumerSettings:
         flush_age_s: A segment is written so many seconds after its first entry was read.
         block_ms: How long one read waits for new entries.
         maintain_every_s: How often pending entries are claimed, the stream trimmed and the ledger compacted.
+        max_bytes: About the most bytes of entries that are held at once, from the stream to the ledger. Decoded and as
+            columns they take several times as much memory.
+        max_entry_bytes: An entry of more bytes becomes a dead letter.
+        letters: What the dead-letter stream holds.
     """
 
     flush_rows: int = 5_000
     flush_age_s: float = 2.0
     block_ms: int = 250
     maintain_every_s: float = 10.0
+    max_bytes: int = 64 * 2**20
+    max_entry_bytes: int = 8 * 2**20
+    letters: LetterBounds = _LETTERS
 
 
 class Consumer:
@@ -76,7 +83,8 @@ class Consumer:
         tracing: TrainerTracing | None = None,
     ) -> None:
         """``on_archived`` is called after every append, in the thread of `run`."""
-        self._redis: Any = client  # redis-py's types are unions over every protocol version and decoding
+        self._redis = client
+        self._reader = StreamReader(client, settings.max_entry_bytes, metrics.dead_letters.inc)
         self._ledger = ledger
         self._metrics = metrics
         self._settings = settings
@@ -84,11 +92,13 @@ class Consumer:
         self._tracing = tracing
         self._rows: list[Recorded] = []
         self._unacked: list[str] = []
+        self._held_bytes = 0
+        self._last_place = (-1, 0) if ledger.last_stream_id is None else order(ledger.last_stream_id)
         self._first_row_at = 0.0
         self._is_joined = False
         self._maintained_at = time.monotonic()
         # A dict keeps insertion order, so the oldest ids are forgotten first.
-        self._recent: dict[str, None] = dict.fromkeys(ledger.event_ids(newest=_RECENT_EVENTS))
+        self._recent: dict[bytes, None] = dict.fromkeys(map(_short, ledger.signal_keys(newest=_RECENT_EVENTS)))
 
     def run(self, stop: threading.Event) -> None:
         """Consume until ``stop`` is set, however long Redis is away or the disk full.
@@ -100,7 +110,7 @@ class Consumer:
         delay = 0.1
         while not stop.is_set():
             try:
-                self._join()
+                self._reader.join()
                 self._bury_killer()
                 self._claim()
                 while not stop.is_set():
@@ -126,6 +136,7 @@ class Consumer:
             delay = self._archive_when_there_is_room(stop, delay)
             # These entries are still pending or, if the group is gone, unread: they are claimed or read after `_join`.
             self._unacked.clear()
+            self._held_bytes = 0
         self._archive()
         try:
             self._acknowledge()
@@ -147,98 +158,67 @@ class Consumer:
 
     def drained(self) -> bool:
         """Say whether everything in the stream is archived and acknowledged. Raises redis.RedisError."""
-        for group in self._redis.xinfo_groups(keys.FEEDBACK_STREAM) if self._redis.exists(keys.FEEDBACK_STREAM) else ():
-            if group["name"] == keys.FEEDBACK_GROUP.encode():
-                unread = self._redis.xrange(keys.FEEDBACK_STREAM, b"(" + group["last-delivered-id"], "+", count=1)
-                return not unread and not group["pending"]
-        return False
-
-    def _join(self) -> None:
-        try:
-            self._redis.xgroup_create(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, id="0", mkstream=True)
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        return self._reader.is_drained()
 
     def _claim(self) -> None:
         """Take over every pending entry. By the leader's lock, no other consumer is alive."""
-        suspects = self._suspects()
-        cursor: bytes | str = "0-0"
-        while True:
-            cursor, entries, *_ = self._redis.xautoclaim(
-                keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, _CONSUMER_NAME, 0, cursor, count=_READ_COUNT
-            )
-            present = [entry for entry in entries if entry[0] is not None]
-            self._take([entry for entry in present if entry[0] not in suspects])
-            self._flush()
-            for entry in present:
-                if entry[0] in suspects:
-                    self._take_alone(entry)
-            if cursor == b"0-0":
-                break
-        self._forget_deleted()
+        for found in self._reader.pending():
+            ids = found.usual
+            while ids:
+                entries, looked_at = self._reader.claim(ids, self._bytes_at_once)
+                self._take(entries)
+                self._flush()
+                ids = ids[looked_at:]
+            for stream_id in found.suspects:
+                self._take_alone(stream_id)
 
-    def _suspects(self) -> set[bytes]:
-        """Return the pending entries that were read so often that one of them may end the process."""
-        pending = self._redis.xpending_range(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, "-", "+", 10_000)
-        return {entry["message_id"] for entry in pending if entry["times_delivered"] >= _READS_OF_A_SUSPECT}
-
-    def _take_alone(self, entry: Entry) -> None:
+    def _take_alone(self, stream_id: bytes) -> None:
         """Read one entry, under a note in Redis that is deleted only if this process survives."""
-        self._redis.set(keys.SUSPECT, entry[0])
+        self._reader.note_suspect(stream_id)
         try:
-            self._take([entry])
+            entries, _ = self._reader.claim([stream_id], self._bytes_at_once)
+            self._take(entries)
             self._flush()
         except (*REDIS_FAILURES, OSError, Fenced):
-            self._redis.delete(keys.SUSPECT)  # the entry did not cause this
+            self._reader.clear_suspect()  # the entry did not cause this
             raise
         except Exception as error:
             self._unacked.clear()
             self._rows.clear()
-            self._bury(entry[0].decode(), entry[1], f"{type(error).__name__} whenever it is read: {error}")
-        self._redis.delete(keys.SUSPECT)
+            self._held_bytes = 0
+            self._reader.bury(stream_id.decode(), f"{type(error).__name__} whenever it is read: {error}")
+        self._reader.clear_suspect()
 
     def _bury_killer(self) -> None:
         """Make a dead letter of the entry that an earlier process read alone before it died."""
-        stream_id: bytes | None = self._redis.get(keys.SUSPECT)
-        if stream_id is not None and not self._is_joined:  # after joining, the note is this process's own
-            for raw_id, fields in self._redis.xrange(keys.FEEDBACK_STREAM, stream_id, stream_id):
-                if not self._ledger.holds([raw_id.decode()]):
-                    self._bury(raw_id.decode(), fields, "the process that read it died")
+        stream_id = self._reader.suspect()
+        if self._is_joined:  # the note is this process's own
+            stream_id = None
+        if stream_id is not None and self._reader.is_pending(stream_id) and not self._ledger.keys_at([stream_id]):
+            self._reader.bury(stream_id, "the process that read it died")
         self._is_joined = True
-        self._redis.delete(keys.SUSPECT)
+        self._reader.clear_suspect()
 
-    def _forget_deleted(self) -> None:
-        """Acknowledge pending ids that are no longer in the stream, which would hold up trimming for ever."""
-        for pending in self._redis.xpending_range(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, "-", "+", 10_000):
-            stream_id: bytes = pending["message_id"]
-            if not self._redis.xrange(keys.FEEDBACK_STREAM, stream_id, stream_id):
-                log.error("a pending entry was deleted from the stream", stream_id=stream_id.decode())
-                self._redis.xack(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, stream_id)
+    @property
+    def _bytes_at_once(self) -> int:
+        return max(1, self._settings.max_bytes // 4)
 
     def _step(self) -> None:
-        room = min(_READ_COUNT, self._settings.flush_rows - len(self._unacked))
-        read = self._redis.xreadgroup(
-            keys.FEEDBACK_GROUP,
-            _CONSUMER_NAME,
-            {keys.FEEDBACK_STREAM: ">"},
-            count=max(1, room),
-            block=self._settings.block_ms,
-        )
-        self._take(read[0][1] if read else [])
+        room = max(1, min(_READ_COUNT, self._settings.flush_rows - len(self._unacked)))
+        self._take(self._reader.read(room, self._bytes_at_once, self._settings.block_ms))
         is_old = bool(self._unacked) and time.monotonic() - self._first_row_at >= self._settings.flush_age_s
-        if is_old or len(self._unacked) >= self._settings.flush_rows:
+        is_full = self._held_bytes >= self._settings.max_bytes - self._bytes_at_once
+        if is_old or is_full or len(self._unacked) >= self._settings.flush_rows:
             self._flush()
         if time.monotonic() - self._maintained_at >= self._settings.maintain_every_s:
             self._maintain()
 
-    def _take(self, entries: Iterable[Entry]) -> None:
+    def _take(self, entries: Sequence[Entry]) -> None:
         """Decode entries into the buffer.
 
         An entry that cannot be decoded becomes a dead letter at once. One that the ledger has already is not buffered,
         and is acknowledged with the others.
         """
-        entries = list(entries)
         if not entries:
             return
         archived = self._archived_among(entries)
@@ -251,37 +231,36 @@ class Consumer:
             try:
                 row = decode(stream_id, fields)
             except InvalidEntry as error:
-                self._bury(stream_id, fields, str(error))
+                self._reader.bury(stream_id, str(error))
                 continue
-            if stream_id in archived or row.event.event_id in self._recent:
+            key = signal_key(row.event)
+            if archived.get(stream_id) == key or _short(key) in self._recent:
                 self._metrics.duplicates.inc()
             else:
-                self._rows.append(row)
-                self._remember(row.event.event_id)
+                self._rows.append(self._placed(row))
+                self._remember(key)
             self._unacked.append(stream_id)
+            self._held_bytes += size_of((raw_id, fields))
 
-    def _archived_among(self, entries: Iterable[Entry]) -> set[str]:
+    def _placed(self, row: Recorded) -> Recorded:
+        """Return the row at a place above all earlier ones."""
+        if (place := order(row.stream_id)) > self._last_place:
+            self._last_place = place
+            return row
+        milliseconds, sequence = self._last_place
+        self._last_place = milliseconds, sequence + 1
+        return Recorded(f"{milliseconds}-{sequence + 1}", row.event, row.stream_id)
+
+    def _archived_among(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Return the key of the signal that the ledger has at the place of each entry."""
         last = self._ledger.last_stream_id
         old = [i for i in (raw.decode() for raw, _ in entries) if last is not None and order(i) <= order(last)]
-        return self._ledger.holds(old) if old else set()
+        return self._ledger.keys_at(old) if old else {}
 
-    def _remember(self, event_id: str) -> None:
-        self._recent[event_id] = None
+    def _remember(self, key: str) -> None:
+        self._recent[_short(key)] = None
         if len(self._recent) > _RECENT_EVENTS:
             del self._recent[next(iter(self._recent))]
-
-    def _bury(self, stream_id: str, fields: dict[bytes, bytes], reason: str) -> None:
-        with self._redis.pipeline(transaction=True) as pipe:
-            letter = {
-                keys.DEAD_EVENT_FIELD: fields.get(keys.EVENT_FIELD.encode(), b""),
-                keys.DEAD_REASON_FIELD: reason,
-                keys.DEAD_SOURCE_FIELD: stream_id,
-            }
-            pipe.xadd(keys.DEAD_LETTERS, letter)
-            pipe.xack(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, stream_id)
-            pipe.execute()
-        self._metrics.dead_letters.inc()
-        log.warning("dead letter", stream_id=stream_id, reason=reason)
 
     def _flush(self) -> None:
         self._archive()
@@ -300,12 +279,19 @@ class Consumer:
 
     def _acknowledge(self) -> None:
         if self._unacked:
-            self._redis.xack(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, *self._unacked)
+            self._reader.acknowledge(self._unacked)
             self._unacked = []
+        self._held_bytes = 0
 
     def _maintain(self) -> None:
         self._flush()
         self._claim()
         self._metrics.stream_pending.set(trim_archived(self._redis))
+        self._metrics.dropped_letters.inc(drop_oldest_letters(self._redis, self._settings.letters))
         self._ledger.compact()
         self._maintained_at = time.monotonic()
+
+
+def _short(key: str) -> bytes:
+    """Return a digest of a signal's key, of which a million fit into little memory."""
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from rewardloop.formats.signals import key_of, signal_key
 from rewardloop_trainer.archive.fence import Fence
 from rewardloop_trainer.archive.ledger_columns import Recorded, from_table, to_table
 from rewardloop_trainer.archive.segment_files import CorruptSegment as CorruptSegment
@@ -28,6 +29,9 @@ from rewardloop_trainer.archive.segment_files import order as order
 T = TypeVar("T")
 
 _KEPT_COUNTS = 64
+_PART_BYTES = 64 * 2**20
+# A compaction writes no larger file, because it is in memory until it is whole.
+_COMPACTED_BYTES = 128 * 2**20
 
 
 class Ledger:
@@ -96,14 +100,14 @@ class Ledger:
             return None
         ids = sorted((row.stream_id for row in rows), key=order)
         segment = Segment(self._files.name(ids[0], ids[-1]), ids[0], ids[-1], len(rows))
-        self._files.write(segment.name, to_table(rows))
+        self._files.write(segment.name, [to_table(rows)])
         with self._lock:
             self._segments[segment.name] = segment
             self._in_order = None
         return segment
 
     def scan(self, after_stream_id: str | None = None, until_stream_id: str | None = None) -> Iterator[Recorded]:
-        """Yield the rows with after < stream id <= until, segment by segment, each event once.
+        """Yield the rows with after < stream id <= until, segment by segment, each signal once.
 
         Raises:
             CorruptSegment: If a segment cannot be read.
@@ -113,38 +117,66 @@ class Ledger:
         seen: set[str] = set()
         for table in self._tables(low, high):
             for row in from_table(table):
-                if row.event.event_id not in seen:
-                    seen.add(row.event.event_id)
+                key = signal_key(row.event)
+                if key not in seen:
+                    seen.add(key)
                     yield row
+
+    def parts(
+        self, after_stream_id: str | None = None, until_stream_id: str | None = None, *, most_rows: int
+    ) -> Iterator[list[Recorded]]:
+        """Yield the rows that `scan` yields, in lists of at most so many rows and of a bounded number of bytes."""
+        part: list[Recorded] = []
+        size = 0
+        for row in self.scan(after_stream_id, until_stream_id):
+            part.append(row)
+            size += row.event.ByteSize()
+            if len(part) == most_rows or size >= _PART_BYTES:
+                yield part
+                part, size = [], 0
+        if part:
+            yield part
 
     def event_ids(self, newest: int | None = None) -> list[str]:
         """Return the event id of every row in stream order, repeated ones included.
 
         With ``newest``, only as many of the newest segments are read as are needed for that many rows.
         """
-        return self._though_compacted(lambda: self._event_ids(newest))
+        return self._though_compacted(
+            lambda: [event_id for table in self._newest(newest, ["event_id"]) for event_id in _texts(table, "event_id")]
+        )
 
-    def _event_ids(self, newest: int | None) -> list[str]:
+    def signal_keys(self, newest: int | None = None) -> list[str]:
+        """Return the key of every row's signal, as `event_ids` does."""
+        return self._though_compacted(
+            lambda: [key for table in self._newest(newest, ["event_id", "caller"]) for key in _keys(table)]
+        )
+
+    def _newest(self, rows: int | None, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield these columns of the newest segments that have so many rows, in stream order."""
         chosen: list[Segment] = []
-        rows = 0
+        found = 0
         for segment in reversed(self.segments):
-            if newest is not None and rows >= newest:
+            if rows is not None and found >= rows:
                 break
             chosen.append(segment)
-            rows += segment.rows
-        return [i for segment in reversed(chosen) for i in self._files.column(segment, "event_id")]
+            found += segment.rows
+        for segment in reversed(chosen):
+            yield self._files.read(segment.name, columns)
 
-    def holds(self, stream_ids: Iterable[str]) -> set[str]:
-        """Return which of these stream ids the ledger has."""
+    def keys_at(self, stream_ids: Iterable[str]) -> dict[str, str]:
+        """Return the keys of the signals at these places of the ledger, by stream id."""
         wanted = set(stream_ids)
-        return self._though_compacted(lambda: self._held_of(wanted))
+        return self._though_compacted(lambda: self._keys_at(wanted))
 
-    def _held_of(self, wanted: set[str]) -> set[str]:
-        found: set[str] = set()
+    def _keys_at(self, wanted: set[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
         for segment in self.segments:
             first, last = order(segment.first), order(segment.last)
-            if any(first <= order(i) <= last for i in wanted - found):
-                found |= wanted & set(self._files.column(segment, "stream_id"))
+            if any(first <= order(i) <= last for i in wanted - found.keys()):
+                table = self._files.read(segment.name, ["stream_id", "event_id", "caller"])
+                rows = zip(_texts(table, "stream_id"), _keys(table), strict=True)
+                found |= {stream_id: key for stream_id, key in rows if stream_id in wanted}
         return found
 
     def rows_after(self, stream_id: str | None) -> int:
@@ -203,7 +235,8 @@ class Ledger:
         self._files.write_index([segment.name for segment in self.segments])
         merged: list[Segment] = []
         for segment in self.segments:
-            if segment.rows < small_rows and sum(s.rows for s in merged) + segment.rows <= target_rows:
+            has_room = sum(s.rows for s in merged) + segment.rows <= target_rows
+            if segment.rows < small_rows and has_room and self._bytes([*merged, segment]) <= _COMPACTED_BYTES:
                 merged.append(segment)
             elif len(merged) >= segments:
                 break
@@ -211,12 +244,12 @@ class Ledger:
                 merged = []
         if len(merged) < segments:
             return None
-        table = _distinct(pa.concat_tables([self._files.read(s.name) for s in merged]))
         first = min((s.first for s in merged), key=order)
         last = max((s.last for s in merged), key=order)
-        whole = Segment(self._files.name(first, last), first, last, table.num_rows)
-        replaced = [s.name for s in merged if s.name != whole.name]
-        self._files.write(whole.name, table, replaced)
+        name = self._files.name(first, last)
+        replaced = [s.name for s in merged if s.name != name]
+        tables = (table for s in merged for table in self._files.groups(s.name))
+        whole = Segment(name, first, last, self._files.write(name, _distinct(tables), replaced))
         with self._lock:
             self._segments[whole.name] = whole
             for name in replaced:
@@ -225,6 +258,9 @@ class Ledger:
             self._counts.clear()  # the merged segment may have the name of one that it replaces
         self._files.delete(replaced)
         return whole
+
+    def _bytes(self, segments: Iterable[Segment]) -> int:
+        return sum(self._files.size(segment.name) for segment in segments)
 
     def _tables(
         self, low: tuple[int, int], high: tuple[int, int] | None, columns: list[str] | None = None
@@ -270,11 +306,22 @@ class Ledger:
             return found
 
 
-def _distinct(table: pa.Table) -> pa.Table:
-    """Return the table with the first row of each event."""
+def _texts(table: pa.Table, column: str) -> list[str]:
+    return list(table.column(column).to_pylist())
+
+
+def _keys(table: pa.Table) -> list[str]:
+    """Return the keys of a table's signals."""
+    callers = table.column("caller").to_pylist()
+    return [key_of(caller or "", event_id) for caller, event_id in zip(callers, _texts(table, "event_id"), strict=True)]
+
+
+def _distinct(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the tables with the first row of each signal."""
     seen: set[str] = set()
-    keep = []
-    for event_id in table.column("event_id").to_pylist():
-        keep.append(event_id not in seen)
-        seen.add(event_id)
-    return table.filter(pa.array(keep))
+    for table in tables:
+        keep = []
+        for key in _keys(table):
+            keep.append(key not in seen)
+            seen.add(key)
+        yield table.filter(pa.array(keep))

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         pa.field("first", pa.int32()),
         pa.field("second", pa.int32()),
         pa.field("annotator_id", pa.string()),
+        pa.field("caller", pa.string()),  # null without authentication
         pa.field("source", pa.string(), nullable=False),
         pa.field("tags", pa.map_(pa.string(), pa.string())),
         pa.field("generation_id", pa.string()),
@@ -70,6 +71,8 @@ SCHEMA = pa.schema(
         pa.field("log_probabilities", pa.list_(pa.float64())),
         pa.field("token_counts", pa.list_(pa.int32())),
         pa.field("scores", pa.list_(pa.float64())),
+        # The id that Redis gave the signal, if it is not `stream_id`; see `Recorded`.
+        pa.field("source_id", pa.string()),
     ]
 )
 
@@ -94,12 +97,15 @@ class Recorded:
     """One signal as the stream delivered it.
 
     Attributes:
-        stream_id: Its position in the feedback stream.
+        stream_id: Its place in the ledger, which is its id in the feedback stream unless that is not above the places
+            of earlier rows.
         event: The signal; its ``arrival_time`` is always set.
+        source_id: Its id in the feedback stream, if it has another place; else "".
     """
 
     stream_id: str
     event: feedback_pb2.FeedbackEvent
+    source_id: str = ""
 
 
 def to_table(rows: Sequence[Recorded]) -> pa.Table:
@@ -133,7 +139,7 @@ def from_table(table: pa.Table) -> Iterator[Recorded]:
     for batch in table.to_batches():
         columns = {name: _python(batch.column(name)) for name in SCHEMA.names}
         for i, kind in enumerate(columns["kind"]):
-            yield Recorded(columns["stream_id"][i], _event(columns, kind, i))
+            yield Recorded(columns["stream_id"][i], _event(columns, kind, i), columns["source_id"][i] or "")
 
 
 def _values(row: Recorded) -> dict[str, Any]:
@@ -148,6 +154,8 @@ def _values(row: Recorded) -> dict[str, Any]:
         "tools": list(event.prompt.tools_json) or None,
         "responses": list(event.responses),
         "annotator_id": event.annotator_id or None,
+        "caller": event.caller or None,
+        "source_id": row.source_id or None,
         "source": feedback_pb2.Source.Name(event.source or feedback_pb2.SOURCE_HUMAN).removeprefix("SOURCE_").lower(),
         "tags": sorted(event.tags.items()),
         "generation_id": event.generation_id or None,
@@ -185,6 +193,7 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
         prompt=_prompt(columns["prompt"][i], columns["tools"][i]),
         responses=columns["responses"][i],
         annotator_id=columns["annotator_id"][i],
+        caller=columns["caller"][i],
         source=f"SOURCE_{columns['source'][i].upper()}",
         tags=dict(columns["tags"][i] or ()),
     )

@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 import structlog
 
 from rewardloop_trainer.archive.fence import Fence
-from rewardloop_trainer.archive.ledger_columns import whole
+from rewardloop_trainer.archive.ledger_columns import SCHEMA, whole
 from rewardloop_trainer.archive.segment_index import Footer, SegmentIndex
 
 log = structlog.get_logger()
 
 _REPLACES = b"rewardloop.replaces"
 _TEMPORARY = ".writing-"
-_ROW_GROUP = 10_000  # rows that are read into memory together
+# Rows and bytes, as columns in memory, that are read together.
+_ROW_GROUP, _GROUP_BYTES = 10_000, 64 * 2**20
 
 
 class CorruptSegment(Exception):
@@ -90,10 +91,24 @@ class SegmentFiles:
         return Segment(name, first, last, self._footer(name, size).rows)
 
     def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Return a whole segment, or some of its columns."""
+        """Return a whole segment, or some of its columns. A column that did not exist when it was written is null."""
         with self._opened(name) as file:
             table = file.read(columns=columns, use_threads=False)
-            return table.replace_schema_metadata() if columns else whole(table)
+            if not columns:
+                return whole(table)
+            for field in (SCHEMA.field(column) for column in columns if column not in table.column_names):
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            return table.replace_schema_metadata()
+
+    def groups(self, name: str) -> Iterator[pa.Table]:
+        """Yield a segment a row group at a time."""
+        with self._opened(name) as file:
+            for group in range(file.num_row_groups):
+                yield whole(file.read_row_group(group, use_threads=False))
+
+    def size(self, name: str) -> int:
+        """Return the bytes of the file of a listed segment."""
+        return self._index.size(name)
 
     def column(self, segment: Segment, name: str) -> list[Any]:
         return list(self.read(segment.name, [name]).column(0).to_pylist())
@@ -127,18 +142,26 @@ class SegmentFiles:
         sizes = {str(each["name"]).rstrip("/").rsplit("/", 1)[-1]: int(each["size"] or 0) for each in entries}
         return {n: s for n, s in sizes.items() if n.endswith(".parquet") and not n.startswith(_TEMPORARY)}
 
-    def write(self, name: str, table: pa.Table, replaces: Collection[str] = ()) -> None:
-        """Write a segment, which is on disk when this returns. After an exception it is not in the ledger."""
-        data = io.BytesIO()
-        table = table.replace_schema_metadata({_REPLACES: json.dumps(sorted(replaces)).encode()} if replaces else None)
-        pq.write_table(table, data, compression="zstd", row_group_size=_ROW_GROUP)
+    def write(self, name: str, tables: Iterable[pa.Table], replaces: Collection[str] = ()) -> int:
+        """Write the rows of tables in `SCHEMA` as one segment, and return how many there are.
+
+        The segment is on disk when this returns. After an exception it is not in the ledger. No row group has more than
+        `_GROUP_BYTES`, unless it has a single row, so that no reader needs much more memory.
+        """
+        data, rows = io.BytesIO(), 0
+        metadata = {_REPLACES: json.dumps(sorted(replaces)).encode()} if replaces else None
+        with pq.ParquetWriter(data, SCHEMA.with_metadata(metadata), compression="zstd") as writer:
+            for group in _groups(tables):
+                writer.write_table(group, row_group_size=_ROW_GROUP)
+                rows += group.num_rows
         target = f"{self._root}/{name}"
         if not self._is_local:
             with self.held():
                 self._fs.pipe_file(target, data.getvalue())
         else:
             self._write_local(name, target, data)
-        self._index.add(name, Footer(data.getbuffer().nbytes, table.num_rows, tuple(sorted(replaces))))
+        self._index.add(name, Footer(data.getbuffer().nbytes, rows, tuple(sorted(replaces))))
+        return rows
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
@@ -189,3 +212,30 @@ class SegmentFiles:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows in their order, in tables as large as a row group may be."""
+    waiting: list[pa.Table] = []
+    rows = size = 0
+    for part in (part for table in tables for part in _parts(table)):
+        if waiting and (rows + part.num_rows > _ROW_GROUP or size + part.nbytes > _GROUP_BYTES):
+            yield pa.concat_tables(waiting)
+            waiting, rows, size = [], 0, 0
+        waiting.append(part)
+        rows, size = rows + part.num_rows, size + part.nbytes
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield a table in parts that are no larger than a row group may be, unless they have a single row."""
+    for start in range(0, table.num_rows, _ROW_GROUP):
+        left = [table.slice(start, _ROW_GROUP)]
+        while left:
+            part = left.pop()
+            if part.num_rows > 1 and part.nbytes > _GROUP_BYTES:
+                half = part.num_rows // 2
+                left += [part.slice(half), part.slice(0, half)]
+            else:
+                yield part

@@ -39,6 +39,10 @@ class SegmentIndex:
         footer = self._footers.get(name)
         return footer if footer is not None and footer.size == size else None
 
+    def size(self, name: str) -> int:
+        """Return the bytes of a segment whose footer is known."""
+        return self._footers[name].size
+
     def add(self, name: str, footer: Footer) -> None:
         self._footers[name] = footer
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from rewardloop.formats.signals import judged_alone
+from rewardloop.formats.signals import judged_alone, signal_key
 from rewardloop.formats.text import Turn, turns
 from rewardloop.v1 import feedback_pb2
 
@@ -126,7 +126,7 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
     prompt = turns(event.prompt)
     responses = event.responses
     weight = SOURCE_WEIGHTS.get(event.source, 1.0)
-    about: About = (weight, event.event_id, dict(event.tags), event.annotator_id, source_of(event))
+    about: About = (weight, signal_key(event), dict(event.tags), event.annotator_id, source_of(event))
     match event.WhichOneof("signal"):
         case "choice":
             chosen, rejected = _at(responses, event.choice.chosen), _at(responses, event.choice.rejected)

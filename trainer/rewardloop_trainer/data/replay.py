@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from rewardloop.formats.signals import signal_key
 from rewardloop.formats.text import Encoder
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
@@ -110,7 +111,7 @@ def _load(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimi
             counts[str(row.event.WhichOneof("signal"))] += 1
             records = from_event(row.event)
             identical += not records
-            side = sides.get(row.event.event_id)
+            side = sides.get(signal_key(row.event))
             left_out += len(records) if side is None else 0
             new += records if side == "train" else []
         replayed = _records(pools.drawn(asked.model))

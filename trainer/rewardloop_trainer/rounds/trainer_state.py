@@ -15,8 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from rewardloop_trainer.archive.fence import Fence
+from rewardloop_trainer.archive.segment_files import order
 from rewardloop_trainer.vocabulary import PHASES, Phase
+
+log = structlog.get_logger()
 
 FORMAT_VERSION = 1
 
@@ -121,6 +126,24 @@ class StateFile:
             return TrainerState()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptState(f"{self.path}: {error!r}") from error
+
+    def keep_within(self, last_stream_id: str) -> None:
+        """Let no model have learned more than the ledger has, whose last row is at ``last_stream_id``; "" for none.
+
+        A ledger that was restored from a copy may end before the state does. Without this, signals that come next would
+        count as learned. Raises `CorruptState` and `Fenced`.
+        """
+        state = self.read()
+        for model, known in state.models.items():
+            if order(known.learned_through or "0") > order(last_stream_id or "0"):
+                log.warning(
+                    "the ledger ends before what the model has learned: going on from its end",
+                    model=model,
+                    learned_through=known.learned_through,
+                    ledger_ends=last_stream_id,
+                )
+                state = state.with_model(model, replace(known, learned_through=last_stream_id))
+                self.write(state)
 
     def write(self, state: TrainerState) -> None:
         """Replace the state, which is on disk when this returns. Raises `Fenced` if another trainer leads."""

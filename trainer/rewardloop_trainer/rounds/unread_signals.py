@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import TypeVar
 
 import redis
 import structlog
@@ -26,8 +23,6 @@ from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.vocabulary import ModelName
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 _AT_ONCE = 500
 
@@ -63,9 +58,8 @@ class UnreadSignals:
             log.warning("the live version's text layout cannot be read", model=self._model, error=str(error))
         until = self._ledger.last_stream_id
         if self._encoder is not None and until is not None and until != self._through:
-            rows = self._ledger.scan(self._through, until)
-            for events in _in_parts((row.event for row in rows), _AT_ONCE):
-                groups = [(turns(event.prompt), ["a"]) for event in events]
+            for rows in self._ledger.parts(self._through, until, most_rows=_AT_ONCE):
+                groups = [(turns(row.event.prompt), ["a"]) for row in rows]
                 read = self._encoder.groups if self._model == "reward" else self._encoder.completions
                 self._reasons.update(str(each) for each in read(groups) if isinstance(each, RefusedConversation))
             self._through = until
@@ -86,9 +80,3 @@ class UnreadSignals:
             self._layout = layout
         self._version = version
         return is_other
-
-
-def _in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    each = iter(items)
-    while part := list(islice(each, size)):
-        yield part

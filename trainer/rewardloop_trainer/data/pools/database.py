@@ -28,7 +28,8 @@ CREATE TABLE model (
     name TEXT PRIMARY KEY, pooled_through TEXT NOT NULL, after TEXT NOT NULL, until TEXT NOT NULL,
     seen INTEGER NOT NULL, changes INTEGER NOT NULL
 ) WITHOUT ROWID;
--- The signals that a model keeps. `place` orders them as the stream does, and `priority` decides which ones stay.
+-- The signals that a model keeps. `event_id` is `signal_key`, which names the caller too. `place` orders them as the
+-- stream does, and `priority` decides which ones stay.
 CREATE TABLE signal (
     id INTEGER PRIMARY KEY, model TEXT NOT NULL, part INTEGER NOT NULL, event_id TEXT NOT NULL, place INTEGER NOT NULL,
     priority INTEGER NOT NULL, root INTEGER NOT NULL, last INTEGER NOT NULL, by_pair INTEGER NOT NULL,

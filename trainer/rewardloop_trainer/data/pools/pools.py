@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import structlog
 
+from rewardloop.formats.signals import signal_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.archive.ledger_columns import Recorded
@@ -164,7 +164,7 @@ class Pools:
         return ("", "") if found is None else (str(found[0]), str(found[1]))
 
     def fresh(self, model: str) -> dict[str, Side]:
-        """Return the side of each new signal by its event id. A signal that is not named belongs to no side."""
+        """Return the side of each new signal by its `signal_key`. A signal that is not named belongs to no side."""
         names = {int(code): side for side, code in _CODES.items()}
         found = self._connection.execute("SELECT event_id, side FROM fresh WHERE model = ?", (model,))
         return {event_id: names[side] for event_id, side in found if side in names}
@@ -209,9 +209,9 @@ class Pools:
         """
         if order(pooled or "0") >= order(begins or "0"):
             return
-        rows, left = ledger.scan(pooled or None, begins), ledger.rows_after(pooled or None)
+        left = ledger.rows_after(pooled or None)
         learned_through = order(learned or "0")
-        while chunk := list(islice(rows, _STEP_ROWS)):
+        for chunk in ledger.parts(pooled or None, begins, most_rows=_STEP_ROWS):
             left -= len(chunk)
             with self._database.step(ledger.held()):
                 before: list[_Row] = []
@@ -242,7 +242,7 @@ class Pools:
         for row in rows:
             for record in from_event(row.event):
                 placed = self._sides.place(record.prompt, record)
-                side = frozen.get(row.event.event_id, placed.side)
+                side = frozen.get(signal_key(row.event), placed.side)
                 if side is not None:
                     yield _Row(row, side, placed.by_pair, placed.root, placed.last)
 
@@ -252,13 +252,13 @@ class Pools:
         rows = (
             row
             for row in ledger.scan(begins or None, asked.until)
-            if self._connection.execute(seen, (asked.model, row.event.event_id)).fetchone() is None
+            if self._connection.execute(seen, (asked.model, signal_key(row.event))).fetchone() is None
         )
         apart = []
         for row in self._placed(asked.model, rows):
             code = int(_CODES[row.side])
-            event_id = row.recorded.event.event_id
-            self._connection.execute("INSERT OR IGNORE INTO fresh VALUES (?, ?, ?)", (asked.model, event_id, code))
+            key = signal_key(row.recorded.event)
+            self._connection.execute("INSERT OR IGNORE INTO fresh VALUES (?, ?, ?)", (asked.model, key, code))
             if row.side != "train":
                 apart.append(row)
         self._keep(asked, apart, {})
@@ -271,7 +271,7 @@ class Pools:
         Args:
             asked: The round.
             rows: The signals.
-            passes: The passes of an event id, and under "" those of all others.
+            passes: The passes of a signal by its `signal_key`, and under "" those of all others.
             is_old: Whether the rows are too old to be among the newest.
         """
         most = {part: self._most(asked.model, part) for part in Part}
@@ -281,19 +281,20 @@ class Pools:
                 (
                     asked.model,
                     int(part),
-                    event.event_id,
+                    key,
                     _place_of(row.recorded.stream_id),
                     priority,
                     row.root,
                     row.last,
                     row.by_pair,
-                    passes.get(event.event_id, passes.get("", 0.0)),
+                    passes.get(key, passes.get("", 0.0)),
                     event.SerializeToString(),
                 )
                 for row in rows
                 for event in (row.recorded.event,)
+                for key in (signal_key(event),)
                 for part in (Part.OLD if is_old and row.side == "train" else _PART_OF[row.side],)
-                for priority in (short_hash(f"{asked.model}\x1f{event.event_id}".encode()),)
+                for priority in (short_hash(f"{asked.model}\x1f{key}".encode()),)
                 if priority < most[part]
             ),
         )
