@@ -22,7 +22,7 @@ from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
-from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
+from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
 from rewardloop_server.probes import add_health_and_reflection
@@ -46,7 +46,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     metrics = ServerMetrics()
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
-    pointer = ActivePointer(redis)
+    pointer = ActivePointer(redis, store.pointers, replication(settings, redis, metrics), metrics.followed)
     host: VersionHost[PolicyModel] = VersionHost(
         "policy",
         store,
