@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from redis.asyncio import Redis
+from support.grpc_servers import serving
+from support.intakes import intake_of
 from support.redis_processes import Sentinels, sentinels, until
 from support.signals import choice
+from support.statuses import failure, reason_of, retry_ms_of
 
 from rewardloop.formats import keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.storing.active import Active
+from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc
 from rewardloop_server.calls.errors import RedisUnavailable
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.replication import AUTO, ReplicaRules, Replication
-from rewardloop_server.feedback.stream import FeedbackStream
+from rewardloop_server.calls.validate import Limits
+from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.feedback.intake import Intake
+from rewardloop_server.feedback.servicer import FeedbackServicer, fill_in
+from rewardloop_server.feedback.spool import Spool
+from rewardloop_server.feedback.stream import Appended, FeedbackStream
+from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.versions.pointer import ActivePointer
 
 SIGNALS = 160
@@ -127,3 +140,54 @@ def test_rollback_outlives_a_failover_to_a_replica_that_lacks_it(tmp_path: Path)
 
     with sentinels(tmp_path / "redis") as group:
         asyncio.run(roll_back(group))
+
+
+def test_caller_is_told_to_repeat_what_no_replica_has(tmp_path: Path) -> None:
+    """UNAVAILABLE with a time to try again; with a spool the signal is kept, and reaches the stream once."""
+
+    async def record(group: Sentinels) -> None:
+        async with connected(group) as redis:
+            metrics = ServerMetrics()
+            stream = FeedbackStream(redis, 60, replication=replicated(redis))
+            generations = GenerationLog(redis, 60)
+            taking = intake_of(stream, generations, metrics)
+            servicer = FeedbackServicer(taking, Limits(), metrics, max_events=10)
+            assert group.replica.process is not None
+            group.replica.process.send_signal(signal.SIGSTOP)
+            async with serving(metrics, (feedback_pb2_grpc.add_FeedbackServiceServicer_to_server, servicer)) as channel:
+                stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+                request = feedback_pb2.RecordRequest(event=choice(1))
+                request.event.ClearField("arrival_time")  # the server sets it
+                refusal = await failure(stub.Record(request))
+                assert (refusal.code(), reason_of(refusal)) == (grpc.StatusCode.UNAVAILABLE, "REDIS_UNAVAILABLE")
+                assert "0 of 1 replicas" in str(refusal.details())
+                assert retry_ms_of(refusal) == 500
+                group.replica.process.send_signal(signal.SIGCONT)
+                reply = await repeated(lambda: stub.Record(request), taking)
+                assert reply.duplicate
+
+            spool = Spool(tmp_path / "spool")
+            fill = functools.partial(fill_in, limits=Limits())
+            intake = Intake(stream, generations, fill, metrics, spool, 2**20)
+            await intake.open()
+            group.replica.process.send_signal(signal.SIGSTOP)
+            assert (await intake.append([choice(2)]))[0] == Appended("", is_duplicate=False)
+            group.replica.process.send_signal(signal.SIGCONT)
+            drain = asyncio.create_task(intake.drain())
+            await asyncio.to_thread(until, lambda: spool.is_empty)
+            drain.cancel()
+            await intake.close()
+            assert await stream.length() == 2
+
+    with sentinels(tmp_path / "redis") as group:
+        asyncio.run(record(group))
+
+
+async def repeated(call: Callable[[], Awaitable[Any]], taking: Intake) -> Any:
+    for _ in range(100):
+        await taking.is_reachable()  # as health does all the time
+        try:
+            return await call()
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.05)
+    raise AssertionError("it is refused for ever")

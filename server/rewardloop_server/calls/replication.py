@@ -39,6 +39,12 @@ class ReplicaRules:
 
 NO_RULES = ReplicaRules()
 
+# What a caller is told. A move may not simply be asked for again: a second rollback goes further back.
+_UNMET: dict[Written, str] = {
+    "signals": "send it again",
+    "pointer": "the pointer was moved, but may move back (promote what is active now to be sure of it)",
+}
+
 
 class Replication:
     """Runs commands that must outlive a failover.
@@ -88,7 +94,7 @@ class Replication:
         if reached < replicas:
             self._on_unmet(what)
             raise RedisUnavailable(
-                f"{reached} of {replicas} replicas of Redis have it after {self._rules.timeout_ms} ms"
+                f"{_UNMET[what]}: {reached} of {replicas} replicas of Redis have that after {self._rules.timeout_ms} ms"
             )
         return reply
 
