@@ -24,6 +24,18 @@ _NEEDED = {
     "rewardloop_trainer_policy_gate/gate_judge_needed": "judge of policy needs",
 }
 
+# What the server has found out about Redis, for people.
+_DURABILITIES = {
+    "always": "loses nothing (appendfsync always)",
+    "everysec": "may lose its last second (appendfsync everysec)",
+    "no": "may lose what the system has not written (appendfsync no)",
+    "appended": "has an append-only file (how often it is synced is unknown)",
+    "snapshots": "LOSES what was acknowledged since its last snapshot (appendonly no)",
+    "not_appended": "LOSES what was acknowledged (appendonly no)",
+    "memory": "LOSES everything (appendonly no, no snapshots)",
+    "unknown": "unknown (its user may not ask)",
+}
+
 Figures: TypeAlias = Iterable[tuple[str, str]]
 
 
@@ -110,11 +122,30 @@ def _server_figures(page: MetricsPage) -> Figures:
     for sample in page.samples("rewardloop_version_stuck_runs"):
         which = f"{sample.labels.get('model', '?')} {sample.labels.get('version', '?')}"
         yield f"runs that did not end, {which}", _count(sample.value)
+    yield from _redis_figures(page)
     for sample in page.samples("rewardloop_swaps_total"):
         yield f"swaps, {sample.labels.get('model', '?')}", _count(sample.value)
     fresh = page.quantile("rewardloop_feedback_to_live_seconds", 0.5)
     if fresh is not None:
         yield "signal to live model, median", f"{fresh:.1f} s"
+
+
+def _redis_figures(page: MetricsPage) -> Figures:
+    for sample in page.samples("rewardloop_redis_durability"):
+        if sample.value:
+            word = sample.labels.get("durability", "unknown")
+            yield "Redis, if it is killed", _DURABILITIES.get(word, word)
+    required = page.total("rewardloop_redis_replicas_required")
+    replicas = page.total("rewardloop_redis_replicas")
+    if required is not None:
+        there = "unknown" if replicas is None or math.isnan(replicas) else _count(replicas)
+        yield "Redis, replicas", f"{there}, of which {_count(required)} must have a signal before it is acknowledged"
+    for sample in page.samples("rewardloop_redis_unreplicated_total"):
+        if sample.value:
+            yield f"refused for lack of replicas, {sample.labels.get('written', '?')}", _count(sample.value)
+    for sample in page.samples("rewardloop_pointer_source"):
+        if sample.value and sample.labels.get("source") == "store":
+            yield _of_model("pointer", sample), "read from the store, because Redis is away"
 
 
 def _trainer_figures(page: MetricsPage) -> Figures:

@@ -24,7 +24,7 @@ from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.guard.last_resort import end_now
 from rewardloop_server.guard.watch import RunBounds, Watch
-from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
+from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
 from rewardloop_server.probes import add_health_and_reflection
@@ -48,7 +48,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     metrics = ServerMetrics()
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
-    pointer = ActivePointer(redis)
+    pointer = ActivePointer(redis, store.pointers, replication(settings, redis, metrics), metrics.followed)
     host: VersionHost[PolicyModel] = VersionHost(
         "policy",
         store,

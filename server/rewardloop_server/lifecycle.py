@@ -16,13 +16,18 @@ import structlog
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
+from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.signatures import UnusableKey, trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
+from rewardloop_server.calls.replication import ReplicaRules, Replication
+from rewardloop_server.calls.vocabulary import Written
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.guard.last_resort import CLOSING_S, end_after
 from rewardloop_server.loading.progress import LoadingLog
+from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.settings import ServingSettings
 
 log = structlog.get_logger()
@@ -34,6 +39,16 @@ def open_store(settings: ServingSettings, prog: str) -> ModelStore:
         return ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys), watch=LoadingLog())
     except UnusableKey as error:
         raise SystemExit(f"{prog}: {error}") from error
+
+
+def replication(settings: ServingSettings, redis: Redis, metrics: ServerMetrics) -> Replication:
+    """Return what waits until enough replicas have what is written."""
+
+    def unmet(what: Written) -> None:
+        metrics.redis_unreplicated_total.labels(written=what).inc()
+
+    rules = ReplicaRules(settings.redis_replicas, settings.redis_replicas_ms)
+    return Replication(redis, parse_redis_url(settings.redis_url).kind, rules, unmet)
 
 
 async def report_health(

@@ -17,11 +17,13 @@ import structlog
 from grpc_health.v1._async import HealthServicer
 from redis.asyncio import Redis
 
+from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
 from rewardloop_client import TLS, Access
 from rewardloop_server.calls.redis_link import connect_redis
+from rewardloop_server.calls.replication import Replication
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import (
     FEEDBACK_SERVICE,
@@ -44,10 +46,11 @@ from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.guard.last_resort import end_now
 from rewardloop_server.guard.watch import RunBounds, Watch
-from rewardloop_server.lifecycle import open_store, report_health, serve_until_signal
+from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
 from rewardloop_server.probes import add_health_and_reflection
@@ -80,9 +83,10 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     metrics = ServerMetrics()
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
-    pointer = ActivePointer(redis)
+    replicated = replication(settings, redis, metrics)
+    pointer = ActivePointer(redis, store.pointers, replicated, metrics.followed)
     scoring = build_scoring(settings, store, Freshness(redis, metrics), metrics, tracing.stages)
-    feedback = build_feedback(settings, redis, metrics, tracing.carried)
+    feedback = build_feedback(settings, redis, metrics, tracing.carried, replicated)
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
     entrance = Entrance(settings, metrics.registry, PROG)
     interceptor = RewardloopInterceptor(metrics, entrance.door)
@@ -111,6 +115,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         poll_loop_lag(metrics),
         poll_queues(scoring.batcher),
         poll_stream(metrics, redis),
+        poll_durability(metrics, redis, parse_redis_url(settings.redis_url).kind, replicated),
         *([feedback.intake.drain()] if settings.spool else []),
         *entrance.upkeep(),
     ]
@@ -226,7 +231,7 @@ class Feedback:
 
 
 def build_feedback(
-    settings: ServeSettings, redis: Redis, metrics: ServerMetrics, carried: Callable[[], str]
+    settings: ServeSettings, redis: Redis, metrics: ServerMetrics, carried: Callable[[], str], replicated: Replication
 ) -> Feedback:
     """Build the log of generations, and the intake with its stream and its spool."""
     caps = Caps(
@@ -243,7 +248,7 @@ def build_feedback(
         redis, settings.generation_ttl_s, signing, on_forged, is_by_caller=settings.require_generation
     )
     on_group = metrics.feedback_group_events.observe
-    stream = FeedbackStream(redis, settings.seen_ttl_s, caps, on_group, carried, settings.seen_ids)
+    stream = FeedbackStream(redis, settings.seen_ttl_s, caps, on_group, carried, settings.seen_ids, replicated)
     spool = Spool(Path(settings.spool)) if settings.spool else None
     fill = functools.partial(fill_in, limits=limits(settings))
     return Feedback(Intake(stream, generations, fill, metrics, spool, settings.spool_mib * 2**20), generations)

@@ -31,6 +31,19 @@ class ServingSettings(DoorSettings):
     redis_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0", description="Redis with the feedback stream, generations and pointers"
     )
+    redis_replicas: int = Field(
+        -1,
+        ge=-1,
+        le=100,
+        description="how many replicas of Redis must have a signal or a moved pointer before it is acknowledged; -1: 1"
+        " behind sentinels and in a cluster with replicas, else 0",
+    )
+    redis_replicas_ms: int = Field(
+        1000,
+        ge=1,
+        le=1500,
+        description="how long they may take; then the call is refused, and may be repeated",
+    )
     listen: str = Field(
         "127.0.0.1:50051",
         description="gRPC address (host:port or unix:PATH); on loopback unless others must reach it",

@@ -12,12 +12,13 @@ from support.file_models import Running, Weights, load, running
 from support.grpc_servers import Serve
 from support.statuses import failure, fields_of, reason_of
 
+from rewardloop.formats.storing.active import Active, Share
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import UnknownVersion
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.versions.host import VersionHost
-from rewardloop_server.versions.pointer import Active, ActivePointer, Share
+from rewardloop_server.versions.pointer import ActivePointer
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from support.grpc_servers import Serve
 from support.statuses import failure, fields_of, reason_of
 
 from rewardloop.formats import keys
+from rewardloop.formats.storing.active import Active
 from rewardloop.v1 import model_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.versions.pointer import Active
 
 
 @pytest.fixture

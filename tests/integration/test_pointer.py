@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
+from rewardloop.formats.store import ModelStore
+from rewardloop.formats.storing.active import Active, Share
 from rewardloop_local.redis_server import EmbeddedRedis
-from rewardloop_server.calls.errors import Overtaken, RedisUnavailable
+from rewardloop_server.calls.errors import Overtaken, PromotionHeld, RedisUnavailable
 from rewardloop_server.calls.redis_link import connect_redis
-from rewardloop_server.versions.pointer import Active, ActivePointer, Share
+from rewardloop_server.versions.pointer import ActivePointer
 
 
 @pytest.fixture
@@ -173,10 +176,94 @@ async def test_redis_away_is_unavailable(fresh_redis: EmbeddedRedis) -> None:
     await redis.aclose()
 
 
-async def test_lost_pointer_is_put_back_whole_and_never_over_another(pointer: ActivePointer, redis: Redis) -> None:
-    known = Active("4", ("3", "1"), canary=Share("5", 0.1), shadow=Share("6", 1.0), is_held=True)
-    assert await pointer.restore("reward", known)
+async def test_lost_pointer_is_put_back_whole(pointer: ActivePointer, redis: Redis) -> None:
+    for version in ("3", "4", "9"):
+        await pointer.move("reward", version, "")
+    assert await pointer.move_back("reward", "9", "4", "worse")
+    await pointer.assign("reward", "canary", Share("5", 0.1), "")
+    await pointer.assign("reward", "shadow", Share("6", 1.0), "")
+    known = await pointer.read("reward")
+    assert known == Active("4", ("3",), canary=Share("5", 0.1), shadow=Share("6", 1.0), is_held=True)
+    before = await redis.hget(keys.ACTIVE, "reward")
+    await redis.flushall()
     assert await pointer.read("reward") == known
-    assert not await pointer.restore("reward", Active("9"))
-    assert await pointer.move_back("reward", "4", "3", "worse")
-    assert await pointer.read("reward") == Active("3", ("1",), is_held=True)
+    assert await redis.hget(keys.ACTIVE, "reward") == before
+    await redis.flushall()
+    assert await pointer.move_back("reward", "4", "3", "worse"), "a move finds what was lost"
+    assert await pointer.read("reward") == Active("3", (), is_held=True)
+
+
+async def test_earlier_pointer_is_never_followed(pointer: ActivePointer, redis: Redis) -> None:
+    for version in ("1", "2"):
+        await pointer.move("reward", version, "")
+    earlier = await redis.hget(keys.ACTIVE, "reward")
+    await pointer.move_back("reward", "2", "1", "worse")
+    for _ in range(2):
+        await redis.hset(keys.ACTIVE, "reward", earlier or b"")
+        assert await pointer.read("reward") == Active("1", (), is_held=True)
+        assert Active.from_json(await redis.hget(keys.ACTIVE, "reward") or b"").version == "1"
+
+
+async def test_store_and_redis_are_repaired_by_the_later_one(redis: Redis, tmp_path: Path) -> None:
+    copies = ModelStore(tmp_path).pointers
+    first = ActivePointer(redis, copies)
+    for version in ("1", "2"):
+        await first.move("reward", version, "")
+    await first.move_back("reward", "2", "1", "worse")
+    assert copies.read("reward") == Active("1", (), is_held=True)
+    assert (copies.read("reward") or Active("")).rejected == ("2",)
+    await redis.flushall()
+    assert await ActivePointer(redis, copies).read("reward") == Active("1", (), is_held=True)
+    assert Active.from_json(await redis.hget(keys.ACTIVE, "reward") or b"").epoch == 3
+    (tmp_path / "reward" / "pointer.json").unlink()
+    assert await ActivePointer(redis, copies).read("reward") == Active("1", (), is_held=True)
+    assert (copies.read("reward") or Active("")).epoch == 3
+
+
+async def test_lost_pointer_does_not_begin_again_while_the_copy_cannot_be_read(redis: Redis, tmp_path: Path) -> None:
+    copies = ModelStore(tmp_path).pointers
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "pointer.json").write_text("{")
+    pointer = ActivePointer(redis, copies)
+    for call in (pointer.read("reward"), pointer.initialise("reward", "9")):
+        with pytest.raises(RedisUnavailable):
+            await call
+    await ActivePointer(redis).move("reward", "4", "by a server without a store")
+    await asyncio.gather(pointer.read("reward"), pointer.read("reward"))
+    assert copies.read("reward") == Active("4"), "a copy that is of no use is replaced"
+
+
+async def test_leader_does_not_promote_what_a_person_rejected(pointer: ActivePointer, redis: Redis) -> None:
+    await redis.set(keys.TRAINER_EPOCH, 2)
+    await pointer.move("reward", "1", "first")
+    await pointer.move("reward", "2", "by a trainer", leader_epoch=1)
+    await pointer.move_back("reward", "2", "1", "worse")
+    await pointer.move("reward", "1", "this one stays")  # ends the hold
+    for epoch in (1, 2):
+        with pytest.raises(PromotionHeld):
+            await pointer.move("reward", "2", "once more", leader_epoch=epoch, expected="1")
+    await pointer.move("reward", "3", "the next one", leader_epoch=2, expected="1")
+    await pointer.move("reward", "2", "a person wants it after all")
+    await pointer.move("reward", "1", "and back")
+    await pointer.move("reward", "2", "now a trainer may, too", leader_epoch=2)
+    assert await pointer.read("reward") == Active("2", ("1", "2", "3", "1"))
+
+
+async def test_pointer_of_an_earlier_release_is_taken_over(redis: Redis) -> None:
+    def written(version: str, changed_at: str) -> str:
+        return json.dumps({"version": version, "previous": ["1"], "changed_at": changed_at, "reason": "by hand"})
+
+    await redis.hset(keys.ACTIVE, "reward", written("2", "2026-11-01T00:00:00.000+00:00"))
+    await redis.hset(keys.PROMOTED_BY, "reward", 7)
+    await redis.set(keys.TRAINER_EPOCH, 7)
+    pointer = ActivePointer(redis)
+    assert await pointer.read("reward") == Active("2", ("1",))
+    found = Active.from_json(await redis.hget(keys.ACTIVE, "reward") or b"")
+    assert (found.epoch, found.promoted_by) == (1, 7)
+    with pytest.raises(Overtaken):
+        await pointer.move("reward", "3", "", leader_epoch=6)
+    # While servers are replaced one by one, an earlier one still moves the pointer; an old state is no move.
+    await redis.hset(keys.ACTIVE, "reward", written("3", "2026-11-02T00:00:00.000+00:00"))
+    assert await pointer.read("reward") == Active("3", ("1",))
+    await redis.hset(keys.ACTIVE, "reward", written("9", "2026-11-01T12:00:00.000+00:00"))
+    assert await pointer.read("reward") == Active("3", ("1",))

@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 from support.intakes import signals
-from support.redis_processes import cluster, sentinels, tls_with_acl, until
+from support.redis_processes import cluster, cluster_with_replicas, sentinels, tls_with_acl, until
 from support.signals import choice
 
 from rewardloop.formats import keys
+from rewardloop.formats.redis_url import parse_redis_url
+from rewardloop.formats.storing.active import Active, Share
 from rewardloop.v1 import policy_pb2
 from rewardloop_server.calls.errors import RedisUnavailable
 from rewardloop_server.calls.redis_link import connect_redis
+from rewardloop_server.calls.replication import AUTO, ReplicaRules, Replication
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.stream import FeedbackStream
-from rewardloop_server.versions.pointer import Active, ActivePointer, Share
+from rewardloop_server.observe.durability import redis_state
+from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_trainer.archive import redis_link
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.leader import LeaderLock
@@ -33,7 +37,10 @@ from rewardloop_trainer.metrics import TrainerMetrics
 async def use_everything(url: str) -> None:
     """Each command that the serving processes send."""
     redis = connect_redis(url)
-    stream, pointer, log = FeedbackStream(redis, 60), ActivePointer(redis), GenerationLog(redis, 60)
+    kind = parse_redis_url(url).kind
+    replication = Replication(redis, kind, ReplicaRules(AUTO))
+    stream, log = FeedbackStream(redis, 60, replication=replication), GenerationLog(redis, 60)
+    pointer = ActivePointer(redis, replication=replication)
     deadline = time.monotonic() + 30
     while not await stream.is_reachable():
         assert time.monotonic() < deadline
@@ -50,6 +57,9 @@ async def use_everything(url: str) -> None:
     assert await pointer.assign("reward", "canary", Share("3", 0.1), "a test")
     assert await pointer.read("reward") == Active("2", ("1",), canary=Share("3", 0.1))
     assert await pointer.move_back("reward", "2", "1", "worse")
+    state = await redis_state(redis, kind)
+    assert state.durability in ("always", "everysec", "not_appended"), "of a user who may not ask, INFO alone tells"
+    assert state.replicas is not None
     await redis.aclose()
 
 
@@ -102,6 +112,30 @@ def test_server_and_trainer_work_over(kind: Any, tmp_path: Path) -> None:
         assert archived(tmp_path / "ledger") == sorted(f"e{i}" for i in range(250))
         assert client.xlen(keys.DEAD_LETTERS) == 2
         client.close()
+
+
+def test_cluster_acknowledges_what_its_replicas_have(tmp_path: Path) -> None:
+    with cluster_with_replicas(tmp_path / "redis") as (url, replicas):
+        asyncio.run(use_everything(url))
+
+        async def record_without_replicas() -> None:
+            redis = connect_redis(url)
+            replication = Replication(redis, "cluster", ReplicaRules(AUTO, timeout_ms=200))
+            stream = FeedbackStream(redis, 60, replication=replication)
+            await stream.append([choice(1000)])
+            for replica in replicas:
+                assert replica.process is not None
+                replica.process.send_signal(signal.SIGSTOP)
+            for _ in range(2):  # new, and known
+                with pytest.raises(RedisUnavailable):
+                    await stream.append([choice(1001)])
+            for replica in replicas:
+                assert replica.process is not None
+                replica.process.send_signal(signal.SIGCONT)
+            assert (await stream.append([choice(1001)]))[0].is_duplicate
+            await redis.aclose()
+
+        asyncio.run(record_without_replicas())
 
 
 def test_user_without_rights_is_told_apart_from_a_bug(tmp_path: Path) -> None:

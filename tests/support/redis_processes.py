@@ -131,10 +131,19 @@ def _knows_all(client: redis.Redis) -> bool:
 @contextmanager
 def cluster(directory: Path, masters: int = 3) -> Iterator[str]:
     """The URL of a cluster of ``masters`` nodes, all slots served."""
+    with cluster_with_replicas(directory, masters, replicas=0) as (url, _):
+        yield url
+
+
+@contextmanager
+def cluster_with_replicas(
+    directory: Path, masters: int = 3, replicas: int = 3
+) -> Iterator[tuple[str, Sequence[RedisProcess]]]:
+    """The URL of a cluster whose first ``replicas`` masters have a replica each, and these replicas."""
     binary = find_redis_server()
     # A node's bus listens 10,000 ports higher.
     ports: list[int] = []
-    while len(ports) < masters:
+    while len(ports) < masters + replicas:
         if (port := free_port()) < 55_000 and port not in ports:
             ports.append(port)
     nodes = [
@@ -150,13 +159,19 @@ def cluster(directory: Path, masters: int = 3) -> Iterator[str]:
         share = 16384 // masters + 1
         for i, node in enumerate(nodes):
             with node.client() as client:
-                slots = range(i * share, min((i + 1) * share, 16384))
-                client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+                if i < masters:
+                    slots = range(i * share, min((i + 1) * share, 16384))
+                    client.execute_command("CLUSTER", "ADDSLOTS", *slots)
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
         for node in nodes:
             with node.client() as client:
                 until(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))  # type: ignore[misc]
-        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+        for master, replica in zip(nodes, nodes[masters:], strict=False):
+            with master.client() as of_master, replica.client() as of_replica:
+                name = of_master.execute_command("CLUSTER", "MYID")
+                until(lambda c=of_replica, name=name: c.execute_command("CLUSTER", "REPLICATE", name) is not None)  # type: ignore[misc]
+                until(lambda c=of_master: _is_online(c))  # type: ignore[misc]
+        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", nodes[masters:]
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.first_model import refusal_of_trainer
-from rewardloop_trainer.rounds.live_pointer import live_version
+from rewardloop_trainer.rounds.live_pointer import keep_pointers, live_version
 from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
+from rewardloop_trainer.rounds.pauses import ServerAway
 from rewardloop_trainer.rounds.trainer_state import CorruptState, StateFile
 from rewardloop_trainer.rounds.unread_signals import UnreadSignals
 from rewardloop_trainer.server_access import open_client
@@ -85,8 +86,8 @@ def _ignored_settings(settings: TrainSettings, client: redis.Redis) -> str:
     store = ModelStore(settings.store)
     try:
         version = live_version(client, store, "reward")
-    except REDIS_FAILURES as error:
-        log.warning("Redis does not answer: the newest version is compared with the settings", error=str(error))
+    except (ServerAway, *REDIS_FAILURES) as error:
+        log.warning("the live version is not known: the newest is compared with the settings", error=str(error))
         version = str(found[-1]) if (found := store.versions("reward")) else None
     if version is None:
         return ""
@@ -134,6 +135,7 @@ def _lead(
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
             _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
+            _start("pointer-copy", lambda: keep_pointers(client, ModelStore(settings.store), stop), stop, failures),
         ]
         log.info("leading", epoch=lock.epoch, ledger_rows=ledger.row_count, archive=settings.archive)
         try:

@@ -7,7 +7,7 @@ from rewardloop_observability.queries import AT, quantiles, rate
 
 
 def panels() -> list[Panel]:
-    return [*_signals(), *_stream(), *_givers(), _redis()]
+    return [*_signals(), *_stream(), *_givers(), *_redis()]
 
 
 def _signals() -> list[Panel]:
@@ -92,11 +92,28 @@ def _givers() -> list[Panel]:
     ]
 
 
-def _redis() -> Panel:
-    return graph(
-        "Redis",
-        "short",
-        (f"min by (job) (rewardloop_redis_up{{{AT}}})", "{{job}} answers"),
-        (rate("rewardloop_trainer_redis_errors_total", "job"), "{{job}} errors/s"),
-        about="1 while Redis answers the processes of a job.",
-    )
+def _redis() -> list[Panel]:
+    return [
+        graph(
+            "Redis",
+            "short",
+            (f"min by (job) (rewardloop_redis_up{{{AT}}})", "{{job}} answers"),
+            (rate("rewardloop_trainer_redis_errors_total", "job"), "{{job}} errors/s"),
+            about="1 while Redis answers the processes of a job.",
+        ),
+        graph(
+            "What Redis keeps",
+            "short",
+            (f"max by (durability) (rewardloop_redis_durability{{{AT}}}) == 1", "{{durability}}"),
+            (f"min(rewardloop_redis_replicas{{{AT}}})", "replicas"),
+            (f"max(rewardloop_redis_replicas_required{{{AT}}})", "replicas required"),
+            (rate("rewardloop_redis_unreplicated_total", "written"), "refused for lack of replicas/s, {{written}}"),
+            about="How durable Redis is, and whether its replicas have a write before it is acknowledged.",
+        ),
+        graph(
+            "Where the pointer is read",
+            "short",
+            (f"rewardloop_pointer_source{{{AT}}} == 1", "{{instance}} {{model}} {{source}}"),
+            about="A server that starts while Redis is away follows the copy of the pointer in the store.",
+        ),
+    ]

@@ -24,12 +24,18 @@ rewardloop:{feedback}:suspect             string: id of an entry that the traine
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.
-rewardloop:{models}:active                hash: model name to JSON {"version": "7", "previous": ["6", ...] newest
-                                          first, "changed_at": ISO 8601 in UTC, "reason": text}. While there is a
-                                          canary or shadow, also "canary" or "shadow": {"version": "8",
-                                          "share": 0.05}, with a share of the requests above 0 and at most 1.
-rewardloop:{models}:promoted_by           hash: model name to the epoch of the latest leader that has promoted a
-                                          version of it.
+rewardloop:{feedback}:barrier             string: empty. Set before a WAIT for replicas.
+rewardloop:{models}:active                hash: model name to the JSON of `storing.active.Active`: {"version": "7",
+                                          "previous": ["6", ...] newest first, "changed_at": ISO 8601 in UTC,
+                                          "reason": text, "epoch": how often it has changed}. Also "held": true while
+                                          a rollback holds the promotions of trainers; "rejected": ["8", ...], what
+                                          people rolled back; "promoted_by": the epoch of the latest leader that has
+                                          promoted a version; and while there is a canary or shadow, "canary" or
+                                          "shadow": {"version": "8", "share": 0.05}, with a share of the requests
+                                          above 0 and at most 1. The model store holds a copy.
+rewardloop:{models}:barrier               string: empty. Set before a WAIT for replicas.
+rewardloop:{models}:promoted_by           hash: model name to the epoch of the latest leader, as earlier releases
+                                          wrote it. Read if the pointer has no epoch.
 rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
 rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
 rewardloop:{trainer}:epoch                integer: how many trainers have led. The leader has the highest epoch.
@@ -51,6 +57,7 @@ FEEDBACK_COUNT: Final = "rewardloop:{feedback}:count:"
 FEEDBACK_JUDGED: Final = "rewardloop:{feedback}:judged:"
 FEEDBACK_GROUP: Final = "trainer"
 SUSPECT: Final = "rewardloop:{feedback}:suspect"
+FEEDBACK_BARRIER: Final = "rewardloop:{feedback}:barrier"
 DEAD_LETTERS: Final = "rewardloop:{feedback}:dead"
 DEAD_EVENT_FIELD: Final = "event"
 DEAD_REASON_FIELD: Final = "reason"
@@ -63,6 +70,7 @@ GENERATION_CALLER: Final = "rewardloop:{generation}-caller:"
 GENERATION_KEYS: Final = "rewardloop:{secrets}:generation"
 
 ACTIVE: Final = "rewardloop:{models}:active"
+POINTER_BARRIER: Final = "rewardloop:{models}:barrier"
 PROMOTED_BY: Final = "rewardloop:{models}:promoted_by"
 # A prefix, which a version's digest follows.
 FIRST_SERVED: Final = "rewardloop:{models}:first_served:"

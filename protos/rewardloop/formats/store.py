@@ -1,8 +1,9 @@
 """The model store: immutable directories of versions, ``<store>/<model>/<version>/``.
 
 A version is written under a temporary name, hashed, fsynced and renamed, so that a reader sees a whole version or
-none. Object stores cannot rename, so there the manifest is uploaded last, and a directory without one is no version. A
-version holds weights as safetensors or ONNX, and text. It holds no links, and nothing that runs when it is read.
+none. Object stores cannot rename, so there a writer claims the number first (`storing.claim`) and uploads the manifest
+last, and a directory without one is no version. Beside the versions of a model lies a copy of its pointer. A version
+holds weights as safetensors or ONNX, and text. It holds no links, and nothing that runs when it is read.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from rewardloop.formats.store_errors import StoreError as StoreError
 from rewardloop.formats.store_errors import UnsafeVersion as UnsafeVersion
 from rewardloop.formats.store_errors import UntrustedVersion as UntrustedVersion
 from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
+from rewardloop.formats.storing.claim import NumberClaim
+from rewardloop.formats.storing.pointer_file import PointerFile
 
 Watch: TypeAlias = Callable[[str, int, int], None]  # what is done, bytes that are done, bytes in all
 
@@ -53,6 +56,10 @@ _CHUNK = 4 * 2**20
 
 class ModelStore:
     """Reads and publishes versions.
+
+    Attributes:
+        url: Where it is.
+        pointers: The copies of the models' pointers.
 
     Args:
         url: A local path or any fsspec URL such as ``s3://bucket/models``.
@@ -79,6 +86,7 @@ class ModelStore:
         self._root = str(root).rstrip("/")
         self._is_local = "file" in _protocols(self._fs)
         self._cache_dir = cache_dir
+        self.pointers = PointerFile(self._fs, self._root, self._is_local)
 
     @property
     def _cache(self) -> Path:
@@ -206,13 +214,9 @@ class ModelStore:
                 (staging / SIGNATURE).write_bytes(self._signer.sign((staging / MANIFEST).read_bytes()))
                 names.insert(-1, SIGNATURE)
             if not self._is_local:
-                target = self._of(manifest.model, version)
-                told = _Told("uploading", sum((staging / name).stat().st_size for name in names), self._watch)
-                for name in names[:-1]:
-                    self._fs.put_file(str(staging / name), f"{target}/{name}", callback=told)
-                with held():  # the manifest makes the version visible
-                    self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
-                return numbered
+                if self._upload(self._of(manifest.model, version), staging, names, held):
+                    return numbered
+                continue
             give_default_modes(staging)
             for path in (*_files(staging), *_directories(staging)):
                 _fsync(path)
@@ -225,6 +229,26 @@ class ModelStore:
                 raise
             _fsync(Path(self._root) / manifest.model)
             return numbered
+
+    def _upload(
+        self, target: str, staging: Path, names: list[str], held: Callable[[], AbstractContextManager[None]]
+    ) -> bool:
+        """Upload the files, the manifest last. Returns False if another writer has the number."""
+        claim = NumberClaim(self._fs, target)
+        if not claim.take():
+            return False
+        told = _Told("uploading", sum((staging / name).stat().st_size for name in names), self._watch)
+        try:
+            for name in names[:-1]:
+                self._fs.put_file(str(staging / name), f"{target}/{name}", callback=told)
+            with held():  # the manifest makes the version visible
+                if claim.is_held():
+                    self._fs.put_file(str(staging / MANIFEST), f"{target}/{MANIFEST}")
+                    return True
+        except BaseException:
+            claim.abandon()
+            raise
+        return False
 
     def _download(self, manifest: Manifest, directory: Path) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)

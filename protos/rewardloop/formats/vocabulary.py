@@ -37,5 +37,9 @@ OFFLINE_ALGORITHMS: tuple[OfflineAlgorithm, ...] = get_args(OfflineAlgorithm)
 ONLINE_ALGORITHMS: tuple[OnlineAlgorithm, ...] = get_args(OnlineAlgorithm)
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
+# The roles of versions that serve beside the active one.
+VersionRole: TypeAlias = Literal["canary", "shadow"]
+VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
+
 # The note of a manifest that says that the version's score heads are new: random, and trained by no round yet.
 UNTRAINED_HEADS_NOTE = "untrained_heads"

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from rewardloop.formats.vocabulary import LANES, SIGNAL_KINDS
+from rewardloop.formats.vocabulary import LANES, SIGNAL_KINDS, VERSION_ROLES
 from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
 
 REWARD_SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
@@ -61,9 +61,7 @@ FAILED_RUN_OUTCOMES: tuple[FailedRunOutcome, ...] = get_args(FailedRunOutcome)
 CostTerm: TypeAlias = Literal["fixed", "per_token", "per_token2"]
 COST_TERMS: tuple[CostTerm, ...] = get_args(CostTerm)
 
-# The roles of versions that serve beside the active one, and all the roles of versions in memory.
-VersionRole: TypeAlias = Literal["canary", "shadow"]
-VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
+# The roles of versions in memory.
 RESIDENT_ROLES = ("active", *VERSION_ROLES, "warm", "draining")
 
 # "none" is a signal of no kind, which is rejected.
@@ -80,3 +78,19 @@ QuotaName: TypeAlias = Literal["requests", "tokens", "bytes", "concurrent"]
 QUOTA_NAMES: tuple[QuotaName, ...] = get_args(QuotaName)
 AuditOutcome: TypeAlias = Literal["written", "failed", "suppressed"]
 AUDIT_OUTCOMES: tuple[AuditOutcome, ...] = get_args(AuditOutcome)
+
+# What becomes of an acknowledged signal if Redis is killed. Its append-only file is synced before each answer (always),
+# every second, or when the system likes (no), or how often cannot be found out (appended). Without that file there are
+# snapshots, or nothing (memory), or which of the two cannot be found out (not_appended).
+Durability: TypeAlias = Literal[
+    "always", "everysec", "no", "appended", "snapshots", "memory", "not_appended", "unknown"
+]
+DURABILITIES: tuple[Durability, ...] = get_args(Durability)
+
+# Where a model's pointer was read that is followed.
+PointerSource: TypeAlias = Literal["redis", "store"]
+POINTER_SOURCES: tuple[PointerSource, ...] = get_args(PointerSource)
+
+# What was not acknowledged, because too few replicas of Redis had it.
+Written: TypeAlias = Literal["signals", "pointer"]
+WRITTEN: tuple[Written, ...] = get_args(Written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -14,6 +14,7 @@ from redis.exceptions import NoScriptError
 from rewardloop.formats import keys
 from rewardloop_server.calls.errors import EventIdConflict, RewardloopError
 from rewardloop_server.calls.redis_link import REDIS_FAILURES, redis_errors, script_text
+from rewardloop_server.calls.replication import Replication
 from rewardloop_server.feedback.caps import Caps, Check
 from rewardloop_server.feedback.group_commit import GroupCommit
 from rewardloop_server.feedback.id_windows import MOST_IDS, MOST_OF_MOST_IDS, WINDOWS
@@ -84,6 +85,7 @@ class FeedbackStream:
         on_group: Called with the number of events of each write.
         carried: Returns the traceparent of the present call, or "".
         most_ids: Most event_ids that are remembered. When there are more, the oldest are forgotten earlier.
+        replication: How many replicas must have an event before it counts as appended; by default none.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class FeedbackStream:
         on_group: Callable[[int], None] = lambda events: None,
         carried: Callable[[], str] = lambda: "",
         most_ids: int = MOST_IDS,
+        replication: Replication | None = None,
     ) -> None:
         self._redis = redis
+        self._replication = replication or Replication(redis)
         self._ttl_s = ttl_s
         self._window_ids = max(1, min(most_ids, MOST_OF_MOST_IDS) // WINDOWS)
         self._caps = caps or Caps()
@@ -138,13 +142,13 @@ class FeedbackStream:
 
         Raises RedisUnavailable or StoreFull.
         """
-        letter = {
-            keys.DEAD_EVENT_FIELD: data,
-            keys.DEAD_REASON_FIELD: reason,
-            keys.DEAD_SOURCE_FIELD: "",
-        }
+        letter = (
+            *(keys.DEAD_EVENT_FIELD, data),
+            *(keys.DEAD_REASON_FIELD, reason),
+            *(keys.DEAD_SOURCE_FIELD, ""),
+        )
         with redis_errors():
-            await self._redis.xadd(keys.DEAD_LETTERS, letter)  # type: ignore[arg-type]  # its dict is invariant
+            await self._replication.run("signals", keys.FEEDBACK_BARRIER, "XADD", keys.DEAD_LETTERS, "*", *letter)
 
     async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         names: list[str] = [keys.FEEDBACK_STREAM, keys.FEEDBACK_IDS]
@@ -165,11 +169,12 @@ class FeedbackStream:
 
     async def _run(self, names: list[str], args: list[bytes | str | int]) -> bytes:
         # redis-py's Script is not used, because its work around this call is a tenth of the cost of a single signal.
-        command: Callable[..., Awaitable[bytes]] = self._redis.execute_command
+        write = functools.partial(self._replication.run, "signals", keys.FEEDBACK_BARRIER)
         try:
-            return await command("EVALSHA", _APPEND_SHA, len(names), *names, *args)
+            answer: bytes = await write("EVALSHA", _APPEND_SHA, len(names), *names, *args)
         except NoScriptError:
-            return await command("EVAL", _APPEND, len(names), *names, *args)
+            answer = await write("EVAL", _APPEND, len(names), *names, *args)
+        return answer
 
     def _outcome(self, answer: str, now: float) -> Appended | RewardloopError:
         if answer == "=":

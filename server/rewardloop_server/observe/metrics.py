@@ -27,16 +27,21 @@ from rewardloop_server.calls.vocabulary import (
     COMPARED_ORDERS,
     COST_TERMS,
     COUNTED_KINDS,
+    DURABILITIES,
     FAILED_RUN_OUTCOMES,
     FEEDBACK_OUTCOMES,
     METHODS,
+    POINTER_SOURCES,
     QUEUE_LANES,
     RESIDENT_ROLES,
     SAMPLING_LANE,
     SAMPLING_STAGES,
     STAGES,
+    WRITTEN,
     Agreement,
     ComparedOrder,
+    Durability,
+    PointerSource,
 )
 from rewardloop_server.observe.declare import (
     ANY,
@@ -195,6 +200,28 @@ class ServerMetrics:
         "event_loop_lag_seconds", "How late the event loop wakes a sleeping task.", SECONDS_BUCKETS
     )
     redis_up: Gauge = gauge("redis_up", "1 while Redis answers.")
+    redis_durability: Gauge = gauge(
+        "redis_durability",
+        f"1 for how durable Redis keeps what it is told: {listed(DURABILITIES)}.",
+        durability=DURABILITIES,
+    )
+    redis_replicas: Gauge = gauge(
+        "redis_replicas", "Replicas that follow Redis (the fewest of a cluster's parts); NaN while that is not known."
+    )
+    redis_replicas_required: Gauge = gauge(
+        "redis_replicas_required", "Replicas that must have a signal or a moved pointer before it is acknowledged."
+    )
+    redis_unreplicated_total: Counter = counter(
+        "redis_unreplicated_total",
+        f"Writes that were refused because too few replicas of Redis had them in time: {listed(WRITTEN)}.",
+        written=WRITTEN,
+    )
+    pointer_source: Gauge = gauge(
+        "pointer_source",
+        "1 for where the pointer is read that a model follows: Redis, or the copy in the store while Redis is away.",
+        model=MODELS,
+        source=POINTER_SOURCES,
+    )
     stream_length: Gauge = gauge("stream_length", "Entries in the feedback stream; NaN while Redis is away.")
     spool_events: Gauge = gauge("spool_events", "Signals in the local spool, which Redis has not taken yet.")
     spool_bytes: Gauge = gauge("spool_bytes", "Size of the local spool on its disk.")
@@ -220,6 +247,7 @@ class ServerMetrics:
         register(self, self.registry)
         for unknown in (
             self.redis_up,
+            self.redis_replicas,
             self.stream_length,
             self.stream_pending,
             self.stream_lag_seconds,
@@ -250,6 +278,8 @@ class ServerMetrics:
                 of_queue.labels(lane=lane)
         for reason in _REFUSALS:
             self.versions_refused_total.labels(model=model, reason=reason)
+        for written in WRITTEN:
+            self.redis_unreplicated_total.labels(written=written)
         self.swaps_total.labels(model=model)
         self.swap_seconds.labels(model=model)
         self.stuck_runs_total.labels(model=model)
@@ -271,6 +301,7 @@ class ServerMetrics:
         for kind in COUNTED_KINDS:
             for outcome in FEEDBACK_OUTCOMES:
                 self.feedback_events_total.labels(kind=kind, outcome=outcome)
+        self.durable("unknown")
         for order in COMPARED_ORDERS:
             for agreement in AGREEMENTS:
                 self.compared(order, agreement, 0)
@@ -298,6 +329,16 @@ class ServerMetrics:
         """Count a run that did not end in time."""
         self.stuck_runs_total.labels(model=model).inc()
         self.version_stuck_runs.labels(model=model, version=version).inc()
+
+    def followed(self, model: str, source: PointerSource) -> None:
+        """Show where the pointer was read that the model follows."""
+        for each in POINTER_SOURCES:
+            self.pointer_source.labels(model=model, source=each).set(each == source)
+
+    def durable(self, durability: Durability) -> None:
+        """Show how durable Redis keeps what it is told."""
+        for each in DURABILITIES:
+            self.redis_durability.labels(durability=each).set(each == durability)
 
     def switched(self, previous: Manifest | None, manifest: Manifest, seconds: float) -> None:
         """Show that new requests go to ``manifest`` from now on, which took ``seconds`` to make ready."""

@@ -26,10 +26,13 @@ from rewardloop.formats.store import (
     UntrustedVersion,
     VersionNotFound,
 )
+from rewardloop.formats.storing.active import Active, Share
+from rewardloop.formats.vocabulary import VERSION_ROLES, VersionRole
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls.errors import (
     CorruptVersionError,
     NotLoadable,
+    RedisUnavailable,
     RewardloopError,
     UnknownVersion,
     UnsafeVersionError,
@@ -37,8 +40,7 @@ from rewardloop_server.calls.errors import (
     VersionRefused,
     told,
 )
-from rewardloop_server.calls.vocabulary import VERSION_ROLES, VersionRole
-from rewardloop_server.versions.pointer import Active, ActivePointer, Share
+from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.residents import L, Residents
 
 log = structlog.get_logger()
@@ -87,7 +89,6 @@ class VersionHost(Generic[L]):
         self._load_s: dict[str, float] = {}  # seconds of loading, of versions that were not active since
         self._refused: dict[str, str] = {}  # the refusal that was last logged, of versions that were refused
         self._warming: str | None = None
-        self._followed: Active | None = None  # the pointer as it was last read
         self._one_at_a_time = asyncio.Lock()
         self._switched = asyncio.Event()
 
@@ -221,10 +222,10 @@ class VersionHost(Generic[L]):
     async def follow(self, pointer: ActivePointer, poll_s: float) -> None:
         """Follow the pointer until cancelled. If no version is active, the store's newest becomes active.
 
-        If Redis lost the pointer, it is put back as this process last read it. So the version that serves goes on
-        serving, and one that was rolled back does not return. If Redis is away or a version does not load, that is
-        tried again at growing intervals, while the version that serves goes on. A version that fails again in the same
-        way is not logged again. A pointer that moves on from a version which does not load is followed at once.
+        While Redis is away, what serves goes on serving, and a process that serves nothing yet follows the pointer's
+        copy in the store. If Redis is away or a version does not load, that is tried again at growing intervals. A
+        version that fails again in the same way is not logged again. A pointer that moves on from a version which does
+        not load is followed at once.
         """
         pause, retry_at, given_up = poll_s, 0.0, None
         logged = ""
@@ -246,21 +247,17 @@ class VersionHost(Generic[L]):
             await asyncio.sleep(min(pause, _MAX_REDIS_PAUSE_S) if wanted is None else poll_s)
 
     async def _wanted(self, pointer: ActivePointer) -> Active | None:
-        """Return the pointer. Put it back if Redis lost it; let it begin at the newest version if it never was set."""
-        if (active := await pointer.read(self.model)) is not None:
-            self._followed = active
-            return active
-        if (lost := self._followed) is not None:
-            if self.active is not None and self.active.version != lost.version:  # promoted here since it was read
-                lost = Active(self.active.version, (lost.version, *lost.previous))
-            if await pointer.restore(self.model, lost):
-                log.error("Redis lost the pointer: put back", model=self.model, version=lost.version)
-            return await pointer.read(self.model)
-        stored = await asyncio.to_thread(self._store.versions, self.model)
-        if not stored:
-            return None
-        await pointer.initialise(self.model, str(stored[-1]))
-        return await pointer.read(self.model)
+        """Return the pointer, or the store's copy if Redis is away. A first pointer begins at the newest version."""
+        try:
+            active = await pointer.read(self.model)
+        except RedisUnavailable:
+            if self.active is not None or (kept := await pointer.stored(self.model)) is None:
+                raise
+            return kept
+        if active is None and (stored := await asyncio.to_thread(self._store.versions, self.model)):
+            await pointer.initialise(self.model, str(stored[-1]))
+            active = await pointer.read(self.model)
+        return active
 
     async def _converge(self, wanted: Active) -> None:
         """Load what the pointer names. A canary or shadow that does not load does not keep others from their roles."""

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from rewardloop.formats.store import Manifest
+from rewardloop.formats.storing.active import Share
+from rewardloop.formats.vocabulary import VERSION_ROLES, VersionRole
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls.errors import NoModel, UnknownVersion
-from rewardloop_server.calls.vocabulary import RESIDENT_ROLES, VERSION_ROLES, VersionRole
-from rewardloop_server.versions.pointer import Share
+from rewardloop_server.calls.vocabulary import RESIDENT_ROLES
 
 _STATES: dict[str, model_pb2.VersionState] = {
     role: getattr(model_pb2, f"VERSION_STATE_{role.upper()}") for role in RESIDENT_ROLES

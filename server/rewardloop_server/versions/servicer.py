@@ -12,6 +12,8 @@ import grpc
 import structlog
 
 from rewardloop.formats.store import MODELS, CorruptVersion, Manifest, ModelStore, VersionNotFound
+from rewardloop.formats.storing.active import Share
+from rewardloop.formats.vocabulary import VersionRole
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc
 from rewardloop_server.calls.errors import (
     InvalidRequest,
@@ -21,9 +23,8 @@ from rewardloop_server.calls.errors import (
     UnknownVersion,
     Violation,
 )
-from rewardloop_server.calls.vocabulary import VersionRole
 from rewardloop_server.versions.host import refusal
-from rewardloop_server.versions.pointer import ActivePointer, Share
+from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
@@ -104,30 +105,25 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         if (worker := self._worker_of(request.model)) is not None:
             return await worker.roll_back(request, context)
         host = self._hosts[request.model]
-        while True:
-            active = await self._pointer.read(request.model)
-            if active is None or active.rollback_target is None:
-                raise NothingToRollBack(f"no version of {request.model} was active before the present one")
-            if request.HasField("expected_version") and active.version != request.expected_version:
-                raise PointerMoved(f"{request.model} {active.version} is active, not {request.expected_version}")
-            async with host.changing():
-                manifest = await host.warm(active.rollback_target)
-                is_moved = await self._pointer.move_back(
-                    request.model, active.version, active.rollback_target, request.reason
-                )
-                if is_moved:
-                    host.activate(manifest.version)
-            if is_moved:
-                log.info(
-                    "rolled back",
-                    model=request.model,
-                    version=manifest.version,
-                    previous=active.version,
-                    reason=request.reason,
-                )
-                return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
-            # Another caller has moved the pointer meanwhile, so start over from where it is now, unless the caller
-            # expected a version.
+        active = await self._pointer.read(request.model)
+        if request.HasField("expected_version") and active is not None and active.version != request.expected_version:
+            raise PointerMoved(f"{request.model} {active.version} is active, not {request.expected_version}")
+        if active is None or active.rollback_target is None:
+            raise NothingToRollBack(f"no version of {request.model} was active before the present one")
+        async with host.changing():
+            manifest = await host.warm(active.rollback_target)
+            if not await self._pointer.move_back(request.model, active.version, active.rollback_target, request.reason):
+                # Going back from whatever is active now might bring back the very version that the caller rejects.
+                raise PointerMoved(f"{request.model} {active.version} is not active any more: look, and ask again")
+            host.activate(manifest.version)
+        log.info(
+            "rolled back",
+            model=request.model,
+            version=manifest.version,
+            previous=active.version,
+            reason=request.reason,
+        )
+        return model_pb2.RollbackResponse(version=_info(host, manifest), previous_version=active.version)
 
     async def SetCanary(self, request: model_pb2.SetCanaryRequest, context: Context) -> model_pb2.SetCanaryResponse:
         if (worker := self._worker_of(request.model)) is not None:

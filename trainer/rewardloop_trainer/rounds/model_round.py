@@ -135,7 +135,7 @@ class ModelRound(ABC):
         now = self._current.state
         if now.parent:
             return now.parent
-        held = is_held(self._redis, self.model)
+        held = is_held(self._redis, self._store, self.model)
         self._metrics.promotion_held.labels(model=self.model).set(held)
         if held:
             log.warning("a rollback holds this model: promote a version by hand to go on", model=self.model)

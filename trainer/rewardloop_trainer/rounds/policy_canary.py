@@ -102,11 +102,11 @@ class PolicyCanary:
 
     def end(self, reason: str) -> None:
         """Take the version's share back. Raises what `look` raises."""
-        if canary_version(self._redis, "policy") == self._version:
+        if canary_version(self._redis, self._store, "policy") == self._version:
             set_canary(self._server, "policy", None, 0.0, reason, self._settings.promote_timeout_s)
 
     def _keep(self, share: float) -> None:
-        if canary_version(self._redis, "policy") == self._version:
+        if canary_version(self._redis, self._store, "policy") == self._version:
             return
         # The figures of an earlier look show that the test had begun, so somebody else took the share away.
         if "live_preferences" in self._now.metrics or live_version(self._redis, self._store, "policy") != self._parent:

@@ -20,6 +20,7 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.live_pointer import live_version
+from rewardloop_trainer.rounds.pauses import ServerAway
 from rewardloop_trainer.vocabulary import ModelName
 
 log = structlog.get_logger()
@@ -54,7 +55,7 @@ class UnreadSignals:
             if self._has_new_layout() or after != self._after:
                 self._after = self._through = after
                 self._reasons.clear()
-        except (*REDIS_FAILURES, StoreError, OSError, ValueError) as error:
+        except (*REDIS_FAILURES, ServerAway, StoreError, OSError, ValueError) as error:
             log.warning("the live version's text layout cannot be read", model=self._model, error=str(error))
         until = self._ledger.last_stream_id
         if self._encoder is not None and until is not None and until != self._through:
