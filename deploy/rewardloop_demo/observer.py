@@ -9,20 +9,23 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup
+from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup, VersionInfo
 from rewardloop_demo.bag_of_words import Preference, fit_bag_of_words
 from rewardloop_demo.record import RoundRecord
 from rewardloop_demo.taste import Interval, Taste, interval
-from rewardloop_demo.users import evaluate, first_texts
+from rewardloop_demo.users import evaluate
 
 # With three candidates, most held-out prompts have a pair of different answers.
 _CANDIDATES = 3
+# While users ask, a new policy is compared on so many of the prompts, so that little of its time goes there.
+_PROMPTS_BETWEEN = 200
 # The live policy must not be asked with the starter's seed: the same answers would count as ties.
 _LIVE_SEED_OFFSET = 1_000_003
 
@@ -50,6 +53,7 @@ class Observer:
         self._prompts = prompts
         self._seed = seed
         self._starter: list[Generation] = []
+        self._right: dict[str, float] = {}
         self.choices: list[HeldOutChoice] = []
         self.ceiling = math.nan
 
@@ -81,20 +85,44 @@ class Observer:
         nan = math.nan
         now = replace(last, round=last.round + 1, win_rate=nan, win_low=nan, win_high=nan)
         now = replace(now, freshness_p50_s=nan, freshness_max_s=nan)
+        now = replace(now, reward_change=nan, reward_change_low=nan, reward_change_high=nan)
         if reward != last.reward_version:
-            found = await self.reward_accuracy()
+            found, change = await self.reward_accuracy()
             median, slowest = await self._freshness()
             now = replace(now, reward_version=reward, reward_swaps=last.reward_swaps + 1)
             now = replace(now, reward_accuracy=found.mean, reward_low=found.low, reward_high=found.high)
+            if change is not None:
+                now = replace(now, reward_change=change.mean)
+                now = replace(now, reward_change_low=change.low, reward_change_high=change.high)
             now = replace(now, freshness_p50_s=median, freshness_max_s=slowest)
         if policy != last.policy_version:
-            mean, low, high = await self._win_rate()
+            won = await self._win_rate(_PROMPTS_BETWEEN, 1)
             now = replace(now, policy_version=policy, policy_swaps=last.policy_swaps + 1)
-            now = replace(now, win_rate=mean, win_low=low, win_high=high)
+            now = replace(now, win_rate=won.mean, win_low=won.low, win_high=won.high)
+            now = replace(now, win_prompts=min(_PROMPTS_BETWEEN, len(self._prompts)))
         return now
 
-    async def reward_accuracy(self) -> Interval:
-        """Share of the noisy choices that the live reward model agrees with. Each prompt counts alike."""
+    async def measure_last(self, last: RoundRecord) -> RoundRecord | None:
+        """Compare the policy of ``last`` once more, on all prompts and with several answers to each.
+
+        Returns:
+            The record with the new figures; None if another version went live before all had answered.
+        """
+        won = await self._win_rate(len(self._prompts), _CANDIDATES)
+        if (await self._client.get_version("policy")).version != last.policy_version:
+            return None
+        return replace(last, win_rate=won.mean, win_low=won.low, win_high=won.high, win_prompts=len(self._prompts))
+
+    async def policy_metrics(self) -> Mapping[str, float]:
+        """What the trainer measured of the live policy, by name."""
+        return dict(_manifest(await self._client.get_version("policy")).get("metrics") or {})
+
+    async def reward_accuracy(self) -> tuple[Interval, Interval | None]:
+        """Share of the noisy choices that the live reward model agrees with. Each prompt counts alike.
+
+        Returns:
+            The share, and by how much it differs from that of the version measured before; None if there is none.
+        """
         groups = [ScoreGroup(c.prompt, [c.chosen, c.rejected]) for c in self.choices]
         right: dict[str, list[float]] = {}
         outcomes = await self._client.score_batch(groups, timeout_s=60)
@@ -102,7 +130,10 @@ class Observer:
             if isinstance(outcome, RewardloopError):
                 raise outcome
             right.setdefault(choice.prompt, []).append(outcome.scores[0].score > outcome.scores[1].score)
-        return interval([sum(each) / len(each) for each in right.values()])
+        shares = {prompt: sum(each) / len(each) for prompt, each in right.items()}
+        changes = [share - self._right[prompt] for prompt, share in shares.items() if prompt in self._right]
+        self._right = shares
+        return interval(list(shares.values())), interval(changes) if changes else None
 
     def bag_of_words_accuracy(self, learned: Sequence[Preference]) -> float:
         """The same share for a bag-of-words model that learned from the users' choices."""
@@ -114,17 +145,30 @@ class Observer:
         shares = [model.accuracy(pairs) for pairs in of_prompt.values()]
         return sum(shares) / len(shares) if shares else math.nan
 
-    async def _win_rate(self) -> tuple[float, float, float]:
-        """Win rate of the live policy against the starter, with the ends of its 95% interval."""
-        answers = await evaluate(self._client, self._prompts, seed=self._seed + _LIVE_SEED_OFFSET)
-        outcome = self._taste.win_rate(self._prompts, first_texts(answers), first_texts(self._starter))
-        return outcome.mean, outcome.low, outcome.high
+    async def _win_rate(self, prompts: int, answers: int) -> Interval:
+        """Win rate of the live policy against the starter, on so many prompts and with so many answers to each.
+
+        Every answer is compared with every answer of the starter. The interval is one over prompts.
+        """
+        asked = self._prompts[:prompts]
+        said = await evaluate(self._client, asked, k=answers, seed=self._seed + _LIVE_SEED_OFFSET)
+        won = []
+        for prompt, ours, theirs in zip(asked, said, self._starter, strict=False):
+            pairs = [(a.text, b.text) for a in ours.candidates for b in theirs.candidates]
+            wins = self._taste.wins([prompt] * len(pairs), *zip(*pairs, strict=True))
+            won.append(sum(wins) / len(wins))
+        return interval(won)
 
     async def _freshness(self) -> tuple[float, float]:
         """Median and greatest age, in seconds, of the signals that the live reward version was the first to learn."""
-        version = await self._client.get_version("reward")
-        data = json.loads(version.manifest_json).get("data")
+        data = _manifest(await self._client.get_version("reward")).get("data")
         if not data or not data["arrivals"]:
             return math.nan, math.nan
         ages = time.time() - np.asarray(data["arrivals"])
         return float(np.median(ages)), float(ages.max())
+
+
+def _manifest(version: VersionInfo) -> dict[str, Any]:
+    """The manifest of a version; empty if the server has none."""
+    found: dict[str, Any] = json.loads(version.manifest_json or "{}")
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # The lower end of the policy's win rate should be above this.
-GOAL = 0.60
+GOAL = 0.65
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,14 @@ class RoundRecord:
         reward_accuracy: Share of the noisy held-out choices that this reward model agrees with, each prompt alike.
         reward_low: Lower end of its 95% interval.
         reward_high: Upper end of its 95% interval.
+        reward_change: Its accuracy less that of the version before it, on the same choices.
+        reward_change_low: Lower end of the change's 95% interval.
+        reward_change_high: Upper end of the change's 95% interval.
         policy_version: The live policy.
         win_rate: Share of the held-out prompts at which the hidden taste likes this policy better than the starter.
         win_low: Lower end of the win rate's 95% interval.
         win_high: Upper end of the win rate's 95% interval.
+        win_prompts: Number of prompts of the win rate.
         reward_swaps: Reward versions that went live so far.
         policy_swaps: Policy versions that went live so far.
         freshness_p50_s: Median time from a signal's arrival to the first request that a model served which had
@@ -50,6 +54,49 @@ class RoundRecord:
     freshness_max_s: float = math.nan
     reward_low: float = math.nan
     reward_high: float = math.nan
+    reward_change: float = math.nan
+    reward_change_low: float = math.nan
+    reward_change_high: float = math.nan
+    win_prompts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FruitlessRound:
+    """A round of the trainer after which the live version stayed.
+
+    Attributes:
+        model: "reward" or "policy".
+        number: Its number among the model's rounds.
+        outcome: "refused" by its gate, or "failed".
+        seconds: When it ended, since the demo's start.
+        signals: Signals recorded by then.
+        reasons: Why.
+    """
+
+    model: str
+    number: int
+    outcome: str
+    seconds: float
+    signals: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyJudge:
+    """Who decided which policies may go live.
+
+    Attributes:
+        is_own: Whether it is a reward model of its own. Otherwise the live reward model decided.
+        signals: Signals that taught it and nothing else.
+        accuracy: Share of the held-out choices of users that its own reward model agrees with, as the trainer measured
+            it for the last policy. NaN if that was not measured.
+        accuracy_lower: Lower bound of this share, at 95%.
+    """
+
+    is_own: bool
+    signals: int = 0
+    accuracy: float = math.nan
+    accuracy_lower: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +116,9 @@ class DemoRecord:
         failed_requests: Calls of users that the server refused.
         algorithm: The algorithm by which the policy learned.
         bag_of_words_accuracy: The accuracy of a bag-of-words model on the held-out choices, after all users' choices.
+        fruitless: The rounds after which the live version stayed.
+        judge: Who judged policies; None if no policy was judged.
+        cpu_seconds: CPU time of all processes together.
     """
 
     seed: int
@@ -83,6 +133,9 @@ class DemoRecord:
     failed_requests: int = 0
     algorithm: str = "dpo"
     bag_of_words_accuracy: float = math.nan
+    fruitless: tuple[FruitlessRound, ...] = ()
+    judge: PolicyJudge | None = None
+    cpu_seconds: float = math.nan
 
 
 def series(rounds: Sequence[RoundRecord], name: str) -> tuple[list[int], list[float]]:

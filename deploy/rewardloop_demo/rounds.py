@@ -13,20 +13,29 @@ from rewardloop_demo.observer import Observer
 from rewardloop_demo.record import DemoRecord, RoundRecord
 from rewardloop_demo.settings import DemoSettings
 from rewardloop_demo.taste import Taste
+from rewardloop_demo.trainer_notes import TrainerNotes
 from rewardloop_demo.users import SimulatedUsers
 from rewardloop_local import corpus
 
 _LOOK_EVERY_S = 0.3
+# How many policies that go live one after another are measured after the users have stopped.
+_MOST_LAST = 3
 
 
 async def watch_rounds(
-    client: AsyncRewardloopClient, settings: DemoSettings, display: Display, stop: asyncio.Event, started: float
+    client: AsyncRewardloopClient,
+    settings: DemoSettings,
+    notes: TrainerNotes,
+    display: Display,
+    stop: asyncio.Event,
+    started: float,
 ) -> DemoRecord:
     """Run until enough versions have gone live, the time is up, or ``stop`` is set.
 
     Args:
         client: Connected to the running deployment.
         settings: How many versions are enough, and how long it may take.
+        notes: Reads what the trainer notes of rounds that led to no version.
         display: Shows the progress.
         stop: Set when the user wants to end the demo.
         started: Start of the demo on the monotonic clock, in seconds.
@@ -54,34 +63,58 @@ async def watch_rounds(
             if using.done():
                 using.result()  # raises what ended the users
             display.show_signals(users.total)
-            measured = await observer.measure(demo.rounds[-1])
-            if measured is None:
-                continue
-            measured = replace(measured, seconds=time.monotonic() - started, signals=users.total)
-            demo = replace(
-                demo,
-                rounds=(*demo.rounds, measured),
-                signal_kinds=dict(users.recorded),
-                seconds=measured.seconds,
-            )
-            display.show(demo)
-            is_enough = measured.policy_swaps >= settings.policy_rounds
-            if is_enough and measured.reward_swaps >= settings.reward_rounds:
+            if notes.look(time.monotonic() - started, users.total):
+                demo = replace(demo, fruitless=tuple(notes.fruitless))
+                display.show(demo)
+            demo = await _look(demo, observer, users, display, started)
+            last = demo.rounds[-1]
+            if last.policy_swaps >= settings.policy_rounds and last.reward_swaps >= settings.reward_rounds:
                 break
     finally:
         using.cancel()
         await asyncio.gather(using, return_exceptions=True)
+    demo = replace(demo, signal_kinds=dict(users.recorded), failed_requests=users.refused)
+    if demo.rounds[-1].policy_swaps and not stop.is_set():
+        display.say("asking the last policy all held-out questions")
+        demo = await _measure_end(demo, observer, users, display, started)
+        demo = replace(demo, judge=notes.judge(await observer.policy_metrics()))
     display.say("fitting a bag of words to the same choices")
     baseline = await asyncio.to_thread(observer.bag_of_words_accuracy, users.comparisons)
-    demo = replace(demo, bag_of_words_accuracy=baseline)
-    return replace(demo, signal_kinds=dict(users.recorded), failed_requests=users.refused)
+    return replace(demo, bag_of_words_accuracy=baseline)
+
+
+async def _look(
+    demo: DemoRecord, observer: Observer, users: SimulatedUsers, display: Display, started: float
+) -> DemoRecord:
+    """Measure and show what went live since the last look, if anything did."""
+    measured = await observer.measure(demo.rounds[-1])
+    if measured is None:
+        return demo
+    measured = replace(measured, seconds=time.monotonic() - started, signals=users.total)
+    demo = replace(demo, rounds=(*demo.rounds, measured), signal_kinds=dict(users.recorded), seconds=measured.seconds)
+    display.show(demo)
+    return demo
+
+
+async def _measure_end(
+    demo: DemoRecord, observer: Observer, users: SimulatedUsers, display: Display, started: float
+) -> DemoRecord:
+    """Measure the last policy on all held-out questions. The trainer may still promote others meanwhile."""
+    for _ in range(_MOST_LAST):
+        demo = await _look(demo, observer, users, display, started)
+        rounds = list(demo.rounds)
+        first = next(i for i, each in enumerate(rounds) if each.policy_swaps == rounds[-1].policy_swaps)
+        if (measured := await observer.measure_last(rounds[first])) is not None:
+            rounds[first] = measured
+            return replace(demo, rounds=tuple(rounds))
+    return demo
 
 
 async def _first_record(
     observer: Observer, settings: DemoSettings, held_out_prompts: int, started: float
 ) -> DemoRecord:
     """The record before anything is learned: the starter against itself."""
-    accuracy = await observer.reward_accuracy()
+    accuracy, _ = await observer.reward_accuracy()
     start = RoundRecord(
         round=0,
         seconds=time.monotonic() - started,

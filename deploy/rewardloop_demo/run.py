@@ -6,6 +6,7 @@ Everything is measured through the public RPCs. The hidden taste lives in this p
 from __future__ import annotations
 
 import asyncio
+import resource
 import shutil
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rewardloop_demo.memory import Memory
 from rewardloop_demo.record import DemoRecord
 from rewardloop_demo.rounds import watch_rounds
 from rewardloop_demo.settings import DemoSettings
+from rewardloop_demo.trainer_notes import TrainerNotes
 from rewardloop_demo.verdict import not_shown
 from rewardloop_local.deployment import Deployment
 from rewardloop_local.plan import DeploymentError, DeploymentPlan
@@ -47,7 +49,7 @@ async def run(settings: DemoSettings) -> int:
         try:
             await deployment.start()
             async with AsyncRewardloopClient(plan.listen, timeout_s=30) as client:
-                demo = await watch_rounds(client, settings, display, stop, started)
+                demo = await watch_rounds(client, settings, TrainerNotes(plan.trainer), display, stop, started)
         except (DeploymentError, TimeoutError, RewardloopError) as error:
             display.live.console.print(f"rewardloop demo: {error}; logs in {plan.logs}", style="red", markup=False)
             return 1
@@ -55,7 +57,14 @@ async def run(settings: DemoSettings) -> int:
             await deployment.stop()
             watching.cancel()
     demo = replace(demo, peak_memory_gib=memory.peak_bytes / 2**30, seconds=time.monotonic() - started)
+    demo = replace(demo, cpu_seconds=_cpu_seconds())
     return _report(demo, settings)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it has started and that have ended."""
+    used = (resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _plan(settings: DemoSettings) -> DeploymentPlan:

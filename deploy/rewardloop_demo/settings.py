@@ -29,4 +29,6 @@ class DemoSettings(ProcessSettings):
     signals_per_round: int = Field(600, ge=50, description="number of new signals that start a reward round")
     rate: float = Field(60.0, gt=0, description="most signals a second of all users together")
     minutes: float = Field(12.0, gt=0, description="minutes after which it ends, even if versions are missing")
-    eval_prompts: int = Field(300, ge=20, description="number of held-out prompts on which policies are compared")
+    eval_prompts: int = Field(
+        684, ge=20, description="number of held-out prompts on which models are measured; there are 684"
+    )

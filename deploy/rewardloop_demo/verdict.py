@@ -21,6 +21,11 @@ def not_shown(demo: DemoRecord, settings: DemoSettings) -> list[str]:
         found.append(f"only {last.reward_swaps} reward versions were swapped in")
     if last.policy_swaps < min(_LEAST_POLICY_SWAPS, settings.policy_rounds):
         found.append(f"only {last.policy_swaps} policy versions were swapped in")
+    found += [
+        f"reward version {each.reward_version} is worse than the one before it, by more than noise"
+        for each in demo.rounds
+        if each.reward_change_high < 0
+    ]
     if not last.reward_accuracy > demo.starter_accuracy:
         found.append("the last reward model is no better than the starter")
     if not wins or wins[-1].win_low <= 0.5:

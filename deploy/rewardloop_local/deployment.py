@@ -84,7 +84,7 @@ class Deployment:
         services = ["rewardloop.v1.RewardService", "rewardloop.v1.FeedbackService"]
         await self._until_serving([*services, "rewardloop.v1.PolicyService"] if has_policy else services)
         train = [*shared, "--server", plan.listen, "--metrics-port", str(plan.trainer_metrics_port)]
-        train += ["--work-dir", str(plan.data / "trainer"), "--archive", str(plan.data / "ledger")]
+        train += ["--work-dir", str(plan.trainer), "--archive", str(plan.data / "ledger")]
         train += [*plan.security.access_args(), *plan.train_args]
         await self._until_up(self._add("train", "rewardloop_trainer.app", train, nice=5), plan.trainer_metrics_port)
 

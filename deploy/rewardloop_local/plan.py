@@ -48,9 +48,14 @@ class DeploymentPlan:
         return self.data / "models"
 
     @property
+    def trainer(self) -> Path:
+        """The trainer's work directory."""
+        return self.data / "trainer"
+
+    @property
     def anchors(self) -> Path:
         """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
-        return self.data / "trainer" / "anchors.jsonl"
+        return self.trainer / "anchors.jsonl"
 
     def bases_to_export(self) -> list[str]:
         """The bases that the user names for models of which the store has no version."""

@@ -64,6 +64,10 @@ def test_a_demo_whose_models_learned_has_shown_everything() -> None:
         (replace(END, reward_swaps=2), "only 2 reward versions were swapped in"),
         (replace(END, policy_swaps=1), "only 1 policy versions were swapped in"),
         (replace(END, reward_accuracy=0.5), "the last reward model is no better than the starter"),
+        (
+            replace(END, reward_change=-0.05, reward_change_low=-0.08, reward_change_high=-0.02),
+            "reward version 4 is worse than the one before it, by more than noise",
+        ),
         (replace(END, win_low=0.5), "the last policy is not shown to be better than the starter"),
     ],
 )

@@ -20,9 +20,9 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.commands.off_policy_settings import OffPolicySettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.evaluation.likelihood import fit_logistic, sigmoid
 from rewardloop_trainer.evaluation.logged_answers import LoggedAnswer, Policy, logged_answers, weigh
 from rewardloop_trainer.evaluation.off_policy import (
-    Floats,
     OffPolicy,
     PositionBias,
     Value,
@@ -32,6 +32,7 @@ from rewardloop_trainer.evaluation.off_policy import (
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.rollouts import Sampling, fitting_prompts, roll_out
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
+from rewardloop_trainer.reward.evaluate import Floats
 from rewardloop_trainer.server_access import open_client
 
 _LEAST_EFFECTIVE = 30.0
@@ -180,21 +181,7 @@ def _modelled(
         rewards = score_groups(server, prompts, of_prompt)
     scores = [np.array([reward.score if reward else np.nan for reward in group]) for group in rewards]
     own = np.array([scores[place[answer.prompt]][i] for answer, i in zip(answers, at, strict=True)])
-    slope, intercept = _logistic(own, values)
-    means = [np.nanmean(1 / (1 + np.exp(-(slope * s[:n] + intercept)))) for s, n in zip(scores, starts, strict=True)]
-    return 1 / (1 + np.exp(-(slope * own + intercept))), np.array([means[place[answer.prompt]] for answer in answers])
-
-
-def _logistic(scores: Floats, values: Floats) -> tuple[float, float]:
-    """Fit ``sigmoid(slope * score + intercept)`` to values in [0, 1] by Newton's method, with a small ridge."""
-    x = np.stack([scores, np.ones_like(scores)], axis=1)
-    found = np.zeros(2)
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-(x @ found)))
-        gradient = x.T @ (values - p) - 1e-3 * found
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        found = found + step
-        if np.abs(step).max() < 1e-9:
-            break
-    return float(found[0]), float(found[1])
+    columns = np.stack([np.ones_like(own), own], axis=1)
+    intercept, slope = fit_logistic(columns, values, np.full(len(own), 1 / len(own)), np.zeros(2))
+    means = [np.nanmean(sigmoid(intercept + slope * s[:n])) for s, n in zip(scores, starts, strict=True)]
+    return sigmoid(intercept + slope * own), np.array([means[place[answer.prompt]] for answer in answers])

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from rewardloop.formats.signatures import signer, trusted_keys
+from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import OFFLINE_ALGORITHMS
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
+from rewardloop_trainer.commands.by_hand import Unpublishable, conclude
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.base_path import check_base
 from rewardloop_trainer.data.files.policy_rows import PolicyData
@@ -40,7 +41,7 @@ from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
 from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, anchor_version, reference_of
-from rewardloop_trainer.rounds.publish import POLICY_PARITY, code_version, publish_once
+from rewardloop_trainer.rounds.publish import POLICY_PARITY, code_version
 from rewardloop_trainer.server_access import open_client
 
 RUN = "run.json"
@@ -233,22 +234,18 @@ class PolicyRun:
         shown = {name: figures[name] for name in _SUMMARY if name in figures}
         measured = ", ".join(f"{_SUMMARY[name]} {value:.3g}" for name, value in shown.items())
         print(f"{self._policy}: {about['algorithm']}, {measured}", flush=True)
-        for reason in reasons:
-            print(f"the gate would refuse it: {reason}", flush=True)
-        if not self._settings.publish:
-            return 0
-        if reasons:
-            print("not published", file=sys.stderr, flush=True)
-            return 1
+        return conclude(self._settings, self._id, self._policy, reasons, lambda: self._manifest(about))
+
+    def _manifest(self, about: dict[str, Any]) -> Manifest:
+        """The manifest of a policy that its ``run.json`` is about. Raises `Unpublishable` if it cannot be served."""
         try:
             prove_policy(self._policy, self._start.encoder)
         except ExportFailed as error:
-            print(f"not published: {error}", file=sys.stderr, flush=True)
-            return 1
-        manifest = Manifest(
+            raise Unpublishable(str(error)) from error
+        return Manifest(
             model="policy",
             parent=self._start.version,
-            metrics=figures,
+            metrics=about["figures"],
             text_format=about["text_format"],
             max_length=about["max_length"],
             base=self._start.base,
@@ -262,14 +259,6 @@ class PolicyRun:
                 **({ANCHOR_NOTE: about["anchor"]} if about["anchor"] else {}),
             },
         )
-
-        def write(directory: Path) -> None:
-            shutil.copytree(self._policy, directory, dirs_exist_ok=True)
-
-        store = ModelStore(self._settings.store, signer=signer(self._settings.signing_key))
-        version = publish_once(store, manifest, write, f"by-hand-{self._id[:16]}").version
-        print(f"policy {version} published: `rewardloop models promote policy {version}` serves it", flush=True)
-        return 0
 
 
 def _examples(data: PolicyData) -> Examples:

@@ -21,34 +21,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here, so that --help does not load torch.
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
-    from rewardloop_client import InvalidAddress, RewardloopError
+    from rewardloop_client import RewardloopError
     from rewardloop_data.source_file import SourceFile, UnreadableFile
+    from rewardloop_trainer.commands.by_hand import finish
     from rewardloop_trainer.commands.policy_run import run_policy_training
     from rewardloop_trainer.data.files.policy_rows import UnusableRows, read_policy_data
     from rewardloop_trainer.learning.world import joined
     from rewardloop_trainer.policy.online.sampler import SamplerError
 
     configure_logging(settings.log_level, settings.log_format)
-    try:
+
+    def work() -> int:
         data = read_policy_data(SourceFile.of(settings.prompts))
         with joined():
             return run_policy_training(settings, data)
-    except RewardloopError as error:
-        _say(f"no scores from {settings.server}: {error.reason or type(error).__name__}: {error}")
-        _say("start a server with `rewardloop serve`, or name one with --server; the same command goes on from here")
-    except SamplerError as error:
-        _say(f"no answers: {error}")
-    except (UnreadableFile, UnusableRows, InvalidAddress, StoreError, ValueError, ArithmeticError, OSError) as error:
-        _say(str(error))
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from the last checkpoint")
-        return 130
-    return 2
 
+    def told(error: Exception) -> str:
+        if isinstance(error, SamplerError):
+            return f"no answers: {error}"
+        if not isinstance(error, RewardloopError):
+            return str(error)
+        return (
+            f"no scores from {settings.server}: {error.reason or type(error).__name__}: {error}\n"
+            "start a server with `rewardloop serve`, or name one with --server; the same command goes on from here"
+        )
 
-def _say(message: str) -> None:
-    for line in message.splitlines():
-        print(f"rewardloop policy-train: {line}", file=sys.stderr, flush=True)
+    known = (RewardloopError, SamplerError, UnreadableFile, UnusableRows, StoreError)
+    return finish("rewardloop policy-train", work, known, told)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from rewardloop.formats.signatures import signer, trusted_keys
+from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore, Trunk
+from rewardloop_trainer.commands.by_hand import conclude
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.reward_rows import RewardData
@@ -39,7 +38,7 @@ from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
-from rewardloop_trainer.rounds.publish import code_version, publish_once
+from rewardloop_trainer.rounds.publish import code_version
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
 
 RUN = "run.json"
@@ -122,22 +121,13 @@ class RewardTrainRun:
         shown = {"heldout_pairs": "held-out pairs", "heldout_accuracy": "accuracy", "gate_live_accuracy": "the start's"}
         measured = ", ".join(f"{label} {figures[name]:.3g}" for name, label in shown.items() if name in figures)
         print(f"{self._version}: {measured or 'nothing held out'}", flush=True)
-        for reason in reasons:
-            print(f"the gate would refuse it: {reason}", flush=True)
-        if not self._settings.publish:
-            return 0
-        if reasons:
-            print("not published", file=sys.stderr, flush=True)
-            return 1
-
-        def write(directory: Path) -> None:
-            shutil.copytree(self._version, directory, dirs_exist_ok=True)
-
-        store = ModelStore(self._settings.store, signer=signer(self._settings.signing_key))
-        manifest = Manifest.from_json(json.dumps(found["manifest"]))
-        version = publish_once(store, manifest, write, f"by-hand-{self._id[:16]}").version
-        print(f"reward {version} published: `rewardloop models promote reward {version}` serves it", flush=True)
-        return 0
+        return conclude(
+            self._settings,
+            self._id,
+            self._version,
+            reasons,
+            lambda: Manifest.from_json(json.dumps(found["manifest"])),
+        )
 
     def _export(self) -> None:
         """Write the version's files, judge them, and write what is known of them to ``run.json``."""

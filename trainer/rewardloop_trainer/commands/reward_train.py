@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_data.source_file import SourceFile, UnreadableFile
+    from rewardloop_trainer.commands.by_hand import finish
     from rewardloop_trainer.commands.reward_run import RewardTrainRun
-    from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.files.policy_rows import UnusableRows
     from rewardloop_trainer.data.files.reward_rows import read_reward_data
     from rewardloop_trainer.export.errors import ExportFailed
@@ -31,25 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_trainer.reward.start import NothingToTrain
 
     configure_logging(settings.log_level, settings.log_format)
-    try:
+
+    def work() -> int:
         run = RewardTrainRun(settings, read_reward_data(SourceFile.of(settings.data)))
         with joined():
             is_first = World().is_first
             run.train()
         return run.conclude() if is_first else 0  # the others need not wait for the export
-    except (UnreadableFile, UnusableRows, UnusableBase, NothingToTrain, ExportFailed, StoreError) as error:
-        _say(str(error))
-    except (ValueError, ArithmeticError, OSError) as error:
-        _say(str(error))
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from the last checkpoint")
-        return 130
-    return 2
 
-
-def _say(message: str) -> None:
-    for line in message.splitlines():
-        print(f"rewardloop reward-train: {line}", file=sys.stderr, flush=True)
+    known = (UnreadableFile, UnusableRows, NothingToTrain, ExportFailed, StoreError)
+    return finish("rewardloop reward-train", work, known)
 
 
 if __name__ == "__main__":

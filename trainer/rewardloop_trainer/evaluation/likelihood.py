@@ -39,7 +39,7 @@ def best_slope(margins: Floats, targets: Floats, weights: Floats) -> float:
         return 0.0
 
     def rises(slope: float) -> bool:
-        return float(weights @ (margins * (_sigmoid(slope * margins) - targets))) >= 0
+        return float(weights @ (margins * (sigmoid(slope * margins) - targets))) >= 0
 
     low, high = 0.0, _MOST_NATS / scale
     if rises(low):
@@ -70,7 +70,7 @@ def grade_losses(logits: Floats, labels: Floats, weights: Floats) -> Floats:
     if deviation <= 1e-9 * max(1.0, abs(center)):
         return cross_entropy(np.full(len(logits), flat[0]), labels)
     columns = np.stack([np.ones(len(logits)), (logits - center) / deviation], axis=1)
-    fitted = _fitted(columns, labels, weights / total, flat)
+    fitted = fit_logistic(columns, labels, weights / total, flat)
     chosen = fitted if fitted[1] > 0 else flat
     return cross_entropy(columns @ chosen, labels)
 
@@ -85,19 +85,29 @@ def calibration_error(margins: Floats, weights: Floats) -> float:
     total = float(weights.sum())
     if not total > 0:
         return math.nan
-    confidence = _sigmoid(np.abs(margins))
+    confidence = sigmoid(np.abs(margins))
     right = (margins > 0) + 0.5 * (margins == 0)
     bins = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     return float(np.abs(np.bincount(bins, weights=weights * (confidence - right), minlength=_BINS)).sum()) / total
 
 
-def _fitted(columns: Floats, labels: Floats, weights: Floats, start: Floats) -> Floats:
-    """Fit a logistic regression by Newton's method, with a ridge that keeps the weights of separable data finite."""
+def fit_logistic(columns: Floats, labels: Floats, weights: Floats, start: Floats) -> Floats:
+    """Fit a logistic regression by Newton's method, with a ridge that keeps the coefficients of separable data finite.
+
+    Args:
+        columns: (n, k), what the log odds are linear in.
+        labels: (n,), in [0, 1].
+        weights: (n,), at least 0, with a sum of 1.
+        start: (k,), the coefficients from which the steps begin.
+
+    Returns:
+        The coefficients, (k,).
+    """
     beta = start
     for _ in range(_NEWTON_STEPS):
-        likely = _sigmoid(columns @ beta)
+        likely = sigmoid(columns @ beta)
         gradient = columns.T @ (weights * (likely - labels)) + _RIDGE * beta
-        curvature = (columns * (weights * likely * (1 - likely))[:, None]).T @ columns + _RIDGE * np.eye(2)
+        curvature = (columns * (weights * likely * (1 - likely))[:, None]).T @ columns + _RIDGE * np.eye(len(start))
         step = np.linalg.solve(curvature, gradient)
         step *= min(1.0, 2.0 / float(np.abs(step).max() + 1e-12))  # a longer one may overshoot
         beta = beta - step
@@ -106,6 +116,7 @@ def _fitted(columns: Floats, labels: Floats, weights: Floats, start: Floats) -> 
     return beta
 
 
-def _sigmoid(x: Floats) -> Floats:
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)), without an overflow."""
     values: Floats = 0.5 * (1 + np.tanh(x / 2))
     return values

@@ -13,7 +13,8 @@ from rewardloop.formats.text import Encoder, turns
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.off_policy import Floats, NoSupport, judgements
+from rewardloop_trainer.evaluation.off_policy import NoSupport, judgements
+from rewardloop_trainer.reward.evaluate import Floats
 
 # Mean difference of log-probability a token, in nats, beyond which the logged answers are of another distribution than
 # the trainer computes: another generation config, sampler, or version.

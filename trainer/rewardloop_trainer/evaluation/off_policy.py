@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from rewardloop.formats.signals import judged_alone, signal_key
 from rewardloop.v1 import feedback_pb2
+from rewardloop_trainer.evaluation.clusters import clustered_mean
+from rewardloop_trainer.reward.evaluate import Floats
 
-Floats = npt.NDArray[np.float64]
-_QUANTILE = NormalDist().inv_cdf(0.975)
-LEAST_CLUSTERS = 30  # below it the normal interval covers less than it says
+_ALPHA = 0.025  # on either side of an interval
+LEAST_CLUSTERS = 30  # below it the interval covers less than it says
 
 
 class NoSupport(ValueError):
@@ -144,17 +144,17 @@ def off_policy_value(
     kept = np.minimum(weights, most_weight)
     each = kept * shown
     logged = float((shown * values).mean())
-    ips = float((each * values).mean())
     total = float(each.mean())
     snips = float((each * values).sum() / each.sum()) if total > 0 else math.nan
+    residuals = each * (values - snips) / total if total > 0 else np.full_like(each, math.nan)
     robust = None
     if model_values is not None and policy_values is not None:
         parts = policy_values * shown + each * (values - model_values)
-        robust = _value(float(parts.mean()), parts - parts.mean(), of_cluster)
+        robust = _value(parts, of_cluster)
     return OffPolicy(
-        logged=_value(logged, shown * (values - logged), of_cluster),
-        ips=_value(ips, each * values - ips, of_cluster),
-        snips=_value(snips, each * (values - snips) / total if total > 0 else np.full_like(each, math.nan), of_cluster),
+        logged=_value(logged + shown * (values - logged), of_cluster),
+        ips=_value(each * values, of_cluster),
+        snips=_value(snips + residuals, of_cluster),
         doubly_robust=robust,
         effective_samples=float(each.sum() ** 2 / (each**2).sum()) if total > 0 else 0.0,
         truncated_share=float((weights > most_weight).mean()),
@@ -195,8 +195,7 @@ def position_bias(events: Sequence[feedback_pb2.FeedbackEvent]) -> PositionBias 
     if len(by_person) < LEAST_CLUSTERS:
         return None
     means = np.array([np.mean(won) for won in by_person.values()])
-    mean = float(means.mean())
-    value = _value(mean, means - mean, np.arange(len(means)))
+    value = _value(means, np.arange(len(means)))
     return PositionBias(value, sum(map(len, by_person.values())), len(means))
 
 
@@ -225,10 +224,7 @@ def _check_support(random_share: float) -> None:
         raise NoSupport("the best responses alone were shown, so that the others had no chance to be judged")
 
 
-def _value(estimate: float, influence: Floats, of_cluster: npt.NDArray[np.intp]) -> Value:
-    """The normal interval of a mean over the sums of its influence function (n,) in independent clusters."""
-    sums = np.bincount(of_cluster, weights=influence)
-    count = len(sums)
-    variance = count / (count - 1) * float((sums**2).sum()) / len(influence) ** 2
-    reach = _QUANTILE * math.sqrt(variance)
-    return Value(estimate, estimate - reach, estimate + reach)
+def _value(influenced: Floats, clusters: npt.NDArray[np.intp]) -> Value:
+    """The mean of an estimate plus its influence function, (n,), with the interval over independent clusters."""
+    found = clustered_mean(influenced, np.ones(len(influenced)), clusters)
+    return Value(found.mean, found.lower(_ALPHA), found.upper(_ALPHA))
