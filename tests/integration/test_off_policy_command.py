@@ -16,7 +16,7 @@ from rewardloop.formats.text import Turn
 from rewardloop.v1 import common_pb2, feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
-from rewardloop_trainer.commands.off_policy import main
+from rewardloop_trainer.commands.off_policy.command import main
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling, roll_out
 
 PROMPTS = [(Turn("user", f"q{i}"),) for i in range(100)]

@@ -104,10 +104,10 @@ PROCESSES = (
     ),
     Process(
         "off-policy",
-        "rewardloop_trainer.commands.off_policy",
+        "rewardloop_trainer.commands.off_policy.command",
         "trainer",
         "Estimate a policy from judgements of other policies' answers.",
-        "rewardloop_trainer.commands.off_policy_settings:OffPolicySettings",
+        "rewardloop_trainer.commands.off_policy.settings:OffPolicySettings",
     ),
     Process(
         "dead-letters",

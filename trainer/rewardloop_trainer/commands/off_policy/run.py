@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.commands.off_policy_settings import OffPolicySettings
+from rewardloop_trainer.commands.off_policy.settings import OffPolicySettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.likelihood import fit_logistic, sigmoid

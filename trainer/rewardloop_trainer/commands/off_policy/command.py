@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from rewardloop.process.settings import parse
-from rewardloop_trainer.commands.off_policy_settings import OffPolicySettings
+from rewardloop_trainer.commands.off_policy.settings import OffPolicySettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.formats.store import StoreError
     from rewardloop.process.log import configure_logging
     from rewardloop_client import RewardloopError
-    from rewardloop_trainer.commands.off_policy_run import estimate, show
+    from rewardloop_trainer.commands.off_policy.run import estimate, show
     from rewardloop_trainer.data.base_text import UnusableBase
 
     configure_logging(settings.log_level, settings.log_format)

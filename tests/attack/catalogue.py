@@ -1,0 +1,197 @@
+"""Every attack with what becomes of it, and the tests that carry it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        by: Who carries it out, or what does.
+        name: What is done.
+        outcome: What becomes of it.
+        tests: Node ids of pytest under ``tests``: files, or single tests of them.
+    """
+
+    by: str
+    name: str
+    outcome: str
+    tests: tuple[str, ...]
+
+
+_OPEN = "integration/test_open_calls.py::"
+_FIELDS = "attack/test_repeated_fields.py::"
+_CALLERS = "attack/test_feedback_callers.py::"
+_MODELS = "integration/test_models.py::"
+_MACHINE = "integration/test_hostile_machine.py::"
+_STUCK = "e2e/test_stuck_replicas.py::"
+
+_ANYBODY, _CALLER, _REDIS = "anybody", "a caller with a token", "a Redis that loses"
+_STORE, _MODEL, _LOCAL, _NETWORK = "the model store", "a model", "this machine", "the network"
+
+ATTACKS = (
+    Attack(
+        _ANYBODY,
+        "opens thousands of health watches on many connections",
+        "watches are bounded for a connection, an address and in all; callers with a token and probes are answered",
+        (
+            f"{_OPEN}test_watches_of_one_connection_are_bounded_and_end_with_their_callers",
+            f"{_OPEN}test_one_address_cannot_take_the_share_of_the_whole_with_many_connections",
+            f"{_OPEN}test_calls_whose_message_never_comes_count_and_end",
+        ),
+    ),
+    Attack(
+        _ANYBODY,
+        "sends messages that swell when they are decompressed",
+        "UNIMPLEMENTED: compression is off unless it is asked for; open calls take a few kB",
+        (
+            f"{_OPEN}test_compressed_messages_are_taken_only_if_that_is_asked_for",
+            f"{_OPEN}test_a_large_message_is_refused_and_small_ones_are_answered",
+        ),
+    ),
+    Attack(
+        _ANYBODY,
+        "opens half requests on the metrics page",
+        "few threads, each for a bounded time",
+        ("integration/test_metrics_page.py",),
+    ),
+    Attack(
+        _CALLER,
+        "sends one group of the heaviest kind, or texts of megabytes",
+        "it takes its caller's share of the queue and of tokenizing, and others go on",
+        ("property/test_shares.py", "unit/server/test_tokenize.py"),
+    ),
+    Attack(
+        _CALLER,
+        "sends millions of entries of a repeated field",
+        "INVALID_ARGUMENT by their number, before anything is walked through",
+        (
+            f"{_FIELDS}test_an_event_is_refused_by_the_number_of_its_entries",
+            f"{_FIELDS}test_a_batch_is_priced_without_a_walk_through_millions_of_groups",
+            f"{_FIELDS}test_a_ranking_of_a_generation_is_checked_against_its_responses",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "fills the stream with huge signals, or with one that kills whoever reads it",
+        "a signal has at most 1 MiB; they are read by bytes, and what kills its reader becomes a dead letter",
+        (
+            f"{_FIELDS}test_an_event_has_a_bound_in_bytes_as_sent_and_as_filled_in",
+            "attack/test_stream_floods.py",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "sends junk under another's event_id",
+        "ids are apart for each caller; another content under one's own id is ALREADY_EXISTS",
+        (
+            f"{_CALLERS}test_junk_that_is_sent_first_under_anothers_event_id_displaces_nothing",
+            f"{_CALLERS}test_the_ledger_has_a_callers_event_id_once_whatever_the_stream_has",
+            f"{_CALLERS}test_no_caller_speaks_in_anothers_name",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "invents annotators, prompts or responses",
+        "bounds for a caller; feedback may have to name a generation of its caller",
+        (
+            f"{_CALLERS}test_invented_annotators_do_not_pass_the_bound_of_a_caller",
+            f"{_CALLERS}test_no_caller_uses_up_the_bound_of_anothers_annotator",
+            f"{_CALLERS}test_feedback_may_have_to_name_a_generation_of_its_caller",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "promotes with a leader's epoch of 2^63, asks for a version of 300 digits, rolls back twice at once",
+        "refused; learning goes on, and one version is rolled back",
+        (
+            f"{_MODELS}test_an_epoch_that_nobody_led_with_is_refused_and_ends_no_learning",
+            f"{_MODELS}test_a_version_that_no_store_has_is_not_found",
+            f"{_MODELS}test_two_rollbacks_at_once_go_back_one_version",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "sends a text on which the model fails, gives no number, or computes for ever",
+        "that request alone fails, and no other replica is asked to run it",
+        (
+            "integration/test_isolation.py",
+            "integration/test_stuck_runs.py",
+            f"{_STUCK}test_a_replica_whose_run_can_be_stopped_serves_on",
+            f"{_STUCK}test_a_replica_that_is_stuck_for_good_ends_and_the_other_answers_everything",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "forges control tokens in a text",
+        "they are read as characters",
+        ("unit/protos/test_affix_layout.py", "unit/protos/test_template_layout.py"),
+    ),
+    Attack(
+        _REDIS,
+        "a replica that lags becomes the master",
+        "what it lacks was not acknowledged, or is put back",
+        ("integration/test_failover.py",),
+    ),
+    Attack(
+        _REDIS,
+        "its data are gone, its clock is behind",
+        "new signals are new to the ledger and to rounds; the pointer comes from the store",
+        ("attack/test_lost_redis.py", "integration/test_pointer.py"),
+    ),
+    Attack(
+        _REDIS,
+        "failovers, losses, races and restarts after a person's rollback",
+        "20 of 20 rollbacks stand",
+        (
+            "faults/test_rollbacks_stand.py",
+            f"{_MODELS}test_a_rollback_holds_the_promotions_of_trainers_until_a_person_promotes",
+        ),
+    ),
+    Attack(
+        _STORE,
+        "two publishers claim one version; a manifest is odd",
+        "each gets a number of its own; other versions are listed",
+        ("unit/protos/test_store_claims.py", f"{_MODELS}test_one_odd_manifest_hides_no_other_version"),
+    ),
+    Attack(
+        _MODEL,
+        "a graph loops without end, swells, or takes all memory when it is loaded",
+        "a child process tries it first, and it is refused with the reason; rollbacks and SIGTERM work meanwhile",
+        (
+            "integration/test_load_probe.py",
+            f"{_STUCK}test_a_version_that_hangs_when_it_is_tried_is_refused_while_the_old_one_serves",
+            f"{_STUCK}test_a_stuck_replica_takes_a_rollback_and_ends_with_sigterm",
+        ),
+    ),
+    Attack(
+        _MODEL,
+        "a policy does not end, or its worker stands still",
+        "UNAVAILABLE within seconds, and it is back when it goes on",
+        ("integration/test_stuck_sampling.py",),
+    ),
+    Attack(
+        _LOCAL,
+        "a second server takes a socket, a port is busy, the terminal closes, no temporary folder",
+        "one line that says so; nothing is taken over, and nothing is left running",
+        ("integration/test_hostile_machine.py", "e2e/test_up_ends.py"),
+    ),
+    Attack(
+        _NETWORK,
+        "replies with another number of scores, NaN, an empty or unknown item",
+        "the client raises an error that names it",
+        ("unit/client/test_replies.py",),
+    ),
+    Attack(
+        _NETWORK,
+        "options of gRPC that it does not know or that have no effect",
+        "each name is known to the installed gRPC; a peer that stands still is let go",
+        (
+            f"{_OPEN}test_every_option_of_a_listening_server_is_known_to_the_installed_grpc",
+            f"{_MACHINE}test_client_that_stands_still_is_let_go_after_the_time_of_a_ping",
+        ),
+    ),
+)

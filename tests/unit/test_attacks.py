@@ -1,0 +1,23 @@
+"""The table of attacks names tests that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from attack.catalogue import ATTACKS
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("test", sorted({test for attack in ATTACKS for test in attack.tests}))
+def test_an_attack_names_a_test_that_exists(test: str) -> None:
+    file, _, name = test.partition("::")
+    text = (TESTS / file).read_text()
+    assert re.search(rf"def {re.escape(name)}\(" if name else r"def test_", text)
+
+
+def test_every_file_of_attacks_is_in_the_table() -> None:
+    named = {test.partition("::")[0] for attack in ATTACKS for test in attack.tests}
+    assert {f"attack/{path.name}" for path in (TESTS / "attack").glob("test_*.py")} <= named
