@@ -8,7 +8,6 @@ import heapq
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -232,7 +231,7 @@ class Lane:
     def take(self, rows: Iterable[Row], now: float) -> None:
         """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
-        taken: Counter[str] = Counter()
+        taken: dict[str, int] = {}
         for group, index in rows:
             if index not in group.waiting:
                 continue
@@ -240,7 +239,7 @@ class Lane:
             del group.waiting[index]
             group.started = group.started or now
             group.tokens -= size
-            taken[group.account] += size
+            taken[group.account] = taken.get(group.account, 0) + size
             self._callers[group.caller].served += size
             if not group.waiting:
                 self._remove(group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 
 # The most of the bound that one caller may hold while nobody else waits.
 _MOST = 0.75
@@ -20,23 +19,25 @@ class Shares:
 
     def __init__(self) -> None:
         self.total = 0
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._large: set[str] = set()  # callers that may hold more than the largest share
 
     def hold(self, caller: str, tokens: int, bound: float) -> None:
         """Note that a caller holds more tokens of a queue with this bound."""
-        self._held[caller] += tokens
+        self._held[caller] = held = self._held.get(caller, 0) + tokens
         self.total += tokens
-        if self._held[caller] > _MOST * bound:
+        if held > _MOST * bound:
             self._large.add(caller)
 
     def give_back(self, caller: str, tokens: int) -> None:
         """Note that a caller holds fewer tokens."""
         self.total -= tokens
-        self._held[caller] -= tokens
-        if self._held[caller] <= 0:
-            del self._held[caller]
-            self._large.discard(caller)
+        held = self._held.get(caller, 0) - tokens
+        if held > 0:
+            self._held[caller] = held
+            return
+        self._held.pop(caller, None)
+        self._large.discard(caller)
 
     def has_room(self, caller: str, tokens: int, bound: float) -> bool:
         """Return whether a caller may hold that many more tokens.
@@ -46,7 +47,7 @@ class Shares:
             tokens: Tokens of the group that it brings.
             bound: The bound of the queue, in tokens.
         """
-        most, held = _MOST * bound, self._held[caller]
+        most, held = _MOST * bound, self._held.get(caller, 0)
         over = {name: excess for name in self._large if (excess := self._excess(name, bound)) > 0}
         if tokens > most:
             return not held and not over
@@ -55,5 +56,5 @@ class Shares:
 
     def _excess(self, caller: str, bound: float) -> float:
         """Return how many tokens a caller holds beyond its share of what the others leave."""
-        others = self.total - self._held[caller]
-        return self._held[caller] - _MOST * max(0.0, bound - others)
+        held = self._held.get(caller, 0)
+        return held - _MOST * max(0.0, bound - self.total + held)
