@@ -1,7 +1,7 @@
 """How much of a server's memory do many of the worst legal messages take at once, with credentials and without?
 
 Each load is 48 calls at once, on four connections, of messages as large as the server takes. The bound is 1.5 times the
-steady memory and three times the bytes in flight: as received, as parsed, and in use.
+steady memory and twice the bytes in flight, as received and as parsed.
 
     python tests/bench/worst_messages.py
 """
@@ -69,7 +69,7 @@ def _measured(store: Path, callers: Path, load: Load, seconds: float, more: str)
             for _ in range(200):
                 client.score("alpha", ["beta", "gamma"])
         steady = process.memory_info().rss
-        bound = 1.5 * steady + 3 * CALLS * len(data)
+        bound = 1.5 * steady + 2 * CALLS * len(data)
         for token in ("", TOKEN):
             peak, codes = _peak(process, lambda token=token: _send(served.address, load, data, token, seconds))  # type: ignore[misc]
             shown = ", ".join(f"{code} {count}" for code, count in codes.most_common())

@@ -23,7 +23,10 @@ LANES = (common_pb2.LANE_PRODUCTION, common_pb2.LANE_TRAINER)
 def server(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[ServeProcess]:
     directory = tmp_path_factory.mktemp("isolation")
     publish_sum_version(ModelStore(directory / "models"), cost=100, fails_on=FATAL, nan_on=NO_NUMBER)
-    with serving(directory / "models", redis_url, directory / "serve.log") as process:
+    # On busy cores 200 requests are more than the seconds of work that may wait.
+    with serving(
+        directory / "models", redis_url, directory / "serve.log", "--queue-ms-production", "600000"
+    ) as process:
         yield process
 
 

@@ -54,7 +54,7 @@ class Work:
         version: The version that does it.
         limit_s: After so many seconds it is told to stop.
         stop: Tells it to stop. Called in the watching thread.
-        on_overrun: Called in the watching thread once it was told to stop.
+        on_overrun: Called in the watching thread before it is told to stop.
         on_lost: Called in the watching thread if it goes on all the same.
         is_overrun: It was told to stop.
     """
@@ -147,8 +147,8 @@ class Watch:
                 if not work.is_overrun and seconds > work.limit_s:
                     log.error("told to stop", work=work.name, version=work.version, seconds=round(seconds, 1))
                     work.is_overrun = True
+                    work.on_overrun()  # before it can end
                     work.stop()
-                    work.on_overrun()
                 elif work.is_overrun and seconds > work.limit_s + self._grace_s:
                     log.critical(
                         "does not stop, so the process ends",

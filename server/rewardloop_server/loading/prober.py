@@ -43,10 +43,6 @@ _SLACK = 20
 _REFUSALS = {error.reason: error for error in errors_of(VersionRefused)}
 
 
-class Closed(NotLoadable):
-    """Raised for a version that was being tried when the process began to end."""
-
-
 class Prober:
     """Tries versions, one at a time for each thread. A version that has passed is not tried again.
 
@@ -150,7 +146,7 @@ class _Trial:
         pipe, rest = child.stdout.fileno(), b""
         while True:
             if is_closed.is_set():
-                raise Closed(f"{self._where} was not tried to its end: the process ends")
+                raise NotLoadable(f"{self._where} was not tried to its end: the process ends")
             self._check(child)
             if not select.select([pipe], [], [], _EVERY_S)[0]:
                 continue

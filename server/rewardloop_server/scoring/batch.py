@@ -6,7 +6,6 @@ It is work-conserving: the engine never idles while rows wait, and a run holds r
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 import time
@@ -17,13 +16,13 @@ from dataclasses import dataclass
 import structlog
 
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import DeadlinePassed, EngineStuck, InternalError, QueueFull
-from rewardloop_server.calls.vocabulary import QUEUE_LANES, FailedRunOutcome
+from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
+from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import RewardModel
-from rewardloop_server.scoring.isolate import Suspects, error_of, parts_of
-from rewardloop_server.scoring.lane import Group, Lane, Part, Row, Scored
+from rewardloop_server.scoring.isolate import Isolation
+from rewardloop_server.scoring.lane import Group, Lane, Scored
 from rewardloop_server.scoring.offer import Failure, Offer, Outcome, Slot, drive
 from rewardloop_server.scoring.priority import step_back
 
@@ -99,7 +98,7 @@ class Batcher:
         self._metrics = metrics
         self._watch = watch or Watch()
         self._bounds = bounds
-        self._suspects = Suspects()
+        self._isolation = Isolation(self._lanes, metrics)
         self._slot = Slot()
         self._offered: Offer | None = None
         self._ends: dict[Offer, float] = {}  # estimated ends of the runs in flight
@@ -110,7 +109,7 @@ class Batcher:
     @property
     def is_stuck(self) -> bool:
         """Whether a run did not end in time, and it is not known yet which of its groups was at fault."""
-        return bool(self._suspects)
+        return self._isolation.is_stuck
 
     @contextmanager
     def reserved(
@@ -138,7 +137,7 @@ class Batcher:
             DeadlinePassed: The work ahead of the group takes longer than its caller waits.
             EngineStuck: A run does not end.
         """
-        self._refuse_if_stuck()
+        self._isolation.refuse_if_stuck()
         queue = self._lanes[lane]
         if deadline is not None:
             now = time.monotonic()
@@ -187,7 +186,7 @@ class Batcher:
             InternalError: The model gave this group a logit that is not finite, or did not end on it.
             EngineStuck: A run does not end.
         """
-        self._refuse_if_stuck()
+        self._isolation.refuse_if_stuck()
         outcome: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         group = Group(model, rows, caller, deadline, outcome, caller if account is None else account)
         queue = self._lanes[lane]
@@ -277,7 +276,7 @@ class Batcher:
     def _choose(self, lane: Lane, now: float) -> Offer | None:
         """Return the lane's best run that holds its most urgent row, or None if nothing waits there."""
         for group in lane.expired(now):
-            self._fail(lane, group, DeadlinePassed("the deadline passed while the request was queued"))
+            lane.fail(group, DeadlinePassed("the deadline passed while the request was queued"))
         run_s = self._limits[lane.name].run_s
         while waiting := lane.window(min(self._budget, lane.tokens_in(_WINDOW_RUNS * run_s))):
             model = waiting[0][0].model
@@ -288,7 +287,7 @@ class Batcher:
                 run = model.plan(encoded, limit_s, self._budget)[0]
                 feeds = model.lay_out(encoded, run)
             except Exception as error:  # as in `_drive`, it fails these rows and not the engine
-                self._failed(lane, waiting, model, part, Failure(error))
+                self._isolation.failed(lane, waiting, model, part, Failure(error))
                 continue
             rows = [waiting[i] for i in run.rows]
             may_grow = (
@@ -315,27 +314,21 @@ class Batcher:
         return 1 if offer.alone else self._streams
 
     def overran(self, offer: Offer) -> None:
-        """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""
-        if offer not in self._ends:  # it ended in the meantime
-            return
-        self._suspects.add(offer)
-        self._metrics.stuck("reward", offer.model.manifest.version)
-        for lane in self._lanes.values():
-            for group in lane.groups():
-                if group not in self._suspects:
-                    self._fail(lane, group, _stuck())
-        self._feed_soon()
+        """Turn away what waits, but for the groups of this run, which does not end."""
+        if offer in self._ends:  # else it has ended in the meantime
+            self._isolation.overran(offer)
+            self._feed_soon()
 
     def lost(self, offer: Offer) -> None:
-        """Fail the suspects. No run will follow."""
-        self._convict()
+        """Fail the groups of runs that do not end. No run will follow."""
+        self._isolation.convict()
 
     def ran(self, offer: Offer, outcome: Outcome, run_s: float) -> None:
         """Give a run's logits to its groups, and answer those that are complete."""
         del self._ends[offer]
-        self._suspects.ended(offer)
+        self._isolation.ended(offer)
         if isinstance(outcome, Failure):
-            self._failed(offer.lane, offer.rows, offer.model, offer.part, outcome)
+            self._isolation.failed(offer.lane, offer.rows, offer.model, offer.part, outcome)
             self._feed_soon()
             return
         tokens = 0
@@ -359,52 +352,6 @@ class Batcher:
         busy_s = min(self._ends.values()) - now if len(self._ends) == self._streams else 0.0
         wait = max(0.0, busy_s) + self._lanes[lane].wait_s(caller, deadline)
         return wait + (0.0 if lane == "production" else self._lanes["production"].backlog_s)
-
-    def _failed(self, lane: Lane, rows: Sequence[Row], model: RewardModel, part: Part | None, failure: Failure) -> None:
-        """Let the groups of a failed run wait again in parts; fail them if it is one, or the version is broken."""
-        groups = {group for group, _ in rows}
-        outcome: FailedRunOutcome = "broken" if failure.is_broken else "isolated" if len(groups) < 2 else "split"
-        self._metrics.failed_runs_total.labels(outcome=outcome).inc()
-        log.log(
-            logging.WARNING if outcome == "split" else logging.ERROR,
-            "run failed",
-            outcome=outcome,
-            version=model.manifest.version,
-            rows=len(rows),
-            groups=len(groups),
-            exc_info=failure.error,
-        )
-        if failure.is_overrun and not self._suspects.has_room:
-            self._convict()
-        elif outcome == "split":
-            for each in parts_of(rows, is_part=part is not None or failure.is_overrun):
-                lane.put_back(each, Part())
-        else:
-            for group in groups:
-                self._fail(lane, group, error_of(failure.error))
-
-    def _convict(self) -> None:
-        """Fail the suspects that are left, with an error after which no client asks another replica."""
-        for lane in self._lanes.values():
-            for group in lane.groups():
-                if group in self._suspects:
-                    lane.drop(group)
-        for group in self._suspects:
-            if not group.outcome.done():
-                group.outcome.set_exception(InternalError())
-
-    def _refuse_if_stuck(self) -> None:
-        if self._suspects:
-            raise _stuck()
-
-    def _fail(self, lane: Lane, group: Group, error: Exception) -> None:
-        lane.drop(group)
-        if not group.outcome.done():
-            group.outcome.set_exception(error)
-
-
-def _stuck() -> EngineStuck:
-    return EngineStuck("a run of the reward model does not end")
 
 
 async def _ended(threads: Sequence[threading.Thread], patience_s: float) -> None:

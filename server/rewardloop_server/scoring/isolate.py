@@ -8,14 +8,21 @@ did not end in time run again one by one at once, because each run that holds th
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
-from rewardloop_server.calls.errors import InternalError, NotLoadable, RewardloopError, told
-from rewardloop_server.scoring.engine import Overrun, UnusableLogits
-from rewardloop_server.scoring.lane import Group, Row
-from rewardloop_server.scoring.offer import Offer
+import structlog
+
+from rewardloop_server.calls.errors import EngineStuck, InternalError, NotLoadable, RewardloopError, told
+from rewardloop_server.calls.vocabulary import FailedRunOutcome
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.engine import Overrun, RewardModel, UnusableLogits
+from rewardloop_server.scoring.lane import Group, Lane, Part, Row
+from rewardloop_server.scoring.offer import Failure, Offer
+
+log = structlog.get_logger()
 
 # So few requests run one by one at once.
 _FEW = 4
@@ -82,3 +89,77 @@ class Suspects:
     def ended(self, offer: Offer) -> None:
         """Note that a run has ended, whether or not it was told to stop."""
         self._runs.discard(offer)
+
+
+class Isolation:
+    """Decides what becomes of the groups of runs that failed or do not end. Used from the event loop.
+
+    Args:
+        lanes: The lanes in which groups wait, by name.
+        metrics: Where such runs are counted.
+    """
+
+    def __init__(self, lanes: Mapping[str, Lane], metrics: ServerMetrics) -> None:
+        self._lanes = lanes
+        self._metrics = metrics
+        self._suspects = Suspects()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a run did not end in time, and it is not known yet which of its groups was at fault."""
+        return bool(self._suspects)
+
+    def refuse_if_stuck(self) -> None:
+        """Raise EngineStuck if `is_stuck`."""
+        if self._suspects:
+            raise _stuck()
+
+    def failed(self, lane: Lane, rows: Sequence[Row], model: RewardModel, part: Part | None, failure: Failure) -> None:
+        """Let the groups of a failed run wait again in parts; fail them if it is one, or the version is broken."""
+        groups = {group for group, _ in rows}
+        outcome: FailedRunOutcome = "broken" if failure.is_broken else "isolated" if len(groups) < 2 else "split"
+        self._metrics.failed_runs_total.labels(outcome=outcome).inc()
+        log.log(
+            logging.WARNING if outcome == "split" else logging.ERROR,
+            "run failed",
+            outcome=outcome,
+            version=model.manifest.version,
+            rows=len(rows),
+            groups=len(groups),
+            exc_info=failure.error,
+        )
+        if failure.is_overrun and not self._suspects.has_room:
+            self.convict()
+        elif outcome == "split":
+            for each in parts_of(rows, is_part=part is not None or failure.is_overrun):
+                lane.put_back(each, Part())
+        else:
+            for group in groups:
+                lane.fail(group, error_of(failure.error))
+
+    def overran(self, offer: Offer) -> None:
+        """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""
+        self._suspects.add(offer)
+        self._metrics.stuck("reward", offer.model.manifest.version)
+        for lane in self._lanes.values():
+            for group in lane.groups():
+                if group not in self._suspects:
+                    lane.fail(group, _stuck())
+
+    def ended(self, offer: Offer) -> None:
+        """Note that a run has ended, whether or not it was told to stop."""
+        self._suspects.ended(offer)
+
+    def convict(self) -> None:
+        """Fail the suspects that are left, with an error after which no client asks another replica."""
+        for lane in self._lanes.values():
+            for group in lane.groups():
+                if group in self._suspects:
+                    lane.fail(group, InternalError())
+        for group in self._suspects:
+            if not group.outcome.done():
+                group.outcome.set_exception(InternalError())
+
+
+def _stuck() -> EngineStuck:
+    return EngineStuck("a run of the reward model does not end")

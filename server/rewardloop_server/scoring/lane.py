@@ -254,6 +254,12 @@ class Lane:
             self._count(group.account, -group.tokens)
             group.tokens = 0
 
+    def fail(self, group: Group, error: Exception) -> None:
+        """Remove the group's waiting rows, and fail it unless it is answered."""
+        self.drop(group)
+        if not group.outcome.done():
+            group.outcome.set_exception(error)
+
     def groups(self) -> list[Group]:
         """Return every group that has waiting rows."""
         return [group for caller in self._callers.values() for _, _, group in caller.queue]

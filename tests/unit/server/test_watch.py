@@ -39,7 +39,7 @@ async def test_work_is_told_to_stop_once_and_lost_after_its_grace() -> None:
     watch.begin(work)
     with pytest.raises(LostThread, match="run of version 1"):
         await asyncio.wait_for(task, 10)
-    assert told == ["stop", "overrun", "lost"]
+    assert told == ["overrun", "stop", "lost"]
     assert watch.has_work
 
 
