@@ -91,10 +91,18 @@ def test_local_store_needs_no_temporary_folder(server: ServeProcess, tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_closed_terminal_and_sigterm_drain(server: ServeProcess, number: signal.Signals) -> None:
-    with serving(server.store, server.redis_url, server.log_path) as running:
-        assert running.process is not None
-        running.process.send_signal(number)
-        assert running.process.wait(20) == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children inherit it, and nohup ignores it
+    try:
+        server.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        server.wait_until_serving()
+        assert server.process is not None
+        server.process.send_signal(number)
+        assert server.process.wait(20) == 0
+    finally:
+        server.kill()
     assert "draining" in server.log_path.read_text()
 
 
