@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grpc
 import pytest
 import redis as blocking_redis
 from redis.asyncio import Redis
@@ -18,8 +19,10 @@ from rewardloop.formats.signals import signal_key
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_client import EventIdConflict, Feedback, InvalidRequest, RecordResult, TooManySignals, UnknownGeneration
 from rewardloop_server.calls.redis_link import connect_redis
+from rewardloop_server.doors.callers import PRESENT, Credential
 from rewardloop_server.feedback.caps import Caps
 from rewardloop_server.feedback.generations import GenerationLog
+from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.pools.pools import PoolLimits, Pools, RoundRange
@@ -183,3 +186,21 @@ async def test_feedback_may_have_to_name_a_generation_of_its_caller(redis: Redis
     # Without the setting any known generation may be named.
     async with feedback_for(redis, callers, "eve") as (eve,):
         await eve.record(Feedback.choice(generation_id="of shop", chosen=0, rejected=1))
+
+
+async def test_an_answer_belongs_to_the_caller_that_asked_for_it(redis: Redis) -> None:
+    class Link:
+        def channel(self) -> grpc.aio.Channel:
+            return grpc.aio.insecure_channel("127.0.0.1:1")
+
+        async def forward(self, *_: object) -> policy_pb2.GenerateResponse:
+            return policy_pb2.GenerateResponse(generation_id="g")
+
+    log = GenerationLog(redis, 60, is_by_caller=True)
+    await log.put(policy_pb2.Generation(generation_id="g"))
+    present = PRESENT.set(Credential("shop", "key", frozenset()))
+    await PolicyRelay(cast(Any, Link()), None, log).Generate(policy_pb2.GenerateRequest(), cast(Any, None))
+    PRESENT.reset(present)
+    assert 0 < await redis.ttl(keys.GENERATION_CALLER + "g") <= 60
+    assert set(await log.get(["g"], "shop")) == {"g"}
+    assert set(await log.get(["g"], "mallory")) == set()

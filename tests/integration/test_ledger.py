@@ -101,6 +101,21 @@ def test_segment_from_before_a_column_was_added_is_read(tmp_path: Path) -> None:
     assert list(Ledger(tmp_path).scan()) == rows(0, 3)
 
 
+def test_signals_of_a_segment_from_before_callers_were_known_are_named_by_their_event_ids(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    segment = ledger.append(rows(0, 3))
+    assert segment is not None
+    path = tmp_path / segment.name
+    pq.write_table(pq.read_table(path).drop_columns(["caller", "source_id"]), path)
+    later = choice(1)
+    later.caller = "shop"
+    Ledger(tmp_path).append([Recorded("2000-0", later)])
+    found = Ledger(tmp_path)
+    assert found.signal_keys() == ["e0", "e1", "e2", "shop\x1fe1"]
+    assert found.keys_at(["1001-0", "2000-0"]) == {"1001-0": "e1", "2000-0": "shop\x1fe1"}
+    assert [row.event.caller for row in found.scan()] == ["", "", "", "shop"]
+
+
 def test_segment_from_before_turns_had_tool_calls_is_read(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     written = [Recorded(f"{i}-0", event) for i, event in enumerate(every_kind()[:3], start=1)]

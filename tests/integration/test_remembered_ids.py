@@ -54,10 +54,8 @@ async def test_a_bucket_of_a_window_that_is_no_longer_read_is_deleted_with_the_n
 ) -> None:
     stream = FeedbackStream(redis, ttl_s=100)
     for window in range(5):
-        in_one_bucket = b"\xab\xcd" + window.to_bytes(10, "big")
-        await stream.append_entries(
-            [Entry(f"e{window}", in_one_bucket, b"8 bytes.", choice(window).SerializeToString())]
-        )
+        in_one_bucket = b"\xab\xcd" + window.to_bytes(10, "big") + b"8 bytes."
+        await stream.append_entries([Entry(f"e{window}", in_one_bucket, choice(window).SerializeToString())])
         await begin(redis, 50)
     assert sorted(await redis.keys(f"{keys.FEEDBACK_IDS}:*")) == [
         f"{keys.FEEDBACK_IDS}:{window}:abcd".encode() for window in (2, 3, 4)

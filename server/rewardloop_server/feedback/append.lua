@@ -22,8 +22,7 @@
 -- For each event, in the order of the events:
 --   ARGV   the serialized FeedbackEvent
 --   ARGV   its event_id
---   ARGV   12 bytes of a digest of caller and event_id
---   ARGV   8 bytes of a digest of what the caller sent
+--   ARGV   12 bytes of a digest of caller and event_id, and 8 bytes of a digest of what the caller sent
 --   ARGV   the traceparent in which it was sent; '' if there was none
 --   ARGV   how many checks it has
 --   For each check:
@@ -82,13 +81,13 @@ end
 local answers = {}
 local k, a = 3, 7
 while a < #ARGV do
-    local event, event_id, digest, said = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
-    local trace, checks = ARGV[a + 4], tonumber(ARGV[a + 5])
-    local bucket, field = string.format(':%02x%02x', string.byte(digest, 1, 2)), string.sub(digest, 3)
+    local event, event_id, digests, trace, checks = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
+    local bucket = string.format(':%02x%02x', string.byte(digests, 1, 2))
+    local field, said = string.sub(digests, 3, 12), string.sub(digests, 13)
     local answer = first_answer(bucket, field, said, event_id)
     for c = 1, checks do
         if answer then break end
-        local key, at = KEYS[k + c - 1], a + 2 + 4 * c
+        local key, at = KEYS[k + c - 1], a + 1 + 4 * c
         local name, limit, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 3]
         if member == '' then
             if tonumber(redis.call('GET', key) or 0) >= limit then answer = '!' .. name end
@@ -104,14 +103,14 @@ while a < #ARGV do
         answer = redis.call('XADD', KEYS[1], '*', unpack(fields))
         remember(bucket, field, said)
         for c = 1, checks do
-            local key, at = KEYS[k + c - 1], a + 2 + 4 * c
+            local key, at = KEYS[k + c - 1], a + 1 + 4 * c
             local kept_s, member = ARGV[at + 2], ARGV[at + 3]
             if member == '' then redis.call('INCR', key) else redis.call('SADD', key, member) end
             redis.call('EXPIRE', key, kept_s)
         end
     end
     answers[#answers + 1] = answer
-    k, a = k + checks, a + 6 + 4 * checks
+    k, a = k + checks, a + 5 + 4 * checks
 end
 if remembered > 0 then redis.call('HINCRBY', ids, 'count0', remembered) end
 return table.concat(answers, ' ')

@@ -60,6 +60,8 @@ class Caps:
 
     def checks(self, event: feedback_pb2.FeedbackEvent, now: float, caller: str = "") -> tuple[Check, ...]:
         """Return the bounds that an event of ``caller`` must keep which arrived at ``now``, in Unix seconds."""
+        if not (self._bounds_time or event.generation_id):
+            return ()
         checks: list[Check] = []
         if self.caller_per_minute or self.caller_per_day:
             checks += self._in_a_while("caller", _hashed(caller), now)
@@ -77,6 +79,10 @@ class Caps:
             )
             checks.append(check)
         return tuple(checks)
+
+    @property
+    def _bounds_time(self) -> int:
+        return self.per_minute or self.per_day or self.caller_per_minute or self.caller_per_day
 
     def error(self, refusal: str, now: float) -> RewardloopError:
         """Return the error for a refused event.

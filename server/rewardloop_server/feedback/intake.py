@@ -22,7 +22,7 @@ from rewardloop_server.calls.errors import RedisUnavailable, RewardloopError, St
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.signal import Signal, stored
 from rewardloop_server.feedback.spool import Spool
-from rewardloop_server.feedback.stream import Appended, Entry, FeedbackStream
+from rewardloop_server.feedback.stream import Appended, FeedbackStream, entry_of
 from rewardloop_server.observe.metrics import ServerMetrics
 
 log = structlog.get_logger()
@@ -162,21 +162,21 @@ class Intake:
         signals = [stored(payload) for payload in payloads]
         bare = [each for each in signals if each.event.generation_id and not each.event.responses]
         known: dict[tuple[str, str], policy_pb2.Generation] = {}
-        for caller in {each.caller for each in bare}:
-            named = {each.event.generation_id for each in bare if each.caller == caller}
+        for caller in {each.sender.caller for each in bare}:
+            named = {each.event.generation_id for each in bare if each.sender.caller == caller}
             found = await self._generations.get(named, caller)
             known |= {(generation_id, caller): generation for generation_id, generation in found.items()}
         good = []
         for signal in signals:
             event = signal.event
             is_bare = bool(event.generation_id and not event.responses)
-            generation = known.get((event.generation_id, signal.caller))
+            generation = known.get((event.generation_id, signal.sender.caller))
             if is_bare and (problem := self._fill_in(event, generation)):
                 await self._bury(signal, problem)
             else:
                 good.append(signal)
         if good:
-            outcomes = await self._stream.append_entries([Entry.of(each) for each in good])
+            outcomes = await self._stream.append_entries([entry_of(each) for each in good])
             for signal, outcome in zip(good, outcomes, strict=True):
                 if isinstance(outcome, RewardloopError):
                     await self._bury(signal, outcome)

@@ -17,7 +17,7 @@ from rewardloop_server.calls.validate import Limits, validate_event, validate_si
 from rewardloop_server.calls.vocabulary import FeedbackOutcome
 from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.feedback.intake import Intake
-from rewardloop_server.feedback.signal import Signal, sent, stamp_of
+from rewardloop_server.feedback.signal import Signal, sender_of, sent
 from rewardloop_server.feedback.stream import Appended
 from rewardloop_server.observe.metrics import ServerMetrics
 
@@ -96,10 +96,10 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         """Return each event as a complete signal, or what is wrong with it. Raises RedisUnavailable."""
         credential = PRESENT.get()
         caller = "" if credential is None else credential.caller
-        stamp = stamp_of(caller, time.time_ns())
+        sender = sender_of(caller, time.time_ns())
         prepared: list[Signal | RewardloopError] = []
         for event in events:
-            prepared.append(self._error_of(event) or sent(event, stamp, caller))
+            prepared.append(self._error_of(event) or sent(event, sender))
             if len(prepared) % _CHECKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         if named := {each.event.generation_id for each in prepared if isinstance(each, Signal)} - {""}:

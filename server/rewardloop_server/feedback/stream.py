@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -31,22 +31,19 @@ _APPEND = script_text(__package__, "append.lua")
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An event ready to append.
 
     Attributes:
         event_id: Its id.
-        digest: 12 bytes of a digest of its caller and its id.
-        said: 8 bytes of a digest of what the caller sent.
+        key: 12 bytes of a digest of its caller and its id, and 8 bytes of a digest of what the caller sent.
         data: The serialized event.
         checks: The bounds of the annotator and the caller that it must keep.
         trace: The traceparent in which it was sent, or "".
     """
 
     event_id: str
-    digest: bytes
-    said: bytes
+    key: bytes
     data: bytes
     checks: tuple[Check, ...] = ()
     trace: str = ""
@@ -55,13 +52,15 @@ class Entry:
     def size(self) -> int:
         return len(self.data)
 
-    @classmethod
-    def of(cls, signal: Signal, checks: tuple[Check, ...] = (), trace: str = "") -> Entry:
-        """Return the entry of a signal."""
-        event_id = signal.event.event_id
-        digest = hashlib.blake2b(event_id.encode(), digest_size=12, key=_caller_key(signal.caller)).digest()
-        said = hashlib.blake2b(signal.said, digest_size=8).digest()
-        return cls(event_id, digest, said, signal.data, checks, trace)
+
+def entry_of(signal: Signal, checks: tuple[Check, ...] = (), trace: str = "") -> Entry:
+    """Return the entry of a signal."""
+    event_id = signal.event.event_id
+    key = (
+        hashlib.blake2b(event_id.encode(), digest_size=12, key=signal.sender.key).digest()
+        + hashlib.blake2b(signal.said, digest_size=8).digest()
+    )
+    return Entry(event_id, key, signal.data, checks, trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ class FeedbackStream:
         """
         now, trace = time.time(), self._carried()
         return await self.append_entries(
-            [Entry.of(each, self._caps.checks(each.event, now, each.caller), trace) for each in signals]
+            [entry_of(each, self._caps.checks(each.event, now, each.sender.caller), trace) for each in signals]
         )
 
     async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
@@ -154,7 +153,7 @@ class FeedbackStream:
         names: list[str] = [keys.FEEDBACK_STREAM, keys.FEEDBACK_IDS]
         args: list[bytes | str | int] = [self._ttl_s, self._window_ids, *_STORED_NAMES]
         for entry in entries:
-            args += (entry.data, entry.event_id, entry.digest, entry.said, entry.trace, len(entry.checks))
+            args += (entry.data, entry.event_id, entry.key, entry.trace, len(entry.checks))
             for check in entry.checks:
                 names.append(check.key)
                 args += (check.name, check.limit, check.ttl_s, check.member)
@@ -184,9 +183,3 @@ class FeedbackStream:
         if answer[0] == "!":
             return self._caps.error(answer[1:], now)
         return Appended(answer, False)
-
-
-@functools.lru_cache(1024)
-def _caller_key(caller: str) -> bytes:
-    """Return the key of a caller's digests, so that callers have ids of their own."""
-    return hashlib.blake2b(caller.encode(), digest_size=32).digest() if caller else b""

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from rewardloop_client import (
+    EventIdConflict,
     Feedback,
     InvalidRequest,
     NotFound,
@@ -52,6 +53,8 @@ def test_feedback_is_kept_once_and_by_the_rules() -> None:
     fake = FakeRewardloop()
     event = Feedback.choice(prompt="p", responses=["a", "b"], chosen=0, rejected=1, event_id="e")
     assert [r.duplicate for r in fake.record_batch([event, event])] == [False, True]
+    with pytest.raises(EventIdConflict):
+        fake.record(Feedback.choice(prompt="p", responses=["a", "b"], chosen=1, rejected=0, event_id="e"))
     wrong = [
         Feedback.choice(prompt="p", responses=["a", "b"], chosen=0, rejected=2),
         Feedback.choice(prompt="p", responses=["a", "b"], chosen=1, rejected=1),
