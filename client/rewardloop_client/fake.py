@@ -104,6 +104,7 @@ class FakeRewardloop(RewardloopClient):
         self._versions = {model: [*known] for model, known in (versions or {"reward": "1", "policy": "1"}).items()}
         self._active = {model: known[-1:] for model, known in self._versions.items()}  # history, the last one active
         self._held: set[str] = set()  # models whose rollback holds the promotions of trainers
+        self._rejected: set[tuple[str, str]] = set()  # models and versions that were rolled back
         self._beside: dict[tuple[str, str], tuple[str, float]] = {}  # model, role: version, share
         self._failures: dict[str, list[RewardloopError]] = {}
         self._answers: dict[str, Callable[..., Message]] = {
@@ -249,7 +250,11 @@ class FakeRewardloop(RewardloopClient):
         _check_expected(request, previous)
         if request.leader_epoch and request.model in self._held:
             raise PromotionHeld(f"{request.model} was rolled back: a person must promote a version first")
+        if request.leader_epoch and (request.model, request.version) in self._rejected:
+            raise PromotionHeld(f"{request.model} {request.version} was rolled back: only a person may promote it")
         self._held.discard(request.model)
+        if not request.leader_epoch:
+            self._rejected.discard((request.model, request.version))
         if request.version != previous:
             history.append(request.version)
         self._end_roles(request.model)
@@ -262,6 +267,7 @@ class FakeRewardloop(RewardloopClient):
         _check_expected(request, self._active[request.model][-1])
         self._held.add(request.model)
         previous = self._active[request.model].pop()
+        self._rejected.add((request.model, previous))
         self._end_roles(request.model)
         return model_pb2.RollbackResponse(version=self._info(request.model, ""), previous_version=previous)
 

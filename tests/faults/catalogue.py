@@ -43,6 +43,21 @@ ELSEWHERE: tuple[tuple[str, str, str], ...] = (
         "tests/integration/test_redis_kinds.py::test_signals_and_pointer_outlive_a_failover",
     ),
     (
+        "the same, and its replica lags",
+        "REDIS_UNAVAILABLE for each signal and rollback that the replica lacks",
+        "tests/integration/test_failover.py",
+    ),
+    (
+        "twenty rollbacks meet failovers, data loss, races and restarts of trainers",
+        "nothing; all of them stand",
+        "tests/faults/test_rollbacks_stand.py",
+    ),
+    (
+        "a server starts while Redis is away",
+        "nothing in scoring; the store's copy of the pointer is followed",
+        "tests/integration/test_durability.py",
+    ),
+    (
         "a signal kills whoever reads it",
         "nothing; it becomes a dead letter",
         "tests/integration/test_consume_faults.py",

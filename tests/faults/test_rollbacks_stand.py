@@ -121,9 +121,8 @@ class Trainer:
             try:
                 promote(self._client, "reward", version, "a round", 10, self._lock.epoch, parent)
                 return True
-            except PromotionRefused as error:
-                if "no trainer has led" not in str(error):  # else Redis has lost the epoch, which the lock puts back
-                    return False
+            except PromotionRefused:
+                return False
             except ServerAway:
                 pass  # tried again, as the loop does
             self._stop.wait(0.1)

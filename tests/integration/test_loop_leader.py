@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis as redis_py
+from support.redis_processes import until
 
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
@@ -54,4 +55,12 @@ def test_leader_takes_the_lock_again_when_redis_lost_it(client: Any) -> None:
         time.sleep(0.02)
     assert client.exists(keys.TRAINER_LOCK)
     assert not lock.lost.is_set()
+    lock.release()
+
+
+def test_epoch_that_a_failover_lost_is_put_back(client: Any) -> None:
+    lock = LeaderLock(client, ttl_s=0.4, newest_epoch=lambda: 6)
+    assert lock.wait(threading.Event())
+    client.set(keys.TRAINER_EPOCH, 5)
+    until(lambda: client.get(keys.TRAINER_EPOCH) == b"7", patience_s=5)
     lock.release()

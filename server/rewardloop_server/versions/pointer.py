@@ -117,6 +117,8 @@ class ActivePointer:
         if leader_epoch:
             with redis_errors():
                 newest = int(await self._redis.get(keys.TRAINER_EPOCH) or 0)
+            if leader_epoch > newest == 0:
+                raise RedisUnavailable("Redis has lost the epoch of the leading trainer, which puts it back")
             if leader_epoch > newest:
                 raise InvalidRequest([Violation("leader_epoch", "no trainer has led with it")])
 

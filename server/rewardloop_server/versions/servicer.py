@@ -106,10 +106,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             return await worker.roll_back(request, context)
         host = self._hosts[request.model]
         active = await self._pointer.read(request.model)
-        if request.HasField("expected_version") and active is not None and active.version != request.expected_version:
-            raise PointerMoved(f"{request.model} {active.version} is active, not {request.expected_version}")
         if active is None or active.rollback_target is None:
             raise NothingToRollBack(f"no version of {request.model} was active before the present one")
+        if request.HasField("expected_version") and active.version != request.expected_version:
+            raise PointerMoved(f"{request.model} {active.version} is active, not {request.expected_version}")
         async with host.changing():
             manifest = await host.warm(active.rollback_target)
             if not await self._pointer.move_back(request.model, active.version, active.rollback_target, request.reason):

@@ -12,6 +12,7 @@ from rewardloop_client import (
     InvalidRequest,
     NotFound,
     NothingToRollBack,
+    PromotionHeld,
     QueueFull,
     RedisUnavailable,
     RewardloopClient,
@@ -161,3 +162,17 @@ def test_the_best_of_n_are_shown_by_the_score_function_and_the_choice_is_told() 
     for wrong in ({"best_of": 65}, {"selection": "best"}, {"best_of": 3, "selection": "informative"}):
         with pytest.raises(InvalidRequest):
             fake.generate("Hi", **wrong)  # type: ignore[arg-type]
+
+
+def test_fake_refuses_to_leaders_what_a_person_rejected() -> None:
+    fake = FakeRewardloop(versions={"reward": ["1", "2"]})
+    fake.promote("reward", "1")
+    fake.promote("reward", "2", leader_epoch=1)
+    fake.rollback("reward")
+    for _ in range(2):
+        with pytest.raises(PromotionHeld):
+            fake.promote("reward", "2", leader_epoch=1)
+        fake.promote("reward", "1")  # a person keeps it, which ends the hold
+    fake.promote("reward", "2")
+    fake.promote("reward", "1")
+    fake.promote("reward", "2", leader_epoch=1)

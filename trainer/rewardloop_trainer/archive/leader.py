@@ -87,5 +87,9 @@ class LeaderLock:
                     log.error("another trainer took the lock", at=time.time())
                     self.lost.set()
                     return
+                if (
+                    int(self._redis.get(keys.TRAINER_EPOCH) or 0) < self.epoch
+                ):  # a failover may lose it and not the lock
+                    self._redis.set(keys.TRAINER_EPOCH, self.epoch)
             except REDIS_FAILURES as error:
                 log.warning("the lock was not renewed", error=str(error))
