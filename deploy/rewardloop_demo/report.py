@@ -75,7 +75,7 @@ def summary(demo: DemoRecord) -> str:
         f"bag of words {_number(demo.bag_of_words_accuracy)}, "
         f"ceiling under label noise {_number(demo.accuracy_ceiling)}.",
     ]
-    measured = [r for r in demo.rounds if not math.isnan(r.win_rate)]
+    measured = [r for r in demo.rounds if r.policy_swaps and not math.isnan(r.win_rate)]
     if measured:
         last = measured[-1]
         verdict = "above" if last.win_low > GOAL else "not wholly above"

@@ -45,8 +45,9 @@ def test_the_summary_puts_the_accuracy_beside_its_bounds_and_judges_the_interval
     text = summary(_demo())
     for figure in ("0.561", "0.751", "0.862", "71% of 300", "(0.66-0.76, above 0.65)", "1,700 choice", "3.2 GiB"):
         assert figure in text
-    short = _demo((RoundRecord(1, 1, 1, "1", 0.5, "2", 0.62, 0.55, 0.69),))
+    short = _demo((RoundRecord(1, 1, 1, "1", 0.5, "2", 0.62, 0.55, 0.69, policy_swaps=1),))
     assert "not wholly above 0.65" in summary(short)
+    assert "beats the starter" not in summary(_demo(ROUNDS[:1]))
 
 
 def test_the_reward_model_stands_beside_a_bag_of_words_with_its_interval() -> None:
