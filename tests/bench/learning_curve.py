@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from rewardloop_data.source_file import UnreadableFile
 from rewardloop_demo.bag_of_words import Preference, fit_bag_of_words
 from rewardloop_trainer.data.base_text import load_tokenizer
 from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
+from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.reward.base_layout import reward_layout
 from rewardloop_trainer.reward.evaluate import Floats, correctness, pair_margins
 from rewardloop_trainer.reward.model import RewardModel
@@ -41,7 +41,6 @@ SIZES = (100, 300, 1_000, 3_000, 9_000)
 DEMO_RATES = {"learning_rate": 3e-4, "head_learning_rate": 1e-3}
 _RESAMPLES = 1_000
 _LEAST_CLUSTERS = 20
-_VALIDATED = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,17 +57,6 @@ def new_model(world: World, work: Path, max_length: int, seed: int) -> Model:
     tokenizer = load_tokenizer(str(base))
     layout = reward_layout(tokenizer, model)
     return Model(model, Encoder(tokenizer.backend_tokenizer, layout.text_format, max_length))
-
-
-def divided(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Records to learn from, and those of one prompt in ten, by which the trainer chooses the step to keep.
-
-    Of a world with few prompts no records are taken out: the last step is kept.
-    """
-    prompts = sorted({record.prompt for record in records}, key=repr)
-    count = round(_VALIDATED * len(prompts)) if len(prompts) >= 10 * _LEAST_CLUSTERS else 0
-    apart = set(random.Random(0).sample(prompts, count))
-    return [r for r in records if r.prompt not in apart], [r for r in records if r.prompt in apart]
 
 
 def figure(right: Floats, pairs: Sequence[Pair]) -> str:
@@ -107,7 +95,7 @@ def curve(name: str, seed: int, world: World, asked: argparse.Namespace, work: P
         learned = world.train[:size]
         begun = cpu_seconds()
         ours = new_model(world, work, asked.max_length, seed)
-        train, validated = divided(learned)
+        train, validated = validation_part(learned, settings.share_apart)
         train_reward(ours.model, ours.encoder, train, validated, settings)
         taken = cpu_seconds() - begun
         for test, pairs in world.tests.items():

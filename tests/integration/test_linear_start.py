@@ -10,9 +10,9 @@ import torch
 from support.reward_bases import encoder_for, save_base
 
 from rewardloop.formats.text import Encoder, Turn
-from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair
 from rewardloop_trainer.reward.evaluate import head_margins, measure
-from rewardloop_trainer.reward.examples import encode_records
+from rewardloop_trainer.reward.examples import encode_records, logits_of
 from rewardloop_trainer.reward.linear_start.fit import fit_linear_start
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
@@ -101,3 +101,53 @@ def test_the_fit_is_the_same_each_time(base: Path, encoder: Encoder) -> None:
         fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
         fitted.append(model.heads.weight.detach().clone())
     assert torch.equal(fitted[0], fitted[1])
+
+
+@pytest.mark.learning
+def test_thumbs_alone_teach_it_and_set_the_threshold(base: Path, encoder: Encoder) -> None:
+    model = RewardModel.from_base(base, heads=2)
+    model.add_words()
+    with torch.no_grad():
+        model.heads.bias.fill_(5.0)
+    thumbs: list[Record] = [
+        Labelled(p.prompt, text, label, event_id=f"{p.event_id}/{label}")
+        for p in pairs(300, 1, prompts=300)
+        for text, label in ((p.chosen, 1.0), (p.rejected, 0.0))
+    ]
+    figures = fit_linear_start(model, encode_records(encoder, thumbs).examples, encoder.format.pad, SETTINGS)
+    assert (figures["start_pairs"], figures["start_labels"]) == (0, len(thumbs))
+    assert accuracy(model, encoder) > 0.9
+    rated = [encoder.pair((Turn("user", "q"),), text) for text in ("good good good good", "bad bad bad bad")]
+    with torch.no_grad():
+        logits = logits_of(model, rated, encoder.format.pad, 4096) - model.threshold
+    assert bool((logits[0] > 0).all())
+    assert bool((logits[1] < 0).all())
+
+
+@pytest.mark.learning
+def test_thumbs_add_to_what_few_choices_tell(base: Path, encoder: Encoder) -> None:
+    few = pairs(40, 1, prompts=40, noise=0.35)
+    thumbs = [
+        Labelled(p.prompt, text, label, event_id=f"{p.event_id}/{label}")
+        for p in pairs(300, 2, prompts=300)
+        for text, label in ((p.chosen, 1.0), (p.rejected, 0.0))
+    ]
+    reached = []
+    for records in (few, [*few, *thumbs]):
+        model = RewardModel.from_base(base, heads=2)
+        model.add_words()
+        fit_linear_start(model, encode_records(encoder, records).examples, encoder.format.pad, SETTINGS)
+        unseen = pairs(200, 9, prompts=200)
+        reached.append(measure(unseen, head_margins(model, encoder, unseen)).loss)
+    assert reached[1] < 0.6 * reached[0]
+
+
+def test_ties_alone_move_nothing_apart(base: Path, encoder: Encoder) -> None:
+    model = RewardModel.from_base(base, heads=2)
+    model.add_words()
+    ties: list[Record] = [
+        TiedPair(p.prompt, p.chosen, p.rejected, event_id=p.event_id) for p in pairs(200, 1, prompts=200)
+    ]
+    before = measure(unseen := pairs(50, 9, prompts=50), head_margins(model, encoder, unseen)).loss
+    fit_linear_start(model, encode_records(encoder, ties).examples, encoder.format.pad, SETTINGS)
+    assert measure(unseen, head_margins(model, encoder, unseen)).loss == pytest.approx(before, abs=0.05)

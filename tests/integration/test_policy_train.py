@@ -77,14 +77,15 @@ def test_over_length_sequences_are_left_out_not_cut() -> None:
 
 def test_pairs_of_equal_texts_become_one_with_their_weight() -> None:
     pairs = [
-        Pair(asked("a"), "x", "y", weight=1.0),
-        Pair(asked("a"), "x", "y", weight=0.5),
+        Pair(asked("a"), "x", "y", weight=1.0, margin=0.8),
+        Pair(asked("a"), "x", "y", weight=0.5, margin=0.2),
         Pair(asked("a"), "y", "x"),
         Pair(asked("a"), "same", "same"),
         Pair(asked("a"), "x", "z" * 100),
     ]
     encoded = encode_pairs(ENCODER, pairs)
     assert [p.weight for p in encoded.pairs] == [1.5, 1.0]
+    assert [p.strength for p in encoded.pairs] == pytest.approx([0.6, 0.0])
     assert (encoded.merged, encoded.identical, encoded.over_length) == (1, 1, 1)
 
 

@@ -55,7 +55,7 @@ def test_the_weights_are_the_mean_of_the_runs(base: Path, encoder: Encoder) -> N
         torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2)
     assert not torch.equal(alone[0]["heads.weight"], alone[1]["heads.weight"])
     assert outcome.figures["train_examples"] == 40
-    assert outcome.heldout.pairs == 4
+    assert outcome.validation.pairs == 4
 
 
 def test_a_killed_call_ends_in_the_same_weights(base: Path, encoder: Encoder, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def train_a_reward_model(name: str, directory: Path, keep: Keep, save: Save) -> 
         directory / "checkpoints",
         lambda done: keep(done.step, {"loss": done.loss, "norm": done.gradient_norm}),
     )
-    keep(0, {"loss": outcome.heldout.loss})
+    keep(0, {"loss": outcome.validation.loss})
     if World().is_first:
         save(model)
 

@@ -23,12 +23,16 @@ class Calibration:
     """Maps a version's raw logits onto the common scale:
     ``score = scale * (logit - length_slope * log(response_tokens)) + offset``.
 
-    ``length_slope`` removes what the model credits to length alone; 0 removes nothing.
+    ``length_slope`` removes what the model credits to length alone; 0 removes nothing. ``least_tokens`` and
+    ``most_tokens`` bound the lengths on which it was fitted, and a response outside counts as the nearest of them; 0:
+    no bound.
     """
 
     scale: float = 1.0
     offset: float = 0.0
     length_slope: float = 0.0
+    least_tokens: int = 0
+    most_tokens: int = 0
 
     def score(self, logit: float, response_tokens: int) -> float:
         """Return the calibrated score of a logit.
@@ -37,7 +41,13 @@ class Calibration:
             logit: Raw output of the model.
             response_tokens: Tokens of the whole response, its end marker included, before any shortening; at least 1.
         """
-        return self.scale * (logit - self.length_slope * math.log(response_tokens)) + self.offset
+        counted = max(response_tokens, self.least_tokens)
+        counted = min(counted, self.most_tokens) if self.most_tokens else counted
+        return self.scale * (logit - self.length_slope * math.log(counted)) + self.offset
+
+    def stated(self) -> dict[str, float]:
+        """Return what a manifest says and the digest covers: no bound that is not set, as before there were any."""
+        return {name: value for name, value in asdict(self).items() if value or not name.endswith("_tokens")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,8 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        said = asdict(self) | {"calibration": self.calibration.stated() if self.calibration else None}
+        return json.dumps(said, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -128,7 +139,7 @@ def digest_of(manifest: Manifest, files: Mapping[str, str]) -> str:
     """Return the digest of everything that decides the scores; see `Manifest`."""
     covered = {
         "files": dict(files),
-        "calibration": asdict(manifest.calibration) if manifest.calibration else None,
+        "calibration": manifest.calibration.stated() if manifest.calibration else None,
         "text_format": dict(manifest.text_format),
         "max_length": manifest.max_length,
     }
@@ -159,7 +170,11 @@ def _wrong_fields(manifest: Manifest) -> list[str]:
             and isinstance(data.signals, int)
             and all(_is_finite(arrival) for arrival in data.arrivals)
         ),
-        "calibration": calibration is None or all(_is_finite(value) for value in asdict(calibration).values()),
+        "calibration": calibration is None
+        or (
+            all(_is_finite(value) for value in asdict(calibration).values())
+            and all(_bounds_tokens(value) for value in (calibration.least_tokens, calibration.most_tokens))
+        ),
         "trunk": trunk is None or (isinstance(trunk.version, str) and isinstance(trunk.digest, str)),
     }
     return [name for name, is_sound in sound.items() if not is_sound]
@@ -178,6 +193,10 @@ def _maps_to(value: object, *kinds: type) -> bool:
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _bounds_tokens(value: object) -> bool:
+    return _is_count(value, MAX_TOKENS) or (value == 0 and isinstance(value, int))
 
 
 def _is_double(value: float) -> bool:

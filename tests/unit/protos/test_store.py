@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,15 @@ def test_altered_calibration_is_refused(tmp_path: Path) -> None:
         store.fetch("reward", 1)
 
 
+def test_bounds_of_length_that_are_not_set_are_not_written(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    unbounded = store.publish(described(), write_files)
+    assert set(json.loads(unbounded.to_json())["calibration"]) == {"scale", "offset", "length_slope"}
+    bounded = replace(described(), calibration=Calibration(2.0, -1.0, 0.5, 8, 200))
+    assert store.publish(bounded, write_files).calibration == Calibration(2.0, -1.0, 0.5, 8, 200)
+    assert store.manifest("reward", 2).digest != unbounded.digest
+
+
 def test_file_name_that_leaves_the_version_is_refused(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     store.publish(described(), write_files)
@@ -220,6 +230,8 @@ def test_links_are_refused(tmp_path: Path, target: str) -> None:
         ("calibration", {"scale": "2", "offset": 0.0}),
         ("calibration", {"scale": float("nan"), "offset": 0.0}),
         ("calibration", {"scale": 1.0, "offset": float("inf")}),
+        ("calibration", {"scale": 1.0, "offset": 0.0, "length_slope": 1.0, "least_tokens": -1}),
+        ("calibration", {"scale": 1.0, "offset": 0.0, "length_slope": 1.0, "most_tokens": 8.5}),
         ("data", {"first_stream_id": 1, "last_stream_id": "2-0", "signals": 1, "arrivals": []}),
         ("data", {"first_stream_id": "1-0", "last_stream_id": "2-0", "signals": 1, "arrivals": ["now"]}),
         ("trunk", {"version": 1, "digest": "d"}),

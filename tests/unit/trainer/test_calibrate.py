@@ -12,10 +12,8 @@ from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn
 from rewardloop_trainer.reward.anchors import LEAST_ANCHORS, Anchor, AnchorSet, UnusableAnchors
 from rewardloop_trainer.reward.calibrate import (
     anchor_logits,
-    bounded_length_slope,
     calibrate_model,
     fit_calibration,
-    fit_length_slope,
 )
 from rewardloop_trainer.reward.model import RewardModel
 
@@ -127,30 +125,14 @@ class _Refusing(Encoder):
         return super().pair(conversation, response)
 
 
-def test_full_length_control_leaves_margins_uncorrelated_with_length() -> None:
-    rng = np.random.default_rng(1)
-    log_ratios = rng.normal(size=400)
-    margins = 0.7 * log_ratios + rng.normal(size=400)
-    slope = fit_length_slope(margins, log_ratios, 1.0)
-    assert slope == pytest.approx(0.7, abs=0.15)
-    assert (margins - slope * log_ratios) @ log_ratios == pytest.approx(0.0, abs=1e-9)
-    assert fit_length_slope(margins, log_ratios, 0.5) == pytest.approx(slope / 2)
-    assert fit_length_slope(margins, log_ratios, 0.0) == 0.0
-    assert fit_length_slope(np.ones(2), np.zeros(2), 1.0) == 0.0
-
-
-def test_length_is_taken_back_as_far_as_pairs_that_length_does_not_decide_fit_better() -> None:
-    rng = np.random.default_rng(2)
-    log_ratios = rng.normal(size=4_000)
-    quality = np.abs(rng.normal(size=4_000)) + 0.3  # what the chosen response is better by, whatever its length
-    biased = quality + 0.8 * log_ratios
-    assert bounded_length_slope(biased, log_ratios, 1.0) == pytest.approx(0.8, abs=0.15)
-    assert bounded_length_slope(quality, log_ratios, 1.0) == pytest.approx(0.0, abs=0.05)
-    deserved = np.where(log_ratios > 0, 1.0, -1.0) * 0.5 * log_ratios  # the further apart, the surer, on either side
-    assert abs(bounded_length_slope(deserved, log_ratios, 1.0)) < 0.05
-
-
 def test_score_takes_the_length_back_before_it_scales() -> None:
     calibration = Calibration(scale=2.0, offset=1.0, length_slope=0.5)
     assert calibration.score(3.0, 1) == pytest.approx(7.0)
+    assert calibration.score(3.0, 20) == pytest.approx(2 * (3.0 - 0.5 * math.log(20)) + 1)
+
+
+def test_lengths_that_training_did_not_see_count_as_the_nearest_that_it_saw() -> None:
+    calibration = Calibration(scale=2.0, offset=1.0, length_slope=0.5, least_tokens=10, most_tokens=100)
+    assert calibration.score(3.0, 1) == calibration.score(3.0, 10) == pytest.approx(2 * (3.0 - 0.5 * math.log(10)) + 1)
+    assert calibration.score(3.0, 400) == calibration.score(3.0, 100)
     assert calibration.score(3.0, 20) == pytest.approx(2 * (3.0 - 0.5 * math.log(20)) + 1)

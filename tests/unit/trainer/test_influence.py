@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.data.influence import cap_influence
 from rewardloop_trainer.data.preferences import Pair
+from rewardloop_trainer.data.weights.influence import cap_influence
 
 
 def choices(counts: dict[str, int]) -> list[Pair]:

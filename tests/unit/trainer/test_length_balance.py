@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.data.length_balance import balance_length, length_weights
 from rewardloop_trainer.data.preferences import Labelled, Pair
+from rewardloop_trainer.data.weights.length_balance import balance_length, length_weights
 
 PROMPT = (Turn("user", "q"),)
 

@@ -16,6 +16,7 @@ from rewardloop_trainer.policy.pair_objectives import objective_of
 POLICY = torch.tensor([[-9.0, -12.0]], dtype=torch.float64)
 REFERENCE = torch.tensor([[-15.0, -8.0]], dtype=torch.float64)
 TOKENS = torch.tensor([[3, 8]])
+STRONGEST = torch.tensor([1.0])
 
 
 def test_simpo_compares_mean_log_probabilities_less_the_margin() -> None:
@@ -52,5 +53,19 @@ def test_each_objective_has_its_own_reward() -> None:
 @pytest.mark.parametrize("settings", [SimpoSettings(), OrpoSettings()])
 def test_the_reference_plays_no_part(settings: SimpoSettings | OrpoSettings) -> None:
     objective = objective_of(settings)
-    with_one, with_another = (objective.losses(POLICY, ref, TOKENS) for ref in (REFERENCE, 2 * REFERENCE))
+    with_one, with_another = (objective.losses(POLICY, ref, TOKENS, STRONGEST) for ref in (REFERENCE, 2 * REFERENCE))
     assert torch.equal(with_one, with_another)
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(0.0, 0.3132617), (0.5, 0.6931472), (1.0, 1.3132617)])
+def test_a_strong_preference_asks_dpo_for_a_larger_margin(strength: float, expected: float) -> None:
+    # D = 6 + 4 = 10 and beta D = 1; log(1 + exp(-(1 - 2 * strength)))
+    settings = DpoSettings(beta=0.1, sft_weight=0.0, margin=2.0)
+    found = objective_of(settings).losses(POLICY, REFERENCE, TOKENS, torch.tensor([strength], dtype=torch.float64))
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_simpo_and_orpo_do_not_depend_on_the_strength() -> None:
+    for settings in (SimpoSettings(), OrpoSettings()):
+        weak, strong = (objective_of(settings).losses(POLICY, REFERENCE, TOKENS, s) for s in (0 * STRONGEST, STRONGEST))
+        assert torch.equal(weak, strong)

@@ -17,8 +17,11 @@ from rewardloop_trainer.commands.by_hand import conclude
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.reward_rows import RewardData
+from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import pairs_of
 from rewardloop_trainer.data.replay import Replay
+from rewardloop_trainer.data.validation import validation_part
+from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
 from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict
@@ -29,9 +32,9 @@ from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_step
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.anchors import ANCHORS, AnchorSet, anchors_of_round, write_anchors
-from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.calibrate import calibrate_model, fit_length_slope
-from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward.average import measure_records, train_averaged
+from rewardloop_trainer.reward.calibrate import calibrate_model
+from rewardloop_trainer.reward.evaluate import fit_length_share, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
@@ -94,11 +97,13 @@ class RewardTrainRun:
             if report is not None:
                 report(_step_done(done))
 
-        data = self._records
+        train, judged = self._records.train, self._records.heldout
+        measured = measure_sources((*train, *judged))
+        learned, validation = validation_part(weigh_sources(train, measured), settings.share_apart)
         checkpoints = out / "checkpoints"
         try:
             outcome = train_averaged(
-                start.model, start.encoder, data.train, data.heldout, settings, checkpoints, on_progress
+                start.model, start.encoder, learned, validation, settings, checkpoints, on_progress
             )
         finally:
             if report is not None:
@@ -106,7 +111,9 @@ class RewardTrainRun:
 
         def write(directory: Path) -> None:
             save_trained(start.model, settings, directory, self._start, makes_delta=makes_delta)
-            (directory / "figures.json").write_text(json.dumps(dict(outcome.figures)))
+            heldout = measure_records(start.model, start.encoder, judged, settings)
+            known = {**outcome.figures, **heldout.figures("heldout"), **source_figures(measured)}
+            (directory / "figures.json").write_text(json.dumps(known))
 
         if world.is_first:
             write_whole(self._trained, write)
@@ -133,17 +140,17 @@ class RewardTrainRun:
         """Write the version's files, judge them, and write what is known of them to ``run.json``."""
         start, model, data = self._start(), load_trained(self._trained, self._start), self._records
         anchors = anchors_of_round(self._settings.out, start.directory, data.train, start.encoder)
-        slope = self._length_slope(model, start)
+        length = self._length_share(model, start)
         found: list[Manifest] = []
         refusals: list[str] = []
 
         def write(directory: Path) -> None:
-            exported = export_candidate(model, start, self._learning, self._trial(model, start, slope), directory)
-            verdict = self._judged(model, start, exported, slope)
+            exported = export_candidate(model, start, self._learning, self._trial(model, start, length), directory)
+            verdict = self._judged(model, start, exported, length)
             refusals.extend(str(reason) for reason in (*verdict.reasons, *exported.reasons))
             if anchors.is_kept_with_version:
                 write_anchors(directory / ANCHORS, anchors.anchors)
-            found.append(self._manifest(model, start, exported, verdict, anchors, slope))
+            found.append(self._manifest(model, start, exported, verdict, anchors, length))
 
         write_whole(self._version, write)
         (manifest,) = found
@@ -158,13 +165,13 @@ class RewardTrainRun:
         }
         (self._settings.out / RUN).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
-    def _judged(self, model: RewardModel, start: RewardStart, exported: Exported, slope: float) -> Verdict:
+    def _judged(self, model: RewardModel, start: RewardStart, exported: Exported, length: LengthShare) -> Verdict:
         evidence = evidence_of(self._records.heldout, self._learning)
-        candidate = read_evidence(model, start.encoder, evidence, slope)
+        candidate = read_evidence(model, start.encoder, evidence, length)
         live = None
         if start.directory is not None:
-            calibration = self._store.manifest("reward", self._settings.version).calibration
-            live = read_evidence(start.model, start.encoder, evidence, calibration.length_slope if calibration else 0.0)
+            served = LengthShare.of_calibration(self._store.manifest("reward", self._settings.version).calibration)
+            live = read_evidence(start.model, start.encoder, evidence, served)
         return judge_reward(evidence, candidate, live, exported.parity, RewardGateRules.of(self._learning))
 
     def _manifest(
@@ -174,9 +181,9 @@ class RewardTrainRun:
         exported: Exported,
         verdict: Verdict,
         anchors: AnchorSet,
-        slope: float,
+        length: LengthShare,
     ) -> Manifest:
-        scale = calibrate_model(model, start.encoder, anchors, slope)
+        scale = calibrate_model(model, start.encoder, anchors, length)
         trained = json.loads((self._trained / "figures.json").read_text())
         steps = last_means(read_steps(self._settings.out / "report"))
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
@@ -196,7 +203,7 @@ class RewardTrainRun:
             trunk=Trunk(trunk.version, trunk.digest) if trunk else None,
         )
 
-    def _trial(self, model: RewardModel, start: RewardStart, slope: float) -> Trial:
+    def _trial(self, model: RewardModel, start: RewardStart, length: LengthShare) -> Trial:
         data, pairs = self._records, pairs_of(self._records.heldout)
         tried = encode_records(start.encoder, (*data.heldout, *data.train)[:_TRIED]).examples
         calibration = encode_records(start.encoder, data.train[:_CALIBRATION]).examples
@@ -204,19 +211,16 @@ class RewardTrainRun:
             start.encoder,
             [s for example in tried for s in example.sequences],
             pairs,
-            lambda: pair_margins(model, start.encoder, pairs, slope),
+            lambda: pair_margins(model, start.encoder, pairs, length),
             [s for example in calibration for s in example.sequences],
-            slope,
+            length,
             self._learning.seed,
         )
 
-    def _length_slope(self, model: RewardModel, start: RewardStart) -> float:
-        if (control := self._learning.length_control) == 0:
-            return 0.0
-        pairs = pairs_of(self._records.heldout) or pairs_of(self._records.train)
-        return fit_length_slope(
-            pair_margins(model, start.encoder, pairs), log_length_ratios(start.encoder, pairs), control
-        )
+    def _length_share(self, model: RewardModel, start: RewardStart) -> LengthShare:
+        share, control = self._learning.share_apart, self._learning.length_control
+        learned, validation = map(pairs_of, validation_part(self._records.train, share))
+        return fit_length_share(model, start.encoder, validation or learned, learned, control)
 
     @cached_property
     def _store(self) -> ModelStore:

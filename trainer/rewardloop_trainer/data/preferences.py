@@ -13,8 +13,9 @@ from rewardloop.v1 import feedback_pb2
 Prompt: TypeAlias = tuple[Turn, ...]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
 
-# A signal that was inferred from behaviour says less about a person's taste than one that was stated.
-SOURCE_WEIGHTS: Mapping[int, float] = {feedback_pb2.SOURCE_IMPLICIT: 0.5}
+# What a signal of each source weighs if nothing was measured (`weights.source_weights`). One that was inferred from
+# behaviour says less about a person's taste than one that was stated.
+SOURCE_WEIGHTS: Mapping[SourceName, float] = {"human": 1.0, "llm_judge": 1.0, "implicit": 0.5}
 
 _SOURCES: Mapping[int, SourceName] = {
     feedback_pb2.SOURCE_HUMAN: "human",
@@ -125,7 +126,7 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
     """
     prompt = turns(event.prompt)
     responses = event.responses
-    weight = SOURCE_WEIGHTS.get(event.source, 1.0)
+    weight = SOURCE_WEIGHTS[source_of(event)]
     about: About = (weight, signal_key(event), dict(event.tags), event.annotator_id, source_of(event))
     match event.WhichOneof("signal"):
         case "choice":

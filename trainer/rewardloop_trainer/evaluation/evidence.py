@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from rewardloop.formats.text import Encoder, RefusedConversation
+from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of
 from rewardloop_trainer.data.split import keys_of
 from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters
@@ -162,17 +163,17 @@ def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None
     )
 
 
-def read_evidence(model: RewardModel, encoder: Encoder, evidence: Evidence, length_slope: float = 0.0) -> Readings:
+def read_evidence(model: RewardModel, encoder: Encoder, evidence: Evidence, length: LengthShare = NO_SHARE) -> Readings:
     """Return what a model says of the evidence.
 
     Args:
         model: The model.
         encoder: Its tokenizer and text layout.
         evidence: The evidence.
-        length_slope: What the model's calibration takes off for each unit of log length.
+        length: What the model's calibration takes off because of length.
     """
-    margins = pair_margins(model, encoder, evidence.pairs, length_slope)
-    return Readings(margins, _logits(model, encoder, evidence.graded, length_slope))
+    margins = pair_margins(model, encoder, evidence.pairs, length)
+    return Readings(margins, _logits(model, encoder, evidence.graded, length))
 
 
 def joined(*parts: Statements) -> Statements:
@@ -183,7 +184,7 @@ def joined(*parts: Statements) -> Statements:
     )
 
 
-def _logits(model: RewardModel, encoder: Encoder, graded: Sequence[Labelled], length_slope: float) -> Floats:
+def _logits(model: RewardModel, encoder: Encoder, graded: Sequence[Labelled], length: LengthShare) -> Floats:
     if not graded:
         return np.zeros(0)
     sequences = []
@@ -196,7 +197,7 @@ def _logits(model: RewardModel, encoder: Encoder, graded: Sequence[Labelled], le
     with torch.inference_mode():
         logits: Floats = logits_of(model, sequences, encoder.format.pad, _TOKEN_BUDGET).double().mean(1).numpy()
     model.train(was_training)
-    return logits - length_slope * np.log([s.response_tokens for s in sequences]) if length_slope else logits
+    return logits - length.of(sequences)
 
 
 def _key(record: Record) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rewardloop.formats.store import ADAPTER, MODEL
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.adapter import export_delta
 from rewardloop_trainer.export.adapter_inputs import adapted_modules
@@ -66,10 +67,10 @@ class Trial:
         encoder: The model's tokenizer and text layout.
         sequences: Sequences to check parity on.
         pairs: Held-out pairs to judge a precision on.
-        margins: Computes the torch model's margins of the pairs, (pairs,), without the length slope; called only if a
-            precision is judged.
+        margins: Computes the torch model's margins of the pairs, (pairs,), without the share of length; called only if
+            a precision is judged.
         calibration: Training sequences, to calibrate a precision with.
-        length_slope: What calibration takes off a score for each unit of log length.
+        length: What calibration takes off a score because of length.
         seed: The seed of the bootstrap.
     """
 
@@ -78,7 +79,7 @@ class Trial:
     pairs: Sequence[Pair]
     margins: Callable[[], Floats]
     calibration: Sequence[Encoded]
-    length_slope: float
+    length: LengthShare
     seed: int
 
 
@@ -114,7 +115,7 @@ def export_candidate(
     choice = choose_precision(
         directory,
         settings.precision,
-        JudgedPairs(trial.pairs, trial.margins(), trial.encoder, trial.length_slope),
+        JudgedPairs(trial.pairs, trial.margins(), trial.encoder, trial.length),
         trial.calibration,
         tolerance=settings.gate_tolerance,
         seed=trial.seed,
@@ -140,7 +141,7 @@ def _delta_proof(
         modules = tuple(sorted(adapted_modules(trunk.graph)))
         write_graph(graph_of(trunk.model(), trial.encoder.format.segment_ids, modules), graph)
         difference = parity(graph, model, trial.sequences, pad, adapter=adapter)
-    converted = graph_margins(trunk.graph, trial.pairs, trial.encoder, length_slope=trial.length_slope, adapter=adapter)
+    converted = graph_margins(trunk.graph, trial.pairs, trial.encoder, length=trial.length, adapter=adapter)
     figures, reasons = judge(
         trial.pairs, trial.margins(), converted, tolerance=settings.gate_tolerance, seed=trial.seed
     )

@@ -16,6 +16,7 @@ import structlog
 from rewardloop.formats.graphs.inputs import GraphInputs
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.feeds import decoder_feeds, encoder_feeds
 from rewardloop_trainer.export.parity import Runs, open_session, run_session
@@ -112,7 +113,7 @@ def graph_margins(
     pairs: Sequence[Pair],
     encoder: Encoder,
     *,
-    length_slope: float = 0.0,
+    length: LengthShare = NO_SHARE,
     adapter: Path | None = None,
 ) -> Floats:
     """Margins (pairs,) of a graph on the CPU, as `pair_margins` computes them of the torch model."""
@@ -120,7 +121,7 @@ def graph_margins(
     session = open_session(model_path, adapter)
     logits = _logits(session, sequences, encoder.format.pad).mean(1)
     margins: Floats = logits[0::2] - logits[1::2]
-    return without_length(margins, encoder, pairs, length_slope)
+    return without_length(margins, encoder, pairs, length)
 
 
 def judge(
@@ -172,15 +173,15 @@ class JudgedPairs:
 
     Attributes:
         pairs: The pairs.
-        float32_margins: (pairs,), from `pair_margins` with the same length slope.
+        float32_margins: (pairs,), from `pair_margins` with the same share of length.
         encoder: The model's tokenizer and text layout.
-        length_slope: What calibration takes off a score for each unit of log length.
+        length: What calibration takes off a score because of length.
     """
 
     pairs: Sequence[Pair]
     float32_margins: Floats
     encoder: Encoder
-    length_slope: float = 0.0
+    length: LengthShare = NO_SHARE
 
 
 def choose_precision(
@@ -216,7 +217,7 @@ def choose_precision(
             convert(path, wanted, calibration, encoder.format.pad, candidate)
         except UnconvertibleGraph as error:
             return _refused(wanted, {}, (str(error),))
-        converted = graph_margins(candidate, pairs, encoder, length_slope=heldout.length_slope)
+        converted = graph_margins(candidate, pairs, encoder, length=heldout.length)
         figures, reasons = judge(pairs, heldout.float32_margins, converted, tolerance=tolerance, seed=seed)
         if reasons:
             return _refused(wanted, figures, reasons)

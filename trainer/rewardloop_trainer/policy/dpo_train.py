@@ -26,11 +26,19 @@ from rewardloop_trainer.policy.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class PolicyPair:
-    """A pair as token sequences. ``weight`` scales its share of the loss."""
+    """A pair as token sequences.
+
+    Attributes:
+        chosen: The preferred response.
+        rejected: The other one.
+        weight: Scales its share of the loss.
+        strength: How strong the preference is, from 0 (not said) to 1; of merged pairs the weighted mean.
+    """
 
     chosen: Completion
     rejected: Completion
     weight: float
+    strength: float = 0.0
 
     @property
     def rows(self) -> tuple[Completion, Completion]:
@@ -96,6 +104,7 @@ DpoControl: TypeAlias = RunControl[DpoProgress, PolicyOutcome]
 def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> PolicyPairs:
     """Tokenise pairs. Over-length pairs are dropped, not truncated; pairs of the same texts become one."""
     weights: dict[tuple[Prompt, str, str], float] = {}
+    strengths: dict[tuple[Prompt, str, str], float] = {}
     identical = 0
     for pair in pairs:
         if pair.chosen == pair.rejected:
@@ -103,11 +112,12 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> PolicyPairs:
             continue
         key = (pair.prompt, pair.chosen, pair.rejected)
         weights[key] = weights.get(key, 0.0) + pair.weight
+        strengths[key] = strengths.get(key, 0.0) + pair.weight * pair.margin
     items = [(prompt, text) for prompt, *texts in weights for text in texts]
     encoded = encode_completions(encoder, items)
     found = [
-        PolicyPair(chosen, rejected, weight)
-        for chosen, rejected, weight in zip(encoded[::2], encoded[1::2], weights.values(), strict=True)
+        PolicyPair(chosen, rejected, weight, strengths[key] / weight if weight else 0.0)
+        for chosen, rejected, (key, weight) in zip(encoded[::2], encoded[1::2], weights.items(), strict=True)
         if chosen is not None and rejected is not None
     ]
     merged = len(pairs) - identical - len(weights)
@@ -239,7 +249,8 @@ class PairRun:
 
     def _losses(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> Tensor:
         """policy, reference: (pairs, 2), summed log-probabilities of chosen and rejected. Returns (pairs,)."""
-        return self.objective.losses(policy, reference, _tokens(pairs, policy.device))
+        strength = torch.tensor([pair.strength for pair in pairs], device=policy.device)
+        return self.objective.losses(policy, reference, _tokens(pairs, policy.device), strength)
 
     def _figures(self, policy: Tensor, reference: Tensor, pairs: Sequence[PolicyPair]) -> DpoFigures:
         ratio = policy - reference

@@ -10,8 +10,8 @@ import structlog
 
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.vocabulary import Algorithm, OnlineAlgorithm
-from rewardloop_trainer.data.influence import Judged, cap_influence
 from rewardloop_trainer.data.preferences import Labelled, Pair
+from rewardloop_trainer.data.weights.influence import Judged, cap_influence
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.policy.dpo_train import DpoProgress, train_policy

@@ -32,6 +32,12 @@ class PreferenceLoss(BaseModel):
 class DpoSettings(PreferenceLoss, OfflineSettings):
     """How one round trains the policy on preference pairs."""
 
+    margin: float = Field(
+        1.0,
+        ge=0,
+        description="nats by which the chosen response's implicit reward should win at least if the preference is the "
+        "strongest; less in proportion to its strength, and 0 without one",
+    )
     batch_pairs: int = Field(32, ge=1, description="pairs in one optimizer step")
     seed: int = 0
 

@@ -1,7 +1,8 @@
 """The objectives of learning from pairs: a loss for each pair, and the implicit reward of its two responses.
 
 In each function ``policy`` and ``reference`` are (pairs, 2), log-probabilities of chosen and rejected response, summed
-over tokens, in nats; ``tokens`` is (pairs, 2), numbers of tokens with the end token.
+over tokens, in nats; ``tokens`` is (pairs, 2), numbers of tokens with the end token; ``strength`` is (pairs,), how
+strong each preference is, from 0 (not said) to 1. Only DPO's loss depends on the strength.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PairSettings: TypeAlias = DpoSettings | SimpoSettings | OrpoSettings
 class PairObjective(Protocol):
     """What a pair teaches."""
 
-    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor, strength: Tensor) -> Tensor:
         """The loss of each pair, (pairs,), not reduced."""
         ...
 
@@ -37,8 +38,8 @@ class Dpo:
 
     settings: DpoSettings
 
-    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
-        return pair_losses(policy, reference, tokens, self.settings)
+    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor, strength: Tensor) -> Tensor:
+        return pair_losses(policy, reference, tokens, self.settings, self.settings.margin * strength)
 
     def rewards(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
         return self.settings.beta * (policy - reference)
@@ -50,7 +51,7 @@ class Simpo:
 
     settings: SimpoSettings
 
-    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor, strength: Tensor) -> Tensor:
         return simpo(policy, tokens, self.settings.beta, self.settings.margin)
 
     def rewards(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Orpo:
 
     settings: OrpoSettings
 
-    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    def losses(self, policy: Tensor, reference: Tensor, tokens: Tensor, strength: Tensor) -> Tensor:
         return orpo(policy, tokens, self.settings.odds_weight)
 
     def rewards(self, policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.model_load import device_of
 from rewardloop_trainer.learning.world import World
-from rewardloop_trainer.reward.evaluate import head_margins, measure
+from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.reward.train import Progress, TrainOutcome, add_parts, train_reward
@@ -34,7 +34,7 @@ def train_averaged(
     model: RewardModel,
     encoder: Encoder,
     train: Sequence[Record],
-    heldout: Sequence[Record],
+    validation: Sequence[Record],
     settings: RewardTraining,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -53,7 +53,7 @@ def train_averaged(
     """
     runs, world = settings.averaged_runs, World()
     if runs == 1:
-        return train_reward(model, encoder, train, heldout, settings, checkpoint_dir, on_progress, should_stop)
+        return train_reward(model, encoder, train, validation, settings, checkpoint_dir, on_progress, should_stop)
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("averaged runs train whole weights: set averaged_runs to 1 for adapters")
     add_parts(model, settings)
@@ -73,7 +73,7 @@ def train_averaged(
                 step = before * progress.steps + progress.step
                 on_progress(replace(progress, step=step, steps=runs * progress.steps))
 
-            done = train_reward(model, encoder, share, heldout, own, place, report, should_stop).figures
+            done = train_reward(model, encoder, share, validation, own, place, report, should_stop).figures
             if finished is not None and world.is_first:
                 kept = checkpoint.Checkpoint(int(done["train_steps"]), _weights(model, names), done, about)
                 checkpoint.save(finished, kept)
@@ -82,16 +82,26 @@ def train_averaged(
             sums[name] += tensor.double()
     _set(model, {name: total / runs for name, total in sums.items()})
     model.eval()
-    pairs = pairs_of(heldout)
-    model.to(device_of(settings))
-    measured = measure(pairs, head_margins(model, encoder, pairs, 2 * settings.micro_batch_tokens))
-    model.cpu()
+    measured = measure_records(model, encoder, validation, settings)
     if checkpoint_dir is not None and world.is_first:
         checkpoint.clear(checkpoint_dir)
     world.wait()
     totals = _totals(figures)
     steps, best = int(totals["train_steps"]), int(totals["train_best_step"])
-    return TrainOutcome(steps, best, measured, {**totals, **measured.figures("heldout"), "train_averaged": float(runs)})
+    return TrainOutcome(
+        steps, best, measured, {**totals, **measured.figures("validation"), "train_averaged": float(runs)}
+    )
+
+
+def measure_records(
+    model: RewardModel, encoder: Encoder, records: Sequence[Record], settings: RewardTraining
+) -> HeldOut:
+    """Measure a model on the pairs of records, on the device that the settings name; it ends on the CPU."""
+    pairs = pairs_of(records)
+    model.to(device_of(settings))
+    measured = measure(pairs, head_margins(model, encoder, pairs, 2 * settings.micro_batch_tokens))
+    model.cpu()
+    return measured
 
 
 def shares(train: Sequence[Record], runs: int, seed: int) -> list[list[Record]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
+from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare, bounded_length_slope, seen_lengths
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reward.examples import logits_of
 from rewardloop_trainer.reward.model import RewardModel
@@ -67,23 +68,39 @@ def head_margins(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], to
 
 
 def pair_margins(
-    model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], length_slope: float = 0.0, token_budget: int = 4096
+    model: RewardModel,
+    encoder: Encoder,
+    pairs: Sequence[Pair],
+    length: LengthShare = NO_SHARE,
+    token_budget: int = 4096,
 ) -> Floats:
     """Margins of the head-mean logits, without the share of length, (pairs,). The gate compares these."""
     margins: Floats = head_margins(model, encoder, pairs, token_budget).mean(1)
-    return without_length(margins, encoder, pairs, length_slope)
+    return without_length(margins, encoder, pairs, length)
 
 
-def without_length(margins: Floats, encoder: Encoder, pairs: Sequence[Pair], length_slope: float) -> Floats:
-    """Margins (pairs,) minus ``length_slope`` for each unit of the pair's log length ratio."""
-    return margins - length_slope * log_length_ratios(encoder, pairs) if length_slope else margins
+def without_length(margins: Floats, encoder: Encoder, pairs: Sequence[Pair], length: LengthShare) -> Floats:
+    """Margins (pairs,) without the share of length."""
+    return margins - length.slope * length.ratios(_sequences(encoder, pairs)) if length.slope else margins
 
 
-def log_length_ratios(encoder: Encoder, pairs: Sequence[Pair]) -> Floats:
-    """Log of the chosen response's tokens over the rejected one's, (pairs,)."""
-    tokens = np.log([sequence.response_tokens for sequence in _sequences(encoder, pairs)])
-    ratios: Floats = tokens[0::2] - tokens[1::2]
-    return ratios
+def fit_length_share(
+    model: RewardModel, encoder: Encoder, pairs: Sequence[Pair], seen: Sequence[Pair], control: float
+) -> LengthShare:
+    """Fit the share of length in a model's logits; nothing is taken off without ``control``.
+
+    Args:
+        model: The model.
+        encoder: Its tokenizer and text layout.
+        pairs: The pairs on which the slope is fitted.
+        seen: Pairs of the training data, whose lengths bound those that are told apart.
+        control: Most of the dependence on length to remove, from 0 to 1.
+    """
+    if control == 0 or not pairs:
+        return NO_SHARE
+    bounds = seen_lengths([s.response_tokens for s in _sequences(encoder, seen)])
+    ratios = bounds.ratios(_sequences(encoder, pairs))
+    return replace(bounds, slope=bounded_length_slope(pair_margins(model, encoder, pairs), ratios, control))
 
 
 def _sequences(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:

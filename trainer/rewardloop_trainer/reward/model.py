@@ -23,18 +23,20 @@ from rewardloop_trainer.reward.row_check import check_padding, check_rows
 Pooling: TypeAlias = Literal["mean", "layers", "cls", "last", "classifier"]
 HEADS = "heads.safetensors"
 # The share of the layers after which "layers" reads the trunk a first time. The last layers of an encoder are shaped by
-# what it was trained for, and lose part of what judgements of people depend on.
+# what it was trained for, and lose part of what judgements of people depend on. The tokens' embeddings are read, too.
 _MIDDLE = 2 / 3
+_LAYERS_READ = 3
 _OWN_HEAD = HeadChoice.model_validate({})
 
 
 class RewardModel(nn.Module):
     """Scores sequences of a prompt and a response.
 
-    Encoders (BERT-type) are pooled over their real tokens, in the last layer ("mean") or in the last and a middle one
-    ("layers"), at the first token ("cls") or as their own classifier does ("classifier"). Decoders (Llama, Qwen, GPT-2)
-    are pooled at the last real token ("last"). Padding is on the right and never changes a score. In shapes, B is the
-    batch, S the padded length, d the width of what the heads read and k the number of heads.
+    Encoders (BERT-type) are pooled over their real tokens, in the last layer ("mean") or in the embeddings, a middle
+    layer and the last one ("layers"), at the first token ("cls") or as their own classifier does ("classifier").
+    Decoders (Llama, Qwen, GPT-2) are pooled at the last real token ("last"). Padding is on the right and never changes
+    a score. In shapes, B is the batch, S the padded length, d the width of what the heads read and k the number of
+    heads.
     """
 
     # What `from_base` found: whether it drew the heads, whether the class of the checkpoint's head reads before padding
@@ -135,13 +137,15 @@ class RewardModel(nn.Module):
         return self.words
 
     def _pooled(self, inputs: Mapping[str, Tensor], attention_mask: Tensor) -> Tensor:
-        """Run the trunk, and pool its states to (B, d), or to (B, 2 d) by "layers"."""
+        """Run the trunk, and pool its states to (B, d)."""
         if self.pooling != "layers":
             return _pool(self.trunk(**inputs).last_hidden_state, attention_mask, self.pooling)
         found = self.trunk(**inputs, output_hidden_states=True)
         middle = found.hidden_states[round((len(found.hidden_states) - 1) * _MIDDLE)]
-        both = [_pool(states, attention_mask, "mean") for states in (middle, found.last_hidden_state)]
-        return torch.cat(both, dim=-1)
+        read = (found.hidden_states[0], middle, found.last_hidden_state)
+        # Heads of two widths are of a version from before the embeddings were read.
+        read = read[-(self.heads.in_features // int(self.config.hidden_size)) :]
+        return torch.cat([_pool(states, attention_mask, "mean") for states in read], dim=-1)
 
     def _by_steps(self, rule: StepRule, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score sequences as `forward` does, by their steps. The last real token ends the last step."""
@@ -263,7 +267,7 @@ class RewardModel(nn.Module):
         trunk, start = load_start(base, config, decodes=decodes, choice=choice)
         if start is None:
             kind: Pooling = "last" if decodes else "layers" if pooling == "auto" else pooling
-            width = int(cast(Any, trunk).config.hidden_size) * (2 if kind == "layers" else 1)
+            width = int(cast(Any, trunk).config.hidden_size) * (_LAYERS_READ if kind == "layers" else 1)
             model = cls(trunk, heads, kind, width=width).eval()
             model.has_new_heads = True
             model.head_note = f"new, drawn with seed {seed}"

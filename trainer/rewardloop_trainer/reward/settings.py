@@ -56,9 +56,21 @@ class RewardTraining(LearnerSettings):
     evaluate_every_steps: int = Field(
         0, ge=0, description="steps between two evaluations; 0: only at the end of each epoch"
     )
-    patience: int = Field(2, ge=1, description="evaluations without a lower held-out loss after which training stops")
+    patience: int = Field(2, ge=1, description="evaluations without a lower validation loss after which training stops")
+    validation_share: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of training's questions by which the weights to keep are chosen, and from which nothing is "
+        "learned; 0: the last step's weights are kept",
+    )
     checkpoint_every_steps: int = Field(50, ge=0, description="steps between two checkpoints; 0: none")
     seed: int = 0
+
+    @property
+    def share_apart(self) -> float:
+        """Share of the questions that is taken apart; none without steps among which weights are chosen."""
+        return self.validation_share if self.epochs else 0.0
 
 
 class RewardHyperparameters(RewardTraining, HeadChoice):
@@ -72,7 +84,8 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
     )
     pooling: Literal["auto", "mean", "layers", "cls"] = Field(
         "auto",
-        description="how a first model pools an encoder's states; auto: those of a middle and the last layer (layers)",
+        description="how a first model pools an encoder's states; auto: the embeddings, a middle and the last layer "
+        "(layers)",
     )
     max_length: int | None = Field(
         None,

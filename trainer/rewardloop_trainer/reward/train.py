@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.influence import cap_influence
-from rewardloop_trainer.data.length_balance import balance_length
 from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.token_batches import rate_scale
+from rewardloop_trainer.data.weights.influence import cap_influence
+from rewardloop_trainer.data.weights.length_balance import balance_length
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.bounded_step import backward_in_parts
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
@@ -56,7 +56,7 @@ class Progress:
         loss: Loss of the step, in nats, from before the step.
         accuracy: Share of the step's comparisons in the right order.
         tokens_per_second: Real tokens per second, over the run so far.
-        heldout: Figures of an evaluation that followed this step, if one did.
+        validation: Figures of an evaluation that followed this step, if one did.
         gradient_norm: Norm of the gradients before clipping.
         seconds: Wall-clock time of the step.
     """
@@ -66,7 +66,7 @@ class Progress:
     loss: float
     accuracy: float
     tokens_per_second: float
-    heldout: HeldOut | None = None
+    validation: HeldOut | None = None
     gradient_norm: float = math.nan
     seconds: float = math.nan
 
@@ -77,15 +77,15 @@ class TrainOutcome:
 
     Attributes:
         steps: Optimizer steps done.
-        best_step: The step that the model's weights are from: that of the least held-out loss, 0 for the start, or the
-            last one without held-out pairs.
-        heldout: Figures of those weights.
+        best_step: The step that the model's weights are from: that of the least loss on the validation pairs, 0 for
+            the start, or the last one without such pairs.
+        validation: Figures of those weights on the validation pairs.
         figures: For the manifest.
     """
 
     steps: int
     best_step: int
-    heldout: HeldOut
+    validation: HeldOut
     figures: Mapping[str, float]
 
 
@@ -106,13 +106,13 @@ def train_reward(
     model: RewardModel,
     encoder: Encoder,
     train: Sequence[Record],
-    heldout: Sequence[Record],
+    validation: Sequence[Record],
     settings: RewardTraining,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainOutcome:
-    """Train ``model`` in place; it ends with the weights that had the least held-out loss, in float32 on the CPU.
+    """Train ``model`` in place; it ends with the weights that had the least validation loss, in float32 on the CPU.
 
     It learns on the device and in the type that the settings name. If torch.distributed is initialised, every process
     makes this call and learns from its share of each step; the first process's checkpoint counts.
@@ -125,7 +125,7 @@ def train_reward(
         model: The model, trained from its present weights.
         encoder: The model's tokenizer and text layout.
         train: Records to learn from.
-        heldout: Records whose pairs are measured on; may be empty.
+        validation: Records by whose pairs the weights are chosen; may be empty. None of them may judge the result.
         settings: The settings of the loss and the optimizer.
         checkpoint_dir: Where checkpoints are kept; None: nowhere.
         on_progress: Called after each step.
@@ -153,7 +153,7 @@ def train_reward(
     add_parts(model, settings)
     prepare(model, model.trunk, settings)
     try:
-        run = RewardRun(model, encoder, encoded, heldout, settings, checkpoint_dir, on_progress, should_stop)
+        run = RewardRun(model, encoder, encoded, validation, settings, checkpoint_dir, on_progress, should_stop)
         return run.to_the_end()
     finally:
         model.cpu()
@@ -174,7 +174,7 @@ class RewardRun:
         model: RewardModel,
         encoder: Encoder,
         encoded: Examples,
-        heldout: Sequence[Record],
+        validation: Sequence[Record],
         settings: RewardTraining,
         checkpoint_dir: Path | None,
         on_progress: Callable[[Progress], None],
@@ -182,7 +182,7 @@ class RewardRun:
     ) -> None:
         self.model, self.encoder, self.settings = model, encoder, settings
         self.encoded, self.examples = encoded, encoded.examples
-        self.heldout_pairs = pairs_of(heldout)
+        self.validation_pairs = pairs_of(validation)
         self.checkpoint_dir, self.on_progress, self.should_stop = checkpoint_dir, on_progress, should_stop
         self.world = World()
         self.optimizer = optimizer_of(model, settings)
@@ -214,7 +214,7 @@ class RewardRun:
             last = None
             if self._evaluation_is_due():
                 last = self._evaluate()
-                progress = replace(progress, heldout=last)
+                progress = replace(progress, validation=last)
             every = self.settings.checkpoint_every_steps
             if every and self.at.step % every == 0:
                 self._checkpoint()
@@ -278,7 +278,7 @@ class RewardRun:
         return loss, logits[places]
 
     def _evaluation_is_due(self) -> bool:
-        if not self.heldout_pairs:
+        if not self.validation_pairs:
             return False
         every = self.settings.evaluate_every_steps
         return self.at.step % self.steps_per_epoch == 0 or bool(every and self.at.step % every == 0)
@@ -294,13 +294,13 @@ class RewardRun:
 
     def _measure(self) -> HeldOut:
         budget = 2 * self.settings.micro_batch_tokens
-        mine = head_margins(self.model, self.encoder, self.world.mine(self.heldout_pairs), budget)
-        margins = self.world.gather_rows(torch.from_numpy(mine), len(self.heldout_pairs))
-        return measure(self.heldout_pairs, margins.numpy())
+        mine = head_margins(self.model, self.encoder, self.world.mine(self.validation_pairs), budget)
+        margins = self.world.gather_rows(torch.from_numpy(mine), len(self.validation_pairs))
+        return measure(self.validation_pairs, margins.numpy())
 
     def _figures(self, measured: HeldOut) -> dict[str, float]:
         return {
-            **measured.figures("heldout"),
+            **measured.figures("validation"),
             **{f"train_{name}": value for name, value in self.start_figures.items()},
             "train_steps": float(self.at.step),
             "train_best_step": float(self._best_step),
@@ -343,12 +343,12 @@ class RewardRun:
         self.at = _Position(**{name: kinds[name](found.numbers[name]) for name in kinds})
 
     def _start_anew(self) -> None:
-        """Fit the linear part, and note the weights that the steps have to beat on the held-out pairs."""
+        """Fit the linear part, and note the weights that the steps have to beat on the validation pairs."""
         if self.settings.linear_start:
             pad = self.encoder.format.pad
             self.start_figures = fit_linear_start(self.model, self.examples, pad, self.settings)
         self._take_level()
-        if self.heldout_pairs:
+        if self.validation_pairs:
             self.at.best_loss = self._measure().loss
             self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.trainable.items()}
 
@@ -375,7 +375,7 @@ class RewardRun:
             digest.update(example.key.encode())
             for sequence in example.sequences:
                 digest.update(repr(sequence.ids).encode())
-        for pair in self.heldout_pairs:
+        for pair in self.validation_pairs:
             digest.update(repr((pair.prompt, pair.chosen, pair.rejected)).encode())
         for name, parameter in self.trainable.items():
             digest.update(f"{name}{tuple(parameter.shape)}".encode())

@@ -12,8 +12,11 @@ import structlog
 
 from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
+from rewardloop_trainer.data.length_share import LengthShare
+from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.replay import Replay, readable
+from rewardloop_trainer.data.validation import validation_part
+from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
@@ -22,9 +25,9 @@ from rewardloop_trainer.export.candidate import Exported, Trial, export_candidat
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.reward.anchors import ANCHORS, UnusableAnchors, anchors_of_round, write_anchors
-from rewardloop_trainer.reward.average import train_averaged
-from rewardloop_trainer.reward.calibrate import bounded_length_slope, calibrate_model
-from rewardloop_trainer.reward.evaluate import log_length_ratios, pair_margins
+from rewardloop_trainer.reward.average import measure_records, train_averaged
+from rewardloop_trainer.reward.calibrate import calibrate_model
+from rewardloop_trainer.reward.evaluate import fit_length_share, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
@@ -69,12 +72,14 @@ class RewardRound(ModelRound):
             start, train = self._start_of_training()
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             makes_delta, settings = choose_weights(start, settings)
+            measured = measure_sources((*train, *self._records.heldout))
+            learned, validation = validation_part(weigh_sources(train, measured), settings.share_apart)
             try:
                 outcome = train_averaged(
                     start.model,
                     start.encoder,
-                    train,
-                    self._records.heldout,
+                    learned,
+                    validation,
                     settings,
                     self._directory / "checkpoints",
                     self._on_progress,
@@ -82,10 +87,12 @@ class RewardRound(ModelRound):
                 )
             except TrainingStopped as error:
                 raise Interrupted from error
+            heldout = measure_records(start.model, start.encoder, self._records.heldout, settings)
+            known = {**outcome.figures, **heldout.figures("heldout"), **source_figures(measured)}
 
             def write(directory: Path) -> None:
                 save_trained(start.model, settings, directory, self._start, makes_delta=makes_delta)
-                (directory / "figures.json").write_text(json.dumps(dict(outcome.figures)))
+                (directory / "figures.json").write_text(json.dumps(known))
 
             write_whole(trained, write)
         figures = json.loads((trained / "figures.json").read_text())
@@ -130,32 +137,32 @@ class RewardRound(ModelRound):
         tried = encode_records(encoder, (*heldout, *train)[:_PARITY_RECORDS]).examples
         calibration = encode_records(encoder, train[:_CALIBRATION_RECORDS]).examples
         pairs = pairs_of(heldout)
-        slope = self._length_slope(model, encoder, pairs)
+        length = self._length_share(model, encoder)
         return Trial(
             encoder,
             [s for example in tried for s in example.sequences],
             pairs,
-            lambda: pair_margins(model, encoder, pairs, slope),
+            lambda: pair_margins(model, encoder, pairs, length),
             [s for example in calibration for s in example.sequences],
-            slope,
+            length,
             self._current.state.seed,
         )
 
     def _judge(self) -> None:
         """Gate the candidate, calibrate it, and keep its manifest beside its files."""
         start, model = self._start(), self._trained()
-        encoder, pairs = start.encoder, pairs_of(self._records.heldout)
-        slope = self._length_slope(model, encoder, pairs)
+        encoder = start.encoder
+        length = self._length_share(model, encoder)
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
-        verdict, anchor = self._verdict(start, model, slope, exported.parity)
+        verdict, anchor = self._verdict(start, model, length, exported.parity)
         self._metrics.show_reward_gate(verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
             raise Refused(*reasons)
         anchors = anchors_of_round(self._settings.work_dir, start.directory, self._records.train, encoder)
         try:
-            scale = calibrate_model(model, encoder, anchors, slope)
+            scale = calibrate_model(model, encoder, anchors, length)
         except UnusableAnchors as error:
             raise Refused(Reason("not_finite", str(error))) from error
         if anchors.is_kept_with_version:
@@ -184,16 +191,16 @@ class RewardRound(ModelRound):
         self._reach("gated")
 
     def _verdict(
-        self, start: RewardStart, model: RewardModel, slope: float, parity: float
+        self, start: RewardStart, model: RewardModel, length: LengthShare, parity: float
     ) -> tuple[Verdict, GateAnchor]:
         """Judge the candidate against the live version, and against the best one so far on the anchor set."""
         settings, parent = self._settings.reward, self._current.state.parent
         evidence = evidence_of(self._records.heldout, settings)
-        candidate = read_evidence(model, start.encoder, evidence, slope)
+        candidate = read_evidence(model, start.encoder, evidence, length)
         rules = RewardGateRules.of(settings)
         live, met = None, None
         if start.directory is not None and parent is not None:
-            live = read_evidence(start.model, start.encoder, evidence, self._live_length_slope(parent))
+            live = read_evidence(start.model, start.encoder, evidence, self._live_length_share(parent))
             known = GateAnchor.read(start.directory, parent)
             met = meet_best(known, parent, evidence, candidate, live, self._read_version)
         verdict = judge_reward(evidence, candidate, live, parity, rules, met[0] if met else None)
@@ -203,7 +210,7 @@ class RewardRound(ModelRound):
         """Return what a version of the store says of the evidence; None if it cannot be loaded any more."""
         try:
             start = start_from(self._store, version, self._settings.reward, self._current.state.seed)
-            return read_evidence(start.model, start.encoder, evidence, self._live_length_slope(version))
+            return read_evidence(start.model, start.encoder, evidence, self._live_length_share(version))
         except (StoreError, NothingToTrain) as error:
             log.warning("the best version so far cannot be loaded: the anchor set stays", reason=str(error))
             return None
@@ -213,17 +220,18 @@ class RewardRound(ModelRound):
         chosen = self._chosen_start
         return {FRESH_SIGNALS: str(self._current.state.signals), "start": chosen.reason} if chosen.is_fresh else {}
 
-    def _length_slope(self, model: RewardModel, encoder: Encoder, heldout: Sequence[Pair]) -> float:
-        """Return how much of the logarithm of length is taken off the candidate's scores, 0 without length control."""
-        control = self._settings.reward.length_control
-        if control == 0:
-            return 0.0
-        pairs = heldout if len(heldout) >= _SLOPE_PAIRS else pairs_of(self._records.train)[:_SLOPE_PAIRS]
-        return bounded_length_slope(pair_margins(model, encoder, pairs), log_length_ratios(encoder, pairs), control)
+    def _length_share(self, model: RewardModel, encoder: Encoder) -> LengthShare:
+        """Return what is taken off the candidate's scores because of length: nothing without length control.
 
-    def _live_length_slope(self, version: str | None) -> float:
-        calibration = self._store.manifest("reward", version).calibration if version else None
-        return calibration.length_slope if calibration else 0.0
+        It is fitted on the validation part of the round's signals, or on others of them if that part is small.
+        """
+        settings = self._settings.reward
+        learned, validation = map(pairs_of, validation_part(self._records.train, settings.share_apart))
+        pairs = validation if len(validation) >= _SLOPE_PAIRS else [*validation, *learned][:_SLOPE_PAIRS]
+        return fit_length_share(model, encoder, pairs, learned, settings.length_control)
+
+    def _live_length_share(self, version: str | None) -> LengthShare:
+        return LengthShare.of_calibration(self._store.manifest("reward", version).calibration if version else None)
 
     def _manifest(self) -> Manifest:
         return Manifest.from_json((self._directory / "manifest.json").read_text())

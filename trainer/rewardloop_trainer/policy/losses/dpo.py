@@ -61,17 +61,21 @@ LOSSES: Mapping[str, Callable[[Tensor, float, float], Tensor]] = {
 }
 
 
-def pair_losses(policy: Tensor, reference: Tensor, tokens: Tensor, settings: PreferenceLoss) -> Tensor:
-    """The loss that the settings name, plus their weight of the chosen response's loss per token.
+def pair_losses(
+    policy: Tensor, reference: Tensor, tokens: Tensor, settings: PreferenceLoss, offset: Tensor | float = 0.0
+) -> Tensor:
+    """The loss l(D - o / beta) that the settings name, plus their weight of the chosen response's loss per token.
 
-    The second term is that of iterative RPO (Pang et al. 2024, eq. 1): DPO alone may lower the probability of the
-    chosen response too.
+    The offset o is by how much beta D should exceed 0 at least: the first loss is -log sigmoid(beta D - o). Source:
+    Amini et al. 2024 (DPO with an offset). The second term is that of iterative RPO (Pang et al. 2024, eq. 1): DPO
+    alone may lower the probability of the chosen response too.
 
     Args:
         policy: (pairs, 2), log-probabilities of chosen and rejected under the policy, summed over tokens, in nats.
         reference: (pairs, 2), the same under the reference.
         tokens: (pairs, 2), numbers of tokens, at least 1, end token included.
         settings: Which loss, and its parameters.
+        offset: (pairs,), o, in nats.
 
     Returns:
         (pairs,).
@@ -79,5 +83,6 @@ def pair_losses(policy: Tensor, reference: Tensor, tokens: Tensor, settings: Pre
     ratio = policy - reference
     if settings.loss == "ipo" or settings.length_normalised:
         ratio = ratio / tokens
-    losses = LOSSES[settings.loss](ratio[:, 0] - ratio[:, 1], settings.beta, settings.label_smoothing)
+    d = ratio[:, 0] - ratio[:, 1] - offset / settings.beta
+    losses = LOSSES[settings.loss](d, settings.beta, settings.label_smoothing)
     return losses - settings.sft_weight * policy[:, 0] / tokens[:, 0]

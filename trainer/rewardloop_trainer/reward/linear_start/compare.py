@@ -1,4 +1,4 @@
-"""Reads the pairs of a linear fit as features: margins, states and tokens' counts."""
+"""Reads the signals of a linear fit as statements with features: what was said, states and tokens' counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,25 +16,33 @@ from rewardloop_trainer.reward.examples import Example, bootstrap_weights, colla
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
-# The ridges are chosen on the signals of one prompt in so many. With fewer prompts than this they are chosen on signals
-# that compare responses of which no other signal is learned from, one response in so many.
+# In each of the folds the ridges are judged on the signals of one prompt in so many. With fewer prompts than this they
+# are judged on signals about responses of which no other signal is learned from, one response in so many.
+FOLDS = 3
 _APART_PROMPTS, _LEAST_PROMPTS, _APART_RESPONSES = 5, 20, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Comparisons:
-    """Pairs as features, n of them.
+class Statements:
+    """What was said of a response, or of one response beside another, n statements.
+
+    Of a comparison the features are differences, the first response's less the second one's. Of a response on its own
+    they are its own, less those of the mean response.
 
     Attributes:
         base: (n, k), the margins that the model had.
-        states: (n, d), the differences of the states, with deviation 1.
-        row: (m,), the pair of each token whose counts differ.
+        states: (n, d), the states, in deviations of the differences.
+        row: (m,), the statement of each token that is counted.
         token: (m,), its place in ``tokens``.
-        count: (m,), the difference of its counts.
-        tokens: (t,), the ids of the tokens whose counts differ in any pair.
-        weight: (n, k), of each pair for each head.
-        is_apart: (n,), bool, whether the ridges are chosen by the pair.
-        is_learned: (n,), bool, whether the fits that are compared for this learn from it.
+        count: (m,), its count in the first response less that in the second one.
+        tokens: (t,), the ids of the tokens that are counted in any statement.
+        target: (n,), the share that preferred the first response, or that liked the only one.
+        is_label: (n,), 1 for a response on its own, and 0 for a comparison.
+        offset: (n,), by how much the first response should win at least.
+        weight: (n, k), of each statement for each head.
+        judged: (n,), its weight where the ridges are judged by it.
+        is_apart: (folds, n), bool, whether the ridges are judged by it.
+        is_learned: (folds, n), bool, whether the fits that are judged learn from it.
     """
 
     base: Tensor
@@ -44,74 +51,137 @@ class Comparisons:
     token: Tensor
     count: Tensor
     tokens: Tensor
+    target: Tensor
+    is_label: Tensor
+    offset: Tensor
     weight: Tensor
+    judged: Tensor
     is_apart: Tensor
     is_learned: Tensor
 
 
-def compare(
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """What the features are measured in: the states' ``deviation`` (d,), and of the responses on their own the mean
+    ``logit`` (k,), ``state`` (d,) and ``prompts``, the prompts that are before them."""
+
+    deviation: Tensor
+    logit: Tensor
+    state: Tensor
+    prompts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A statement: the places of its one or two sequences, its example, and its share of the example's weight."""
+
+    first: int
+    second: int | None
+    example: Example
+    share: float
+
+
+def state_what_was_said(
     examples: Sequence[Example], states: Tensor, logits: Tensor, settings: RewardTraining
-) -> tuple[Comparisons, Tensor]:
-    """Return the comparisons of the examples, whose sequences have these states, and the states' deviation (d,)."""
+) -> tuple[Statements, Centre]:
+    """Return what the examples say, whose sequences have these states (s, d) and logits (s, k)."""
     sequences = [s for e in examples for s in e.sequences]
-    winners, losers, weights, parts = [], [], [], []
-    start, heads = 0, logits.shape[1]
-    for example, part in zip(examples, _parts(examples), strict=True):
-        count = len(example.sequences)
-        own = [w * example.weight / (count - 1) for w in bootstrap_weights(example.key, heads, settings.bootstrap)]
-        for place in range(start, start + count - 1):  # a ranking's neighbours
-            winners.append(place)
-            losers.append(place + 1)
-            weights.append(own)
-            parts.append(part)
-        start += count
-    won, lost = torch.tensor(winners), torch.tensor(losers)
-    difference = states[won] - states[lost]
-    deviation = difference.std(0).clamp_min(1e-6)
-    row, token, count_of, tokens = _counts(sequences, winners, losers)
-    compared = Comparisons(
-        logits[won] - logits[lost],
-        difference / deviation,
-        *(row, token, count_of, tokens),
-        torch.tensor(weights),
-        torch.tensor([part == "apart" for part in parts]),
-        torch.tensor([part == "learned" for part in parts]),
+    said = _said(examples)
+    alone = [each.first for each in said if each.second is None]
+    compared = [(each.first, each.second) for each in said if each.second is not None]
+    state, logit = (of[alone].mean(0) if alone else torch.zeros_like(of[0]) for of in (states, logits))
+    if len(compared) > 1:
+        deviation = (states[[a for a, _ in compared]] - states[[b for _, b in compared]]).std(0)
+    else:
+        deviation = states.std(0) * 2**0.5
+    centre = Centre(
+        deviation.clamp_min(1e-6), logit, state, [sequences[i].ids[: sequences[i].prompt_tokens] for i in alone]
     )
-    return compared, deviation
+    firsts = torch.tensor([each.first for each in said])
+    is_label = torch.tensor([float(each.second is None) for each in said])
+    seconds = torch.tensor([each.first if each.second is None else each.second for each in said])
+    second_states, second_logits = (
+        torch.where(is_label.bool().unsqueeze(-1), mean, of[seconds]) for mean, of in ((state, states), (logit, logits))
+    )
+    apart, learned = _folds([each.example for each in said], examples)
+    heads = logits.shape[1]
+    found = Statements(
+        logits[firsts] - second_logits,
+        (states[firsts] - second_states) / centre.deviation,
+        *_counts(sequences, said),
+        torch.tensor([_target(each.example) for each in said]),
+        is_label,
+        torch.tensor([settings.margin * each.example.margin for each in said]),
+        torch.tensor([_weights(each, heads, settings) for each in said]),
+        torch.tensor([_coefficient(each, settings) for each in said]),
+        apart,
+        learned,
+    )
+    return found, centre
 
 
-def _parts(examples: Sequence[Example]) -> list[Literal["learned", "apart", "neither"]]:
-    """Divide the signals into those to learn from and those to choose the ridges by."""
-    if len({e.prompt for e in examples}) >= _LEAST_PROMPTS:
-        return ["apart" if _one_in(_APART_PROMPTS, e.prompt) else "learned" for e in examples]
-    found: list[Literal["learned", "apart", "neither"]] = []
+def _said(examples: Sequence[Example]) -> list[_Said]:
+    found: list[_Said] = []
+    start = 0
     for example in examples:
-        apart = [_one_in(_APART_RESPONSES, repr(s.ids)) for s in example.sequences]
-        found.append("apart" if all(apart) else "neither" if any(apart) else "learned")
+        count = len(example.sequences)
+        if count == 1:
+            found.append(_Said(start, None, example, 1.0))
+        for place in range(start, start + count - 1):  # a ranking's neighbours
+            found.append(_Said(place, place + 1, example, 1 / (count - 1)))
+        start += count
     return found
 
 
-def _one_in(count: int, key: str) -> bool:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % count == 0
+def _target(example: Example) -> float:
+    return {"label": example.label, "tie": 0.5}.get(example.kind, 1.0)
 
 
-def mean_counts(sequences: Sequence[Encoded], tokens: Tensor) -> Tensor:
-    """How often a sequence has each of the sorted tokens on average, (t,)."""
-    if not len(tokens):
-        return torch.zeros(0)
-    ids = torch.tensor([token for sequence in sequences for token in sequence.ids])
+def _coefficient(said: _Said, settings: RewardTraining) -> float:
+    kinds = {"label": settings.pointwise_weight, "tie": settings.tie_weight}
+    return kinds.get(said.example.kind, 1.0) * said.example.weight * said.share
+
+
+def _weights(said: _Said, heads: int, settings: RewardTraining) -> list[float]:
+    own = _coefficient(said, settings)
+    return [w * own for w in bootstrap_weights(said.example.key, heads, settings.bootstrap)]
+
+
+def _folds(said: Sequence[Example], examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Divide the statements of each fold into those to judge the ridges by and those to learn from, (folds, n)."""
+    by_prompt = len({e.prompt for e in examples}) >= _LEAST_PROMPTS
+    apart, learned = [], []
+    for fold in range(FOLDS):
+        if by_prompt:
+            drawn = [[_in_fold(e.prompt, _APART_PROMPTS, fold)] for e in said]
+        else:
+            drawn = [[_in_fold(repr(s.ids), _APART_RESPONSES, fold) for s in e.sequences] for e in said]
+        apart.append([all(each) for each in drawn])
+        learned.append([not any(each) for each in drawn])
+    return torch.tensor(apart), torch.tensor(learned)
+
+
+def _in_fold(key: str, count: int, fold: int) -> bool:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % count == fold
+
+
+def mean_counts(sequences: Sequence[Sequence[int]], tokens: Tensor) -> Tensor:
+    """How often a sequence of ids has each of the sorted tokens on average, (t,)."""
+    ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
+    if not len(tokens) or not len(ids):
+        return torch.zeros(len(tokens))
     places = torch.searchsorted(tokens, ids).clamp_max(len(tokens) - 1)
     return torch.bincount(places[tokens[places] == ids], minlength=len(tokens)).float() / len(sequences)
 
 
-def _counts(
-    sequences: Sequence[Encoded], winners: Sequence[int], losers: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    counted = [Counter(s.ids) for s in sequences]
+def _counts(sequences: Sequence[Encoded], said: Sequence[_Said]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Count the tokens. Those of the prompt of a response on its own are left out, as they cancel in a comparison."""
     rows, ids, counts = [], [], []
-    for row, (won, lost) in enumerate(zip(winners, losers, strict=True)):
-        difference = Counter(counted[won])
-        difference.subtract(counted[lost])
+    for row, each in enumerate(said):
+        first = sequences[each.first]
+        difference = Counter(first.ids[first.prompt_tokens :] if each.second is None else first.ids)
+        if each.second is not None:
+            difference.subtract(sequences[each.second].ids)
         for token, count in difference.items():
             if count:
                 rows.append(row)
