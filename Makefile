@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3.11
 
-.PHONY: install lock demo test test-long parity learning-matrix lint types protos protos-check observability observability-check docs \
+.PHONY: install lock sbom demo test test-long parity learning-matrix lint types protos protos-check observability observability-check docs \
 	docs-serve bench clean
 
 # The extras local and test as locked in requirements/; a torch that is there already stays if it is within our range.
@@ -19,6 +19,10 @@ install: $(VENV)/installed
 # Every lock anew, each package at its newest; then run the tests and commit what has changed.
 lock:
 	PYTHON=$(PYTHON) requirements/renew.sh
+
+# A bill of materials of each lock, into build/sbom.
+sbom:
+	PYTHON=$(PYTHON) requirements/sbom.sh
 
 demo: install
 	$(VENV)/bin/rewardloop demo

@@ -30,7 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     as_json, only_changed = _take(rest, "--json"), _take(rest, "--changed")
     chosen = list(PROCESSES)
     if rest and not rest[0].startswith("-"):
-        name = rest.pop(0)
+        name = " ".join(rest[:2]) if " ".join(rest[:2]) in {process.name for process in PROCESSES} else rest[0]
+        del rest[: len(name.split())]
         chosen = [process for process in PROCESSES if process.name == name]
         if not chosen:
             known = ", ".join(process.name for process in PROCESSES)

@@ -30,18 +30,19 @@ class PassThrough(TyperCommand):
         return []
 
 
-def add_process_commands(app: typer.Typer) -> None:
-    """Add the command of every process to ``app``."""
+def add_process_commands(app: typer.Typer, **groups: typer.Typer) -> None:
+    """Add the command of every process to ``app``, or to the group of commands that its name begins with."""
     for process in PROCESSES:
-        _add(app, process)
+        group, _, name = process.name.rpartition(" ")
+        _add(groups[group] if group else app, name, process)
 
 
-def _add(app: typer.Typer, process: Process) -> None:
-    @app.command(process.name, cls=PassThrough, help=process.help, add_help_option=False)
+def _add(app: typer.Typer, name: str, process: Process) -> None:
+    @app.command(name, cls=PassThrough, help=process.help, add_help_option=False)
     def run(ctx: typer.Context) -> None:
-        source = ctx.parent.get_parameter_source if ctx.parent is not None else ctx.get_parameter_source
-        for name in ctx.parent.params if ctx.parent is not None else ():
-            if getattr(source(name), "name", "") == "COMMANDLINE":
+        root = ctx.find_root()
+        for name in root.params if root is not ctx else ():
+            if getattr(root.get_parameter_source(name), "name", "") == "COMMANDLINE":
                 flag = "--" + name.replace("_", "-")
                 print(f"rewardloop: put {flag} after {process.name}, which has settings of its own", file=sys.stderr)
                 raise typer.Exit(2)

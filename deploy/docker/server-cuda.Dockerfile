@@ -43,4 +43,4 @@ EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 CMD ["rewardloop", "health"]
 ENTRYPOINT ["rewardloop"]
-CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure-listen", "--metrics-host", "0.0.0.0", "--device", "cuda"]
+CMD ["serve", "--listen", "0.0.0.0:50051", "--metrics-host", "0.0.0.0", "--device", "cuda"]

@@ -1,5 +1,7 @@
 # Runs rewardloop serve on a CPU, without torch: gRPC on port 50051, metrics on port 9464.
 #   docker build -f deploy/docker/server.Dockerfile -t rewardloop-server .
+# It listens on every address, so that it starts only with TLS (REWARDLOOP_TLS_CERT, REWARDLOOP_TLS_KEY) or, if something
+# else keeps callers out, with REWARDLOOP_INSECURE_LISTEN=true.
 ARG PYTHON_TAG=3.11.14-slim-bookworm
 
 FROM python:${PYTHON_TAG} AS wheel
@@ -35,4 +37,4 @@ EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["rewardloop", "health"]
 ENTRYPOINT ["rewardloop"]
-CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure-listen", "--metrics-host", "0.0.0.0"]
+CMD ["serve", "--listen", "0.0.0.0:50051", "--metrics-host", "0.0.0.0"]

@@ -22,8 +22,7 @@ COPY requirements/trainer.txt requirements/torch.txt /requirements/
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/rewardloop && \
     /opt/rewardloop/bin/pip install --no-cache-dir --no-deps --require-hashes -r /requirements/trainer.txt && \
-    /opt/rewardloop/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" \
-        --extra-index-url https://pypi.org/simple -r /requirements/torch.txt && \
+    /opt/rewardloop/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" -r /requirements/torch.txt && \
     /opt/rewardloop/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[${EXTRAS}]"
 
 FROM python:${PYTHON_TAG}

@@ -16,10 +16,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rewardloop.process.log import configure_logging
     from rewardloop_demo.run import run
+    from rewardloop_local.private_files import make_private
     from rewardloop_local.proxies import exempt_loopback
 
     configure_logging("warning", "console")
     exempt_loopback()
+    make_private()
     return asyncio.run(run(settings))
 
 

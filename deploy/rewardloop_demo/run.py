@@ -49,7 +49,7 @@ async def run(settings: DemoSettings) -> int:
         try:
             await deployment.start()
             async with AsyncRewardloopClient(plan.listen, timeout_s=30) as client:
-                demo = await watch_rounds(client, settings, TrainerNotes(plan.trainer), display, stop, started)
+                demo = await watch_rounds(client, settings, TrainerNotes(plan.trainer_work), display, stop, started)
         except (DeploymentError, TimeoutError, RewardloopError) as error:
             display.live.console.print(f"rewardloop demo: {error}; logs in {plan.logs}", style="red", markup=False)
             return 1

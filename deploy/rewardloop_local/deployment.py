@@ -7,7 +7,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -17,10 +17,12 @@ from rewardloop.formats.store import StoreError
 from rewardloop_client import RewardloopError
 from rewardloop_local.filled_store import refuse_ignored, served_lines
 from rewardloop_local.first_versions import publish_first_versions
-from rewardloop_local.plan import DeploymentError, DeploymentPlan
+from rewardloop_local.log_bound import bound_log
+from rewardloop_local.plan import UP_LOCK, DeploymentError, DeploymentPlan
 from rewardloop_local.ports import port_problems
 from rewardloop_local.process_file import SUPERVISOR, ProcessFile, ProcessFileError
 from rewardloop_local.redis_server import EmbeddedRedis, RedisServerError
+from rewardloop_local.redis_server.door import open_door
 from rewardloop_local.start_record import report
 from rewardloop_local.supervise import Process, Supervisor
 from rewardloop_trainer.data.base_path import check_base_path
@@ -28,8 +30,6 @@ from rewardloop_trainer.data.unusable_base import UnusableBase
 
 log = structlog.get_logger()
 
-# The supervisor holds this file's lock. Two deployments on the same data would publish and append beside each other.
-_LOCK_FILE = "up.lock"
 # The processes share the cores, and a thread that spins while it waits takes time from the others.
 _ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 # A process that died so often while the deployment starts will not come up.
@@ -49,6 +49,7 @@ class Deployment:
         self._redis_start: asyncio.Future[None] | None = None
         self._redis_watch: asyncio.Task[None] | None = None
         self._lock: int | None = None
+        self._env: Mapping[str, str] = _ENV
 
     async def start(self) -> None:
         """Return once the services are warm and the trainer runs.
@@ -70,7 +71,9 @@ class Deployment:
         await asyncio.to_thread(refuse_ignored, plan, redis_url, self._on_phase)
         await publish_first_versions(plan, self._run, self._on_phase)
         has_policy = plan.has_policy()
-        shared = ["--store", str(plan.store), "--redis-url", redis_url]
+        # The URL holds a password, and all users of the machine can see arguments.
+        self._env = {**_ENV, "REWARDLOOP_REDIS_URL": redis_url}
+        shared = ["--store", str(plan.store)]
         door = plan.security.door_args()
         serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door]
         # The trainer and the policy worker use all the time that they get. With the usual niceness of the engine,
@@ -84,7 +87,7 @@ class Deployment:
         services = ["rewardloop.v1.RewardService", "rewardloop.v1.FeedbackService"]
         await self._until_serving([*services, "rewardloop.v1.PolicyService"] if has_policy else services)
         train = [*shared, "--server", plan.listen, "--metrics-port", str(plan.trainer_metrics_port)]
-        train += ["--work-dir", str(plan.trainer), "--archive", str(plan.data / "ledger")]
+        train += ["--work-dir", str(plan.trainer_work), "--archive", str(plan.ledger)]
         train += [*plan.security.access_args(), *plan.train_args]
         await self._until_up(self._add("train", "rewardloop_trainer.app", train, nice=5), plan.trainer_metrics_port)
 
@@ -125,7 +128,7 @@ class Deployment:
         """Lock the data directory for this process. Raises DeploymentError if another deployment still runs on it."""
         data = self.plan.data
         data.mkdir(parents=True, exist_ok=True)
-        lock = os.open(data / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
+        lock = os.open(data / UP_LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -157,7 +160,7 @@ class Deployment:
             name=name,
             argv=[sys.executable, "-m", module, *args],
             log_path=self.plan.logs / f"{name}.log",
-            env=_ENV,
+            env=self._env,
             nice=nice,
             on_start=partial(self._processes.record, name),
         )
@@ -187,8 +190,13 @@ class Deployment:
 
     async def _start_redis(self) -> str:
         self._on_phase("starting redis-server")
-        self._redis = EmbeddedRedis(self.plan.data / "redis", on_start=partial(self._processes.record, "redis-server"))
         try:
+            self._redis = EmbeddedRedis(
+                self.plan.redis_data,
+                door=open_door(self.plan.redis_data),
+                memory_mib=self.plan.redis_memory_mib,
+                on_start=partial(self._processes.record, "redis-server"),
+            )
             await self._until_started(self._redis)
         except RedisServerError as error:
             raise DeploymentError(str(error)) from error
@@ -205,6 +213,8 @@ class Deployment:
             await asyncio.sleep(0.2)
             if redis.is_running:
                 redis.retry_record()
+                with suppress(OSError):  # it has none yet, or there is no room for a copy
+                    bound_log(redis.log_path)
                 continue
             report(log.warning, "redis-server died, restarting")
             try:

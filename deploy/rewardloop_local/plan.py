@@ -10,6 +10,9 @@ from pathlib import Path
 from rewardloop.formats.store import ModelStore
 from rewardloop_local.security import Security
 
+# The supervisor holds this file's lock. Two deployments on the same data would publish and append beside each other.
+UP_LOCK = "up.lock"
+
 
 class DeploymentError(Exception):
     """The deployment cannot start. The text says why, and which log has more."""
@@ -32,6 +35,7 @@ class DeploymentPlan:
     trainer_metrics_port: int = 9465
     policy_metrics_port: int = 9466
     redis_url: str = ""
+    redis_memory_mib: int = 0
     reward_base: str = ""
     policy_base: str = ""
     seed: int = 0
@@ -48,14 +52,24 @@ class DeploymentPlan:
         return self.data / "models"
 
     @property
-    def trainer(self) -> Path:
-        """The trainer's work directory."""
+    def redis_data(self) -> Path:
+        """The directory of the embedded Redis."""
+        return self.data / "redis"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger."""
+        return self.data / "ledger"
+
+    @property
+    def trainer_work(self) -> Path:
+        """The trainer's state and checkpoints."""
         return self.data / "trainer"
 
     @property
     def anchors(self) -> Path:
         """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
-        return self.trainer / "anchors.jsonl"
+        return self.trainer_work / "anchors.jsonl"
 
     def bases_to_export(self) -> list[str]:
         """The bases that the user names for models of which the store has no version."""

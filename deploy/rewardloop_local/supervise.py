@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import structlog
 
+from rewardloop_local.log_bound import bound_log
 from rewardloop_local.start_record import StartRecord, report
 
 log = structlog.get_logger()
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
 _STABLE_AFTER_S = 30.0
+_BOUND_LOG_EVERY_S = 10.0
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class Process:
     _popen: subprocess.Popen[bytes] | None = None
     _log: BinaryIO | None = None
     _started: float = 0.0
+    _log_bounded: float = 0.0
     _record: StartRecord = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +98,16 @@ class Process:
     def retry_record(self) -> None:
         """Call ``on_start`` again if it has failed since the last start."""
         self._record.retry()
+
+    def bound_log(self) -> None:
+        """Keep its log from growing without end. Looks at it every few seconds only."""
+        if time.monotonic() - self._log_bounded < _BOUND_LOG_EVERY_S:
+            return
+        self._log_bounded = time.monotonic()
+        try:
+            bound_log(self.log_path)
+        except OSError as error:  # a full disk has no room for a copy; the log is looked at again
+            report(log.warning, "log not bounded", process=self.name, error=str(error))
 
     async def wait(self, patience_s: float | None = None) -> int:
         """Wait for its end and return its exit status. Raises subprocess.TimeoutExpired after ``patience_s``."""
@@ -149,6 +162,7 @@ class Supervisor:
             await asyncio.sleep(0.1)
             if process.is_running:
                 process.retry_record()
+                process.bound_log()
                 if process.has_been_stable:
                     backoff = _FIRST_BACKOFF_S
                 continue

@@ -12,7 +12,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.process.settings import parse
+from rewardloop_local.private_files import make_private, open_to_others
 from rewardloop_local.security import Security, SecuritySettings
 
 
@@ -34,7 +36,14 @@ class UpSettings(SecuritySettings):
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page of the server; 0: none")
     trainer_metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page of the trainer; 0: none")
     policy_metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page of the worker; 0: none")
-    redis_url: str = Field("", description="your own Redis; empty: an embedded redis-server under the data directory")
+    redis_url: str = Field(
+        "",
+        description="your own Redis; empty: an embedded one under the data directory, which other users cannot reach. "
+        "All users of the machine can see arguments, so set REWARDLOOP_REDIS_URL instead if it has a password",
+    )
+    redis_memory_mib: int = Field(
+        0, ge=0, description="most memory of the embedded Redis, in MiB; 0: a quarter of this machine's or container's"
+    )
     reward_base: str = Field("", description="Hugging Face directory or hub id of the first reward model")
     policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
     seed: int = Field(0, description="seed of the starter models")
@@ -50,6 +59,14 @@ class UpSettings(SecuritySettings):
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
     log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _names_a_redis(cls, value: str) -> str:
+        """Raises ValueError for a URL that cannot be used."""
+        if value:
+            parse_redis_url(value)
+        return value
 
     @field_validator("*")
     @classmethod
@@ -69,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     configure_logging("warning", settings.log_format)
     exempt_loopback()
+    make_private()
     return asyncio.run(_run(settings))
 
 
@@ -96,6 +114,8 @@ async def _run(settings: UpSettings) -> int:
     for name in ("serve_args", "policy_args", "train_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
     plan = DeploymentPlan(**fields, security=Security.of(settings))
+    if warning := open_to_others(plan.data):
+        say(_styled(escape(warning)))
     deployment = Deployment(plan, on_phase=lambda phase: say(_styled(escape(phase))))
     stop = asyncio.Event()
     stop_on_signals(stop)

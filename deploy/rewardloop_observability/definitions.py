@@ -9,6 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
+from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.process.process_metrics import GpuCollector
 from rewardloop_client.metrics import PrometheusCalls
 from rewardloop_server.observe.door_metrics import DoorMetrics
@@ -42,12 +43,12 @@ def serving_metrics() -> Mapping[str, Definition]:
     """The metrics of the server and of the policy worker by name. Both have the same registry."""
     registry = ServerMetrics().registry
     DoorMetrics(registry)
-    return _by_name(*_definitions(registry), *_gpu_definitions())
+    return _by_name(*_definitions(registry), *_described())
 
 
 def trainer_metrics() -> Mapping[str, Definition]:
     """The trainer's metrics by name."""
-    return _by_name(*_definitions(TrainerMetrics().registry), *_gpu_definitions())
+    return _by_name(*_definitions(TrainerMetrics().registry), *_described())
 
 
 def client_metrics() -> Mapping[str, Definition]:
@@ -75,7 +76,8 @@ def _definitions(registry: CollectorRegistry) -> Iterator[Definition]:
             yield Definition(name, family.type, labels, family.documentation, bounds)
 
 
-def _gpu_definitions() -> Iterator[Definition]:
-    """A machine without a GPU reports no such series, so its registry does not show them."""
-    for gpu in GpuCollector().describe():
-        yield Definition(gpu.name, gpu.type, ("gpu", "name"), gpu.documentation)
+def _described() -> Iterator[Definition]:
+    """The metrics of which a registry alone shows none: a machine may have no GPU, and settings name the disks."""
+    for labels, collector in ((("gpu", "name"), GpuCollector()), (("place",), DiskCollector({}))):
+        for metric in collector.describe():
+            yield Definition(metric.name, metric.type, labels, metric.documentation)

@@ -24,7 +24,7 @@ def commands() -> str:
     sections = [_INTRODUCTION, f"## rewardloop\n\n{_parameters(root)}", _processes()]
     names = {process.name for process in PROCESSES}
     for path, command in _leaves(root, ("rewardloop",)):
-        if path[-1] not in names:
+        if " ".join(path[1:]) not in names:
             sections.append(f"## {' '.join(path)}\n\n{_help(command)}\n\n{_parameters(command)}")
     return "\n".join(sections)
 

@@ -10,6 +10,7 @@ import torch
 from grpc_health.v1._async import HealthServicer
 from redis.asyncio import Redis
 
+from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.sample_batcher import SampleBatcher
@@ -46,6 +47,7 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
         torch.set_num_threads(settings.torch_threads)
     device = choose_device(settings.device)
     metrics = ServerMetrics()
+    metrics.registry.register(DiskCollector({"store": settings.store}))
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
     pointer = ActivePointer(redis, store.pointers, replication(settings, redis, metrics), metrics.followed)

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
+from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
 from rewardloop_client import TLS, Access
 from rewardloop_server.calls.redis_link import connect_redis
@@ -81,6 +82,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain. Returns the exit status."""
     tracing = Tracing.on() if is_traced else Tracing()
     metrics = ServerMetrics()
+    metrics.registry.register(DiskCollector({"store": settings.store, "spool": settings.spool}))
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
     replicated = replication(settings, redis, metrics)

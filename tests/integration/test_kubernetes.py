@@ -12,6 +12,7 @@ from support.deploy_files import (
     BASE,
     DEPLOY,
     OVERLAYS,
+    check_command,
     container,
     documents,
     is_ours,
@@ -92,6 +93,16 @@ def test_probes_ask_for_services_that_exist(manifests: Manifests) -> None:
                 assert probe["grpc"]["port"] == _ports(workload)["grpc"]
                 service = probe["grpc"]["service"].removeprefix("rewardloop.v1.")
                 assert service in known[container(workload)["args"][0]]
+            elif "exec" in probe:
+                program, *argv = probe["exec"]["command"]
+                assert program == "rewardloop"
+                check_command(argv)
+                assert f"--server=127.0.0.1:{_ports(workload)['grpc']}" in argv
+                assert (
+                    argv[argv.index("health") + 1].removeprefix("rewardloop.v1.")
+                    in known[container(workload)["args"][0]]
+                )
+                assert probe["timeoutSeconds"] >= 10  # a Python starts for each
             else:
                 assert (probe["httpGet"]["path"], probe["httpGet"]["port"]) == ("/metrics", "metrics")
 
@@ -236,6 +247,52 @@ def test_prometheus_gives_each_pod_the_job_name_that_compose_gives_it(manifests:
         assert matched is not None
         found.add(matched.group(1))
     assert found == named_there
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_what_is_applied_speaks_tls_and_asks_for_tokens(overlay: Path) -> None:
+    manifests = rendered(overlay)
+    for workload in _ours(manifests):
+        settings = _settings(workload)
+        mounted = {each["mountPath"] for each in container(workload)["volumeMounts"]}
+        secrets = {v["secret"]["secretName"] for v in workload["spec"]["template"]["spec"]["volumes"] if "secret" in v}
+        assert secrets == {"rewardloop-tls", "rewardloop-callers"}
+        paths = [settings.ca, settings.token_file] if workload["kind"] == "StatefulSet" else []
+        if hasattr(settings, "insecure_listen"):
+            assert not settings.insecure_listen
+            paths += [settings.tls_cert, settings.tls_key, settings.callers]
+        if hasattr(settings, "policy_ca"):
+            assert settings.policy_server_name == "rewardloop-policy-worker"
+            paths += [settings.policy_ca, settings.policy_token_file]
+        assert paths
+        assert all(str(path.parent) in mounted for path in paths)
+
+
+def test_the_job_of_the_first_model_is_an_export_into_the_store() -> None:
+    from rewardloop.process.settings import parse
+    from rewardloop_trainer.commands.export_settings import ExportSettings
+
+    (job, policy) = documents(DEPLOY / "kubernetes/components/first-model")
+    command, *flags = container(job)["args"]
+    settings = parse(ExportSettings, flags, "rewardloop export")
+    assert (command, settings.model, settings.store) == ("export", "reward", "/store")
+    assert _selects(policy["spec"]["podSelector"]["matchLabels"], job)
+    assert container(job)["securityContext"]["readOnlyRootFilesystem"] is True
+    claims = [volume.get("persistentVolumeClaim") for volume in job["spec"]["template"]["spec"]["volumes"]]
+    assert {"claimName": "rewardloop-store"} in claims
+    assert named(documents(BASE), "PersistentVolumeClaim", "rewardloop-store")
+
+
+def test_the_operators_prometheus_gives_the_labels_that_the_scrape_entry_gives() -> None:
+    (monitor,) = documents(DEPLOY / "kubernetes/components/prometheus-operator")
+    (job,) = yaml.safe_load((DEPLOY / "kubernetes/prometheus-scrape.yaml").read_text())
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    given = {rule["targetLabel"]: rule.get("regex") for rule in endpoint["relabelings"]}
+    entry = {rule["target_label"]: rule.get("regex") for rule in job["relabel_configs"] if "target_label" in rule}
+    assert given == {label: entry[label] for label in ("job", "deployment")}  # the operator sets namespace and pod
+    for workload in _ours(documents(BASE)):
+        assert endpoint["port"] in _ports(workload)
+        assert _selects(monitor["spec"]["selector"]["matchLabels"], workload)
 
 
 def test_the_gpu_overlay_gives_each_process_one() -> None:

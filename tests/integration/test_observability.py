@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from support.tools import tool
 
+from rewardloop_local.prune.settings import PruneSettings
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.observe.door_metrics import DoorMetrics
@@ -54,6 +55,22 @@ def test_configuration_and_rules_are_sound() -> None:
     _promtool("check", "rules", "alerts.yml")
 
 
+def test_alertmanagers_example_knows_every_alert_that_it_names() -> None:
+    example = yaml.safe_load((HERE / "alertmanager.yml").read_text())
+    receivers = {each["name"] for each in example["receivers"]}
+    routes = [example["route"], *example["route"]["routes"]]
+    assert {each["receiver"] for each in routes} == receivers
+    assert routes[1]["matchers"] == ['severity="page"']
+    named = {
+        name
+        for each in re.findall(r"alertname=~?\W*([\w|]+)", str(example["inhibit_rules"]))
+        for name in each.split("|")
+    }
+    assert named
+    assert named <= set(_alerts())
+    assert all(rule["equal"] == ["deployment"] for rule in example["inhibit_rules"])
+
+
 def test_alerts_fire_where_they_should_and_not_otherwise() -> None:
     _promtool("test", "rules", "alerts_test.yml")
 
@@ -86,7 +103,7 @@ def test_each_entry_of_the_runbook_says_what_it_means_where_to_look_and_what_to_
 def test_the_flags_that_the_runbook_names_exist() -> None:
     named = set(re.findall(r"--([a-z][a-z.-]+)", (HERE / "RUNBOOK.md").read_text()))
     known = {"end", "model", "base", "previous"}  # of commands of other kinds, and of kubectl
-    for settings in (ServeSettings, TrainSettings, PolicyWorkerSettings):
+    for settings in (ServeSettings, TrainSettings, PolicyWorkerSettings, PruneSettings):
         known |= {name.replace("_", "-") for name in settings.model_fields}
     known |= {f"reward.{name.replace('_', '-')}" for name in RewardHyperparameters.model_fields}
     known |= {f"policy.gate.{name.replace('_', '-')}" for name in PolicyGateLimits.model_fields}

@@ -57,10 +57,11 @@ def check(words: Sequence[str]) -> None:
             command(list(words[1:]))
         assert ended.value.code == 0
         return
-    context = command.make_context("rewardloop", list(words[1:]))
+    context, taken = command.make_context("rewardloop", list(words[1:])), ""
     while hasattr(command, "commands"):
         name, child, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        process = next((p for p in PROCESSES if p.name == name), None)
+        taken = f"{taken} {name}".strip()
+        process = next((p for p in PROCESSES if p.name == taken), None)
         if process is not None:
             check_process(process.module, rest)
             return

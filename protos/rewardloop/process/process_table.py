@@ -18,7 +18,7 @@ class Process:
     """A command of ``rewardloop`` that runs as a process with settings of its own.
 
     Attributes:
-        name: The command, such as ``serve``.
+        name: The command, such as ``serve`` or, in a group of commands, ``models prune``.
         module: The module whose ``main(argv) -> int`` runs it.
         extra: The extra that `pip install 'rewardloop[extra]'` must have installed.
         help: Its line in ``rewardloop --help``.
@@ -52,6 +52,27 @@ PROCESSES = (
         "local",
         "End what `up` runs, or has left running.",
         "rewardloop_local.down:DownSettings",
+    ),
+    Process(
+        "backup",
+        "rewardloop_local.backup.make_command",
+        "trainer",
+        "Copy all that a deployment keeps, while it runs.",
+        "rewardloop_local.backup.settings:BackupSettings",
+    ),
+    Process(
+        "restore",
+        "rewardloop_local.backup.restore_command",
+        "trainer",
+        "Put a backup back into empty places.",
+        "rewardloop_local.backup.settings:RestoreSettings",
+    ),
+    Process(
+        "models prune",
+        "rewardloop_local.prune.command",
+        "trainer",
+        "Delete versions that nothing needs any more.",
+        "rewardloop_local.prune.settings:PruneSettings",
     ),
     Process(
         "demo",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 # The most of the bound that one caller may hold while nobody else waits.
 _MOST = 0.75
 

@@ -23,6 +23,8 @@ from support.deploy_files import (
     settings_of,
 )
 
+from rewardloop_server.doors.listen import refusal
+
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 NOT_SETTINGS = {"PATH", "PYTHONUNBUFFERED", "HF_HOME", "MPLCONFIGDIR"}
 COMPOSE = compose()
@@ -94,6 +96,15 @@ def test_an_images_command_health_check_and_environment_are_real(dockerfile: Pat
     runs = ("train", "policy-worker") if "trainer" in dockerfile.name else ("serve",)
     for name in names - NOT_SETTINGS:
         assert all(name in setting_names(process) for process in runs), name
+
+
+@parametrized
+def test_an_image_does_not_listen_on_every_address_unless_it_is_told_how_callers_are_kept_out(dockerfile: Path) -> None:
+    (command,) = last_stage(dockerfile, "CMD")
+    settings = settings_of(command.words)
+    if hasattr(settings, "listen"):
+        assert settings.listen.startswith("0.0.0.0:")
+        assert "--tls-cert" in str(refusal(settings.listen, settings))
 
 
 @pytest.mark.parametrize("name", RUNNING)

@@ -71,15 +71,17 @@ def test_every_source_file_that_a_page_names_exists(page: Path) -> None:
 def _unknown_flags(words: Sequence[str]) -> list[str]:
     """The flags of a command line of rewardloop that its command does not have."""
     command: Any = typer.main.get_command(app)
-    flags = {"--help"}
+    flags, taken = {"--help"}, ""
     for word in ("", *words[1:]):
-        command = getattr(command, "commands", {}).get(word, command)
+        found = getattr(command, "commands", {}).get(word)
+        taken = f"{taken} {word}".strip() if found is not None else taken
+        command = found or command
         flags |= {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
     # `config show` takes the flags of the process that it is asked about.
-    name = words[3] if words[1:3] == ["config", "show"] and len(words) > 3 else command.name
+    name = words[3] if words[1:3] == ["config", "show"] and len(words) > 3 else taken
     process = next((each for each in PROCESSES if each.name == name), None)
     if process is not None:
-        flags |= {"--config", "--help-all", *(("--json", "--changed") if name != command.name else ())}
+        flags |= {"--config", "--help-all", *(("--json", "--changed") if name != taken else ())}
         for setting in settings_of(process.settings_class()):
             flags |= set(re.findall(r"--[\w.-]+", setting.flags))
     return [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags]

@@ -63,6 +63,18 @@ def _needs(extras: str) -> list[Requirement]:
     return needs
 
 
+def test_the_bill_of_materials_covers_every_lock() -> None:
+    (loop,) = re.findall(r"^for lock in (.+); do$", (REQUIREMENTS / "sbom.sh").read_text(), re.MULTILINE)
+    assert set(loop.split()) == set(LOCKS)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_an_image_takes_packages_from_its_lock_and_from_one_index(dockerfile: Path) -> None:
+    text = dockerfile.read_text()
+    assert f"--no-deps --require-hashes -r /requirements/{dockerfile.stem}.txt" in text
+    assert "extra-index-url" not in text
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_satisfies_what_its_extras_ask_for(lock: str, python: str) -> None:

@@ -30,7 +30,7 @@ METRICS = {**client_metrics(), **trainer_metrics(), **serving_metrics()}
 VALUES = label_values()
 JOBS = frozenset({"rewardloop-server", "rewardloop-policy", "rewardloop-trainer"})
 # Prometheus, or its discovery of a cluster's pods, sets these on every series.
-TARGET_LABELS = frozenset({"job", "instance", "namespace", "pod"})
+TARGET_LABELS = frozenset({"deployment", "job", "instance", "namespace", "pod"})
 ALERT_LABELS = frozenset({"alertname", "alertstate", "severity"})
 # In prose, names of packages look like names of metrics. The adapter gives its query a name for the autoscaler.
 PACKAGES = {

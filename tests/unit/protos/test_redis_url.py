@@ -20,6 +20,10 @@ class Needy(ProcessSettings):
         ("redis://cache", RedisAddress("server", (("cache", 6379),))),
         ("redis://[::1]:7000", RedisAddress("server", (("::1", 7000),))),
         ("unix:///run/redis.sock?db=2", RedisAddress("server", path="/run/redis.sock", db=2)),
+        (
+            "unix://me:a%2Fb@/run/a%20b@c/redis.sock",
+            RedisAddress("server", path="/run/a b@c/redis.sock", username="me", password="a/b"),
+        ),
         ("redis://:pass@cache", RedisAddress("server", (("cache", 6379),), password="pass")),
         (
             "rediss://me:a%2Fb%40c@cache:6380?ssl_ca_certs=/ca.crt&ssl_check_hostname=no",
@@ -91,6 +95,9 @@ def test_wrong_url_is_refused_with_a_reason_and_without_its_password(url: str, s
         "redis+sentinel://a/s/0?sentinel_password=SEK&RIT",
         "redis+sentinel://a/s/SEKRIT",
         "unix:///run/redis.sock?password=SEKRIT",
+        "unix://u:SEK/RIT@/run/redis.sock",
+        "unix://u:SEK@RIT@/run/redis.sock",
+        "unix://u:SEK/RIT@x/run/redis.sock",
         "unix:///run/redis.sock?db=SEKRIT",
         f"redis://u:{'7' * 5000}SEKRIT",
         f"redis://host:{'7' * 5000}",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rewardloop.formats.file_modes import private_cache
 from rewardloop.formats.store import (
     Calibration,
     CorruptVersion,
@@ -41,6 +44,36 @@ def described(**fields: object) -> Manifest:
     )
 
 
+@pytest.fixture
+def _no_cache_yet() -> Iterator[None]:
+    private_cache.cache_clear()
+    yield
+    private_cache.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_cache_yet")
+@pytest.mark.parametrize("has_home", [True, False])
+def test_what_is_fetched_lies_where_no_other_user_can_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_home: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home") if has_home else "/dev/null/home")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = os.umask(0o022)
+    try:
+        place = private_cache()
+    finally:
+        os.umask(before)
+    assert place == private_cache()
+    assert place.stat().st_mode & 0o777 == 0o700
+    if has_home:
+        assert place == tmp_path / "home" / ".cache" / "rewardloop"
+    else:
+        assert place.parent == tmp_path
+    store = ModelStore("memory://place/models")
+    store.publish(described(), write_files)
+    assert store.fetch("reward", 1).is_relative_to(place)
+
+
 def test_published_version_reads_back_whole(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     published = store.publish(described(), write_files)
@@ -51,7 +84,9 @@ def test_published_version_reads_back_whole(tmp_path: Path) -> None:
     assert set(published.files) == {"model.onnx", "torch/config.json"}
 
 
-@pytest.mark.parametrize(("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+@pytest.mark.parametrize(
+    ("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+)
 def test_a_version_is_as_readable_as_the_umask_allows(tmp_path: Path, umask: int, file: int, directory: int) -> None:
     def write(version: Path) -> None:
         write_files(version)

@@ -80,6 +80,12 @@ class Fence:
             self.check()
             yield
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep every trainer from making anything visible during the block. An object store has no lock for that."""
+        with self._locked():
+            yield
+
     def check(self) -> None:
         """Raise `Fenced` if another trainer leads."""
         if (newest := self.read()) != self.epoch:

@@ -68,6 +68,6 @@ def connect_redis(url: str) -> redis.Redis:
         master = sentinel.master_for(address.service, db=address.db)  # type: ignore[no-untyped-call]
         return cast(redis.Redis, master)
     if address.path:
-        return redis.Redis(unix_socket_path=address.path, db=address.db, **common)
+        return redis.Redis(unix_socket_path=address.path, db=address.db, **common, **address.credentials())
     host, port = address.hosts[0]
     return redis.Redis(host=host, port=port, db=address.db, **common, **address.credentials())

@@ -19,6 +19,7 @@ from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.learning.gradients import NonFiniteGradients
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
+from rewardloop_trainer.rounds.kept_files import bound_files
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting, is_disk_full
 from rewardloop_trainer.rounds.trainer_state import ModelState, RoundState, StateFile
 from rewardloop_trainer.vocabulary import ModelName, Outcome, RoundEnd
@@ -288,6 +289,7 @@ class Loop:
     def _close(self, model: ModelName, ended: RoundState, outcome: RoundEnd) -> None:
         state = self._file.read()
         self._file.write(state.with_model(model, state.of(model).finished(self._clock())))
+        bound_files(self._settings.work_dir, model, ended.number)
         self._metrics.in_phase(model, "idle")
         self._metrics.count_round(model, outcome)
         self._metrics.last_round.labels(model=model).set(self._clock())

@@ -50,7 +50,6 @@ from rewardloop_trainer.vocabulary import ModelName, Outcome, Phase, Reason
 log = structlog.get_logger()
 
 _LOG_EVERY_S = 10.0
-_KEPT_REFUSED = 5
 _HELD_S = 10.0
 
 
@@ -261,6 +260,3 @@ class ModelRound(ABC):
         (self._directory / "reasons.json").write_text(json.dumps(about, indent=2))
         self._refused.parent.mkdir(parents=True, exist_ok=True)
         self._directory.rename(self._refused)
-        kept = sorted(self._refused.parent.glob(f"{self.model}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-        for old in kept[:-_KEPT_REFUSED]:
-            shutil.rmtree(old)

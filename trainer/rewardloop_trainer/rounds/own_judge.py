@@ -23,6 +23,7 @@ from rewardloop_trainer.reward.average import train_averaged
 from rewardloop_trainer.reward.lora import with_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import NothingToStartFrom, NothingToTrain, RewardStart, start_from
+from rewardloop_trainer.rounds.line import first_of_line
 from rewardloop_trainer.rounds.trainer_state import RoundState
 from rewardloop_trainer.settings import TrainSettings
 
@@ -88,10 +89,7 @@ def _start(settings: TrainSettings, store: ModelStore, version: str | None) -> R
     """Return the start of the reward model's line: its first version if no signals taught it, else that one's base."""
     if version is None:
         return start_from(store, None, settings.reward, _SEED)
-    kept = {str(number) for number in store.versions("reward")}
-    first = store.manifest("reward", version)
-    while first.parent in kept and first.parent != first.version:
-        first = store.manifest("reward", str(first.parent))
+    first = first_of_line(store, "reward", version)
     if first.data is not None:
         return start_from(store, None, settings.reward.model_copy(update={"base": first.base}), _SEED)
     start = start_from(store, first.version, settings.reward, _SEED)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.start import start_from_store
+from rewardloop_trainer.rounds.line import first_of_line
 from rewardloop_trainer.vocabulary import Reason
 
 ANCHOR_NOTE = "anchor"
@@ -35,7 +36,7 @@ def anchor_version(store: ModelStore, parent: str, pinned: str = "") -> str:
     """
     try:
         named = pinned or store.manifest("policy", parent).notes.get(ANCHOR_NOTE, "")
-        version = named or _first_of_line(store, parent)
+        version = named or first_of_line(store, "policy", parent).version
         ours, theirs = (store.manifest("policy", each) for each in (parent, version))
     except StoreError as error:
         raise UnusableAnchor(f"{error}; --policy.gate.anchor {parent} begins a new budget from the live one") from error
@@ -64,13 +65,3 @@ def used_up(store: ModelStore, anchor: str, parent: str, most_kl: float) -> Reas
         f"{most_kl:g}; the budget of all rounds since then is used up; --policy.gate.anchor N begins a new one from "
         f"version N: compare the two, and name {parent} if it is good",
     )
-
-
-def _first_of_line(store: ModelStore, version: str) -> str:
-    """Follow the parents of a version to one that has none, or whose parent the store has no longer."""
-    kept = {str(number) for number in store.versions("policy")}
-    seen = {version}
-    while (parent := store.manifest("policy", version).parent) in kept - seen and parent is not None:
-        version = parent
-        seen.add(version)
-    return version

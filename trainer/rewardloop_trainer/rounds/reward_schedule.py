@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewardloop.formats.store import Manifest, ModelStore, StoreError
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop_trainer.rounds.line import first_of_line
 
 # In a manifest's notes: the signals of the last round that started from the base.
 FRESH_SIGNALS = "fresh_signals"
@@ -62,15 +63,5 @@ def _signals_of_last_fresh(manifest: Manifest) -> int:
 
 def _untrained_ancestor(store: ModelStore, version: str) -> str | None:
     """Return the export from which the version descends; None if it was pruned or there never was one."""
-    seen: set[str] = set()
-    following: str | None = version
-    while following is not None and following not in seen:
-        seen.add(following)
-        try:
-            manifest = store.manifest("reward", following)
-        except StoreError:
-            return None
-        if manifest.parent is None:
-            return following if manifest.data is None else None
-        following = manifest.parent
-    return None
+    first = first_of_line(store, "reward", version)
+    return first.version if first.parent is None and first.data is None else None

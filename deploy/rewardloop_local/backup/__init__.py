@@ -1,0 +1,1 @@
+"""`rewardloop backup` and `rewardloop restore`: everything that a deployment keeps, as one whole."""

@@ -1,0 +1,1 @@
+"""`rewardloop models prune`: deletes versions that nothing needs any more."""
