@@ -22,6 +22,7 @@ from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive import redis_link
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
+from rewardloop_trainer.archive.dead_letters import letters, requeue
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.metrics import TrainerMetrics
 
@@ -107,6 +108,30 @@ def test_entry_that_kills_its_reader_becomes_a_dead_letter_and_the_others_are_ar
     assert b"died" in letter[b"reason"]
     assert b"good answer 7" in letter[b"event"]
     assert not client.exists(keys.SUSPECT)
+
+
+def test_entry_whose_reader_raises_is_put_aside_and_new_when_it_is_requeued(
+    client: Any, fresh_redis: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(client, choice(1))
+    client.xgroup_create(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, id="0")
+    client.xreadgroup(keys.FEEDBACK_GROUP, "dead", {keys.FEEDBACK_STREAM: ">"})
+    for _ in range(6):
+        client.xautoclaim(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, "dead", 0)
+    append = Ledger.append
+
+    def fail(self: Ledger, rows: Any) -> Any:
+        raise ValueError("a text that no column can hold")
+
+    monkeypatch.setattr(Ledger, "append", fail)
+    with consuming(fresh_redis.url, tmp_path / "ledger", TrainerMetrics()):
+        until(lambda: client.xlen(keys.DEAD_LETTERS) == 1)
+        monkeypatch.setattr(Ledger, "append", append)
+        (letter,) = letters(client)
+        assert "no column can hold" in letter.reason
+        assert requeue(client, letter)
+        until(lambda: stored(tmp_path / "ledger") == ["e1"])
+    assert client.xlen(keys.DEAD_LETTERS) == 0
 
 
 def test_often_read_entries_that_are_well_are_archived(client: Any, fresh_redis: EmbeddedRedis, tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ class Consumer:
             self._reader.clear_suspect()  # the entry did not cause this
             raise
         except Exception as error:
+            for row in self._rows:  # so that it is new if it is requeued
+                self._recent.pop(_short(signal_key(row.event)), None)
             self._unacked.clear()
             self._rows.clear()
             self._held_bytes = 0
