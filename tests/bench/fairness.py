@@ -10,6 +10,7 @@ alone, or one and a half of the longest runs (`--production-run-ms`) if that is 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 
 import arguments
@@ -68,7 +69,7 @@ def main() -> int:
                 name = f"{load.name}, {callers} at once"
                 seen = beside(served, load, callers, options.seconds)
                 rows.append([name, *figures(seen)])
-                if seen.refused_s or percentile(sorted(seen.answered_s), 0.99) > bound_s:
+                if seen.refused_s or percentile(sorted(seen.answered_s) or [math.inf], 0.99) > bound_s:
                     unfair.append(name)
             service.print_rows(rows)
     print(f"bound of p99: {1000 * bound_s:.0f} ms; beyond it or refused: {unfair or 'none'}")
@@ -111,9 +112,9 @@ def beside(served: service.Service, load: Load, callers: int, seconds: float) ->
 
 
 def figures(seen: Ended) -> list[object]:
-    answered = sorted(seen.answered_s)
+    answered = sorted(seen.answered_s) or [math.inf]
     return [
-        len(answered),
+        len(seen.answered_s),
         len(seen.refused_s),
         *(1000 * percentile(answered, share) for share in (0.5, 0.99, 1.0)),
     ]
