@@ -104,6 +104,10 @@ def _started(up: Up, log: Path, environment: Mapping[str, str] | None = None) ->
 def test_after_its_supervisor_was_killed_the_next_one_names_what_runs_and_down_ends_it(up: Up, tmp_path: Path) -> None:
     first = _started(up, tmp_path / "log")
     pids = _until_up(up, tmp_path / "log", first)
+    assert not any("unix://" in " ".join(psutil.Process(pid).cmdline()) for pid in pids.values())
+    private = [up.data / "redis", up.data / "redis" / "password", up.data / "logs" / "serve.log", up.data / "trainer"]
+    assert {path.name: path.stat().st_mode & 0o077 for path in private} == {path.name: 0 for path in private}
+    assert "WARNING: other users of this machine may read" in (tmp_path / "log").read_text()  # the test made it
     first.kill()
     first.wait()
     del pids["supervisor"]

@@ -318,6 +318,8 @@ def test_every_kind_of_key_comes_back_with_its_time_and_a_stream_with_its_last_i
         client: Any = connected
         client.set("rewardloop:string", b"\x00\xff", px=50_000)
         client.set("rewardloop:soon", "1", px=1)
+        client.set("rewardloop:empty", b"")
+        client.zadd("rewardloop:sorted", {"a": 1.5})
         client.hset("rewardloop:hash", mapping={b"\x01": b"a", "b": ""})
         client.sadd("rewardloop:set", "a", "b")
         client.rpush("rewardloop:list", "2", "1")
@@ -331,7 +333,9 @@ def test_every_kind_of_key_comes_back_with_its_time_and_a_stream_with_its_last_i
         time.sleep(0.01)
         lines = list(dump(connected))
         client.flushall()
-        assert load(connected, lines) == 5
+        assert load(connected, lines) == 7
+        assert client.get("rewardloop:empty") == b""
+        assert client.zrange("rewardloop:sorted", 0, -1, withscores=True) == [(b"a", 1.5)]
         assert client.get("rewardloop:string") == b"\x00\xff"
         assert 0 < client.pttl("rewardloop:string") <= 50_000
         assert client.hgetall("rewardloop:hash") == {b"\x01": b"a", b"b": b""}

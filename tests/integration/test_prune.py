@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_a_deleted_version_is_not_there_and_its_manifest_is(store: ModelStore) -
         store.prune("reward", 2)
     with pytest.raises(VersionNotFound):
         store.remembered("reward", 4)
+
+
+def test_what_killed_writers_left_is_deleted_after_a_day(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models")
+    _line(store, "reward", 1)
+    for name in (".publishing-old", ".preparing-old", ".pruning-2", ".publishing-new"):
+        (tmp_path / "models" / "reward" / name / "torch").mkdir(parents=True)
+        if not name.endswith("new"):
+            os.utime(tmp_path / "models" / "reward" / name, (0, 0))
+    assert store.sweep("reward") == [".preparing-old", ".pruning-2", ".publishing-old"]
+    assert sorted(path.name for path in (tmp_path / "models" / "reward").iterdir()) == [".publishing-new", "1"]
 
 
 def test_nothing_is_deleted_if_it_is_not_known_what_is_in_use(

@@ -15,7 +15,8 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -39,16 +40,9 @@ def dump(client: redis.Redis) -> Iterator[str]:
     client_: Any = client
     names = [name for name in client_.scan_iter(PATTERN, count=1_000) if name not in _LEFT_OUT]
     stream = keys.FEEDBACK_STREAM.encode()
-    for name in [*sorted(set(names) - {stream}), *([stream] if stream in names else [])]:
-        kind = client_.type(name).decode()
-        left_ms = client_.pttl(name)
-        if kind == "none" or left_ms == -2:  # it has expired
-            continue
-        about = {"key": _text(name), "type": kind, "expires_ms": _now_ms() + left_ms if left_ms >= 0 else None}
-        if kind == "stream":
-            yield from _stream_lines(client_, name, about)
-        else:
-            yield json.dumps({**about, "value": _value(client_, name, kind)})
+    ordered = [*sorted(set(names) - {stream}), *([stream] if stream in names else [])]
+    for start in range(0, len(ordered), _CHUNK):
+        yield from _lines(client_, ordered[start : start + _CHUNK])
 
 
 def load(client: redis.Redis, lines: Iterable[str]) -> int:
@@ -61,30 +55,28 @@ def load(client: redis.Redis, lines: Iterable[str]) -> int:
     """
     client_: Any = client
     written, stream, last_id = 0, b"", ""
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if "entries" in row:
-                for entry_id, fields in row["entries"]:
-                    client_.xadd(stream, {_bytes(f): _bytes(v) for f, v in fields.items()}, id=entry_id)
-                continue
-            _close_stream(client_, stream, last_id)
-            stream, last_id = b"", ""
-            name, expires_ms = _bytes(row["key"]), row["expires_ms"]
-            if expires_ms is not None and expires_ms <= _now_ms():
-                continue
-            written += 1
-            if row["type"] == "stream":
-                stream, last_id = name, row["last_id"]
-                for group in row["groups"]:
-                    client_.xgroup_create(name, _bytes(group), id="0", mkstream=True)
-            else:
-                _WRITERS[row["type"]](client_, name, row["value"])
-            if expires_ms is not None:
-                client_.pexpire(name, max(1, expires_ms - _now_ms()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BackupError(f"the dump of Redis cannot be read: {error!r}") from error
-    _close_stream(client_, stream, last_id)
+    with client_.pipeline(transaction=False) as pipe:
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if "entries" in row:
+                    for entry_id, fields in row["entries"]:
+                        pipe.xadd(stream, {_bytes(f): _bytes(v) for f, v in fields.items()}, id=entry_id)
+                else:
+                    if stream:
+                        _close_stream(client_, pipe, stream, last_id)
+                    is_stream, left_ms = row["type"] == "stream", _left_ms(row["expires_ms"])
+                    stream, last_id = (_bytes(row["key"]), row["last_id"]) if is_stream else (b"", "")
+                    if left_ms is None or left_ms > 0:
+                        _write(pipe, row, left_ms)
+                        written += 1
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BackupError(f"the dump of Redis cannot be read: {error!r}") from error
+            if len(pipe) >= _CHUNK:
+                pipe.execute()
+        pipe.execute()
+        if stream:
+            _close_stream(client_, pipe, stream, last_id)
     return written
 
 
@@ -92,6 +84,29 @@ def names_in(client: redis.Redis) -> Iterator[bytes]:
     """Yield the keys of rewardloop, the leader's lock too."""
     client_: Any = client
     yield from client_.scan_iter(PATTERN, count=1_000)
+
+
+def _lines(client: Any, names: Sequence[bytes]) -> Iterator[str]:
+    """Yield the lines of some keys, which are read together."""
+    with client.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.type(name)
+            pipe.pttl(name)
+        found = pipe.execute()
+        now_ms, kinds, left = _now_ms(), [kind.decode() for kind in found[::2]], found[1::2]
+        for name, kind in zip(names, kinds, strict=True):
+            _KINDS[kind].ask(pipe, name) if kind in _KINDS else pipe.exists(name)
+        values = pipe.execute()
+    for name, kind, left_ms, value in zip(names, kinds, left, values, strict=True):
+        about = {"key": _text(name), "type": kind, "expires_ms": now_ms + left_ms if left_ms >= 0 else None}
+        if kind == "stream":
+            yield from _stream_lines(client, name, about)
+        elif kind in _KINDS and (value or value == b""):  # a key without a value has expired meanwhile
+            yield json.dumps({**about, "value": _KINDS[kind].tell(value)})
+        elif kind not in _KINDS and kind != "none":
+            raise BackupError(
+                f"Redis has a key of type {kind}, which no process of rewardloop makes: {name.decode()!r}"
+            )
 
 
 def _stream_lines(client: Any, name: bytes, about: dict[str, Any]) -> Iterator[str]:
@@ -125,34 +140,67 @@ def _needed(client: Any, name: bytes, groups: Iterable[dict[str, Any]]) -> tuple
     return min(positions, default=(-1, 0)), pending
 
 
-def _value(client: Any, name: bytes, kind: str) -> Any:
-    match kind:
-        case "string":
-            return _text(client.get(name) or b"")
-        case "hash":
-            return {_text(f): _text(v) for f, v in client.hgetall(name).items()}
-        case "set":
-            return sorted(map(_text, client.smembers(name)))
-        case "list":
-            return [_text(each) for each in client.lrange(name, 0, -1)]
-        case "zset":
-            return {_text(member): score for member, score in client.zrange(name, 0, -1, withscores=True)}
-    raise BackupError(f"Redis has a key of type {kind}, which no process of rewardloop makes: {name.decode()!r}")
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How keys of a type are read, told in JSON, and written."""
+
+    ask: Callable[[Any, bytes], Any]
+    tell: Callable[[Any], Any]
+    write: Callable[[Any, bytes, Any], Any]
 
 
-_WRITERS: dict[str, Callable[[Any, bytes, Any], Any]] = {
-    "string": lambda client, name, value: client.set(name, _bytes(value)),
-    "hash": lambda client, name, value: client.hset(name, mapping={_bytes(f): _bytes(v) for f, v in value.items()}),
-    "set": lambda client, name, value: client.sadd(name, *map(_bytes, value)),
-    "list": lambda client, name, value: client.rpush(name, *map(_bytes, value)),
-    "zset": lambda client, name, value: client.zadd(name, {_bytes(m): score for m, score in value.items()}),
+_KINDS = {
+    "string": _Kind(
+        lambda client, name: client.get(name),
+        lambda value: _text(value),
+        lambda client, name, value: client.set(name, _bytes(value)),
+    ),
+    "hash": _Kind(
+        lambda client, name: client.hgetall(name),
+        lambda value: {_text(f): _text(v) for f, v in value.items()},
+        lambda client, name, value: client.hset(name, mapping={_bytes(f): _bytes(v) for f, v in value.items()}),
+    ),
+    "set": _Kind(
+        lambda client, name: client.smembers(name),
+        lambda value: sorted(map(_text, value)),
+        lambda client, name, value: client.sadd(name, *map(_bytes, value)),
+    ),
+    "list": _Kind(
+        lambda client, name: client.lrange(name, 0, -1),
+        lambda value: list(map(_text, value)),
+        lambda client, name, value: client.rpush(name, *map(_bytes, value)),
+    ),
+    "zset": _Kind(
+        lambda client, name: client.zrange(name, 0, -1, withscores=True),
+        lambda value: {_text(member): score for member, score in value},
+        lambda client, name, value: client.zadd(name, {_bytes(m): score for m, score in value.items()}),
+    ),
 }
 
 
-def _close_stream(client: Any, stream: bytes, last_id: str) -> None:
-    """Let the next id of a stream be higher than all that it ever had. A stream without entries and groups is none."""
-    if stream and client.exists(stream):
+def _write(pipe: Any, row: dict[str, Any], left_ms: int | None) -> None:
+    name = _bytes(row["key"])
+    if row["type"] == "stream":
+        for group in row["groups"]:
+            pipe.xgroup_create(name, _bytes(group), id="0", mkstream=True)
+    else:
+        _KINDS[row["type"]].write(pipe, name, row["value"])
+    if left_ms is not None:
+        pipe.pexpire(name, left_ms)
+
+
+def _close_stream(client: Any, pipe: Any, stream: bytes, last_id: str) -> None:
+    """Write what waits, and let the next id of a stream be higher than all that it ever had.
+
+    A stream without entries and groups is none.
+    """
+    pipe.execute()
+    if client.exists(stream):
         client.execute_command("XSETID", stream, last_id)  # redis-py has no method for it
+
+
+def _left_ms(expires_ms: int | None) -> int | None:
+    return None if expires_ms is None else expires_ms - _now_ms()
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

@@ -60,6 +60,8 @@ def _prune(store: ModelStore, client: redis.Redis, settings: PruneSettings) -> N
             if not settings.dry_run:
                 store.prune(model, version)
             deleted[model].append(version)
+        if not settings.dry_run:
+            store.sweep(model)
     if settings.json_output:
         print(json.dumps({model: {"kept": plans[model], "deleted": deleted[model]} for model in plans}, indent=2))
         return

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -45,6 +46,7 @@ MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
+_UNFINISHED = (".preparing-", ".publishing-", ".pruning-")
 PRUNED = ".pruned"  # the directory of a model's manifests whose versions were deleted
 TORCH = "torch"  # the directory of the weights with which training continues
 # Formats that hold code or may hold pickles. Nothing here reads them, but a version with such a file is suspicious.
@@ -164,13 +166,28 @@ class ModelStore:
                 self._fs.pipe_file(f"{kept}/{name}", content)
         place = self._of(model, version)
         if self._is_local:
-            going = Path(self._of(model, f".pruning-{version}"))
+            going = Path(self._of(model, f"{_UNFINISHED[2]}{version}"))
             shutil.rmtree(going, ignore_errors=True)  # left by a process that was killed
             Path(place).rename(going)
             shutil.rmtree(going)
         else:
             self._fs.rm_file(f"{place}/{MANIFEST}")  # without it the directory is no version
             self._fs.rm(place, recursive=True)
+
+    def sweep(self, model: str, older_than_s: float = 86_400.0) -> list[str]:
+        """Delete what writers that were killed have left in a local store. Returns the names of the directories.
+
+        Args:
+            model: The model's name.
+            older_than_s: What is younger, in seconds, may belong to a writer that still runs.
+        """
+        if not self._is_local:
+            return []
+        root, before = Path(self._root) / model, time.time() - older_than_s
+        left = [path for prefix in _UNFINISHED for path in root.glob(f"{prefix}*") if path.stat().st_mtime < before]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        return sorted(path.name for path in left)
 
     def _manifest_in(self, place: str, model: str, version: int | str) -> Manifest:
         try:
@@ -214,7 +231,7 @@ class ModelStore:
     def scratch(self, model: str) -> Iterator[Path]:
         """Give a directory to prepare a version in, on the disk from which `publish` takes it without a copy."""
         root = self._staging_root(model)
-        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=root) as directory:
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED[0], dir=root) as directory:
             yield Path(directory)
 
     def publish(
@@ -237,7 +254,7 @@ class ModelStore:
             UnsafeVersion: ``write`` has written a file that no version may hold. An exception of ``write`` or ``held``
                 is passed on. In both cases nothing is left in the store.
         """
-        staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=self._staging_root(manifest.model)))
+        staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED[1], dir=self._staging_root(manifest.model)))
         try:
             write(staging)
             _refuse_unsafe(staging, f"a new version of {manifest.model}")
