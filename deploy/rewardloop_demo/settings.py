@@ -28,7 +28,7 @@ class DemoSettings(ProcessSettings):
     policy_rounds: int = Field(3, ge=1, description="number of policy versions to learn before it ends")
     signals_per_round: int = Field(600, ge=50, description="number of new signals that start a reward round")
     rate: float = Field(60.0, gt=0, description="most signals a second of all users together")
-    minutes: float = Field(25.0, gt=0, description="minutes after which it ends, even if versions are missing")
+    minutes: float = Field(20.0, gt=0, description="minutes after which it ends, even if versions are missing")
     eval_prompts: int = Field(
         684, ge=20, description="number of held-out prompts on which models are measured; there are 684"
     )
