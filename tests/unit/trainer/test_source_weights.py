@@ -42,7 +42,7 @@ def test_a_source_that_judges_at_random_weighs_next_to_nothing() -> None:
 
 def test_few_shared_pairs_change_little_and_none_change_nothing() -> None:
     few = measure_sources([judged(0, "human", True), judged(0, "implicit", True), judged(0, "llm_judge", False)])
-    assert few["implicit"].weight == pytest.approx(0.5, abs=0.02)
+    assert few["implicit"].weight == pytest.approx(0.5, abs=0.06)
     assert few["llm_judge"].weight == pytest.approx(1.0, abs=0.06)
     assert measure_sources([judged(0, "human", True), judged(1, "llm_judge", True)]) == {}
 

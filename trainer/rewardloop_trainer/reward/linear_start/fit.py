@@ -40,6 +40,8 @@ _LEAST_STATEMENTS = 20
 # In nats. Less than that is noise, of the signals that are kept apart or of the search.
 _LEAST_GAIN = 1e-3
 _STEPS = 60
+# A ridge is judged after fewer steps, each fit beginning at that of the ridge before.
+_JUDGED_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,9 @@ def _take(
             model.threshold.copy_(of_mean + of_prompts + level - moved + fitted.threshold)
 
 
-def fit(said: Statements, state_ridge: float, word_ridge: float, start: LinearFit | None = None) -> LinearFit:
+def fit(
+    said: Statements, state_ridge: float, word_ridge: float, start: LinearFit | None = None, steps: int = _STEPS
+) -> LinearFit:
     """Minimise the weighted loss plus half the ridges times the squared parts, for all heads at once.
 
     Args:
@@ -141,6 +145,7 @@ def fit(said: Statements, state_ridge: float, word_ridge: float, start: LinearFi
         state_ridge: Ridge of the states' part; infinite: it stays 0.
         word_ridge: Ridge of the tokens' part, likewise.
         start: Where the search begins.
+        steps: Most steps of the search.
     """
     heads, width = said.base.shape[1], said.states.shape[1]
     zeros = LinearFit(
@@ -157,7 +162,7 @@ def fit(said: Statements, state_ridge: float, word_ridge: float, start: LinearFi
     learned = [found.scale, *(part for part, _ in ridges), *([found.threshold] if said.is_label.any() else [])]
     for part in learned:
         part.requires_grad_()
-    optimizer = torch.optim.LBFGS(learned, max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(learned, max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -193,7 +198,7 @@ def _ridges(said: Statements, has_words: bool) -> tuple[float, float, float]:
         total = weight = 0.0
         for fold in folds:
             learned = replace(one, weight=one.weight * said.is_learned[fold].unsqueeze(-1))
-            begun[fold] = fit(learned, state_ridge, word_ridge, begun.get(fold))
+            begun[fold] = fit(learned, state_ridge, word_ridge, begun.get(fold), _JUDGED_STEPS)
             apart = said.judged * said.is_apart[fold]
             total += float((_losses(begun[fold], one).squeeze(-1) * apart).sum())
             weight += float(apart.sum())
