@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -20,7 +20,13 @@ class Versions:
     def manifest(self, model: str, version: str) -> Manifest:
         if version not in self.manifests:
             raise VersionNotFound(version)
-        return self.manifests[version]
+        return replace(self.manifests[version], version=version)
+
+    def remembered(self, model: str, version: str) -> Manifest:
+        return self.manifest(model, version)
+
+    def versions(self, model: str) -> list[int]:
+        return sorted(map(int, self.manifests))
 
 
 BASE = Manifest("reward", "1")
