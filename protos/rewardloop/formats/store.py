@@ -9,8 +9,6 @@ holds weights as safetensors or ONNX, and text. It holds no links, and nothing t
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import shutil
 import tempfile
 import time
@@ -20,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import fsspec
 
@@ -38,24 +36,29 @@ from rewardloop.formats.store_errors import UntrustedVersion as UntrustedVersion
 from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
 from rewardloop.formats.storing.claim import NumberClaim
 from rewardloop.formats.storing.pointer_file import PointerFile
-
-Watch: TypeAlias = Callable[[str, int, int], None]  # what is done, bytes that are done, bytes in all
+from rewardloop.formats.storing.version_files import (
+    MANIFEST as MANIFEST,
+)
+from rewardloop.formats.storing.version_files import (
+    Told,
+    Watch,
+    directories_of,
+    files_of,
+    fsync,
+    hashes_of,
+    inside,
+    refuse_unsafe,
+    verify,
+)
 
 MODELS = ("reward", "policy")
-MANIFEST = "manifest.json"
 ADAPTER = "adapter.onnx_adapter"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 _UNFINISHED = (".preparing-", ".publishing-", ".pruning-")
 PRUNED = ".pruned"  # the directory of a model's manifests whose versions were deleted
 TORCH = "torch"  # the directory of the weights with which training continues
-# Formats that hold code or may hold pickles. Nothing here reads them, but a version with such a file is suspicious.
-_UNSAFE_SUFFIX = re.compile(
-    r"\.(bin|ckpt|dill|dll|dylib|h5|joblib|keras|mar|npy|npz|pickle|pkl|pt|pth|py|pyc|so)", re.IGNORECASE
-)
-
 _MOST_DIGITS = 18
-_CHUNK = 4 * 2**20
 
 
 class ModelStore:
@@ -219,12 +222,12 @@ class ModelStore:
         manifest = self.manifest(model, version)
         if self._is_local:
             directory = Path(self._of(model, version))
-            _verify(directory, manifest, self._watch)
+            verify(directory, manifest, self._watch)
             return directory
         directory = self._cache / model / f"{manifest.version}-{manifest.digest[:16]}"
         if not directory.exists():
             self._download(manifest, directory)
-        _verify(directory, manifest, self._watch)
+        verify(directory, manifest, self._watch)
         return directory
 
     @contextmanager
@@ -257,8 +260,8 @@ class ModelStore:
         staging = Path(tempfile.mkdtemp(prefix=_UNFINISHED[1], dir=self._staging_root(manifest.model)))
         try:
             write(staging)
-            _refuse_unsafe(staging, f"a new version of {manifest.model}")
-            files = _hashes(staging, [str(p.relative_to(staging)) for p in _files(staging)], self._watch)
+            refuse_unsafe(staging, f"a new version of {manifest.model}")
+            files = hashes_of(staging, [str(p.relative_to(staging)) for p in files_of(staging)], self._watch)
             complete = replace(
                 manifest,
                 files=files,
@@ -284,8 +287,8 @@ class ModelStore:
                     return numbered
                 continue
             give_default_modes(staging)
-            for path in (*_files(staging), *_directories(staging)):
-                _fsync(path)
+            for path in (*files_of(staging), *directories_of(staging)):
+                fsync(path)
             try:
                 with held():
                     staging.rename(self._of(manifest.model, version))
@@ -293,7 +296,7 @@ class ModelStore:
                 if Path(self._of(manifest.model, version)).exists():
                     continue
                 raise
-            _fsync(Path(self._root) / manifest.model)
+            fsync(Path(self._root) / manifest.model)
             return numbered
 
     def _upload(
@@ -303,7 +306,7 @@ class ModelStore:
         claim = NumberClaim(self._fs, target)
         if not claim.take():
             return False
-        told = _Told("uploading", sum((staging / name).stat().st_size for name in names), self._watch)
+        told = Told("uploading", sum((staging / name).stat().st_size for name in names), self._watch)
         try:
             for name in names[:-1]:
                 self._fs.put_file(str(staging / name), f"{target}/{name}", callback=told)
@@ -321,9 +324,9 @@ class ModelStore:
         with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
             partial = Path(temporary) / "version"
             sizes = [self._size(self._of(manifest.model, manifest.version, name)) for name in manifest.files]
-            told = _Told("fetching", sum(sizes), self._watch)
+            told = Told("fetching", sum(sizes), self._watch)
             for name in (*manifest.files, MANIFEST):
-                target = _inside(partial, name)
+                target = inside(partial, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     path = self._of(manifest.model, manifest.version, name)
@@ -362,89 +365,8 @@ def _is_number(version: str) -> bool:
     return version.isascii() and version.isdecimal() and len(version) <= _MOST_DIGITS
 
 
-def _verify(directory: Path, manifest: Manifest, watch: Watch | None) -> None:
-    where = f"{manifest.model} {manifest.version}"
-    present = {str(p.relative_to(directory)) for p in _files(directory)} - {MANIFEST, SIGNATURE}
-    for name in sorted(set(manifest.files) | present):
-        if name not in manifest.files:
-            raise CorruptVersion(f"{where}: {name} is not in the manifest")
-        if name not in present:
-            raise CorruptVersion(f"{where}: {name!r} is missing")
-    _refuse_unsafe(directory, where)
-    for name in manifest.files:
-        _inside(directory, name)
-    for name, found in _hashes(directory, list(manifest.files), watch).items():
-        if found != manifest.files[name]:
-            raise CorruptVersion(f"{where}: {name} was altered (sha256 differs from the manifest)")
-    if digest_of(manifest, manifest.files) != manifest.digest:
-        raise CorruptVersion(f"{where}: the manifest was altered (digest differs)")
-
-
-def _refuse_unsafe(directory: Path, where: str) -> None:
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory)
-        if path.is_symlink():
-            raise UnsafeVersion(f"{where}: {name} is a link")
-        if _UNSAFE_SUFFIX.fullmatch(path.suffix):
-            raise UnsafeVersion(f"{where}: {name} may hold a pickle or code; weights are safetensors or ONNX")
-
-
-def _inside(directory: Path, name: str) -> Path:
-    """Return the path of a file in the manifest. Raises CorruptVersion for a name that leaves the directory."""
-    path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise CorruptVersion(f"{name!r} leaves the version directory")
-    return path
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(p for p in directory.rglob("*") if p.is_file())
-
-
-def _directories(directory: Path) -> list[Path]:
-    return [directory, *(p for p in directory.rglob("*") if p.is_dir())]
-
-
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-class _Told(fsspec.callbacks.Callback):  # type: ignore[misc]  # fsspec has no types
-    """Tells a watcher how far the files of one transfer are, all together."""
-
-    def __init__(self, what: str, total: int, watch: Watch | None) -> None:
-        super().__init__(size=total)
-        self._what, self._total, self._done, self._watch = what, total, 0, watch
-
-    def set_size(self, size: int) -> None:
-        """Ignored: fsspec calls it with the size of a single file."""
-
-    def relative_update(self, inc: int = 1) -> None:
-        self._done += inc
-        if self._watch is not None:
-            self._watch(self._what, self._done, self._total)
-
-
-def _hashes(directory: Path, names: list[str], watch: Watch | None) -> dict[str, str]:
-    """Return the sha256 of each of the files."""
-    told = _Told("hashing", sum((directory / name).stat().st_size for name in names), watch)
-    found = {}
-    for name in names:
-        digest = hashlib.sha256()
-        with (directory / name).open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                told.relative_update(len(chunk))
-        found[name] = digest.hexdigest()
-    return found
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:
