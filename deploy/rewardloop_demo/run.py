@@ -47,7 +47,9 @@ async def run(settings: DemoSettings) -> int:
     stop_on_signals(stop)
     with display.live:
         try:
-            await deployment.start()
+            if not await deployment.start_unless(stop):
+                display.live.console.print("rewardloop demo: stopped before it had started", style="red")
+                return 1
             async with AsyncRewardloopClient(plan.listen, timeout_s=30) as client:
                 demo = await watch_rounds(client, settings, TrainerNotes(plan.trainer_work), display, stop, started)
         except (DeploymentError, TimeoutError, RewardloopError) as error:

@@ -91,6 +91,27 @@ class Deployment:
         train += [*plan.security.access_args(), *plan.train_args]
         await self._until_up(self._add("train", "rewardloop_trainer.app", train, nice=5), plan.trainer_metrics_port)
 
+    async def start_unless(self, stop: asyncio.Event) -> bool:
+        """Start, but give up as soon as ``stop`` is set.
+
+        Returns:
+            Whether everything runs.
+
+        Raises:
+            DeploymentError, TimeoutError: As `start` does.
+        """
+        starting, stopping = asyncio.create_task(self.start()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                return False
+            await starting
+            return True
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+
     async def stop(self) -> None:
         """End every part, and let go of the data directory."""
         if self._redis is not None or self.supervisor.processes:

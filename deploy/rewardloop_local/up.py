@@ -119,12 +119,8 @@ async def _run(settings: UpSettings) -> int:
     deployment = Deployment(plan, on_phase=lambda phase: say(_styled(escape(phase))))
     stop = asyncio.Event()
     stop_on_signals(stop)
-    starting = asyncio.create_task(deployment.start())
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            await starting
+        if await deployment.start_unless(stop):
             for line in await deployment.served():
                 say(escape(line))
             say(
@@ -132,14 +128,12 @@ async def _run(settings: UpSettings) -> int:
                 f"logs in {escape(str(plan.logs))}. "
                 f"'{escape(plan.status_command())}' shows what it does; Ctrl-C stops it."
             )
-            await stopping
+            await stop.wait()
     except (DeploymentError, TimeoutError, OSError) as error:
         for line in str(error or "the services did not get ready in time").splitlines():
             say(f"[red]rewardloop up: {escape(line)}[/red]")
         return 1
     finally:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
         await deployment.stop()
     return 0
 
