@@ -22,7 +22,7 @@ from rewardloop_local.redis_server import EmbeddedRedis
 pytestmark = pytest.mark.long
 
 LOOPS, HANGS = "beta", "gamma"
-ARGS = ("--allow-loops", "--run-grace-s", "4", "--drain-grace-s", "5", "--load-limit-s", "20")
+ARGS = ("--load-probe", "always", "--allow-loops", "--run-grace-s", "4", "--drain-grace-s", "5", "--load-limit-s", "20")
 HEALTH_S = 10.0
 SERVICE = "rewardloop.v1.RewardService"
 

@@ -33,7 +33,10 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass
 class ServeProcess:
-    """``rewardloop serve`` on a port that stays the same over restarts."""
+    """``rewardloop serve`` on a port that stays the same over restarts.
+
+    Versions are not tried in a child process, which takes seconds, unless ``args`` ask for it.
+    """
 
     store: Path
     redis_url: str
@@ -50,6 +53,8 @@ class ServeProcess:
     def argv(self) -> list[str]:
         argv = [sys.executable, "-m", "rewardloop_server.app", "--store", str(self.store)]
         argv += ["--redis-url", self.redis_url, "--listen", self.address, "--metrics-port", str(self.metrics_port)]
+        if "--load-probe" not in self.args:
+            argv += ["--load-probe", "never"]
         return [*argv, "--intra-op-threads", "1", "--no-spin", *self.args]
 
     def start(self) -> None:

@@ -19,6 +19,9 @@ from typing import Any, TextIO
 
 # The name of the last line: the version may be loaded, or it may not.
 PASSED, REFUSED = "passed", "refused"
+# Behind the scoring of a busy machine, but with a quarter of a core left to it: a trial that gets almost no time would
+# exceed its limit, and no new version would ever be served there.
+_NICENESS = 5
 _SIGKILL_WITH_PARENT = (1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 _SHORT = 16  # tokens of the first run
 # Words of the C++ library and of ONNX Runtime for memory that was refused.
@@ -84,7 +87,7 @@ def _write(reports: TextIO, line: dict[str, Any]) -> None:
 
 def _step_aside(order: Order) -> None:
     """Go behind the serving process: for the processor, for memory that runs out, and at its death."""
-    os.nice(19)
+    os.nice(_NICENESS)
     if sys.platform != "linux":
         return
     import ctypes
