@@ -177,6 +177,7 @@ def test_training_and_export_read_the_same_position(kind: str, tmp_path: Path) -
         found = model.trunk(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
         states = found.last_hidden_state[0]
         is_encoder = config(kind).model_type in ("bert", "roberta")
-        middle = found.hidden_states[1][0]  # two thirds of two layers
-        pooled = torch.cat([middle.mean(0), states.mean(0)]) if is_encoder else states[5]
+        # The embeddings, and two thirds of two layers.
+        read = (found.hidden_states[0][0], found.hidden_states[1][0], states)
+        pooled = torch.cat([each.mean(0) for each in read]) if is_encoder else states[5]
         torch.testing.assert_close(model(padded, mask)[0], model.heads(pooled), atol=1e-5, rtol=1e-5)

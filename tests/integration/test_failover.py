@@ -14,7 +14,7 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 from support.grpc_servers import serving
-from support.intakes import intake_of
+from support.intakes import intake_of, signals
 from support.redis_processes import Sentinels, sentinels, until
 from support.signals import choice
 from support.statuses import failure, reason_of, retry_ms_of
@@ -94,7 +94,7 @@ def test_signals_that_a_lagging_replica_lacks_were_refused(replicas: int, tmp_pa
                 if i == SIGNALS // 10:
                     await let_lag(group, redis)
                 try:
-                    await stream.append([choice(i)])
+                    await stream.append(signals(choice(i)))
                     acknowledged.append(i)
                 except RedisUnavailable:
                     refused += 1
@@ -103,7 +103,7 @@ def test_signals_that_a_lagging_replica_lacks_were_refused(replicas: int, tmp_pa
             # A repeated call is answered as a duplicate: it must wait for the first one's replication too.
             if refused:
                 with pytest.raises(RedisUnavailable):
-                    await stream.append([choice(i)])
+                    await stream.append(signals(choice(i)))
             await fail_over(group, redis)
             there = {fields[keys.ID_FIELD.encode()] for _, fields in await redis.xrange(keys.FEEDBACK_STREAM)}
         return acknowledged, refused, there

@@ -122,17 +122,17 @@ def test_cluster_acknowledges_what_its_replicas_have(tmp_path: Path) -> None:
             redis = connect_redis(url)
             replication = Replication(redis, "cluster", ReplicaRules(AUTO, timeout_ms=200))
             stream = FeedbackStream(redis, 60, replication=replication)
-            await stream.append([choice(1000)])
+            await stream.append(signals(choice(1000)))
             for replica in replicas:
                 assert replica.process is not None
                 replica.process.send_signal(signal.SIGSTOP)
             for _ in range(2):  # new, and known
                 with pytest.raises(RedisUnavailable):
-                    await stream.append([choice(1001)])
+                    await stream.append(signals(choice(1001)))
             for replica in replicas:
                 assert replica.process is not None
                 replica.process.send_signal(signal.SIGCONT)
-            assert (await stream.append([choice(1001)]))[0].is_duplicate
+            assert (await stream.append(signals(choice(1001))))[0].is_duplicate
             await redis.aclose()
 
         asyncio.run(record_without_replicas())

@@ -10,6 +10,7 @@ from support.reward_bases import WORDS, Export, exported, mixed_sequences, train
 
 from rewardloop.formats.store import ADAPTER, MODEL, Manifest
 from rewardloop.formats.text import Turn
+from rewardloop_trainer.data.length_share import NO_SHARE
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
 from rewardloop_trainer.export.parity import PARITY_TOLERANCE
@@ -33,7 +34,13 @@ def start_on(trunk: Export, precision: str = "float32") -> RewardStart:
 def trial(model: RewardModel, export: Export, pairs: list[Pair]) -> Trial:
     sequences = mixed_sequences(export.encoder, 12)
     return Trial(
-        export.encoder, sequences, pairs, lambda: pair_margins(model, export.encoder, pairs, 0.0), sequences, 0.0, 0
+        export.encoder,
+        sequences,
+        pairs,
+        lambda: pair_margins(model, export.encoder, pairs, NO_SHARE),
+        sequences,
+        NO_SHARE,
+        0,
     )
 
 
@@ -77,7 +84,7 @@ def test_a_delta_over_an_int8_graph_is_judged_as_a_change_of_precision(kind: str
     assert (agreement < 0.995) == any("over a graph in int8" in reason for reason in found.reasons)
     converted = graph_margins(trunk.onnx, PAIRS, trunk.encoder, adapter=tmp_path / "version" / ADAPTER)
     alone = graph_margins(trunk.onnx, PAIRS, trunk.encoder)
-    wanted = pair_margins(delta, trunk.encoder, PAIRS, 0.0)
+    wanted = pair_margins(delta, trunk.encoder, PAIRS, NO_SHARE)
     assert abs(converted - wanted).mean() < 0.2 * abs(alone - wanted).mean()
     few = export_candidate(delta, start, DELTA, trial(delta, trunk, PAIRS[:5]), tmp_path / "few")
     assert any("5 held-out pairs" in reason for reason in few.reasons)

@@ -13,7 +13,11 @@ from rewardloop_local import corpus
 
 ROOT = Path(__file__).parents[2]
 _LOCAL_PACKAGES = ("rewardloop_local", "rewardloop_demo")
-_COMMANDS = {"rewardloop_local.up", "rewardloop_local.down", "rewardloop_demo.app", "rewardloop_demo.settings"}
+_COMMANDS = {
+    *("rewardloop_local.up", "rewardloop_local.down", "rewardloop_demo.app", "rewardloop_demo.settings"),
+    *("rewardloop_local.backup.make_command", "rewardloop_local.backup.restore_command"),
+    *("rewardloop_local.backup.settings", "rewardloop_local.prune.command", "rewardloop_local.prune.settings"),
+}
 PROMPT = "How long is the warranty on the kettle?"
 RIGHT = "The warranty on the kettle lasts two years from purchase."
 WRONG = "The warranty on the kettle lasts five years from purchase."

@@ -54,4 +54,4 @@ def grouping_labels(expression: str) -> set[str]:
 
 def template_labels(text: str) -> set[str]:
     """The labels that an annotation (``{{ $labels.model }}``) or a legend (``{{model}}``) shows."""
-    return {one or other for one, other in _TEMPLATE.findall(text)}
+    return {one or other for one, other in _TEMPLATE.findall(text)} - {"end"}  # of {{ with }}

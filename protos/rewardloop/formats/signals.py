@@ -103,12 +103,14 @@ def _not_shown(event: feedback_pb2.FeedbackEvent, kind: str | None) -> Iterator[
         case "tie":
             judged = {event.tie.first, event.tie.second}
         case "ranking":
-            judged = set(event.ranking.order)
+            judged = set(event.ranking.order[: MOST_RESPONSES + 1])
         case "thumb" | "rating" | "edit":
             judged = {getattr(event, kind).response}
         case _:
             return
-    if event.display_order and (hidden := judged - set(event.display_order)):
+    if not 0 < len(event.display_order) <= MOST_RESPONSES:
+        return
+    if hidden := judged - set(event.display_order):
         yield "display_order", f"leaves out response {min(hidden)}, which the signal judges"
 
 

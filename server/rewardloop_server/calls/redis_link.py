@@ -21,6 +21,7 @@ from redis.exceptions import (
     InvalidResponse,
     MaxConnectionsError,
     NoPermissionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -145,7 +146,8 @@ def translated(error: Exception) -> RewardloopError | None:
         return RedisUnavailable("what answers at Redis's address is not Redis")
     if isinstance(error, ResponseError):
         text = str(error)
-        if "OOM command not allowed" in text:
+        # Redis 6 wraps what happened within a script in an error of the script.
+        if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
             return StoreFull("Redis is at its memory limit")
         if "MISCONF" in text:
             return StoreFull("Redis cannot write to its disk")

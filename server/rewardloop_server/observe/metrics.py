@@ -280,6 +280,8 @@ class ServerMetrics:
             self.versions_refused_total.labels(model=model, reason=reason)
         for written in WRITTEN:
             self.redis_unreplicated_total.labels(written=written)
+        for source in POINTER_SOURCES:
+            self.pointer_source.labels(model=model, source=source).set(0)
         self.swaps_total.labels(model=model)
         self.swap_seconds.labels(model=model)
         self.stuck_runs_total.labels(model=model)

@@ -157,7 +157,11 @@ def drive(
 def _outcome(
     offer: Offer, post: Callable[..., None], notes: Notes, watch: Watch, limit_s: float, bounds: RunBounds
 ) -> Outcome:
-    model, options = offer.model, offer.model.options()
+    model = offer.model
+    try:
+        options = model.options()
+    except Exception as error:  # a version that was closed has none
+        return Failure(error, is_broken=True)
     work = Work(
         "run",
         model.manifest.version,
@@ -172,7 +176,10 @@ def _outcome(
     except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
         if work.is_overrun:
             return Failure(Overrun(f"it did not end within {limit_s:.1f} s"), is_overrun=True)
-        trial = model.options()
+        try:
+            trial = model.options()
+        except Exception:  # as above
+            return Failure(error, is_broken=True)
         watch.begin(
             Work("trial run", model.manifest.version, bounds.least_s, lambda: setattr(trial, "terminate", True))
         )
