@@ -171,7 +171,7 @@ def test_caller_is_told_to_repeat_what_no_replica_has(tmp_path: Path) -> None:
             intake = Intake(stream, generations, fill, metrics, spool, 2**20)
             await intake.open()
             group.replica.process.send_signal(signal.SIGSTOP)
-            assert (await intake.append([choice(2)]))[0] == Appended("", is_duplicate=False)
+            assert (await intake.append(signals(choice(2))))[0] == Appended("", is_duplicate=False)
             group.replica.process.send_signal(signal.SIGCONT)
             drain = asyncio.create_task(intake.drain())
             await asyncio.to_thread(until, lambda: spool.is_empty)

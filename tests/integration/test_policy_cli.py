@@ -105,6 +105,7 @@ def command(scorer_and_address: tuple[Scorer, str], scorer: Scorer, store: Model
     gate = ["--gate.max-new-tokens", "8", "--gate.max-kl", "1000", "--gate.least-distinct-ratio", "0"]
     gate += ["--gate.judge", "live", "--gate.least-prompts", "2", "--gate.max-anchor-kl", "1000"]
     gate += ["--gate.max-more-repeated", "1", "--gate.max-empty-share", "1", "--gate.least-length-ratio", "0"]
+    gate += ["--gate.max-more-truncated", "1"]
     return ["--algorithm", "ppo", *flags, *online, *gate]
 
 
