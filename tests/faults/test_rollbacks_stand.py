@@ -47,6 +47,7 @@ from rewardloop_trainer.rounds.publish import PromotionRefused, promote
 
 pytestmark = pytest.mark.long
 
+_LOG = "appendonlydir"  # where Redis from 7 on keeps its append-only file
 GOOD, BAD, NEXT = "1", "2", "3"
 
 
@@ -208,16 +209,17 @@ class World:
         """Kill Redis and start it again without its data, or with an earlier state of them."""
         assert self.redis is not None
         self.redis.kill()
-        for path in self.redis.data_dir.iterdir():
-            if path.name in ("appendonly.aof", "dump.rdb"):
-                path.unlink()
+        log = self.redis.data_dir / _LOG
+        assert log.exists(), "the server keeps its data elsewhere: this test would lose nothing"
+        shutil.rmtree(log)
+        (self.redis.data_dir / "dump.rdb").unlink(missing_ok=True)
         if put_back is not None:
-            shutil.copy(put_back, self.redis.data_dir / "appendonly.aof")
+            shutil.copytree(put_back, log)
         self.redis.start()
 
     def keep_data(self) -> Path:
         assert self.redis is not None
-        return Path(shutil.copy(self.redis.data_dir / "appendonly.aof", self.directory / "kept.aof"))
+        return shutil.copytree(self.redis.data_dir / _LOG, self.directory / "kept")
 
 
 def stands(world: World, *servers: Server) -> None:
