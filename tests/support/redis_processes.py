@@ -47,7 +47,7 @@ class RedisProcess:
         return redis.Redis(port=self.port, socket_timeout=5)
 
 
-def until(holds: Callable[[], bool], patience_s: float = 60.0) -> None:
+def until(holds: Callable[[], bool], patience_s: float = 120.0) -> None:
     """Wait until it holds; a Redis that is not there yet does not count."""
     deadline = time.monotonic() + patience_s
     while True:
