@@ -24,7 +24,7 @@ _NEEDED = {
     "rewardloop_trainer_policy_gate/gate_judge_needed": "judge of policy needs",
 }
 
-# What the server has found out about Redis, for people.
+# The words of `rewardloop status` for how durable the server found Redis to be.
 _DURABILITIES = {
     "always": "loses nothing (appendfsync always)",
     "everysec": "may lose its last second (appendfsync everysec)",

@@ -114,7 +114,7 @@ class Observer:
         return replace(last, win_rate=won.mean, win_low=won.low, win_high=won.high, win_prompts=len(self._prompts))
 
     async def policy_metrics(self) -> Mapping[str, float]:
-        """What the trainer measured of the live policy, by name."""
+        """Return the metrics that the trainer measured of the live policy, by name."""
         return dict(_manifest(await self._client.get_version("policy")).get("metrics") or {})
 
     async def reward_accuracy(self) -> tuple[Interval, Interval | None]:

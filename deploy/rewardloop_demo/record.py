@@ -83,7 +83,7 @@ class FruitlessRound:
 
 @dataclass(frozen=True, slots=True)
 class PolicyJudge:
-    """Who decided which policies may go live.
+    """The judge that decided which policies may go live.
 
     Attributes:
         is_own: Whether it is a reward model of its own. Otherwise the live reward model decided.

@@ -1,4 +1,4 @@
-"""What the trainer leaves in its work directory: the rounds that led to no version, and its judge of policies."""
+"""Reads the trainer's work directory: the rounds that led to no version, and its judge of policies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TrainerNotes:
         return len(self.fruitless) > before
 
     def judge(self, metrics: Mapping[str, float]) -> PolicyJudge:
-        """Who judged policies, by the judge that the trainer keeps and the metrics in the last policy's manifest."""
+        """Return the judge of policies, from the judge that the trainer keeps and the last policy's manifest."""
         kept = self._work_dir / "judge" / "kept" / "about.json"
         if not kept.exists():
             return PolicyJudge(is_own=False)

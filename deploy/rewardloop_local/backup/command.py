@@ -1,4 +1,4 @@
-"""What the commands `rewardloop backup` and `rewardloop restore` share: their arguments, and how they end."""
+"""Parses the arguments of `rewardloop backup` and `rewardloop restore`, and ends both commands."""
 
 from __future__ import annotations
 

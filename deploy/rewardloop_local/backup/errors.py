@@ -1,4 +1,4 @@
-"""What ends a backup or a restore."""
+"""The error that ends a backup or a restore."""
 
 from __future__ import annotations
 
