@@ -48,6 +48,7 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def access(
+    ctx: typer.Context,
     ca: Annotated[
         Path | None, typer.Option(envvar="REWARDLOOP_CA", help="PEM authorities of the server; turns TLS on.")
     ] = None,
@@ -74,7 +75,8 @@ def access(
     ] = False,
 ) -> None:
     """Score, listen, learn, swap: a language model that learns from its users while it runs."""
-    ACCESS_OPTIONS.set(AccessOptions(ca, client_cert, client_key, server_name, token_file, token))
+    before = ACCESS_OPTIONS.set(AccessOptions(ca, client_cert, client_key, server_name, token_file, token))
+    ctx.call_on_close(lambda: ACCESS_OPTIONS.reset(before))  # a later call in the same process starts without them
 
 
 @config.command("show", cls=PassThrough, add_help_option=False)

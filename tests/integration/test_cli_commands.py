@@ -25,6 +25,7 @@ from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli import processes
 from rewardloop_cli.bench.report import percentile
+from rewardloop_cli.connect import open_client
 from rewardloop_cli.main import app
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable
 from rewardloop_cli.status import _trainer_figures
@@ -112,6 +113,12 @@ def test_a_missing_extra_is_named_with_its_install_command(tmp_path: Path, monke
     assert "rewardloop serve needs more packages: pip install 'rewardloop[server]'" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
         processes.run_process(processes.Process("serve", "broken", "server", ""), [])
+
+
+def test_access_options_end_with_the_call_that_got_them(server: str) -> None:
+    _run("--ca=/nowhere/ca.crt", "score", "--help")
+    with open_client(server) as client:
+        assert client.score("p", ["r"]).scores
 
 
 def test_score_prints_the_best_response_first(server: str) -> None:
