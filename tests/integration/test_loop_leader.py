@@ -14,6 +14,8 @@ from support.redis_processes import until
 from rewardloop.formats import keys
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive.leader import LeaderLock
+from rewardloop_trainer.archive.stream_reader import StreamReader
+from rewardloop_trainer.archive.trim import trim_archived
 
 
 @pytest.fixture
@@ -64,3 +66,23 @@ def test_epoch_that_a_failover_lost_is_put_back(client: Any) -> None:
     client.set(keys.TRAINER_EPOCH, 5)
     until(lambda: client.get(keys.TRAINER_EPOCH) == b"7", patience_s=5)
     lock.release()
+
+
+def test_a_redis_at_its_memory_limit_gets_a_leader_who_makes_room(client: Any) -> None:
+    for _ in range(200):
+        client.xadd(keys.FEEDBACK_STREAM, {keys.EVENT_FIELD: b"x" * 1_000})
+    client.config_set("maxmemory", "100kb")
+    with pytest.raises(redis_py.exceptions.OutOfMemoryError):
+        client.set("another", "value")
+    lock, stop = LeaderLock(client, ttl_s=0.4, newest_epoch=lambda: 6), threading.Event()
+    threading.Timer(5.0, stop.set).start()
+    assert lock.wait(stop, poll_s=0.05)
+    reader = StreamReader(client, max_entry_bytes=10_000)
+    reader.join()
+    reader.join()  # a group that is there already
+    entries = reader.read(1_000, 1_000_000, block_ms=0)
+    reader.acknowledge([stream_id.decode() for stream_id, _ in entries])
+    assert len(entries) == 200
+    assert trim_archived(client) == 0
+    lock.release()
+    assert client.get(keys.TRAINER_EPOCH) == b"7"

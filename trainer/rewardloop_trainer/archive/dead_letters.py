@@ -20,7 +20,7 @@ log = structlog.get_logger()
 _BELOW = 0.9
 _PAGE = 16
 
-_REQUEUE = files(__package__).joinpath("requeue.lua").read_text()
+_REQUEUE = files(__package__).joinpath("scripts", "requeue.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 import redis
 import structlog
@@ -16,7 +17,9 @@ from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 
 log = structlog.get_logger()
 
-_RENEW, _RELEASE = (files(__package__).joinpath(f"{name}_lock.lua").read_text() for name in ("renew", "release"))
+_TAKE, _RENEW, _RELEASE = (
+    files(__package__).joinpath("scripts", f"{name}_lock.lua").read_text() for name in ("take", "renew", "release")
+)
 
 
 class LeaderLock:
@@ -70,26 +73,23 @@ class LeaderLock:
                 log.warning("the lock was not released: it expires", ttl_ms=self._ttl_ms, error=str(error))
 
     def _take(self) -> bool:
-        if not self._redis.set(keys.TRAINER_LOCK, self._token, nx=True, px=self._ttl_ms):
-            return False
-        counted = int(self._redis.incr(keys.TRAINER_EPOCH))
         # A lock that is taken again keeps its epoch: the fence stops this process if another trainer led meanwhile.
-        self.epoch = self.epoch or max(counted, self._newest_epoch() + 1)
-        if self.epoch > counted:
-            self._redis.set(keys.TRAINER_EPOCH, self.epoch)
+        least = self.epoch or self._newest_epoch() + 1
+        epoch = self._run(_TAKE, str(least))
+        if epoch is None:
+            return False
+        self.epoch = self.epoch or int(epoch)
         return True
 
     def _renew(self) -> None:
         while not self._done.wait(self._ttl_ms / 4000):
             try:
-                renewed = self._redis.eval(_RENEW, 1, keys.TRAINER_LOCK, self._token, str(self._ttl_ms))
-                if not renewed and not self._take():
+                if not self._run(_RENEW, str(self.epoch)) and not self._take():
                     log.error("another trainer took the lock", at=time.time())
                     self.lost.set()
                     return
-                if (
-                    int(self._redis.get(keys.TRAINER_EPOCH) or 0) < self.epoch
-                ):  # a failover may lose it and not the lock
-                    self._redis.set(keys.TRAINER_EPOCH, self.epoch)
             except REDIS_FAILURES as error:
                 log.warning("the lock was not renewed", error=str(error))
+
+    def _run(self, script: str, epoch: str) -> Any:
+        return self._redis.eval(script, 2, keys.TRAINER_LOCK, keys.TRAINER_EPOCH, self._token, str(self._ttl_ms), epoch)

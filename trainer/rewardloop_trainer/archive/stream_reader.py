@@ -25,7 +25,9 @@ _READS_OF_A_SUSPECT = 3
 _CONSUMER_NAME = "trainer"
 _PAGE = 1_000
 
-_READ, _BURY = (files(__package__).joinpath(f"{name}.lua").read_text() for name in ("read", "bury"))
+_JOIN, _READ, _BURY = (
+    files(__package__).joinpath("scripts", f"{name}.lua").read_text() for name in ("join", "read", "bury")
+)
 
 Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
@@ -59,11 +61,7 @@ class StreamReader:
 
     def join(self) -> None:
         """Make the consumer group if there is none. It begins with the first entry of the stream."""
-        try:
-            self._redis.xgroup_create(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, id="0", mkstream=True)
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        self._redis.eval(_JOIN, 1, keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP)
 
     def read(self, most_entries: int, most_bytes: int, block_ms: int) -> list[Entry]:
         """Return the next new entries. If there is none, wait up to ``block_ms`` for one.
