@@ -50,6 +50,10 @@ REPEATABLE = (
 
 _POLL_S = 0.2
 
+# A server takes 1,024 groups, 1,000 events and 8 MiB in one call by default, and much software for gRPC takes 4 MiB.
+_MOST_ITEMS = 1000
+_MOST_BYTES = 3 * 2**20
+
 GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
 
 
@@ -77,7 +81,13 @@ def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
 def score_batch(
     groups: Iterable[GroupLike], lane: LaneName, policy: RetryPolicy, timeout_s: float | None
 ) -> Steps[list[ScoreResult | RewardloopError]]:
-    """Return one outcome for each group, in order. A group that no message can hold fails alone and is not sent."""
+    """Return one outcome for each group, in order. A group that no message can hold fails alone and is not sent.
+
+    Groups that one call cannot carry go in several.
+
+    Raises:
+        RewardloopError: The first call failed. If a later one fails, that is the outcome of the groups that are left.
+    """
     outcomes: list[ScoreResult | RewardloopError | None] = []
     requests = []
     for group in groups:
@@ -86,16 +96,55 @@ def score_batch(
             outcomes.append(None)
         except InvalidRequest as error:
             outcomes.append(error)
-    if requests:
+    answers = iter((yield from _in_parts(requests, timeout_s, lambda part, s: steps_of(_score_part(part), policy, s))))
+    return [next(answers) if outcome is None else outcome for outcome in outcomes]
 
-        def read(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
-            return convert.score_outcomes(response, [len(request.responses) for request in requests])
 
-        batch = reward_pb2.ScoreBatchRequest(groups=requests)
-        call = _call(SCORE_BATCH, batch, reward_pb2.ScoreBatchResponse, read)
-        answers = iter((yield from steps_of(call, policy, timeout_s)))
-        outcomes = [next(answers) if outcome is None else outcome for outcome in outcomes]
-    return cast("list[ScoreResult | RewardloopError]", outcomes)
+def _score_part(requests: Sequence[reward_pb2.ScoreRequest]) -> Call[list[ScoreResult | RewardloopError]]:
+    def read(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
+        return convert.score_outcomes(response, [len(request.responses) for request in requests])
+
+    return _call(SCORE_BATCH, reward_pb2.ScoreBatchRequest(groups=requests), reward_pb2.ScoreBatchResponse, read)
+
+
+def _in_parts(
+    items: Sequence[M],
+    timeout_s: float | None,
+    steps: Callable[[Sequence[M], float | None], Steps[list[T | RewardloopError]]],
+) -> Steps[list[T | RewardloopError]]:
+    """Send all items in as many calls as a server's default bounds on items and bytes ask for.
+
+    Returns:
+        One outcome for each item, in order. After the first call, the failure of a call is the outcome of the items
+        that are left.
+
+    Raises:
+        RewardloopError: The first call failed.
+    """
+    time_left = Attempts(RetryPolicy(), timeout_s)
+    outcomes: list[T | RewardloopError] = []
+    for part in _parts(items):
+        try:
+            outcomes += yield from steps(part, time_left.remaining_s())
+        except RewardloopError as error:
+            if not outcomes:
+                raise
+            return outcomes + [error] * (len(items) - len(outcomes))
+    return outcomes
+
+
+def _parts(items: Sequence[M]) -> Iterator[list[M]]:
+    part: list[M] = []
+    size = 0
+    for item in items:
+        of_item = item.ByteSize()
+        if part and (len(part) == _MOST_ITEMS or size + of_item > _MOST_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += of_item
+    if part:
+        yield part
 
 
 def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
@@ -107,7 +156,7 @@ def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
 def record_batch(
     events: Iterable[feedback_pb2.FeedbackEvent], policy: RetryPolicy, timeout_s: float | None
 ) -> Steps[list[RecordResult | RewardloopError]]:
-    """Send all events, then send those again that failed for a passing reason.
+    """Send all events, then those again that failed for a passing reason. What one call cannot carry takes several.
 
     Returns:
         One outcome for each event, in order.
@@ -115,7 +164,12 @@ def record_batch(
     Raises:
         RewardloopError: No attempt was answered. After the first answer a failure is the outcome of its events.
     """
-    sent = list(events)
+    return _in_parts(list(events), timeout_s, lambda part, s: _record_part(part, policy, s))
+
+
+def _record_part(
+    sent: Sequence[feedback_pb2.FeedbackEvent], policy: RetryPolicy, timeout_s: float | None
+) -> Steps[list[RecordResult | RewardloopError]]:
     outcomes: list[RecordResult | RewardloopError | None] = [None] * len(sent)
     pending = list(range(len(sent)))
     attempts = Attempts(policy, timeout_s)

@@ -153,12 +153,12 @@ class RewardloopClient:
     def score_batch(
         self, groups: Iterable[calls.GroupLike], *, lane: LaneName | None = None, timeout_s: float | None = None
     ) -> list[ScoreResult | RewardloopError]:
-        """Score many groups in one call.
+        """Score many groups in one call, or in several if they are more than 1,000 or 3 MiB.
 
         Args:
             groups: `ScoreGroup` values or ``(prompt, responses)`` pairs.
             lane: For groups that name none; None for the client's own.
-            timeout_s: Seconds for the call with all its attempts; None for the client's own.
+            timeout_s: Seconds for all calls with their attempts; None for the client's own.
 
         Returns:
             A result or an error for each group, in order. A bad group fails alone.
@@ -242,7 +242,7 @@ class RewardloopClient:
     def record_batch(
         self, events: Iterable[feedback_pb2.FeedbackEvent], *, timeout_s: float | None = None
     ) -> list[RecordResult | RewardloopError]:
-        """Record many signals in one call. Events that failed for a passing reason are sent again, the others are not.
+        """Record many signals, up to 1,000 in a call. Events that failed for a passing reason are sent again, the others are not.
 
         Args:
             events: Signals made with `Feedback`.

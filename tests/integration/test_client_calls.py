@@ -61,6 +61,34 @@ def test_one_bad_group_of_a_batch_fails_alone_wherever_it_is_found(client: Rewar
     assert outcomes[2].violations[0].field == "responses[0]"
 
 
+def test_groups_and_signals_that_one_call_cannot_carry_go_in_several(
+    client: RewardloopClient, services: Services
+) -> None:
+    groups = [("p", ["x" * (1 + i % 7)]) for i in range(2_100)]
+    groups[1_500] = ("p", ["\ud800"])
+    outcomes = client.score_batch(groups)
+    assert isinstance(outcomes[1_500], InvalidRequest)
+    assert [o.values[0] for i, o in enumerate(outcomes) if i != 1_500] == [
+        1 + i % 7 for i in range(2_100) if i != 1_500
+    ]
+    results = client.record_batch([_event(f"many-{i}") for i in range(2_100)])
+    assert [each.duplicate for each in results] == [False] * 2_100
+    assert services.calls == ["ScoreBatch"] * 3 + ["RecordBatch"] * 3
+
+
+def test_calls_carry_less_than_a_servers_bound_on_bytes(client: RewardloopClient) -> None:
+    outcomes = client.score_batch([("p" * 500_000, ["ab"])] * 20)
+    assert [o.values[0] for o in outcomes] == [2] * 20
+
+
+def test_the_failure_of_a_later_call_is_the_outcome_of_what_is_left(
+    client: RewardloopClient, services: Services
+) -> None:
+    services.failures += [lambda _: None, status("INVALID_REQUEST")]
+    outcomes = client.score_batch([("p", ["ab"])] * 1_500)
+    assert [isinstance(o, ScoreResult) for o in outcomes] == [True] * 1_000 + [False] * 500
+
+
 def test_stream_outcomes_come_in_the_order_of_the_groups(client: RewardloopClient) -> None:
     groups = [("p", ["x" * n]) for n in range(1, 60)]
     groups[7] = ("p", ["\ud800"])
