@@ -242,7 +242,7 @@ class RewardloopClient:
     def record_batch(
         self, events: Iterable[feedback_pb2.FeedbackEvent], *, timeout_s: float | None = None
     ) -> list[RecordResult | RewardloopError]:
-        """Record many signals, up to 1,000 in a call. Events that failed for a passing reason are sent again, the others are not.
+        """Record many signals, up to 1,000 in a call. Those that failed for a passing reason are sent again.
 
         Args:
             events: Signals made with `Feedback`.
