@@ -74,14 +74,15 @@ class Deployment:
         # The URL holds a password, and all users of the machine can see arguments.
         self._env = {**_ENV, "REWARDLOOP_REDIS_URL": redis_url}
         shared = ["--store", str(plan.store)]
-        door = plan.security.door_args()
-        serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door]
+        door = plan.security.door_args
+        serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door(plan.listen)]
         # The trainer and the policy worker use all the time that they get. With the usual niceness of the engine,
         # scoring would wait for them.
         serve += ["--engine-nice", "3", *plan.serve_args]
         if has_policy:
             worker = [*shared, "--listen", plan.policy_listen, "--metrics-port", str(plan.policy_metrics_port)]
-            self._add("policy-worker", "rewardloop_policy.app", [*worker, *door, *plan.policy_args])
+            worker += [*door(plan.policy_listen), *plan.policy_args]
+            self._add("policy-worker", "rewardloop_policy.app", worker)
             serve += ["--policy-address", plan.policy_listen, *plan.security.access_args("policy-")]
         self._add("serve", "rewardloop_server.app", serve)
         services = ["rewardloop.v1.RewardService", "rewardloop.v1.FeedbackService"]

@@ -29,6 +29,7 @@ class SecuritySettings(ProcessSettings):
     tls_key: Path | None = Field(None, description="PEM private key of the certificate")
     tls_client_ca: Path | None = Field(None, description="PEM authorities that sign clients' certificates (mutual TLS)")
     callers: Path | None = Field(None, description="TOML file of callers: token hashes, certificates, roles, quotas")
+    any_user: bool = Field(False, description="let other users of this machine call what listens on loopback")
     audit_file: Path | None = Field(None, description="file to which calls of admins are appended as JSON lines")
     ca: Path | None = Field(None, description="PEM authorities of that certificate, for calls between processes")
     client_cert: Path | None = Field(None, description="PEM certificate that the processes show one another")
@@ -55,6 +56,7 @@ class Security:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     callers: Path | None = None
+    any_user: bool = False
     audit_file: Path | None = None
     ca: Path | None = None
     client_cert: Path | None = None
@@ -67,9 +69,15 @@ class Security:
         """Take the values from settings."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
-    def door_args(self) -> list[str]:
-        """Flags for the processes that listen."""
-        return self._args(_DOOR)
+    def door_args(self, address: str) -> list[str]:
+        """Flags for a process that listens on the address. Without callers it is for this user alone, if it can be."""
+        # Imported here: `--help` and `config show` need no gRPC.
+        from rewardloop_server.doors.listen import is_local
+        from rewardloop_server.doors.own_user import OwnUser
+
+        is_guarded = self.any_user or self.callers is not None or self.tls_client_ca is not None
+        is_own = not is_guarded and is_local(address) and OwnUser.is_supported()
+        return [*self._args(_DOOR), *(["--own-user"] if is_own else [])]
 
     def access_args(self, prefix: str = "") -> list[str]:
         """Flags for the processes that call them, each with ``prefix`` before its name."""

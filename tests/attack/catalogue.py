@@ -175,6 +175,22 @@ ATTACKS = (
     ),
     Attack(
         _LOCAL,
+        "another user calls what `rewardloop up` runs, or its Redis",
+        "PERMISSION_DENIED; Redis listens on a socket in a folder of its user and asks for a password",
+        ("integration/test_own_user.py", "integration/test_redis_server.py"),
+    ),
+    Attack(
+        _LOCAL,
+        "the disk or Redis is full",
+        "signals are refused and none is lost; what is full is named, and room ends it",
+        (
+            "integration/test_consume_faults.py::test_full_disk_stops_acknowledgements_and_room_ends_it",
+            "integration/test_loop_leader.py::test_a_redis_at_its_memory_limit_gets_a_leader_who_makes_room",
+            "integration/test_intake.py",
+        ),
+    ),
+    Attack(
+        _LOCAL,
         "a second server takes a socket, a port is busy, the terminal closes, no temporary folder",
         "one line that says so; nothing is taken over, and nothing is left running",
         ("integration/test_hostile_machine.py", "e2e/test_up_ends.py"),

@@ -18,6 +18,7 @@ from rewardloop_server.calls.errors import NoCredentials, NotAllowed, Rewardloop
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
 from rewardloop_server.doors.open_calls import OpenCalls, OpenLimits
+from rewardloop_server.doors.own_user import OwnUser
 from rewardloop_server.doors.price import tokens_of
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
 from rewardloop_server.observe.door_metrics import DoorMetrics
@@ -34,6 +35,7 @@ class Door:
 
     Attributes:
         open_calls: Bounds the calls that need no credentials.
+        own_user: Refuses other users of this machine; None refuses nobody for that.
     """
 
     def __init__(self, callers: Callers | None, audit: AuditLog, metrics: DoorMetrics, open_limits: OpenLimits) -> None:
@@ -41,6 +43,7 @@ class Door:
         self._callers = callers
         self._audit = audit
         self._metrics = metrics
+        self.own_user: OwnUser | None = None
 
     def knock(self, method: str, metadata: Metadata) -> RewardloopError | None:
         """Return why a call is turned away, or None if its method may run. `guard` may still refuse it then."""
@@ -64,7 +67,7 @@ class Door:
 
     def guard(self, handler: Any, method: str) -> Handler:
         """Return the method with the checks around it. It raises RewardloopError for a call that may not be made."""
-        if self._callers is None and method not in ADMIN:
+        if self._callers is None and self.own_user is None and method not in ADMIN:
             return handler  # type: ignore[no-any-return]
         decode, encode = handler.request_deserializer, handler.response_serializer
         if handler.request_streaming:
@@ -152,6 +155,8 @@ class Door:
 
     def _let_in(self, method: str, request: Any, context: Context) -> Credential | None:
         """Admit the call and return the credential used, or None if authentication is off. Raises RewardloopError."""
+        if self.own_user is not None and (refused := self.own_user.refusal(context.peer())) is not None:
+            raise refused
         if self._callers is None:
             return None
         credential = PRESENT.get()

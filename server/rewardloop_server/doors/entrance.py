@@ -16,6 +16,7 @@ from rewardloop_server.doors.callers import Callers
 from rewardloop_server.doors.door import Door
 from rewardloop_server.doors.listen import channel_options, is_local, refusal
 from rewardloop_server.doors.open_calls import OpenLimits
+from rewardloop_server.doors.own_user import OwnUser
 from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.doors.socket_file import claim
@@ -73,6 +74,8 @@ class Entrance:
             port = 0
         if port == 0:
             raise SystemExit(f"{self._prog}: cannot listen on {address}")
+        if self._settings.own_user and not address.startswith("unix"):
+            self.door.own_user = OwnUser(port)
         if not is_local(address) and self._settings.callers is None and self._settings.tls_client_ca is None:
             log.warning("without --callers anybody who reaches this address may call everything", address=address)
 

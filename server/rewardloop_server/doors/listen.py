@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from rewardloop_server.doors.own_user import OwnUser
 from rewardloop_server.doors.settings import DoorSettings
 
 # A client that pings more often than this, with RPCs or without, is taken for an attacker and disconnected.
@@ -28,6 +29,10 @@ def is_local(address: str) -> bool:
 
 def refusal(address: str, settings: DoorSettings) -> str | None:
     """Return why the process must not listen on the address, or None if it may."""
+    if settings.own_user and not is_local(address):
+        return f"--own-user refuses everybody who is not on this machine, and {address} is not on loopback"
+    if settings.own_user and not OwnUser.is_supported():
+        return "--own-user needs Linux and its /proc, which show whose process a caller is"
     if is_local(address) or settings.tls_cert is not None:
         return None
     if not settings.insecure_listen:

@@ -26,6 +26,7 @@ class DoorSettings(ProcessSettings):
     callers: Path | None = Field(
         None, description="TOML file of callers: token hashes, certificate names, roles, quotas; none: no check"
     )
+    own_user: bool = Field(False, description="refuse calls of this machine's other users, root aside; on Linux")
     audit_file: Path | None = Field(None, description="JSON lines of what admins did, appended; none: only the log")
     insecure_listen: bool = Field(False, description="listen elsewhere than on loopback without TLS")
     insecure_tokens: bool = Field(False, description="take tokens elsewhere than on loopback without TLS")
