@@ -57,8 +57,9 @@ from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_s
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
+from rewardloop_server.scoring.device import choose_device
 from rewardloop_server.scoring.devices import LEAST_BOUND_S
-from rewardloop_server.scoring.engine import RewardModel, choose_device
+from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.priority import step_back
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer

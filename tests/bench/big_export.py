@@ -153,7 +153,7 @@ def _loaded(store: Path) -> dict[str, float]:
     from rewardloop.formats.text import Encoded
     from rewardloop_server.loading.sessions import SessionPool
     from rewardloop_server.observe.metrics import ServerMetrics
-    from rewardloop_server.scoring.engine import Device
+    from rewardloop_server.scoring.device import Device
 
     models = ModelStore(store)
     pool = SessionPool(models, Device("cpu", os.cpu_count() or 1, spin=False), ServerMetrics())

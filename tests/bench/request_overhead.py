@@ -31,7 +31,8 @@ from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.score_group import GroupScorer
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
 from rewardloop_server.scoring.tokenize import TokenizePool

@@ -26,7 +26,8 @@ from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run, plan_runs
 from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.reward.model import RewardModel as TorchRewardModel

@@ -31,7 +31,8 @@ from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import RewardloopError
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import RewardModel
 
 _MAX_LENGTH = 48
 _ROW = Encoded([1, 4, 5, 2, 6, 2], None, False, 2, 4)

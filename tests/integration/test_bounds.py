@@ -22,7 +22,7 @@ from rewardloop_server.calls.errors import NotLoadable
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Device
+from rewardloop_server.scoring.device import Device
 
 POSITIONS = 40
 FORMAT = TextFormat.for_encoder(word_tokenizer())

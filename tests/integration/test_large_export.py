@@ -18,7 +18,7 @@ from transformers import AutoModel, Gemma3TextConfig
 from rewardloop.formats.store import MODEL, ModelStore
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Device
+from rewardloop_server.scoring.device import Device
 from rewardloop_trainer.commands import export as export_command
 from rewardloop_trainer.export import weights
 from rewardloop_trainer.export.graph import fill

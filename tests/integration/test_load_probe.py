@@ -24,7 +24,7 @@ from rewardloop_server.loading.memory import anonymous_bytes, available_bytes
 from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Device
+from rewardloop_server.scoring.device import Device
 
 DEVICE = Device("cpu", 1, spin=False)
 LIMITS = LoadLimits(least_s=60.0, memory_bytes=2**28)

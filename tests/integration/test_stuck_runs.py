@@ -19,7 +19,8 @@ from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
-from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import RewardModel
 
 LOOPS, HANGS = "beta", "gamma"  # at load the version is tried on the last word
 BOUNDS = RunBounds(least_s=1.0, factor=20.0, grace_s=1.0)

@@ -15,7 +15,8 @@ from rewardloop.formats.text import Encoded
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.engine import Device, Floats, RewardModel
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import Floats, RewardModel
 from rewardloop_server.scoring.plan import Run, plan_runs
 
 # Which plan comes out of these: trees of all that shares a prompt; short trees; buckets; each row alone.

@@ -20,7 +20,8 @@ from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.limits import LoadGuard
-from rewardloop_server.scoring.engine import Device, Sessions
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import Sessions
 from rewardloop_server.scoring.layout import Signature
 
 
@@ -82,7 +83,10 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
     def opened(threads: int) -> Any:
         options = _options(device, threads)
         with guard.opening(options):
-            return ort.InferenceSession(directory / MODEL, options, providers=list(device.providers))
+            session = ort.InferenceSession(directory / MODEL, options, providers=list(device.providers))
+        if (why := device.refusal(session)) is not None:
+            raise NotLoadable(f"{where} does not load: {why}")
+        return session
 
     with _refusing(where):
         alone = opened(device.threads)
@@ -97,6 +101,8 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
 def _refusing(where: str) -> Iterator[None]:
     try:
         yield
+    except NotLoadable:
+        raise
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
         raise NotLoadable(f"{where} does not load: {told(error)}") from error
 

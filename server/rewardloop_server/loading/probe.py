@@ -110,7 +110,8 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
     from rewardloop_server.loading.warm import check, check_text
     from rewardloop_server.scoring.cost import CostModel
-    from rewardloop_server.scoring.engine import Device, RewardModel
+    from rewardloop_server.scoring.device import Device
+    from rewardloop_server.scoring.engine import RewardModel
     from rewardloop_server.versions.host import refusal
 
     manifest, directory = Manifest.from_json(order.manifest), Path(order.directory)

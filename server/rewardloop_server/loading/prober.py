@@ -27,7 +27,7 @@ from rewardloop_server.loading.limits import LoadLimits, size_of
 from rewardloop_server.loading.memory import anonymous_bytes, available_bytes
 from rewardloop_server.loading.opening import Checked
 from rewardloop_server.loading.probe import PASSED, REFUSED, Order
-from rewardloop_server.scoring.engine import Device
+from rewardloop_server.scoring.device import Device
 
 log = structlog.get_logger()
 

@@ -34,7 +34,8 @@ from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.engine import Device, RewardModel, Sessions
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
 
 log = structlog.get_logger()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,35 +15,12 @@ import structlog
 from rewardloop.formats.store import Calibration, Manifest
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.devices import PROVIDERS, DeviceKind, WantedDevice
 from rewardloop_server.scoring.layout import Feeds, Signature, lay_out
 from rewardloop_server.scoring.plan import Limit, Run, plan_runs
 
 log = structlog.get_logger()
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where sessions run.
-
-    Attributes:
-        kind: The kind of device.
-        threads: Threads of a run that has the device to itself.
-        spin: Threads spin between runs instead of sleeping.
-        streams: Most runs at once.
-    """
-
-    kind: DeviceKind
-    threads: int
-    spin: bool
-    streams: int = 1
-
-    @property
-    def providers(self) -> Sequence[str]:
-        """The execution providers of ONNX Runtime, most wanted first."""
-        return PROVIDERS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +42,6 @@ class UnusableLogits(Exception):
 
 class Overrun(Exception):
     """Raised for a run that did not end in time. Its request must not be tried again, on this replica or another."""
-
-
-def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
-    """Choose the device, and log the choice.
-
-    Args:
-        wanted: The kind of device. "auto" is CUDA if this ONNX Runtime has it, else the CPU.
-        threads: Threads of a run that has the device to itself; 0 for one a core.
-        spin: Threads spin between runs.
-        streams: Most runs at once; 0 for two on a CPU with two threads or more, else one.
-
-    Raises:
-        RuntimeError: This ONNX Runtime does not have the wanted device.
-    """
-    available = ort.get_available_providers()
-    kind: DeviceKind = wanted if wanted != "auto" else "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
-    if PROVIDERS[kind][0] not in available:
-        raise RuntimeError(
-            f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
-        )
-    if kind == "cpu":
-        threads = threads or _cores()
-        streams = min(streams or 2, threads)
-    streams = streams or 1
-    log.info(
-        "device chosen",
-        device=kind,
-        wanted=wanted,
-        threads=threads,
-        streams=streams,
-        providers=available,
-        onnxruntime=ort.__version__,
-    )
-    return Device(kind, threads, spin, streams)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class RewardModel:

@@ -25,7 +25,7 @@ from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, NotLoadable
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Device
+from rewardloop_server.scoring.device import Device
 from rewardloop_trainer.commands import export as export_cli
 from support.families.build import has_classifier, save_policy, save_reward
 from support.families.table import Family

@@ -13,7 +13,8 @@ from rewardloop.formats.text import Encoded
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.engine import Device, RewardModel
+from rewardloop_server.scoring.device import Device
+from rewardloop_server.scoring.engine import RewardModel
 
 
 def load(store: ModelStore, factor: float) -> RewardModel:

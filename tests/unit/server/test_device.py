@@ -7,7 +7,7 @@ from typing import Literal
 import onnxruntime as ort
 import pytest
 
-from rewardloop_server.scoring.engine import choose_device
+from rewardloop_server.scoring.device import choose_device
 
 
 def test_auto_takes_what_this_onnxruntime_has() -> None:
@@ -30,3 +30,32 @@ def test_device_that_is_absent_is_refused_with_what_there_is(kind: Literal["cuda
         pytest.skip(f"this ONNX Runtime has {provider}")
     with pytest.raises(RuntimeError, match=f"device is {kind}, but this ONNX Runtime has only .*CPUExecutionProvider"):
         choose_device(kind, threads=1, spin=False)
+
+
+class _Stub:
+    """An ONNX Runtime that was built with CUDA, on a machine whose driver is absent: it opens sessions on the CPU."""
+
+    __version__ = "1.31.1"
+
+    def get_available_providers(self) -> list[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, graph: bytes, providers: list[str]) -> ort.InferenceSession:
+        return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
+def test_device_that_cannot_be_started_is_refused_and_never_replaced_in_silence(
+    kind: Literal["cuda", "tensorrt"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewardloop_server.scoring.device.ort", _Stub())
+    with pytest.raises(RuntimeError, match=f"device is {kind}, but ONNX Runtime could not start"):
+        choose_device(kind, threads=1, spin=False)
+
+
+def test_auto_falls_back_to_the_cpu_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rewardloop_server.scoring.device.ort", _Stub())
+    assert choose_device("auto", threads=1, spin=False).kind == "cpu"
+    assert "the GPU cannot be used" in capsys.readouterr().out

@@ -1,0 +1,105 @@
+"""Chooses the device of the reward model, and shows that ONNX Runtime really runs on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime as ort
+import structlog
+
+from rewardloop_server.scoring.devices import PROVIDERS, DeviceKind, WantedDevice
+
+log = structlog.get_logger()
+
+# A graph of one Identity, in ONNX's IR version 8 and opset 17. No provider lacks that.
+_IDENTITY = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a001011"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where sessions run.
+
+    Attributes:
+        kind: The kind of device.
+        threads: Threads of a run that has the device to itself.
+        spin: Threads spin between runs instead of sleeping.
+        streams: Most runs at once.
+    """
+
+    kind: DeviceKind
+    threads: int
+    spin: bool
+    streams: int = 1
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers of ONNX Runtime, most wanted first."""
+        return PROVIDERS[self.kind]
+
+    def refusal(self, session: Any) -> str | None:
+        """Return why a session does not run on this device, or None if it does.
+
+        ONNX Runtime opens a session without a provider that it cannot start, and runs it on the CPU instead.
+        """
+        wanted, taken = self.providers[0], session.get_providers()
+        if wanted in taken:
+            return None
+        return f"device is {self.kind}, but ONNX Runtime could not start {wanted} and would run on {', '.join(taken)}"
+
+
+def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
+    """Choose the device, open a session on it to see that it works, and log the choice.
+
+    Args:
+        wanted: The kind of device. "auto" is CUDA if this ONNX Runtime has it and can start it, else the CPU.
+        threads: Threads of a run that has the device to itself; 0 for one a core.
+        spin: Threads spin between runs.
+        streams: Most runs at once; 0 for two on a CPU with two threads or more, else one.
+
+    Raises:
+        RuntimeError: This ONNX Runtime does not have the wanted device, or cannot start it.
+    """
+    available = ort.get_available_providers()
+    kind: DeviceKind = wanted if wanted != "auto" else "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
+    if PROVIDERS[kind][0] not in available:
+        raise RuntimeError(
+            f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
+        )
+    if kind != "cpu" and (why := _trial(Device(kind, threads, spin))) is not None:
+        if wanted != "auto":
+            raise RuntimeError(f"{why}: see its message above; --device cpu runs there knowingly")
+        log.warning("the GPU cannot be used: scoring runs on the CPU", reason=why)
+        kind = "cpu"
+    if kind == "cpu":
+        threads = threads or _cores()
+        streams = min(streams or 2, threads)
+    streams = streams or 1
+    log.info(
+        "device chosen",
+        device=kind,
+        wanted=wanted,
+        threads=threads,
+        streams=streams,
+        providers=available,
+        onnxruntime=ort.__version__,
+    )
+    return Device(kind, threads, spin, streams)
+
+
+def _trial(device: Device) -> str | None:
+    """Return why no session runs on the device, or None if one does."""
+    try:
+        return device.refusal(ort.InferenceSession(_IDENTITY, providers=list(device.providers)))
+    except Exception as error:  # ONNX Runtime raises bare Exceptions; which, depends on the provider
+        return f"device is {device.kind}, but ONNX Runtime cannot open a session on it: {error}"
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
