@@ -24,7 +24,7 @@ class DemoSettings(ProcessSettings):
     out: Path = Field(Path("demo-results"), description="directory of this run's data, logs, plots and numbers")
     algorithm: Algorithm = Field("grpo", description="algorithm by which the policy learns")
     seed: int = Field(0, ge=0, description="seed of the starter models, the users, and their hidden taste")
-    reward_rounds: int = Field(4, ge=1, description="number of reward versions to learn before it ends")
+    reward_rounds: int = Field(2, ge=1, description="number of reward versions to learn before it ends")
     policy_rounds: int = Field(3, ge=1, description="number of policy versions to learn before it ends")
     signals_per_round: int = Field(600, ge=50, description="number of new signals that start a reward round")
     rate: float = Field(60.0, gt=0, description="most signals a second of all users together")

