@@ -109,8 +109,6 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
-    for model in settings.reward_models:
-        metrics.announce_model(model)
     metrics.announce_scoring(scoring.hosts)
 
     entrance.open(server, settings.listen)

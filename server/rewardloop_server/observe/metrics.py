@@ -324,6 +324,7 @@ class ServerMetrics:
                 self.feedback_events_total.labels(kind=kind, outcome=outcome)
         self.durable("unknown")
         for model in models:
+            self.announce_model(model)
             self.shadow_dropped_total.labels(model=model)
             self.shadow_score_difference.labels(model=model)
             for order in COMPARED_ORDERS:
