@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from rewardloop.formats.mixing.names import is_name
 from rewardloop.v1 import feedback_pb2
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
@@ -286,3 +287,10 @@ def parse_tags(pairs: Sequence[str]) -> Mapping[str, str]:
             raise UsageError(f"--tag {pair}: is not key=value")
         tags[key] = value
     return tags
+
+
+def parse_aspect(name: str) -> str:
+    """Return the name of an aspect, or an empty text. Raises UsageError."""
+    if name and not is_name(name):
+        raise UsageError(f"--aspect {name}: is no name of a reward model")
+    return name

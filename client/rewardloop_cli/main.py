@@ -102,7 +102,7 @@ def token_create(
 
 
 @app.command()
-def score(
+def score(  # noqa: PLR0913 - each parameter is an option of the command
     responses: Annotated[list[str] | None, typer.Argument(help="Responses to --prompt.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt that the responses answer.")] = None,
     input_file: Annotated[
@@ -117,6 +117,8 @@ def score(
     pin_version: Annotated[
         str | None, typer.Option(help="Score with exactly this version; 'models shadow VERSION' makes it warm.")
     ] = None,
+    model: Annotated[str, typer.Option(help="Reward model or mixture that scores; default: reward.")] = "",
+    reference: Annotated[str, typer.Option(help="The right answer, for a mixture that compares with it.")] = "",
     lane: Annotated[str, typer.Option(help="production or trainer")] = "production",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
     server: Server = DEFAULT_SERVER,
@@ -133,6 +135,8 @@ def score(
             input_file=input_file,
             output=output,
             pin_version=pin_version,
+            model=model,
+            reference=reference,
             lane=lane,
             as_json=as_json,
         )
@@ -194,6 +198,9 @@ def feedback_import(
     files: Annotated[list[Path], typer.Argument(help="JSONL (plain or .gz) or Parquet file.", metavar="FILE")],
     source: Annotated[str, typer.Option(help="Who judged: human, llm_judge or implicit.")] = "human",
     tag: Annotated[list[str] | None, typer.Option(help="key=value for every signal. May be repeated.")] = None,
+    aspect: Annotated[
+        str, typer.Option(help="Reward model that learns from rows without an aspect of their own; default: reward.")
+    ] = "",
     patience: Annotated[float, typer.Option(help="Seconds to wait while the server or Redis is away.")] = 120.0,
     side_dir: Annotated[Path | None, typer.Option(help="Folder for the progress and the rejected rows.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Ignore the progress of an earlier run.")] = False,
@@ -213,7 +220,7 @@ def feedback_import(
         lambda: command.run(
             files,
             server=server,
-            labels=Labels(command.parse_source(source), command.parse_tags(tag or [])),
+            labels=Labels(command.parse_source(source), command.parse_tags(tag or []), command.parse_aspect(aspect)),
             patience_s=patience,
             side_dir=side_dir,
             restart=restart,

@@ -8,7 +8,7 @@ import typer
 
 from rewardloop_cli.server_option import DEFAULT_SERVER, Server
 
-_Model = Annotated[str, typer.Argument(help="reward or policy", metavar="MODEL")]
+_Model = Annotated[str, typer.Argument(help="reward, policy, or another reward model's name", metavar="MODEL")]
 _Store = Annotated[str, typer.Option(help="Read this model store itself, a path or URL; no server is asked.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Reason = Annotated[str, typer.Option(help="Who asks for the change, and why; kept with it.")]
@@ -18,7 +18,9 @@ models = typer.Typer(help="See and change model versions.", rich_markup_mode=Non
 
 @models.command("list")
 def models_list(
-    model: Annotated[str, typer.Argument(help="reward or policy; default: both", metavar="[MODEL]")] = "",
+    model: Annotated[
+        str, typer.Argument(help="reward, policy, or another reward model; default: all", metavar="[MODEL]")
+    ] = "",
     store: _Store = "",
     as_json: _Json = False,
     server: Server = DEFAULT_SERVER,
@@ -27,9 +29,7 @@ def models_list(
     from rewardloop_cli import models as command
     from rewardloop_cli.failures import finish
 
-    finish(
-        lambda: command.list_versions(server, [model] if model else ["reward", "policy"], store=store, as_json=as_json)
-    )
+    finish(lambda: command.list_versions(server, [model] if model else None, store=store, as_json=as_json))
 
 
 @models.command("show")
@@ -79,7 +79,7 @@ def models_canary(
     version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
     share: Annotated[float, typer.Option(help="Share of the requests, above 0 and below 1.")] = 0.05,
     end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
-    model: Annotated[str, typer.Option(help="reward or policy.")] = "reward",
+    model: Annotated[str, typer.Option(help="reward, policy, or another reward model's name.")] = "reward",
     reason: _Reason = "by hand",
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -95,6 +95,7 @@ def models_shadow(
     version: Annotated[str, typer.Argument(help="Left out with --end.", metavar="[VERSION]")] = "",
     share: Annotated[float, typer.Option(help="Share of the requests, above 0 and at most 1.")] = 1.0,
     end: Annotated[bool, typer.Option("--end", help="End the shadow.")] = False,
+    model: Annotated[str, typer.Option(help="reward, or another reward model's name.")] = "reward",
     reason: _Reason = "by hand",
     server: Server = DEFAULT_SERVER,
 ) -> None:
@@ -105,4 +106,4 @@ def models_shadow(
     from rewardloop_cli import models as command
     from rewardloop_cli.failures import finish
 
-    finish(lambda: command.shadow(server, command.holder(version, end), share, reason))
+    finish(lambda: command.shadow(server, model, command.holder(version, end), share, reason))

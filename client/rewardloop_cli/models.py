@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.vocabulary import UNTRAINED_HEADS_NOTE
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
@@ -22,12 +23,12 @@ from rewardloop_client import NoModel, NotFound, PolicyUnavailable, Promotion, R
 _HEADLINES = {"reward": "gate_candidate_accuracy", "policy": "gate_win_rate"}
 
 
-def list_versions(server: str, models: Sequence[str], *, store: str = "", as_json: bool = False) -> int:
+def list_versions(server: str, models: Sequence[str] | None, *, store: str = "", as_json: bool = False) -> int:
     """Print the versions of each model, as a table or as JSON.
 
     Args:
         server: Whom to ask.
-        models: The models' names.
+        models: The models' names; None for all that there are.
         store: Read this model store instead of asking the server.
         as_json: Print a JSON list of objects.
 
@@ -40,6 +41,7 @@ def list_versions(server: str, models: Sequence[str], *, store: str = "", as_jso
     """
     if store:
         opened = open_store(store)
+        models = list(dict.fromkeys((REWARD, POLICY, *opened.models()))) if models is None else models
         found, failed = [info for model in models for info in versions(opened, model)], False
     else:
         found, failed = _of_server(server, models)
@@ -54,12 +56,12 @@ def list_versions(server: str, models: Sequence[str], *, store: str = "", as_jso
     return 2 if failed else 0
 
 
-def _of_server(server: str, models: Sequence[str]) -> tuple[list[VersionInfo], bool]:
+def _of_server(server: str, models: Sequence[str] | None) -> tuple[list[VersionInfo], bool]:
     """Return the versions that a server lists, and whether those of one of several models are not available."""
     found: list[VersionInfo] = []
     failed = False
     with open_client(server) as client:
-        for model in models:
+        for model in client.models() if models is None else models:
             try:
                 # A list has no manifests. Those of first versions say whether their heads are trained.
                 found += [
@@ -67,7 +69,7 @@ def _of_server(server: str, models: Sequence[str]) -> tuple[list[VersionInfo], b
                     for info in client.list_versions(model)
                 ]
             except (NotFound, PolicyUnavailable, NoModel) as error:
-                if len(models) == 1:
+                if models is not None and len(models) == 1:
                     raise
                 print(f"rewardloop: {model}: {error.reason}: {error}", file=sys.stderr)
                 failed = True
@@ -197,9 +199,9 @@ def canary(server: str, model: str, version: str | None, share: float, reason: s
     return 0
 
 
-def shadow(server: str, version: str | None, share: float, reason: str) -> int:
+def shadow(server: str, model: str, version: str | None, share: float, reason: str) -> int:
     with open_client(server) as client:
-        _print_role("reward", "shadow", client.set_shadow("reward", version, share=share, reason=reason), share)
+        _print_role(model, "shadow", client.set_shadow(model, version, share=share, reason=reason), share)
     return 0
 
 
@@ -227,7 +229,7 @@ def headline(info: VersionInfo) -> str:
 
     Without one it is "random heads" if the heads are random, else "-".
     """
-    name = _HEADLINES.get(info.model, "")
+    name = _HEADLINES.get(info.model, _HEADLINES[REWARD])  # other names are of reward models
     if name not in info.metrics:
         return "-" if _untrained(info) is None else "random heads"
     return f"{name.removeprefix('gate_').removeprefix('candidate_').replace('_', ' ')} {info.metrics[name]:.3f}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +21,15 @@ from rewardloop_data.rows import Json, RowError, text_of, turns_of
 from rewardloop_data.source_file import Line, SourceFile, UnreadableFile
 
 
-def run(
+class Named(NamedTuple):
+    """What scores, and what it compares with."""
+
+    pin_version: str | None = None
+    model: str = ""
+    reference: str = ""
+
+
+def run(  # noqa: PLR0913 - the options of the command
     *,
     server: str,
     prompt: str | None,
@@ -29,6 +37,8 @@ def run(
     input_file: Path | None,
     output: Path | None,
     pin_version: str | None,
+    model: str,
+    reference: str,
     lane: str,
     as_json: bool,
 ) -> int:
@@ -41,12 +51,12 @@ def run(
                 raise UsageError("give either --input or --prompt with responses")
             lines, target = _open(files, input_file, output)
             try:
-                return _score_lines(client, lines, target, pin_version)
+                return _score_lines(client, lines, target, Named(pin_version, model, reference))
             except UnreadableFile as error:
                 raise UsageError(str(error)) from error
         if prompt is None or not responses:
             raise UsageError("give --prompt and at least one response, or --input")
-        result = client.score(prompt, responses, pin_version=pin_version)
+        result = client.score(prompt, responses, pin_version=pin_version, model=model, reference=reference)
     if as_json:
         print(json.dumps(_fields(result)))
     else:
@@ -70,7 +80,7 @@ def _open(files: ExitStack, input_file: Path, output: Path | None) -> tuple[Iter
         raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
 
 
-def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str], pin_version: str | None) -> int:
+def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str], named: Named) -> int:
     """Write one line for each line of the input, in order, with its number and its scores or its error."""
     numbers: list[int] = []
     unreadable: dict[int, str] = {}
@@ -78,7 +88,7 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
     def groups() -> Iterator[ScoreGroup]:
         for line in lines:
             try:
-                group = group_of(line.value(), pin_version)
+                group = group_of(line.value(), named)
             except RowError as error:
                 unreadable[line.number] = str(error)
                 continue
@@ -109,8 +119,8 @@ def _score_lines(client: RewardloopClient, lines: Iterator[Line], target: IO[str
     return int(failed > 0)
 
 
-def group_of(row: Json, pin_version: str | None) -> ScoreGroup:
-    """Return the group of a row. Raises RowError."""
+def group_of(row: Json, named: Named) -> ScoreGroup:
+    """Return the group of a row. A row's own ``reference`` counts more than the command's. Raises RowError."""
     if not isinstance(row, dict) or "prompt" not in row:
         raise RowError("is not an object with a prompt")
     turns = turns_of("prompt", row["prompt"], row.get("tools"))
@@ -122,10 +132,13 @@ def group_of(row: Json, pin_version: str | None) -> ScoreGroup:
         texts = [row["response"]]
     else:
         raise RowError("has no responses")
+    reference = row.get("reference")
     return ScoreGroup(
         prompt_of(turns),
         [text_of(f"responses[{i}]", text) for i, text in enumerate(texts)],
-        pin_version=pin_version,
+        pin_version=named.pin_version,
+        model=named.model,
+        reference=named.reference if reference is None else text_of("reference", reference),
     )
 
 
@@ -136,20 +149,38 @@ def _fields(result: ScoreResult) -> dict[str, object]:
         "uncertainties": [s.uncertainty for s in result.scores],
         "truncated": [s.truncated for s in result.scores],
         "model_version": result.model_version.version,
+        **({"parts": _parts(result)} if result.parts else {}),
+    }
+
+
+def _parts(result: ScoreResult) -> dict[str, object]:
+    return {
+        part.name: {
+            "values": list(part.values),
+            "weight": part.weight,
+            "floor": part.floor,
+            "model_version": part.model_version.version if part.model_version else None,
+        }
+        for part in result.parts
     }
 
 
 def _print_table(responses: list[str], result: ScoreResult) -> None:
-    table = Table("score", "±", "logit", "tokens", "response")
-    for text, s in sorted(zip(responses, result.scores, strict=True), key=lambda pair: -pair[1].score):
+    table = Table("score", "±", "logit", "tokens", *(part.name for part in result.parts), "response")
+    for i in sorted(range(len(responses)), key=lambda i: -result.scores[i].score):
+        text, s = responses[i], result.scores[i]
         shown = text if len(text) <= 100 else text[:97] + "..."
         tokens = f"{s.token_count}{' (truncated)' if s.truncated else ''}"
-        table.add_row(f"{s.score:+.4f}", f"{s.uncertainty:.4f}", f"{s.logit:+.4f}", tokens, shown)
+        parts = (
+            f"{part.values[i]:+.4f}{' (below)' if part.floor is not None and part.values[i] < part.floor else ''}"
+            for part in result.parts
+        )
+        table.add_row(f"{s.score:+.4f}", f"{s.uncertainty:.4f}", f"{s.logit:+.4f}", tokens, *parts, shown)
     console = Console(markup=False)
     console.print(table)
     t = result.timings
     console.print(
-        f"reward version {result.model_version.version};"
+        f"{'mixtures' if result.parts else 'reward'} version {result.model_version.version};"
         f" queue {t.queue_us} us, tokenize {t.tokenize_us} us, run {t.run_us} us",
         highlight=False,
     )

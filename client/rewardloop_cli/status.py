@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable, Sample
 from rewardloop_cli.models import active, age, headline
@@ -72,9 +73,16 @@ def _services(server: str, health: dict[str, str]) -> Table:
     return table
 
 
+def _models(client: RewardloopClient) -> Sequence[str]:
+    try:
+        return client.models(timeout_s=3.0)
+    except RewardloopError:  # the rows of the usual models say what is wrong
+        return (REWARD, POLICY)
+
+
 def _versions(client: RewardloopClient) -> Table:
     table = Table("model", "active version", "age", "digest", "gate", title="models", title_justify="left")
-    for model in ("reward", "policy"):
+    for model in _models(client):
         try:
             info = active(client, model)
         except RewardloopError as error:

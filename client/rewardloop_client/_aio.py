@@ -91,7 +91,7 @@ class AsyncRewardloopClient:
         """Close the connections. Calls in flight end with `Cancelled`."""
         await self._transport.close()
 
-    async def score(
+    async def score(  # noqa: PLR0913 - the options of one call
         self,
         prompt: PromptLike,
         responses: Sequence[str],
@@ -100,6 +100,8 @@ class AsyncRewardloopClient:
         pin_version: str | None = None,
         min_version: int | None = None,
         lane: LaneName | None = None,
+        model: str = "",
+        reference: str = "",
         timeout_s: float | None = None,
     ) -> ScoreResult:
         """Score the responses to one prompt. See `RewardloopClient.score`."""
@@ -110,6 +112,8 @@ class AsyncRewardloopClient:
             pin_version=pin_version,
             min_version=min_version,
             lane=lane or self._rules.lane,
+            model=model,
+            reference=reference,
         )
         return await self._run(calls.score(request), timeout_s)
 
@@ -185,6 +189,7 @@ class AsyncRewardloopClient:
         best_of: int = 0,
         selection: SelectionName | None = None,
         random_share: float | None = None,
+        reward_model: str = "",
         timeout_s: float | None = None,
     ) -> Generation:
         """Ask the live policy for answers. See `RewardloopClient.generate`."""
@@ -198,12 +203,17 @@ class AsyncRewardloopClient:
             best_of=best_of,
             selection=selection,
             random_share=random_share,
+            reward_model=reward_model,
         )
         return await self._run(calls.generate(request), timeout_s)
 
     async def list_versions(self, model: str, *, timeout_s: float | None = None) -> list[VersionInfo]:
         """Return every version of ``model`` in the store, newest first."""
         return await self._run(calls.list_versions(model), timeout_s)
+
+    async def models(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
+        """Return the names of all models. See `RewardloopClient.models`."""
+        return await self._run(calls.models(), timeout_s)
 
     async def get_version(self, model: str, version: str = "", *, timeout_s: float | None = None) -> VersionInfo:
         """Return one version with its manifest. See `RewardloopClient.get_version`."""

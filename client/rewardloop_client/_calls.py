@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _convert as convert
 from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, RewardloopError
@@ -53,6 +54,7 @@ _POLL_S = 0.2
 # A server takes 1,024 groups, 1,000 events and 8 MiB in one call by default, and much software for gRPC takes 4 MiB.
 _MOST_ITEMS = 1000
 _MOST_BYTES = 3 * 2**20
+MODELS = (REWARD, POLICY)  # of a server that does not say
 
 GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
 
@@ -220,6 +222,15 @@ def list_versions(model: str) -> Call[list[VersionInfo]]:
 
     request = model_pb2.ListVersionsRequest(model=convert.text_field("model", model))
     return _call(LIST_VERSIONS, request, model_pb2.ListVersionsResponse, read)
+
+
+def models() -> Call[tuple[str, ...]]:
+    """Return the models of which a server can be asked. A server of an earlier release names none."""
+
+    def read(response: model_pb2.ListVersionsResponse) -> tuple[str, ...]:
+        return tuple(response.models) or MODELS
+
+    return _call(LIST_VERSIONS, model_pb2.ListVersionsRequest(model=REWARD), model_pb2.ListVersionsResponse, read)
 
 
 def get_version(model: str, version: str) -> Call[VersionInfo]:

@@ -31,6 +31,7 @@ from rewardloop_client._types import (
     RecordResult,
     ResponseScore,
     ScoreGroup,
+    ScorePart,
     ScoreResult,
     SelectionName,
     SourceName,
@@ -148,6 +149,8 @@ def score_request(
     pin_version: str | None,
     min_version: int | None,
     lane: LaneName,
+    model: str = "",
+    reference: str = "",
 ) -> reward_pb2.ScoreRequest:
     request = reward_pb2.ScoreRequest(
         prompt=prompt_pb(prompt),
@@ -155,6 +158,10 @@ def score_request(
         lane=cast(common_pb2.Lane, _named("lane", _LANES, lane)),
         truncation=cast(reward_pb2.Truncation, _named("truncation", _TRUNCATIONS, truncation)),
     )
+    if model:
+        request.model = text_field("model", model)
+    if reference:
+        request.reference = text_field("reference", reference)
     if pin_version is not None:
         request.pin_version = text_field("pin_version", pin_version)
     if min_version is not None:
@@ -173,6 +180,8 @@ def group_request(group: ScoreGroup | tuple[PromptLike, Sequence[str]], lane: La
         truncation=group.truncation,
         pin_version=group.pin_version,
         min_version=group.min_version,
+        model=group.model,
+        reference=group.reference,
         lane=group.lane or lane,
     )
 
@@ -188,6 +197,7 @@ def generate_request(  # noqa: PLR0913 - the options of one call
     best_of: int,
     selection: SelectionName | None,
     random_share: float | None,
+    reward_model: str = "",
 ) -> policy_pb2.GenerateRequest:
     by = policy_pb2.SELECTION_UNSPECIFIED if selection is None else _named("selection", _SELECTIONS, selection)
     with building("generate"):
@@ -201,6 +211,7 @@ def generate_request(  # noqa: PLR0913 - the options of one call
             best_of=best_of,
             selection=cast(policy_pb2.Selection, by),
             random_share=random_share,
+            reward_model=text_field("reward_model", reward_model),
         )
 
 
@@ -220,10 +231,36 @@ def score_result(response: reward_pb2.ScoreResponse, responses: int) -> ScoreRes
     t = response.timings
     return ScoreResult(
         scores=tuple(
-            ResponseScore(s.score, s.logit, s.uncertainty, s.token_count, s.truncated) for s in response.scores
+            ResponseScore(
+                s.score,
+                s.logit,
+                s.uncertainty,
+                s.token_count,
+                s.truncated,
+                s.meets_floors if s.HasField("meets_floors") else None,
+            )
+            for s in response.scores
         ),
         model_version=model_version(response.model_version),
         timings=Timings(t.queue_us, t.tokenize_us, t.run_us),
+        parts=tuple(_part(part, responses) for part in response.parts),
+    )
+
+
+def _part(part: reward_pb2.ScorePart, responses: int) -> ScorePart:
+    """Raises InvalidReply unless the part has a finite value for each response."""
+    if len(part.values) != responses or len(part.uncertainties) not in (0, responses):
+        raise InvalidReply(f"part {part.name!r} has {len(part.values)} values for {responses} responses")
+    if not all(map(math.isfinite, (*part.values, *part.uncertainties, part.weight, part.floor))):
+        raise InvalidReply(f"part {part.name!r} has a number that is not finite")
+    return ScorePart(
+        part.name,
+        part.model,
+        model_version(part.model_version) if part.HasField("model_version") else None,
+        tuple(part.values),
+        tuple(part.uncertainties),
+        part.weight,
+        part.floor if part.HasField("floor") else None,
     )
 
 
@@ -295,6 +332,7 @@ def generation(response: policy_pb2.GenerateResponse, candidates: int) -> Genera
                 model_version(c.policy_version) if c.HasField("policy_version") else None,
                 c.score if c.HasField("score") else None,
                 c.uncertainty if c.HasField("uncertainty") else None,
+                dict(c.parts),
             )
             for c in response.candidates
         ),
@@ -317,6 +355,8 @@ def _chosen(chosen: policy_pb2.Chosen) -> Chosen:
         set_probability=chosen.set_probability,
         expected_information=chosen.expected_information,
         reward_version=model_version(chosen.reward_version),
+        reward_model=chosen.reward_model,
+        meeting_floors=chosen.meeting_floors if chosen.HasField("meeting_floors") else None,
     )
 
 

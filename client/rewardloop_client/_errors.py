@@ -30,6 +30,7 @@ RewardloopError
 │   ├── Overtaken           OVERTAKEN
 │   ├── PointerMoved        POINTER_MOVED         another version is active than the caller expected
 │   ├── PromotionHeld       PROMOTION_HELD        a rollback holds the promotions of trainers
+│   ├── FloorsNotMet        FLOORS_NOT_MET        too few candidates are at or above a mixture's floors
 │   ├── UnsafeVersion       UNSAFE_VERSION
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
@@ -230,6 +231,10 @@ class PointerMoved(FailedPrecondition):
 
 class PromotionHeld(FailedPrecondition):
     reason = "PROMOTION_HELD"
+
+
+class FloorsNotMet(FailedPrecondition):
+    reason = "FLOORS_NOT_MET"
 
 
 class UnsafeVersion(FailedPrecondition):

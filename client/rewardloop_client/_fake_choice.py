@@ -43,5 +43,6 @@ def choose(
             is_random=selection == policy_pb2.SELECTION_UNIFORM,
             set_probability=probability,
             reward_version=reward_version,
+            reward_model=request.reward_model,
         )
     )

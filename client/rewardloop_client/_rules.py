@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rewardloop.formats.messages import tool_problems
+from rewardloop.formats.mixing.names import is_name
 from rewardloop.formats.signals import MOST_RESPONSES, signal_problems
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2, reward_pb2
@@ -53,6 +54,8 @@ def choice_violations(request: policy_pb2.GenerateRequest) -> Iterator[Violation
     if not request.best_of:
         if request.selection:
             yield Violation("selection", "has nothing to choose from without best_of")
+        if request.reward_model:
+            yield Violation("reward_model", "has nothing to score without best_of")
         if request.HasField("random_share"):
             yield Violation("random_share", "has nothing to choose from without best_of")
         return
@@ -79,6 +82,8 @@ def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]
         yield Violation("response_versions", "is set by the server")
     if event.caller:
         yield Violation("caller", "is set by the server")
+    if event.aspect and not is_name(event.aspect):
+        yield Violation("aspect", "is no name of a reward model")
     if event.generation_id:
         if event.HasField("prompt") or event.responses:
             yield Violation("generation_id", "excludes prompt and responses")

@@ -112,7 +112,7 @@ class RewardloopClient:
         """Close the connections. Calls in flight end with `Cancelled`."""
         self._transport.close()
 
-    def score(
+    def score(  # noqa: PLR0913 - the options of one call
         self,
         prompt: PromptLike,
         responses: Sequence[str],
@@ -121,6 +121,8 @@ class RewardloopClient:
         pin_version: str | None = None,
         min_version: int | None = None,
         lane: LaneName | None = None,
+        model: str = "",
+        reference: str = "",
         timeout_s: float | None = None,
     ) -> ScoreResult:
         """Score the responses to one prompt, all with the same model version.
@@ -133,10 +135,13 @@ class RewardloopClient:
             pin_version: Use exactly this version, named by its number or digest.
             min_version: Use this version or a later one.
             lane: "production" or "trainer"; None for the client's own.
+            model: Name of the reward model or of a mixture; empty for "reward".
+            reference: The right answer, with which a mixture's rules compare.
             timeout_s: Seconds for the call with all its attempts; None for the client's own.
 
         Raises:
-            InvalidRequest: The prompt or a response is empty or cannot be sent.
+            InvalidRequest: The prompt or a response is empty or cannot be sent, or the server has no such model.
+            NoModel: No version of the model, or of a part of the mixture, is warm.
             UnknownVersion: The server does not have the pinned version.
             InvalidReply: The reply does not have one finite score for each response.
         """
@@ -147,6 +152,8 @@ class RewardloopClient:
             pin_version=pin_version,
             min_version=min_version,
             lane=lane or self._rules.lane,
+            model=model,
+            reference=reference,
         )
         return self._run(calls.score(request), timeout_s)
 
@@ -266,6 +273,7 @@ class RewardloopClient:
         best_of: int = 0,
         selection: SelectionName | None = None,
         random_share: float | None = None,
+        reward_model: str = "",
         timeout_s: float | None = None,
     ) -> Generation:
         """Ask the live policy for answers. None or 0 leaves a setting to the server.
@@ -282,9 +290,11 @@ class RewardloopClient:
             selection: Which of the sampled answers are returned: "best" (the default), "informative" (the pair whose
                 comparison tells the reward model most) or "uniform" (drawn at random).
             random_share: Share of informative pairs that are drawn uniformly instead.
+            reward_model: Name of the reward model or of the mixture that scores with ``best_of``; empty for "reward".
             timeout_s: Seconds for the call with all its attempts; None for the client's own.
 
         Raises:
+            FloorsNotMet: Fewer answers than asked for are at or above the floors of the mixture.
             PolicyUnavailable: No policy is being served.
         """
         request = convert.generate_request(
@@ -297,12 +307,17 @@ class RewardloopClient:
             best_of=best_of,
             selection=selection,
             random_share=random_share,
+            reward_model=reward_model,
         )
         return self._run(calls.generate(request), timeout_s)
 
     def list_versions(self, model: str, *, timeout_s: float | None = None) -> list[VersionInfo]:
-        """Return every version of ``model`` ("reward" or "policy") in the store, newest first."""
+        """Return every version of ``model``, such as "reward" or "policy", in the store, newest first."""
         return self._run(calls.list_versions(model), timeout_s)
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
+        """Return the names of all models of which the server can be asked, "reward" first."""
+        return self._run(calls.models(), timeout_s)
 
     def get_version(self, model: str, version: str = "", *, timeout_s: float | None = None) -> VersionInfo:
         """Return one version with its manifest. An empty ``version`` means the active one.
@@ -325,7 +340,7 @@ class RewardloopClient:
         """Make a version active, and return once the server serves it.
 
         Args:
-            model: "reward" or "policy".
+            model: The model's name, such as "reward" or "policy".
             version: Number of the version.
             reason: Kept with the change.
             leader_epoch: The epoch of a trainer that acts as the leader; 0 for any other caller.
@@ -348,7 +363,7 @@ class RewardloopClient:
         It holds the promotions of trainers until a person promotes a version, which may be the active one.
 
         Args:
-            model: "reward" or "policy".
+            model: The model's name, such as "reward" or "policy".
             reason: Kept with the change.
             expected_version: The version that must be active now; None for any. Without it, two callers that roll back
                 at once go back two versions.
@@ -368,7 +383,7 @@ class RewardloopClient:
         The prompt alone decides which version answers a request. A promotion or rollback ends the canary.
 
         Args:
-            model: "reward" or "policy".
+            model: The model's name, such as "reward" or "policy".
             version: Number of the version; None ends the canary.
             share: Share of the requests, above 0 and below 1.
             reason: Kept with the change.
@@ -387,7 +402,7 @@ class RewardloopClient:
         Callers never see the shadow's scores. A promotion or rollback ends the shadow.
 
         Args:
-            model: "reward".
+            model: The name of a reward model.
             version: Number of the version; None ends the shadow.
             share: Share of the requests, above 0 and at most 1.
             reason: Kept with the change.
@@ -402,7 +417,7 @@ class RewardloopClient:
         """Yield the active version now, and again after every change. A broken connection is opened again.
 
         Args:
-            model: "reward" or "policy".
+            model: The model's name, such as "reward" or "policy".
             timeout_s: Seconds for the whole watch, which then ends with DeadlineExceeded; None for no bound.
         """
         attempts = Attempts(self._rules.policy, bounded(timeout_s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -35,6 +35,8 @@ class ResponseScore:
         uncertainty: Spread of the score heads, on the scale of ``score``.
         token_count: Tokens of prompt and response as they were scored.
         truncated: The pair was shortened to the model's maximum length.
+        meets_floors: Whether every part of the mixture is at or above its floor; None unless a mixture with floors
+            scored.
     """
 
     score: float
@@ -42,6 +44,30 @@ class ResponseScore:
     uncertainty: float
     token_count: int
     truncated: bool
+    meets_floors: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePart:
+    """What one part of a mixture says of a group.
+
+    Attributes:
+        name: The part's name in the mixture.
+        model: The reward model that gave the values; empty for a rule.
+        model_version: The version of that model; None for a rule.
+        values: The value of each response.
+        uncertainties: The spread of the model's heads for each response; empty for a rule.
+        weight: What the values are multiplied by in the total.
+        floor: The least value that is wanted; None if the part has no floor.
+    """
+
+    name: str
+    model: str
+    model_version: ModelVersion | None
+    values: tuple[float, ...]
+    uncertainties: tuple[float, ...]
+    weight: float
+    floor: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +81,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """The scores of one group in the order of its responses, all made by one version."""
+    """The scores of one group in the order of its responses, all made by one version.
+
+    ``parts`` says what each part of a mixture contributed, in the order of its file; it is empty if one model scored.
+    """
 
     scores: tuple[ResponseScore, ...]
     model_version: ModelVersion
     timings: Timings
+    parts: tuple[ScorePart, ...] = ()
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -82,6 +112,8 @@ class ScoreGroup:
     pin_version: str | None = None
     min_version: int | None = None
     lane: LaneName | None = None
+    model: str = ""
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +139,9 @@ class Candidate:
         token_count: Number of sampled tokens.
         finish_reason: "stop", "length" or "unspecified".
         policy_version: The version that sampled it; None if it is that of the generation.
-        score: Calibrated score by the live reward model; None without best_of.
+        score: Calibrated score by the reward model, or the total of the mixture; None without best_of.
         uncertainty: Spread of the score heads; None without best_of.
+        parts: What each part of the mixture says, by its name; empty unless a mixture scored.
     """
 
     text: str
@@ -118,6 +151,7 @@ class Candidate:
     policy_version: ModelVersion | None = None
     score: float | None = None
     uncertainty: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +166,8 @@ class Chosen:
         set_probability: Probability that this set is shown, given the candidates and their scores.
         expected_information: What a pair's comparison tells about which score head is right, in nats.
         reward_version: The reward version that scored the candidates.
+        reward_model: The reward model or mixture that the request named; empty for "reward".
+        meeting_floors: How many of the sampled candidates met all floors of the mixture; None if it has no floors.
     """
 
     selection: SelectionName
@@ -141,6 +177,8 @@ class Chosen:
     set_probability: float
     expected_information: float
     reward_version: ModelVersion
+    reward_model: str = ""
+    meeting_floors: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +214,7 @@ class VersionInfo:
     """A version in the model store.
 
     Attributes:
-        model: "reward" or "policy".
+        model: The model's name, such as "reward" or "policy".
         version: Number in the store.
         digest: Digest of the files that decide its outputs.
         state: Its state on the server that answered: "stored", "warming", "active", "canary", "shadow", "warm" (in

@@ -19,6 +19,7 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client._aio import AsyncRewardloopClient
@@ -80,6 +81,8 @@ class FakeRewardloop(RewardloopClient):
             conversation arrives as lines of "role: content".
         generate: Returns the text of the candidate for ``(prompt, index)``.
         versions: The version numbers of each model; the last one is active.
+        models: Score functions, as ``score``, of further reward models and mixtures by name, each with a version "1"
+            unless ``versions`` says otherwise.
         max_attempts: How often a call that is safe to repeat is tried.
 
     Attributes:
@@ -95,13 +98,16 @@ class FakeRewardloop(RewardloopClient):
         score: Callable[[str, str], float] = _by_length,
         generate: Callable[[str, int], str] = _echo,
         versions: Mapping[str, Iterable[str]] | None = None,
+        models: Mapping[str, Callable[[str, str], float]] | None = None,
         max_attempts: int = 4,
     ) -> None:
         super().__init__(max_attempts=max_attempts)
         self._transport = _InMemory(self)
-        self._score_one = score
         self._generate_one = generate
-        self._versions = {model: [*known] for model, known in (versions or {"reward": "1", "policy": "1"}).items()}
+        self._scores = {REWARD: score, **(models or {})}
+        stated = {**(versions or {REWARD: "1", POLICY: "1"})}
+        stated.update({name: "1" for name in models or {} if name not in stated})
+        self._versions = {model: [*known] for model, known in stated.items()}
         self._active = {model: known[-1:] for model, known in self._versions.items()}  # history, the last one active
         self._held: set[str] = set()  # models whose rollback holds the promotions of trainers
         self._rejected: set[tuple[str, str]] = set()  # models and versions that were rolled back
@@ -162,12 +168,15 @@ class FakeRewardloop(RewardloopClient):
 
     def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         _refuse(score_violations(request))
-        canary, share = self._beside.get(("reward", "canary"), ("", 0.0))
+        model = request.model or REWARD
+        if model not in self._scores:
+            raise InvalidRequest(f"{model!r} is no reward model", violations=[Violation("model", "is not known")])
+        canary, share = self._beside.get((model, "canary"), ("", 0.0))
         is_in_share = zlib.crc32(request.prompt.SerializeToString(deterministic=True)) / 2**32 < share
-        info = self._info("reward", request.pin_version or (canary if is_in_share else ""))
+        info = self._info(model, request.pin_version or (canary if is_in_share else ""))
         if request.HasField("min_version") and int(info.version.version) < request.min_version:
-            raise UnknownVersion(f"reward version {request.min_version} or later is not served here")
-        scores = [self._score_one(_text(request.prompt), response) for response in request.responses]
+            raise UnknownVersion(f"{model} version {request.min_version} or later is not served here")
+        scores = [self._scores[model](_text(request.prompt), response) for response in request.responses]
         return reward_pb2.ScoreResponse(
             scores=[reward_pb2.ResponseScore(score=s, logit=s, token_count=1) for s in scores],
             model_version=info.version,
@@ -211,8 +220,11 @@ class FakeRewardloop(RewardloopClient):
             create_time=timestamp(0),
         )
         if request.best_of:
-            text = _text(request.prompt)
-            choose(request, generation, lambda said: self._score_one(text, said), self._info("reward", "").version)
+            text, model = _text(request.prompt), request.reward_model or REWARD
+            if model not in self._scores:
+                raise InvalidRequest(f"{model!r} is no reward model", violations=[Violation("reward_model", "unknown")])
+            score = self._scores[model]
+            choose(request, generation, lambda said: score(text, said), self._info(model, "").version)
         self.generations[generation.generation_id] = generation
         return policy_pb2.GenerateResponse(
             generation_id=generation.generation_id,
@@ -238,7 +250,7 @@ class FakeRewardloop(RewardloopClient):
 
     def _list_versions(self, request: model_pb2.ListVersionsRequest) -> model_pb2.ListVersionsResponse:
         infos = [self._info(request.model, version) for version in reversed(self._versions.get(request.model, [""]))]
-        return model_pb2.ListVersionsResponse(versions=infos)
+        return model_pb2.ListVersionsResponse(versions=infos, models=list(self._versions))
 
     def _get_version(self, request: model_pb2.GetVersionRequest) -> model_pb2.GetVersionResponse:
         return model_pb2.GetVersionResponse(version=self._info(request.model, request.version))
@@ -273,8 +285,8 @@ class FakeRewardloop(RewardloopClient):
 
     def _set_role(self, request: model_pb2.SetCanaryRequest, role: str, response_type: type[M]) -> M:
         """Set or end a role by the server's rules. `SetShadowRequest` has the same fields as `SetCanaryRequest`."""
-        if role == "shadow" and request.model != "reward":
-            raise InvalidRequest(f"only reward takes a {role}", violations=[Violation("model", "is not reward")])
+        if role == "shadow" and request.model == POLICY:
+            raise InvalidRequest(f"only reward models take a {role}", violations=[Violation("model", "is policy")])
         if not request.version:
             self._beside.pop((request.model, role), None)
             return response_type()

@@ -13,7 +13,7 @@
 | ``{prompt, response, up, down}``, numbers of votes | a thumb for each vote |
 
 ``annotator`` becomes the annotator's id. ``strength`` beside ``chosen`` and ``rejected``, above 0 and at most 1,
-becomes the strength of the choice. Other keys are ignored.
+becomes the strength of the choice. ``aspect`` names the reward model that learns from the row. Other keys are ignored.
 
 Turns may have ``tool_calls``, ``name`` and ``tool_call_id``, and ``tools`` beside the prompt lists the functions that
 may be called, as Hugging Face's data sets have them.
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeAlias, TypeGuard
 
 from rewardloop.formats.messages import MessageError, Turn, prompt_of, tools_of, tools_turn, turn_of
+from rewardloop.formats.mixing.names import is_name
 from rewardloop.formats.vocabulary import ROLES
 from rewardloop.v1 import common_pb2, feedback_pb2
 from rewardloop_client import Feedback, InvalidRequest
@@ -48,10 +49,11 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The source and the tags that every event of an import gets."""
+    """The source and the tags that every event of an import gets, and the aspect of those whose row names none."""
 
     source: SourceName = "human"
     tags: Mapping[str, str] | None = None
+    aspect: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,25 @@ class _PreferenceRow:
     digest: str
 
     def context(self, number: int, prompt: Turns, responses: Sequence[str], annotator: Json) -> Context:
+        # A file that is imported for another aspect gives other signals.
+        labelled = f"-{self.labels.aspect}" if self.labels.aspect else ""
         return {
             "prompt": _message(prompt),
             "responses": responses,
-            "event_id": f"{self.digest}-{number}",
+            "event_id": f"{self.digest}-{number}{labelled}",
             "annotator_id": "" if annotator is None else _annotator(annotator),
             "source": self.labels.source,
             "tags": self.labels.tags or {},
+            "aspect": self._aspect(),
         }
+
+    def _aspect(self) -> str:
+        aspect = self.content.get("aspect", self.labels.aspect)
+        if not isinstance(aspect, str):
+            raise RowError(f"aspect: is {kind_of(aspect)}, not text")
+        if aspect and not is_name(aspect):
+            raise RowError(f"aspect: {_short(aspect)} is no name of a reward model")
+        return aspect
 
 
 def parse_line(line: bytes) -> Json:

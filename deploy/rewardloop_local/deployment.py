@@ -78,7 +78,7 @@ class Deployment:
         serve = [*shared, "--listen", plan.listen, "--metrics-port", str(plan.metrics_port), *door(plan.listen)]
         # The trainer and the policy worker use all the time that they get. With the usual niceness of the engine,
         # scoring would wait for them.
-        serve += ["--engine-nice", "3", *plan.serve_args]
+        serve += ["--engine-nice", "3", *plan.model_args(), *plan.mixture_args(), *plan.serve_args]
         if has_policy:
             worker = [*shared, "--listen", plan.policy_listen, "--metrics-port", str(plan.policy_metrics_port)]
             worker += [*door(plan.policy_listen), *plan.policy_args]
@@ -89,7 +89,7 @@ class Deployment:
         await self._until_serving([*services, "rewardloop.v1.PolicyService"] if has_policy else services)
         train = [*shared, "--server", plan.listen, "--metrics-port", str(plan.trainer_metrics_port)]
         train += ["--work-dir", str(plan.trainer_work), "--archive", str(plan.ledger)]
-        train += [*plan.security.access_args(), *plan.train_args]
+        train += [*plan.security.access_args(), *plan.model_args(), *plan.train_args]
         await self._until_up(self._add("train", "rewardloop_trainer.app", train, nice=5), plan.trainer_metrics_port)
 
     async def start_unless(self, stop: asyncio.Event) -> bool:

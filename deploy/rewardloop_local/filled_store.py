@@ -56,7 +56,7 @@ async def served_lines(plan: DeploymentPlan, client: AsyncRewardloopClient) -> l
     """Return for each model which version serves, and where it came from. Raises the client's errors."""
     store = ModelStore(plan.store)
     lines = []
-    for model in _FLAGS:
+    for model in (*_FLAGS, *plan.reward_models):
         if not (stored := store.versions(model)):
             lines.append(f"no {model} serves: the store has none")
             continue

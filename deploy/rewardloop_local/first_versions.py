@@ -25,7 +25,8 @@ RunModule = Callable[[str, str, Sequence[str]], Awaitable[None]]
 async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase: Callable[[str], None]) -> None:
     """Publish version 1 of each model that has none and whose base the plan names.
 
-    A store without a reward model gets the starter models if the plan names no base of one.
+    A store without a reward model gets the starter models if the plan names no base of one. A further reward model
+    begins with the base of "reward".
     """
     store = ModelStore(plan.store)
     bases = {"reward": plan.reward_base, "policy": plan.policy_base}
@@ -36,6 +37,8 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
         bases["reward"] = str(starter / "reward-base")
         bases["policy"] = bases["policy"] or str(starter / "policy-base")
         _write_anchors(plan)
+    for name in (name for name in plan.reward_models if not store.versions(name)):
+        bases[name] = bases["reward"] or _base_of_reward(store)
     for model, base in bases.items():
         if base and not store.versions(model):
             on_phase(f"exporting {model} version 1")
@@ -47,6 +50,18 @@ async def publish_first_versions(plan: DeploymentPlan, run: RunModule, on_phase:
             except DeploymentError as error:
                 raise DeploymentError("\n".join([str(error), *_with_up(model, str(error))])) from error
             _say_choices(plan, model, on_phase)
+
+
+def _base_of_reward(store: ModelStore) -> str:
+    """Return the base of the newest version of "reward", from which a further reward model begins, too."""
+    newest = store.versions("reward")[-1]
+    base = store.manifest("reward", newest).base
+    if not base:
+        raise DeploymentError(
+            f"the manifest of reward version {newest} names no base: publish the first versions of --reward-models "
+            "with 'rewardloop export --model NAME'"
+        )
+    return base
 
 
 def _with_up(model: str, said: str) -> list[str]:

@@ -38,6 +38,8 @@ class DeploymentPlan:
     redis_memory_mib: int = 0
     reward_base: str = ""
     policy_base: str = ""
+    reward_models: Sequence[str] = field(default_factory=tuple)
+    mixtures: Path | None = None
     seed: int = 0
     export_args: Sequence[str] = field(default_factory=tuple)
     policy_export_args: Sequence[str] = field(default_factory=tuple)
@@ -70,6 +72,14 @@ class DeploymentPlan:
     def anchors(self) -> Path:
         """The texts on which the starter is calibrated, and with it the versions that are trained from it."""
         return self.trainer_work / "anchors.jsonl"
+
+    def model_args(self) -> list[str]:
+        """Return the flags that name the further reward models to a process."""
+        return ["--reward-models", ",".join(self.reward_models)] if self.reward_models else []
+
+    def mixture_args(self) -> list[str]:
+        """Return the flags that name the mixtures to the server."""
+        return ["--mixtures", str(self.mixtures)] if self.mixtures else []
 
     def bases_to_export(self) -> list[str]:
         """The bases that the user names for models of which the store has no version."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.process.settings import parse
 from rewardloop_local.private_files import make_private, open_to_others
@@ -46,6 +47,10 @@ class UpSettings(SecuritySettings):
     )
     reward_base: str = Field("", description="Hugging Face directory or hub id of the first reward model")
     policy_base: str = Field("", description="Hugging Face directory or hub id of the first policy")
+    reward_models: list[str] = Field(
+        [], description="reward models beside 'reward', such as helpful,harmless; each begins with the base of 'reward'"
+    )
+    mixtures: Path | None = Field(None, description="TOML file of mixtures of reward models and rules")
     seed: int = Field(0, description="seed of the starter models")
     export_args: str = Field(
         "",
@@ -59,6 +64,12 @@ class UpSettings(SecuritySettings):
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
     log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
+
+    @field_validator("reward_models")
+    @classmethod
+    def _are_names(cls, value: list[str]) -> list[str]:
+        """Raises ValueError for a name that no reward model can have."""
+        return list(further_models(value))
 
     @field_validator("redis_url")
     @classmethod

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import structlog
 from grpc_health.v1._async import HealthServicer
 from redis.asyncio import Redis
 
+from rewardloop.formats.mixing.mixture_file import BadMixtures, MixtureFile, read_mixtures
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
@@ -51,6 +54,8 @@ from rewardloop_server.lifecycle import open_store, replication, report_health, 
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.mixing.mixture_scorer import MixtureScorer
+from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
@@ -83,27 +88,29 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain. Returns the exit status."""
     tracing = Tracing.on() if is_traced else Tracing()
     metrics = ServerMetrics()
+    mixtures = mixtures_of(settings)
     metrics.registry.register(DiskCollector({"store": settings.store, "spool": settings.spool}))
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
     replicated = replication(settings, redis, metrics)
     pointer = ActivePointer(redis, store.pointers, replicated, metrics.followed)
-    scoring = build_scoring(settings, store, Freshness(redis, metrics), metrics, tracing.stages)
+    scoring = build_scoring(settings, store, mixtures, Freshness(redis, metrics), metrics, tracing.stages)
     feedback = build_feedback(settings, redis, metrics, tracing.carried, replicated)
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
     entrance = Entrance(settings, metrics.registry, PROG)
+    entrance.door.readers = scoring.scorers.readers
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
 
-    relay = PolicyRelay(worker, BestOf(scoring.scorer, feedback.generations), feedback.generations)
-    models = ModelServicer({"reward": scoring.host}, store, pointer, worker)
+    relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
+    models = ModelServicer(scoring.hosts, store, pointer, worker)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(reward_servicer(settings, scoring, metrics), server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
     health = add_health_and_reflection(server, SERVICES)
-    metrics.announce("reward", methods_of(*SERVICES), QUEUE_LANES)
-    metrics.announce_scoring()
+    metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
+    metrics.announce_scoring(scoring.hosts)
 
     entrance.open(server, settings.listen)
     try:
@@ -113,7 +120,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     background = [
         scoring.watch.run(),
         scoring.batcher.run(),
-        scoring.host.follow(pointer, settings.pointer_poll_s),
+        *(host.follow(pointer, settings.pointer_poll_s) for host in scoring.hosts.values()),
         keep_health(health, scoring, feedback.intake, worker),
         poll_loop_lag(metrics),
         poll_queues(scoring.batcher),
@@ -141,24 +148,30 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The parts through which groups are scored."""
+    """The parts through which groups are scored. Reward models have a host each, and share all others.
+
+    Attributes:
+        hosts: The versions of each reward model, "reward" first.
+        scorers: Who scores a request, by the model or the mixture that it names.
+    """
 
     watch: Watch
     prober: Prober
-    host: VersionHost[RewardModel]
+    hosts: Mapping[str, VersionHost[RewardModel]]
     tokenizers: TokenizePool
     batcher: Batcher
-    scorer: GroupScorer
+    scorers: Scorers
 
 
 def build_scoring(
     settings: ServeSettings,
     store: ModelStore,
+    mixtures: MixtureFile | None,
     freshness: Freshness,
     metrics: ServerMetrics,
     trace_stages: TraceStages | None,
 ) -> Scoring:
-    """Build the versions' host, the tokenizers, the batcher, and the scorer that uses them."""
+    """Build the versions' hosts, the tokenizers, the batcher, and the scorers that use them."""
     device = choose_device(
         settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
     )
@@ -170,7 +183,7 @@ def build_scoring(
     prober = Prober(device, load_limits)
     is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
     pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
-    host = reward_host(settings, store, pool, metrics)
+    hosts = reward_hosts(settings, store, pool, metrics)
     batcher = Batcher(
         token_budget=settings.token_budget,
         lanes=lane_limits(settings),
@@ -181,30 +194,60 @@ def build_scoring(
         watch=watch,
         bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
     )
-    metrics.engine_stuck.labels(model="reward").set_function(lambda: float(batcher.is_stuck))
+    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(batcher.is_stuck))
     tokenizers = TokenizePool(settings.tokenize_threads, watch)
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
     is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
     cache = ScoreCache(max_mib=settings.cache_mib, lanes=[lane for lane in LANES if is_cached[lane]], metrics=metrics)
-    shadow = ShadowScorer(host, tokenizers, batcher, metrics)
-    scorer = GroupScorer(host, tokenizers, batcher, cache, freshness, shadow, metrics, trace_stages)
-    return Scoring(watch, prober, host, tokenizers, batcher, scorer)
+    scorers = {
+        name: GroupScorer(
+            host,
+            tokenizers,
+            batcher,
+            cache,
+            freshness,
+            ShadowScorer(host, tokenizers, batcher, metrics),
+            metrics,
+            trace_stages,
+        )
+        for name, host in hosts.items()
+    }
+    mixed: dict[str, MixtureScorer] = {}
+    if mixtures is not None:
+        for name, mixture in mixtures.mixtures.items():
+            mixed[name] = MixtureScorer(name, mixture, mixtures.version, scorers, batcher, metrics)
+    return Scoring(watch, prober, hosts, tokenizers, batcher, Scorers(scorers, mixed))
 
 
-def reward_host(
+def mixtures_of(settings: ServeSettings) -> MixtureFile | None:
+    """Read the file of mixtures, if the settings name one. Raises SystemExit with status 2 if it cannot be used."""
+    if settings.mixtures is None:
+        return None
+    try:
+        return read_mixtures(settings.mixtures, {REWARD, *settings.reward_models})
+    except BadMixtures as error:
+        print("\n".join(f"{PROG}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def reward_hosts(
     settings: ServeSettings, store: ModelStore, pool: SessionPool, metrics: ServerMetrics
-) -> VersionHost[RewardModel]:
-    """Build the host of the model "reward"."""
-    return VersionHost(
-        "reward",
-        store,
-        pool.load,
-        metrics.switched,
-        metrics.resident,
-        resident_versions=settings.resident_versions,
-        load_threads=ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice)),
-        on_refused=metrics.refused,
-    )
+) -> dict[str, VersionHost[RewardModel]]:
+    """Build the host of each reward model. A version that does not load keeps none of the others from theirs."""
+    threads = ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice))
+    return {
+        name: VersionHost(
+            name,
+            store,
+            pool.load,
+            metrics.switched,
+            metrics.resident,
+            resident_versions=settings.resident_versions,
+            load_threads=threads,
+            on_refused=metrics.refused,
+        )
+        for name in (REWARD, *settings.reward_models)
+    }
 
 
 def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:
@@ -222,7 +265,7 @@ def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:
 def reward_servicer(settings: ServeSettings, scoring: Scoring, metrics: ServerMetrics) -> RewardServicer:
     """Build the RewardService."""
     bulk = BulkLimits(settings.max_groups, settings.max_in_flight_per_stream, settings.bulk_window_tokens)
-    return RewardServicer(scoring.scorer, scoring.batcher, limits(settings), bulk, metrics)
+    return RewardServicer(scoring.scorers, scoring.batcher, limits(settings), bulk, metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +308,7 @@ def feedback_servicer(settings: ServeSettings, feedback: Feedback, metrics: Serv
         metrics,
         max_events=settings.max_events,
         needs_generation=settings.require_generation,
+        aspects=(REWARD, *settings.reward_models),
     )
 
 
@@ -321,10 +365,13 @@ def spare_pauses() -> None:
 
 
 async def keep_health(health: HealthServicer, scoring: Scoring, intake: Intake, worker: PolicyWorkerLink) -> None:
-    """Keep grpc.health.v1 true: each service by what it needs, and the whole process by the reward model."""
+    """Keep grpc.health.v1 true: each service by what it needs, and the whole process by the model "reward".
+
+    Requests for another reward model fail with NO_MODEL as long as it has no warm version; the others are answered.
+    """
 
     async def is_warm() -> bool:
-        return scoring.host.active is not None and not scoring.batcher.is_stuck
+        return scoring.hosts[REWARD].active is not None and not scoring.batcher.is_stuck
 
     async def always() -> bool:
         return True

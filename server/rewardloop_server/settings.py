@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
@@ -87,6 +88,7 @@ class ServeSettings(ServingSettings):
     )
     setting_groups = (
         ("policy_address", "The policy worker"),
+        ("reward_models", "Several reward models"),
         ("device", "Running the reward model"),
         ("load_probe", "Loading versions"),
         ("token_budget", "Batches, queues and the cache"),
@@ -102,6 +104,15 @@ class ServeSettings(ServingSettings):
     policy_client_key: Path | None = Field(None, description="PEM private key of that certificate")
     policy_server_name: str = Field("", description="name in the worker's certificate, if it differs from its address")
     policy_token_file: Path | None = Field(None, description="file with the token to show to the worker")
+
+    reward_models: list[str] = Field(
+        [],
+        description="reward models beside 'reward', such as helpful,harmless: each has versions and a pointer of its"
+        " own, and takes as much memory",
+    )
+    mixtures: Path | None = Field(
+        None, description="TOML file of mixtures: weighted sums of reward models and rules, with floors"
+    )
 
     device: WantedDevice = Field("auto", description="where the reward model runs")
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
@@ -203,3 +214,9 @@ class ServeSettings(ServingSettings):
     annotator_signals_per_generation: int = Field(
         64, ge=0, description="most signals of one annotator about one generation, none of them twice; 0: not checked"
     )
+
+    @field_validator("reward_models")
+    @classmethod
+    def _are_names(cls, value: list[str]) -> list[str]:
+        """Raises ValueError for a name that no reward model can have."""
+        return list(further_models(value))

@@ -182,7 +182,7 @@ def _make(directory: Path, starter: Starter, judge: Judge, heldout: Sequence[str
     said = starter.answered()
     random.Random(f"asked/{judge.seed}").shuffle(said)
     unseen = said[-_UNSEEN:]
-    shown = said[: min(labels.own, len(said) - _UNSEEN)] + _styled(labels.corpus, judge.seed)
+    shown = said[: min(labels.own, len(said) - _UNSEEN)] + styled(labels.corpus, judge.seed)
     choices = judge.choices(*_columns(shown), flipped=labels.flipped)
     model = RewardModel.from_base(starter.directory / labels.base, HEADS, seed=judge.seed)
     training = RewardTraining.model_validate(
@@ -214,7 +214,8 @@ def _make(directory: Path, starter: Starter, judge: Judge, heldout: Sequence[str
     (directory / "world.json").write_text(json.dumps(kept))
 
 
-def _styled(count: int, seed: int) -> list[tuple[str, tuple[str, str]]]:
+def styled(count: int, seed: int) -> list[tuple[str, tuple[str, str]]]:
+    """Questions with two answers each, in the styles that the starter learned from."""
     rng = random.Random(f"styled/{seed}")
     pool = corpus.questions(seed)
     asked_about = [rng.choice(pool) for _ in range(count)]

@@ -28,6 +28,7 @@ from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
@@ -93,7 +94,9 @@ async def main() -> None:
         host,  # type: ignore[arg-type]
         metrics,
     )
-    servicer = RewardServicer(scorer, batcher, Limits(), BulkLimits(GROUPS, 256, 32_768), metrics)
+    servicer = RewardServicer(
+        Scorers({"reward": scorer}, {}), batcher, Limits(), BulkLimits(GROUPS, 256, 32_768), metrics
+    )
     engine = asyncio.create_task(batcher.run())
     request, context = batch(), Context()
     least = {"ScoreBatch of 1,024": float("inf"), "Score, one by one": float("inf")}

@@ -24,6 +24,7 @@ from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
@@ -142,8 +143,9 @@ async def front(serve: Serve, redis: Redis, tmp_path: Path, metrics: ServerMetri
     cache = ScoreCache(max_mib=1, lanes=["production"], metrics=metrics)
     shadow = ShadowScorer(host, tokenizers, batcher, metrics)
     scorer = GroupScorer(host, tokenizers, batcher, cache, Freshness(redis, metrics), shadow, metrics)
-    relay = PolicyRelay(link, BestOf(scorer, log))
-    rewards = RewardServicer(scorer, batcher, Limits(), BulkLimits(8, 8, 1000), metrics)
+    scorers = Scorers({"reward": scorer}, {})
+    relay = PolicyRelay(link, BestOf(scorers, log))
+    rewards = RewardServicer(scorers, batcher, Limits(), BulkLimits(8, 8, 1000), metrics)
     behind = (policy_pb2_grpc.add_PolicyServiceServicer_to_server, worker)
     async with (
         serving(ServerMetrics(), behind, address=address),

@@ -49,6 +49,7 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
     events[1].prompt.conversation.messages.extend([system, user])
     events[2].tags.update({"locale": "de", "surface": "web"})
     events[3].annotator_id = "ann"
+    events[3].aspect = "harmless"
     events[4].generation_id = "g1"
     events[4].policy_version.version = "3"
     events[4].policy_version.digest = "abc"

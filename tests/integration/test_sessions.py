@@ -175,7 +175,7 @@ def test_cost_constants_are_on_the_metrics_page_while_the_version_is_loaded(stor
     metrics = ServerMetrics()
     pool = SessionPool(store, Device("cpu", 1, spin=False), metrics)
     model = load(pool, store, publish_decoder(store))
-    labels = {"version": model.manifest.version, "term": "fixed"}
+    labels = {"model": "reward", "version": model.manifest.version, "term": "fixed"}
     assert metrics.registry.get_sample_value("rewardloop_cost_model_seconds", labels) == model.cost.fixed_s > 0
     model.close()
     assert metrics.registry.get_sample_value("rewardloop_cost_model_seconds", labels) is None

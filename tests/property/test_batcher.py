@@ -326,7 +326,7 @@ async def test_full_shadow_lane_drops_and_counts(versions) -> None:
     first = asyncio.create_task(subject.score_shadow(versions[0], [encoded(*[1] * 8)]))
     await asyncio.sleep(0)
     assert await subject.score_shadow(versions[0], [encoded(*[1] * 8)]) is None
-    assert metrics.registry.get_sample_value("rewardloop_shadow_dropped_total") == 1
+    assert metrics.registry.get_sample_value("rewardloop_shadow_dropped_total", {"model": "reward"}) == 1
     async with running(subject):
         assert (await first).logits[0, 0] == 8
 

@@ -149,8 +149,9 @@ def publish_sum_version(
     max_length: int = 64,
     calibration: Calibration | None = None,
     arrivals: tuple[float, ...] = (),
+    model: str = "reward",
 ) -> Manifest:
-    """Publish one such version as model "reward"."""
+    """Publish one such version of a reward model."""
     tokenizer = word_tokenizer()
 
     def write(directory: Path) -> None:
@@ -167,7 +168,7 @@ def publish_sum_version(
 
     data = DataRange("1-0", "2-0", len(arrivals), arrivals) if arrivals else None
     manifest = Manifest(
-        model="reward",
+        model=model,
         calibration=calibration,
         text_format=TextFormat.for_encoder(tokenizer).to_json(),
         max_length=max_length,

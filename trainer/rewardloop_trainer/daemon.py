@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import redis
 import structlog
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop.process.disk_metrics import DiskCollector
@@ -48,7 +49,7 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    metrics = TrainerMetrics()
+    metrics = TrainerMetrics(further_models=tuple(settings.reward_models))
     places = {"store": settings.store, "ledger": settings.archive, "work": str(settings.work_dir)}
     metrics.registry.register(DiskCollector(places))
     try:
@@ -88,16 +89,16 @@ def _ignored_settings(settings: TrainSettings, client: redis.Redis) -> str:
     """
     store = ModelStore(settings.store)
     try:
-        version = live_version(client, store, "reward")
+        version = live_version(client, store, REWARD)
     except (ServerAway, *REDIS_FAILURES) as error:
         log.warning("the live version is not known: the newest is compared with the settings", error=str(error))
-        version = str(found[-1]) if (found := store.versions("reward")) else None
+        version = str(found[-1]) if (found := store.versions(REWARD)) else None
     if version is None:
         return ""
     if unread := sorted(settings.reward.model_fields_set & {"pooling", *HeadChoice.model_fields}):
         log.info("settings of a first reward model have no effect: there is one", settings=unread, live=version)
     try:
-        return refusal_of_trainer(settings.reward, store.manifest("reward", version), settings.store)
+        return refusal_of_trainer(settings.reward, store.manifest(REWARD, version), settings.store)
     except StoreError as error:  # the round that starts from it says so
         log.warning("the live version cannot be read", version=version, error=str(error))
         return ""
@@ -214,13 +215,14 @@ def _learners(
 
     learners = []
     if settings.reward_rounds:
-        unread = UnreadSignals("reward", store, client, ledger, metrics)
         started_by = (settings.reward_min_signals, settings.reward_max_interval_s)
-        learners.append(Learner("reward", *started_by, reward, unread.count))
+        for name in (REWARD, *settings.reward_models):
+            unread = UnreadSignals(name, store, client, ledger, metrics)
+            learners.append(Learner(name, *started_by, reward, unread.count))
     if settings.policy_rounds and store.versions("policy"):
-        unread = UnreadSignals("policy", store, client, ledger, metrics)
+        unread = UnreadSignals(POLICY, store, client, ledger, metrics)
         started_by = (settings.policy_min_signals, settings.policy_max_interval_s)
-        learners.append(Learner("policy", *started_by, policy, unread.count))
+        learners.append(Learner(POLICY, *started_by, policy, unread.count))
     return learners
 
 

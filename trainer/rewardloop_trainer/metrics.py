@@ -196,6 +196,9 @@ class TrainerMetrics:
         model=MODELS,
     )
 
+    # Reward models beside "reward", whose series are shown as those of `MODELS`: no other model has any.
+    further_models: tuple[ModelName, ...] = ()
+
     _reasons: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False)
     _slices: set[str] = field(default_factory=set, init=False, repr=False)
     _by_annotator: Tally[str] = field(default_factory=Tally, init=False, repr=False)
@@ -208,12 +211,13 @@ class TrainerMetrics:
             closed = [values for values in declared.labels.values() if values is not None]
             if len(closed) < len(declared.labels):
                 continue
-            for values in product(*closed):
+            of_models = [(*values, *self.further_models) if "reward" in values else values for values in closed]
+            for values in product(*of_models):
                 series = instrument.labels(*values) if values else instrument
                 if declared.starts_at is not None:
                     series.set(declared.starts_at)
         self.slices.labels(slice=_OTHER_SLICE)
-        for model in MODELS:
+        for model in (*MODELS, *self.further_models):
             self.in_phase(model, "idle")
             self.unread_signals.labels(model=model, reason=_OTHER_SLICE)
 
@@ -268,13 +272,14 @@ class TrainerMetrics:
         for rule in {rule_of(reason) for reason in reasons}:
             self.refusals.labels(model=model, rule=rule).inc()
 
-    def show_reward_gate(self, figures: Mapping[str, float]) -> None:
-        """Show the figures of a reward gate."""
-        for name, value in figures.items():
-            self.reward_gate.labels(figure=name).set(value)
+    def show_reward_gate(self, model: ModelName, figures: Mapping[str, float]) -> None:
+        """Show the figures of a reward gate. Of a model other than "reward" it is the held-out accuracy alone."""
+        if model == "reward":
+            for name, value in figures.items():
+                self.reward_gate.labels(figure=name).set(value)
         for side in SIDES:
             if (accuracy := figures.get(f"gate_{side}_accuracy")) is not None:
-                self.heldout_accuracy.labels(model="reward", side=side).set(accuracy)
+                self.heldout_accuracy.labels(model=model, side=side).set(accuracy)
 
     def show_sampler(self, figures: Mapping[str, float]) -> None:
         """Show how far sampler and learner were apart in a step, if the step sampled."""

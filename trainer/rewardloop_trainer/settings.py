@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop.process.settings import ServerAccess
 from rewardloop_trainer.policy.settings import PolicySettings
@@ -44,6 +45,11 @@ class TrainSettings(ServerAccess):
     reward_max_interval_s: float = Field(3_600, gt=0, description="one new signal starts a round after this long")
     policy_min_signals: int = Field(512, ge=1, description="new signals that start a policy round")
     policy_max_interval_s: float = Field(14_400, gt=0, description="one new signal starts a round after this long")
+    reward_models: list[str] = Field(
+        [],
+        description="reward models to train beside 'reward', such as helpful,harmless: each learns from the signals of "
+        "its aspect, by the settings of reward",
+    )
     reward_rounds: bool = Field(True, description="train reward models")
     policy_rounds: bool = Field(True, description="train policies, where the store has a first one")
 
@@ -97,6 +103,12 @@ class TrainSettings(ServerAccess):
 
     reward: RewardHyperparameters = RewardHyperparameters.model_validate({})
     policy: PolicySettings = PolicySettings.model_validate({})
+
+    @field_validator("reward_models")
+    @classmethod
+    def _are_names(cls, value: list[str]) -> list[str]:
+        """Raises ValueError for a name that no reward model can have."""
+        return list(further_models(value))
 
     @model_validator(mode="after")
     def _leaves_questions_to_train_on(self) -> Self:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal, Self, TypeAlias, get_args
 
-ModelName: TypeAlias = Literal["reward", "policy"]
-MODELS: tuple[ModelName, ...] = get_args(ModelName)
+# The models of every trainer; its settings may name further reward models.
+ModelName: TypeAlias = str
+MODELS: tuple[ModelName, ...] = ("reward", "policy")
 
 # The phases of a round in their order, after "idle", the phase of a model without a round.
 Phase: TypeAlias = Literal["idle", "training", "trained", "exported", "gated", "published", "promoted"]

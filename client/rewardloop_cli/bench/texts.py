@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rewardloop.v1 import reward_pb2
 from rewardloop_cli.failures import UsageError
-from rewardloop_cli.score import group_of
+from rewardloop_cli.score import Named, group_of
 from rewardloop_client import RewardloopError, ScoreGroup
 from rewardloop_client._convert import group_request
 from rewardloop_client._types import LaneName
@@ -61,7 +61,7 @@ def read_groups(path: Path, count: int) -> list[ScoreGroup]:
     def groups() -> Iterator[ScoreGroup]:
         for line in SourceFile.of(path).lines():
             try:
-                yield group_of(line.value(), None)
+                yield group_of(line.value(), Named())
             except RowError as error:
                 raise UsageError(f"{path}: line {line.number} {error}") from error
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rewardloop_observability.panels import Alarm, Panel, graph
-from rewardloop_observability.queries import AT, EVERY, OF, increase, quantiles, share
+from rewardloop_observability.queries import AT, EVERY, OF, increase, quantiles, rate, share
 
 
 def panels() -> list[Panel]:
-    return [*_active(), *_swaps(), *_shadow()]
+    return [*_active(), *_swaps(), *_shadow(), *_mixtures()]
 
 
 def _active() -> list[Panel]:
@@ -71,7 +71,10 @@ def _shadow() -> list[Panel]:
         graph(
             "Shadow agreement",
             "percentunit",
-            (share("rewardloop_shadow_order_agreement_total", "order", 'outcome="agree"'), "{{order}}"),
+            (
+                share("rewardloop_shadow_order_agreement_total", "model, order", 'outcome="agree"'),
+                "{{model}} {{order}}",
+            ),
             about="How often the shadow version names the same best response (best), and orders two responses in the"
             " same way (pair), as the live version.",
             highest=1,
@@ -83,5 +86,18 @@ def _shadow() -> list[Panel]:
             (f"sum(rate(rewardloop_shadow_dropped_total{{{AT}}}{EVERY}))", "groups not compared/s"),
             about="Difference of calibrated scores, whose standard deviation is about 1.",
             lowest=None,
+        ),
+    ]
+
+
+def _mixtures() -> list[Panel]:
+    below = rate("rewardloop_below_floor_total", "mixture, part")
+    return [
+        graph(
+            "Responses below a floor",
+            "reqps",
+            (below, "{{mixture}} {{part}}"),
+            (rate("rewardloop_mixture_responses_total", "mixture"), "{{mixture}} scored"),
+            about="Responses that mixtures score in each second, and those whose part is below its floor.",
         ),
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import feedback_pb2
 
@@ -65,6 +66,11 @@ def key_of(caller: str, event_id: str) -> str:
     A caller's name has no control character, so that no two callers' signals have one name.
     """
     return f"{caller}\x1f{event_id}" if caller else event_id
+
+
+def aspect_of(event: feedback_pb2.FeedbackEvent) -> str:
+    """Return the name of the reward model that learns from a signal."""
+    return event.aspect or REWARD
 
 
 def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:

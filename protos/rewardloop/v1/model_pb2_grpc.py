@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Shows and changes the active versions of the models "reward" and "policy".
+    """Shows and changes the active versions of the models: "reward", "policy", and the further reward models that the server
+    was told to serve. Each has versions, a pointer, a canary and a shadow of its own.
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: there is no model of this name.
@@ -80,7 +81,8 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Shows and changes the active versions of the models "reward" and "policy".
+    """Shows and changes the active versions of the models: "reward", "policy", and the further reward models that the server
+    was told to serve. Each has versions, a pointer, a canary and a shadow of its own.
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: there is no model of this name.
@@ -193,7 +195,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Shows and changes the active versions of the models "reward" and "policy".
+    """Shows and changes the active versions of the models: "reward", "policy", and the further reward models that the server
+    was told to serve. Each has versions, a pointer, a canary and a shadow of its own.
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: there is no model of this name.

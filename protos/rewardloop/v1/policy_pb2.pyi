@@ -32,7 +32,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "candidates", "temperature", "top_p", "seed", "max_new_tokens", "best_of", "selection", "random_share")
+    __slots__ = ("prompt", "candidates", "temperature", "top_p", "seed", "max_new_tokens", "best_of", "selection", "random_share", "reward_model")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class GenerateRequest(_message.Message):
     BEST_OF_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     RANDOM_SHARE_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
     prompt: _common_pb2.Prompt
     candidates: int
     temperature: float
@@ -51,10 +52,11 @@ class GenerateRequest(_message.Message):
     best_of: int
     selection: Selection
     random_share: float
-    def __init__(self, prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., candidates: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., best_of: _Optional[int] = ..., selection: _Optional[_Union[Selection, str]] = ..., random_share: _Optional[float] = ...) -> None: ...
+    reward_model: str
+    def __init__(self, prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., candidates: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., best_of: _Optional[int] = ..., selection: _Optional[_Union[Selection, str]] = ..., random_share: _Optional[float] = ..., reward_model: _Optional[str] = ...) -> None: ...
 
 class Chosen(_message.Message):
-    __slots__ = ("selection", "sampled", "random_share", "is_random", "set_probability", "expected_information", "reward_version")
+    __slots__ = ("selection", "sampled", "random_share", "is_random", "set_probability", "expected_information", "reward_version", "reward_model", "meeting_floors")
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     RANDOM_SHARE_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +64,8 @@ class Chosen(_message.Message):
     SET_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_INFORMATION_FIELD_NUMBER: _ClassVar[int]
     REWARD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REWARD_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MEETING_FLOORS_FIELD_NUMBER: _ClassVar[int]
     selection: Selection
     sampled: int
     random_share: float
@@ -69,10 +73,19 @@ class Chosen(_message.Message):
     set_probability: float
     expected_information: float
     reward_version: _common_pb2.ModelVersion
-    def __init__(self, selection: _Optional[_Union[Selection, str]] = ..., sampled: _Optional[int] = ..., random_share: _Optional[float] = ..., is_random: _Optional[bool] = ..., set_probability: _Optional[float] = ..., expected_information: _Optional[float] = ..., reward_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ...) -> None: ...
+    reward_model: str
+    meeting_floors: int
+    def __init__(self, selection: _Optional[_Union[Selection, str]] = ..., sampled: _Optional[int] = ..., random_share: _Optional[float] = ..., is_random: _Optional[bool] = ..., set_probability: _Optional[float] = ..., expected_information: _Optional[float] = ..., reward_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., reward_model: _Optional[str] = ..., meeting_floors: _Optional[int] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("text", "log_probability", "token_count", "finish_reason", "policy_version", "score", "uncertainty")
+    __slots__ = ("text", "log_probability", "token_count", "finish_reason", "policy_version", "score", "uncertainty", "parts")
+    class PartsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +93,7 @@ class Candidate(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     UNCERTAINTY_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     text: str
     log_probability: float
     token_count: int
@@ -87,7 +101,8 @@ class Candidate(_message.Message):
     policy_version: _common_pb2.ModelVersion
     score: float
     uncertainty: float
-    def __init__(self, text: _Optional[str] = ..., log_probability: _Optional[float] = ..., token_count: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., score: _Optional[float] = ..., uncertainty: _Optional[float] = ...) -> None: ...
+    parts: _containers.ScalarMap[str, float]
+    def __init__(self, text: _Optional[str] = ..., log_probability: _Optional[float] = ..., token_count: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., score: _Optional[float] = ..., uncertainty: _Optional[float] = ..., parts: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("generation_id", "candidates", "policy_version", "chosen", "truncated")

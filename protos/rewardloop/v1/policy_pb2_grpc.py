@@ -34,6 +34,7 @@ class PolicyServiceStub:
     RetryInfo says when to try again.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
     - DEADLINE_EXCEEDED: the deadline passed.
+    - FAILED_PRECONDITION: fewer candidates than asked for are at or above the floors of `reward_model` (FLOORS_NOT_MET).
     """
 
     def __init__(self, channel):
@@ -58,6 +59,7 @@ class PolicyServiceServicer:
     RetryInfo says when to try again.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
     - DEADLINE_EXCEEDED: the deadline passed.
+    - FAILED_PRECONDITION: fewer candidates than asked for are at or above the floors of `reward_model` (FLOORS_NOT_MET).
     """
 
     def Generate(self, request, context):
@@ -92,6 +94,7 @@ class PolicyService:
     RetryInfo says when to try again.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
     - DEADLINE_EXCEEDED: the deadline passed.
+    - FAILED_PRECONDITION: fewer candidates than asked for are at or above the floors of `reward_model` (FLOORS_NOT_MET).
     """
 
     @staticmethod

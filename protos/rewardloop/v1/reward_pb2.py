@@ -26,33 +26,35 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from rewardloop.v1 import common_pb2 as rewardloop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/reward.proto\x12\rrewardloop.v1\x1a\x17google/rpc/status.proto\x1a\x1arewardloop/v1/common.proto\"\xee\x01\n\x0cScoreRequest\x12%\n\x06prompt\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\x12!\n\x04lane\x18\x03 \x01(\x0e\x32\x13.rewardloop.v1.Lane\x12-\n\ntruncation\x18\x04 \x01(\x0e\x32\x19.rewardloop.v1.Truncation\x12\x18\n\x0bpin_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0bmin_version\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x0e\n\x0c_pin_versionB\x0e\n\x0c_min_version\"j\n\rResponseScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\r\n\x05logit\x18\x02 \x01(\x01\x12\x13\n\x0buncertainty\x18\x03 \x01(\x01\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\x12\x11\n\ttruncated\x18\x05 \x01(\x08\"k\n\x0cScoreTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x03\x12\x13\n\x0btokenize_us\x18\x02 \x01(\x03\x12\x0e\n\x06run_us\x18\x03 \x01(\x03\x12\x10\n\x08run_rows\x18\x04 \x01(\x05\x12\x12\n\nrun_tokens\x18\x05 \x01(\x05\"\x9f\x01\n\rScoreResponse\x12,\n\x06scores\x18\x01 \x03(\x0b\x32\x1c.rewardloop.v1.ResponseScore\x12\x32\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12,\n\x07timings\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreTimings\"@\n\x11ScoreBatchRequest\x12+\n\x06groups\x18\x01 \x03(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"p\n\x0eScoreBatchItem\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"B\n\x12ScoreBatchResponse\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.rewardloop.v1.ScoreBatchItem\"V\n\x12ScoreStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"\x89\x01\n\x13ScoreStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*X\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_ALLOWED\x10\x01\x12\x16\n\x12TRUNCATION_REFUSED\x10\x02\x32\x80\x02\n\rRewardService\x12\x42\n\x05Score\x12\x1b.rewardloop.v1.ScoreRequest\x1a\x1c.rewardloop.v1.ScoreResponse\x12Q\n\nScoreBatch\x12 .rewardloop.v1.ScoreBatchRequest\x1a!.rewardloop.v1.ScoreBatchResponse\x12X\n\x0bScoreStream\x12!.rewardloop.v1.ScoreStreamRequest\x1a\".rewardloop.v1.ScoreStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/reward.proto\x12\rrewardloop.v1\x1a\x17google/rpc/status.proto\x1a\x1arewardloop/v1/common.proto\"\x90\x02\n\x0cScoreRequest\x12%\n\x06prompt\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x11\n\tresponses\x18\x02 \x03(\t\x12!\n\x04lane\x18\x03 \x01(\x0e\x32\x13.rewardloop.v1.Lane\x12-\n\ntruncation\x18\x04 \x01(\x0e\x32\x19.rewardloop.v1.Truncation\x12\x18\n\x0bpin_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0bmin_version\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\r\n\x05model\x18\x07 \x01(\t\x12\x11\n\treference\x18\x08 \x01(\tB\x0e\n\x0c_pin_versionB\x0e\n\x0c_min_version\"\x96\x01\n\rResponseScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\r\n\x05logit\x18\x02 \x01(\x01\x12\x13\n\x0buncertainty\x18\x03 \x01(\x01\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12\x19\n\x0cmeets_floors\x18\x06 \x01(\x08H\x00\x88\x01\x01\x42\x0f\n\r_meets_floors\"\xb1\x01\n\tScorePart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x0e\n\x06values\x18\x04 \x03(\x01\x12\x15\n\runcertainties\x18\x05 \x03(\x01\x12\x0e\n\x06weight\x18\x06 \x01(\x01\x12\x12\n\x05\x66loor\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_floor\"k\n\x0cScoreTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x03\x12\x13\n\x0btokenize_us\x18\x02 \x01(\x03\x12\x0e\n\x06run_us\x18\x03 \x01(\x03\x12\x10\n\x08run_rows\x18\x04 \x01(\x05\x12\x12\n\nrun_tokens\x18\x05 \x01(\x05\"\xc8\x01\n\rScoreResponse\x12,\n\x06scores\x18\x01 \x03(\x0b\x32\x1c.rewardloop.v1.ResponseScore\x12\x32\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12,\n\x07timings\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreTimings\x12\'\n\x05parts\x18\x04 \x03(\x0b\x32\x18.rewardloop.v1.ScorePart\"@\n\x11ScoreBatchRequest\x12+\n\x06groups\x18\x01 \x03(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"p\n\x0eScoreBatchItem\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"B\n\x12ScoreBatchResponse\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.rewardloop.v1.ScoreBatchItem\"V\n\x12ScoreStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ScoreRequest\"\x89\x01\n\x13ScoreStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.rewardloop.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*X\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNCATION_ALLOWED\x10\x01\x12\x16\n\x12TRUNCATION_REFUSED\x10\x02\x32\x80\x02\n\rRewardService\x12\x42\n\x05Score\x12\x1b.rewardloop.v1.ScoreRequest\x1a\x1c.rewardloop.v1.ScoreResponse\x12Q\n\nScoreBatch\x12 .rewardloop.v1.ScoreBatchRequest\x1a!.rewardloop.v1.ScoreBatchResponse\x12X\n\x0bScoreStream\x12!.rewardloop.v1.ScoreStreamRequest\x1a\".rewardloop.v1.ScoreStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rewardloop.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=1194
-  _globals['_TRUNCATION']._serialized_end=1282
+  _globals['_TRUNCATION']._serialized_start=1494
+  _globals['_TRUNCATION']._serialized_end=1582
   _globals['_SCOREREQUEST']._serialized_start=99
-  _globals['_SCOREREQUEST']._serialized_end=337
-  _globals['_RESPONSESCORE']._serialized_start=339
-  _globals['_RESPONSESCORE']._serialized_end=445
-  _globals['_SCORETIMINGS']._serialized_start=447
-  _globals['_SCORETIMINGS']._serialized_end=554
-  _globals['_SCORERESPONSE']._serialized_start=557
-  _globals['_SCORERESPONSE']._serialized_end=716
-  _globals['_SCOREBATCHREQUEST']._serialized_start=718
-  _globals['_SCOREBATCHREQUEST']._serialized_end=782
-  _globals['_SCOREBATCHITEM']._serialized_start=784
-  _globals['_SCOREBATCHITEM']._serialized_end=896
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=898
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=964
-  _globals['_SCORESTREAMREQUEST']._serialized_start=966
-  _globals['_SCORESTREAMREQUEST']._serialized_end=1052
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=1055
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1192
-  _globals['_REWARDSERVICE']._serialized_start=1285
-  _globals['_REWARDSERVICE']._serialized_end=1541
+  _globals['_SCOREREQUEST']._serialized_end=371
+  _globals['_RESPONSESCORE']._serialized_start=374
+  _globals['_RESPONSESCORE']._serialized_end=524
+  _globals['_SCOREPART']._serialized_start=527
+  _globals['_SCOREPART']._serialized_end=704
+  _globals['_SCORETIMINGS']._serialized_start=706
+  _globals['_SCORETIMINGS']._serialized_end=813
+  _globals['_SCORERESPONSE']._serialized_start=816
+  _globals['_SCORERESPONSE']._serialized_end=1016
+  _globals['_SCOREBATCHREQUEST']._serialized_start=1018
+  _globals['_SCOREBATCHREQUEST']._serialized_end=1082
+  _globals['_SCOREBATCHITEM']._serialized_start=1084
+  _globals['_SCOREBATCHITEM']._serialized_end=1196
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=1198
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=1264
+  _globals['_SCORESTREAMREQUEST']._serialized_start=1266
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1352
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1355
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1492
+  _globals['_REWARDSERVICE']._serialized_start=1585
+  _globals['_REWARDSERVICE']._serialized_end=1841
 # @@protoc_insertion_point(module_scope)

@@ -19,34 +19,58 @@ TRUNCATION_ALLOWED: Truncation
 TRUNCATION_REFUSED: Truncation
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("prompt", "responses", "lane", "truncation", "pin_version", "min_version")
+    __slots__ = ("prompt", "responses", "lane", "truncation", "pin_version", "min_version", "model", "reference")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     RESPONSES_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     PIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
     prompt: _common_pb2.Prompt
     responses: _containers.RepeatedScalarFieldContainer[str]
     lane: _common_pb2.Lane
     truncation: Truncation
     pin_version: str
     min_version: int
-    def __init__(self, prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., lane: _Optional[_Union[_common_pb2.Lane, str]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., pin_version: _Optional[str] = ..., min_version: _Optional[int] = ...) -> None: ...
+    model: str
+    reference: str
+    def __init__(self, prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., lane: _Optional[_Union[_common_pb2.Lane, str]] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., pin_version: _Optional[str] = ..., min_version: _Optional[int] = ..., model: _Optional[str] = ..., reference: _Optional[str] = ...) -> None: ...
 
 class ResponseScore(_message.Message):
-    __slots__ = ("score", "logit", "uncertainty", "token_count", "truncated")
+    __slots__ = ("score", "logit", "uncertainty", "token_count", "truncated", "meets_floors")
     SCORE_FIELD_NUMBER: _ClassVar[int]
     LOGIT_FIELD_NUMBER: _ClassVar[int]
     UNCERTAINTY_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    MEETS_FLOORS_FIELD_NUMBER: _ClassVar[int]
     score: float
     logit: float
     uncertainty: float
     token_count: int
     truncated: bool
-    def __init__(self, score: _Optional[float] = ..., logit: _Optional[float] = ..., uncertainty: _Optional[float] = ..., token_count: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    meets_floors: bool
+    def __init__(self, score: _Optional[float] = ..., logit: _Optional[float] = ..., uncertainty: _Optional[float] = ..., token_count: _Optional[int] = ..., truncated: _Optional[bool] = ..., meets_floors: _Optional[bool] = ...) -> None: ...
+
+class ScorePart(_message.Message):
+    __slots__ = ("name", "model", "model_version", "values", "uncertainties", "weight", "floor")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    UNCERTAINTIES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    model_version: _common_pb2.ModelVersion
+    values: _containers.RepeatedScalarFieldContainer[float]
+    uncertainties: _containers.RepeatedScalarFieldContainer[float]
+    weight: float
+    floor: float
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., values: _Optional[_Iterable[float]] = ..., uncertainties: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ..., floor: _Optional[float] = ...) -> None: ...
 
 class ScoreTimings(_message.Message):
     __slots__ = ("queue_us", "tokenize_us", "run_us", "run_rows", "run_tokens")
@@ -63,14 +87,16 @@ class ScoreTimings(_message.Message):
     def __init__(self, queue_us: _Optional[int] = ..., tokenize_us: _Optional[int] = ..., run_us: _Optional[int] = ..., run_rows: _Optional[int] = ..., run_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("scores", "model_version", "timings")
+    __slots__ = ("scores", "model_version", "timings", "parts")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedCompositeFieldContainer[ResponseScore]
     model_version: _common_pb2.ModelVersion
     timings: ScoreTimings
-    def __init__(self, scores: _Optional[_Iterable[_Union[ResponseScore, _Mapping]]] = ..., model_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., timings: _Optional[_Union[ScoreTimings, _Mapping]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[ScorePart]
+    def __init__(self, scores: _Optional[_Iterable[_Union[ResponseScore, _Mapping]]] = ..., model_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., timings: _Optional[_Union[ScoreTimings, _Mapping]] = ..., parts: _Optional[_Iterable[_Union[ScorePart, _Mapping]]] = ...) -> None: ...
 
 class ScoreBatchRequest(_message.Message):
     __slots__ = ("groups",)

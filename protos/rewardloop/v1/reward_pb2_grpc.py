@@ -26,13 +26,14 @@ if _version_not_supported:
 
 
 class RewardServiceStub:
-    """Scores (prompt, response) pairs with the live reward model.
+    """Scores (prompt, response) pairs with a live reward model, or with a mixture of several.
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: a field is malformed or empty, there are too many responses or groups, or a pair is too long
     and truncation is refused. BadRequest names the fields.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
-    - UNAVAILABLE: no model is warm, or the server is draining. RetryInfo says when to try again.
+    - UNAVAILABLE: no version of the model is warm, or of one part of a mixture, or the server is draining. RetryInfo says
+    when to try again.
     - DEADLINE_EXCEEDED: the deadline passed in the queue, and the request was dropped before it ran.
     - NOT_FOUND: this server does not serve the pinned version.
     """
@@ -61,13 +62,14 @@ class RewardServiceStub:
 
 
 class RewardServiceServicer:
-    """Scores (prompt, response) pairs with the live reward model.
+    """Scores (prompt, response) pairs with a live reward model, or with a mixture of several.
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: a field is malformed or empty, there are too many responses or groups, or a pair is too long
     and truncation is refused. BadRequest names the fields.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
-    - UNAVAILABLE: no model is warm, or the server is draining. RetryInfo says when to try again.
+    - UNAVAILABLE: no version of the model is warm, or of one part of a mixture, or the server is draining. RetryInfo says
+    when to try again.
     - DEADLINE_EXCEEDED: the deadline passed in the queue, and the request was dropped before it ran.
     - NOT_FOUND: this server does not serve the pinned version.
     """
@@ -120,13 +122,14 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
-    """Scores (prompt, response) pairs with the live reward model.
+    """Scores (prompt, response) pairs with a live reward model, or with a mixture of several.
 
     Every method may fail with these codes:
     - INVALID_ARGUMENT: a field is malformed or empty, there are too many responses or groups, or a pair is too long
     and truncation is refused. BadRequest names the fields.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
-    - UNAVAILABLE: no model is warm, or the server is draining. RetryInfo says when to try again.
+    - UNAVAILABLE: no version of the model is warm, or of one part of a mixture, or the server is draining. RetryInfo says
+    when to try again.
     - DEADLINE_EXCEEDED: the deadline passed in the queue, and the request was dropped before it ran.
     - NOT_FOUND: this server does not serve the pinned version.
     """

@@ -30,6 +30,7 @@ RewardloopError
 ├── Overtaken               FAILED_PRECONDITION   OVERTAKEN
 ├── PointerMoved            FAILED_PRECONDITION   POINTER_MOVED
 ├── PromotionHeld           FAILED_PRECONDITION   PROMOTION_HELD
+├── FloorsNotMet            FAILED_PRECONDITION   FLOORS_NOT_MET
 └── InternalError           INTERNAL              INTERNAL
 
 A message goes to the caller. It names fields, limits and versions, and never quotes a prompt or a response.
@@ -343,6 +344,13 @@ class PromotionHeld(RewardloopError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "PROMOTION_HELD"
+
+
+class FloorsNotMet(RewardloopError):
+    """Raised when fewer of the sampled candidates are at or above a mixture's floors than are to be returned."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "FLOORS_NOT_MET"
 
 
 class InternalError(RewardloopError):

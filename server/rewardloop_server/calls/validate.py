@@ -61,6 +61,8 @@ def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
         violations.append(Violation("lane", "not a known lane"))
     if request.truncation not in _TRUNCATIONS:
         violations.append(Violation("truncation", "not a known choice"))
+    if request.reference and _is_too_long(request.reference, limits):
+        violations.append(Violation("reference", f"more than {limits.max_text_bytes} bytes"))
     if request.HasField("pin_version") and not 1 <= len(request.pin_version) <= limits.max_id_chars:
         violations.append(Violation("pin_version", f"1 to {limits.max_id_chars} characters when set"))
     if violations:

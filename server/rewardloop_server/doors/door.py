@@ -19,7 +19,7 @@ from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
 from rewardloop_server.doors.open_calls import OpenCalls, OpenLimits
 from rewardloop_server.doors.own_user import OwnUser
-from rewardloop_server.doors.price import tokens_of
+from rewardloop_server.doors.price import Readers, one_reader, tokens_of
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
 from rewardloop_server.observe.door_metrics import DoorMetrics
 
@@ -36,10 +36,12 @@ class Door:
     Attributes:
         open_calls: Bounds the calls that need no credentials.
         own_user: Refuses other users of this machine; None refuses nobody for that.
+        readers: Tells how many models read a group that names a mixture, for its price.
     """
 
     def __init__(self, callers: Callers | None, audit: AuditLog, metrics: DoorMetrics, open_limits: OpenLimits) -> None:
         self.open_calls = OpenCalls(open_limits, metrics)
+        self.readers: Readers = one_reader
         self._callers = callers
         self._audit = audit
         self._metrics = metrics
@@ -150,7 +152,7 @@ class Door:
                     await asyncio.sleep(pause_s)
                 allowance.take_message()
                 if allowance.measures:
-                    allowance.take(tokens_of(request), request.ByteSize())
+                    allowance.take(tokens_of(request, self.readers), request.ByteSize())
             yield request
 
     def _let_in(self, method: str, request: Any, context: Context) -> Credential | None:
@@ -169,7 +171,7 @@ class Door:
         if request is not None and credential is not None:
             allowance = self._callers.allowance(credential.caller)
             if allowance.measures:
-                allowance.take(tokens_of(request), request.ByteSize())
+                allowance.take(tokens_of(request, self.readers), request.ByteSize())
         return credential
 
     def _admit(self, credential: Credential, method: str) -> RewardloopError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 from google.protobuf.message import Message
@@ -12,16 +13,33 @@ from rewardloop_server.calls.estimate import estimated_tokens, estimated_tokens_
 _MOST_GROUPS = 10_000  # a batch with more groups is refused, and must not cost a walk through all of them before
 
 
-def tokens_of(request: Message) -> int:
-    """Return about how many tokens of a model's work the request asks for; 0 if it asks no model."""
+# Returns how many models read a group that names this model or mixture.
+Readers = Callable[[str], int]
+
+
+def one_reader(name: str) -> int:
+    """Return 1: a process without mixtures has one model for each name."""
+    return 1
+
+
+def tokens_of(request: Message, readers: Readers = one_reader) -> int:
+    """Return about how many tokens of models' work the request asks for; 0 if it asks no model.
+
+    A group counts once for each model that reads it.
+    """
     match request:
         case reward_pb2.ScoreRequest():
-            return estimated_tokens(request)
+            return _tokens_to_score(request, readers)
         case reward_pb2.ScoreStreamRequest():
-            return estimated_tokens(request.request)
+            return _tokens_to_score(request.request, readers)
         case reward_pb2.ScoreBatchRequest():
-            return sum(estimated_tokens(group) for group in islice(request.groups, _MOST_GROUPS))
+            return sum(_tokens_to_score(group, readers) for group in islice(request.groups, _MOST_GROUPS))
         case policy_pb2.GenerateRequest():
-            return estimated_tokens_to_generate(request)
+            more = readers(request.reward_model) - 1 if request.reward_model and request.best_of else 0
+            return estimated_tokens_to_generate(request) * (1 + more)
         case _:
             return 0
+
+
+def _tokens_to_score(group: reward_pb2.ScoreRequest, readers: Readers) -> int:
+    return estimated_tokens(group) * (readers(group.model) if group.model else 1)

@@ -131,5 +131,6 @@ def _signal_hash(event: feedback_pb2.FeedbackEvent) -> str:
     """Return a hash of the signal as an integer, because Redis keeps a small set of integers in 8 bytes each."""
     kind = event.WhichOneof("signal") or ""
     said = getattr(event, kind).SerializeToString(deterministic=True) if kind else b""
-    digest = hashlib.blake2b(kind.encode() + b"\0" + said, digest_size=8).digest()
+    aspect = f"\0{event.aspect}".encode() if event.aspect else b""  # without one it is the hash of earlier versions
+    digest = hashlib.blake2b(kind.encode() + b"\0" + said + aspect, digest_size=8).digest()
     return str(int.from_bytes(digest, "big", signed=True))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 import grpc
 import prometheus_client
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
@@ -37,6 +38,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         metrics: Where signals are counted.
         max_events: Most signals of one RecordBatch.
         needs_generation: Whether a signal must name a generation.
+        aspects: The reward models that learn from signals.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         *,
         max_events: int,
         needs_generation: bool = False,
+        aspects: Collection[str] = (REWARD,),
     ) -> None:
         self._intake = intake
         self._limits = limits
         self._metrics = metrics
         self._max_events = max_events
         self._needs_generation = needs_generation
+        self._aspects = aspects
         self._counters: dict[tuple[str, str], prometheus_client.Counter] = {}
 
     async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
@@ -114,6 +118,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             validate_event(event, self._limits)
         except InvalidRequest as error:
             return error
+        if event.aspect and event.aspect not in self._aspects:
+            return InvalidRequest([Violation("aspect", f"not one of {', '.join(self._aspects)}")])
         if self._needs_generation and not event.generation_id:
             return InvalidRequest([Violation("generation_id", "missing: only feedback about our generations is taken")])
         return None

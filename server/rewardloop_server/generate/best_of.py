@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from rewardloop.v1 import policy_pb2, reward_pb2
-from rewardloop_server.calls.errors import InvalidRequest, RedisUnavailable, Violation
+from rewardloop_server.calls.errors import FloorsNotMet, InvalidRequest, RedisUnavailable, Violation
 from rewardloop_server.doors.call import Call
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.generate.choose import Choice, choose_best, choose_pair, choose_uniform
-from rewardloop_server.scoring.score_group import GroupScorer, ScoredGroup
+from rewardloop_server.mixing.scorers import Scorers
+from rewardloop_server.scoring.score_group import ScoredGroup
 
 MAX_SAMPLED = 64
 DEFAULT_RANDOM_SHARE = 0.1
@@ -23,8 +24,8 @@ Sample = Callable[[policy_pb2.GenerateRequest], Awaitable[policy_pb2.GenerateRes
 class BestOf:
     """Answers requests that have ``best_of``. The log has what is shown, and how it was chosen, before the caller."""
 
-    def __init__(self, scorer: GroupScorer, generations: GenerationLog) -> None:
-        self._scorer = scorer
+    def __init__(self, scorers: Scorers, generations: GenerationLog) -> None:
+        self._scorers = scorers
         self._generations = generations
 
     async def answer(
@@ -38,27 +39,39 @@ class BestOf:
             call: Who asks, and by when.
 
         Raises:
-            InvalidRequest: The request contradicts itself about choosing.
+            InvalidRequest: The request contradicts itself about choosing, or about who scores.
+            FloorsNotMet: Fewer candidates than are to be returned meet the floors of the mixture that scores.
             RedisUnavailable: The log of generations does not answer, or does not have the policy's answer.
             StoreFull: The log of generations takes no more.
-            RewardloopError: Whatever ``sample`` and `GroupScorer.score` raise.
+            RewardloopError: Whatever ``sample`` and `Scorers.score` raise.
         """
         check(request)
+        self._check_scorer(request)
         asked = policy_pb2.GenerateRequest()
         asked.CopyFrom(request)
-        for field in ("best_of", "selection", "random_share"):
+        for field in ("best_of", "selection", "random_share", "reward_model"):
             asked.ClearField(field)
         asked.candidates = request.best_of
         if not asked.HasField("seed"):
             asked.seed = secrets.randbits(63)
         reply = await sample(asked)
-        group = reward_pb2.ScoreRequest(prompt=request.prompt, responses=[c.text for c in reply.candidates])
-        scored = await self._scorer.score(group, call)
-        for candidate, found in zip(reply.candidates, scored.reply.scores, strict=True):
-            candidate.score, candidate.uncertainty = found.score, found.uncertainty
+        group = reward_pb2.ScoreRequest(
+            prompt=request.prompt, responses=[c.text for c in reply.candidates], model=request.reward_model
+        )
+        scored = await self._scorers.score(group, call)
+        _note_scores(reply.candidates, scored.reply)
+        candidates, meeting = list(reply.candidates), None
+        if any(each.HasField("meets_floors") for each in scored.reply.scores):
+            scored, candidates = _meeting_floors(scored, candidates)
+            meeting = len(candidates)
+            if meeting < max(1, request.candidates):
+                raise FloorsNotMet(
+                    f"{meeting} of {request.best_of} candidates meet the floors of {request.reward_model}, and "
+                    f"{max(1, request.candidates)} were asked for"
+                )
         # The text makes another random stream than that of the policy's samples, which the bare seed drives.
         choice = choose(request, scored, Random(f"choose {asked.seed}"))
-        shown = [reply.candidates[i] for i in choice.shown]
+        shown = [candidates[i] for i in choice.shown]
         chosen = policy_pb2.Chosen(
             selection=request.selection or policy_pb2.SELECTION_BEST,
             sampled=len(reply.candidates),
@@ -67,6 +80,8 @@ class BestOf:
             set_probability=choice.set_probability,
             expected_information=choice.information,
             reward_version=scored.reply.model_version,
+            reward_model=request.reward_model,
+            meeting_floors=meeting,
         )
         await self._log(reply.generation_id, shown, choice, chosen)
         return policy_pb2.GenerateResponse(
@@ -76,6 +91,19 @@ class BestOf:
             chosen=chosen,
             truncated=reply.truncated if reply.HasField("truncated") else None,
         )
+
+    def _check_scorer(self, request: policy_pb2.GenerateRequest) -> None:
+        """Check who scores, before anything is sampled. Raises InvalidRequest."""
+        mixture = self._scorers.check(request.reward_model, "reward_model")
+        if mixture is None:
+            return
+        violations: list[Violation] = []
+        if request.selection == policy_pb2.SELECTION_INFORMATIVE:
+            violations.append(Violation("selection", "not with a mixture, which has no score heads"))
+        if mixture.mixture.needs_reference:
+            violations.append(Violation("reward_model", "compares with a reference, which no candidate has"))
+        if violations:
+            raise InvalidRequest(violations)
 
     async def _log(
         self, generation_id: str, shown: Sequence[policy_pb2.Candidate], choice: Choice, chosen: policy_pb2.Chosen
@@ -89,6 +117,25 @@ class BestOf:
         generation.show_probabilities.extend(choice.show_probabilities)
         generation.chosen.CopyFrom(chosen)
         await self._generations.put(generation)
+
+
+def _note_scores(candidates: Sequence[policy_pb2.Candidate], reply: reward_pb2.ScoreResponse) -> None:
+    for candidate, found in zip(candidates, reply.scores, strict=True):
+        candidate.score, candidate.uncertainty = found.score, found.uncertainty
+    for part in reply.parts:
+        for candidate, value in zip(candidates, part.values, strict=True):
+            candidate.parts[part.name] = value
+
+
+def _meeting_floors(
+    scored: ScoredGroup, candidates: Sequence[policy_pb2.Candidate]
+) -> tuple[ScoredGroup, list[policy_pb2.Candidate]]:
+    """Return the scores, and the candidates, of those that are at or above every floor."""
+    kept = [i for i, each in enumerate(scored.reply.scores) if each.meets_floors]
+    reply = reward_pb2.ScoreResponse(
+        scores=[scored.reply.scores[i] for i in kept], model_version=scored.reply.model_version
+    )
+    return ScoredGroup(reply, scored.logits[kept]), [candidates[i] for i in kept]
 
 
 def choose(request: policy_pb2.GenerateRequest, scored: ScoredGroup, chance: Random) -> Choice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rewardloop.v1 import policy_pb2, policy_pb2_grpc
+from rewardloop_server.calls.errors import InvalidRequest, Violation
 from rewardloop_server.doors.call import Context, call_of
 from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.feedback.generations import GenerationLog
@@ -35,6 +36,8 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         return reply
 
     async def _answer(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
+        if request.reward_model and not request.best_of:
+            raise InvalidRequest([Violation("reward_model", "only with best_of")])
         stub: Any = policy_pb2_grpc.PolicyServiceStub(self._link.channel())
         if not request.best_of or self._best_of is None:
             return await self._link.forward(stub.Generate, request, context)

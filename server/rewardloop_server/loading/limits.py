@@ -54,12 +54,14 @@ class LoadGuard:
 
     Attributes:
         watch: Watches the loading thread.
-        version: The version's name.
+        model: The model's name.
+        version: The version's number.
         open_s: Most seconds of opening a session.
         run_s: Most seconds of a run.
     """
 
     watch: Watch
+    model: str
     version: str
     open_s: float
     run_s: float
@@ -69,7 +71,7 @@ class LoadGuard:
         """Return the guard of a load of ``size`` bytes. Twice what a probe allows, which has run before."""
         # A run of the greatest length may take longer than one of a few tokens, by this or, at worst, by its square.
         longer = max(1.0, manifest.max_length / 512)
-        return cls(watch, manifest.version, 2 * limits.read_s(size), 2 * longer * limits.run_s(size))
+        return cls(watch, manifest.model, manifest.version, 2 * limits.read_s(size), 2 * longer * limits.run_s(size))
 
     @contextmanager
     def opening(self, options: Any) -> Iterator[None]:

@@ -51,7 +51,7 @@ def check_files(manifest: Manifest, directory: Path, encoder: Encoder, *, allows
         NotLoadable: A file cannot be read, or the texts can have tokens that the graph does not have.
         UnsafeVersion: The graph asks for foreign files or operators.
     """
-    where = f"reward {manifest.version}"
+    where = f"{manifest.model} {manifest.version}"
     try:
         check_graph(directory / MODEL, manifest.files, where, allows_loops=allows_loops)
         tables = read_tables(directory / MODEL)
@@ -64,7 +64,7 @@ def check_files(manifest: Manifest, directory: Path, encoder: Encoder, *, allows
 
 def read_encoder(manifest: Manifest, directory: Path) -> Encoder:
     """Return what turns texts into the version's tokens. Raises NotLoadable."""
-    where = f"reward {manifest.version} does not load"
+    where = f"{manifest.model} {manifest.version} does not load"
     try:
         text_format = read_text_format(manifest.text_format)
     except (ValueError, TypeError, KeyError) as error:
@@ -78,7 +78,7 @@ def read_encoder(manifest: Manifest, directory: Path) -> Encoder:
 
 def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Sessions, Signature]:
     """Open the sessions of a version whose files are in the directory and were checked. Raises NotLoadable."""
-    where = f"reward {guard.version}"
+    where = f"{guard.model} {guard.version}"
 
     def opened(threads: int) -> Any:
         options = _options(device, threads)

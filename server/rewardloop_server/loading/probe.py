@@ -115,7 +115,7 @@ def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     from rewardloop_server.versions.host import refusal
 
     manifest, directory = Manifest.from_json(order.manifest), Path(order.directory)
-    guard = LoadGuard(Watch(), manifest.version, 0.0, 0.0)  # nobody watches here
+    guard = LoadGuard(Watch(), manifest.model, manifest.version, 0.0, 0.0)  # nobody watches here
     step("check")
     encoder = read_encoder(manifest, directory)
     if manifest.trunk is not None:

@@ -130,7 +130,7 @@ class _Trial:
     """The course of one trial: which step it is at, until when, and what it took."""
 
     def __init__(self, manifest: Manifest, size: int, limits: LoadLimits, most_bytes: int, *, has_room: bool) -> None:
-        self._where = f"reward {manifest.version}"
+        self._where = f"{manifest.model} {manifest.version}"
         self._max_length = manifest.max_length
         self._size = size
         self._limits = limits

@@ -69,7 +69,7 @@ class _Shared:
 
 
 class SessionPool:
-    """Loads versions of the model "reward". It may be used from several threads; loads happen one at a time.
+    """Loads versions of all reward models. It may be used from several threads; loads happen one at a time.
 
     Args:
         store: Where trunks are fetched from.
@@ -131,10 +131,11 @@ class SessionPool:
         """Return the manifest and the folder of a delta's trunk."""
         assert manifest.trunk is not None
         named = manifest.trunk
-        where = f"reward {manifest.version} runs over version {named.version}"
+        model = manifest.model
+        where = f"{model} {manifest.version} runs over version {named.version}"
         try:
-            trunk = self._store.manifest("reward", named.version)
-            directory = self._store.fetch("reward", named.version)
+            trunk = self._store.manifest(model, named.version)
+            directory = self._store.fetch(model, named.version)
         except VersionNotFound as error:
             raise NotLoadable(f"{where}, which the store does not have") from error
         if trunk.digest != named.digest:
@@ -166,9 +167,9 @@ class SessionPool:
 
     def _model(self, manifest: Manifest, directory: Path, shared: _Shared, digest: str) -> RewardModel:
         adapter = None
-        guard = replace(shared.guard, version=manifest.version)
+        guard = replace(shared.guard, model=manifest.model, version=manifest.version)
         if manifest.trunk is not None:
-            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"reward {manifest.version}")
+            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"{manifest.model} {manifest.version}")
         # The encoder is shared if it can be. Reading a tokenizer holds the interpreter's lock, for as long as all else
         # that a delta needs takes together.
         encoder = shared.encoder if reads_alike(manifest, shared.manifest) else self._encoder(manifest, directory)
@@ -184,12 +185,12 @@ class SessionPool:
         if adapter is not None or manifest.heads != shared.manifest.heads:
             check(model, 1, min(16, manifest.max_length), encoder.format.pad, guard)
         if encoder is not shared.encoder:
-            highest = check_bounds(encoder, shared.tables, f"reward {manifest.version}")
+            highest = check_bounds(encoder, shared.tables, f"{manifest.model} {manifest.version}")
             check(model, 1, manifest.max_length, highest, guard)
         if encoder is not shared.encoder or shared.versions == 1:
             check_text(model)
         for term, seconds in shared.cost.terms().items():
-            self._metrics.cost_model.labels(version=manifest.version, term=term).set(seconds)
+            self._metrics.cost_model.labels(model=manifest.model, version=manifest.version, term=term).set(seconds)
         return model
 
     def _encoder(self, manifest: Manifest, directory: Path) -> Encoder:
@@ -214,7 +215,7 @@ class SessionPool:
     def _close(self, manifest: Manifest, digest: str) -> None:
         self._give_back(digest)
         for term in COST_TERMS:
-            self._metrics.cost_model.remove(manifest.version, term)
+            self._metrics.cost_model.remove(manifest.model, manifest.version, term)
 
     @contextmanager
     def _giving_back_on_failure(self, digest: str) -> Iterator[None]:

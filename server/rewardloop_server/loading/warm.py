@@ -89,14 +89,15 @@ def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGu
         with guard.running(options):
             model.execute(feeds, alone=alone, options=options)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad graph, and NumPy its own
-        where = f"reward {model.manifest.version} does not run on {count} x {length} tokens of id {token}"
+        name = f"{model.manifest.model} {model.manifest.version}"
+        where = f"{name} does not run on {count} x {length} tokens of id {token}"
         raise NotLoadable(f"{where}: {told(error)}") from error
     return time.perf_counter() - started
 
 
 def check_text(model: RewardModel) -> None:
     """Score a text. Raises NotLoadable if the tokenizer and the text format do not give what the graph takes."""
-    where = f"reward {model.manifest.version}"
+    where = f"{model.manifest.model} {model.manifest.version}"
     try:
         model.run([model.encoder.pair((Turn("user", "Hello"),), "Hello")])
     except Exception as error:  # as above, and tokenizers raises its own

@@ -16,6 +16,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import MODELS, Manifest
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.process_metrics import report_process
@@ -135,18 +136,28 @@ class ServerMetrics:
         outcome=CACHE_OUTCOMES,
     )
     shadow_dropped_total: Counter = counter(
-        "shadow_dropped_total", "Groups in the shadow's share that it did not score: too much waited, or it failed."
+        "shadow_dropped_total",
+        "Groups in the shadow's share that it did not score: too much waited, or it failed.",
+        model=(REWARD,),
     )
     shadow_score_difference: Histogram = histogram(
         "shadow_score_difference",
         "Calibrated score of the shadow version less the one that was given out, by response.",
         DIFFERENCE_BUCKETS,
+        model=(REWARD,),
     )
     shadow_order_agreement_total: Counter = counter(
         "shadow_order_agreement_total",
         "Whether the shadow version orders a group's responses alike: the best one of each group, and each pair.",
+        model=(REWARD,),
         order=COMPARED_ORDERS,
         outcome=AGREEMENTS,
+    )
+    mixture_responses_total: Counter = counter(
+        "mixture_responses_total", "Responses scored by a mixture, by its name in the file of mixtures.", mixture=ANY
+    )
+    below_floor_total: Counter = counter(
+        "below_floor_total", "Those whose value was below the floor of a part.", mixture=ANY, part=ANY
     )
     active_version: Gauge = gauge(
         "active_version", "1 for the version that serves new requests.", model=MODELS, version=ANY, digest=ANY
@@ -193,6 +204,7 @@ class ServerMetrics:
     cost_model: Gauge = gauge(
         "cost_model_seconds",
         f"Constants fitted to a version's runs: {listed(COST_TERMS)} (a token of a row, squared).",
+        model=ANY,
         version=ANY,
         term=COST_TERMS,
     )
@@ -276,20 +288,27 @@ class ServerMetrics:
         for lane in lanes:
             for of_queue in (self.queue_saturation_ratio, self.queue_oldest_wait_seconds):
                 of_queue.labels(lane=lane)
-        for reason in _REFUSALS:
-            self.versions_refused_total.labels(model=model, reason=reason)
         for written in WRITTEN:
             self.redis_unreplicated_total.labels(written=written)
+        self.engine_stuck.labels(model=model)
+        self.announce_model(model)
+
+    def announce_model(self, model: str) -> None:
+        """Announce what each model has that the process serves.
+
+        The models are those of the process's settings, so that these bound the number of series.
+        """
+        for reason in _REFUSALS:
+            self.versions_refused_total.labels(model=model, reason=reason)
         for source in POINTER_SOURCES:
             self.pointer_source.labels(model=model, source=source).set(0)
         self.swaps_total.labels(model=model)
         self.swap_seconds.labels(model=model)
         self.stuck_runs_total.labels(model=model)
-        self.engine_stuck.labels(model=model)
         self.resident(model, {})
 
-    def announce_scoring(self) -> None:
-        """Announce what only the process has that scores and takes feedback."""
+    def announce_scoring(self, models: Iterable[str] = (REWARD,)) -> None:
+        """Announce what only the process has that scores and takes feedback. ``models`` are its reward models."""
         for lane in QUEUE_LANES:
             self.queue_tokens.labels(lane=lane)
             self.queue_work_seconds.labels(lane=lane)
@@ -304,9 +323,13 @@ class ServerMetrics:
             for outcome in FEEDBACK_OUTCOMES:
                 self.feedback_events_total.labels(kind=kind, outcome=outcome)
         self.durable("unknown")
-        for order in COMPARED_ORDERS:
-            for agreement in AGREEMENTS:
-                self.compared(order, agreement, 0)
+        for model in models:
+            self.announce_model(model)
+            self.shadow_dropped_total.labels(model=model)
+            self.shadow_score_difference.labels(model=model)
+            for order in COMPARED_ORDERS:
+                for agreement in AGREEMENTS:
+                    self.compared(model, order, agreement, 0)
 
     def announce_sampling(self) -> None:
         """Announce what only the policy worker has."""
@@ -314,9 +337,9 @@ class ServerMetrics:
         for stage in SAMPLING_STAGES:
             self.stage_seconds.labels(stage=stage, lane=SAMPLING_LANE)
 
-    def compared(self, order: ComparedOrder, outcome: Agreement, count: int) -> None:
+    def compared(self, model: str, order: ComparedOrder, outcome: Agreement, count: int) -> None:
         """Count comparisons of the shadow version with the one that answered."""
-        self.shadow_order_agreement_total.labels(order=order, outcome=outcome).inc(count)
+        self.shadow_order_agreement_total.labels(model=model, order=order, outcome=outcome).inc(count)
 
     def resident(self, model: str, counts: Mapping[str, int]) -> None:
         """Show how many versions of the model are in memory now, by role."""

@@ -205,7 +205,7 @@ class Batcher:
             with self.reserved("shadow", sum(len(row.ids) for row in rows), None, ""):
                 pass
         except QueueFull:
-            self._metrics.shadow_dropped_total.inc()
+            self._metrics.shadow_dropped_total.labels(model=model.manifest.model).inc()
             return None
         return await self.score(model, rows, "shadow", None)
 

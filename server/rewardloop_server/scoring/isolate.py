@@ -140,7 +140,7 @@ class Isolation:
     def overran(self, offer: Offer) -> None:
         """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""
         self._suspects.add(offer)
-        self._metrics.stuck("reward", offer.model.manifest.version)
+        self._metrics.stuck(offer.model.manifest.model, offer.model.manifest.version)
         for lane in self._lanes.values():
             for group in lane.groups():
                 if group not in self._suspects:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from google.rpc import status_pb2
 
@@ -17,7 +18,7 @@ from rewardloop_server.doors.call import Call, Context, call_of
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher
 from rewardloop_server.scoring.bulk_window import BulkWindow
-from rewardloop_server.scoring.score_group import GroupScorer, lane_of
+from rewardloop_server.scoring.score_group import ScoredGroup, lane_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,23 @@ class BulkLimits:
     window_tokens: int
 
 
+class Scorer(Protocol):
+    """Scores groups with the model or the mixture that each of them names."""
+
+    def score(
+        self, request: reward_pb2.ScoreRequest, call: Call, *, is_bounded: bool = True, is_bulk: bool = False
+    ) -> Awaitable[ScoredGroup]:
+        """Score one group, which the caller has validated; see `GroupScorer.score`."""
+
+    def readers(self, name: str) -> int:
+        """Return how many models read a group that names this model or mixture."""
+
+
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
-    """Answers Score, ScoreBatch and ScoreStream; `GroupScorer` scores each group."""
+    """Answers Score, ScoreBatch and ScoreStream; ``scorer`` scores each group."""
 
     def __init__(
-        self, scorer: GroupScorer, batcher: Batcher, limits: Limits, bulk: BulkLimits, metrics: ServerMetrics
+        self, scorer: Scorer, batcher: Batcher, limits: Limits, bulk: BulkLimits, metrics: ServerMetrics
     ) -> None:
         self._scorer = scorer
         self._batcher = batcher
@@ -62,7 +75,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         # The call is admitted or refused as a whole. Once admitted, it waits for room rather than lose groups.
         first = request.groups[0]
         with self._batcher.reserved(
-            lane_of(first), estimated_tokens(first), call.deadline, call.queue_name, account=call.caller
+            lane_of(first), self._tokens(first), call.deadline, call.queue_name, account=call.caller
         ):
             pass
         window = BulkWindow(max_tokens=self._bulk.window_tokens, max_groups=max_groups)
@@ -78,7 +91,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
         async with asyncio.TaskGroup() as answers:
             for group, item in zip(request.groups, items, strict=True):
-                tokens = estimated_tokens(group)
+                tokens = self._tokens(group)
                 await self._enter(window, group, tokens)
                 answers.create_task(answer(group, item, tokens))
         return reward_pb2.ScoreBatchResponse(items=items)
@@ -120,11 +133,15 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         try:
             async with asyncio.TaskGroup() as answers:
                 async for request in requests:
-                    tokens = estimated_tokens(request.request)
+                    tokens = self._tokens(request.request)
                     has_others = await self._enter(window, request.request, tokens)
                     answers.create_task(answer(request, tokens, not has_others))
         finally:
             replies.put_nowait(None)
+
+    def _tokens(self, group: reward_pb2.ScoreRequest) -> int:
+        """Return about how many tokens the models read that score the group."""
+        return estimated_tokens(group) * (self._scorer.readers(group.model) if group.model else 1)
 
     async def _enter(self, window: BulkWindow, request: reward_pb2.ScoreRequest, tokens: int) -> bool:
         lane = lane_of(request)

@@ -34,7 +34,7 @@ _CALLER = "shadow"  # the name under which the shadow's texts wait to be tokeniz
 
 
 class ShadowScorer:
-    """Compares the shadow version's scores with those that callers got. Used from the event loop."""
+    """Compares the shadow version's scores of one model with those that callers got. Used from the event loop."""
 
     def __init__(
         self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, metrics: ServerMetrics
@@ -43,6 +43,8 @@ class ShadowScorer:
         self._tokenizers = tokenizers
         self._batcher = batcher
         self._metrics = metrics
+        self._dropped = metrics.shadow_dropped_total.labels(model=host.model)
+        self._difference = metrics.shadow_score_difference.labels(model=host.model)
         self._pending: set[asyncio.Task[None]] = set()
 
     def answered(
@@ -65,7 +67,7 @@ class ShadowScorer:
         if not self._host.takes_shadow(key):
             return
         if len(self._pending) >= _MAX_PENDING:
-            self._metrics.shadow_dropped_total.inc()
+            self._dropped.inc()
             return
         task = asyncio.create_task(self._compare(request, key, live, rows, scores))
         self._pending.add(task)
@@ -91,19 +93,19 @@ class ShadowScorer:
                 shadows = scores_of(model, rows, scored.logits)
             except RewardloopError as error:
                 log.warning("shadow not scored", version=model.manifest.version, reason=error.reason)
-                self._metrics.shadow_dropped_total.inc()
+                self._dropped.inc()
                 return
         self._observe(scores, shadows)
 
     def _observe(self, live: Sequence[float], shadow: Sequence[float]) -> None:
         for before, after in zip(live, shadow, strict=True):
-            self._metrics.shadow_score_difference.observe(after - before)
+            self._difference.observe(after - before)
         if len(live) < 2:
             return
         first: Agreement = "agree" if best(live) == best(shadow) else "disagree"
-        self._metrics.compared("best", first, 1)
+        self._metrics.compared(self._host.model, "best", first, 1)
         for outcome, pairs in pair_agreement(live, shadow).items():
-            self._metrics.compared("pair", outcome, pairs)
+            self._metrics.compared(self._host.model, "pair", outcome, pairs)
 
 
 def best(scores: Sequence[float]) -> int:

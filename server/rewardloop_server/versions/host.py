@@ -55,7 +55,7 @@ class VersionHost(Generic[L]):
     """Serves one model and follows its pointer.
 
     Args:
-        model: The model's name, "reward" or "policy".
+        model: The model's name, such as "reward" or "policy".
         store: Where its versions are.
         load: Called with a manifest and a folder, in one of ``load_threads``. Returns a warm version, or raises
             NotLoadable.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.storing.active import Share
 from rewardloop.formats.vocabulary import VERSION_ROLES, VersionRole
@@ -183,7 +184,8 @@ class Residents(Generic[L]):
                 return slot
         wanted = f"version {pin!r}" if pin is not None else f"version {min_version} or later"
         warm = ", ".join(f"{version} ({state})" for version, state in self.states().items() if state != "draining")
-        hint = f"; 'rewardloop models shadow {pin}' makes it warm" if pin is not None and pin.isdecimal() else ""
+        named = "" if self._model == REWARD else f" --model {self._model}"
+        hint = f"; 'rewardloop models shadow {pin}{named}' makes it warm" if pin is not None and pin.isdecimal() else ""
         raise UnknownVersion(f"{wanted} is not warm here; warm: {warm}{hint}")
 
     def _with_roles(self) -> dict[str, str]:

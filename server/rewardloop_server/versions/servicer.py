@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 import structlog
 
-from rewardloop.formats.store import MODELS, CorruptVersion, Manifest, ModelStore, VersionNotFound
+from rewardloop.formats.mixing.names import POLICY
+from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, VersionNotFound
 from rewardloop.formats.storing.active import Share
 from rewardloop.formats.vocabulary import VersionRole
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc
@@ -68,10 +69,14 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.ListVersionsRequest, context: Context
     ) -> model_pb2.ListVersionsResponse:
         if (worker := self._worker_of(request.model)) is not None:
-            return await worker.list_versions(request, context)
+            reply = await worker.list_versions(request, context)
+            reply.models[:] = self._names
+            return reply
         host = self._hosts[request.model]
         manifests = await asyncio.to_thread(_readable_manifests, self._store, request.model)
-        return model_pb2.ListVersionsResponse(versions=[_info(host, manifest) for manifest in manifests])
+        return model_pb2.ListVersionsResponse(
+            versions=[_info(host, manifest) for manifest in manifests], models=self._names
+        )
 
     async def GetVersion(self, request: model_pb2.GetVersionRequest, context: Context) -> model_pb2.GetVersionResponse:
         if (worker := self._worker_of(request.model)) is not None:
@@ -149,6 +154,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.VersionInfo | None:
         """Give or end a role, and return the version that has it now, or None if it was ended."""
         _check_role(role, request)
+        if request.model not in self._hosts:
+            raise self._unknown()
         host = self._hosts[request.model]
         if not request.version:
             async with host.changing():
@@ -170,9 +177,17 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """Return the link if the worker hosts the model, None if this process does. Raises InvalidRequest."""
         if model in self._hosts:
             return None
-        if model in MODELS and self._worker is not None:
+        if model == POLICY and self._worker is not None:
             return self._worker
-        raise InvalidRequest([Violation("model", f"not one of {', '.join(MODELS)}")])
+        raise self._unknown()
+
+    def _unknown(self) -> InvalidRequest:
+        return InvalidRequest([Violation("model", f"not one of {', '.join(self._names)}")])
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The models of which this process can be asked."""
+        return tuple(self._hosts) if self._worker is None else (*self._hosts, POLICY)
 
     async def _manifest(self, model: str, version: str) -> Manifest:
         try:
@@ -188,8 +203,8 @@ def _check_role(role: VersionRole, request: model_pb2.SetCanaryRequest | model_p
 
     The policy has no shadow, because an answer that was not shown cannot be compared with anything.
     """
-    if role == "shadow" and request.model != "reward":
-        raise InvalidRequest([Violation("model", "only reward takes a shadow")])
+    if role == "shadow" and request.model == POLICY:
+        raise InvalidRequest([Violation("model", "only reward models take a shadow")])
     is_valid = 0 < request.share < 1 or (role == "shadow" and request.share == 1)  # false for NaN
     if request.version and not is_valid:
         bounds = "above 0 and below 1" if role == "canary" else "above 0 and at most 1"

@@ -176,3 +176,22 @@ def test_fake_refuses_to_leaders_what_a_person_rejected() -> None:
     fake.promote("reward", "2")
     fake.promote("reward", "1")
     fake.promote("reward", "2", leader_epoch=1)
+
+
+def test_named_models_have_scores_and_versions_of_their_own() -> None:
+    fake = FakeRewardloop(models={"harmless": lambda prompt, response: -float(len(response))})
+    assert fake.models() == ("reward", "policy", "harmless")
+    assert fake.score("q", ["a", "bb"]).best == 1
+    assert fake.score("q", ["a", "bb"], model="harmless").best == 0
+    assert fake.generate("q", best_of=2, reward_model="harmless").chosen.reward_model == "harmless"
+    fake.add_version("harmless", "2")
+    fake.promote("harmless", "2")
+    assert (fake.get_version("harmless").version, fake.get_version("reward").version) == ("2", "1")
+    for call in (lambda: fake.score("q", ["a"], model="love"), lambda: fake.generate("q", reward_model="harmless")):
+        with pytest.raises(InvalidRequest):
+            call()
+    event = Feedback.thumb(up=True, prompt="q", responses=["a"], aspect="harmless")
+    assert fake.record(event).stream_id
+    assert fake.events[0].aspect == "harmless"
+    with pytest.raises(InvalidRequest):
+        fake.record(Feedback.thumb(up=True, prompt="q", responses=["a"], aspect="No Name"))

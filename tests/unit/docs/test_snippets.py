@@ -26,7 +26,10 @@ def _name(page: Path) -> str:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRewardloop:
     """The server that clients of a snippet talk to: it answers by the contract's rules, in memory."""
-    fake = FakeRewardloop(generate=lambda prompt, index: f"{prompt} {'indeed ' * (index + 1)}")
+    fake = FakeRewardloop(
+        generate=lambda prompt, index: f"{prompt} {'indeed ' * (index + 1)}",
+        models={"product": lambda prompt, response: float(len(response))},
+    )
     clients: dict[str, Callable[[], Any]] = {"RewardloopClient": lambda: fake, "AsyncRewardloopClient": fake.as_async}
     for name, make in clients.items():
         signature = inspect.signature(getattr(rewardloop_client, name))

@@ -44,6 +44,7 @@ def test_reasons_are_those_of_the_contract() -> None:
         "EVENT_ID_CONFLICT": code.ALREADY_EXISTS,
         "REPLAYED_SIGNAL": code.ALREADY_EXISTS,
         "QUOTA_SPENT": code.RESOURCE_EXHAUSTED,
+        "FLOORS_NOT_MET": code.FAILED_PRECONDITION,
         "AUDIT_UNAVAILABLE": code.UNAVAILABLE,
         "NO_CREDENTIALS": code.UNAUTHENTICATED,
         "WRONG_CREDENTIALS": code.UNAUTHENTICATED,

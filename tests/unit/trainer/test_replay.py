@@ -330,3 +330,19 @@ def test_a_compaction_between_rounds_changes_no_data(tmp_path: Path) -> None:
                 assert load_replay(ledger, path, this, LIMITS) == replays[-1]
         found.append(replays)
     assert found[0] == found[1]
+
+
+def test_a_round_learns_from_the_signals_of_its_aspect_alone(tmp_path: Path) -> None:
+    events = [choice(i, prompts=10**6) for i in range(300)]
+    for i, event in enumerate(events):
+        event.aspect = ("", "harmless", "reward")[i % 3]
+    ledger = ledger_of(events)
+    rewards = load_replay(ledger, tmp_path / POOLS, asked(None, 299), LIMITS)
+    named = replace(asked(None, 299, "harmless"), aspect="harmless")
+    harmless = load_replay(ledger, tmp_path / POOLS, named, LIMITS)
+    of = {event.event_id: event.aspect for event in events}
+    assert {of[i] for i in ids((*rewards.new, *rewards.heldout))} == {"", "reward"}
+    assert {of[i] for i in ids((*harmless.new, *harmless.heldout))} == {"harmless"}
+    assert (rewards.counts, harmless.counts) == ({"choice": 200}, {"choice": 100})
+    assert len(ledger.arrivals()) == 200
+    assert len(ledger.arrivals(aspect="harmless")) == 100

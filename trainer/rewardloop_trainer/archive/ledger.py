@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.signals import key_of, signal_key
 from rewardloop_trainer.archive.fence import Fence
 from rewardloop_trainer.archive.ledger_columns import Recorded, from_table, to_table
@@ -218,13 +219,17 @@ class Ledger:
             wanted -= segment.rows
         return ""
 
-    def arrivals(self, after_stream_id: str | None = None, until_stream_id: str | None = None) -> list[float]:
-        """Return the arrival times, in Unix seconds, of the rows with after < stream id <= until."""
+    def arrivals(
+        self, after_stream_id: str | None = None, until_stream_id: str | None = None, *, aspect: str = REWARD
+    ) -> list[float]:
+        """Return the arrival times, in Unix seconds, of the aspect's rows with after < stream id <= until."""
         low = order(after_stream_id) if after_stream_id else (-1, 0)
         high = order(until_stream_id) if until_stream_id else None
         found: list[float] = []
-        for table in self._tables(low, high, ["stream_id", "arrival_time"]):
-            found += [t / 1e6 for t in table.column("arrival_time").cast(pa.int64()).to_pylist()]
+        for table in self._tables(low, high, ["stream_id", "arrival_time", "aspect"]):
+            times = table.column("arrival_time").cast(pa.int64()).to_pylist()
+            aspects = table.column("aspect").to_pylist()
+            found += [t / 1e6 for t, own in zip(times, aspects, strict=True) if (own or REWARD) == aspect]
         return found
 
     def compact(self, *, segments: int = 32, small_rows: int = 5_000, target_rows: int = 200_000) -> Segment | None:

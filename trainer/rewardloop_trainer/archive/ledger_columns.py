@@ -58,6 +58,7 @@ SCHEMA = pa.schema(
         pa.field("event_time", _TIME),
         pa.field("arrival_time", _TIME, nullable=False),
         pa.field("display_order", pa.list_(pa.int32())),
+        pa.field("aspect", pa.string()),  # the reward model that learns from it; null: "reward"
         # How the responses of a generation came to be shown. The columns have the names of the message's fields.
         pa.field("selection", pa.string()),
         pa.field("sampled", pa.int32()),
@@ -65,6 +66,8 @@ SCHEMA = pa.schema(
         pa.field("is_random", pa.bool_()),
         pa.field("set_probability", pa.float64()),
         pa.field("reward_version", pa.string()),
+        pa.field("reward_model", pa.string()),  # null: "reward"
+        pa.field("meeting_floors", pa.int32()),
         pa.field("show_probabilities", pa.list_(pa.float64())),
         pa.field("temperature", pa.float64()),
         pa.field("top_p", pa.float64()),
@@ -163,6 +166,7 @@ def _values(row: Recorded) -> dict[str, Any]:
         "policy_digest": event.policy_version.digest or None,
         "response_versions": list(event.response_versions) or None,
         "display_order": list(event.display_order) or None,
+        "aspect": event.aspect or None,
         "event_time": event.event_time.ToMicroseconds() if event.HasField("event_time") else None,
         "arrival_time": event.arrival_time.ToMicroseconds(),
     }
@@ -183,6 +187,8 @@ def _shown_values(shown: feedback_pb2.Shown) -> dict[str, Any]:
         values |= {name: getattr(chosen, name) for name in _CHOSEN_NUMBERS}
         values["selection"] = policy_pb2.Selection.Name(chosen.selection).removeprefix("SELECTION_").lower()
         values["reward_version"] = chosen.reward_version.version or None
+        values["reward_model"] = chosen.reward_model or None
+        values["meeting_floors"] = chosen.meeting_floors if chosen.HasField("meeting_floors") else None
     return values
 
 
@@ -196,6 +202,7 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
         caller=columns["caller"][i],
         source=f"SOURCE_{columns['source'][i].upper()}",
         tags=dict(columns["tags"][i] or ()),
+        aspect=columns["aspect"][i],
     )
     signal = getattr(event, kind)
     signal.SetInParent()  # a message whose fields are all zero is still the one that is set
@@ -228,6 +235,9 @@ def _set_shown(shown: feedback_pb2.Shown, columns: Mapping[str, Sequence[Any]], 
         for name in _CHOSEN_NUMBERS:
             setattr(shown.chosen, name, columns[name][i])
         shown.chosen.reward_version.version = columns["reward_version"][i] or ""
+        shown.chosen.reward_model = columns["reward_model"][i] or ""
+        if columns["meeting_floors"][i] is not None:
+            shown.chosen.meeting_floors = columns["meeting_floors"][i]
 
 
 def _row_of(turn: Turn) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +94,7 @@ class SegmentFiles:
         """Return a whole segment, or some of its columns. A column that did not exist when it was written is null."""
         with self._opened(name) as file:
             table = file.read(columns=columns, use_threads=False)
-            if not columns:
-                return whole(table)
-            for field in (SCHEMA.field(column) for column in columns if column not in table.column_names):
-                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-            return table.replace_schema_metadata()
+            return _with_columns(table, columns) if columns else whole(table)
 
     def groups(self, name: str) -> Iterator[pa.Table]:
         """Yield a segment a row group at a time."""
@@ -127,7 +123,7 @@ class SegmentFiles:
                     if not any(is_wanted):
                         continue
                 table = file.read_row_group(group, columns=columns, use_threads=False)
-                table = table.replace_schema_metadata() if columns else whole(table)
+                table = _with_columns(table, columns) if columns else whole(table)
                 table = table if is_wanted is None else table.filter(pa.array(is_wanted))
                 for start in range(0, table.num_rows, _ROW_GROUP):  # segments of earlier versions have one group
                     yield table.slice(start, _ROW_GROUP)
@@ -239,3 +235,10 @@ def _parts(table: pa.Table) -> Iterator[pa.Table]:
                 left += [part.slice(half), part.slice(0, half)]
             else:
                 yield part
+
+
+def _with_columns(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return a table that has the columns. One that did not exist when the segment was written is null."""
+    for field in (SCHEMA.field(column) for column in columns if column not in table.column_names):
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.replace_schema_metadata()

@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported here, so that --help does not load torch.
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+    from rewardloop.formats.mixing.names import POLICY
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError
     from rewardloop.formats.text import RefusedConversation
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         with FileProgress("rewardloop export") as progress:
             if options.onnx is not None:
                 manifest = export_own_graph(options, progress)
-            elif options.model == "policy":
+            elif options.model == POLICY:
                 manifest = export_policy_base(options, progress)
             else:
                 with merged_base(options.base) as base:

@@ -116,7 +116,7 @@ def own_version(options: ExportSettings) -> tuple[Manifest, Callable[[Path], Non
     if graph.dropped:
         notes["outputs"] = f"left out: {', '.join(graph.dropped)}"
     manifest = Manifest(
-        model="reward",
+        model=options.model,
         metrics=figures,
         calibration=scale.calibration,
         text_format=layout.text_format.to_json(),

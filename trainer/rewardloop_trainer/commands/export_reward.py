@@ -66,7 +66,7 @@ def export_reward_base(options: ExportSettings, base: str, progress: FileProgres
     encoder = Encoder(tokenizer.backend_tokenizer, text_format, length.tokens)
     check_anchors(options.anchors, anchors, encoder)
     store = ModelStore(options.store, signer=signer(options.signing_key), watch=progress)
-    with store.scratch("reward") as candidate:
+    with store.scratch(options.model) as candidate:
         adapters = linear_modules(model.trunk, options.adapters)
         backend = tokenizer.backend_tokenizer
         watch = partial(progress, "writing weights")
@@ -81,7 +81,7 @@ def export_reward_base(options: ExportSettings, base: str, progress: FileProgres
         gc.collect()
         figures, notes, precision = _proved(options.precision, candidate, encoder, torch_side)
         manifest = Manifest(
-            model="reward",
+            model=options.model,
             metrics=figures,
             calibration=scale.calibration,
             text_format=text_format.to_json(),

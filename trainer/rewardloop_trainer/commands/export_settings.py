@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rewardloop.formats.mixing.names import POLICY, REWARD, further_models
 from rewardloop.process.settings import ProcessSettings
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 
@@ -28,7 +29,9 @@ class ExportSettings(ProcessSettings, HeadChoice):
     base: str = Field(description="Hugging Face directory or hub id of the model, safetensors only")
     store: str = Field(description="model store to publish to: a path or an fsspec URL such as s3://...")
     signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs the version")
-    model: Literal["reward", "policy"] = Field("reward", description="what the model becomes")
+    model: str = Field(
+        REWARD, description="what the model becomes: reward, policy, or another reward model's name, such as helpful"
+    )
     max_length: int | None = Field(
         None,
         ge=8,
@@ -77,13 +80,21 @@ class ExportSettings(ProcessSettings, HeadChoice):
         "differs from them; or publish it unverified",
     )
 
+    @field_validator("model")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """Raises ValueError for a name that no model can have."""
+        if value not in (REWARD, POLICY):
+            further_models([value])
+        return value
+
     @model_validator(mode="after")
     def _fit_the_graph(self) -> Self:
         """Refuse settings that would be ignored."""
         fields = type(self).model_fields
         changed = {name for name in fields if getattr(self, name) != fields[name].default}
         ignored = sorted(changed & {"new_heads", "pooling", "adapters", "precision", "gate_pairs"})
-        if self.onnx is not None and self.model != "reward":
+        if self.onnx is not None and self.model == POLICY:
             raise ValueError("onnx: a user's own graph is a reward model; leave out model")
         if self.onnx is not None and ignored:
             raise ValueError(f"onnx: a user's own graph is taken as it is; leave out {', '.join(ignored)}")

@@ -149,7 +149,7 @@ class PolicyRun:
                 _examples(self._train),
                 _examples(self._heldout),
                 self._learning,
-                lambda asked, said: score_groups(server, asked, said),
+                lambda asked, said: score_groups(server, asked, said, model=self._learning.reward_model),
                 RunControl(
                     self._settings.out / "checkpoints",
                     on_step=report or (lambda _: None),
@@ -177,7 +177,7 @@ class PolicyRun:
                     None if (anchor := self._reference) is None else (anchor.version, anchor.load),
                 ),
                 self._heldout.records(),
-                server_scorer(server),
+                server_scorer(server, model=self._learning.reward_model),
                 self._learning,
                 server_scorer(server, gate.judging_version) if gate.judged_by == "version" else None,
             )

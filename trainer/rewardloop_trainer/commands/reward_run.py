@@ -170,7 +170,8 @@ class RewardTrainRun:
         candidate = read_evidence(model, start.encoder, evidence, length)
         live = None
         if start.directory is not None:
-            served = LengthShare.of_calibration(self._store.manifest("reward", self._settings.version).calibration)
+            version = self._store.manifest(self._settings.model, self._settings.version)
+            served = LengthShare.of_calibration(version.calibration)
             live = read_evidence(start.model, start.encoder, evidence, served)
         return judge_reward(evidence, candidate, live, exported.parity, RewardGateRules.of(self._learning))
 
@@ -188,7 +189,7 @@ class RewardTrainRun:
         steps = last_means(read_steps(self._settings.out / "report"))
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
         return Manifest(
-            model="reward",
+            model=self._settings.model,
             parent=self._settings.version or None,
             metrics={**steps, **trained, **exported.figures, **verdict.figures},
             calibration=scale.calibration,
@@ -235,7 +236,7 @@ class RewardTrainRun:
         version = self._settings.version or None
         if version is None:
             return start_from(ModelStore(str(self._settings.out)), None, self._learning, self._learning.seed)
-        return start_from(self._store, version, self._learning, self._learning.seed)
+        return start_from(self._store, version, self._learning, self._learning.seed, self._settings.model)
 
 
 def _step_done(done: Progress) -> StepDone:

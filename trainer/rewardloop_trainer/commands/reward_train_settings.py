@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rewardloop.formats.mixing.names import REWARD, further_models
 from rewardloop.process.settings import ProcessSettings
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 
@@ -23,7 +24,8 @@ class RewardTrainSettings(ProcessSettings, RewardHyperparameters):
     setting_groups = (("epochs", "Training"), ("store", "Start, files and the process"))
 
     store: str = Field("", description="model store: of --version, and where --publish goes")
-    version: str = Field("", description="where it starts, instead of --base: the number of a reward version")
+    model: str = Field(REWARD, description="the reward model's name, under which --publish puts it into the store")
+    version: str = Field("", description="where it starts, instead of --base: the number of a version of --model")
     signing_key: str = Field("", description="file of a private ed25519 key (PEM) that signs what is published")
     trusted_keys: str = Field("", description="file of public ed25519 keys (PEM), one of which signed --version")
     data: Path = Field(description="JSONL, plain or gzipped, or Parquet: the rows of rewardloop feedback import")
@@ -36,6 +38,14 @@ class RewardTrainSettings(ProcessSettings, RewardHyperparameters):
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """Raises ValueError for a name that no reward model can have."""
+        if value != REWARD:
+            further_models([value])
+        return value
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from rewardloop.formats.signals import signal_key
+from rewardloop.formats.signals import aspect_of, signal_key
 from rewardloop.formats.text import Encoder
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
@@ -108,6 +108,8 @@ def _load(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimi
         sides = pools.fresh(asked.model)
         after, until = pools.range(asked.model)
         for row in ledger.scan(after or None, until):
+            if aspect_of(row.event) != asked.aspect:
+                continue
             counts[str(row.event.WhichOneof("signal"))] += 1
             records = from_event(row.event)
             identical += not records

@@ -44,7 +44,10 @@ class Contenders:
 
 
 def server_scorer(
-    server: RewardloopClient, version: str | None = None, on_batch: Callable[[], None] = lambda: None
+    server: RewardloopClient,
+    version: str | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+    model: str = "",
 ) -> Scorer:
     """Return a scorer that asks the service.
 
@@ -54,10 +57,11 @@ def server_scorer(
         server: The service that scores.
         version: The reward version that scores, warm on the server; None for the one that serves.
         on_batch: Called before each request; it may raise to stop.
+        model: The reward model or mixture that scores; empty for "reward".
     """
 
     def score(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Scores:
-        found = score_groups(server, prompts, texts, version=version, on_batch=on_batch)
+        found = score_groups(server, prompts, texts, version=version, model=model, on_batch=on_batch)
         return [[None if reward is None else reward.score for reward in group] for group in found]
 
     return score

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewardloop.formats.messages import prompt_of
-from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup
+from rewardloop_client import RewardloopClient, RewardloopError, ScoreGroup, ScoreResult
 from rewardloop_trainer.data.preferences import Prompt
 
 _GROUPS = 64
@@ -20,7 +20,7 @@ class Reward:
     Attributes:
         score: The calibrated score.
         uncertainty: The spread of the score heads, on the scale of the score.
-        version: The reward version that scored.
+        version: The reward version that scored. Of a mixture it names the versions of all parts.
     """
 
     score: float
@@ -41,6 +41,7 @@ def score_groups(
     responses: Sequence[Sequence[str]],
     *,
     version: str | None = None,
+    model: str = "",
     timeout_s: float = 60.0,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[list[Reward | None]]:
@@ -53,6 +54,7 @@ def score_groups(
         prompts: The prompts.
         responses: The responses to each prompt.
         version: Reward version to score with, which must be warm on the server; None: the one that serves.
+        model: Reward model or mixture to score with; empty: "reward".
         timeout_s: Deadline of one request, in seconds.
         on_batch: Called before each request; may raise to stop.
 
@@ -74,6 +76,7 @@ def score_groups(
                 prompt_of(prompts[i]),
                 [responses[i][j] for j in kept],
                 pin_version=version,
+                model=model,
             )
             for i, kept in batch
         ]
@@ -82,8 +85,13 @@ def score_groups(
             if isinstance(outcome, RewardloopError):
                 raise outcome
             for j, scored in zip(kept, outcome.scores, strict=True):
-                scores[i][j] = Reward(scored.score, scored.uncertainty, outcome.model_version.version)
+                scores[i][j] = Reward(scored.score, scored.uncertainty, _version(outcome))
     return scores
+
+
+def _version(scored: ScoreResult) -> str:
+    version = scored.model_version
+    return f"{version.version}-{version.digest[:12]}" if scored.parts else version.version
 
 
 def _batches(

@@ -113,6 +113,11 @@ class PolicySettings(DpoSettings, LearnerSettings):
         "more thumbs than choices, else dpo; the others learn from the policy's own responses, which the reward model "
         "scores",
     )
+    reward_model: str = Field(
+        "",
+        description="reward model, or mixture of the server, that scores the policy's own responses and those of the "
+        "gate; empty: reward",
+    )
     most_person_share: float = Field(
         0.1,
         gt=0,

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 from tokenizers import Tokenizer
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
@@ -75,7 +76,9 @@ class TrunkFiles:
         return self.directory / MODEL
 
 
-def start_from(store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int) -> RewardStart:
+def start_from(
+    store: ModelStore, version: str | None, settings: RewardHyperparameters, seed: int, name: str = REWARD
+) -> RewardStart:
     """Load the live version, or make a new model if there is none.
 
     Args:
@@ -83,6 +86,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         version: The live version; None if there is none.
         settings: Name the base of a new model, its heads, pooling and length.
         seed: New score heads are drawn with it.
+        name: The reward model's name.
 
     Raises:
         NothingToStartFrom: If there is neither a version nor a base.
@@ -91,17 +95,17 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         UnusableBase: If the base cannot be loaded, or has a trained head that would not be used as its class uses it.
     """
     if version is not None:
-        manifest = store.manifest("reward", version)
+        manifest = store.manifest(name, version)
         if not any(name.startswith(f"{TORCH}/") for name in manifest.files):
             raise NothingToTrain(
-                f"reward version {version} is an ONNX graph without torch weights, so no round can start from it: "
+                f"{name} version {version} is an ONNX graph without torch weights, so no round can start from it: "
                 "promote a version that has them"
             )
-        directory = store.fetch("reward", version)
+        directory = store.fetch(name, version)
         tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         trunk = TrunkFiles(manifest, directory)
         if manifest.trunk is not None:
-            trunk = _trunk_of(store, manifest.trunk)
+            trunk = _trunk_of(store, name, manifest.trunk)
         model = trunk.model()
         if manifest.trunk is not None:
             load_delta(model, directory / TORCH, settings.lora.dropout)
@@ -109,7 +113,7 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
         notes = {name: manifest.notes[name] for name in _INHERITED_NOTES if name in manifest.notes}
         return RewardStart(model, encoder, manifest.base, directory, trunk, notes)
     if not settings.base:
-        raise NothingToStartFrom("the store has no reward model: export one, or set --reward.base")
+        raise NothingToStartFrom(f"the store has no version of {name}: export one, or set --reward.base")
     check_base(settings.base, log.info)
     with merged_base(settings.base) as base:
         model = RewardModel.from_base(base, settings.heads, settings.pooling, seed, settings)
@@ -126,8 +130,8 @@ def start_from(store: ModelStore, version: str | None, settings: RewardHyperpara
     return RewardStart(model, encoder, settings.base, None, None, notes)
 
 
-def _trunk_of(store: ModelStore, named: Trunk) -> TrunkFiles:
-    manifest = store.manifest("reward", named.version)
+def _trunk_of(store: ModelStore, name: str, named: Trunk) -> TrunkFiles:
+    manifest = store.manifest(name, named.version)
     if manifest.digest != named.digest or manifest.trunk is not None:
-        raise CorruptVersion(f"reward version {named.version} is not the trunk that the delta was trained on")
-    return TrunkFiles(manifest, store.fetch("reward", named.version))
+        raise CorruptVersion(f"{name} version {named.version} is not the trunk that the delta was trained on")
+    return TrunkFiles(manifest, store.fetch(name, named.version))

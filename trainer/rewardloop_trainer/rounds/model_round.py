@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import redis
 import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
@@ -45,7 +45,7 @@ from rewardloop_trainer.rounds.publish import (
     publish_once,
 )
 from rewardloop_trainer.settings import TrainSettings
-from rewardloop_trainer.vocabulary import ModelName, Outcome, Phase, Reason
+from rewardloop_trainer.vocabulary import Outcome, Phase, Reason
 
 log = structlog.get_logger()
 
@@ -58,9 +58,7 @@ class Refused(Exception):
 
 
 class ModelRound(ABC):
-    """One round of ``model``. `run` goes on from the phase that the round has reached."""
-
-    model: ClassVar[ModelName]
+    """One round of a model. `run` goes on from the phase that the round has reached."""
 
     def __init__(
         self,
@@ -73,6 +71,7 @@ class ModelRound(ABC):
         stop: threading.Event,
         current: CurrentRound,
     ) -> None:
+        self.model = current.model
         self._settings = settings
         self._store = store
         self._ledger = ledger
@@ -149,7 +148,7 @@ class ModelRound(ABC):
         return Manifest(
             model=self.model,
             parent=now.parent,
-            data=data_range(self._ledger, now.after_stream_id, now.until_stream_id, now.seed),
+            data=data_range(self._ledger, now.after_stream_id, now.until_stream_id, now.seed, self._aspect),
             metrics={**now.metrics, **self._replay.figures},
             seed=now.seed,
             code_version=code_version(),
@@ -181,11 +180,16 @@ class ModelRound(ABC):
             raise Refused(Reason("not_promoted", f"the server refused version {now.version}: {error}")) from error
         self._reach("promoted")
 
+    @property
+    def _aspect(self) -> str:
+        """The aspect of the signals that the model learns from. A policy learns from those of "reward"."""
+        return REWARD if self.model == POLICY else self.model
+
     @cached_property
     def _replay(self) -> Replay:
         """The round's records. None of them teaches the judge of policies."""
         now = self._current.state
-        asked = RoundRange(self.model, now.after_stream_id, now.until_stream_id, now.seed)
+        asked = RoundRange(self.model, now.after_stream_id, now.until_stream_id, now.seed, self._aspect)
         with self._pools_in_use():
             return load_replay(self._ledger, self._settings.work_dir / POOLS, asked, self._limits)
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 import redis
 import structlog
 
+from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.signals import aspect_of
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
@@ -82,6 +84,8 @@ class PolicyCanary:
         limits = self._settings.policy.live_test
         test = LiveTest(self._version, self._parent, limits)
         for row in self._ledger.scan(after_stream_id=self._now.until_stream_id):
+            if aspect_of(row.event) != REWARD:  # it does not say which answer is better altogether
+                continue
             if test.add(row.event) != "running":
                 break
         decision = test.decision

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
@@ -51,8 +52,6 @@ _KEPT_REPORTS = 50
 
 class PolicyRound(ModelRound):
     """Trains by the algorithm that the settings name, from people's preferences or from scored answers of its own."""
-
-    model = "policy"
 
     @property
     def _epochs(self) -> int:
@@ -102,7 +101,9 @@ class PolicyRound(ModelRound):
 
     def _score(self, asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
         with _waiting_for_rewards():
-            return score_groups(self._server, asked, said, on_batch=self._stop_if_asked)
+            return score_groups(
+                self._server, asked, said, model=self._settings.policy.reward_model, on_batch=self._stop_if_asked
+            )
 
     def _on_step(self, report: RunReport, done: StepDone) -> None:
         report(done)
@@ -143,7 +144,7 @@ class PolicyRound(ModelRound):
             found = compare_policies(
                 self._contenders(),
                 self._replay.heldout,
-                server_scorer(self._server, on_batch=self._stop_if_asked),
+                server_scorer(self._server, None, self._stop_if_asked, self._settings.policy.reward_model),
                 self._policy_settings,
                 judge,
                 self._stop_if_asked,
@@ -183,7 +184,7 @@ class PolicyRound(ModelRound):
             judge = own_judge(
                 self._settings,
                 self._store,
-                live_version(self._redis, self._store, "reward"),
+                live_version(self._redis, self._store, REWARD),
                 self._current.state,
                 self._records_of_judge,
                 self._stop.is_set,
@@ -313,7 +314,8 @@ class PolicyRound(ModelRound):
 
     @property
     def _reward_version(self) -> str:
-        return live_version(self._redis, self._store, "reward") or ""
+        """What scored the candidates: a version of "reward", or the name of another model or a mixture."""
+        return self._settings.policy.reward_model or live_version(self._redis, self._store, REWARD) or ""
 
     @property
     def _policy_settings(self) -> PolicySettings:

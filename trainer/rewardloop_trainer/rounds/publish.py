@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import CorruptVersion, DataRange, Manifest, ModelStore
 from rewardloop_client import (
     FailedPrecondition,
@@ -37,7 +38,9 @@ class PromotionRefused(Exception):
     """Raised when the server will not serve a version, however often it is asked."""
 
 
-def data_range(ledger: Ledger, after_stream_id: str, until_stream_id: str, seed: int) -> DataRange:
+def data_range(
+    ledger: Ledger, after_stream_id: str, until_stream_id: str, seed: int, aspect: str = REWARD
+) -> DataRange:
     """Describe what a version learned from, with a sample of the arrival times of its new rows.
 
     Args:
@@ -45,9 +48,10 @@ def data_range(ledger: Ledger, after_stream_id: str, until_stream_id: str, seed:
         after_stream_id: Rows after this stream id are new; "" if all are.
         until_stream_id: The last stream id that it learned from.
         seed: Draws the sample.
+        aspect: The aspect of the signals that it learned from. The number of signals is that of all aspects.
     """
     first = ledger.segments[0].first if ledger.segments else until_stream_id
-    arrivals = ledger.arrivals(after_stream_id or None, until_stream_id)
+    arrivals = ledger.arrivals(after_stream_id or None, until_stream_id, aspect=aspect)
     if len(arrivals) > _ARRIVAL_SAMPLE:
         arrivals = random.Random(seed).sample(arrivals, _ARRIVAL_SAMPLE)
     signals = ledger.row_count - ledger.rows_after(until_stream_id)

@@ -48,9 +48,10 @@ _SLOPE_PAIRS = 200
 
 
 class RewardRound(ModelRound):
-    """Trains whole weights, adapters that are merged into them, or a delta over the live version's graph."""
+    """Trains whole weights, adapters that are merged into them, or a delta over the live version's graph.
 
-    model = "reward"
+    It is a round of "reward" or of another reward model, which learns from the signals of its aspect alone.
+    """
 
     @property
     def _epochs(self) -> int:
@@ -106,7 +107,7 @@ class RewardRound(ModelRound):
             return live, self._records.train
         if chosen.version == self._current.state.parent:
             return live, self._all_records(live.encoder)
-        start = start_from(self._store, chosen.version, self._settings.reward, self._current.state.seed)
+        start = start_from(self._store, chosen.version, self._settings.reward, self._current.state.seed, self.model)
         return start, self._all_records(start.encoder)
 
     def _all_records(self, encoder: Encoder) -> Sequence[Record]:
@@ -118,7 +119,7 @@ class RewardRound(ModelRound):
     def _chosen_start(self) -> StartChoice:
         now, settings = self._current.state, self._settings.reward
         growth = 0.0 if is_delta(self._start(), settings) else settings.fresh_growth
-        return choose_start(self._store, now.parent, now.signals, growth)
+        return choose_start(self._store, now.parent, now.signals, growth, self.model)
 
     def _export(self) -> None:
         start, model = self._start(), self._trained()
@@ -156,7 +157,7 @@ class RewardRound(ModelRound):
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
         verdict, anchor = self._verdict(start, model, length, exported.parity)
-        self._metrics.show_reward_gate(verdict.figures)
+        self._metrics.show_reward_gate(self.model, verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
             raise Refused(*reasons)
@@ -209,7 +210,7 @@ class RewardRound(ModelRound):
     def _read_version(self, version: str, evidence: Evidence) -> Readings | None:
         """Return what a version of the store says of the evidence; None if it cannot be loaded any more."""
         try:
-            start = start_from(self._store, version, self._settings.reward, self._current.state.seed)
+            start = start_from(self._store, version, self._settings.reward, self._current.state.seed, self.model)
             return read_evidence(start.model, start.encoder, evidence, self._live_length_share(version))
         except (StoreError, NothingToTrain) as error:
             log.warning("the best version so far cannot be loaded: the anchor set stays", reason=str(error))
@@ -231,7 +232,7 @@ class RewardRound(ModelRound):
         return fit_length_share(model, encoder, pairs, learned, settings.length_control)
 
     def _live_length_share(self, version: str | None) -> LengthShare:
-        return LengthShare.of_calibration(self._store.manifest("reward", version).calibration if version else None)
+        return LengthShare.of_calibration(self._store.manifest(self.model, version).calibration if version else None)
 
     def _manifest(self) -> Manifest:
         return Manifest.from_json((self._directory / "manifest.json").read_text())
@@ -242,7 +243,7 @@ class RewardRound(ModelRound):
 
     def _start(self) -> RewardStart:
         now = self._current.state
-        return start_from(self._store, now.parent, self._settings.reward, now.seed)
+        return start_from(self._store, now.parent, self._settings.reward, now.seed, self.model)
 
     def _trained(self) -> RewardModel:
         return load_trained(self._directory / "trained", self._start)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_trainer.rounds.line import first_of_line
 
@@ -32,7 +33,7 @@ class StartChoice:
     reason: str
 
 
-def choose_start(store: ModelStore, live: str | None, signals: int, growth: float) -> StartChoice:
+def choose_start(store: ModelStore, live: str | None, signals: int, growth: float, model: str = REWARD) -> StartChoice:
     """Choose the weights that a round starts from.
 
     Args:
@@ -40,17 +41,18 @@ def choose_start(store: ModelStore, live: str | None, signals: int, growth: floa
         live: The live version; None if there is none.
         signals: Signals in the ledger up to the round's last one.
         growth: By what factor the signals have to grow from one start from the base to the next; 0 never starts there.
+        model: The reward model's name.
     """
     if live is None:
         return StartChoice(None, True, "there is no live version")
     if growth == 0:
         return StartChoice(live, False, "starts from the base are off")
-    learned = _signals_of_last_fresh(store.manifest("reward", live))
+    learned = _signals_of_last_fresh(store.manifest(model, live))
     if signals < growth * learned:
         return StartChoice(
             live, False, f"{signals} signals are not {growth:g} times the {learned} of the last fresh start"
         )
-    base = _untrained_ancestor(store, live)
+    base = _untrained_ancestor(store, model, live)
     if base is None:
         return StartChoice(live, False, "the store has no version before the first training")
     return StartChoice(base, True, f"{signals} signals, {learned} at the last fresh start")
@@ -61,7 +63,7 @@ def _signals_of_last_fresh(manifest: Manifest) -> int:
     return int(noted) if noted.isdecimal() else 0
 
 
-def _untrained_ancestor(store: ModelStore, version: str) -> str | None:
+def _untrained_ancestor(store: ModelStore, model: str, version: str) -> str | None:
     """Return the export from which the version descends; None if it was pruned or there never was one."""
-    first = first_of_line(store, "reward", version)
+    first = first_of_line(store, model, version)
     return first.version if first.parent is None and first.data is None else None

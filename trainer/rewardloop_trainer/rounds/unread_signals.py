@@ -1,22 +1,26 @@
-"""Counts the new signals whose conversation the live version's text layout refuses.
+"""Counts the new signals that no round of a model learns from, so that they do not count towards one.
 
-An example is a system turn to a model whose chat template has none. No round learns from such signals, so they do not
-count towards one.
+They are those of another aspect, and those whose conversation the live version's text layout refuses, such as a system
+turn to a model whose chat template has none.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import redis
 import structlog
 from tokenizers import Tokenizer
 
+from rewardloop.formats.mixing.names import POLICY, REWARD
+from rewardloop.formats.signals import aspect_of
 from rewardloop.formats.store import TOKENIZER, ModelStore, StoreError
 from rewardloop.formats.text import Encoder, RefusedConversation, turns
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.live_pointer import live_version
@@ -35,6 +39,7 @@ class UnreadSignals:
         self, model: ModelName, store: ModelStore, client: redis.Redis, ledger: Ledger, metrics: TrainerMetrics
     ) -> None:
         self._model: ModelName = model
+        self._aspect = REWARD if model == POLICY else model
         self._store = store
         self._redis = client
         self._ledger = ledger
@@ -45,27 +50,41 @@ class UnreadSignals:
         self._after: str | None = None
         self._through: str | None = None
         self._reasons: Counter[str] = Counter()
+        self._others = 0  # signals of other aspects
 
     def count(self, after: str | None) -> int:
-        """Return how many rows after the stream id ``after`` the live version's layout refuses.
+        """Return how many rows after the stream id ``after`` have another aspect, or are refused by the layout.
 
-        The counts by reason are shown in the metrics. While Redis or the store does not answer, the last layout stays.
+        The counts of the latter by reason are shown in the metrics. While Redis or the store does not answer, the last
+        layout stays.
         """
         try:
             if self._has_new_layout() or after != self._after:
-                self._after = self._through = after
-                self._reasons.clear()
+                self._begin(after)
         except (*REDIS_FAILURES, ServerAway, StoreError, OSError, ValueError) as error:
             log.warning("the live version's text layout cannot be read", model=self._model, error=str(error))
+            if after != self._after:
+                self._begin(after)
         until = self._ledger.last_stream_id
-        if self._encoder is not None and until is not None and until != self._through:
+        if until is not None and until != self._through:
             for rows in self._ledger.parts(self._through, until, most_rows=_AT_ONCE):
-                groups = [(turns(row.event.prompt), ["a"]) for row in rows]
-                read = self._encoder.groups if self._model == "reward" else self._encoder.completions
-                self._reasons.update(str(each) for each in read(groups) if isinstance(each, RefusedConversation))
+                own = [row for row in rows if aspect_of(row.event) == self._aspect]
+                self._others += len(rows) - len(own)
+                if self._encoder is not None:
+                    self._reasons.update(self._refused(self._encoder, own))
             self._through = until
         self._metrics.show_unread(self._model, self._reasons)
-        return self._reasons.total()
+        return self._reasons.total() + self._others
+
+    def _begin(self, after: str | None) -> None:
+        self._after = self._through = after
+        self._reasons.clear()
+        self._others = 0
+
+    def _refused(self, encoder: Encoder, rows: Iterable[Recorded]) -> Iterator[str]:
+        groups = [(turns(row.event.prompt), ["a"]) for row in rows]
+        read = encoder.completions if self._model == POLICY else encoder.groups
+        return (str(each) for each in read(groups) if isinstance(each, RefusedConversation))
 
     def _has_new_layout(self) -> bool:
         """Load the live version's layout if it is another one. Returns whether it is."""

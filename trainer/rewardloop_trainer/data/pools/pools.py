@@ -22,7 +22,8 @@ from typing import Self
 
 import structlog
 
-from rewardloop.formats.signals import signal_key
+from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.signals import aspect_of, signal_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.archive.ledger_columns import Recorded
@@ -90,12 +91,16 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class RoundRange:
-    """The signals of a round: it learns those with after < stream id <= until, and has learned those before."""
+    """The signals of a round: it learns those with after < stream id <= until, and has learned those before.
+
+    It learns from the signals of one aspect alone.
+    """
 
     model: str
     after: str
     until: str
     seed: int = 0
+    aspect: str = REWARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +221,7 @@ class Pools:
             with self._database.step(ledger.held()):
                 before: list[_Row] = []
                 skipped: list[_Row] = []
-                for row in self._placed(asked.model, chunk):
+                for row in self._placed(asked, chunk):
                     is_learned = order(row.recorded.stream_id) <= learned_through
                     (before if is_learned else skipped).append(row)
                 is_old = left > _SURELY_OLD * self._limits.newest
@@ -236,10 +241,12 @@ class Pools:
         found = self._connection.execute("SELECT event_id FROM fresh WHERE model = ?", (model,))
         return {event_id: self._limits.epochs for (event_id,) in found} | {"": self._limits.passes * MOST_PASSES}
 
-    def _placed(self, model: str, rows: Iterable[Recorded]) -> Iterator[_Row]:
-        """Yield the rows that have a record and a side."""
-        frozen = self.fresh(model)
+    def _placed(self, asked: RoundRange, rows: Iterable[Recorded]) -> Iterator[_Row]:
+        """Yield the rows of the round's aspect that have a record and a side."""
+        frozen = self.fresh(asked.model)
         for row in rows:
+            if aspect_of(row.event) != asked.aspect:
+                continue
             for record in from_event(row.event):
                 placed = self._sides.place(record.prompt, record)
                 side = frozen.get(signal_key(row.event), placed.side)
@@ -255,7 +262,7 @@ class Pools:
             if self._connection.execute(seen, (asked.model, signal_key(row.event))).fetchone() is None
         )
         apart = []
-        for row in self._placed(asked.model, rows):
+        for row in self._placed(asked, rows):
             code = int(_CODES[row.side])
             key = signal_key(row.recorded.event)
             self._connection.execute("INSERT OR IGNORE INTO fresh VALUES (?, ?, ?)", (asked.model, key, code))
