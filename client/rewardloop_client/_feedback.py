@@ -34,6 +34,8 @@ class Context(TypedDict, total=False):
         event_time: When the judgement was made, by the caller's clock; it must have a time zone.
         display_order: Indices of the responses in the order in which the person saw them, first to last; left out if
             it is unknown. Position bias is estimated from it.
+        guideline_version: Version of the guidelines that the person was given, at most 64 characters; left out if there
+            were none.
     """
 
     prompt: PromptLike | None
@@ -45,6 +47,7 @@ class Context(TypedDict, total=False):
     tags: Mapping[str, str]
     event_time: datetime | None
     display_order: Sequence[int]
+    guideline_version: str
 
 
 class Feedback:
@@ -128,6 +131,7 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         responses=responses_list(context.get("responses", ())),
         annotator_id=text_field("annotator_id", context.get("annotator_id", "")),
         source=source_pb(context.get("source", "human")),
+        guideline_version=text_field("guideline_version", context.get("guideline_version", "")),
     )
     with building("display_order"):
         event.display_order.extend(context.get("display_order", ()))
