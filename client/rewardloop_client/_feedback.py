@@ -36,6 +36,8 @@ class Context(TypedDict, total=False):
             it is unknown. Position bias is estimated from it.
         aspect: What the signal judges: the name of the reward model that learns from it, such as "harmless"; "reward"
             if it is left out.
+        guideline_version: Version of the guidelines that the person was given, at most 64 characters; left out if there
+            were none.
     """
 
     prompt: PromptLike | None
@@ -48,6 +50,7 @@ class Context(TypedDict, total=False):
     event_time: datetime | None
     display_order: Sequence[int]
     aspect: str
+    guideline_version: str
 
 
 class Feedback:
@@ -132,6 +135,7 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         annotator_id=text_field("annotator_id", context.get("annotator_id", "")),
         source=source_pb(context.get("source", "human")),
         aspect=text_field("aspect", context.get("aspect", "")),
+        guideline_version=text_field("guideline_version", context.get("guideline_version", "")),
     )
     with building("display_order"):
         event.display_order.extend(context.get("display_order", ()))

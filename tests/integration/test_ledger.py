@@ -56,6 +56,7 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
     events[0].response_versions.extend(["3", "4", "3"])
     events[5].event_time.FromMicroseconds(1_600_000_000_123_456)
     events[0].display_order.extend([2, 0, 1])
+    events[1].guideline_version = "2026-11-02"
     events[2].shown.CopyFrom(feedback_pb2.Shown(temperature=0.7, top_p=1.0, log_probabilities=[-3.5], token_counts=[9]))
     events[4].shown.CopyFrom(
         feedback_pb2.Shown(

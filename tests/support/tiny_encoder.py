@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _WORDS = [*_SPECIAL, "question", "poor", "good", "answer", *map(str, range(10))]
 
 
-def save_tiny_encoder(directory: Path, seed: int = 0, characters: str = "") -> Path:
-    """Write it with random weights; it knows the words of `signals.choice`, or these characters one by one."""
-    known = [*_SPECIAL, *characters] if characters else _WORDS
+def save_tiny_encoder(directory: Path, seed: int = 0, characters: str = "", words: Sequence[str] = ()) -> Path:
+    """Write it with random weights; it knows these characters one by one, these words, or those of `signals.choice`."""
+    known = [*_SPECIAL, *characters] if characters else [*_SPECIAL, *words] if words else _WORDS
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
     if characters:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    elif words:
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]

@@ -16,13 +16,17 @@ from typing import Any, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from rewardloop.formats.signals import person_of
 from rewardloop.formats.vocabulary import SIGNAL_KINDS, SOURCES
 from rewardloop.process.process_metrics import report_process
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.vocabulary import (
+    BOUNDS,
+    DETECTORS,
     JUDGE_FIGURES,
     LIVE_TEST_FIGURES,
     MODELS,
+    PERCENTILES,
     PHASES,
     POLICY_GATE_FIGURES,
     REWARD_GATE_FIGURES,
@@ -117,6 +121,41 @@ class TrainerMetrics:
     duplicates: Counter = _counter("trainer_duplicates", "Entries acknowledged because the ledger had them.")
     redis_errors: Counter = _counter("trainer_redis_errors", "Times that Redis did not answer the consumer.")
     disk_errors: Counter = _counter("trainer_disk_errors", "Times that the disk was full or failed.")
+    flagged_people: Gauge = _gauge(
+        "trainer_flagged_people",
+        "People whom a detector has flagged among the signals that are kept; `rewardloop audit` lists them.",
+        detector=DETECTORS,
+    )
+    bursts: Gauge = _gauge(
+        "trainer_signal_bursts", "Times of ten minutes with far more signals than a caller usually sends."
+    )
+    hands: Gauge = _gauge("trainer_shared_hands", "Groups of ids that are taken for one hand.")
+    muted: Gauge = _gauge("trainer_muted_ratio", "Share of people's signals that weigh nothing in training.")
+    agreement: Gauge = _gauge(
+        "trainer_agreement_alpha",
+        "Krippendorff's alpha among people's comparisons, with the ends of its 95% interval.",
+        starts_at=math.nan,
+        figure=BOUNDS,
+    )
+    consistency: Gauge = _gauge(
+        "trainer_self_consistency_ratio",
+        "Share of people who were asked the same again that said the same.",
+        starts_at=math.nan,
+    )
+    reliability: Gauge = _gauge(
+        "trainer_person_accuracy_ratio",
+        "How often people are right, as estimated: the person below whom so many percent of the people are.",
+        starts_at=math.nan,
+        percent=PERCENTILES,
+    )
+    first_wins: Gauge = _gauge(
+        "trainer_first_wins_ratio",
+        "Share of the choices with a known display order that the response seen first won.",
+        starts_at=math.nan,
+    )
+    longer_wins: Gauge = _gauge(
+        "trainer_longer_wins_ratio", "Share of the choices that the longer response won.", starts_at=math.nan
+    )
     ledger_rows: Gauge = _gauge("trainer_ledger_rows", "Rows in the ledger.")
     stream_pending: Gauge = _gauge("trainer_stream_pending", "Entries in the stream not yet archived.")
 
@@ -247,7 +286,7 @@ class TrainerMetrics:
             self.sources.labels(source=source.removeprefix("SOURCE_").lower()).inc()
             for key, value in event.tags.items():
                 self.slices.labels(slice=self._slice(f"{key}={value}")).inc()
-            annotator = event.annotator_id
+            annotator = person_of(event)
             if annotator and (annotator in self._by_annotator or len(self._by_annotator) < _MOST_ANNOTATORS):
                 self._by_annotator[annotator] += 1
         self.annotators.set(len(self._by_annotator))

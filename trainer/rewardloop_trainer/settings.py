@@ -72,6 +72,12 @@ class TrainSettings(ServerAccess):
         3.0, ge=1, description="expected passes of training over a signal in its life; none gets over twice as many"
     )
 
+    trust: Literal["auto", "votes", "off"] = Field(
+        "auto",
+        description="by what people are weighed: how they agree with each other (votes); the same, and where hardly "
+        "anybody judges the same, with a reward model that has not learned from them (auto); or nothing (off)",
+    )
+
     flush_rows: int = Field(5_000, ge=1, description="rows after which a ledger segment is written")
     flush_age_s: float = Field(2.0, gt=0, description="seconds after which a ledger segment is written")
     flush_mib: int = Field(

@@ -57,6 +57,14 @@ SIDES: tuple[Side, ...] = get_args(Side)
 # Who judges a candidate without having trained it: a reward model that is kept apart, or people in a live test.
 Witness: TypeAlias = Literal["judge", "live"]
 
+# What finds people who do not judge by the texts, or who push something. `annotators` has a module for each kind.
+Detector: TypeAlias = Literal["first", "longer", "button", "pace", "copies", "hands", "topic"]
+DETECTORS: tuple[Detector, ...] = get_args(Detector)
+
+# The ends of an interval, and the people of whom a figure is shown by how many percent are below them.
+BOUNDS = ("estimate", "lower", "upper")
+PERCENTILES = ("10", "50", "90")
+
 # How far the log-probabilities of sampler and learner are apart, by the figures of a step.
 SAMPLER_FIGURES = ("sampler_gap", "sampler_gap_max", "sampler_kl")
 

@@ -89,6 +89,34 @@ def _givers() -> list[Panel]:
             about="People who gave signals since the trainer started, and the share of the busiest one. If one person"
             " gives most signals, the model learns that person's taste.",
         ),
+        graph(
+            "Reliability of people",
+            "percentunit",
+            (
+                f"max by (percent) (rewardloop_trainer_person_accuracy_ratio{{{AT}}})",
+                "{{percent}}% of the people below",
+            ),
+            (f"max by (figure) (rewardloop_trainer_agreement_alpha{{{AT}}})", "alpha, {{figure}}"),
+            (f"max(rewardloop_trainer_self_consistency_ratio{{{AT}}})", "same answer when asked again"),
+            (f"max(rewardloop_trainer_muted_ratio{{{AT}}})", "signals that weigh nothing"),
+            about="How often people are right, as estimated, and how far they agree. Signals of people who are right no"
+            " more often than by chance weigh nothing.",
+        ),
+        graph(
+            "Leanings of people",
+            "percentunit",
+            (f"max(rewardloop_trainer_first_wins_ratio{{{AT}}})", "the response seen first won"),
+            (f"max(rewardloop_trainer_longer_wins_ratio{{{AT}}})", "the longer response won"),
+            about="Without a leaning to the position, the response that was seen first wins half of the choices.",
+        ),
+        graph(
+            "Flagged people",
+            "short",
+            (f"max by (detector) (rewardloop_trainer_flagged_people{{{AT}}})", "{{detector}}"),
+            (f"max(rewardloop_trainer_shared_hands{{{AT}}})", "hands with several ids"),
+            (f"max(rewardloop_trainer_signal_bursts{{{AT}}})", "bursts"),
+            about="People whom a detector has flagged. `rewardloop audit` lists them.",
+        ),
     ]
 
 

@@ -14,13 +14,14 @@ from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import feedback_pb2
 
 MOST_RESPONSES = 64  # of one event
+MOST_GUIDELINE_CHARACTERS = 64  # of the guidelines' version
 
 
 def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
     """Find what is wrong with the signal of an event.
 
     Args:
-        event: The event; only its signal and its display order are looked at.
+        event: The event; only its signal, its display order and its guidelines' version are looked at.
         responses: The responses that the signal is about; None if they are not known yet. What depends on them is then
             not checked.
 
@@ -53,6 +54,16 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
         yield from _edit(event.edit, responses)
     yield from _display_order(event.display_order, count)
     yield from _not_shown(event, kind)
+    if len(event.guideline_version) > MOST_GUIDELINE_CHARACTERS:
+        yield "guideline_version", f"has more than {MOST_GUIDELINE_CHARACTERS} characters"
+
+
+def person_of(event: feedback_pb2.FeedbackEvent) -> str:
+    """Return the text that names who judged among the people of all callers; "" if the signal names nobody.
+
+    The same annotator_id means different people to different callers.
+    """
+    return key_of(event.caller, event.annotator_id) if event.annotator_id else ""
 
 
 def signal_key(event: feedback_pb2.FeedbackEvent) -> str:

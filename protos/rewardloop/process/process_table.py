@@ -131,6 +131,13 @@ PROCESSES = (
         "rewardloop_trainer.commands.off_policy.settings:OffPolicySettings",
     ),
     Process(
+        "audit",
+        "rewardloop_trainer.commands.audit.command",
+        "trainer",
+        "Measure biases of people and of a reward model.",
+        "rewardloop_trainer.commands.audit.settings:AuditSettings",
+    ),
+    Process(
         "dead-letters",
         "rewardloop_trainer.commands.dead_letters",
         "trainer",

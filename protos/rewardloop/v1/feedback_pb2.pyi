@@ -95,7 +95,7 @@ class Shown(_message.Message):
     def __init__(self, chosen: _Optional[_Union[_policy_pb2.Chosen, _Mapping]] = ..., show_probabilities: _Optional[_Iterable[float]] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., log_probabilities: _Optional[_Iterable[float]] = ..., token_counts: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version", "response_versions", "shown", "caller", "display_order", "aspect")
+    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version", "response_versions", "shown", "caller", "display_order", "aspect", "guideline_version")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class FeedbackEvent(_message.Message):
     CALLER_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_ORDER_FIELD_NUMBER: _ClassVar[int]
     ASPECT_FIELD_NUMBER: _ClassVar[int]
+    GUIDELINE_VERSION_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     generation_id: str
     prompt: _common_pb2.Prompt
@@ -145,7 +146,8 @@ class FeedbackEvent(_message.Message):
     caller: str
     display_order: _containers.RepeatedScalarFieldContainer[int]
     aspect: str
-    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., response_versions: _Optional[_Iterable[str]] = ..., shown: _Optional[_Union[Shown, _Mapping]] = ..., caller: _Optional[str] = ..., display_order: _Optional[_Iterable[int]] = ..., aspect: _Optional[str] = ...) -> None: ...
+    guideline_version: str
+    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., response_versions: _Optional[_Iterable[str]] = ..., shown: _Optional[_Union[Shown, _Mapping]] = ..., caller: _Optional[str] = ..., display_order: _Optional[_Iterable[int]] = ..., aspect: _Optional[str] = ..., guideline_version: _Optional[str] = ...) -> None: ...
 
 class RecordRequest(_message.Message):
     __slots__ = ("event",)

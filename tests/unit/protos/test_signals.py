@@ -41,6 +41,8 @@ def event(**signal: Any) -> feedback_pb2.FeedbackEvent:
         ({"edit": {"response": 0, "edited_text": "better"}}, []),
         ({"edit": {"response": 0, "edited_text": " "}}, ["edit.edited_text"]),
         ({"edit": {"response": 1, "edited_text": "two"}}, ["edit.edited_text"]),
+        ({"tie": {"first": 0, "second": 1}, "guideline_version": "v" * 64}, []),
+        ({"tie": {"first": 0, "second": 1}, "guideline_version": "v" * 65}, ["guideline_version"]),
     ],
 )
 def test_every_problem_names_its_field(signal: dict[str, Any], fields: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from rewardloop.formats.signals import judged_alone, signal_key
+from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.formats.text import Turn, turns
 from rewardloop.v1 import feedback_pb2
 
@@ -34,7 +34,8 @@ class Pair:
         weight: Scales its share of the loss; one human choice has 1. The pairs of one ranking share its weight.
         event_id: The signal that it comes from. Pairs of one signal are one judgement and make one cluster.
         tags: The labels of the signal.
-        annotator: Opaque id of the person or model that judged; "" if it is unknown.
+        annotator: Who judged, a person or a model, by `person_of`; "" if it is unknown. Ids that are one hand are one
+            annotator once `weights.trust` has weighed the record.
         source: Who or what judged.
         margin: How strong the preference is, from 0 (not said) to 1 (far better).
     """
@@ -127,7 +128,7 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
     prompt = turns(event.prompt)
     responses = event.responses
     weight = SOURCE_WEIGHTS[source_of(event)]
-    about: About = (weight, signal_key(event), dict(event.tags), event.annotator_id, source_of(event))
+    about: About = (weight, signal_key(event), dict(event.tags), person_of(event), source_of(event))
     match event.WhichOneof("signal"):
         case "choice":
             chosen, rejected = _at(responses, event.choice.chosen), _at(responses, event.choice.rejected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,6 +64,10 @@ class Replay:
             "heldout_by_pair": float(self.is_by_pair),
             **self.overlap.figures(),
         }
+
+    def mapped(self, change: Callable[[Sequence[Record]], tuple[Record, ...]]) -> Replay:
+        """Return the same data set with its records changed by ``change``, which is given each part in turn."""
+        return replace(self, new=change(self.new), replayed=change(self.replayed), heldout=change(self.heldout))
 
     def readable(self, encoder: Encoder) -> Replay:
         """Return the records for whose conversation a model's text format has a form."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
 
-from rewardloop.formats.signals import judged_alone
+from rewardloop.formats.signals import judged_alone, person_of
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.evaluation.confidence_sequence import bounds_of, exceeds
 from rewardloop_trainer.policy.settings import LiveTestSettings
@@ -84,10 +84,11 @@ class LiveTest:
         """Take one more signal into account, if it says something about these versions. Returns the decision."""
         if self._decision != "running" or event.source not in _OF_PEOPLE:
             return self._decision
-        person = self._people.get(event.annotator_id) or _Person()
+        name = person_of(event)
+        person = self._people.get(name) or _Person()
         if person.said >= self._settings.most_per_person or not self._hear(event, person):
             return self._decision
-        self._people[event.annotator_id] = person
+        self._people[name] = person
         person.said += 1
         self._preferences += 1
         if self._preferences >= self._settings.max_preferences:

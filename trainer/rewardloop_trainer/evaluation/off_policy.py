@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop.formats.signals import judged_alone, signal_key
+from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.evaluation.clusters import clustered_mean
 from rewardloop_trainer.reward.evaluate import Floats
@@ -189,7 +189,7 @@ def position_bias(events: Sequence[feedback_pb2.FeedbackEvent]) -> PositionBias 
         order = list(event.display_order)
         if event.WhichOneof("signal") != "choice" or not {event.choice.chosen, event.choice.rejected} <= set(order):
             continue
-        person = event.annotator_id or f"event {signal_key(event)}"
+        person = person_of(event) or f"event {signal_key(event)}"
         is_first = order.index(event.choice.chosen) < order.index(event.choice.rejected)
         by_person.setdefault(person, []).append(float(is_first))
     if len(by_person) < LEAST_CLUSTERS:

@@ -75,15 +75,15 @@ def learn_policy(
         SamplerError: If the sampler gives no answers; as `SamplerAway` if it cannot be reached now.
         ArithmeticError: If gradients or probabilities are not usable numbers.
     """
-    share = settings.most_person_share
+    shares = settings.most_person_share, settings.most_source_share
     match choose_algorithm(settings.algorithm, train):
         case "dpo" | "simpo" | "orpo" as algorithm:
-            pairs = _weighing(cap_influence(_pairs(train, algorithm), share))
+            pairs = _weighing(cap_influence(_pairs(train, algorithm), *shares))
             _learn_from_pairs(
                 model, encoder, pairs, heldout.all_as_pairs(), settings, _of(algorithm, settings), control, reference
             )
         case "kto":
-            thumbs = _weighing(cap_influence(_thumbs(train), share))
+            thumbs = _weighing(cap_influence(_thumbs(train), *shares))
             _learn_from_thumbs(model, encoder, thumbs, heldout.all_as_thumbs(), settings, control, reference)
         case online:
             _learn_from_answers(model, encoder, train, online, settings, score, control, reference)
@@ -193,7 +193,8 @@ def _learn_from_answers(
     control: PolicyControl,
     reference: Reference | None,
 ) -> None:
-    pairs = _weighing(cap_influence(train.all_as_pairs(), settings.most_person_share))
+    shares = settings.most_person_share, settings.most_source_share
+    pairs = _weighing(cap_influence(train.all_as_pairs(), *shares))
     task = task_of(algorithm, settings, encoder, train.prompts, pairs, settings.seed)
     if not task.prompts:
         raise NothingToLearnFrom("no prompt to train on leaves room for an answer")

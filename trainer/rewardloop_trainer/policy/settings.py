@@ -125,6 +125,13 @@ class PolicySettings(DpoSettings, LearnerSettings):
         description="most share of one annotator in the total weight of the signals, and with few annotators twice an "
         "equal share; 1: no cap",
     )
+    most_source_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="most share of one source other than people in the total weight, if people gave signals, too; "
+        "1: no cap",
+    )
     kto: KtoSettings = KtoSettings.model_validate({})
     simpo: SimpoSettings = SimpoSettings.model_validate({})
     orpo: OrpoSettings = OrpoSettings.model_validate({})

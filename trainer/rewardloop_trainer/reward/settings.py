@@ -42,6 +42,13 @@ class RewardTraining(LearnerSettings):
         description="most share of one annotator in the total weight of the signals, and with few annotators twice an "
         "equal share; 1: no cap",
     )
+    most_source_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="most share of one source other than people in the total weight, if people gave signals, too; "
+        "1: no cap",
+    )
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
     pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")
     margin: float = Field(

@@ -138,7 +138,8 @@ def train_reward(
         TrainingStopped: If ``should_stop`` returned true in any process; the checkpoint is written.
         NonFiniteGradients: If a step's gradients are not finite.
     """
-    train = cap_influence(train, settings.most_person_share)
+    train = cap_influence(train, settings.most_person_share, settings.most_source_share)
+    train = [record for record in train if record.weight > 0]  # those of people who are not heard weigh nothing
     if settings.length_balance:
         train = balance_length(train)
     encoded = encode_records(encoder, train, settings.over_length)

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import redis
@@ -32,6 +32,7 @@ from rewardloop_trainer.data.pools.database import is_locked
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.preferences import Record
 from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_replay, load_trained
+from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.rounds.current_round import CurrentRound
@@ -44,6 +45,7 @@ from rewardloop_trainer.rounds.publish import (
     promote,
     publish_once,
 )
+from rewardloop_trainer.rounds.round_trust import trust_of_round
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.vocabulary import Outcome, Phase, Reason
 
@@ -84,6 +86,7 @@ class ModelRound(ABC):
         self._refused = settings.work_dir / "refused" / self._directory.name
         self._version = self._directory / "version"
         self._logged_at = 0.0
+        self._trust = Trust()
 
     def run(self) -> Outcome:
         """Run the phases that are left.
@@ -187,23 +190,43 @@ class ModelRound(ABC):
 
     @cached_property
     def _replay(self) -> Replay:
-        """The round's records. None of them teaches the judge of policies."""
+        """The round's records, weighed by how far their people are trusted. None teaches the judge of policies."""
         now = self._current.state
         asked = RoundRange(self.model, now.after_stream_id, now.until_stream_id, now.seed, self._aspect)
         with self._pools_in_use():
-            return load_replay(self._ledger, self._settings.work_dir / POOLS, asked, self._limits)
+            replay = load_replay(self._ledger, self._settings.work_dir / POOLS, asked, self._limits)
+            self._trust = self._trust_in_people(replay.train)
+        return replay.mapped(self._weighed)
+
+    def _trust_in_people(self, records: Sequence[Record]) -> Trust:
+        """Return how far people are trusted in this round: the same, also after a restart in the middle of it."""
+        if self._settings.trust == "off":
+            return Trust()
+        ask = partial(self._ask_model, records) if self._settings.trust == "auto" else None
+        until = self._current.state.until_stream_id
+        return trust_of_round(self._ledger, until, self._settings.work_dir, self._directory, self._metrics, ask)
+
+    def _ask_model(self, records: Sequence[Record], weights: Trust) -> Mapping[str, float]:
+        """Return what a model that learned from none of the people says of their choices, by signal.
+
+        Only reward rounds ask one. What it said stays in the file of the crowd, for the rounds of policies, too.
+        """
+        return {}
+
+    def _weighed(self, records: Sequence[Record]) -> tuple[Record, ...]:
+        return tuple(weigh_people(records, self._trust))
 
     def _records_of_judge(self) -> tuple[Record, ...]:
         """The records that teach the judge of policies and nothing else: of this round and of all before it."""
         self._replay  # noqa: B018 - the pools take this round's signals first
         with self._pools_in_use():
-            return load_judged(self._settings.work_dir / POOLS, self.model, self._limits)
+            return self._weighed(load_judged(self._settings.work_dir / POOLS, self.model, self._limits))
 
     def _records_of_earlier_rounds(self) -> tuple[Record, ...]:
         """The training records that are kept of all rounds before this one, in stream order."""
         self._replay  # noqa: B018 - the pools take this round's signals first
         with self._pools_in_use():
-            return load_trained(self._settings.work_dir / POOLS, self.model, self._limits)
+            return self._weighed(load_trained(self._settings.work_dir / POOLS, self.model, self._limits))
 
     @contextmanager
     def _pools_in_use(self) -> Iterator[None]:

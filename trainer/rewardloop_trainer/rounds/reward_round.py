@@ -12,11 +12,13 @@ import structlog
 
 from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
+from rewardloop_trainer.annotators.crowd_bt import fold_of
 from rewardloop_trainer.data.length_share import LengthShare
-from rewardloop_trainer.data.preferences import Record, pairs_of
+from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
 from rewardloop_trainer.data.replay import Replay, readable
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
+from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
@@ -31,12 +33,13 @@ from rewardloop_trainer.reward.evaluate import fit_length_share, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
 from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
-from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, StartChoice, choose_start
+from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, StartChoice, choose_start, untrained_version
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -52,6 +55,19 @@ class RewardRound(ModelRound):
 
     It is a round of "reward" or of another reward model, which learns from the signals of its aspect alone.
     """
+
+    def _ask_model(self, records: Sequence[Record], weights: Trust) -> Mapping[str, float]:
+        settings, now = self._settings.reward, self._current.state
+        choices = [r for r in weigh_people(records, weights) if isinstance(r, Pair) and r.annotator and r.event_id]
+        asked = choices[-settings.linear_start :] if settings.linear_start else []
+        if len(asked) < LEAST_PAIRS:
+            return {}
+        base = untrained_version(self._store, self.model, now.parent)
+        if base is None and now.parent is not None:
+            log.info("the store has no version before the first training, so no model is asked about people")
+            return {}
+        start = start_from(self._store, base, settings, now.seed, self.model)
+        return cross_fitted_margins(start.model, start.encoder, asked, settings, fold_of)
 
     @property
     def _epochs(self) -> int:

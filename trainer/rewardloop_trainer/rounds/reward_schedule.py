@@ -52,7 +52,7 @@ def choose_start(store: ModelStore, live: str | None, signals: int, growth: floa
         return StartChoice(
             live, False, f"{signals} signals are not {growth:g} times the {learned} of the last fresh start"
         )
-    base = _untrained_ancestor(store, model, live)
+    base = untrained_version(store, model, live)
     if base is None:
         return StartChoice(live, False, "the store has no version before the first training")
     return StartChoice(base, True, f"{signals} signals, {learned} at the last fresh start")
@@ -63,7 +63,9 @@ def _signals_of_last_fresh(manifest: Manifest) -> int:
     return int(noted) if noted.isdecimal() else 0
 
 
-def _untrained_ancestor(store: ModelStore, model: str, version: str) -> str | None:
+def untrained_version(store: ModelStore, model: str, version: str | None) -> str | None:
     """Return the export from which the version descends; None if it was pruned or there never was one."""
+    if version is None:
+        return None
     first = first_of_line(store, model, version)
     return first.version if first.parent is None and first.data is None else None

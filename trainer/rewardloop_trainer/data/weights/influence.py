@@ -1,4 +1,4 @@
-"""Bounds how much of what a model learns can come from one person."""
+"""Bounds how much of what a model learns can come from one person, and from one source other than people."""
 
 from __future__ import annotations
 
@@ -11,16 +11,32 @@ from rewardloop_trainer.data.preferences import Labelled, Pair, RankedList, Tied
 Judged = TypeVar("Judged", bound=Pair | TiedPair | RankedList | Labelled)
 
 
-def cap_influence(judged: Sequence[Judged], most_share: float) -> list[Judged]:
-    """Scale down the weights of people who would have too much of the total, and return the records in their order.
+def cap_influence(judged: Sequence[Judged], most_share: float, most_source_share: float = 1.0) -> list[Judged]:
+    """Scale down the weights of people and sources that would have too much, and return the records in their order.
 
     No person has more than ``most_share`` of the total, or than twice an equal share if that is more, as with a few
-    people. Records without an annotator keep their weights.
+    people. Ids of one hand are one person (`trust.weigh_people`). Records without an annotator keep their weights.
+
+    A source other than people has at most ``most_source_share`` of the total, as long as people say anything.
 
     Args:
         judged: The records of a run.
         most_share: From 0 to 1; 1: no cap.
+        most_source_share: From 0 to 1; 1: no cap.
     """
+    return _cap_people(_cap_sources(judged, most_source_share), most_share)
+
+
+def _cap_sources(judged: Sequence[Judged], most_share: float) -> Sequence[Judged]:
+    of_source: dict[str, float] = {}
+    for each in judged:
+        of_source[each.source] = of_source.get(each.source, 0.0) + each.weight
+    people = of_source.pop("human", 0.0)
+    scales = _scales(of_source, people, most_share) if people > 0 else {}
+    return [replace(each, weight=each.weight * scales.get(each.source, 1.0)) for each in judged] if scales else judged
+
+
+def _cap_people(judged: Sequence[Judged], most_share: float) -> list[Judged]:
     of_person: dict[str, float] = {}
     for each in judged:
         if each.annotator:

@@ -96,7 +96,7 @@ def fit_linear_start(
     said, centre = state_what_was_said(found, states, logits, settings)
     if not said.is_apart.any() or not said.is_learned.any():
         return {}
-    state_ridge, word_ridge, gain = _ridges(said, model.words is not None)
+    state_ridge, word_ridge, gain = choose_ridges(said, model.words is not None)
     fitted = fit(said, state_ridge, word_ridge)
     counts = mean_counts([s.ids for s in sequences], said.tokens)
     _take(model, fitted, said, centre, logits.mean(0), states.mean(0), counts)
@@ -182,7 +182,7 @@ def _losses(fitted: LinearFit, said: Statements) -> Tensor:
     return binary_cross_entropy_with_logits(margins, said.target.unsqueeze(-1).expand_as(margins), reduction="none")
 
 
-def _ridges(said: Statements, has_words: bool) -> tuple[float, float, float]:
+def choose_ridges(said: Statements, has_words: bool) -> tuple[float, float, float]:
     """Choose the ridges of states and words by the signals that are kept apart, for one head without a bootstrap.
 
     Words have to add to what the states already tell, so they are chosen second, and the states' ridge once more.

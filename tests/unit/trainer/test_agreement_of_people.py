@@ -1,0 +1,74 @@
+"""How far people agree, on data whose alpha is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from rewardloop_trainer.annotators.agreement import agreement_by, agreement_of, krippendorff, self_consistency, wilson
+from rewardloop_trainer.annotators.votes import make_votes
+
+# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": two people with two values, two people with five, and
+# four people of whom some did not say anything.
+_BINARY = ["0100000010", "1110010000"]
+_NOMINAL = ["aabbdcccedda", "babbbcccedd" + "d"]
+_MISSING = ["123321412...", "12332241" + "25.3", ".33323422" + "51.", "12332441" + "251."]
+
+
+def counts(said: list[str]) -> np.ndarray:  # type: ignore[type-arg]
+    values = sorted(set("".join(said)) - {"."})
+    return np.array([[float(unit.count(value)) for value in values] for unit in zip(*said, strict=True)])
+
+
+@pytest.mark.parametrize(("said", "alpha"), [(_BINARY, 0.095), (_NOMINAL, 0.692), (_MISSING, 0.743)])
+def test_alpha_is_the_published_one(said: list[str], alpha: float) -> None:
+    assert krippendorff(counts(said)).alpha == pytest.approx(alpha, abs=5e-4)
+
+
+def test_the_interval_covers_the_true_alpha_as_often_as_it_says() -> None:
+    """Two classes, people who are right with probability 0.8: two of them agree at 0.68, so that alpha is 0.36."""
+    chance = np.random.default_rng(5)
+    covered = 0
+    for run in range(200):
+        truth = chance.integers(0, 2, 150)
+        right = chance.random((150, 4)) < 0.8
+        firsts = np.where(truth[:, None] == 0, right, ~right).sum(1).astype(float)
+        found = krippendorff(np.stack([firsts, 4 - firsts], axis=1), resamples=300, seed=run)
+        covered += found.lower <= 0.36 <= found.upper
+    assert covered >= 180  # 190 are expected; fewer than 180 happen once in 600
+
+
+def test_nobody_agrees_where_nobody_was_asked_twice() -> None:
+    found = agreement_of(make_votes([("a", 1, 0), ("b", 2, 1)]))
+    assert math.isnan(found.alpha)
+    assert (found.items, found.votes) == (0, 0)
+
+
+def test_a_person_who_votes_twice_on_an_item_counts_once() -> None:
+    once = [("a", 1, 0), ("b", 1, 0), ("a", 2, 1), ("b", 2, 0), ("a", 3, 1), ("b", 3, 1)]
+    again = [*once, ("a", 2, 1), ("a", 2, 1)]
+    assert agreement_of(make_votes(again)).alpha == agreement_of(make_votes(once)).alpha
+
+
+def test_alpha_is_told_apart_by_slice() -> None:
+    rows = [(who, ("easy", i), i % 2) for i in range(40) for who in "ab"]
+    rows += [(who, ("hard", i), (i + (who == "b") * (i % 2)) % 2) for i in range(40) for who in "ab"]
+    votes = make_votes(rows)
+    found = agreement_by(votes, lambda place: [votes.items[int(votes.item[place])][0]])
+    assert found["easy"].alpha == pytest.approx(1)
+    assert found["hard"].alpha < 0.4
+    assert found["hard"].lower < found["hard"].alpha < found["hard"].upper
+
+
+def test_repeated_questions_tell_how_consistent_a_person_is() -> None:
+    votes = make_votes([("a", 1, 0), ("a", 1, 0), ("a", 1, 1), ("b", 2, 1), ("b", 2, 1), ("c", 1, 0)])
+    found = self_consistency(votes)
+    assert (found.same, found.repeats, found.people) == (pytest.approx(2 / 3), 3, 2)
+    assert 0 < found.lower < found.same < found.upper < 1
+
+
+def test_wilsons_interval_is_the_known_one() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)

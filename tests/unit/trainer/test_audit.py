@@ -1,0 +1,233 @@
+"""An audit finds the leanings that were planted, at their size, and none where none was."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewardloop.v1 import common_pb2, feedback_pb2
+from rewardloop_local import corpus
+from rewardloop_trainer.annotators.crowd_file import CrowdFile
+from rewardloop_trainer.audit.audit import Audit, make_audit
+from rewardloop_trainer.audit.coverage import UnusableTraffic, compare_coverage, traffic_of
+from rewardloop_trainer.audit.judged import Unseen, judged_of, language_of
+from rewardloop_trainer.audit.model_figures import measure_model
+from rewardloop_trainer.audit.probes import PROBES, measure_probe, probe_pairs
+from rewardloop_trainer.audit.report import findings, report_of
+from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.reports.page import render
+
+RUNS = 20
+ALPACAEVAL = Path("/work/shared/data/alpacaeval_test.jsonl.gz")
+NEW = Unseen(None, 0.1)
+
+
+# Draws a prompt with two responses, and says with which probability people prefer the first by taste.
+Draw = Callable[[np.random.Generator], tuple[str, str, str, float]]
+
+
+def lengths_alone(chance: np.random.Generator) -> tuple[str, str, str, float]:
+    """Texts that differ in length alone, of which people like the longer a little better."""
+    one, other = ("word " * int(n) for n in chance.choice(np.arange(5, 60), 2, replace=False))
+    likes = 1 / (1 + np.exp(-0.8 * np.log(len(one) / len(other))))
+    return f"What about {int(chance.integers(400))}?", one, other, float(likes)
+
+
+def of_the_demo(chance: np.random.Generator) -> tuple[str, str, str, float]:
+    """Two answers of the demo's corpus, of which people mostly prefer one that is right."""
+    draw = random.Random(int(chance.integers(2**40)))
+    question = draw.choice(corpus.questions(0))
+    styles = [corpus.random_style(question, draw) for _ in range(2)]
+    one, other = (corpus.answer(question, style, draw) for style in styles)
+    return question.text, one, other, 0.5 + 0.3 * (styles[0].right - styles[1].right)
+
+
+def of_alpacaeval() -> Draw:
+    """AlpacaEval's test pairs, of which people mostly prefer the one that its judge chose."""
+    with gzip.open(ALPACAEVAL, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+
+    def draw(chance: np.random.Generator) -> tuple[str, str, str, float]:
+        row = rows[int(chance.integers(len(rows)))]
+        if chance.random() < 0.5:
+            return row["prompt"], row["chosen"], row["rejected"], 0.8
+        return row["prompt"], row["rejected"], row["chosen"], 0.2
+
+    return draw
+
+
+def crowd(
+    seed: int,
+    draw: Draw = lengths_alone,
+    *,
+    first: float = 0.0,
+    longer: float = 0.0,
+    people: int = 40,
+    each: int = 25,
+) -> list[feedback_pb2.FeedbackEvent]:
+    """Choices by taste of two groups of people.
+
+    Those of group "b" take in these shares of their choices whatever they see first, or whatever is longer.
+    """
+    chance = np.random.default_rng(seed)
+    found = []
+    for i in range(people * each):
+        person, is_b = i % people, i % 2 == 1
+        prompt, one, other, likes_one = draw(chance)
+        order = [0, 1] if chance.random() < 0.5 else [1, 0]
+        chosen = int(chance.random() >= likes_one)
+        drawn = chance.random()
+        if is_b and drawn < first:
+            chosen = order[0]
+        elif is_b and drawn < first + longer and len(one) != len(other):
+            chosen = int(len(other) > len(one))
+        event = feedback_pb2.FeedbackEvent(
+            event_id=f"e{i}",
+            prompt=common_pb2.Prompt(text=prompt),
+            responses=[one, other],
+            choice=feedback_pb2.Choice(chosen=chosen, rejected=1 - chosen),
+            annotator_id=f"p{person}",
+            display_order=order,
+            tags={"group": "b" if is_b else "a"},
+        )
+        event.arrival_time.FromMilliseconds(1_700_000_000_000 + 90_000 * i)
+        found.append(event)
+    return found
+
+
+def audit_of(events: list[feedback_pb2.FeedbackEvent]) -> Audit:
+    judged = judged_of(events, NEW, "group")
+    with CrowdFile(None) as file:
+        file.add(events)
+        return make_audit(judged, file)
+
+
+WORLDS: Mapping[str, Callable[[], Draw]] = {
+    "lengths": lambda: lengths_alone,
+    "demo": lambda: of_the_demo,
+    "alpacaeval": of_alpacaeval,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("planted", [{"first": 0.3}, {"longer": 0.3}, {}], ids=["first", "longer", "nothing"])
+def test_planted_leanings_are_found_at_their_size(world: str, planted: dict[str, float]) -> None:
+    """95% intervals: of 20, fewer than 17 cover once in 60 runs of this test."""
+    if world == "alpacaeval" and not ALPACAEVAL.exists():
+        pytest.skip(f"{ALPACAEVAL}: the pairs are not on this machine")
+    draw = WORLDS[world]()
+    covered = {"first": 0, "longer": 0}
+    found = wrong = 0
+    for seed in range(RUNS):
+        audit = audit_of(crowd(seed, draw, **planted))
+        (group,) = [each for each in audit.slices if each.name == "group b"]
+        for name, leaning in (("first", group.first.leaning), ("longer", group.longer.leaning)):
+            covered[name] += leaning.lower <= planted.get(name, 0.0) <= leaning.upper
+        leanings = [each for each in findings(audit) if "of their choices" in each]
+        found += any(each.startswith("group b") for each in leanings)
+        wrong += bool(leanings)
+    print(f"{world}, planted {planted}: covered {covered}, found {found}, any finding {wrong}")
+    assert covered["first"] >= 17
+    # Who takes the first one in a share of the choices takes the longer one less often than the others do.
+    assert covered["longer"] >= 17 or "first" in planted
+    assert (found == RUNS) if planted else (wrong <= 3)  # one run in twenty has a finding by chance
+
+
+def answers(count: int) -> list[tuple[Prompt, str]]:
+    events = crowd(1, people=20, each=count // 20)
+    return [
+        (pair.prompt, "It is so. " + pair.chosen) for each in judged_of(events, NEW, "group") for pair in each.pairs
+    ]
+
+
+def test_a_models_fondness_of_a_form_is_found() -> None:
+    pairs = probe_pairs(answers(200))
+    assert pairs.keys() == PROBES.keys()
+    chance = np.random.default_rng(0)
+    for name, each in pairs.items():
+        noise = chance.normal(0, 0.3, len(each))
+        fond = measure_probe(name, each, 0.8 + noise, 1.0)
+        assert fond.is_found
+        assert fond.shift.lower < 0.8 < fond.shift.upper
+        assert not measure_probe(name, each, noise, 1.0).is_found
+
+
+def test_probes_change_form_alone() -> None:
+    said = "Use the left button. Then wait a minute."
+    changed = {name: change(said) for name, change in PROBES.items()}
+    assert changed["list"] == "- Use the left button.\n- Then wait a minute."
+    assert changed["markdown"] == "## Answer\n\n**Use the** left button. Then wait a minute."
+    assert all(text is not None and "left button" in text for text in changed.values())
+    assert PROBES["list"]("One sentence.") is None
+    assert PROBES["markdown"]("Already **bold**.") is None
+
+
+def test_a_models_accuracy_and_fondness_of_length_by_slice() -> None:
+    events = crowd(2, people=20, each=60)
+    pairs = [pair for each in judged_of(events, NEW, "group") for pair in each.pairs]
+    length = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs]) / 100
+    found = measure_model(pairs, length)
+    assert found.accuracy.value == pytest.approx(found.length_baseline)
+    assert found.accuracy_shorter_won == 0
+    assert found.longer_beyond_people.lower > 0.2  # it always prefers the longer one, and people do not
+    fair = measure_model(pairs, np.where(np.random.default_rng(0).random(len(pairs)) < 0.5, 1.0, -1.0))
+    assert fair.accuracy.lower < 0.5 < fair.accuracy.upper
+
+
+def test_what_a_model_learned_from_does_not_judge_it() -> None:
+    events = crowd(3, people=10, each=20)
+    until = 1_700_000_000_000 + 90_000 * 149
+    judged = judged_of(events, Unseen(until, 0.1), "group")
+    assert all(each.is_unseen for each in judged[150:])
+    assert 0 < sum(each.is_unseen for each in judged[:150]) < 50  # questions that are held out
+    assert all(each.is_unseen for each in judged_of(events, NEW, "group"))
+
+
+def test_slices_name_source_kind_language_group_and_guidelines() -> None:
+    (event, *_) = crowd(0, people=10, each=1)
+    event.tags["domain"] = "law"
+    event.guideline_version = "v3"
+    event.caller = "web"
+    (judged,) = judged_of([event], NEW, "group")
+    assert set(judged.slices) == {
+        *("all", "source human", "kind choice", "language latin script", "group a", "tag domain=law"),
+        *("guidelines v3", "caller web"),
+    }
+
+
+def test_a_language_is_its_tag_or_else_its_script() -> None:
+    from rewardloop.formats.text import Turn
+
+    assert language_of((Turn("user", "Что это?"),), ()) == "cyrillic script"
+    assert language_of((Turn("user", "这是什么"),), ()) == "cjk script"
+    assert language_of((Turn("user", "Was ist das?"),), [("lang", "de")]) == "de"
+    assert language_of((Turn("user", "42?"),), ()) == "unknown"
+
+
+def test_who_is_rare_among_the_signals_is_named() -> None:
+    events = crowd(4, people=20, each=20)
+    judged = judged_of(events, NEW, "group")
+    rows = [{"prompt": "What is it?", "tags": {"group": "a"}, "count": 50}, {"prompt": "Что?", "count": 50}]
+    found = compare_coverage(judged, traffic_of(enumerate(rows, 1)))  # type: ignore[arg-type]
+    little = {each.name for each in found if each.is_little}
+    assert little == {"language cyrillic script"}
+    with pytest.raises(UnusableTraffic, match="row 1: not an object"):
+        traffic_of([(1, {"prompts": "x"})])
+    with pytest.raises(UnusableTraffic, match="no number of requests"):
+        traffic_of([(1, {"prompt": "x", "count": 0})])
+
+
+def test_a_report_shows_hostile_names_as_text() -> None:
+    events = crowd(5, people=20, each=20)
+    for event in events:
+        event.tags["group"] = "<script>alert(1)</script>"
+    page = render(report_of(audit_of(events), {"signals": "<b>x</b>"}))
+    assert "<script>alert" not in page
+    assert "<b>x</b>" not in page
