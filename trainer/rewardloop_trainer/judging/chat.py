@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rewardloop_trainer.data.preferences import Prompt
 
@@ -55,7 +56,21 @@ class Chat(Protocol):
         """Return the reply.
 
         Raises:
-            JudgeAway: If there is no usable reply in time.
-            JudgeRefused: If the call is refused, and would be again.
-            BudgetSpent: If the budget of the day does not suffice.
+            JudgeError: See its tree.
+        """
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """A chat model that says how likely each of several replies is, so that nothing needs to be sampled."""
+
+    @property
+    def name(self) -> str:
+        """Name the model and its version."""
+
+    def choose(self, messages: Prompt, replies: Sequence[str]) -> list[float]:
+        """Return the probability of each reply after these messages, given that it is one of them.
+
+        Raises:
+            JudgeRefused: If the model cannot read so long a conversation.
         """

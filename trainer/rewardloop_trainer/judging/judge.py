@@ -48,12 +48,14 @@ class Opinion:
         first_shown: Share of the votes for the response that was shown first, ties counted half: 1/2 for a judge
             without position bias.
         agrees: Whether the choices of the two orders are the same.
+        model: The version of the model that answered, as it names itself; "" if it does not.
     """
 
     choice: Choice
     probability: float
     first_shown: float = 0.5
     agrees: bool = True
+    model: str = ""
 
     @property
     def wins(self) -> float:
@@ -75,7 +77,7 @@ class Judge(Protocol):
         """Return an opinion of each duel, in their order; None stands for a duel that it cannot judge.
 
         Raises:
-            JudgeError: If the judge cannot be asked at all, such as an endpoint that refuses the key.
+            JudgeAway, JudgeUnusable: If the judge cannot be asked.
             BudgetSpent: If the budget of the day does not suffice for all; what was answered is kept in its cache.
         """
 
@@ -90,19 +92,39 @@ class JudgeError(Exception):
     """Base of the errors of judging.
 
     JudgeError
-    ├── JudgeAway      no usable reply in time after every attempt; the same call may succeed later
-    ├── JudgeRefused   the endpoint refuses the call, such as a wrong key or an unknown model
-    └── BudgetSpent    the calls or tokens of the day are spent
+    ├── JudgeAway       no usable reply in time; the same call may succeed later
+    ├── JudgeRefused    the endpoint refuses this call, such as one that is too long
+    ├── JudgeUnusable   the endpoint refuses every call, such as for a wrong key or an unknown model
+    ├── BudgetSpent     the calls or tokens of the day are spent
+    └── Stopped         the process is asked to end
     """
 
 
 class JudgeAway(JudgeError):
-    """Raised when every attempt of a call failed for want of a usable reply."""
+    """Raised when there is no usable reply.
+
+    Attributes:
+        reason: One word for metrics: "timeout", "connection", "busy" (status 429), "server" (5xx), "garbage".
+        retry_after_s: When the endpoint asks to be called again, in seconds; None if it does not say.
+    """
+
+    def __init__(self, reason: str, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class JudgeRefused(JudgeError):
-    """Raised when an endpoint refuses a call that would be refused again."""
+    """Raised when the endpoint refuses a call for what is in it."""
+
+
+class JudgeUnusable(JudgeError):
+    """Raised when the endpoint refuses every call."""
 
 
 class BudgetSpent(JudgeError):
     """Raised when a call would exceed the budget of the day."""
+
+
+class Stopped(JudgeError):
+    """Raised in a pause between two attempts when the process is asked to end."""
