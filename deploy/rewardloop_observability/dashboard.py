@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 from rewardloop_observability.panels import SOURCE, Panel
-from rewardloop_observability.rows import feedback, learning, models, overview, processes, scoring
+from rewardloop_observability.rows import feedback, judging, learning, models, overview, processes, scoring
 
 # Title of each row, and what makes its panels.
 ROWS: Mapping[str, Callable[[], list[Panel]]] = {
@@ -23,6 +23,7 @@ ROWS: Mapping[str, Callable[[], list[Panel]]] = {
     "Models and swaps": models.panels,
     "Feedback and stream": feedback.panels,
     "Learning": learning.panels,
+    "Judges": judging.panels,
     "Processes": processes.panels,
 }
 

@@ -14,6 +14,7 @@ from rewardloop.process.process_metrics import GpuCollector
 from rewardloop_client.metrics import PrometheusCalls
 from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_trainer.judging.metrics import JudgeMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
 
 # What Python's and the operating system's own collectors report.
@@ -49,6 +50,11 @@ def serving_metrics() -> Mapping[str, Definition]:
 def trainer_metrics() -> Mapping[str, Definition]:
     """The trainer's metrics by name."""
     return _by_name(*_definitions(TrainerMetrics().registry), *_described())
+
+
+def judge_metrics() -> Mapping[str, Definition]:
+    """The metrics by name of `rewardloop judge` and `rewardloop critique`."""
+    return _by_name(*_definitions(JudgeMetrics().registry), *_described())
 
 
 def client_metrics() -> Mapping[str, Definition]:

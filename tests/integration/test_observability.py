@@ -20,6 +20,8 @@ from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.settings import ServeSettings
 from rewardloop_trainer.commands.dead_letters_settings import DeadLettersSettings
+from rewardloop_trainer.commands.judge.settings import JudgeSettings
+from rewardloop_trainer.judging.metrics import JudgeMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.policy.settings import PolicyGateLimits
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -36,7 +38,11 @@ def _server() -> CollectorRegistry:
     return metrics.registry
 
 
-REGISTRIES = {"serving": _server, "trainer": lambda: TrainerMetrics().registry}
+REGISTRIES = {
+    "serving": _server,
+    "trainer": lambda: TrainerMetrics().registry,
+    "judge": lambda: JudgeMetrics().registry,
+}
 
 
 def _alerts() -> dict[str, dict[str, Any]]:
@@ -104,7 +110,8 @@ def test_each_entry_of_the_runbook_says_what_it_means_where_to_look_and_what_to_
 def test_the_flags_that_the_runbook_names_exist() -> None:
     named = set(re.findall(r"--([a-z][a-z.-]+)", (HERE / "RUNBOOK.md").read_text()))
     known = {"end", "model", "base", "previous"}  # of commands of other kinds, and of kubectl
-    for settings in (ServeSettings, TrainSettings, PolicyWorkerSettings, PruneSettings, DeadLettersSettings):
+    processes = (ServeSettings, TrainSettings, PolicyWorkerSettings, PruneSettings, DeadLettersSettings, JudgeSettings)
+    for settings in processes:
         known |= {name.replace("_", "-") for name in settings.model_fields}
     known |= {f"reward.{name.replace('_', '-')}" for name in RewardHyperparameters.model_fields}
     known |= {f"policy.gate.{name.replace('_', '-')}" for name in PolicyGateLimits.model_fields}

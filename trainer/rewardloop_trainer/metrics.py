@@ -203,6 +203,17 @@ class TrainerMetrics:
         figure=SAMPLER_FIGURES,
     )
 
+    source_weight: Gauge = _gauge(
+        "trainer_source_weight",
+        "Weight of a signal of this source beside a person's, as the last reward round measured it on shared pairs.",
+        starts_at=math.nan,
+        source=tuple(source for source in SOURCES if source != "human"),
+    )
+    muted_sources: Gauge = _gauge(
+        "trainer_muted_sources",
+        "Sources and judges whose signals the last reward round left out, because they agree too little with people.",
+    )
+
     heldout_accuracy: Gauge = _gauge(
         "trainer_heldout_accuracy",
         "Accuracy on held-out pairs at the last gate.",
@@ -319,6 +330,13 @@ class TrainerMetrics:
         for side in SIDES:
             if (accuracy := figures.get(f"gate_{side}_accuracy")) is not None:
                 self.heldout_accuracy.labels(model=model, side=side).set(accuracy)
+
+    def show_sources(self, weights: Mapping[str, float], muted: int) -> None:
+        """Show what the signals of measured sources are worth, and how many sources and judges are muted."""
+        self.muted_sources.set(muted)
+        for source, weight in weights.items():
+            if source in SOURCES:
+                self.source_weight.labels(source=source).set(weight)
 
     def show_sampler(self, figures: Mapping[str, float]) -> None:
         """Show how far sampler and learner were apart in a step, if the step sampled."""

@@ -138,6 +138,20 @@ PROCESSES = (
         "rewardloop_trainer.commands.audit.settings:AuditSettings",
     ),
     Process(
+        "judge",
+        "rewardloop_trainer.commands.judge.command",
+        "judge",
+        "Label pairs of responses by a model, and measure it against people.",
+        "rewardloop_trainer.commands.judge.settings:JudgeSettings",
+    ),
+    Process(
+        "critique",
+        "rewardloop_trainer.commands.critique.command",
+        "judge",
+        "Let a model criticise and revise answers by a constitution.",
+        "rewardloop_trainer.commands.critique.settings:CritiqueSettings",
+    ),
+    Process(
         "dead-letters",
         "rewardloop_trainer.commands.dead_letters",
         "trainer",

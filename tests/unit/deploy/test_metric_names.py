@@ -12,7 +12,13 @@ import yaml
 from support.label_values import label_values
 from support.promql import Matcher, Selector, grouping_labels, selectors, template_labels
 
-from rewardloop_observability.definitions import Definition, client_metrics, serving_metrics, trainer_metrics
+from rewardloop_observability.definitions import (
+    Definition,
+    client_metrics,
+    judge_metrics,
+    serving_metrics,
+    trainer_metrics,
+)
 
 REPOSITORY = Path(__file__).parents[3]
 OBSERVABILITY = REPOSITORY / "deploy/observability"
@@ -26,9 +32,9 @@ PAGES = [
     if "node_modules" not in path.parts
 ]
 
-METRICS = {**client_metrics(), **trainer_metrics(), **serving_metrics()}
+METRICS = {**client_metrics(), **judge_metrics(), **trainer_metrics(), **serving_metrics()}
 VALUES = label_values()
-JOBS = frozenset({"rewardloop-server", "rewardloop-policy", "rewardloop-trainer"})
+JOBS = frozenset({"rewardloop-server", "rewardloop-policy", "rewardloop-trainer", "rewardloop-judge"})
 # Prometheus, or its discovery of a cluster's pods, sets these on every series.
 TARGET_LABELS = frozenset({"deployment", "job", "instance", "namespace", "pod"})
 ALERT_LABELS = frozenset({"alertname", "alertstate", "severity"})

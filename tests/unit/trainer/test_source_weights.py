@@ -10,6 +10,8 @@ from rewardloop.formats.text import Turn
 from rewardloop_trainer.data.preferences import SOURCE_WEIGHTS, Pair, Record, SourceName
 from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
 
+FIGURES = ("weight", "weight_lower", "weight_upper", "agreement", "compared")
+
 
 def judged(pair: int, source: SourceName, is_right: bool, event: str = "") -> Pair:
     better, worse = f"better {pair}", f"worse {pair}"
@@ -53,4 +55,4 @@ def test_records_get_the_measured_weight_in_place_of_the_assumed_one() -> None:
     weighed = weigh_sources(records, measured)
     assert {r.weight for r in weighed if r.source == "human"} == {1.0}
     assert [r.weight for r in weighed if r.source == "implicit"] == pytest.approx([measured["implicit"].weight] * 4_000)
-    assert set(source_figures(measured)) == {f"source_implicit_{n}" for n in ("weight", "agreement", "compared")}
+    assert set(source_figures(measured)) == {f"source_implicit_{n}" for n in FIGURES}

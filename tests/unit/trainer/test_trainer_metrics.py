@@ -168,3 +168,11 @@ def test_gradients_are_clipped_by_their_norm_and_refused_when_they_are_no_number
     weight.grad = torch.tensor([math.nan, 0.0])
     with pytest.raises(NonFiniteGradients, match="not finite"):
         clip([weight], 1.0)
+
+
+def test_weights_of_sources_and_the_number_of_muted_ones_are_shown(metrics: TrainerMetrics) -> None:
+    assert math.isnan(value(metrics, "source_weight", source="llm_judge"))
+    metrics.show_sources({"llm_judge": 0.4, "llm_judge/some model": 0.1, "implicit": 0.2}, 1)
+    assert value(metrics, "source_weight", source="llm_judge") == 0.4
+    assert value(metrics, "source_weight", source="implicit") == 0.2
+    assert value(metrics, "muted_sources") == 1

@@ -99,7 +99,8 @@ class RewardTrainRun:
 
         train, judged = self._records.train, self._records.heldout
         measured = measure_sources((*train, *judged))
-        learned, validation = validation_part(weigh_sources(train, measured), settings.share_apart)
+        weighed = [each for each in weigh_sources(train, measured, settings.source_floor) if each.weight > 0]
+        learned, validation = validation_part(weighed, settings.share_apart)
         checkpoints = out / "checkpoints"
         try:
             outcome = train_averaged(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop_trainer.reward.evaluate import Floats
+if TYPE_CHECKING:  # a process that asks an endpoint needs no torch
+    from rewardloop_trainer.reward.evaluate import Floats
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 

@@ -1,4 +1,4 @@
-"""Writes directories that appear complete or not at all."""
+"""Writes directories and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _fsync(target.parent)
+
+
+def write_whole_file(target: Path, text: str) -> None:
+    """Write a text file that appears under its name only when it is complete and on disk, in place of an earlier one.
+
+    Raises:
+        OSError: If it cannot be written; an earlier file stays as it is.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".writing-{target.name}")
+    partial.write_text(text, encoding="utf-8")
+    _fsync(partial)
+    os.replace(partial, target)
     _fsync(target.parent)
 
 

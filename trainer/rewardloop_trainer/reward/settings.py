@@ -49,6 +49,13 @@ class RewardTraining(LearnerSettings):
         description="most share of one source other than people in the total weight, if people gave signals, too; "
         "1: no cap",
     )
+    source_floor: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="signals of a judge, or of behaviour, are not learned from if their measured weight beside "
+        "people's is shown to be below this; policies follow it too",
+    )
     length_balance: bool = Field(False, description="weigh pairs so that length does not predict which response won")
     pointwise_weight: float = Field(0.5, ge=0, description="weight of a thumb or rating beside a pair")
     margin: float = Field(

@@ -19,6 +19,7 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.data.weights.source_weights import measure_sources, weigh_sources
 from rewardloop_trainer.evaluation.answers import Contenders, Scorer, compare_policies, server_scorer
 from rewardloop_trainer.evaluation.hacking_watch import HackingWatch, Point
 from rewardloop_trainer.evaluation.policy_judge import NoJudge
@@ -72,7 +73,7 @@ class PolicyRound(ModelRound):
             raise Refused(spent)
         self._judge_scorer  # noqa: B018 - a round that nobody can judge is refused before it trains
         if not self._version.exists():
-            report, train = RunReport(self._reports), Examples.of(self._replay.train)
+            report, (train, heldout) = RunReport(self._reports), self._examples()
             try:
                 algorithm = choose_algorithm(self._settings.policy.algorithm, train)
                 settings = self._policy_settings.model_copy(update={"algorithm": algorithm})
@@ -80,7 +81,7 @@ class PolicyRound(ModelRound):
                     self._start.load_to_learn(settings, settings.trainer, settings.token_budget),
                     self._start.encoder,
                     train,
-                    Examples.of(self._replay.heldout),
+                    heldout,
                     settings,
                     self._score,
                     RunControl(
@@ -98,6 +99,12 @@ class PolicyRound(ModelRound):
             finally:
                 report.close()
         self._reach("trained", json.loads(self._figures.read_text()))
+
+    def _examples(self) -> tuple[Examples, Examples]:
+        """Return what is learned from and what is held out, with the weights of sources as they are measured."""
+        train, heldout = self._replay.train, self._replay.heldout
+        measured, floor = measure_sources((*train, *heldout)), self._settings.reward.source_floor
+        return Examples.of(weigh_sources(train, measured, floor)), Examples.of(heldout)
 
     def _score(self, asked: Sequence[Prompt], said: Sequence[Sequence[str]]) -> Sequence[Sequence[Reward | None]]:
         with _waiting_for_rewards():

@@ -17,7 +17,13 @@ from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
 from rewardloop_trainer.data.replay import Replay, readable
 from rewardloop_trainer.data.validation import validation_part
-from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
+from rewardloop_trainer.data.weights.source_weights import (
+    SourceWeight,
+    measure_sources,
+    muted_sources,
+    source_figures,
+    weigh_sources,
+)
 from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
@@ -90,7 +96,7 @@ class RewardRound(ModelRound):
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             makes_delta, settings = choose_weights(start, settings)
             measured = measure_sources((*train, *self._records.heldout))
-            learned, validation = validation_part(weigh_sources(train, measured), settings.share_apart)
+            learned, validation = validation_part(self._weighed(train, measured), settings.share_apart)
             try:
                 outcome = train_averaged(
                     start.model,
@@ -114,6 +120,20 @@ class RewardRound(ModelRound):
             write_whole(trained, write)
         figures = json.loads((trained / "figures.json").read_text())
         self._reach("trained", figures)
+
+    def _weighed(self, train: Sequence[Record], measured: Mapping[str, SourceWeight]) -> list[Record]:
+        """Return the records with the measured weights of their sources, without those of muted sources.
+
+        Raises `Refused` if nothing is left.
+        """
+        floor = self._settings.reward.source_floor
+        if muted := muted_sources(measured, floor):
+            log.warning("signals of these sources are not learned from: they agree too little", sources=muted)
+        self._metrics.show_sources({key: each.weight for key, each in measured.items()}, len(muted))
+        weighed = [each for each in weigh_sources(train, measured, floor) if each.weight > 0]
+        if not weighed:
+            raise Refused(Reason("no_data", f"all signals are of muted sources: {', '.join(muted)}"))
+        return weighed
 
     def _start_of_training(self) -> tuple[RewardStart, Sequence[Record]]:
         """Return the model that the round trains, and what it learns from."""

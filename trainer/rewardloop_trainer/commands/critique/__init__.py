@@ -1,0 +1,1 @@
+"""The command `critique`: a model criticises and revises answers by a constitution."""

@@ -1,0 +1,90 @@
+"""The settings of `rewardloop judge`. This module imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rewardloop.formats.redis_url import RedisUrl
+from rewardloop_trainer.judging.settings import ModelSettings
+
+
+class JudgeSettings(ModelSettings):
+    """Labels pairs of responses by a model, in both orders, and measures the model on pairs that people judged too."""
+
+    basic_settings = (
+        *("endpoint", "model", "base", "reward_base", "reward_version", "rubric", "votes", "temperature"),
+        *("data", "archive", "redis_url", "server", "out", "work_dir", "calls_a_day", "tokens_a_day"),
+        *("shared_share", "floor", "once", "metrics_port"),
+    )
+    setting_groups = (
+        ("endpoint", "The model that judges"),
+        ("timeout_s", "Calls and what they may cost"),
+        ("metrics_port", "The process"),
+        ("reward_base", "A reward model as the judge"),
+        ("rubric", "How it judges"),
+        ("data", "Which pairs"),
+        ("server", "Where labels go, and when it works"),
+    )
+
+    reward_base: str = Field("", description="a reward model as the judge: a Hugging Face directory or hub id")
+    reward_store: str = Field("rewardloop-data/models", description="model store with the version below")
+    reward_version: str = Field("", description="a reward version of that store as the judge")
+    trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): that version must be signed by one")
+    tie_margin: float = Field(0.0, ge=0, description="scores that differ by no more are a tie")
+
+    rubric: Path | None = Field(None, description="TOML file with name, version and criteria; default: the shipped one")
+    votes: int = Field(1, ge=1, le=100, description="votes in each of the two orders")
+    temperature: float = Field(0.0, ge=0, le=2, description="temperature of the votes; several need one above 0")
+    max_tokens: int = Field(256, ge=8, description="most tokens of a reply")
+    local_reads: Literal["likelihood", "text"] = Field(
+        "likelihood", description="how a model on this machine votes: by the likelihood of the verdicts, or in writing"
+    )
+
+    data: Path | None = Field(
+        None, description="file with pairs: {prompt, responses}, or rows of feedback import; default: what is live"
+    )
+    archive: str = Field("", description="the Parquet ledger with what people judged: a path or an fsspec URL")
+    redis_url: RedisUrl | None = Field(None, description="Redis with the log of generations, which --data leaves aside")
+    newest: int = Field(20_000, ge=1, description="newest pairs of each kind that are considered")
+    min_age_s: float = Field(600.0, ge=0, description="seconds for which a generation is left to people")
+    shared_share: float = Field(0.1, ge=0, le=1, description="share of the judged pairs that people judged too")
+    least_shared: int = Field(100, ge=0, description="pairs that people judged that are judged at least")
+    uncertain_share: float = Field(
+        0.8, ge=0, le=1, description="share of the others taken by their scores' uncertainty, if they have scores"
+    )
+    score_server: str = Field(
+        "", description="gRPC address of a service whose scores say which pairs are uncertain; empty: logged scores"
+    )
+    most_pairs: int = Field(0, ge=0, description="most pairs that are ever judged in the work directory; 0: no bound")
+
+    server: str = Field("", description="gRPC address of the service that records the labels; empty: none")
+    out: Path | None = Field(None, description="JSONL file with the labels, as feedback import reads it")
+    work_dir: Path = Field(Path("rewardloop-data/judge"), description="cache, budget and progress")
+    floor: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="a judge whose weight beside people's is shown to be below this is muted: it judges only pairs "
+        "that people judged, until its weight is above it; the trainer has reward.source_floor",
+    )
+    batch: int = Field(200, ge=1, description="pairs that are picked at once")
+    poll_s: float = Field(30.0, gt=0, description="seconds between two looks for new pairs")
+    once: bool = Field(
+        False, description="end when all pairs are judged; exit status 3: the budget of the day is spent"
+    )
+
+    @model_validator(mode="after")
+    def _names_one_of_each(self) -> Self:
+        judges = [self.endpoint, self.base, self.reward_base, self.reward_version]
+        if sum(map(bool, judges)) != 1:
+            raise ValueError("name one judge: endpoint with model, base, reward_base or reward_version")
+        if self.data is None and not (self.archive or self.redis_url):
+            raise ValueError("name pairs: data, or archive and redis_url")
+        if not self.server and self.out is None:
+            raise ValueError("name where labels go: server, out, or both")
+        if self.votes > 1 and self.temperature == 0 and self.endpoint:
+            raise ValueError("votes: several at temperature 0 are one vote: set a temperature above 0")
+        return self
