@@ -20,6 +20,7 @@ from rewardloop.formats.vocabulary import SIGNAL_KINDS, SOURCES
 from rewardloop.process.process_metrics import report_process
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.vocabulary import (
+    CHECK_FIGURES,
     JUDGE_FIGURES,
     LIVE_TEST_FIGURES,
     MODELS,
@@ -178,13 +179,13 @@ class TrainerMetrics:
         "trainer_reward_gate",
         "Figures of the last reward gate, by their name in the manifest.",
         starts_at=math.nan,
-        figure=REWARD_GATE_FIGURES,
+        figure=(*REWARD_GATE_FIGURES, *CHECK_FIGURES),
     )
     policy_gate: Gauge = _gauge(
         "trainer_policy_gate",
         "Figures of the last policy gate and live test, by their name in the manifest.",
         starts_at=math.nan,
-        figure=(*POLICY_GATE_FIGURES, *JUDGE_FIGURES, *LIVE_TEST_FIGURES),
+        figure=(*POLICY_GATE_FIGURES, *JUDGE_FIGURES, *LIVE_TEST_FIGURES, *CHECK_FIGURES),
     )
     reward_hacking: Gauge = _gauge(
         "reward_hacking",
