@@ -75,11 +75,21 @@ class Verdicts:
 
 
 def score_judge(name: str, score: Scorer) -> NamedJudge:
-    """Return the judge that prefers the answer with the higher score. An empty answer loses to any other."""
+    """Return the judge that prefers the answer with the higher score; it scores each answer to a prompt once.
+
+    An empty answer loses to any other.
+    """
 
     def compare(comparisons: Sequence[Comparison]) -> list[float | None]:
-        scores = score([each.prompt for each in comparisons], [(each.first, each.second) for each in comparisons])
-        return [win_share(group[:1], group[1:]) for group in scores]
+        texts: dict[Prompt, dict[str, None]] = {}
+        for each in comparisons:
+            texts.setdefault(each.prompt, {}).update(dict.fromkeys((each.first, each.second)))
+        scores = score(list(texts), [list(group) for group in texts.values()])
+        known = {
+            prompt: dict(zip(group, scored, strict=True))
+            for (prompt, group), scored in zip(texts.items(), scores, strict=True)
+        }
+        return [win_share([known[each.prompt][each.first]], [known[each.prompt][each.second]]) for each in comparisons]
 
     return NamedJudge(name, compare, has_place=False)
 

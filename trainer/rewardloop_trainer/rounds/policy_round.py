@@ -170,14 +170,15 @@ class PolicyRound(ModelRound):
         contenders = self._contenders()
         score = judge or server_scorer(self._server, on_batch=self._stop_if_asked)
         try:
-            checks = check_contenders(
-                contenders,
-                self._start.tokenizer(),
-                self._replay.heldout,
-                score_judge(self._settings.policy.gate.judge, score),
-                settings,
-                self._stop_if_asked,
-            )
+            with _waiting_for_rewards():
+                checks = check_contenders(
+                    contenders,
+                    self._start.tokenizer(),
+                    self._replay.heldout,
+                    score_judge(self._settings.policy.gate.judge, score),
+                    settings,
+                    self._stop_if_asked,
+                )
         except (ValueError, OSError, UnreadableFile) as error:
             return [Reason("other", f"a check could not be made: {error}")]
         self._reach("trained", check_figures(checks))

@@ -89,10 +89,11 @@ def attack_policy(
         conversations = [attack.conversation(()) for attack in batch]
         answers: list[tuple[str, ...]] = [() for _ in batch]
         for turn in range(max(len(attack.opening) for attack in batch) + 1):
-            open_ = [i for i, attack in enumerate(batch) if len(attack.opening) >= turn]
+            # A conversation in which the policy said nothing cannot go on.
+            open_ = [i for i, a in enumerate(batch) if len(a.opening) >= turn and all(s.strip() for s in answers[i])]
             for i in open_:
                 conversations[i] = batch[i].conversation(answers[i])
-            said = respond([conversations[i] for i in open_])
+            said = respond([conversations[i] for i in open_]) if open_ else []
             for i, texts in zip(open_, said, strict=True):
                 answers[i] = (*answers[i], texts[0])
             calls += len(open_)
