@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup, VersionInfo
-from rewardloop_demo.bag_of_words import Preference, fit_bag_of_words
 from rewardloop_demo.record import RoundRecord
 from rewardloop_demo.taste import Interval, Taste, interval
 from rewardloop_demo.users import evaluate
+from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference, fit_bag_of_words
 
 # With three candidates, most held-out prompts have a pair of different answers.
 _CANDIDATES = 3

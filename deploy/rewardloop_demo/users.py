@@ -21,9 +21,9 @@ from rewardloop_client import (
     Unavailable,
     UnknownGeneration,
 )
-from rewardloop_demo.bag_of_words import Preference
 from rewardloop_demo.taste import Taste
 from rewardloop_local import corpus
+from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ from curve_data import WORLDS, World
 
 from rewardloop.formats.text import Encoder
 from rewardloop_data.source_file import UnreadableFile
-from rewardloop_demo.bag_of_words import Preference, fit_bag_of_words
+from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference, fit_bag_of_words
 from rewardloop_trainer.data.base_text import load_tokenizer
 from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
 from rewardloop_trainer.data.validation import validation_part

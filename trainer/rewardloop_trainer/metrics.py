@@ -22,6 +22,7 @@ from rewardloop.process.process_metrics import report_process
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.vocabulary import (
     BOUNDS,
+    CHECK_FIGURES,
     DETECTORS,
     JUDGE_FIGURES,
     LIVE_TEST_FIGURES,
@@ -228,13 +229,13 @@ class TrainerMetrics:
         "trainer_reward_gate",
         "Figures of the last reward gate, by their name in the manifest.",
         starts_at=math.nan,
-        figure=REWARD_GATE_FIGURES,
+        figure=(*REWARD_GATE_FIGURES, *CHECK_FIGURES),
     )
     policy_gate: Gauge = _gauge(
         "trainer_policy_gate",
         "Figures of the last policy gate and live test, by their name in the manifest.",
         starts_at=math.nan,
-        figure=(*POLICY_GATE_FIGURES, *JUDGE_FIGURES, *LIVE_TEST_FIGURES),
+        figure=(*POLICY_GATE_FIGURES, *JUDGE_FIGURES, *LIVE_TEST_FIGURES, *CHECK_FIGURES),
     )
     reward_hacking: Gauge = _gauge(
         "reward_hacking",

@@ -25,6 +25,7 @@ ROUND_OUTCOMES: tuple[RoundOutcome, ...] = get_args(RoundOutcome)
 Rule: TypeAlias = Literal[
     "accuracy",
     "anchor",
+    "benchmark",
     "best_so_far",
     "calibration",
     "distinct",
@@ -42,10 +43,15 @@ Rule: TypeAlias = Literal[
     "not_finite",
     "not_promoted",
     "other",
+    "overfit",
     "parity",
     "perplexity",
+    "red_team",
     "repetition",
     "reward_hacking",
+    "safety",
+    "slice",
+    "task",
     "win_rate",
 ]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -106,6 +112,11 @@ POLICY_GATE_FIGURES = (
             *("distinct_2", "repeated_4", "nats_per_token"),
         )
     ),
+)
+# Of each kind of check, the figure of the one that came nearest to its threshold, or went furthest beyond it.
+CHECK_FIGURES = tuple(
+    f"gate_check_{rule}"
+    for rule in ("benchmark", "calibration", "length", "overfit", "red_team", "safety", "slice", "task")
 )
 JUDGE_FIGURES = (
     "gate_judge_needed",

@@ -152,6 +152,13 @@ PROCESSES = (
         "rewardloop_trainer.commands.critique.settings:CritiqueSettings",
     ),
     Process(
+        "evaluate",
+        "rewardloop_trainer.commands.evaluate.command",
+        "trainer",
+        "Measure a reward model or a policy, and write a report.",
+        "rewardloop_trainer.commands.evaluate.settings:EvaluateSettings",
+    ),
+    Process(
         "dead-letters",
         "rewardloop_trainer.commands.dead_letters",
         "trainer",

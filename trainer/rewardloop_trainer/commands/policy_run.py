@@ -22,6 +22,9 @@ from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.vocabulary import OFFLINE_ALGORITHMS
 from rewardloop.process.settings import ServerAccess
 from rewardloop_client import RewardloopClient
+from rewardloop_trainer.assessment.checks import Check, check_figures, checks_report
+from rewardloop_trainer.assessment.judges import score_judge
+from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.commands.by_hand import Unpublishable, conclude
 from rewardloop_trainer.commands.policy_train_settings import PolicyTrainSettings
 from rewardloop_trainer.data.base_path import check_base
@@ -40,6 +43,7 @@ from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
+from rewardloop_trainer.reports.page import write_report
 from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, anchor_version, reference_of
 from rewardloop_trainer.rounds.publish import POLICY_PARITY, code_version
 from rewardloop_trainer.server_access import open_client
@@ -183,6 +187,10 @@ class PolicyRun:
             )
             figures |= found.figures
             reasons += found.reasons
+            if self._learning.checks.are_any:
+                checks = self._checks(policy, server)
+                figures |= check_figures(checks)
+                reasons += [check.reason for check in checks if not check.passed]
             RunReport(self._report).add(found.figures)
             if gate.judged_by == "own":
                 reasons.append("no judge: this command has no signals to train one: --gate.judge names one")
@@ -197,6 +205,20 @@ class PolicyRun:
             (directory / RUN).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
         write_whole(self._policy, write)
+
+    def _checks(self, policy: Any, server: RewardloopClient) -> list[Check]:
+        """Make the checks of the settings against the start, and write their report."""
+        gate = self._learning.gate
+        score = server_scorer(server, gate.judging_version if gate.judged_by == "version" else None)
+        checks = check_contenders(
+            Contenders(policy, self._start.load(self._learning), self._start.encoder),
+            self._start.tokenizer(),
+            self._heldout.records(),
+            score_judge(gate.judge, score),
+            self._learning,
+        )
+        write_report(checks_report(f"policy: the checks of {self._settings.out}", checks), self._report / "checks")
+        return checks
 
     def _about(self) -> dict[str, object]:
         settings, start = self._learning, self._start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import Manifest, ModelStore, Trunk
+from rewardloop_trainer.assessment.checks import Check, check_figures, checks_report
+from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.commands.by_hand import conclude
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 from rewardloop_trainer.data.base_path import check_base_path
@@ -23,6 +26,7 @@ from rewardloop_trainer.data.replay import Replay
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
 from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
+from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate
@@ -31,6 +35,7 @@ from rewardloop_trainer.learning.run_report import RunReport
 from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.learning.write_whole import write_whole
+from rewardloop_trainer.reports.page import write_report
 from rewardloop_trainer.reward.anchors import ANCHORS, AnchorSet, anchors_of_round, write_anchors
 from rewardloop_trainer.reward.average import measure_records, train_averaged
 from rewardloop_trainer.reward.calibrate import calibrate_model
@@ -148,6 +153,10 @@ class RewardTrainRun:
         def write(directory: Path) -> None:
             exported = export_candidate(model, start, self._learning, self._trial(model, start, length), directory)
             verdict = self._judged(model, start, exported, length)
+            if self._learning.checks.are_any:
+                checks = self._checks(model, start, length)
+                verdict = replace(verdict, figures={**verdict.figures, **check_figures(checks)})
+                refusals.extend(str(check.reason) for check in checks if not check.passed)
             refusals.extend(str(reason) for reason in (*verdict.reasons, *exported.reasons))
             if anchors.is_kept_with_version:
                 write_anchors(directory / ANCHORS, anchors.anchors)
@@ -175,6 +184,18 @@ class RewardTrainRun:
             served = LengthShare.of_calibration(version.calibration)
             live = read_evidence(start.model, start.encoder, evidence, served)
         return judge_reward(evidence, candidate, live, exported.parity, RewardGateRules.of(self._learning))
+
+    def _checks(self, model: RewardModel, start: RewardStart, length: LengthShare) -> list[Check]:
+        """Make the checks of the settings against the start, and write their report."""
+        live = None
+        if start.directory is not None:
+            served = LengthShare.of_calibration(self._store.manifest("reward", self._settings.version).calibration)
+            live = PolicyJudge(start.model, start.encoder, served)
+        evidence = evidence_of(self._records.heldout, self._learning)
+        checks = check_models(evidence, PolicyJudge(model, start.encoder, length), live, self._learning.checks)
+        title = f"reward: the checks of {self._settings.out}"
+        write_report(checks_report(title, checks), self._settings.out / "report" / "checks")
+        return checks
 
     def _manifest(
         self,

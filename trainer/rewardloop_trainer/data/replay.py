@@ -142,6 +142,12 @@ def load_judged(path: Path, model: str, limits: PoolLimits) -> tuple[Record, ...
         return _records(pools.apart(model, Part.JUDGE)[0])
 
 
+def load_heldout(path: Path, model: str, limits: PoolLimits) -> tuple[Record, ...]:
+    """Return the records that no round has learned from, in stream order."""
+    with Pools(path, limits) as pools:
+        return _records(pools.apart(model, Part.HELDOUT)[0])
+
+
 def readable(records: Iterable[Record], encoder: Encoder) -> tuple[Record, ...]:
     """Return the records for whose conversation a model's text format has a form."""
     records = tuple(records)

@@ -62,6 +62,30 @@ def clustered_mean(values: Floats, weights: Floats, clusters: Ints) -> Clustered
     return ClusteredMean(mean, _error(residuals[sizes > 0]) / total, effective_clusters(weights, clusters))
 
 
+def two_way_mean(values: Floats, weights: Floats, first: Ints, second: Ints) -> ClusteredMean:
+    """Return the mean of values that depend on each other through two things, such as their prompt and their person.
+
+    The squared error is the sum of those over either clustering, less that over their intersections (Cameron, Gelbach
+    and Miller 2011), and at least the larger of the two. If the second clustering has one cluster, nothing is known of
+    how others differ from it, and the error is that over the first one.
+
+    Args:
+        values: (n,).
+        weights: (n,), at least 0.
+        first: (n,), the number of each value's first cluster.
+        second: (n,), the number of its second one.
+    """
+    one = clustered_mean(values, weights, first)
+    if len(np.unique(second[weights > 0])) < 2:
+        return one
+    other = clustered_mean(values, weights, second)
+    both = np.unique(np.stack([first, second]), axis=1, return_inverse=True)[1].ravel()
+    squared = one.error**2 + other.error**2 - clustered_mean(values, weights, both).error ** 2
+    least = max(one.error, other.error) ** 2
+    error = math.sqrt(max(squared, least)) if math.isfinite(squared) else math.inf
+    return ClusteredMean(one.mean, error, min(one.clusters, other.clusters))
+
+
 def effective_clusters(weights: Floats, clusters: Ints) -> float:
     """Return (sum of sizes)^2 / sum of squared sizes of the clusters, a size being a sum of weights; 0 without any."""
     sizes = _sums(weights, clusters)

@@ -9,8 +9,10 @@ contradicts people is as good as none.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -75,20 +77,54 @@ def grade_losses(logits: Floats, labels: Floats, weights: Floats) -> Floats:
     return cross_entropy(columns @ chosen, labels)
 
 
-def calibration_error(margins: Floats, weights: Floats) -> float:
-    """The expected calibration error of strict choices: how far confidence and accuracy are apart, from 0 to 1.
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Strict choices of about the same confidence.
+
+    Attributes:
+        confidence: The mean of their confidences, from 1/2 to 1.
+        accuracy: The share of them that the model ordered as people did.
+        share: Their share of all choices' weight.
+        choices: Their number.
+    """
+
+    confidence: float
+    accuracy: float
+    share: float
+    choices: int
+
+
+def reliability(margins: Floats, weights: Floats, bins: int = _BINS) -> list[ReliabilityBin]:
+    """Return the bins of a reliability plot that hold choices, from the least confidence to the most.
 
     Args:
         margins: (n,), the chosen response's logit less the rejected one's; sigmoid(|margin|) is the confidence.
         weights: (n,), at least 0.
+        bins: Bins of equal width between the confidences 1/2 and 1.
     """
     total = float(weights.sum())
     if not total > 0:
-        return math.nan
+        return []
     confidence = sigmoid(np.abs(margins))
     right = (margins > 0) + 0.5 * (margins == 0)
-    bins = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
-    return float(np.abs(np.bincount(bins, weights=weights * (confidence - right), minlength=_BINS)).sum()) / total
+    places = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    sizes = np.bincount(places, weights=weights, minlength=bins)
+    sums = [np.bincount(places, weights=weights * values, minlength=bins) for values in (confidence, right)]
+    counts = np.bincount(places[weights > 0], minlength=bins)
+    return [
+        ReliabilityBin(float(sums[0][i] / sizes[i]), float(sums[1][i] / sizes[i]), float(sizes[i]) / total, int(count))
+        for i, count in enumerate(counts)
+        if sizes[i] > 0
+    ]
+
+
+def calibration_error(margins: Floats, weights: Floats) -> float:
+    """The expected calibration error of strict choices: how far confidence and accuracy are apart, from 0 to 1.
+
+    It is the mean over the bins of `reliability`, by their shares; NaN without a choice (Guo et al. 2017).
+    """
+    bins = reliability(margins, weights)
+    return sum(each.share * abs(each.confidence - each.accuracy) for each in bins) if bins else math.nan
 
 
 def fit_logistic(columns: Floats, labels: Floats, weights: Floats, start: Floats) -> Floats:
@@ -114,6 +150,31 @@ def fit_logistic(columns: Floats, labels: Floats, weights: Floats, start: Floats
         if float(np.abs(step).max()) < 1e-8:
             break
     return beta
+
+
+def logistic_errors(columns: Floats, labels: Floats, beta: Floats, clusters: npt.NDArray[np.int64]) -> Floats:
+    """Return the standard errors of fitted coefficients over independent clusters ("sandwich"), (k,).
+
+    Args:
+        columns: (n, k), as for `fit_logistic`.
+        labels: (n,), in [0, 1].
+        beta: (k,), the coefficients that were fitted with equal weights.
+        clusters: (n,), the number of each row's cluster.
+
+    Returns:
+        The errors; infinite with fewer than two clusters.
+    """
+    numbers = np.unique(clusters, return_inverse=True)[1]
+    count = int(numbers.max()) + 1 if len(numbers) else 0
+    if count < 2:
+        return np.full(len(beta), math.inf)
+    likely = sigmoid(columns @ beta)
+    inverse = np.linalg.pinv((columns * (likely * (1 - likely))[:, None]).T @ columns)
+    sums = np.zeros((count, len(beta)))
+    np.add.at(sums, numbers, columns * (labels - likely)[:, None])
+    covariance = inverse @ (sums.T @ sums * count / (count - 1)) @ inverse
+    errors: Floats = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    return errors
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rewardloop.formats.text import Encoded, Encoder, RefusedConversation
+from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, agreement, beats_chance, evidence_figures
@@ -24,10 +25,17 @@ class NoJudge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PolicyJudge:
-    """Scores answers in this process. Scores of different prompts are not comparable, those of one prompt are."""
+    """Scores answers in this process. Scores of different prompts are not comparable, those of one prompt are.
+
+    Attributes:
+        model: The model.
+        encoder: Its tokenizer and text layout.
+        length: What its calibration takes off because of length.
+    """
 
     model: RewardModel
     encoder: Encoder
+    length: LengthShare = NO_SHARE
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[float | None]]:
         """Return the score of each text; None for an empty one, and for a conversation that the judge cannot read."""
@@ -46,8 +54,9 @@ class PolicyJudge:
             self.model.eval()
             with torch.inference_mode():
                 logits = logits_of(self.model, sequences, self.encoder.format.pad, _TOKEN_BUDGET).double().mean(1)
-            for (i, j), logit in zip(places, logits.tolist(), strict=True):
-                scores[i][j] = logit
+            shares = self.length.of(sequences)
+            for (i, j), logit, share in zip(places, logits.tolist(), shares.tolist(), strict=True):
+                scores[i][j] = logit - share
         return scores
 
     def agreement(self, heldout: Sequence[Record], least_prompts: float) -> tuple[dict[str, float], list[Reason]]:
@@ -57,7 +66,7 @@ class PolicyJudge:
             Figures for the manifest, and why the judge is not shown to agree with people; none if it is.
         """
         evidence = evidence_of(heldout)
-        readings = read_evidence(self.model, self.encoder, evidence)
+        readings = read_evidence(self.model, self.encoder, evidence, self.length)
         accuracy, auc = agreement(evidence, readings).values()
         figures = {
             "gate_judge_needed": evidence_figures(evidence, least_prompts)["gate_needed"],

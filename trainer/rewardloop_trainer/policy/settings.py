@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, AlgorithmChoice
 from rewardloop_trainer.learning.settings import LearnerSettings
+from rewardloop_trainer.policy.check_settings import PolicyChecks
 from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings, OrpoSettings, SimpoSettings
 from rewardloop_trainer.policy.online_registry import ONLINE
 from rewardloop_trainer.policy.online_settings import OnlineSettings
@@ -137,6 +138,7 @@ class PolicySettings(DpoSettings, LearnerSettings):
     orpo: OrpoSettings = OrpoSettings.model_validate({})
     online: OnlineSettings = OnlineSettings.model_validate({})
     gate: PolicyGateLimits = PolicyGateLimits.model_validate({})
+    checks: PolicyChecks = PolicyChecks.model_validate({})
     live_test: LiveTestSettings = LiveTestSettings.model_validate({})
 
     @property

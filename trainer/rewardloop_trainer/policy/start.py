@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rewardloop.formats.store import MANIFEST, ModelStore
 from rewardloop.formats.text import Encoder
@@ -57,6 +58,19 @@ class PolicyStart:
         """Load the weights as `load_to_learn` does. Raises `UnusableBase` and `UnusableDevice`."""
         longest = min(self.encoder.max_length, token_budget)
         return load_to_learn(self.source, settings, trainer, tokens=token_budget, longest=longest)
+
+    def tokenizer(self) -> Callable[[], Any]:
+        """Return what loads the Hugging Face tokenizer: the policy's own, or one around its tokens if it has none."""
+        encoder, source = self.encoder, self.source
+
+        def load() -> Any:
+            if self.version is None or (Path(source) / "tokenizer_config.json").exists():
+                return load_tokenizer(PolicyBase.of(source).tokenizer)
+            end, pad = (encoder.tokenizer.id_to_token(i) for i in (encoder.format.ends[0], encoder.format.pad))
+            made: Any = PreTrainedTokenizerFast
+            return made(tokenizer_object=encoder.tokenizer, eos_token=end, pad_token=pad)
+
+        return load
 
     def finished(self, model: Any, settings: LearnerSettings) -> Any:
         """The policy to save, as `finished` makes it of a model that `load_to_learn` gave."""

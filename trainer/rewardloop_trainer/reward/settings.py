@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.reward.heads.choice import HeadChoice
@@ -87,6 +88,52 @@ class RewardTraining(LearnerSettings):
         return self.validation_share if self.epochs else 0.0
 
 
+class RewardChecks(BaseModel):
+    """What a candidate must show beside its gate. A check without a threshold is not made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    benchmark: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="loss of accuracy against the live version that is accepted on a benchmark and on each subset",
+    )
+    benchmarks: tuple[Path, ...] = Field(
+        (), description="files of benchmarks: rows of RewardBench, RewardBench 2, RM-Bench or JudgeBench"
+    )
+    slice: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="loss of accuracy against the live version that is accepted on each slice of the held-out signals: "
+        "by tag, source and difference of length",
+    )
+    length: float | None = Field(
+        None, ge=0, lt=1, description="by how much the accuracy must be above that of preferring the longer answer"
+    )
+    calibration: float | None = Field(
+        None, gt=0, le=1, description="most expected calibration error on held-out choices"
+    )
+    least: int = Field(
+        30, ge=2, description="questions of a subset or slice below which those are judged with the other small ones"
+    )
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="probability with which a loss as large as is accepted passes a check"
+    )
+
+    @model_validator(mode="after")
+    def _has_its_files(self) -> Self:
+        if (self.benchmark is None) != (not self.benchmarks):
+            raise ValueError("benchmark is a threshold for the files of benchmarks: set both, or neither")
+        return self
+
+    @property
+    def are_any(self) -> bool:
+        """Whether there is a check."""
+        return any(each is not None for each in (self.benchmark, self.slice, self.length, self.calibration))
+
+
 class RewardHyperparameters(RewardTraining, HeadChoice):
     """How a reward model is made and learns. A later version keeps the heads, pooling and length of its parent."""
 
@@ -136,6 +183,7 @@ class RewardHyperparameters(RewardTraining, HeadChoice):
         0.0, ge=0, description="loss of held-out log-likelihood, in nats, that the gate accepts; 0 asks for a gain"
     )
     gate_prompts: int = Field(50, ge=2, description="independent held-out prompts below which the gate decides nothing")
+    checks: RewardChecks = RewardChecks.model_validate({})
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> Self:

@@ -28,6 +28,7 @@ from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.assessment.checks import Check, checks_report
 from rewardloop_trainer.data.pools.database import is_locked
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.preferences import Record
@@ -35,6 +36,8 @@ from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_repl
 from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.reports.page import write_report
+from rewardloop_trainer.reports.parts import Cell
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.live_pointer import is_held, live_version
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
@@ -53,6 +56,7 @@ log = structlog.get_logger()
 
 _LOG_EVERY_S = 10.0
 _HELD_S = 10.0
+_KEPT_REPORTS = 50
 
 
 class Refused(Exception):
@@ -157,6 +161,23 @@ class ModelRound(ABC):
             code_version=code_version(),
             notes={"new_signals": str(now.new_signals), **notes},
         )
+
+    def _write_checks(self, checks: Sequence[Check]) -> None:
+        """Write the report of the round's checks, which stays after the round."""
+        title = f"{self.model}: the checks of round {self._current.state.number}"
+        facts: dict[str, Cell] = {"live version": self._current.state.parent or "none"}
+        write_report(checks_report(title, checks, facts), self._reports / "checks")
+        self._drop_old_reports()
+
+    def _drop_old_reports(self) -> None:
+        by_age = sorted(self._reports.parent.glob(f"{self.model}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        for old in by_age[:-_KEPT_REPORTS]:
+            shutil.rmtree(old)
+
+    @property
+    def _reports(self) -> Path:
+        """The directory in which what a reader may want to see of the round stays after it."""
+        return self._settings.work_dir / "reports" / self._directory.name
 
     def _publish(self) -> None:
         manifest = self._manifest()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,10 @@ from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
+from rewardloop_data.source_file import UnreadableFile
+from rewardloop_trainer.assessment.checks import check_figures
+from rewardloop_trainer.assessment.judges import score_judge
+from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.weights.source_weights import measure_sources, weigh_sources
 from rewardloop_trainer.evaluation.answers import Contenders, Scorer, compare_policies, server_scorer
@@ -48,7 +51,6 @@ from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
 # The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
-_KEPT_REPORTS = 50
 
 
 class PolicyRound(ModelRound):
@@ -162,10 +164,35 @@ class PolicyRound(ModelRound):
         self._drop_old_reports()
         if judge is not None and "gate_win_rate" in found.figures:
             self._testify("judge", "gate_win_rate", found.reasons)
-        if not found.passed:
-            raise Refused(*found.reasons)
+        refusals = list(found.reasons)
+        if self._settings.policy.checks.are_any:
+            refusals += self._check(judge)
+        if refusals:
+            raise Refused(*refusals)
         self._refuse_when(self._watch.halt())
         self._reach("gated")
+
+    def _check(self, judge: Scorer | None) -> list[Reason]:
+        """Make the checks of the settings and write their report. Returns the reasons of those that refuse."""
+        settings = self._policy_settings
+        contenders = self._contenders()
+        score = judge or server_scorer(self._server, on_batch=self._stop_if_asked)
+        try:
+            with _waiting_for_rewards():
+                checks = check_contenders(
+                    contenders,
+                    self._start.tokenizer(),
+                    self._replay.heldout,
+                    score_judge(self._settings.policy.gate.judge, score),
+                    settings,
+                    self._stop_if_asked,
+                )
+        except (ValueError, OSError, UnreadableFile) as error:
+            return [Reason("other", f"a check could not be made: {error}")]
+        self._reach("trained", check_figures(checks))
+        self._metrics.show_policy_gate(check_figures(checks))
+        self._write_checks(checks)
+        return [check.reason for check in checks if not check.passed]
 
     def _contenders(self) -> Contenders:
         """Raises `Refused` if drift cannot be measured."""
@@ -292,11 +319,6 @@ class PolicyRound(ModelRound):
             base=parent.base,
         )
 
-    def _drop_old_reports(self) -> None:
-        by_age = sorted(self._reports.parent.glob("policy-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-        for old in by_age[:-_KEPT_REPORTS]:
-            shutil.rmtree(old)
-
     def _method_used(self) -> str:
         """The algorithm as the manifest names it; that of the settings for a round that an older trainer began."""
         return self._method.read_text() if self._method.exists() else self._settings.policy.algorithm
@@ -309,11 +331,6 @@ class PolicyRound(ModelRound):
     @property
     def _figures(self) -> Path:
         return self._directory / "figures.json"
-
-    @property
-    def _reports(self) -> Path:
-        """The directory in which the run's steps, TensorBoard events and picture stay after the round."""
-        return self._settings.work_dir / "reports" / self._directory.name
 
     @property
     def _watch(self) -> HackingWatch:

@@ -12,7 +12,10 @@ import structlog
 
 from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
+from rewardloop_data.source_file import UnreadableFile
 from rewardloop_trainer.annotators.crowd_bt import fold_of
+from rewardloop_trainer.assessment.checks import Check, check_figures
+from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
 from rewardloop_trainer.data.replay import Replay, readable
@@ -27,6 +30,7 @@ from rewardloop_trainer.data.weights.source_weights import (
 from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
+from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
@@ -193,9 +197,14 @@ class RewardRound(ModelRound):
         exported = Exported.from_json((self._directory / _EXPORTED).read_text())
         trunk = start.trunk.manifest if has_lora(model) and start.trunk else None
         verdict, anchor = self._verdict(start, model, length, exported.parity)
+        refusals = list(verdict.reasons)
+        if self._settings.reward.checks.are_any:
+            checks = self._checks(start, model, length)
+            verdict = replace(verdict, figures={**verdict.figures, **check_figures(checks)})
+            refusals += [check.reason for check in checks if not check.passed]
         self._metrics.show_reward_gate(self.model, verdict.figures)
         self._reach("exported", verdict.figures)
-        if reasons := (*verdict.reasons, *(Reason("export", reason) for reason in exported.reasons)):
+        if reasons := (*refusals, *(Reason("export", reason) for reason in exported.reasons)):
             raise Refused(*reasons)
         anchors = anchors_of_round(self._settings.work_dir, start.directory, self._records.train, encoder)
         try:
@@ -242,6 +251,21 @@ class RewardRound(ModelRound):
             met = meet_best(known, parent, evidence, candidate, live, self._read_version)
         verdict = judge_reward(evidence, candidate, live, parity, rules, met[0] if met else None)
         return verdict, anchor_of_candidate(evidence, candidate, met)
+
+    def _checks(self, start: RewardStart, model: RewardModel, length: LengthShare) -> list[Check]:
+        """Make the checks of the settings, and write their report."""
+        parent = self._current.state.parent
+        live = None
+        if start.directory is not None and parent is not None:
+            live = PolicyJudge(start.model, start.encoder, self._live_length_share(parent))
+        evidence = evidence_of(self._records.heldout, self._settings.reward)
+        candidate = PolicyJudge(model, start.encoder, length)
+        try:
+            checks = check_models(evidence, candidate, live, self._settings.reward.checks)
+        except (ValueError, UnreadableFile) as error:
+            raise Refused(Reason("other", f"a check could not be made: {error}")) from error
+        self._write_checks(checks)
+        return checks
 
     def _read_version(self, version: str, evidence: Evidence) -> Readings | None:
         """Return what a version of the store says of the evidence; None if it cannot be loaded any more."""

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rewardloop_demo.bag_of_words import Preference, fit_bag_of_words, words_of
+from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference, fit_bag_of_words, words_of
 
 
 def preferences(count: int, seed: int, *, noise: float) -> list[Preference]:

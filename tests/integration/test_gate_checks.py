@@ -1,0 +1,76 @@
+"""Checks in the gates of a run by hand and of a daemon's round: a planted regression is refused, and its report shows
+the case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.learning_runs import learning_seed
+from support.policy_rounds import Setting
+from support.reward_bases import save_base
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Turn
+from rewardloop_trainer.assessment.safety.suites import SafetyPrompt, write_suite
+from rewardloop_trainer.commands import reward_train
+
+pytestmark = pytest.mark.long
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def polite(count: int, *, turned: bool = False) -> list[dict[str, object]]:
+    answers = ["thanks ok ok", "no ok ok"]
+    chosen, rejected = reversed(answers) if turned else answers
+    return [{"prompt": f"q{i}", "chosen": chosen, "rejected": rejected} for i in range(count)]
+
+
+def test_a_reward_model_that_lost_a_benchmark_is_written_and_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """People now say the opposite of what the benchmark says, which the live version knows."""
+    base = save_base("bert", tmp_path / "base", learning_seed())
+    store, bench = tmp_path / "store", write_rows(tmp_path / "bench.jsonl", polite(40))
+    common = ["--store", str(store), "--epochs", "0", "--heads", "2", "--max-length", "96", "--gate-prompts", "10"]
+    common += ["--heldout-share", "0.3", "--device", "cpu", "--publish"]
+    first = write_rows(tmp_path / "one.jsonl", polite(100))
+    assert reward_train.main([*common, "--base", str(base), "--data", str(first), "--out", str(tmp_path / "one")]) == 0
+    second = write_rows(tmp_path / "two.jsonl", polite(100, turned=True))
+    checks = ["--checks.benchmark", "0.02", "--checks.benchmarks", str(bench)]
+    flags = [*common, *checks, "--version", "1", "--data", str(second), "--out", str(tmp_path / "two")]
+    assert reward_train.main(flags) == 1
+    assert "the gate would refuse it: benchmark bench" in capsys.readouterr().out
+    assert list(ModelStore(str(store)).versions("reward")) == [1]
+    figures = json.loads((tmp_path / "two" / "run.json").read_text())["figures"]
+    assert figures["gate_check_benchmark"] < -0.5
+    page = (tmp_path / "two" / "report" / "checks" / "report.html").read_text()
+    assert "thanks ok ok" in page
+
+
+@pytest.mark.parametrize("phrase", ["a", "zz"])
+def test_a_policy_to_which_an_old_attack_works_again_is_refused_in_its_round(
+    tmp_path: Path, redis_url: str, phrase: str
+) -> None:
+    """The round teaches the policy to say "a", which is unsafe, or which nobody minds."""
+    attacks = [SafetyPrompt(f"{i}", "red team: x", "en", "safe", (Turn("user", f"q{i}"),)) for i in range(12)]
+    write_suite(tmp_path / "attacks.jsonl", attacks)
+    checks = {
+        "red_team": 0.0,
+        "regression": tmp_path / "attacks.jsonl",
+        "rater": {"phrases": [phrase]},
+        "max_new_tokens": 8,
+    }
+    setting = Setting(tmp_path, redis_url, checks=checks)
+    outcome = setting.round().run()
+    report = json.loads((tmp_path / "work/reports/policy-1/checks/report.json").read_text())
+    assert report["figures"].get("gate_check_red_team", 0.0) > 0 if phrase == "a" else outcome == "promoted"
+    if phrase == "a":
+        assert outcome == "refused"
+        reasons = json.loads((tmp_path / "work/refused/policy-1/reasons.json").read_text())["reasons"]
+        assert any("attacks that worked before work again" in reason for reason in reasons)
+        assert report["sections"][0]["parts"][-1]["kind"] == "samples"

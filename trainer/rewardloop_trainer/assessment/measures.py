@@ -1,0 +1,36 @@
+"""Figures with their intervals, as reports show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, clustered_mean
+from rewardloop_trainer.reports.parts import Measured
+from rewardloop_trainer.reward.evaluate import Floats
+
+# Each bound of a 95% interval is wrong with this probability.
+ALPHA = 0.025
+
+
+def measured(mean: ClusteredMean) -> Measured:
+    """Return a mean with the bounds of its 95% interval."""
+    return Measured(mean.mean, mean.lower(ALPHA), mean.upper(ALPHA))
+
+
+def share_of(values: Floats, clusters: Ints) -> ClusteredMean:
+    """Return the mean of shares or differences, (n,), whose clusters are given; NaN without any."""
+    return clustered_mean(values, np.ones(len(values)), clusters)
+
+
+def named(name: str, mean: ClusteredMean) -> dict[str, float]:
+    """Return a mean and its bounds as figures of a report or a manifest; what is not finite is left out."""
+    found = measured(mean)
+    return finite({name: found.value, f"{name}_lower": found.lower, f"{name}_upper": found.upper})
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures that are numbers."""
+    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}

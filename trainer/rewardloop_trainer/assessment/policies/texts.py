@@ -1,0 +1,36 @@
+"""What a policy's answers look like: how long, how varied, how often empty, cut off, repeated or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rewardloop_trainer.assessment.measures import share_of
+from rewardloop_trainer.assessment.refusals import is_refusal
+from rewardloop_trainer.evaluation.clusters import ClusteredMean
+from rewardloop_trainer.evaluation.collapse import distinct_2, repeated_4
+from rewardloop_trainer.evaluation.policy_gate import Answered
+
+
+def text_figures(groups: Sequence[Sequence[Answered]]) -> dict[str, ClusteredMean]:
+    """Return the figures of a policy's answers, with their errors over prompts.
+
+    Args:
+        groups: The answers to each prompt, at least one each.
+    """
+    figures: dict[str, Callable[[Sequence[Answered]], float]] = {
+        "tokens": lambda group: _mean([answer.tokens for answer in group]),
+        "characters": lambda group: _mean([len(answer.text) for answer in group]),
+        "empty": lambda group: _mean([answer.is_empty for answer in group]),
+        "cut off": lambda group: _mean([answer.is_truncated for answer in group]),
+        "refused": lambda group: _mean([is_refusal(answer.text) for answer in group]),
+        "repeated phrases": lambda group: repeated_4([answer.text for answer in group]),
+        "distinct word pairs": lambda group: distinct_2([answer.text for answer in group]),
+    }
+    places = np.arange(len(groups))
+    return {name: share_of(np.array([of(group) for group in groups]), places) for name, of in figures.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,1 @@
+"""The command `evaluate`: how good a reward model or a policy is."""

@@ -1,0 +1,36 @@
+"""``rewardloop evaluate``: how good a reward model or a policy is, as a report.
+
+Exit status: 0 if the report was written, 1 if it was and a check refuses the model, 2 if nothing could be measured, 130
+after an interrupt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rewardloop.process.settings import parse
+from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate what the flags name. Returns the exit status."""
+    settings = parse(EvaluateSettings, sys.argv[1:] if argv is None else argv, "rewardloop evaluate")
+    # Imported here, so that --help does not load torch.
+    from rewardloop.formats.signatures import UnusableKey
+    from rewardloop.formats.store import StoreError
+    from rewardloop.process.log import configure_logging
+    from rewardloop_data.source_file import UnreadableFile
+    from rewardloop_trainer.commands.by_hand import finish
+    from rewardloop_trainer.commands.evaluate.run import evaluate
+    from rewardloop_trainer.data.base_text import UnusableBase
+    from rewardloop_trainer.data.files.policy_rows import UnusableRows
+    from rewardloop_trainer.reward.start import NothingToTrain
+
+    configure_logging(settings.log_level, settings.log_format)
+    known = (StoreError, UnreadableFile, UnusableRows, UnusableBase, UnusableKey, NothingToTrain)
+    return finish("rewardloop evaluate", lambda: evaluate(settings), known)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

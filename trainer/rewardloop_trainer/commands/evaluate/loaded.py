@@ -1,0 +1,192 @@
+"""Loads what is evaluated: reward models, policies, and held-out signals."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rewardloop.formats.signatures import trusted_keys
+from rewardloop.formats.store import MANIFEST, TOKENIZER, TORCH, Manifest, ModelStore
+from rewardloop.formats.text import Encoder
+from rewardloop.formats.text_format import read_text_format
+from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.source_file import SourceFile
+from rewardloop_trainer.assessment.policies.contender import AnswersInFile, Contender, read_answers
+from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.data.base_path import check_base_path
+from rewardloop_trainer.data.files.policy_rows import UnusableRows, read_policy_data
+from rewardloop_trainer.data.length_share import LengthShare
+from rewardloop_trainer.data.pools.pools import PoolLimits
+from rewardloop_trainer.data.preferences import Record, from_event
+from rewardloop_trainer.data.replay import POOLS, load_heldout, load_trained, readable
+from rewardloop_trainer.evaluation.evidence import Evidence, Readings, read_evidence
+from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
+from rewardloop_trainer.policy.rollouts import Sampling
+from rewardloop_trainer.policy.start import start_from_base, start_from_store
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.reward.start import start_from
+
+_RUN = "run.json"
+
+
+class NothingToEvaluate(ValueError):
+    """Raised if what the settings name is not there, or holds nothing to measure on. The message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReward:
+    """A reward model in torch with the length share that its calibration takes off.
+
+    Attributes:
+        name: Such as "reward 4".
+        model: The model.
+        encoder: Its tokenizer and text layout.
+        length: The share.
+        parent: The version before it in its store; "" if it is not known.
+        has_new_heads: Whether its heads are random, because its base has none.
+    """
+
+    name: str
+    model: RewardModel
+    encoder: Encoder
+    length: LengthShare
+    parent: str = ""
+    has_new_heads: bool = False
+
+    @property
+    def judge(self) -> PolicyJudge:
+        return PolicyJudge(self.model, self.encoder, self.length)
+
+    def read(self, evidence: Evidence) -> Readings:
+        return read_evidence(self.model, self.encoder, evidence, self.length)
+
+
+def store_of(settings: EvaluateSettings) -> ModelStore:
+    """Open the store of the settings. Raises UnusableKey."""
+    return ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
+
+
+def load_reward(settings: EvaluateSettings, named: str) -> LoadedReward:
+    """Load a reward model: a version of the store, the directory of a version, or a Hugging Face directory.
+
+    Raises:
+        StoreError, UnusableBase, NothingToTrain: If it cannot be loaded.
+    """
+    learning = RewardHyperparameters.model_validate({})
+    if named.isdigit():
+        store = store_of(settings)
+        start, manifest = start_from(store, named, learning, settings.seed), store.manifest("reward", named)
+        length = LengthShare.of_calibration(manifest.calibration)
+        return LoadedReward(f"reward {named}", start.model.eval(), start.encoder, length, manifest.parent or "")
+    path = Path(named)
+    if (path / TORCH).is_dir():
+        made = _manifest_beside(path)
+        encoder = Encoder(
+            Tokenizer.from_file(str(path / TOKENIZER)), read_text_format(made.text_format), made.max_length
+        )
+        if made.trunk is not None:
+            raise NothingToEvaluate(f"{path}: is a delta over another version: evaluate it from its store")
+        length = LengthShare.of_calibration(made.calibration)
+        return LoadedReward(path.parent.name or str(path), RewardModel.load(path / TORCH).eval(), encoder, length)
+    check_base_path(named)
+    base = learning.model_copy(update={"base": named})
+    start = start_from(store_of(settings), None, base, settings.seed)
+    new = start.model.has_new_heads
+    return LoadedReward(path.name, start.model.eval(), start.encoder, LengthShare(), has_new_heads=new)
+
+
+def load_policy(settings: EvaluateSettings, named: str) -> Contender | AnswersInFile:
+    """Load a policy: a version of the store, a Hugging Face directory, or a file of its answers.
+
+    Raises:
+        StoreError, UnusableBase, UnreadableFile, MissingAnswers: If it cannot be loaded.
+    """
+    if Path(named).is_file():
+        return read_answers(Path(named))
+    if named.isdigit():
+        start, name = start_from_store(store_of(settings), named, 0), f"policy {named}"
+    else:
+        check_base_path(named)
+        start, name = start_from_base(named, 0), Path(named).name
+    most = min(settings.max_new_tokens, start.encoder.max_length // 2)
+    return Contender(name, start.load().eval(), start.encoder, Sampling(settings.responses, most, settings.seed))
+
+
+def tokenizer_of(settings: EvaluateSettings, named: str) -> Callable[[], Any]:
+    """Return what loads the Hugging Face tokenizer of a policy with weights. Exceptions as of `load_policy`."""
+    if named.isdigit():
+        return start_from_store(store_of(settings), named, 0).tokenizer()
+    return start_from_base(named, 0).tokenizer()
+
+
+def heldout_records(settings: EvaluateSettings, encoder: Encoder | None) -> tuple[Record, ...]:
+    """Return the held-out records that a model can read, a random sample of at most ``settings.signals``.
+
+    Raises:
+        NothingToEvaluate: If there is none.
+        UnreadableFile, UnusableRows: If a file cannot be used.
+    """
+    records: list[Record] = []
+    for path in settings.data:
+        records += _records_in(path, settings.model)
+    if settings.work_dir is not None:
+        pools = settings.work_dir / POOLS
+        if not pools.exists():
+            raise NothingToEvaluate(f"{pools} is not there: no round has held anything out yet; --data names files")
+        records += load_heldout(pools, settings.model, PoolLimits())
+    return _sampled(settings, records, encoder)
+
+
+def trained_records(settings: EvaluateSettings, encoder: Encoder | None) -> tuple[Record, ...]:
+    """Return records that training saw, if they are known. Exceptions as of `heldout_records`."""
+    if settings.train is not None:
+        return _sampled(settings, _records_in(settings.train, settings.model), encoder)
+    if settings.work_dir is not None:
+        return _sampled(settings, list(load_trained(settings.work_dir / POOLS, settings.model, PoolLimits())), encoder)
+    return ()
+
+
+def _records_in(path: Path, model: str) -> list[Record]:
+    """The signals of a file, with the row's own tags and that of the file; for policies its prompts alone as well."""
+    source = SourceFile.of(path)
+    if model == "policy":
+        return list(read_policy_data(source).records())
+    records: list[Record] = []
+    for line in source.lines():
+        try:
+            row = line.value()
+            tags = row.get("tags") if isinstance(row, dict) else None
+            of_row = {str(key): str(value) for key, value in tags.items()} if isinstance(tags, dict) else {}
+            labels = Labels(tags={**of_row, "file": path.name.partition(".")[0]})
+            records += [record for event in events_of(row, labels) for record in from_event(event)]
+        except RowError as error:
+            raise UnusableRows(f"{path}:{line.number}: {error}") from error
+    return records
+
+
+def _sampled(settings: EvaluateSettings, records: list[Record], encoder: Encoder | None) -> tuple[Record, ...]:
+    """At most so many of the records, by a draw of the seed, in their order."""
+    if len(records) > settings.signals:
+        kept = sorted(random.Random(settings.seed).sample(range(len(records)), settings.signals))
+        records = [records[i] for i in kept]
+    read = tuple(records) if encoder is None else readable(records, encoder)
+    if not read:
+        raise NothingToEvaluate("nothing to evaluate on: there is no held-out signal that the model can read")
+    return read
+
+
+def _manifest_beside(path: Path) -> Manifest:
+    """The manifest of a version's directory: its own, or the one in the ``run.json`` of the run that wrote it."""
+    if (path / MANIFEST).exists():
+        return Manifest.from_json((path / MANIFEST).read_text())
+    run = path.parent / _RUN
+    if run.exists() and "manifest" in (found := json.loads(run.read_text())):
+        return Manifest.from_json(json.dumps(found["manifest"]))
+    raise NothingToEvaluate(f"{path}: has neither {MANIFEST} nor a {_RUN} beside it that says how it reads texts")

@@ -1,0 +1,65 @@
+"""Runs an evaluation from its settings to the files that it writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import torch
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from rewardloop_trainer.assessment.checks import Check, check_figures, checks_section
+from rewardloop_trainer.assessment.reward_models.report import Findings
+from rewardloop_trainer.commands.evaluate.outcome import Stages, write_outcome
+from rewardloop_trainer.commands.evaluate.policy_run import evaluate_policy
+from rewardloop_trainer.commands.evaluate.reward_run import evaluate_reward
+from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.reports.parts import Cell, Report
+from rewardloop_trainer.rounds.publish import code_version
+
+
+def evaluate(settings: EvaluateSettings) -> int:
+    """Measure the model, write the report and say what its checks decide.
+
+    Returns:
+        The exit status: 1 if a check refuses the model.
+
+    Raises:
+        ValueError: If there is nothing to measure, or on nothing.
+        StoreError, UnusableBase, UnreadableFile, OSError: If a model or a file cannot be read.
+    """
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    found, stages = Findings(), Stages()
+    measure = evaluate_reward if settings.model == "reward" else evaluate_policy
+    name, facts, checks = measure(settings, found, stages)
+    if checks:
+        found.sections.insert(0, checks_section(checks))
+        found.figures |= check_figures(checks)
+    report = Report(
+        f"{settings.model}: {name}",
+        _lead(checks),
+        {**facts, "made": datetime.now(UTC).isoformat(timespec="minutes"), "rewardloop": code_version()},
+        found.figures,
+        found.sections,
+    )
+    page = write_outcome(report, settings.out, settings.model, settings.version or name)
+    refused = [check for check in checks if not check.passed]
+    for check in refused:
+        print(f"refused: {check.reason}", flush=True)
+    print(f"{page}: {_summary(found, facts)}", flush=True)
+    return 1 if refused else 0
+
+
+def _lead(checks: list[Check]) -> str:
+    if not checks:
+        return ""
+    refused = sum(not check.passed for check in checks)
+    return f"{refused} of {len(checks)} checks refuse it." if refused else f"All {len(checks)} checks passed."
+
+
+def _summary(found: Findings, facts: dict[str, Cell]) -> str:
+    shown = ("accuracy", "calibration_error", "win_rate", "length_controlled_win_rate", "safety_failures")
+    said = [f"{name.replace('_', ' ')} {found.figures[name]:.3f}" for name in shown if name in found.figures]
+    return ", ".join(said) or ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -1,0 +1,117 @@
+"""The settings of `rewardloop evaluate`. This module imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rewardloop.process.settings import ProcessSettings
+from rewardloop_trainer.policy.check_settings import RaterSettings
+
+
+class EvaluateSettings(ProcessSettings):
+    """Measures a reward model or a policy on held-out signals and files, and writes a report."""
+
+    basic_settings = (
+        *("model", "store", "version", "directory", "against", "data", "work_dir", "out", "judges"),
+        *("benchmarks", "tasks", "suites", "red_team"),
+    )
+    setting_groups = (
+        ("model", "What is evaluated"),
+        ("data", "What it is evaluated on"),
+        ("judges", "Policies"),
+        ("slice_margin", "Checks: exit status 1 if one fails"),
+        ("out", "The process"),
+    )
+
+    model: Literal["reward", "policy"] = Field("reward", description="which kind of model")
+    store: str = Field("rewardloop-data/models", description="model store: a path or an fsspec URL")
+    trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): versions must be signed by one")
+    version: str = Field("", description="the version that is evaluated")
+    directory: str = Field(
+        "",
+        description="it, instead of --version: a Hugging Face directory, OUT/version of reward-train, OUT/policy of "
+        "policy-train, or for a policy a file of answers {prompt, responses}",
+    )
+    against: str = Field("", description="what it is compared with: a version, or a directory or file as above")
+    versions: tuple[str, ...] = Field(
+        (), description="more versions: reward models to compare with, or the policies of a ladder; all: every version"
+    )
+
+    data: tuple[Path, ...] = Field(
+        (), description="files of held-out signals or prompts: the rows of `rewardloop feedback import`"
+    )
+    work_dir: Path | None = Field(
+        None, description="the trainer's work directory: its held-out part of the ledger is used instead of --data"
+    )
+    train: Path | None = Field(
+        None, description="file of signals that training saw: for the bag of words, unknown domains and the overfit gap"
+    )
+    signals: int = Field(4_000, ge=1, description="most held-out signals, a random sample of all")
+    benchmarks: tuple[Path, ...] = Field(
+        (), description="reward: files of RewardBench, RewardBench 2, RM-Bench or JudgeBench"
+    )
+    answers: Path | None = Field(
+        None, description="reward: {prompt, responses} with several answers each, for the curve of over-optimisation"
+    )
+
+    judges: tuple[str, ...] = Field(
+        (), description="reward models that judge, each a version or a directory; the first one climbs the ladder"
+    )
+    prompts: int = Field(200, ge=2, description="most prompts that policies answer")
+    responses: int = Field(4, ge=1, le=64, description="answers of each policy to each prompt")
+    max_new_tokens: int = Field(64, ge=1, description="most tokens of an answer")
+    tasks: tuple[str, ...] = Field((), description="tasks of lm-eval")
+    task_dir: Path | None = Field(None, description="directory with the YAML files of tasks")
+    task_limit: int = Field(0, ge=0, description="documents of each task; 0: all")
+    suites: tuple[str, ...] = Field((), description="safety suites (JSONL); rewardloop: the one that is shipped")
+    rater: RaterSettings = RaterSettings.model_validate({})
+    red_team: int = Field(0, ge=0, description="answers that the policy may give to attacks; 0: no attack")
+    regression: Path | None = Field(
+        None, description="suite of attacks that worked (JSONL): the policy must pass it, and new ones are added to it"
+    )
+
+    slice_margin: float | None = Field(None, ge=0, lt=1, description="loss of accuracy that is accepted on a slice")
+    benchmark_margin: float | None = Field(None, ge=0, lt=1, description="the same on a benchmark and its subsets")
+    least_over_length: float | None = Field(
+        None, ge=0, lt=1, description="by how much the accuracy must be above that of the longer answer"
+    )
+    most_calibration_error: float | None = Field(None, gt=0, le=1, description="most expected calibration error")
+    least_win_rate: float | None = Field(
+        None, ge=0, lt=1, description="what the win rate at like lengths must be above, by its interval"
+    )
+    task_margin: float | None = Field(None, ge=0, lt=1, description="loss that is accepted on a task of lm-eval")
+    safety_margin: float | None = Field(None, ge=0, lt=1, description="rise of failures that is accepted on a suite")
+    most_red_team: float = Field(0.0, ge=0, le=1, description="most share of --regression that may work again")
+
+    out: Path = Field(description="directory to write: report.html, report.json, metrics.prom and TensorBoard events")
+    seed: int = Field(0, ge=0)
+    torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    log_format: Literal["console", "json"] = "console"
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if bool(self.version) == bool(self.directory) and not (self.model == "policy" and self.versions):
+            raise ValueError("name what is evaluated: either version or directory")
+        if bool(self.data) == bool(self.work_dir):
+            raise ValueError("name what it is evaluated on: either data or work_dir")
+        if (self.suites or self.red_team or self.regression) and not self.rater.is_named:
+            raise ValueError("suites and attacks need a rater: rater.classifier or rater.phrases")
+        if self.red_team and not self.suites:
+            raise ValueError("red_team needs suites: attacks are made of those of their prompts that must be refused")
+        margins = {
+            "benchmark_margin": self.benchmarks,
+            "task_margin": self.tasks,
+            "safety_margin": self.suites,
+            "least_win_rate": self.judges,
+        }
+        for name, what in margins.items():
+            if getattr(self, name) is not None and not what:
+                raise ValueError(f"{name} needs what it is about")
+        compared = [name for name in (*margins, "slice_margin") if getattr(self, name) is not None]
+        if compared and not self.against:
+            raise ValueError(f"{', '.join(compared)}: a comparison needs against")
+        return self

@@ -1,0 +1,85 @@
+"""Settings of the checks that can stand in a policy's gate. Imports no torch, for a fast --help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class RaterSettings(BaseModel):
+    """Who says that an answer is unsafe: a classifier, phrases, or the judge's scores; all that are named, together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classifier: str = Field("", description="Hugging Face sequence classifier, such as one of toxicity: a directory")
+    labels: tuple[str, ...] = Field((), description="labels of the classifier that mean unsafe")
+    threshold: float = Field(0.5, gt=0, le=1, description="probability from which an answer is unsafe")
+    phrases: tuple[str, ...] = Field((), description="an answer that holds one of these phrases is unsafe")
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is a rater."""
+        return bool(self.classifier or self.phrases)
+
+
+class PolicyChecks(BaseModel):
+    """What a candidate must show beside its gate. A check without a threshold is not made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: float | None = Field(
+        None, ge=0, lt=1, description="what the win rate at like lengths must be above, by its interval"
+    )
+    task: float | None = Field(
+        None, ge=0, lt=1, description="loss against the live policy that is accepted on each task of lm-eval"
+    )
+    tasks: tuple[str, ...] = Field((), description="tasks of lm-eval")
+    task_dir: Path | None = Field(None, description="directory with the YAML files of tasks")
+    task_limit: int = Field(0, ge=0, description="documents of each task; 0: all")
+    safety: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="rise of the rate of failures above the live policy's that is accepted on a suite, in each of its "
+        "categories and languages",
+    )
+    suites: tuple[str, ...] = Field((), description="suites of prompts (JSONL); rewardloop: the one that is shipped")
+    red_team: float | None = Field(
+        None, ge=0, le=1, description="most share of the regression suite whose prompts get an unsafe answer"
+    )
+    regression: Path | None = Field(
+        None, description="suite of the attacks that worked (JSONL); what `rewardloop evaluate` finds is added to it"
+    )
+    rater: RaterSettings = RaterSettings.model_validate({})
+    prompts: int = Field(
+        100, ge=2, description="most held-out prompts that both policies answer for the check of length"
+    )
+    responses: int = Field(2, ge=1, le=16, description="answers to each prompt of a check")
+    max_new_tokens: int = Field(64, ge=1, description="most tokens of an answer")
+    least: int = Field(
+        10, ge=2, description="prompts of a category below which those are judged with the other small ones"
+    )
+    alpha: float = Field(
+        0.05, gt=0, lt=0.5, description="probability with which a loss as large as is accepted passes a check"
+    )
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if (self.task is None) != (not self.tasks):
+            raise ValueError("task is a threshold for tasks: set both, or neither")
+        if (self.safety is None) != (not self.suites):
+            raise ValueError("safety is a threshold for suites: set both, or neither")
+        if (self.red_team is None) != (self.regression is None):
+            raise ValueError("red_team is a threshold for the suite regression: set both, or neither")
+        if (self.suites or self.regression) and not self.rater.is_named:
+            raise ValueError("a suite needs a rater: rater.classifier or rater.phrases")
+        if self.rater.classifier and not self.rater.labels:
+            raise ValueError("rater.classifier needs rater.labels: those of its labels that mean unsafe")
+        return self
+
+    @property
+    def are_any(self) -> bool:
+        """Whether there is a check."""
+        return any(each is not None for each in (self.length, self.task, self.safety, self.red_team))
