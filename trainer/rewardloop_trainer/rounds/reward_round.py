@@ -100,7 +100,7 @@ class RewardRound(ModelRound):
             settings = self._settings.reward.model_copy(update={"seed": self._current.state.seed})
             makes_delta, settings = choose_weights(start, settings)
             measured = measure_sources((*train, *self._records.heldout))
-            learned, validation = validation_part(self._weighed(train, measured), settings.share_apart)
+            learned, validation = validation_part(self._weighed_by_source(train, measured), settings.share_apart)
             try:
                 outcome = train_averaged(
                     start.model,
@@ -125,7 +125,7 @@ class RewardRound(ModelRound):
         figures = json.loads((trained / "figures.json").read_text())
         self._reach("trained", figures)
 
-    def _weighed(self, train: Sequence[Record], measured: Mapping[str, SourceWeight]) -> list[Record]:
+    def _weighed_by_source(self, train: Sequence[Record], measured: Mapping[str, SourceWeight]) -> list[Record]:
         """Return the records with the measured weights of their sources, without those of muted sources.
 
         Raises `Refused` if nothing is left.
