@@ -6,7 +6,7 @@ The starter gives two answers to each question. `rewardloop judge` asks an endpo
 person judges any. The endpoint likes what the hidden taste likes, but takes the response shown first in a share of the
 pairs, and errs in a share of the others. A fresh copy of the starter learns from the labels by DPO. The hidden taste,
 which no label has told anything of but through the endpoint, compares its answers to held-out questions with the
-starter's. A control learns from the same number of labels that are drawn at random.
+starter's. With --control another copy learns from as many labels that are drawn at random.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=600, help="pairs that the judge is asked about")
     parser.add_argument("--judged", type=int, default=300, help="held-out questions that the taste compares")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--position", type=float, default=0.3, help="share in which the endpoint takes the first")
     parser.add_argument("--error", type=float, default=0.2, help="share of the others in which it errs")
+    parser.add_argument("--control", action="store_true", help="also learn from labels by lot")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -77,7 +78,7 @@ def compare(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     lots = random.Random(f"lots/{seed}")
     by_lot = [Choice(c.prompt, *lots.sample((c.chosen, c.rejected), 2)) for c in choices]
     rows = []
-    for name, learned in (("judge", choices), ("by lot", by_lot)):
+    for name, learned in (("judge", choices), ("by lot", by_lot))[: 1 + options.control]:
         policy = starter.policy()
         settings = DpoSettings.model_validate(_DPO | {"epochs": options.epochs, "seed": seed})
         train_policy(policy, starter.encoder, [as_pair(choice) for choice in learned], (), settings, RunControl())

@@ -15,7 +15,7 @@ from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.commands.judge.command import main
-from rewardloop_trainer.judging.live_pairs import LivePairs
+from rewardloop_trainer.judging.pairs.live_pairs import LivePairs
 
 
 def generation(i: int, texts: tuple[str, ...] = ("right", "wrong"), age_s: float = 3_600, **more: float) -> bytes:
@@ -65,7 +65,7 @@ def test_generations_that_people_are_not_asked_about_are_picked_once(client: red
     assert spreads is not None
     assert sorted(scores) == [0.0, 0.5]
     assert others["g1"].scores is None
-    ledger.append([signal(2, "g2")])
+    ledger.append([signal(12, "g2")])
     live.refresh()
     assert "g2" not in {each.generation_id for each in live.others.values()}
     assert len(live.judged_by_people) == 3

@@ -21,7 +21,7 @@ BENCH = Path(__file__).parents[1] / "bench/rlaif.py"
 @pytest.mark.timeout(3_000)
 def test_policy_learned_from_judge_labels_alone_beats_the_starter(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH), "--work", str(tmp_path), "--json", str(tmp_path / "rows.json")]
-    command += ["--seeds", "2", "--first-seed", str(learning_seed())]
+    command += ["--control", "--seeds", "2", "--first-seed", str(learning_seed())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2_900)
     assert done.returncode == 0, done.stderr[-3_000:]
     print(done.stdout)

@@ -10,7 +10,7 @@ from rewardloop_trainer.commands.judge.report import show_quality
 from rewardloop_trainer.evaluation.judge_quality import Bounded, Judged, JudgeQuality, measure_judge
 from rewardloop_trainer.judging.judge import Duel, Opinion
 from rewardloop_trainer.judging.metrics import JudgeMetrics
-from rewardloop_trainer.judging.pairs import Candidate, PersonSaid
+from rewardloop_trainer.judging.pairs.candidates import Candidate, PersonSaid
 
 
 def judged(i: int, opinion: Opinion, *people: float, first: str = "aaaa", second: str = "bb") -> Judged:

@@ -12,10 +12,10 @@ import pytest
 from rewardloop.formats.text import Turn
 from rewardloop_client import Feedback
 from rewardloop_data.source_file import SourceFile
-from rewardloop_trainer.judging.journal import TABLES, Journal
 from rewardloop_trainer.judging.judge import Duel, Opinion
-from rewardloop_trainer.judging.pairs import Candidate, PersonSaid, UnusablePairs, of_people, read_pairs
-from rewardloop_trainer.judging.picking import PickRules, Scored, pick, uncertainty
+from rewardloop_trainer.judging.pairs.candidates import Candidate, PersonSaid, UnusablePairs, of_people, read_pairs
+from rewardloop_trainer.judging.pairs.journal import TABLES, Journal
+from rewardloop_trainer.judging.pairs.picking import PickRules, Scored, pick, uncertainty
 from rewardloop_trainer.judging.replies import WorkFile
 
 RULES = PickRules(shared_share=0.1, least_shared=10, uncertain_share=0.8)

@@ -17,7 +17,7 @@ import numpy as np
 from rewardloop_trainer.data.weights.source_weights import SourceWeight, measure_sources, source_key
 from rewardloop_trainer.evaluation.clusters import Ints, clustered_mean, t_quantile
 from rewardloop_trainer.judging.judge import Opinion
-from rewardloop_trainer.judging.pairs import Candidate, as_records
+from rewardloop_trainer.judging.pairs.candidates import Candidate, as_records
 
 if TYPE_CHECKING:
     from rewardloop_trainer.reward.evaluate import Floats
@@ -84,7 +84,7 @@ def measure_judge(name: str, judged: Sequence[Judged]) -> JudgeQuality:
     """
     shared = [each for each in judged if each.candidate.people]
     # Pairs on which judge and at least one person made a choice.
-    decided = [each for each in shared if each.opinion.choice != "tie" and _choices(each.candidate)]
+    decided = [each for each in shared if each.opinion.wins != 0.5 and _choices(each.candidate)]
     agreed = [_agreed(each) for each in decided]
     stated = [max(each.opinion.probability, 1 - each.opinion.probability) for each in decided]
     unequal = [each for each in decided if len(each.candidate.duel.first) != len(each.candidate.duel.second)]

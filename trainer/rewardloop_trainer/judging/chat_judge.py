@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.judging.chat import Chat, Chooser, Request
-from rewardloop_trainer.judging.judge import Answer, Choice, Duel, JudgeRefused, Opinion
+from rewardloop_trainer.judging.judge import NEITHER, Answer, Duel, JudgeRefused, Opinion, choice_of
 from rewardloop_trainer.judging.prompts import (
     VERDICTS,
     again,
@@ -167,16 +167,12 @@ def opinion_of(straight: float, swapped: float, model: str = "") -> Opinion:
         swapped: The same with the duel's second response shown first.
         model: The versions of the model that voted.
     """
-    choices = _choice(straight), _choice(1 - swapped)
+    choices = choice_of(straight), choice_of(1 - swapped)
     agrees = choices[0] == choices[1]
     return Opinion(
-        choices[0] if agrees else "tie",
+        choices[0] if agrees else NEITHER,
         (straight + 1 - swapped) / 2,
         first_shown=(straight + swapped) / 2,
         agrees=agrees,
         model=model,
     )
-
-
-def _choice(vote: float) -> Choice:
-    return "first" if vote > 0.5 else "second" if vote < 0.5 else "tie"

@@ -17,6 +17,7 @@ from typing import Literal, Protocol, TypeAlias
 from rewardloop_trainer.data.preferences import Prompt
 
 Choice: TypeAlias = Literal["first", "second", "tie"]
+NEITHER: Choice = "tie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,16 @@ class Opinion:
     def wins(self) -> float:
         """1 if the first response was chosen, 0 if the second was, and 1/2 for a tie."""
         return {"first": 1.0, "second": 0.0, "tie": 0.5}[self.choice]
+
+    @property
+    def annotation(self) -> int | str:
+        """The choice as rows of preference files have it: 0, 1 or "tie"."""
+        return {"first": 0, "second": 1}.get(self.choice, self.choice)
+
+
+def choice_of(wins: float) -> Choice:
+    """Return the first response above 1/2, the second one below, and neither at 1/2."""
+    return "first" if wins > 0.5 else "second" if wins < 0.5 else NEITHER
 
 
 class Judge(Protocol):

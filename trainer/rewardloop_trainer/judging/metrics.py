@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from rewardloop.process.process_metrics import report_process
 from rewardloop_trainer.judging.asked_chat import CallOutcome
 from rewardloop_trainer.judging.chat_judge import Unjudged
-from rewardloop_trainer.judging.journal import PAIR_STATES, PairState, PickedAs
+from rewardloop_trainer.judging.pairs.journal import PAIR_STATES, PairState, PickedAs
 from rewardloop_trainer.judging.replies import Budget, Spent
 
 CALL_OUTCOMES: tuple[str, ...] = get_args(CallOutcome)

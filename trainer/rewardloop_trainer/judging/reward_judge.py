@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.judging.judge import Answer, Choice, Duel, Opinion
+from rewardloop_trainer.judging.judge import NEITHER, Answer, Duel, Opinion, choice_of
 
 # Prompts, and the responses to each: their scores in the same shape, None for a response that cannot be scored.
 Score: TypeAlias = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Sequence[Sequence[float | None]]]
@@ -44,7 +44,7 @@ class RewardJudge:
         if first is None or second is None:
             return None
         margin = first - second
-        choice: Choice = "tie" if abs(margin) <= self._tie_margin else "first" if margin > 0 else "second"
+        choice = NEITHER if abs(margin) <= self._tie_margin else choice_of(_sigmoid(margin))
         return Opinion(choice, _sigmoid(margin))
 
 

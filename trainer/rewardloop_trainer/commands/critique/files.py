@@ -116,9 +116,7 @@ def write_all(
             {
                 **_prompt(each),
                 "responses": [step.before, step.after],
-                "annotations": [
-                    {"annotator": annotator, "choice": {"first": 0, "second": 1, "tie": "tie"}[said.choice]}
-                ],
+                "annotations": [{"annotator": annotator, "choice": said.annotation}],
                 "principle": step.principle.id,
                 "probability": said.probability,
                 **about,

@@ -10,7 +10,7 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_client import Feedback
 from rewardloop_client._feedback import Context
 from rewardloop_trainer.judging.constitution import Constitution
-from rewardloop_trainer.judging.pairs import tags_of
+from rewardloop_trainer.judging.pairs.candidates import tags_of
 from rewardloop_trainer.judging.revision import Revised
 
 

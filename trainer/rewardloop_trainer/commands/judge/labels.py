@@ -23,10 +23,10 @@ from rewardloop_client import (
     UnknownGeneration,
 )
 from rewardloop_client._feedback import Context
-from rewardloop_trainer.judging.journal import Journal, KeptPair
 from rewardloop_trainer.judging.judge import Opinion
 from rewardloop_trainer.judging.metrics import JudgeMetrics
-from rewardloop_trainer.judging.pairs import tags_of
+from rewardloop_trainer.judging.pairs.candidates import tags_of
+from rewardloop_trainer.judging.pairs.journal import Journal, KeptPair
 from rewardloop_trainer.learning.write_whole import write_whole_file
 
 log = structlog.get_logger()
@@ -142,7 +142,7 @@ def _row(pair: KeptPair, judge: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "prompt": [message_of(turn) for turn in said],
         "responses": [duel.first, duel.second],
-        "annotations": [{"annotator": judge, "choice": {"first": 0, "second": 1, "tie": "tie"}[opinion.choice]}],
+        "annotations": [{"annotator": judge, "choice": opinion.annotation}],
         "probability": opinion.probability,
         "orders_agree": opinion.agrees,
         "picked": pair.picked,

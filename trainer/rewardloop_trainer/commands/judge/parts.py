@@ -13,10 +13,10 @@ from rewardloop_trainer.archive.redis_link import connect_redis
 from rewardloop_trainer.commands.judge.settings import JudgeSettings
 from rewardloop_trainer.judging.chat_judge import ChatJudge, Voting
 from rewardloop_trainer.judging.judge import Judge
-from rewardloop_trainer.judging.live_pairs import LivePairs
 from rewardloop_trainer.judging.metrics import JudgeMetrics
 from rewardloop_trainer.judging.open_model import open_chat, prepare_torch
-from rewardloop_trainer.judging.pairs import Candidate, read_pairs
+from rewardloop_trainer.judging.pairs.candidates import Candidate, read_pairs
+from rewardloop_trainer.judging.pairs.live_pairs import LivePairs
 from rewardloop_trainer.judging.replies import Replies, WorkFile
 from rewardloop_trainer.judging.rubric import SHIPPED, Rubric, UnusableRubric
 
@@ -55,9 +55,8 @@ def open_judge(
     path = settings.rubric or SHIPPED
     rubric = Rubric.read(path)
     if not work.hold(f"rubric/{rubric.label}", rubric.digest):
-        raise UnusableRubric(
-            f"{path}: version {rubric.version} had another text in {settings.work_dir}: change version"
-        )
+        had = f"version {rubric.version} had another text in {settings.work_dir}"
+        raise UnusableRubric(f"{path}: {had}: give it another version")
     voting = Voting(settings.votes, settings.temperature, settings.max_tokens, settings.seed)
 
     def on_unjudged(reason: str) -> None:

@@ -45,8 +45,11 @@ def show(name: str, quality: JudgeQuality | None, floor: float, output: Literal[
         ("stated confidence less agreement", quality.overconfidence, "0: calibrated in the mean"),
     ]
     for label, found, note in rows:
-        table.add_row(label, f"{found.value:.3f}", f"{found.lower:.3f} to {found.upper:.3f}", note)
-    table.add_row("calibration error", f"{quality.calibration_error:.3f}", "", "over ten bins")
+        is_known = not math.isnan(found.value)
+        interval = f"{found.lower:.3f} to {found.upper:.3f}" if is_known else ""
+        table.add_row(label, f"{found.value:.3f}" if is_known else "unknown", interval, note)
+    error = quality.calibration_error
+    table.add_row("calibration error", "unknown" if math.isnan(error) else f"{error:.3f}", "", "over ten bins")
     if (weight := quality.weight) is not None:
         note = f"MUTED: below {floor:g}" if weight.is_muted(floor) else "beside a person's signal"
         table.add_row("weight", f"{weight.weight:.3f}", f"{weight.lower:.3f} to {weight.upper:.3f}", note)

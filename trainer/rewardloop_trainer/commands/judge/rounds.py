@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 
 import structlog
 
-from rewardloop_trainer.judging.journal import Journal, KeptPair
 from rewardloop_trainer.judging.judge import BudgetSpent, Judge, JudgeAway, Opinion, Stopped
+from rewardloop_trainer.judging.pairs.journal import Journal, KeptPair
 
 log = structlog.get_logger()
 

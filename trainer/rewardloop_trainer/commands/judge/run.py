@@ -18,13 +18,13 @@ from rewardloop_trainer.commands.judge.report import show, show_quality
 from rewardloop_trainer.commands.judge.rounds import JudgedAs, judge_open
 from rewardloop_trainer.commands.judge.settings import JudgeSettings
 from rewardloop_trainer.evaluation.judge_quality import Judged, JudgeQuality, measure_judge
-from rewardloop_trainer.judging.journal import TABLES, Journal
 from rewardloop_trainer.judging.judge import Judge, JudgeUnusable
-from rewardloop_trainer.judging.live_pairs import LivePairs
 from rewardloop_trainer.judging.metrics import JudgeMetrics
 from rewardloop_trainer.judging.open_model import budget_of
-from rewardloop_trainer.judging.pairs import Candidate
-from rewardloop_trainer.judging.picking import PickRules, Scored, ScorePairs, pick
+from rewardloop_trainer.judging.pairs.candidates import Candidate
+from rewardloop_trainer.judging.pairs.journal import TABLES, Journal
+from rewardloop_trainer.judging.pairs.live_pairs import LivePairs
+from rewardloop_trainer.judging.pairs.picking import PickRules, Scored, ScorePairs, pick
 from rewardloop_trainer.judging.replies import Replies, WorkFile
 from rewardloop_trainer.judging.stopping import stop_on_signals
 from rewardloop_trainer.policy.rewards import score_groups

@@ -33,7 +33,7 @@ class JudgeSettings(ModelSettings):
     reward_store: str = Field("rewardloop-data/models", description="model store with the version below")
     reward_version: str = Field("", description="a reward version of that store as the judge")
     trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): that version must be signed by one")
-    tie_margin: float = Field(0.0, ge=0, description="scores that differ by no more are a tie")
+    tie_margin: float = Field(0.0, ge=0, description="scores that differ by no more are equal")
 
     rubric: Path | None = Field(None, description="TOML file with name, version and criteria; default: the shipped one")
     votes: int = Field(1, ge=1, le=100, description="votes in each of the two orders")

@@ -17,7 +17,7 @@ from rewardloop.v1 import policy_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.preferences import source_of
 from rewardloop_trainer.judging.judge import Duel
-from rewardloop_trainer.judging.pairs import Candidate, add_judged
+from rewardloop_trainer.judging.pairs.candidates import Candidate, add_judged
 
 log = structlog.get_logger()
 
@@ -92,8 +92,9 @@ class LivePairs:
         def read() -> Iterator[policy_pb2.Generation]:
             for key, data in zip(fresh, cast(list[bytes | None], client.mget(fresh)), strict=True):
                 generation = _parsed(data)
-                if generation is None:
-                    continue  # expired meanwhile, or no generation
+                if generation is None:  # expired meanwhile, or no generation
+                    self._seen[_name(key)] = None
+                    continue
                 if generation.create_time.ToSeconds() + self._min_age_s > now:
                     continue  # people may judge it still
                 self._seen[_name(key)] = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from rewardloop_trainer.judging.judge import Duel, Opinion
-from rewardloop_trainer.judging.pairs import Candidate, people_from, people_text, prompt_from, prompt_text
+from rewardloop_trainer.judging.pairs.candidates import Candidate, people_from, people_text, prompt_from, prompt_text
 from rewardloop_trainer.judging.replies import WorkFile
 
 # Why a pair was picked: people judged it, its scores are uncertain, or by lot among those that nobody judged.

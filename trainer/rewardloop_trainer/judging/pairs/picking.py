@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from rewardloop_trainer.judging.journal import PickedAs
-from rewardloop_trainer.judging.pairs import Candidate
+from rewardloop_trainer.judging.pairs.candidates import Candidate
+from rewardloop_trainer.judging.pairs.journal import PickedAs
 
 # Scores and spreads of both responses of each pair; None for a pair that was not scored.
 Scored = tuple[tuple[float, float], tuple[float, float]]
