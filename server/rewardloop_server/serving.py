@@ -37,6 +37,8 @@ from rewardloop_server.calls.vocabulary import (
     REWARD_SERVICE,
     methods_of,
 )
+from rewardloop_server.device.choose import choose_device
+from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
@@ -62,8 +64,6 @@ from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_s
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.device import choose_device
-from rewardloop_server.scoring.devices import LEAST_BOUND_S
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.priority import step_back
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages

@@ -9,9 +9,9 @@ from pydantic import Field, field_validator
 
 from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import RedisUrl
+from rewardloop_server.device.kinds import WantedDevice
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
-from rewardloop_server.scoring.devices import WantedDevice
 
 
 class ServingSettings(DoorSettings):

@@ -151,9 +151,9 @@ def _loaded(store: Path) -> dict[str, float]:
     """Load version 1 as a server does, and score one pair of 64 tokens."""
     from rewardloop.formats.store import ModelStore
     from rewardloop.formats.text import Encoded
+    from rewardloop_server.device.choose import Device
     from rewardloop_server.loading.sessions import SessionPool
     from rewardloop_server.observe.metrics import ServerMetrics
-    from rewardloop_server.scoring.device import Device
 
     models = ModelStore(store)
     pool = SessionPool(models, Device("cpu", os.cpu_count() or 1, spin=False), ServerMetrics())

@@ -27,12 +27,12 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, reward_pb2
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.score_group import GroupScorer
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer

@@ -24,9 +24,9 @@ from transformers import AutoModel, LlamaConfig
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoded
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run, plan_runs
 from rewardloop_trainer.export.parity import export_reward

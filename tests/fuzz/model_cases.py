@@ -29,9 +29,9 @@ from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ADAPTER, MANIFEST, CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import RewardloopError
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 
 _MAX_LENGTH = 48

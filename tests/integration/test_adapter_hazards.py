@@ -16,9 +16,9 @@ from support.adapter_graphs import WIDTH, lora, publish_decoder, publish_delta, 
 from rewardloop.formats.store import ADAPTER, ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 
 ROW = Encoded([1, 4, 5, 2, 6, 7, 2], None, False, 3, 4)
 INPUTS = {

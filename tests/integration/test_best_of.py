@@ -20,6 +20,7 @@ from rewardloop.formats.store import Calibration, ModelStore
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc, reward_pb2, reward_pb2_grpc
 from rewardloop_server.calls.errors import QueueFull
 from rewardloop_server.calls.validate import Limits
+from rewardloop_server.device.choose import Device
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
@@ -28,7 +29,6 @@ from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.score_group import GroupScorer
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer

@@ -19,10 +19,10 @@ from tokenizers import AddedToken, Tokenizer
 from rewardloop.formats.affix_layout import Affix, TextFormat
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 
 POSITIONS = 40
 FORMAT = TextFormat.for_encoder(word_tokenizer())

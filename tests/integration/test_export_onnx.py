@@ -22,9 +22,9 @@ from support.signals import choice
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import RefusedConversation, Turn
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.commands import export as export_cli

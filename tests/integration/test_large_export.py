@@ -16,9 +16,9 @@ from support.reward_bases import encoder_for, exported, mixed_sequences, save_ba
 from transformers import AutoModel, Gemma3TextConfig
 
 from rewardloop.formats.store import MODEL, ModelStore
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_trainer.commands import export as export_command
 from rewardloop_trainer.export import weights
 from rewardloop_trainer.export.graph import fill

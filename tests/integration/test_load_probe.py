@@ -19,12 +19,12 @@ from support.reward_graphs import WORDS, publish_sum_version, word_tokenizer, wr
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_server.calls.errors import NotLoadable, UnsafeVersionError
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.memory import anonymous_bytes, available_bytes
 from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 
 DEVICE = Device("cpu", 1, spin=False)
 LIMITS = LoadLimits(least_s=60.0, memory_bytes=2**28)

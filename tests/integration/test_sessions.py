@@ -15,9 +15,9 @@ from support.reward_graphs import publish_sum_version, word_tokenizer
 from rewardloop.formats.store import CorruptVersion, Manifest, ModelStore, Trunk
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import NotLoadable
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import Floats, RewardModel
 
 ROWS = [Encoded([1, 4, 5, 2, 6, 7, 2], None, False, 3, 4), Encoded([1, 4, 5, 2, 8, 2], None, False, 2, 4)]

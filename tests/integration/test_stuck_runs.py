@@ -14,12 +14,12 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import EngineStuck, InternalError, RewardloopError
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.device.choose import Device
 from rewardloop_server.guard.watch import LostThread, RunBounds, Watch
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 
 LOOPS, HANGS = "beta", "gamma"  # at load the version is tried on the last word

@@ -28,9 +28,9 @@ from rewardloop.formats.signatures import signer, trusted_keys
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
 from rewardloop.v1 import model_pb2, model_pb2_grpc
 from rewardloop_server.calls.redis_link import connect_redis
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer

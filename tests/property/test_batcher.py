@@ -16,10 +16,10 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, InternalError, NotLoadable, QueueFull
 from rewardloop_server.calls.vocabulary import FAILED_RUN_OUTCOMES, QUEUE_LANES
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.lane import Lane
 from rewardloop_server.scoring.offer import Offer, Slot

@@ -12,10 +12,10 @@ from support.reward_bases import exported
 
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoded
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import Floats, RewardModel
 from rewardloop_server.scoring.plan import Run, plan_runs
 

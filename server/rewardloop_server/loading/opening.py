@@ -17,10 +17,10 @@ from rewardloop.formats.store import MODEL, TOKENIZER, Manifest
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
 from rewardloop_server.calls.errors import NotLoadable, told
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables, read_tables
 from rewardloop_server.loading.limits import LoadGuard
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import Sessions
 from rewardloop_server.scoring.layout import Signature
 

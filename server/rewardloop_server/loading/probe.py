@@ -105,12 +105,12 @@ def _step_aside(order: Order) -> None:
 def _try(order: Order, step: Callable[[str], None]) -> dict[str, Any] | None:
     """Do what a load does, once and shortly. Returns the `Checked` of a version with a graph. Raises VersionRefused."""
     from rewardloop.formats.store import CorruptVersion, Manifest
+    from rewardloop_server.device.choose import Device
     from rewardloop_server.guard.watch import Watch
     from rewardloop_server.loading.limits import LoadGuard
     from rewardloop_server.loading.opening import check_files, open_sessions, read_encoder
     from rewardloop_server.loading.warm import check, check_text
     from rewardloop_server.scoring.cost import CostModel
-    from rewardloop_server.scoring.device import Device
     from rewardloop_server.scoring.engine import RewardModel
     from rewardloop_server.versions.host import refusal
 

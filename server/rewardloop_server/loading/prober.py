@@ -22,12 +22,12 @@ import structlog
 
 from rewardloop.formats.store import Manifest
 from rewardloop_server.calls.errors import NotLoadable, VersionRefused, errors_of
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.graph_tables import Tables
 from rewardloop_server.loading.limits import LoadLimits, size_of
 from rewardloop_server.loading.memory import anonymous_bytes, available_bytes
 from rewardloop_server.loading.opening import Checked
 from rewardloop_server.loading.probe import PASSED, REFUSED, Order
-from rewardloop_server.scoring.device import Device
 
 log = structlog.get_logger()
 

@@ -24,6 +24,7 @@ from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, VersionNotFo
 from rewardloop.formats.text import Encoder
 from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.calls.vocabulary import COST_TERMS
+from rewardloop_server.device.choose import Device
 from rewardloop_server.guard.watch import Watch
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables
@@ -34,7 +35,6 @@ from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cost import CostModel
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
 

@@ -23,9 +23,9 @@ from rewardloop.formats.text import Turn
 from rewardloop_policy.policy_model import load_policy_model
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, NotLoadable
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.device import Device
 from rewardloop_trainer.commands import export as export_cli
 from support.families.build import has_classifier, save_policy, save_reward
 from support.families.table import Family

@@ -10,10 +10,10 @@ from support.reward_graphs import publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
+from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.device import Device
 from rewardloop_server.scoring.engine import RewardModel
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import onnxruntime as ort
 import pytest
 
-from rewardloop_server.scoring.device import choose_device
+from rewardloop_server.device.choose import choose_device
 
 
 def test_auto_takes_what_this_onnxruntime_has() -> None:
@@ -48,7 +48,7 @@ class _Stub:
 def test_device_that_cannot_be_started_is_refused_and_never_replaced_in_silence(
     kind: Literal["cuda", "tensorrt"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewardloop_server.scoring.device.ort", _Stub())
+    monkeypatch.setattr("rewardloop_server.device.choose.ort", _Stub())
     with pytest.raises(RuntimeError, match=f"device is {kind}, but ONNX Runtime could not start"):
         choose_device(kind, threads=1, spin=False)
 
@@ -56,6 +56,6 @@ def test_device_that_cannot_be_started_is_refused_and_never_replaced_in_silence(
 def test_auto_falls_back_to_the_cpu_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rewardloop_server.scoring.device.ort", _Stub())
+    monkeypatch.setattr("rewardloop_server.device.choose.ort", _Stub())
     assert choose_device("auto", threads=1, spin=False).kind == "cpu"
     assert "the GPU cannot be used" in capsys.readouterr().out

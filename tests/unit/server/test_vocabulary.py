@@ -22,10 +22,10 @@ from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.v1 import model_pb2
 from rewardloop_server.calls import vocabulary
 from rewardloop_server.calls.errors import RewardloopError, VersionRefused, errors_of
+from rewardloop_server.device.kinds import PROVIDERS, DeviceKind
 from rewardloop_server.doors.roles import ALLOWED
 from rewardloop_server.observe.door_metrics import DoorMetrics
 from rewardloop_server.observe.metrics import LABEL_VALUES, ServerMetrics
-from rewardloop_server.scoring.devices import PROVIDERS, DeviceKind
 from rewardloop_server.versions.residents import _STATES
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime as ort
 import structlog
 
-from rewardloop_server.scoring.devices import PROVIDERS, DeviceKind, WantedDevice
+from rewardloop_server.device.kinds import PROVIDERS, DeviceKind, WantedDevice
 
 log = structlog.get_logger()
 
