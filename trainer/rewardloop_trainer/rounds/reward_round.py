@@ -31,9 +31,9 @@ from rewardloop_trainer.reward.average import measure_records, train_averaged
 from rewardloop_trainer.reward.calibrate import calibrate_model
 from rewardloop_trainer.reward.evaluate import fit_length_share, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
+from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
-from rewardloop_trainer.reward.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
