@@ -61,7 +61,7 @@ def pushed(seed: int, asked: argparse.Namespace, work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the worlds, the crowds and the models")
-    parser.add_argument("--pairs", type=int, default=1_200, help="pairs that are judged by three people each")
+    parser.add_argument("--pairs", type=int, default=800, help="pairs that are judged by three people each")
     parser.add_argument("--epochs", type=int, default=0, help="passes of the trunk; 0: the linear start alone learns")
     parser.add_argument("--crowds", nargs="+", choices=list(CROWDS), default=list(CROWDS), help="who takes part")
     parser.add_argument("--votes", nargs="+", type=int, default=[3, 1], help="people who judge each pair")

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.learning, pytest.mark.long]
 
 
 def test_spammers_and_liars_cost_little_of_the_gain(tmp_path: Path) -> None:
-    world = World(0, pairs=1_200)
+    world = World(0, pairs=800)
     honest = world.accuracy(*learned(world, undefended(world, world.judged(Crowd()), tmp_path), tmp_path))
     assert honest > 0.75  # there is something to lose
     for crowd in (Crowd(spammers=0.4), Crowd(liars=0.1)):
@@ -20,7 +20,7 @@ def test_spammers_and_liars_cost_little_of_the_gain(tmp_path: Path) -> None:
 
 
 def test_a_pushed_word_moves_less_than_a_third_as_far(tmp_path: Path) -> None:
-    world = World(0, pairs=1_200)
+    world = World(0, pairs=800)
     before = world.entity_effect(*learned(world, undefended(world, world.judged(Crowd()), tmp_path), tmp_path))
     events = world.judged(Crowd(pushers=6))
     moved, held = (

@@ -17,6 +17,7 @@ from rewardloop_trainer.annotators.crowd_file import CrowdFile
 from rewardloop_trainer.audit.audit import Audit, make_audit
 from rewardloop_trainer.audit.coverage import UnusableTraffic, compare_coverage, traffic_of
 from rewardloop_trainer.audit.judged import Unseen, judged_of, language_of
+from rewardloop_trainer.audit.leanings import lean_to_first, lean_to_longer
 from rewardloop_trainer.audit.model_figures import measure_model
 from rewardloop_trainer.audit.probes import PROBES, measure_probe, probe_pairs
 from rewardloop_trainer.audit.report import findings, report_of
@@ -124,20 +125,26 @@ def test_planted_leanings_are_found_at_their_size(world: str, planted: dict[str,
         pytest.skip(f"{ALPACAEVAL}: the pairs are not on this machine")
     draw = WORLDS[world]()
     covered = {"first": 0, "longer": 0}
-    found = wrong = 0
+    found = 0
     for seed in range(RUNS):
-        audit = audit_of(crowd(seed, draw, **planted))
-        (group,) = [each for each in audit.slices if each.name == "group b"]
-        for name, leaning in (("first", group.first.leaning), ("longer", group.longer.leaning)):
-            covered[name] += leaning.lower <= planted.get(name, 0.0) <= leaning.upper
-        leanings = [each for each in findings(audit) if "of their choices" in each]
-        found += any(each.startswith("group b") for each in leanings)
-        wrong += bool(leanings)
-    print(f"{world}, planted {planted}: covered {covered}, found {found}, any finding {wrong}")
+        judged = judged_of(crowd(seed, draw, **planted), NEW, "group")
+        of_b, others = ([each for each in judged if ("group b" in each.slices) == is_b] for is_b in (True, False))
+        leanings = {"first": lean_to_first(of_b), "longer": lean_to_longer(of_b, others)}
+        for name, leaning in leanings.items():
+            covered[name] += leaning.leaning.lower <= planted.get(name, 0.0) <= leaning.leaning.upper
+        found += any(leaning.is_beyond(0.05 / 2) for leaning in leanings.values())
+    print(f"{world}, planted {planted}: covered {covered}, found in {found} of {RUNS}")
     assert covered["first"] >= 17
     # Who takes the first one in a share of the choices takes the longer one less often than the others do.
     assert covered["longer"] >= 17 or "first" in planted
-    assert (found == RUNS) if planted else (wrong <= 3)  # one run in twenty has a finding by chance
+    assert (found == RUNS) if planted else (found <= 4)  # one run in twenty is expected; more than 4 once in 400
+
+
+def test_an_audit_names_who_leans_and_nobody_else() -> None:
+    found = findings(audit_of(crowd(0, first=0.4)))
+    assert any(each.startswith("group b: in ") and "the response they see first more often" in each for each in found)
+    assert not any(each.startswith("group a") for each in found)
+    assert not findings(audit_of(crowd(1)))
 
 
 def answers(count: int) -> list[tuple[Prompt, str]]:

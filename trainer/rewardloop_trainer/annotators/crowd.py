@@ -17,7 +17,7 @@ from rewardloop_trainer.annotators.habits import Flag, find_habits
 from rewardloop_trainer.annotators.hands import find_hands, joined
 from rewardloop_trainer.annotators.reliability import Reliability, estimate_reliability, truth_log_odds
 from rewardloop_trainer.annotators.topics import PUSHED, Push, find_pushes, flags_of
-from rewardloop_trainer.annotators.votes import Floats, Votes
+from rewardloop_trainer.annotators.votes import FIRST, Floats, Votes
 from rewardloop_trainer.data.weights.trust import Trust, trust_weight
 
 # Whoever has one of these habits does not judge by the texts, so that nothing of what they say is heard.
@@ -25,6 +25,7 @@ _MUTED = frozenset({"first", "longer", "button", "pace"})
 # A response has to be in so many comparisons on average before a Bradley-Terry model of responses says something.
 _LEAST_COMPARISONS = 3.0
 _PASSES = 3
+_SCALES = [0.0, *np.geomspace(0.1, 10, 41).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,17 @@ def prior_of(crowd: CrowdVotes, hands: Mapping[str, str]) -> Floats:
     responses = {(item[0], side) for item in votes.items for side in item[1:]}
     if len(votes) and not known.all() and 2 * len(votes.items) >= _LEAST_COMPARISONS * len(responses):
         margins = np.where(known, margins, cross_fitted_margins(votes, hands=hands))
-    return truth_log_odds(margins, _typical(votes))
+    return truth_log_odds(_calibrated(margins, votes), _typical(votes))
+
+
+def _calibrated(margins: Floats, votes: Votes) -> Floats:
+    """Return the margins at the scale at which they say best what people vote; none of them learned from its vote."""
+    kept = (votes.choice <= 1) & (margins != 0)
+    if not kept.any():
+        return margins
+    won = np.where(votes.choice[kept] == FIRST, margins[kept], -margins[kept])
+    losses = [float(votes.weight[kept] @ np.logaddexp(0.0, -scale * won)) for scale in _SCALES]
+    return np.asarray(margins * _SCALES[int(np.argmin(losses))])
 
 
 def _typical(votes: Votes) -> float:

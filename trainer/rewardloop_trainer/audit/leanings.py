@@ -91,7 +91,8 @@ def _against(mine: _Share, theirs: _Share | None) -> Leaning:
     """Return the leaning s = (p - b) / (1 - b), with the errors of p and b carried over (delta method)."""
     base = 0.5 if theirs is None else theirs.mean.mean
     known = mine.people >= LEAST_PEOPLE and (theirs is None or theirs.people >= LEAST_PEOPLE)
-    leaning, spread = _NONE, None
+    leaning = _NONE
+    spread: ClusteredMean | None = None
     if mine.choices and known and base < 1:
         share = mine.mean.mean
         value = (share - base) / (1 - base)

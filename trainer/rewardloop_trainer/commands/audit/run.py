@@ -56,7 +56,8 @@ def run_audit(settings: AuditSettings) -> Found:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    until_ms, margins_of = None, None
+    until_ms: int | None = None
+    margins_of: Margins | None = None
     if settings.version:
         until_ms, margins_of = _model(settings)
     _say("reading the signals")
