@@ -15,7 +15,7 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_trainer.assessment.policies.alignment_tax import NoTasks, compare_tasks, run_tasks
 from rewardloop_trainer.policy.start import PolicyStart, start_from_store
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'rewardloop[lm-eval]'")
 
 TASK = """
@@ -62,7 +62,7 @@ def test_a_local_task_gives_what_lm_eval_gives_by_hand(tasks: Path, starts: list
         *("--batch_size", "8", "--log_samples"),
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, env=environment)
     assert done.returncode == 0, done.stderr[-2_000:]
     (results,) = tmp_path.rglob("results_*.json")
     by_hand = json.loads(results.read_text())["results"]["sums"]

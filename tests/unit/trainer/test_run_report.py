@@ -11,7 +11,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from rewardloop_trainer.learning.run_report import RunReport
-from rewardloop_trainer.learning.run_rows import StepDone, read_steps
+from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
 
 FIGURES = {"score": 0.412, "reward": 0.3, "kl": 1.234, "tokens": 34.2, "loss": -0.0123, "clipped": 0.012}
 
@@ -97,3 +97,7 @@ def test_a_report_that_someone_damaged_is_not_taken_for_a_cut_off_one(tmp_path: 
     path.write_text("garbage\n" + path.read_text())
     with pytest.raises(ValueError, match="Expecting value"):
         RunReport(tmp_path)(done(2))
+
+
+def test_a_run_whose_start_was_all_it_learned_has_no_step() -> None:
+    assert last_means([]) == {"train_steps": 0.0}

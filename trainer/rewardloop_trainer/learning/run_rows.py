@@ -75,7 +75,12 @@ class StepRow:
 
 
 def last_means(steps: Sequence[StepRow | StepDone]) -> dict[str, float]:
-    """Figures for a manifest: the number of steps, and each figure's mean over those of the last 10 that have it."""
+    """Figures for a manifest: the number of steps, and each figure's mean over those of the last 10 that have it.
+
+    A run whose start was all it learned has no step.
+    """
+    if not steps:
+        return {"train_steps": 0.0}
     last = steps[-_LAST_STEPS:]
     names = dict.fromkeys(name for step in last for name in step.figures)
     means = {name: [step.figures[name] for step in last if name in step.figures] for name in names}
