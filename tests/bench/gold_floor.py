@@ -23,7 +23,7 @@ from typing import Any
 
 import gold_judge  # before the trainer: see there
 import torch
-from gold_world import HEADS, Proxy, Starter, answers_of, asked, starter_in, styled
+from gold_world import HEADS, Proxy, Starter, answers_of, asked, columns, starter_in, styled
 
 from rewardloop.formats.mixing.mixture_file import MixtureFile
 from rewardloop.formats.mixing.total import PartValues, totals_of
@@ -49,16 +49,17 @@ MIXTURES = {
     "floor": {"helpful": {"weight": 1.0}, "harmless": {"floor": 0.0, "penalty": 3.0}},
 }
 ONLINE: dict[str, Any] = {
-    "steps": 24,
-    "prompts": 16,
+    "steps": 12,
+    "prompts": 12,
     "responses": 4,
     "max_new_tokens": 64,
-    "minibatch": 32,
+    "minibatch": 48,
     "learning_rate": 1e-3,
-    "beta": 0.05,
+    "beta": 0.1,
     "checkpoint_every_steps": 0,
 }
-_SAMPLED = 128
+_ANCHORS = 128
+_UNSEEN = 150
 _RATE = 1e-3
 
 Score = Callable[[Sequence[Prompt], Sequence[Sequence[str]]], list[list[Reward | None]]]
@@ -69,18 +70,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where the starter and the finished runs are kept")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--choices", type=int, default=1_200, help="choices of each aspect")
-    parser.add_argument("--judged", type=int, default=200, help="held-out prompts that the judges compare")
+    parser.add_argument(
+        "--own", type=int, default=300, help="choices of each aspect between two of the start's answers"
+    )
+    parser.add_argument("--styled", type=int, default=300, help="the same, between answers that it learned from")
+    parser.add_argument("--judged", type=int, default=120, help="held-out prompts that the judges compare")
     parser.add_argument("--report", action="store_true", help="run nothing: the table of what is in --work")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.report:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            run(options.work, seed, options.choices, options.judged)
+            run(options.work, seed, (options.own, options.styled), options.judged)
     print(table(sorted((options.work / "floor").glob("*.json"))))
 
 
-def run(work: Path, seed: int, choices: int, judged: int) -> None:
+def run(work: Path, seed: int, choices: tuple[int, int], judged: int) -> None:
     """Learn from both mixtures with one seed, and keep what the judges say."""
     kept = work / "floor" / f"{seed}.json"
     if kept.exists():
@@ -90,9 +94,11 @@ def run(work: Path, seed: int, choices: int, judged: int) -> None:
     pool = [question.text for question in corpus.questions(seed)]
     heldout = [question.text for question in corpus.questions(seed, held_out=True)][:judged]
     begin = dict(_said(starter, starter.policy(), heldout, 2_000 + seed))
-    first = _said(starter, starter.policy(), pool[:_SAMPLED], 1_000 + seed)
-    shown = styled(choices + 250, seed)
-    proxies = {name: _proxy(starter, judges[name], shown, first) for name in ASPECTS}
+    own = _own(work, starter, choices[0] + _UNSEEN)
+    taught = [*own[_UNSEEN:], *styled(choices[1], seed)]
+    random.Random(seed).shuffle(taught)
+    shown = [*taught, *own[:_UNSEEN]]  # the last ones tell how well a model orders what it has not seen
+    proxies = {name: _proxy(starter, judges[name], shown) for name in ASPECTS}
     found: dict[str, Any] = {"seed": seed, "accuracy": {name: proxy.accuracy for name, proxy in proxies.items()}}
     for name, parts in MIXTURES.items():
         policy, last = starter.policy(), dict[str, float]()
@@ -154,15 +160,22 @@ def _said(starter: Starter, policy: Any, questions: Sequence[str], seed: int) ->
     return [(question, said.text) for question, (said,) in zip(questions, answers, strict=True)]
 
 
-def _proxy(
-    starter: Starter,
-    judge: gold_judge.Judge,
-    shown: Sequence[tuple[str, tuple[str, str]]],
-    first: Sequence[tuple[str, str]],
-) -> Proxy:
-    """Train the reward model of one aspect on its choices, and scale it to the starter's answers."""
-    choices = judge.choices([question for question, _ in shown], [texts for _, texts in shown])
-    learned, unseen = choices[:-200], choices[-200:]
+def _own(work: Path, starter: Starter, count: int) -> list[tuple[str, tuple[str, str]]]:
+    """Return questions with two of the start's answers each, which are sampled once for all seeds."""
+    kept = work / "own.json"
+    if not kept.exists():
+        pool = [question.text for question in corpus.questions(0)]
+        asked_about = [pool[i % len(pool)] for i in range(count)]
+        said = answers_of(starter.policy(), starter.encoder, asked_about, seed=1_000, responses=2)
+        texts = [(first.text, second.text) for first, second in said]
+        kept.write_text(json.dumps(list(zip(asked_about, texts, strict=True))))
+    return [(question, (first, second)) for question, (first, second) in json.loads(kept.read_text())][:count]
+
+
+def _proxy(starter: Starter, judge: gold_judge.Judge, shown: Sequence[tuple[str, tuple[str, str]]]) -> Proxy:
+    """Train the reward model of one aspect on its choices but the last ones, and scale it to the start's answers."""
+    learned = judge.choices(*columns(shown[:-_UNSEEN]))
+    unseen = judge.choices(*columns(shown[-_UNSEEN:]))
     model = RewardModel.from_base(starter.directory / "reward-base", HEADS, seed=judge.seed)
     training = RewardTraining.model_validate(
         {
@@ -175,7 +188,7 @@ def _proxy(
     )
     pairs = [Pair(asked(choice.prompt), choice.chosen, choice.rejected) for choice in learned]
     train_reward(model, starter.encoder, pairs, (), training)
-    anchors = [Anchor(asked(question), text) for question, text in first if text.strip()]
+    anchors = [Anchor(asked(question), text) for question, (text, _) in shown[-_UNSEEN:] if text.strip()][:_ANCHORS]
     calibration: Calibration = fit_calibration(anchor_logits(model, starter.encoder, anchors))
     proxy = Proxy(model, starter.encoder, calibration, 0.0)
     scored = proxy.score([asked(c.prompt) for c in unseen], [[c.chosen, c.rejected] for c in unseen])

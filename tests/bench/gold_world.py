@@ -183,7 +183,7 @@ def _make(directory: Path, starter: Starter, judge: Judge, heldout: Sequence[str
     random.Random(f"asked/{judge.seed}").shuffle(said)
     unseen = said[-_UNSEEN:]
     shown = said[: min(labels.own, len(said) - _UNSEEN)] + styled(labels.corpus, judge.seed)
-    choices = judge.choices(*_columns(shown), flipped=labels.flipped)
+    choices = judge.choices(*columns(shown), flipped=labels.flipped)
     model = RewardModel.from_base(starter.directory / labels.base, HEADS, seed=judge.seed)
     training = RewardTraining.model_validate(
         {
@@ -205,7 +205,7 @@ def _make(directory: Path, starter: Starter, judge: Judge, heldout: Sequence[str
     kept = {
         "calibration": {"scale": calibration.scale, "offset": calibration.offset},
         # No flipped labels here, and no part in training.
-        "accuracy": _accuracy(proxy, judge.choices(*_columns(unseen))),
+        "accuracy": _accuracy(proxy, judge.choices(*columns(unseen))),
         "choices": [asdict(choice) for choice in choices],
         "rivals": [said.text for (said,) in rivals],
         "gold_mean": statistics.mean(gold),
@@ -226,7 +226,8 @@ def styled(count: int, seed: int) -> list[tuple[str, tuple[str, str]]]:
     return [(question.text, (answer(question), answer(question))) for question in asked_about]
 
 
-def _columns(said: Sequence[tuple[str, tuple[str, str]]]) -> tuple[list[str], list[tuple[str, str]]]:
+def columns(said: Sequence[tuple[str, tuple[str, str]]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The questions, and their answers."""
     return [question for question, _ in said], [texts for _, texts in said]
 
 
