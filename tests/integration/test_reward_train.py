@@ -156,7 +156,7 @@ def test_a_start_s_own_level_is_kept_and_learning_is_the_same_at_any_level(base:
         before = level_of(model, encoder, TRAIN)
         outcomes.append(train_reward(model, encoder, TRAIN, HELDOUT, settings))
         moved.append(level_of(model, encoder, TRAIN) - before)
-    assert abs(moved[1]) < 0.5  # at most 0.08 with seeds 0 to 4; centred on 0, the level falls by 7
+    assert abs(moved[1]) < 0.5  # at most 0.08 with seeds 0 to 5; centred on 0, the level falls by 7
     assert moved[1] == pytest.approx(moved[0], abs=0.05)
     low, high = outcomes
     assert high.validation.loss == pytest.approx(low.validation.loss, rel=0.02)
