@@ -64,14 +64,44 @@ def test_it_learns_which_words_win_without_a_step_of_the_trunk(base: Path, encod
     assert all(torch.equal(p, trunk[name]) for name, p in model.trunk.named_parameters())
 
 
+def ordered_pairs(count: int, seed: int) -> list[Pair]:
+    """Answers of the same letters, which are the tokens; the one with "no" in it wins against the one with "on"."""
+    chance = random.Random(seed)
+    found = []
+    for i in range(count):
+        rest = chance.sample(["good", "fine", "ok", "bad"], 4)
+        place = chance.randrange(len(rest))
+        texts = [" ".join([*rest[:place], word, *rest[place:]]) for word in ("no", "on")]
+        found.append(Pair((Turn("user", f"question {i}"),), texts[0], texts[1], event_id=f"{seed}/{i}"))
+    return found
+
+
+@pytest.mark.learning
+def test_it_learns_which_pair_of_tokens_wins(base: Path, encoder: Encoder) -> None:
+    losses = []
+    examples = encode_records(encoder, ordered_pairs(300, 1)).examples
+    for has_phrases in (False, True):
+        model = RewardModel.from_base(base, heads=2)
+        model.add_words()
+        if has_phrases:
+            model.add_phrases()
+        figures = fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
+        unseen = ordered_pairs(100, 9)
+        losses.append(measure(unseen, head_margins(model, encoder, unseen)).loss)
+    assert figures["start_phrase_ridge"] < 1_000
+    assert losses[1] < 0.5 * losses[0]
+
+
 @pytest.mark.learning
 def test_choices_at_random_teach_it_nothing(base: Path, encoder: Encoder) -> None:
     model = RewardModel.from_base(base, heads=2)
     model.add_words()
     examples = encode_records(encoder, pairs(400, 1, prompts=400, noise=0.5)).examples
+    model.add_phrases()
     figures = fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
     assert figures["start_gain"] < 0.1
     assert model.add_words().weight.abs().max() < 0.3
+    assert model.add_phrases().weight.abs().max() < 0.3
 
 
 def test_too_few_pairs_change_nothing(base: Path, encoder: Encoder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def at_level(base: Path, level: float, seed: int = 0) -> RewardModel:
     return model
 
 
-def level_of(model: RewardModel, encoder: Encoder) -> float:
-    sequences = [encoder.pair(p.prompt, text) for p in HELDOUT for text in (p.chosen, p.rejected)]
+def level_of(model: RewardModel, encoder: Encoder, pairs: Sequence[Pair] = HELDOUT) -> float:
+    sequences = [encoder.pair(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
     with torch.inference_mode():
         return float(logits_of(model, sequences, encoder.format.pad, 4096).mean())
 
@@ -151,10 +152,11 @@ def test_a_start_s_own_level_is_kept_and_learning_is_the_same_at_any_level(base:
     outcomes, moved = [], []
     for level in (0.0, 7.0):
         model = at_level(base, level, learning_seed())
-        before = level_of(model, encoder)
+        # Of what it learns from. Held-out questions are a digit longer, which moved their level by up to 0.44.
+        before = level_of(model, encoder, TRAIN)
         outcomes.append(train_reward(model, encoder, TRAIN, HELDOUT, settings))
-        moved.append(level_of(model, encoder) - before)
-    assert abs(moved[1]) < 1.5  # centred on 0, the level falls by 7
+        moved.append(level_of(model, encoder, TRAIN) - before)
+    assert abs(moved[1]) < 0.5  # at most 0.08 with seeds 0 to 5; centred on 0, the level falls by 7
     assert moved[1] == pytest.approx(moved[0], abs=0.05)
     low, high = outcomes
     assert high.validation.loss == pytest.approx(low.validation.loss, rel=0.02)

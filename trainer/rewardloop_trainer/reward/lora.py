@@ -28,7 +28,7 @@ def as_delta(model: RewardModel, settings: LoraSettings) -> RewardModel:
     """Make only adapters and heads trainable, which is what a delta holds; adds adapters if the model has none."""
     if not has_lora(model):
         with_lora(model, settings)
-    for part in (model.neck, model.words):  # the graph that a delta runs over keeps them
+    for part in (model.neck, model.words, model.phrases):  # the graph that a delta runs over keeps them
         if part is not None:
             part.requires_grad_(False)
     return model

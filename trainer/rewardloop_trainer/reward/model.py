@@ -1,4 +1,4 @@
-"""The reward model: k linear score heads on one pooled state of a Hugging Face trunk, and on the tokens' counts."""
+"""The reward model: k linear score heads on one pooled state of a Hugging Face trunk, on tokens' counts and phrases."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rewardloop_trainer.reward.base_model import is_decoder, load_trunk, read_co
 from rewardloop_trainer.reward.decoder_rows import states_at
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.reward.heads.neck import ClassifierNeck, Neck, load_neck, neck_weights, save_neck
+from rewardloop_trainer.reward.heads.phrases import PLACES, phrase_weights
 from rewardloop_trainer.reward.heads.step_scores import STEP_RULES, StepRule, combined, split_marks
 from rewardloop_trainer.reward.row_check import check_padding, check_rows
 
@@ -64,6 +65,8 @@ class RewardModel(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(heads))
         # What each token adds to a sequence's logits, (vocabulary, k). `linear_start` fits it; most bases have none.
         self.words: nn.Embedding | None = None
+        # What each phrase adds, (`phrases.PLACES`, k), likewise.
+        self.phrases: nn.Embedding | None = None
 
     @property
     def is_decoder(self) -> bool:
@@ -105,6 +108,12 @@ class RewardModel(nn.Module):
             logits = self._logits(self._pooled(inputs, attention_mask))
         if self.words is not None:
             logits = logits + (self.words(input_ids) * attention_mask.unsqueeze(-1).to(logits.dtype)).sum(1)
+        if self.phrases is not None:
+            columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+            is_earlier = (columns[None, None] < columns[None, :, None]) & attention_mask.bool().unsqueeze(1)
+            previous = torch.cat([torch.zeros_like(input_ids[:, :1]), input_ids[:, :-1]], dim=1)
+            added = phrase_weights(self.phrases, input_ids, previous, is_earlier)
+            logits = logits + (added * attention_mask.unsqueeze(-1).to(logits.dtype)).sum(1)
         return logits
 
     def at_ends(self, input_ids: Tensor, position_ids: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
@@ -123,11 +132,24 @@ class RewardModel(nn.Module):
             return self._by_steps_at_ends(self.steps, input_ids, position_ids, mask, ends)
         states = states_at(self.trunk, input_ids, position_ids, mask)
         logits = self._logits(states.reshape(-1, states.shape[-1]).index_select(0, ends))
-        if self.words is not None:
-            of_tokens: Tensor = self.words(input_ids)
+        if self.words is not None or self.phrases is not None:
+            of_tokens = self._of_tokens(input_ids, position_ids, mask.squeeze(1))
             of_prefixes = torch.matmul(mask.squeeze(1).to(of_tokens.dtype), of_tokens)
             logits = logits + of_prefixes.reshape(-1, of_prefixes.shape[-1]).index_select(0, ends)
         return logits
+
+    def _of_tokens(self, input_ids: Tensor, position_ids: Tensor, is_seen: Tensor) -> Tensor:
+        """What each token of rows adds to the sequences that it is in, (B, S, k); ``is_seen`` is (B or 1, S, S)."""
+        found = torch.zeros((), device=input_ids.device)
+        if self.words is not None:
+            found = found + self.words(input_ids)
+        if self.phrases is not None:
+            behind = position_ids.unsqueeze(2) - position_ids.unsqueeze(1)
+            # Float32 holds every id below 2**24.
+            ids = input_ids.to(torch.float32).unsqueeze(-1)
+            previous = torch.matmul((is_seen & (behind == 1)).to(torch.float32), ids).squeeze(-1).to(torch.long)
+            found = found + phrase_weights(self.phrases, input_ids, previous, is_seen & (behind > 0))
+        return found
 
     def add_words(self) -> nn.Embedding:
         """Return the weights of the tokens. They are made with zeros, which change no logit, if there are none."""
@@ -135,6 +157,13 @@ class RewardModel(nn.Module):
             self.words = nn.Embedding(self.vocabulary, self.heads.out_features)
             nn.init.zeros_(self.words.weight)
         return self.words
+
+    def add_phrases(self) -> nn.Embedding:
+        """Return the weights of the phrases. They are made with zeros, which change no logit, if there are none."""
+        if self.phrases is None:
+            self.phrases = nn.Embedding(PLACES, self.heads.out_features)
+            nn.init.zeros_(self.phrases.weight)
+        return self.phrases
 
     def _pooled(self, inputs: Mapping[str, Tensor], attention_mask: Tensor) -> Tensor:
         """Run the trunk, and pool its states to (B, d)."""
@@ -204,6 +233,8 @@ class RewardModel(nn.Module):
         }
         if self.words is not None:
             tensors["words.weight"] = self.words.weight
+        if self.phrases is not None:
+            tensors["phrases.weight"] = self.phrases.weight
         of_neck, about = save_neck(self.neck)
         pooler = "yes" if getattr(self.trunk, "pooler", None) is not None else ""
         about |= {"steps": self.steps or "", "probabilities": "yes" if self.has_probabilities else ""}
@@ -218,6 +249,8 @@ class RewardModel(nn.Module):
             self.threshold.copy_(stored["threshold"])
             if "words.weight" in stored:
                 self.add_words().weight.copy_(stored["words.weight"])
+            if "phrases.weight" in stored:
+                self.add_phrases().weight.copy_(stored["phrases.weight"])
             if self.neck is not None:
                 self.neck.load_state_dict(neck_weights(stored))
 

@@ -68,6 +68,11 @@ class RewardTraining(LearnerSettings):
         10_000, ge=0, description="most signals on which heads and words are fitted before the trunk learns; 0: none"
     )
     words: bool = Field(True, description="give every token a weight of its own in the scores, which the start fits")
+    phrases: bool = Field(
+        True,
+        description="give every token and every pair of neighbouring tokens a weight that counts once in a sequence, "
+        "which the start fits",
+    )
     evaluate_every_steps: int = Field(
         0, ge=0, description="steps between two evaluations; 0: only at the end of each epoch"
     )

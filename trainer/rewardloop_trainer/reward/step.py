@@ -15,7 +15,7 @@ from rewardloop_trainer.reward.examples import Example, bootstrap_weights
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
-_SLOW = ("trunk.", "words.")
+_SLOW = ("trunk.", "words.", "phrases.")
 
 
 def step_loss(
@@ -91,7 +91,7 @@ def step_accuracy(logits: Tensor, examples: Sequence[Example]) -> float:
 def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.Optimizer:
     """AdamW with separate rates for trunk and heads, and no decay on biases and norms.
 
-    Tokens' weights have the trunk's rate: a token that is in few signals would be thrown about by the heads' rate.
+    Weights of tokens and phrases have the trunk's rate: one that is in few signals would be thrown about by the heads'.
     """
     groups = []
     for is_slow, rate in ((True, settings.learning_rate), (False, settings.head_learning_rate)):

@@ -163,8 +163,12 @@ def train_reward(
 
 def add_parts(model: RewardModel, settings: RewardTraining) -> None:
     """Give the model the parts that the settings ask for. A score of steps has no sum over all tokens beside it."""
-    if settings.words and model.steps is None:
+    if model.steps is not None:
+        return
+    if settings.words:
         model.add_words()
+    if settings.phrases:
+        model.add_phrases()
 
 
 class RewardRun:

@@ -21,12 +21,12 @@ def choose_weights(start: RewardStart, settings: RewardHyperparameters) -> tuple
     """Put adapters on the start's model if they are to learn.
 
     Returns:
-        Whether they become a delta, and the settings to train with. A delta has no token weights and no linear fit,
-        because the graph that it runs over has no such weights, or keeps its own.
+        Whether they become a delta, and the settings to train with. A delta has no weights of tokens and phrases and no
+        linear fit, because the graph that it runs over has no such weights, or keeps its own.
     """
     if is_delta(start, settings):
         as_delta(start.model, settings.lora)
-        return True, settings.model_copy(update={"words": False, "linear_start": 0})
+        return True, settings.model_copy(update={"words": False, "phrases": False, "linear_start": 0})
     if settings.delta:
         log.info("the live graph takes no such adapters: this run makes a whole version")
     start.model.merge_lora()

@@ -1,9 +1,8 @@
-"""Reads the signals of a linear fit as statements with features: what was said, states and tokens' counts."""
+"""Reads the signals of a linear fit as statements with features: what was said, states, tokens' counts and phrases."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.reward.examples import Example, bootstrap_weights, collate
+from rewardloop_trainer.reward.linear_start.counts import Counted, count_phrases, count_words
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
@@ -32,30 +32,28 @@ class Statements:
     Attributes:
         base: (n, k), the margins that the model had.
         states: (n, d), the states, in deviations of the differences.
-        row: (m,), the statement of each token that is counted.
-        token: (m,), its place in ``tokens``.
-        count: (m,), its count in the first response less that in the second one.
-        tokens: (t,), the ids of the tokens that are counted in any statement.
+        words: The tokens' counts.
+        phrases: The phrases, each of which a sequence has once or not.
         target: (n,), the share that preferred the first response, or that liked the only one.
         is_label: (n,), 1 for a response on its own, and 0 for a comparison.
         offset: (n,), by how much the first response should win at least.
         weight: (n, k), of each statement for each head.
         judged: (n,), its weight where the ridges are judged by it.
+        cluster: (n,), its prompt, or a number of its own if there are few prompts: errors within a cluster are alike.
         is_apart: (folds, n), bool, whether the ridges are judged by it.
         is_learned: (folds, n), bool, whether the fits that are judged learn from it.
     """
 
     base: Tensor
     states: Tensor
-    row: Tensor
-    token: Tensor
-    count: Tensor
-    tokens: Tensor
+    words: Counted
+    phrases: Counted
     target: Tensor
     is_label: Tensor
     offset: Tensor
     weight: Tensor
     judged: Tensor
+    cluster: Tensor
     is_apart: Tensor
     is_learned: Tensor
 
@@ -105,15 +103,18 @@ def state_what_was_said(
     )
     apart, learned = _folds([each.example for each in said], examples)
     heads = logits.shape[1]
+    compared_sequences = [(sequences[s.first], None if s.second is None else sequences[s.second]) for s in said]
     found = Statements(
         logits[firsts] - second_logits,
         (states[firsts] - second_states) / centre.deviation,
-        *_counts(sequences, said),
+        count_words(compared_sequences),
+        count_phrases(compared_sequences),
         torch.tensor([_target(each.example) for each in said]),
         is_label,
         torch.tensor([settings.margin * each.example.margin for each in said]),
         torch.tensor([_weights(each, heads, settings) for each in said]),
         torch.tensor([_coefficient(each, settings) for each in said]),
+        _clusters([each.example for each in said]),
         apart,
         learned,
     )
@@ -161,34 +162,15 @@ def _folds(said: Sequence[Example], examples: Sequence[Example]) -> tuple[Tensor
     return torch.tensor(apart), torch.tensor(learned)
 
 
+def _clusters(said: Sequence[Example]) -> Tensor:
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(e.prompt for e in said))}
+    if len(prompts) < _LEAST_PROMPTS:
+        return torch.arange(len(said))
+    return torch.tensor([prompts[e.prompt] for e in said])
+
+
 def _in_fold(key: str, count: int, fold: int) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % count == fold
-
-
-def mean_counts(sequences: Sequence[Sequence[int]], tokens: Tensor) -> Tensor:
-    """How often a sequence of ids has each of the sorted tokens on average, (t,)."""
-    ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
-    if not len(tokens) or not len(ids):
-        return torch.zeros(len(tokens))
-    places = torch.searchsorted(tokens, ids).clamp_max(len(tokens) - 1)
-    return torch.bincount(places[tokens[places] == ids], minlength=len(tokens)).float() / len(sequences)
-
-
-def _counts(sequences: Sequence[Encoded], said: Sequence[_Said]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Count the tokens. Those of the prompt of a response on its own are left out, as they cancel in a comparison."""
-    rows, ids, counts = [], [], []
-    for row, each in enumerate(said):
-        first = sequences[each.first]
-        difference = Counter(first.ids[first.prompt_tokens :] if each.second is None else first.ids)
-        if each.second is not None:
-            difference.subtract(sequences[each.second].ids)
-        for token, count in difference.items():
-            if count:
-                rows.append(row)
-                ids.append(token)
-                counts.append(float(count))
-    tokens, places = torch.unique(torch.tensor(ids, dtype=torch.long), return_inverse=True)
-    return torch.tensor(rows, dtype=torch.long), places, torch.tensor(counts), tokens
 
 
 def states_and_logits(

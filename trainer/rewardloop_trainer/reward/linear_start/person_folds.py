@@ -16,8 +16,9 @@ import torch
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reward.examples import encode_records
+from rewardloop_trainer.reward.linear_start.choose import choose_ridges
 from rewardloop_trainer.reward.linear_start.compare import state_what_was_said, states_and_logits
-from rewardloop_trainer.reward.linear_start.fit import choose_ridges, fit
+from rewardloop_trainer.reward.linear_start.solve import fit
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
@@ -59,12 +60,12 @@ def cross_fitted_margins(
     said = replace(said, weight=said.judged.unsqueeze(-1), offset=torch.zeros_like(said.offset))
     if not said.is_apart.any() or not said.is_learned.any():
         return {}
-    state_ridge, word_ridge, _ = choose_ridges(said, has_words=True)
+    ridges, _ = choose_ridges(said, model)
     of_fold = torch.tensor([folds[example.key] for example in examples])
     margins = torch.zeros(len(examples))
     for fold in sorted(set(folds.values())):
         is_mine = of_fold == fold
         others = replace(said, weight=said.weight * ~is_mine.unsqueeze(-1))
         if others.weight.any():
-            margins[is_mine] = fit(others, state_ridge, word_ridge).margins(said).squeeze(-1)[is_mine]
+            margins[is_mine] = fit(others, ridges).margins(said).squeeze(-1)[is_mine]
     return dict(zip((example.key for example in examples), margins.tolist(), strict=True))
