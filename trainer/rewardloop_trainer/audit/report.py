@@ -89,8 +89,8 @@ def _findings(audit: Audit) -> Iterator[str]:
     for probe in audit.probes:
         if probe.is_found:
             way = "prefers" if probe.preferred.value > 0.5 else "dislikes"
-            share = max(probe.preferred.value, 1 - probe.preferred.value)
-            yield f"The model {way} {probe.name} alone in {100 * share:.0f}% of the responses."
+            most = max(probe.preferred.value, 1 - probe.preferred.value)
+            yield f"The model {way} {probe.name} alone in {100 * most:.0f}% of the responses."
     flagged = {flag.detector for flag in audit.crowd.flags}
     for detector in sorted(flagged):
         people = {flag.person for flag in audit.crowd.flags if flag.detector == detector}
@@ -184,8 +184,8 @@ def _people(audit: Audit) -> list[Part]:
         for name, each in ranked
         if each.informed >= 1
     ]
-    columns = ("person", "votes", "of which tell", "accuracy", "deviation")
-    parts.append(Table("reliability", columns, known, title="Reliability, the least first"))
+    of_people = ("person", "votes", "of which tell", "accuracy", "deviation")
+    parts.append(Table("reliability", of_people, known, title="Reliability, the least first"))
     return parts
 
 

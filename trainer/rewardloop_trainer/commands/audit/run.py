@@ -30,6 +30,7 @@ from rewardloop_trainer.commands.audit.settings import AuditSettings
 from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.reports.page import JSON, PAGE, write_report
+from rewardloop_trainer.reports.parts import Cell
 from rewardloop_trainer.reward.evaluate import Floats, pair_margins
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import RewardStart, start_from
@@ -74,7 +75,7 @@ def run_audit(settings: AuditSettings) -> Found:
         file.add(events)
         audit = make_audit(judged, file, margins_of, traffic, settings.probed)
     figures = figures_of(audit)
-    facts = {
+    facts: dict[str, Cell] = {
         "signals": str(settings.data or settings.archive),
         "model": f"reward {settings.version}" if settings.version else "none",
         "signals that the model has not learned from": sum(each.is_unseen for each in judged),
