@@ -19,7 +19,7 @@ import numpy as np
 from rewardloop_client import AsyncRewardloopClient, Generation, RewardloopError, ScoreGroup, VersionInfo
 from rewardloop_demo.record import RoundRecord
 from rewardloop_demo.taste import Interval, Taste, interval
-from rewardloop_demo.users import evaluate
+from rewardloop_demo.users import Comparison, evaluate
 from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference, fit_bag_of_words
 
 # With three candidates, most held-out prompts have a pair of different answers.
@@ -135,9 +135,9 @@ class Observer:
         self._right = shares
         return interval(list(shares.values())), interval(changes) if changes else None
 
-    def bag_of_words_accuracy(self, learned: Sequence[Preference]) -> float:
+    def bag_of_words_accuracy(self, learned: Sequence[Comparison]) -> float:
         """The same share for a bag-of-words model that learned from the users' choices."""
-        model = fit_bag_of_words(learned, seed=self._seed)
+        model = fit_bag_of_words([Preference(*each) for each in learned], seed=self._seed)
         of_prompt: dict[str, list[Preference]] = {}
         for choice in self.choices:
             pair = Preference(choice.prompt, choice.chosen, choice.rejected)

@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import structlog
 
@@ -23,7 +23,6 @@ from rewardloop_client import (
 )
 from rewardloop_demo.taste import Taste
 from rewardloop_local import corpus
-from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference
 
 log = structlog.get_logger()
 
@@ -41,6 +40,14 @@ class _Said(TypedDict):
     generation_id: str
     annotator_id: str
     tags: dict[str, str]
+
+
+class Comparison(NamedTuple):
+    """``chosen`` was preferred to ``rejected`` as the answer to ``prompt``."""
+
+    prompt: str
+    chosen: str
+    rejected: str
 
 
 class SimulatedUsers:
@@ -94,7 +101,7 @@ class SimulatedUsers:
         self.recorded: Counter[str] = Counter()
         self.skipped = 0
         self.refused = 0
-        self.comparisons: list[Preference] = []
+        self.comparisons: list[Comparison] = []
 
     @property
     def total(self) -> int:
@@ -150,9 +157,9 @@ class SimulatedUsers:
         self.recorded[kind] += 1
         texts = [c.text for c in generation.candidates]
         if kind == "choice":
-            self.comparisons.append(Preference(prompt, texts[event.choice.chosen], texts[event.choice.rejected]))
+            self.comparisons.append(Comparison(prompt, texts[event.choice.chosen], texts[event.choice.rejected]))
         elif kind == "edit":
-            self.comparisons.append(Preference(prompt, event.edit.edited_text, texts[event.edit.response]))
+            self.comparisons.append(Comparison(prompt, event.edit.edited_text, texts[event.edit.response]))
 
     def _judge(
         self, kind: str, prompt: str, generation: Generation, rng: random.Random

@@ -15,7 +15,7 @@ class EvaluateSettings(ProcessSettings):
     """Measures a reward model or a policy on held-out signals and files, and writes a report."""
 
     basic_settings = (
-        *("model", "store", "version", "directory", "against", "data", "work_dir", "out", "judges"),
+        *("model", "store", "version", "directory", "against", "data", "out", "judges"),
         *("benchmarks", "tasks", "suites", "red_team"),
     )
     setting_groups = (

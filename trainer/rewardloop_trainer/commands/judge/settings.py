@@ -15,9 +15,8 @@ class JudgeSettings(ModelSettings):
     """Labels pairs of responses by a model, in both orders, and measures the model on pairs that people judged too."""
 
     basic_settings = (
-        *("endpoint", "model", "base", "reward_base", "reward_version", "rubric", "votes", "temperature"),
-        *("data", "archive", "redis_url", "server", "out", "work_dir", "calls_a_day", "tokens_a_day"),
-        *("shared_share", "floor", "once", "metrics_port"),
+        *("endpoint", "model", "base", "reward_version", "rubric", "votes"),
+        *("data", "archive", "server", "calls_a_day", "shared_share", "once"),
     )
     setting_groups = (
         ("endpoint", "The model that judges"),
