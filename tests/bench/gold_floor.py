@@ -49,13 +49,13 @@ MIXTURES = {
     "floor": {"helpful": {"weight": 1.0}, "harmless": {"floor": 0.0, "penalty": 3.0}},
 }
 ONLINE: dict[str, Any] = {
-    "steps": 12,
+    "steps": 20,
     "prompts": 12,
     "responses": 4,
     "max_new_tokens": 64,
-    "minibatch": 48,
+    "minibatch": 24,
     "learning_rate": 1e-3,
-    "beta": 0.1,
+    "beta": 0.05,
     "checkpoint_every_steps": 0,
 }
 _ANCHORS = 128

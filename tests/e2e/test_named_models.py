@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,15 @@ def judged(number: int, aspect: str) -> feedback_pb2.FeedbackEvent:
 @pytest.mark.long
 def test_each_model_learns_from_its_aspect_and_goes_live_by_itself(tmp_path: Path) -> None:
     base = save_tiny_encoder(tmp_path / "base", learning_seed())
-    for name in ("reward", "helpful", "harmless"):
-        assert export(["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2", "--model", name]) == 0
+    store = ModelStore(tmp_path / "models")
+    assert export(["--base", str(base), "--store", store.url, "--heads", "2", "--model", "helpful"]) == 0
+    exported, files = store.manifest("helpful", 1), store.fetch("helpful", 1)
+
+    def copied(directory: Path) -> None:
+        shutil.copytree(files, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+
+    for name in ("reward", "harmless"):  # as an export of the same base would be
+        store.publish(replace(exported, model=name, version=""), copied)
     embedded = EmbeddedRedis(tmp_path / "redis", fsync="everysec")
     embedded.start()
     log = tmp_path / "trainer.log"
@@ -149,7 +157,7 @@ def test_each_model_learns_from_its_aspect_and_goes_live_by_itself(tmp_path: Pat
         live = {name: client.get_version(name).version for name in ("reward", "helpful", "harmless")}
         assert live == {"reward": "2", "helpful": "2", "harmless": "1"}, log.read_text()
         for name, better in (("reward", "good"), ("helpful", "poor")):
-            manifest = ModelStore(tmp_path / "models").manifest(name, 2)
+            manifest = store.manifest(name, 2)
             assert manifest.data is not None
             assert (manifest.parent, len(manifest.data.arrivals)) == ("1", 300)
             assert manifest.metrics["gate_candidate_accuracy"] > 0.9
