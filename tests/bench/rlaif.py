@@ -38,7 +38,7 @@ from rewardloop_trainer.policy.offline_settings import DpoSettings
 _DPO: dict[str, Any] = {
     "beta": 0.1,
     "learning_rate": 1e-3,
-    "batch_pairs": 32,
+    "batch_pairs": 16,
     "checkpoint_every_steps": 0,
 }
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="where the starter and the labels are kept")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=600, help="pairs that the judge is asked about")
+    parser.add_argument("--pairs", type=int, default=1_000, help="pairs that the judge is asked about")
     parser.add_argument("--judged", type=int, default=300, help="held-out questions that the taste compares")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--position", type=float, default=0.3, help="share in which the endpoint takes the first")

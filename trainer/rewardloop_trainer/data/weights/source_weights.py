@@ -135,14 +135,15 @@ def _weight(count: _Count, people: _Count, assumed: float) -> SourceWeight:
 
 def _error(count: _Count, people: _Count, ratio: float, h: float) -> float:
     """The standard error of (2a - 1) / (2h - 1): each prompt's influence on it, by the linearised ratio."""
-    a, two_agree = count.agreed / count.compared, people.shrunk(_PEOPLE_AGREE)
+    total, of_people = count.compared, people.compared + _ASSUMED
+    a, two_agree = count.agreed / total, people.shrunk(_PEOPLE_AGREE)
     # One judgement more that is unlike the others keeps the error above 0 where all are alike.
-    squares = (2 / (h * (count.compared + 2))) ** 2 if a in (0.0, 1.0) else 0.0
+    squares = (2 / (h * (total + 2))) ** 2 if a in (0.0, 1.0) else 0.0
     for prompt in count.by_prompt.keys() | people.by_prompt.keys():
         agreed, compared = count.by_prompt.get(prompt, (0.0, 0.0))
         same, pairs = people.by_prompt.get(prompt, (0.0, 0.0))
-        of_a = (agreed - a * compared) / count.compared
-        of_h = (same - two_agree * pairs) / (people.compared + _ASSUMED)
+        of_a = (agreed - a * compared) / total
+        of_h = (same - two_agree * pairs) / of_people
         squares += (2 * (of_a - ratio * of_h) / h) ** 2
     n = len(count.by_prompt)
     return math.sqrt(squares * n / (n - 1))
