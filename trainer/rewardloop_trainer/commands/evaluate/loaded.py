@@ -94,7 +94,8 @@ def load_reward(settings: EvaluateSettings, named: str) -> LoadedReward:
         if made.trunk is not None:
             raise NothingToEvaluate(f"{path}: is a delta over another version: evaluate it from its store")
         length = LengthShare.of_calibration(made.calibration)
-        return LoadedReward(path.parent.name or str(path), RewardModel.load(path / TORCH).eval(), encoder, length)
+        name = path.resolve().parent.name if path.name == "version" else path.name
+        return LoadedReward(name, RewardModel.load(path / TORCH).eval(), encoder, length)
     check_base_path(named)
     base = learning.model_copy(update={"base": named})
     start = start_from(store_of(settings), None, base, settings.seed)
