@@ -305,6 +305,7 @@ def test_nothing_to_train_on_is_an_error(base: Path, encoder: Encoder) -> None:
 def test_frozen_layers_stay_as_they_were(base: Path, encoder: Encoder) -> None:
     model = RewardModel.from_base(base)
     model.add_words()
+    model.add_phrases()
     before = weights(model)
     train_reward(model, encoder, TRAIN[:40], [], FAST.model_copy(update={"frozen_layers": 1}))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}

@@ -16,7 +16,7 @@ from rewardloop_trainer.annotators.votes import TIE, Votes, make_votes
 pd = pytest.importorskip("pandas", reason="install the extra parity")
 aggregation = pytest.importorskip("crowdkit.aggregation.classification.dawid_skene", reason="install the extra parity")
 
-ARGUMENTS = Path("/work/shared/data/ukpconvarg1_pairs.jsonl.gz")
+ARGUMENTS = Path(__file__).resolve().parents[2].parent / "shared/data/ukpconvarg1_pairs.jsonl.gz"
 
 
 def compare(votes: Votes, classes: int) -> None:

@@ -25,7 +25,7 @@ from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.reports.page import render
 
 RUNS = 20
-ALPACAEVAL = Path("/work/shared/data/alpacaeval_test.jsonl.gz")
+ALPACAEVAL = Path(__file__).resolve().parents[3].parent / "shared/data/alpacaeval_test.jsonl.gz"
 NEW = Unseen(None, 0.1)
 
 
@@ -120,7 +120,7 @@ WORLDS: Mapping[str, Callable[[], Draw]] = {
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("planted", [{"first": 0.3}, {"longer": 0.3}, {}], ids=["first", "longer", "nothing"])
 def test_planted_leanings_are_found_at_their_size(world: str, planted: dict[str, float]) -> None:
-    """95% intervals: of 20, fewer than 17 cover once in 60 runs of this test."""
+    """95% intervals: of 20, fewer than 16 cover once in 390 times. A leaning of 0.3 may be missed in one of 20."""
     if world == "alpacaeval" and not ALPACAEVAL.exists():
         pytest.skip(f"{ALPACAEVAL}: the pairs are not on this machine")
     draw = WORLDS[world]()
@@ -134,10 +134,10 @@ def test_planted_leanings_are_found_at_their_size(world: str, planted: dict[str,
             covered[name] += leaning.leaning.lower <= planted.get(name, 0.0) <= leaning.leaning.upper
         found += any(leaning.is_beyond(0.05 / 2) for leaning in leanings.values())
     print(f"{world}, planted {planted}: covered {covered}, found in {found} of {RUNS}")
-    assert covered["first"] >= 17
+    assert covered["first"] >= 16
     # Who takes the first one in a share of the choices takes the longer one less often than the others do.
-    assert covered["longer"] >= 17 or "first" in planted
-    assert (found == RUNS) if planted else (found <= 4)  # one run in twenty is expected; more than 4 once in 400
+    assert covered["longer"] >= 16 or "first" in planted
+    assert (found >= RUNS - 1) if planted else (found <= 4)  # one run in twenty is expected; more than 4 once in 400
 
 
 def test_an_audit_names_who_leans_and_nobody_else() -> None:
