@@ -162,7 +162,8 @@ def test_a_models_fondness_of_a_form_is_found() -> None:
         noise = chance.normal(0, 0.3, len(each))
         fond = measure_probe(name, each, 0.8 + noise, 1.0)
         assert fond.is_found
-        assert fond.shift.lower < 0.8 < fond.shift.upper
+        assert fond.shift.value == pytest.approx(0.8 + noise.mean())
+        assert fond.shift.upper - fond.shift.lower == pytest.approx(2 * 1.96 * 0.3 / 200**0.5, rel=0.25)
         assert not measure_probe(name, each, noise, 1.0).is_found
 
 
