@@ -21,6 +21,9 @@ _PROG = "rewardloop critique"
 def main(argv: Sequence[str] | None = None) -> int:
     """Revise all answers. Returns the exit status."""
     settings = parse(CritiqueSettings, sys.argv[1:] if argv is None else argv, _PROG)
+    if (missing := settings.missing()) is not None:
+        print(f"{_PROG}: {missing}", file=sys.stderr)
+        return 2
 
     from rewardloop.process.log import configure_logging
     from rewardloop_client import InvalidAccess, InvalidAddress

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rewardloop_trainer.judging.settings import ModelSettings
 
@@ -48,12 +48,12 @@ class CritiqueSettings(ModelSettings):
     server: str = Field("", description="gRPC address of the service that records edits and preferences; empty: none")
     work_dir: Path = Field(Path("rewardloop-data/critique"), description="cache, budget and progress")
 
-    @model_validator(mode="after")
-    def _names_a_model(self) -> Self:
+    def missing(self) -> str | None:
+        """Return what the command still has to be told, or None. `config show` shows the settings without it."""
         if bool(self.endpoint) == bool(self.base):
-            raise ValueError("name one model: endpoint with model, or base")
+            return "name one model: endpoint with model, or base"
         if self.prompts is None:
-            raise ValueError("prompts: name the file of prompts")
+            return "prompts: name the file of prompts"
         if self.answers == "policy" and not self.server:
-            raise ValueError("answers: the live policy answers at --server, which is not named")
-        return self
+            return "answers: the live policy answers at --server, which is not named"
+        return None

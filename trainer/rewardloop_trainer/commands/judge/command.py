@@ -21,6 +21,9 @@ _PROG = "rewardloop judge"
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge until SIGTERM or, with --once, until nothing is left. Returns the exit status."""
     settings = parse(JudgeSettings, sys.argv[1:] if argv is None else argv, _PROG)
+    if (missing := settings.missing()) is not None:
+        print(f"{_PROG}: {missing}", file=sys.stderr)
+        return 2
 
     from rewardloop.formats.signatures import UnusableKey
     from rewardloop.formats.store import StoreError

@@ -75,15 +75,19 @@ class JudgeSettings(ModelSettings):
         False, description="end when all pairs are judged; exit status 3: the budget of the day is spent"
     )
 
-    @model_validator(mode="after")
-    def _names_one_of_each(self) -> Self:
+    def missing(self) -> str | None:
+        """Return what the command still has to be told, or None. `config show` shows the settings without it."""
         judges = [self.endpoint, self.base, self.reward_base, self.reward_version]
         if sum(map(bool, judges)) != 1:
-            raise ValueError("name one judge: endpoint with model, base, reward_base or reward_version")
+            return "name one judge: endpoint with model, base, reward_base or reward_version"
         if self.data is None and not (self.archive or self.redis_url):
-            raise ValueError("name pairs: data, or archive and redis_url")
+            return "name pairs: data, or archive and redis_url"
         if not self.server and self.out is None:
-            raise ValueError("name where labels go: server, out, or both")
+            return "name where labels go: server, out, or both"
+        return None
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> Self:
         if self.votes > 1 and self.temperature == 0 and self.endpoint:
             raise ValueError("votes: several at temperature 0 are one vote: set a temperature above 0")
         return self
