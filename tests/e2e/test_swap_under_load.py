@@ -164,12 +164,12 @@ def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path, empty_redis
         outcomes: list[str] = []
 
         def call() -> None:
-            with RewardloopClient(server.address, max_attempts=1) as client:
+            with RewardloopClient(server.address, max_attempts=1, timeout_s=60) as client:
                 try:
                     client.score("alpha", ["beta gamma"] * 200)
                     outcomes.append("ok")
                 except RewardloopError as error:
-                    outcomes.append(error.reason)
+                    outcomes.append(error.reason or repr(error))
 
         callers = [threading.Thread(target=call) for _ in range(4)]
         for caller in callers:
