@@ -33,8 +33,8 @@ pytestmark = pytest.mark.long
 
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
 SIGNALS = 300
-# Series of a GPU, of a certificate, of a spool and of a judge: not everywhere.
-NOT_EVERYWHERE = re.compile("rewardloop_(gpu|certificate|spool|judge)_")
+# Series of a GPU, of a certificate, of a spool, of a judge, of mixtures and of runs that are stuck: not everywhere.
+NOT_EVERYWHERE = re.compile("rewardloop_(gpu|certificate|spool|judge|mixture|below_floor|version_stuck)_")
 
 
 @dataclass

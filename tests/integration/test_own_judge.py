@@ -74,7 +74,7 @@ def test_judge_of_its_own_signals_decides_and_is_kept(tmp_path: Path, redis_url:
 def test_without_a_reward_model_there_is_no_judge_and_nothing_is_trained(tmp_path: Path, redis_url: str) -> None:
     setting = Setting(tmp_path, redis_url, gate=OWN)
     assert setting.round().run() == "refused"
-    assert "no judge: the store has no reward model" in reasons(tmp_path)
+    assert "no judge: the store has no version of reward" in reasons(tmp_path)
     assert "--policy.gate.judge names another judge" in reasons(tmp_path)
     assert not (tmp_path / "work/refused/policy-1/version").exists()
 
