@@ -22,7 +22,7 @@ from rewardloop_data.source_file import Line, SourceFile, UnreadableFile
 
 
 class Named(NamedTuple):
-    """What scores, and what it compares with."""
+    """The model or mixture that scores, the pinned version, and the reference text of the mixture's rules."""
 
     pin_version: str | None = None
     model: str = ""

@@ -49,7 +49,7 @@ class ResponseScore:
 
 @dataclass(frozen=True, slots=True)
 class ScorePart:
-    """What one part of a mixture says of a group.
+    """The values that one part of a mixture gives the responses of a group.
 
     Attributes:
         name: The part's name in the mixture.

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from support.http_servers import running
+
 Message = dict[str, str]
 # Given the messages: what the model writes.
 Says = Callable[[list[Message]], str]
@@ -101,15 +103,9 @@ class _Server(ThreadingHTTPServer):
 def judge_endpoint(says: Says, **about: Any) -> Iterator[JudgeEndpoint]:
     state = JudgeEndpoint(says, **about)
     server = _Server(("127.0.0.1", 0), type("Handler", (Handler,), {"state": state}))
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with running(server, poll_s=0.05) as url:
+        state.url = f"{url}/v1"
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def part(text: str, what: str) -> str:

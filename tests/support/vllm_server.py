@@ -18,6 +18,7 @@ from typing import Any
 from peft import PeftModel
 
 from rewardloop_sampling.sampling import SampleRequest, sample
+from support.http_servers import running
 
 COMPLETION_FIELDS = {
     "model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
@@ -50,15 +51,8 @@ def vllm_server(base: Any) -> Iterator[VllmServer]:
     handler = type("Handler", (_Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with running(server, poll_s=0.01) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

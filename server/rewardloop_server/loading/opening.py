@@ -83,14 +83,13 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
     def opened(threads: int) -> Any:
         options = _options(device, threads)
         with guard.opening(options):
-            session = ort.InferenceSession(directory / MODEL, options, providers=list(device.providers))
-        if (why := device.refusal(session)) is not None:
-            raise NotLoadable(f"{where} does not load: {why}")
-        return session
+            return ort.InferenceSession(directory / MODEL, options, providers=list(device.providers))
 
     with _refusing(where):
         alone = opened(device.threads)
         beside = opened(device.threads // device.streams) if device.streams > 1 else alone
+    if (why := device.refusal(alone) or device.refusal(beside)) is not None:
+        raise NotLoadable(f"{where} does not load: {why}")
     try:
         return Sessions(alone, beside), Signature.of(alone)
     except ValueError as error:
@@ -101,8 +100,6 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
 def _refusing(where: str) -> Iterator[None]:
     try:
         yield
-    except NotLoadable:
-        raise
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
         raise NotLoadable(f"{where} does not load: {told(error)}") from error
 

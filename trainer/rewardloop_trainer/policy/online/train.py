@@ -167,7 +167,7 @@ class OnlineRun:
         temperature = self.settings.temperatures[self.step % len(self.settings.temperatures)]
         try:
             collected = self.collector.collect(self.step, temperature, stop_if_asked)
-        except Exception:
+        except Exception:  # of whatever kind: the steps before it are kept, and it is raised again
             self._checkpoint()  # nothing of this step was learned yet, so the checkpoint has all steps
             raise
         said = collected.rollouts
