@@ -179,3 +179,12 @@ def test_cost_constants_are_on_the_metrics_page_while_the_version_is_loaded(stor
     assert metrics.registry.get_sample_value("rewardloop_cost_model_seconds", labels) == model.cost.fixed_s > 0
     model.close()
     assert metrics.registry.get_sample_value("rewardloop_cost_model_seconds", labels) is None
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_version_that_would_run_on_another_device_is_not_loaded(store: ModelStore) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    pool = SessionPool(store, Device("cuda", 1, spin=False), ServerMetrics())
+    with pytest.raises(NotLoadable, match="device is cuda, but ONNX Runtime could not start CUDAExecutionProvider"):
+        load(pool, store, publish_sum_version(store))
