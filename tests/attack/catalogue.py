@@ -199,7 +199,7 @@ ATTACKS = (
         _NETWORK,
         "replies with another number of scores, NaN, an empty or unknown item",
         "the client raises an error that names it",
-        ("unit/client/test_replies.py",),
+        ("unit/client/test_unusable_replies.py",),
     ),
     Attack(
         _NETWORK,

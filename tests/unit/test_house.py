@@ -41,6 +41,12 @@ def test_no_folder_is_crowded() -> None:
     assert {str(folder): count for folder, count in files.items() if count > MOST_FILES} == {}
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports a test file by its name alone, so that it refuses the second of two that share one."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {name for name, count in names.items() if count > 1} == set()
+
+
 @pytest.mark.parametrize("folder", ["client", "server", "trainer", "deploy", "protos", "docs"])
 def test_no_function_is_longer_than_a_screen_without_a_reason(folder: str) -> None:
     long = []
