@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # The taste first: it refuses to be imported after the trainer, which other tests of this process load.
@@ -18,6 +19,16 @@ from rewardloop_local.redis_server import EmbeddedRedis
 # Before torch, onnxruntime or tokenizers are imported: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# By default rich draws each traceback with its local variables, which takes seconds for the arrays of an engine's run.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 settings.register_profile("rewardloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rewardloop")

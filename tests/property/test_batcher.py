@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -14,13 +16,14 @@ from support.reward_graphs import WORDS, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import DeadlinePassed, InternalError, NotLoadable, QueueFull
+from rewardloop_server.calls.errors import DeadlinePassed, EngineStuck, InternalError, NotLoadable, QueueFull
 from rewardloop_server.calls.vocabulary import FAILED_RUN_OUTCOMES, QUEUE_LANES
 from rewardloop_server.device.choose import Device
+from rewardloop_server.guard.watch import RunBounds
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
-from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.engine import EngineBroken, RewardModel, Sessions
 from rewardloop_server.scoring.lane import Lane
 from rewardloop_server.scoring.offer import Offer, Slot
 
@@ -64,10 +67,23 @@ async def until_taken(metrics: ServerMetrics, lane: str) -> None:
         await asyncio.sleep(0.001)
 
 
-def batcher(token_budget: int = 64, metrics: ServerMetrics | None = None, streams: int = 1, **limits: float) -> Batcher:
+def batcher(
+    token_budget: int = 64,
+    metrics: ServerMetrics | None = None,
+    streams: int = 1,
+    bounds: RunBounds | None = None,
+    **limits: float,
+) -> Batcher:
     lanes = {lane: LaneLimits(**({"max_tokens": 10**6} | limits)) for lane in QUEUE_LANES}
     metrics = metrics or ServerMetrics()
-    return Batcher(token_budget=token_budget, lanes=lanes, trainer_max_wait_s=0.05, metrics=metrics, streams=streams)
+    return Batcher(
+        token_budget=token_budget,
+        lanes=lanes,
+        trainer_max_wait_s=0.05,
+        metrics=metrics,
+        streams=streams,
+        bounds=bounds or RunBounds(),
+    )
 
 
 @asynccontextmanager
@@ -396,7 +412,7 @@ async def test_one_bad_request_of_many_costs_few_more_runs(fragile) -> None:
         outcomes = await asyncio.gather(*scoring, return_exceptions=True)
     assert [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == [37]
     # The run of 100, its part of 10, and the request itself failed; nine parts and nine requests ran.
-    assert failed_runs(metrics) == {"split": 2, "isolated": 1, "broken": 0}
+    assert failed_runs(metrics) == {"split": 2, "smaller": 0, "isolated": 1, "broken": 0}
     assert metrics.registry.get_sample_value("rewardloop_batch_rows_count") == 18
 
 
@@ -410,7 +426,87 @@ async def test_version_that_no_longer_runs_is_not_tried_again(tmp_path) -> None:
     async with running(subject):
         outcomes = await asyncio.gather(*scoring, return_exceptions=True)
     assert all(isinstance(outcome, NotLoadable) for outcome in outcomes)
-    assert failed_runs(metrics) == {"split": 0, "isolated": 0, "broken": 1}
+    assert failed_runs(metrics) == {"split": 0, "smaller": 0, "isolated": 0, "broken": 1}
+
+
+class Failing:
+    """Stands in for a version's session, and fails as long as `says` is not empty and a run has too many tokens."""
+
+    def __init__(self, model: RewardModel, says: str, most_tokens: int = 0) -> None:
+        self.says, self.most_tokens, self.sizes = says, most_tokens, list[int]()
+        self._session = model._sessions.alone
+
+    def run(self, outputs: list[str], inputs: dict[str, np.ndarray], options: object) -> list[np.ndarray]:
+        self.sizes.append(inputs["input_ids"].size)
+        if self.says and self.sizes[-1] > self.most_tokens:
+            raise RuntimeError(self.says)
+        return self._session.run(outputs, inputs, options)
+
+
+def failing(tmp_path: Path, says: str, most_tokens: int = 0) -> tuple[RewardModel, Failing]:
+    model = load(ModelStore(tmp_path), 1.0)
+    session = Failing(model, says, most_tokens)
+    model._sessions = Sessions(session, session)
+    return model, session
+
+
+@pytest.mark.parametrize("says", ["Failed to allocate memory for requested buffer of size 8", "CUDA out of memory."])
+async def test_runs_get_smaller_where_memory_does_not_suffice_and_grow_again(tmp_path, says) -> None:
+    metrics = ServerMetrics()
+    model, session = failing(tmp_path, says, most_tokens=20)
+    subject = batcher(token_budget=64, metrics=metrics)
+    scoring = [asyncio.create_task(subject.score(model, [encoded(1, 2)] * 32, "production", None)) for _ in range(20)]
+    await asyncio.sleep(0)
+    async with running(subject):
+        outcomes = await asyncio.gather(*scoring)
+        assert all((outcome.logits[:, 0] == 3).all() for outcome in outcomes)
+        assert failed_runs(metrics) == {"split": 0, "smaller": ANY, "isolated": 0, "broken": 0}
+        assert 2 <= failed_runs(metrics)["smaller"] <= 4  # runs of 64 and of 32 tokens, one each that was laid out
+        session.says = ""
+        for _ in range(120):
+            await subject.score(model, [encoded(1, 2)] * 32, "production", None)
+        assert max(session.sizes[-3:]) > 20
+        assert not subject.is_stuck
+
+
+async def test_a_row_for_which_memory_does_not_suffice_fails_alone(tmp_path) -> None:
+    model, _ = failing(tmp_path, "std::bad_alloc", most_tokens=20)
+    rows = [[encoded(*[1] * 30)], [encoded(1)], [encoded(2)]]
+    async with running(batcher()) as subject:
+        outcomes = await asyncio.gather(
+            *(subject.score(model, each, "production", None) for each in rows), return_exceptions=True
+        )
+    assert isinstance(outcomes[0], NotLoadable)
+    assert [outcome.logits[0, 0] for outcome in outcomes[1:]] == [1, 2]
+
+
+async def test_a_version_that_runs_nothing_any_more_turns_callers_away_and_ends_the_engine(tmp_path) -> None:
+    metrics = ServerMetrics()
+    model, _ = failing(tmp_path, "CUDA error 700: an illegal memory access was encountered", most_tokens=-1)
+    subject = batcher(metrics=metrics, bounds=RunBounds(broken_s=1.5))
+    engine = asyncio.create_task(subject.run())
+    first = asyncio.create_task(subject.score(model, [encoded(1)], "production", None))
+    while not subject.is_stuck:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    with pytest.raises(EngineStuck):
+        await subject.score(model, [encoded(2)], "production", None)
+    with pytest.raises(EngineStuck):
+        await first
+    with pytest.raises(EngineBroken, match="version 1 runs nothing any more"):
+        await engine
+    assert failed_runs(metrics)["broken"] == 1
+
+
+async def test_a_version_that_failed_on_everything_for_a_while_answers_again(tmp_path) -> None:
+    model, session = failing(tmp_path, "CUBLAS_STATUS_ALLOC_FAILED", most_tokens=-1)
+    async with running(batcher(bounds=RunBounds(broken_s=30.0))) as subject:
+        first = asyncio.create_task(subject.score(model, [encoded(1), encoded(4)], "production", None))
+        while not subject.is_stuck:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        session.says = ""
+        assert (await first).logits[:, 0].tolist() == [1, 4]
+        assert not subject.is_stuck
+        assert (await subject.score(model, [encoded(2)], "production", None)).logits[0, 0] == 2
 
 
 async def test_innocent_request_is_scored_though_the_guilty_callers_went_away(fragile, slower) -> None:

@@ -175,7 +175,7 @@ class NoModel(RewardloopError):
 
 
 class EngineStuck(RewardloopError):
-    """Raised while the engine is held by a run that does not end. Another replica may answer."""
+    """Raised while a run does not end, or the model fails on everything. Another replica may answer."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "ENGINE_STUCK"

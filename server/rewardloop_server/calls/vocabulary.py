@@ -52,9 +52,9 @@ COMPARED_ORDERS: tuple[ComparedOrder, ...] = get_args(ComparedOrder)
 Agreement: TypeAlias = Literal["agree", "disagree"]
 AGREEMENTS: tuple[Agreement, ...] = get_args(Agreement)
 
-# What became of a run that failed: its requests ran again in parts, its one request failed, or all its requests failed
-# because the version no longer runs at all.
-FailedRunOutcome: TypeAlias = Literal["split", "isolated", "broken"]
+# What became of a run that failed: its requests ran again in parts, or in smaller runs because memory did not suffice;
+# its one request failed, or all its requests failed because the version no longer runs at all.
+FailedRunOutcome: TypeAlias = Literal["split", "smaller", "isolated", "broken"]
 FAILED_RUN_OUTCOMES: tuple[FailedRunOutcome, ...] = get_args(FailedRunOutcome)
 
 # The terms of the cost model; per_token2 multiplies the square of a row's tokens.

@@ -34,11 +34,13 @@ class RunBounds:
         least_s: A run may take so many seconds, however short it should be.
         factor: It may also take its estimated time, multiplied by this.
         grace_s: Seconds for which work that was told to stop may go on.
+        broken_s: For so many seconds a version that no longer runs is tried again, before the process ends.
     """
 
     least_s: float = 8.0
     factor: float = 20.0
     grace_s: float = 5.0
+    broken_s: float = 5.0
 
     def run_s(self, estimated_s: float) -> float:
         """Return the most seconds of a run that is estimated to take ``estimated_s``."""

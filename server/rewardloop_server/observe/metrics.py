@@ -113,8 +113,9 @@ class ServerMetrics:
     padding_ratio: Histogram = histogram("padding_ratio", "Share of a run's tokens that is padding.", RATIO_BUCKETS)
     failed_runs_total: Counter = counter(
         "failed_runs_total",
-        "Engine runs that failed, by what became of their requests: run again in parts (split), the one request failed"
-        " (isolated), or all failed with a version that no longer runs (broken).",
+        "Engine runs that failed, by what became of their requests: run again in parts (split), run again in smaller"
+        " runs because memory did not suffice (smaller), the one request failed (isolated), or all failed with a"
+        " version that no longer runs (broken).",
         outcome=FAILED_RUN_OUTCOMES,
     )
     stuck_runs_total: Counter = counter(

@@ -20,7 +20,7 @@ from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.engine import EngineBroken, OutOfMemory, RewardModel
 from rewardloop_server.scoring.isolate import Isolation
 from rewardloop_server.scoring.lane import Group, Lane, Scored
 from rewardloop_server.scoring.offer import Failure, Offer, Outcome, Slot, drive
@@ -34,6 +34,10 @@ _LEAST_FIXED_COSTS = 10
 # A run is chosen from this many runs' worth of the most urgent rows. That is enough to find rows of similar length, and
 # planning over all of a long queue would take a tenth of the event loop's time.
 _WINDOW_RUNS = 8
+
+# After a run for which memory did not suffice, the most tokens of a run are halved. Each later run multiplies them by
+# this, so that they are back after about 700 runs.
+_GROWTH = 1.001
 
 _BOUNDS = RunBounds()
 
@@ -60,7 +64,8 @@ class Batcher:
     run of another lane that is laid out is put back for it.
 
     While a run does not end, every group is turned away with EngineStuck, but for those of that run: once it has
-    stopped, they run one by one, and the one that holds the engine again fails.
+    stopped, they run one by one, and the one that holds the engine again fails. The same holds while a version that ran
+    when it was warmed runs nothing any more; if that lasts, `run` raises EngineBroken.
 
     Args:
         token_budget: Most tokens of one run, unless it has a single row.
@@ -86,7 +91,7 @@ class Batcher:
         watch: Watch | None = None,
         bounds: RunBounds = _BOUNDS,
     ) -> None:
-        self._budget = token_budget
+        self._budget = self._full_budget = float(token_budget)
         self._engine_nice = engine_nice
         self._streams = streams
         self._limits = lanes
@@ -210,7 +215,11 @@ class Batcher:
         return await self.score(model, rows, "shadow", None)
 
     async def run(self) -> None:
-        """Drive the engine until cancelled. Ends after the runs in flight."""
+        """Drive the engine until cancelled. Ends after the runs in flight.
+
+        Raises:
+            EngineBroken: A version runs nothing any more, so that the process has to end.
+        """
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
         engine = [
@@ -246,8 +255,14 @@ class Batcher:
             return
         try:
             self._offer_best(time.monotonic())
-        except Exception as error:
-            self._broken.set_exception(error)  # a bug: `run` raises it, so that the process ends rather than limps on
+        except Exception as error:  # a bug
+            self._end(error)
+
+    def _end(self, error: Exception, cause: Exception | None = None) -> None:
+        """Let `run` raise the error, so that the process ends rather than limps on."""
+        error.__cause__ = cause
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_exception(error)
 
     def _offer_best(self, now: float) -> None:
         """Put the best run into the slot, instead of the one that is there if that is no longer the best."""
@@ -284,7 +299,7 @@ class Batcher:
             encoded = [group.rows[index] for group, index in waiting]
             limit_s = max(run_s, _LEAST_FIXED_COSTS * model.cost.fixed_s)
             try:
-                run = model.plan(encoded, limit_s, self._budget)[0]
+                run = model.plan(encoded, limit_s, int(self._budget))[0]
                 feeds = model.lay_out(encoded, run)
             except Exception as error:  # as in `_drive`, it fails these rows and not the engine
                 self._isolation.failed(lane, waiting, model, part, Failure(error))
@@ -319,6 +334,11 @@ class Batcher:
             self._isolation.overran(offer)
             self._feed_soon()
 
+    def failing(self, offer: Offer) -> None:
+        """Turn away what waits, but for the groups of this run, whose version fails on everything."""
+        self._isolation.failing(offer)
+        self._feed_soon()
+
     def lost(self, offer: Offer) -> None:
         """Fail the groups of runs that do not end. No run will follow."""
         self._isolation.convict()
@@ -328,9 +348,17 @@ class Batcher:
         del self._ends[offer]
         self._isolation.ended(offer)
         if isinstance(outcome, Failure):
+            if isinstance(outcome.error, OutOfMemory) and len(offer.rows) > 1:
+                # A second run may have been laid out before the first one failed, so its own tokens are halved.
+                self._budget = max(1.0, min(self._budget, offer.feeds.tokens / 2))
+                log.warning("memory did not suffice for a run, so runs are smaller", most_tokens=int(self._budget))
             self._isolation.failed(offer.lane, offer.rows, offer.model, offer.part, outcome)
+            if outcome.is_broken:
+                self._end(EngineBroken(f"version {offer.model.manifest.version} runs nothing any more"), outcome.error)
             self._feed_soon()
             return
+        if self._budget < self._full_budget:
+            self._budget = min(self._full_budget, self._budget * _GROWTH)
         tokens = 0
         for (group, index), logits in zip(offer.rows, outcome, strict=True):
             group.logits[index] = logits

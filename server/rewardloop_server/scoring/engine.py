@@ -22,6 +22,9 @@ log = structlog.get_logger()
 
 Floats = npt.NDArray[np.float32]
 
+# What ONNX Runtime's allocators, cudaMalloc, cuBLAS, cuDNN and C++ say. There is no error class for it.
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "status_alloc_failed", "bad_alloc", "bad allocation")
+
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
@@ -38,6 +41,17 @@ class Sessions:
 
 class UnusableLogits(Exception):
     """Raised when a run gives logits that are not finite, or that are not one line of heads for each row."""
+
+
+class OutOfMemory(Exception):
+    """Raised when the device has too little memory for a run. A run of fewer tokens may have enough."""
+
+
+class EngineBroken(Exception):
+    """Raised when a version that ran when it was warmed runs nothing any more. Only a new process can help.
+
+    After some errors, as that of an illegal address, CUDA fails every later call of the process.
+    """
 
 
 class Overrun(Exception):
@@ -77,6 +91,12 @@ class RewardModel:
         # graph's default weights and reports no error.
         self._adapter = adapter
         self._on_close = on_close
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called, after which nothing runs."""
+        return self._is_closed
 
     def plan(self, rows: Sequence[Encoded], limit_s: float | None = None, limit_tokens: int | None = None) -> list[Run]:
         """Return the cheapest runs of the rows. The first run holds row 0.
@@ -111,11 +131,17 @@ class RewardModel:
 
         Raises:
             UnusableLogits: A logit is not finite, or the graph gives logits of another shape.
+            OutOfMemory: The device has too little memory for this run.
             Exception: ONNX Runtime raises errors of several classes of its own.
         """
         options = self.options() if options is None else options
         session = self._sessions.alone if alone else self._sessions.beside
-        logits: Floats = session.run(["logits"], feeds.inputs, options)[0]
+        try:
+            logits: Floats = session.run(["logits"], feeds.inputs, options)[0]
+        except Exception as error:
+            if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+                raise OutOfMemory(str(error)) from error
+            raise
         if logits.shape != (feeds.rows, self.manifest.heads):
             raise UnusableLogits(f"it gives logits of shape {logits.shape}, not {(feeds.rows, self.manifest.heads)}")
         if not np.isfinite(logits).all():
@@ -140,5 +166,6 @@ class RewardModel:
 
     def close(self) -> None:
         """Let go of the adapter and of the sessions, which are freed with the last version over them. Called once."""
+        self._is_closed = True
         del self._sessions, self._adapter
         self._on_close()

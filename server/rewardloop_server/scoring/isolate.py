@@ -18,7 +18,7 @@ import structlog
 from rewardloop_server.calls.errors import EngineStuck, InternalError, NotLoadable, RewardloopError, told
 from rewardloop_server.calls.vocabulary import FailedRunOutcome
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Overrun, RewardModel, UnusableLogits
+from rewardloop_server.scoring.engine import OutOfMemory, Overrun, RewardModel, UnusableLogits
 from rewardloop_server.scoring.lane import Group, Lane, Part, Row
 from rewardloop_server.scoring.offer import Failure, Offer
 
@@ -115,32 +115,49 @@ class Isolation:
             raise _stuck()
 
     def failed(self, lane: Lane, rows: Sequence[Row], model: RewardModel, part: Part | None, failure: Failure) -> None:
-        """Let the groups of a failed run wait again in parts; fail them if it is one, or the version is broken."""
+        """Let the groups of a failed run wait again in parts; fail them if it is one, or the version is broken.
+
+        The rows of a run for which memory did not suffice wait again as they were: the next run has fewer tokens.
+        """
         groups = {group for group, _ in rows}
-        outcome: FailedRunOutcome = "broken" if failure.is_broken else "isolated" if len(groups) < 2 else "split"
+        outcome: FailedRunOutcome = "isolated" if len(groups) < 2 else "split"
+        if failure.is_closed or failure.is_broken:
+            outcome = "broken"
+        elif len(rows) > 1 and isinstance(failure.error, OutOfMemory):
+            outcome = "smaller"
         self._metrics.failed_runs_total.labels(outcome=outcome).inc()
         log.log(
-            logging.WARNING if outcome == "split" else logging.ERROR,
+            logging.WARNING if outcome in ("split", "smaller") else logging.ERROR,
             "run failed",
             outcome=outcome,
             version=model.manifest.version,
             rows=len(rows),
             groups=len(groups),
-            exc_info=failure.error,
+            exc_info=None if outcome == "smaller" else failure.error,
         )
         if failure.is_overrun and not self._suspects.has_room:
             self.convict()
+        elif outcome == "smaller":
+            lane.put_back(rows, part)
         elif outcome == "split":
             for each in parts_of(rows, is_part=part is not None or failure.is_overrun):
                 lane.put_back(each, Part())
         else:
             for group in groups:
-                lane.fail(group, error_of(failure.error))
+                lane.fail(group, _stuck() if failure.is_broken else error_of(failure.error))
+
+    def failing(self, offer: Offer) -> None:
+        """Turn all groups away while a version fails on everything, but for those of its run."""
+        self._suspects.add(offer)
+        self._turn_others_away()
 
     def overran(self, offer: Offer) -> None:
         """Suspect the groups of a run that does not end, and turn all others away, so that another replica has them."""
         self._suspects.add(offer)
         self._metrics.stuck(offer.model.manifest.model, offer.model.manifest.version)
+        self._turn_others_away()
+
+    def _turn_others_away(self) -> None:
         for lane in self._lanes.values():
             for group in lane.groups():
                 if group not in self._suspects:
@@ -162,4 +179,4 @@ class Isolation:
 
 
 def _stuck() -> EngineStuck:
-    return EngineStuck("a run of the reward model does not end")
+    return EngineStuck("a run of the reward model does not end, or the model fails on everything")

@@ -173,7 +173,7 @@ class Lane:
         self.pushes += 1
         self._count(group.account, group.tokens)
 
-    def put_back(self, rows: Iterable[Row], part: Part) -> None:
+    def put_back(self, rows: Iterable[Row], part: Part | None) -> None:
         """Let rows of a run that failed wait again, as this part, where they stood. Answered groups are skipped."""
         for group, index in rows:
             if group.outcome.done():

@@ -49,16 +49,21 @@ class Failure:
 
     Attributes:
         error: What was raised.
+        is_closed: The version was closed before the run.
         is_broken: The version no longer runs even what it ran when it was warmed.
         is_overrun: The run did not end in time and was stopped.
     """
 
     error: Exception
+    is_closed: bool = False
     is_broken: bool = False
     is_overrun: bool = False
 
 
 Outcome: TypeAlias = Floats | Failure
+
+# A version that fails on everything is tried again so often.
+_TRIAL_EVERY_S = 1.0
 
 
 class Slot:
@@ -115,6 +120,9 @@ class Notes(Protocol):
     def overran(self, offer: Offer) -> None:
         """Note that the run did not end in time and was told to stop."""
 
+    def failing(self, offer: Offer) -> None:
+        """Note that the run failed, and that its version fails on everything at present. It is tried again."""
+
     def lost(self, offer: Offer) -> None:
         """Note that it goes on all the same. The process will end."""
 
@@ -161,7 +169,7 @@ def _outcome(
     try:
         options = model.options()
     except Exception as error:  # a version that was closed has none
-        return Failure(error, is_broken=True)
+        return Failure(error, is_closed=True)
     work = Work(
         "run",
         model.manifest.version,
@@ -176,13 +184,28 @@ def _outcome(
     except Exception as error:  # any exception of ONNX Runtime fails this run and not the engine
         if work.is_overrun:
             return Failure(Overrun(f"it did not end within {limit_s:.1f} s"), is_overrun=True)
-        try:
-            trial = model.options()
-        except Exception:  # as above
-            return Failure(error, is_broken=True)
-        watch.begin(
-            Work("trial run", model.manifest.version, bounds.least_s, lambda: setattr(trial, "terminate", True))
-        )
-        return Failure(error, is_broken=not model.works(alone=offer.alone, options=trial))
+        if _works(offer, watch, bounds):
+            return Failure(error)
+        post(notes.failing, offer)
+        deadline = time.monotonic() + bounds.broken_s
+        while not model.is_closed and (left_s := deadline - time.monotonic()) > 0.0:
+            time.sleep(min(left_s, _TRIAL_EVERY_S))
+            if _works(offer, watch, bounds):
+                return Failure(error)
+        return Failure(error, is_closed=model.is_closed, is_broken=not model.is_closed)
+    finally:
+        watch.end()
+
+
+def _works(offer: Offer, watch: Watch, bounds: RunBounds) -> bool:
+    """Return whether the version runs a few tokens, as it did when it was warmed."""
+    model = offer.model
+    try:
+        trial = model.options()
+    except Exception:  # it was closed
+        return False
+    watch.begin(Work("trial run", model.manifest.version, bounds.least_s, lambda: setattr(trial, "terminate", True)))
+    try:
+        return model.works(alone=offer.alone, options=trial)
     finally:
         watch.end()
