@@ -173,7 +173,12 @@ def build_scoring(
 ) -> Scoring:
     """Build the versions' hosts, the tokenizers, the batcher, and the scorers that use them."""
     device = choose_device(
-        settings.device, threads=settings.intra_op_threads, spin=settings.spin, streams=settings.streams
+        settings.device,
+        threads=settings.intra_op_threads,
+        spin=settings.spin,
+        streams=settings.streams,
+        memory_gb=settings.device_memory_gb,
+        tf32=settings.tf32,
     )
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]
@@ -189,7 +194,7 @@ def build_scoring(
         lanes=lane_limits(settings),
         trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
         metrics=metrics,
-        engine_nice=settings.engine_nice,
+        engine_nice=settings.engine_nice if device.kind == "cpu" else 0,  # it only starts a GPU's work
         streams=device.streams,
         watch=watch,
         bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),

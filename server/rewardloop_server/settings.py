@@ -115,12 +115,22 @@ class ServeSettings(ServingSettings):
     )
 
     device: WantedDevice = Field("auto", description="where the reward model runs")
+    device_memory_gb: float = Field(
+        0.0,
+        ge=0.0,
+        description="most gigabytes of a GPU's memory for the runs of one graph, weights included; 0: no bound",
+    )
+    tf32: bool = Field(
+        False,
+        description="products of float32 matrices on a GPU may be rounded to TF32 (10 bits): faster, and no longer what"
+        " the version was gated at",
+    )
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
     streams: int = Field(
         0,
         ge=0,
-        description="most runs at once, each with its share of the threads: more throughput, and the weights are twice"
-        " in memory; 0: two on a CPU with two threads or more, else one",
+        description="most runs at once, each with its share of the threads: more throughput, and on a CPU the weights"
+        " are twice in memory; 0: two on a CPU with two threads or more, else one",
     )
     tokenize_threads: int = Field(2, ge=1, description="threads that tokenize")
     resident_versions: int = Field(
@@ -130,8 +140,8 @@ class ServeSettings(ServingSettings):
         19,
         ge=0,
         le=19,
-        description="by how much threads that compute raise their niceness, so that the thread that answers goes first;"
-        " less if other busy processes share the cores and no container divides them",
+        description="by how much threads that compute on a CPU raise their niceness, so that the thread that answers"
+        " goes first; less if other busy processes share the cores and no container divides them",
     )
     spin: bool = Field(True, description="ONNX Runtime threads spin between runs: lower latency, busier cores")
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime as ort
 import structlog
 
-from rewardloop_server.device.kinds import PROVIDERS, DeviceKind, WantedDevice
+from rewardloop_server.device.kinds import PROVIDERS, DeviceKind, WantedDevice, provider_options
 
 log = structlog.get_logger()
 
@@ -30,17 +30,35 @@ class Device:
         threads: Threads of a run that has the device to itself.
         spin: Threads spin between runs instead of sleeping.
         streams: Most runs at once.
+        memory_gb: Most gigabytes of a GPU's memory that the runs of one session may hold; 0 for no bound.
+        tf32: Products of float32 matrices on a GPU may round their factors to TF32, which has 10 bits.
     """
 
     kind: DeviceKind
     threads: int
     spin: bool
     streams: int = 1
+    memory_gb: float = 0.0
+    tf32: bool = False
 
     @property
     def providers(self) -> Sequence[str]:
         """The execution providers of ONNX Runtime, most wanted first."""
         return PROVIDERS[self.kind]
+
+    @property
+    def provider_options(self) -> list[dict[str, str]]:
+        """The options of each provider, in the order of `providers`."""
+        return [provider_options(name, self.memory_gb, tf32=self.tf32) for name in self.providers]
+
+    def refuses(self, precision: str) -> str | None:
+        """Return why versions of this precision must not run on this device, or None if they may."""
+        if precision != "int8" or self.kind == "cpu":
+            return None
+        return (
+            f"its precision is int8, whose matrix products ONNX Runtime would run on the CPU beside {self.kind}: export"
+            " it in float16, bfloat16 or float32"
+        )
 
     def refusal(self, session: Any) -> str | None:
         """Return why a session does not run on this device, or None if it does.
@@ -53,7 +71,9 @@ class Device:
         return f"device is {self.kind}, but ONNX Runtime could not start {wanted} and would run on {', '.join(taken)}"
 
 
-def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1) -> Device:
+def choose_device(
+    wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1, memory_gb: float = 0.0, tf32: bool = False
+) -> Device:
     """Choose the device, open a session on it to see that it works, and log the choice.
 
     Args:
@@ -61,6 +81,8 @@ def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: in
         threads: Threads of a run that has the device to itself; 0 for one a core.
         spin: Threads spin between runs.
         streams: Most runs at once; 0 for two on a CPU with two threads or more, else one.
+        memory_gb: As of `Device`.
+        tf32: As of `Device`.
 
     Raises:
         RuntimeError: This ONNX Runtime does not have the wanted device, or cannot start it.
@@ -71,7 +93,7 @@ def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: in
         raise RuntimeError(
             f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
         )
-    if kind != "cpu" and (why := _trial(Device(kind, threads, spin))) is not None:
+    if kind != "cpu" and (why := _trial(Device(kind, threads, spin, 1, memory_gb, tf32))) is not None:
         if wanted != "auto":
             raise RuntimeError(f"{why}: see its message above; --device cpu runs there knowingly")
         log.warning("the GPU cannot be used: scoring runs on the CPU", reason=why)
@@ -89,13 +111,16 @@ def choose_device(wanted: WantedDevice, *, threads: int, spin: bool, streams: in
         providers=available,
         onnxruntime=ort.__version__,
     )
-    return Device(kind, threads, spin, streams)
+    return Device(kind, threads, spin, streams, memory_gb, tf32)
 
 
 def _trial(device: Device) -> str | None:
     """Return why no session runs on the device, or None if one does."""
     try:
-        return device.refusal(ort.InferenceSession(_IDENTITY, providers=list(device.providers)))
+        session = ort.InferenceSession(
+            _IDENTITY, providers=list(device.providers), provider_options=device.provider_options
+        )
+        return device.refusal(session)
     except Exception as error:  # ONNX Runtime raises bare Exceptions; which, depends on the provider
         return f"device is {device.kind}, but ONNX Runtime cannot open a session on it: {error}"
 

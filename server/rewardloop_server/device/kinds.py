@@ -23,3 +23,27 @@ PROVIDERS: Mapping[DeviceKind, tuple[str, ...]] = {
 # The least bound of a run, and of a step of a load, in seconds. TensorRT builds an engine for shapes that it has not
 # seen, which takes minutes.
 LEAST_BOUND_S: dict[DeviceKind, float] = {"cpu": 0.0, "cuda": 0.0, "tensorrt": 600.0}
+
+# Rows and tokens of runs that a GPU is timed on besides those of a CPU: short runs leave most of it idle.
+LARGE_SHAPES: dict[DeviceKind, tuple[tuple[int, int], ...]] = {
+    "cpu": (),
+    "cuda": ((8, 256), (16, 512), (4, 2048), (32, 512)),
+    "tensorrt": ((8, 256), (16, 512)),
+}
+
+
+def provider_options(name: str, memory_gb: float, *, tf32: bool) -> dict[str, str]:
+    """Return the options with which ONNX Runtime starts a provider.
+
+    Args:
+        name: The provider.
+        memory_gb: Most gigabytes of a GPU that its arena may hold; 0 for no bound.
+        tf32: Products of float32 matrices may be rounded to TF32. Versions are gated in float32 itself.
+    """
+    if name != _CUDA:
+        return {}
+    # An arena that grows by what is asked for holds less than one that doubles.
+    options = {"use_tf32": str(int(tf32)), "arena_extend_strategy": "kSameAsRequested"}
+    if memory_gb:
+        options["gpu_mem_limit"] = str(int(memory_gb * 1e9))
+    return options

@@ -83,11 +83,14 @@ def open_sessions(directory: Path, device: Device, guard: LoadGuard) -> tuple[Se
     def opened(threads: int) -> Any:
         options = _options(device, threads)
         with guard.opening(options):
-            return ort.InferenceSession(directory / MODEL, options, providers=list(device.providers))
+            return ort.InferenceSession(
+                directory / MODEL, options, list(device.providers), provider_options=device.provider_options
+            )
 
     with _refusing(where):
         alone = opened(device.threads)
-        beside = opened(device.threads // device.streams) if device.streams > 1 else alone
+        # Streams of a CPU divide its threads, for which each needs a session. A GPU would hold the weights twice.
+        beside = opened(device.threads // device.streams) if device.kind == "cpu" and device.streams > 1 else alone
     if (why := device.refusal(alone) or device.refusal(beside)) is not None:
         raise NotLoadable(f"{where} does not load: {why}")
     try:

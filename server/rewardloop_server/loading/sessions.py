@@ -25,6 +25,7 @@ from rewardloop.formats.text import Encoder
 from rewardloop_server.calls.errors import NotLoadable, told
 from rewardloop_server.calls.vocabulary import COST_TERMS
 from rewardloop_server.device.choose import Device
+from rewardloop_server.device.kinds import LARGE_SHAPES
 from rewardloop_server.guard.watch import Watch
 from rewardloop_server.loading.bounds import check_bounds
 from rewardloop_server.loading.graph_tables import Tables
@@ -146,6 +147,8 @@ class SessionPool:
 
     def _open(self, manifest: Manifest, directory: Path) -> None:
         """Open and warm the sessions of a version that is no delta. They count one version."""
+        if (why := self._device.refuses(manifest.precision)) is not None:
+            raise NotLoadable(f"{manifest.model} {manifest.version} does not load: {why}")
         found = None if self._prober is None else self._prober.probe(manifest, directory)
         size = size_of(directory, manifest)
         encoder = read_encoder(manifest, directory)
@@ -159,7 +162,7 @@ class SessionPool:
         if size > LARGE_BYTES:
             log.info("opened a large graph", version=manifest.version, seconds=round(time.monotonic() - started, 1))
         model = RewardModel(manifest, encoder, sessions, signature, CostModel(0.0, 0.0, 0.0))
-        cost = warm_up(model, found.highest, guard)
+        cost = warm_up(model, found.highest, guard, LARGE_SHAPES[self._device.kind])
         with self._counting:
             self._shared[manifest.digest] = _Shared(
                 manifest, encoder, sessions, signature, cost, found.tables, guard, 1

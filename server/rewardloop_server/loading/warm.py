@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import structlog
 
@@ -23,7 +24,9 @@ _REPEATS = 3
 _BUDGET_S = 0.5
 
 
-def warm_up(model: RewardModel, token: int, guard: LoadGuard) -> CostModel:
+def warm_up(
+    model: RewardModel, token: int, guard: LoadGuard, large_shapes: Sequence[tuple[int, int]] = ()
+) -> CostModel:
     """Run the model on several shapes, and fit the cost model to the least time of each.
 
     A run that would end after `_BUDGET_S` is left out, so a large model is fitted to few shapes.
@@ -33,12 +36,13 @@ def warm_up(model: RewardModel, token: int, guard: LoadGuard) -> CostModel:
         token: The highest id that its texts can have. Together with a row of the greatest length it shows that the
             graph has every id and position.
         guard: Stops a run that does not end.
+        large_shapes: Rows and tokens of further runs that are timed.
 
     Raises:
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
     longest = model.manifest.max_length
-    shapes = [*((count, length) for count, length in _SHAPES if length < longest), (1, longest)]
+    shapes = [*((count, length) for count, length in (*_SHAPES, *large_shapes) if length < longest), (1, longest)]
     needed = {*shapes[:_ALWAYS], shapes[-1]}
     check(model, *shapes[0], token, guard, alone=False)
     # A session's first run is slow and not counted.

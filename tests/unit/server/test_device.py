@@ -7,7 +7,7 @@ from typing import Literal
 import onnxruntime as ort
 import pytest
 
-from rewardloop_server.device.choose import choose_device
+from rewardloop_server.device.choose import Device, choose_device
 
 
 def test_auto_takes_what_this_onnxruntime_has() -> None:
@@ -40,7 +40,10 @@ class _Stub:
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def InferenceSession(self, graph: bytes, providers: list[str]) -> ort.InferenceSession:
+    def InferenceSession(
+        self, graph: bytes, providers: list[str], provider_options: list[dict[str, str]]
+    ) -> ort.InferenceSession:
+        assert len(providers) == len(provider_options)
         return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
@@ -59,3 +62,25 @@ def test_auto_falls_back_to_the_cpu_with_a_warning(
     monkeypatch.setattr("rewardloop_server.device.choose.ort", _Stub())
     assert choose_device("auto", threads=1, spin=False).kind == "cpu"
     assert "the GPU cannot be used" in capsys.readouterr().out
+
+
+def test_a_gpu_multiplies_in_float32_unless_tf32_is_allowed_and_its_memory_can_be_bounded() -> None:
+    assert Device("cpu", 1, spin=False).provider_options == [{}]
+    exact = dict(zip(*_provided(Device("cuda", 1, spin=False)), strict=True))
+    assert exact["CUDAExecutionProvider"]["use_tf32"] == "0"
+    assert "gpu_mem_limit" not in exact["CUDAExecutionProvider"]
+    bounded = dict(zip(*_provided(Device("tensorrt", 1, False, memory_gb=2.5, tf32=True)), strict=True))
+    assert bounded["CUDAExecutionProvider"]["gpu_mem_limit"] == "2500000000"
+    assert bounded["CUDAExecutionProvider"]["use_tf32"] == "1"
+    assert bounded["CPUExecutionProvider"] == {}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "tensorrt"])
+def test_an_int8_version_is_refused_where_its_products_would_run_on_the_cpu(kind: Literal["cuda", "tensorrt"]) -> None:
+    assert Device("cpu", 1, spin=False).refuses("int8") is None
+    assert "export it in float16, bfloat16 or float32" in str(Device(kind, 1, spin=False).refuses("int8"))
+    assert Device(kind, 1, spin=False).refuses("bfloat16") is None
+
+
+def _provided(device: Device) -> tuple[list[str], list[dict[str, str]]]:
+    return list(device.providers), device.provider_options
