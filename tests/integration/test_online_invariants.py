@@ -17,6 +17,7 @@ from rewardloop_trainer.policy.online.agreement import SamplerDisagrees
 from rewardloop_trainer.policy.online.algorithms import OnlineTask, algorithm_of
 from rewardloop_trainer.policy.online.learner import Learner
 from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online.update import ratio_tolerance
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.rewards import Reward
 from rewardloop_trainer.policy.rollouts import Sampling, roll_out
@@ -66,6 +67,18 @@ def test_probabilities_that_differ_before_any_update_end_the_run() -> None:
     unchecked = PPO.model_copy(update={"max_sampler_kl": 1e9})
     with pytest.raises(ArithmeticError, match="before any update, a probability ratio is"):
         train_online(model, ENCODER, task_of(unchecked), letters)
+
+
+def test_a_policy_in_bfloat16_learns_though_its_ratios_are_rounded() -> None:
+    assert ratio_tolerance([torch.float32]) == 1e-2
+    assert 0.02 < ratio_tolerance([torch.float32, torch.float16]) < 0.04
+    assert 0.2 < ratio_tolerance([torch.float32, torch.bfloat16, torch.uint8]) < 0.3
+    model = small_llama().to(torch.bfloat16)
+    model.lm_head.weight.data *= 40  # logits as large as those of a trained model
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    critic = PPO.critic.model_copy(update={"warmup_steps": 0})
+    train_online(model, ENCODER, task_of(PPO.model_copy(update={"micro_batch_tokens": 16, "critic": critic})), letters)
+    assert any(not torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 @pytest.mark.parametrize(("warmup_steps", "moves"), [(2, False), (1, True)])
