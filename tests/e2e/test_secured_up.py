@@ -94,7 +94,7 @@ def test_settings_of_up_reach_every_process() -> None:
         tls_cert=Path("c"), tls_key=Path("k"), callers=Path("f"), ca=Path("a"), token_file=Path("t"), server_name="n"
     )
     security = Security.of(settings)
-    assert security.door_args() == ["--tls-cert", "c", "--tls-key", "k", "--callers", "f"]
+    assert security.door_args("127.0.0.1:50051") == ["--tls-cert", "c", "--tls-key", "k", "--callers", "f"]
     assert security.access_args() == ["--ca", "a", "--server-name", "n", "--token-file", "t"]
     policy = security.access_args("policy-")
     assert policy == ["--policy-ca", "a", "--policy-server-name", "n", "--policy-token-file", "t"]
