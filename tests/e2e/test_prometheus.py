@@ -29,7 +29,8 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_client import InvalidRequest, RewardloopClient, RewardloopError
 from rewardloop_local.redis_server import EmbeddedRedis
 
-pytestmark = pytest.mark.long
+# Its processes start together on few cores.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parents[2] / "deploy" / "observability"
 SIGNALS = 300
@@ -108,7 +109,7 @@ def ports(directory: Path) -> Iterator[dict[str, int]]:
     try:
         with RewardloopClient(address) as client:
             try:
-                client.wait_until_active("reward", "2", timeout_s=150)
+                client.wait_until_active("reward", "2", timeout_s=400)
             except RewardloopError as error:
                 logs = [directory / "up.log", *(directory / "data" / "logs").glob("*.log")]
                 raise AssertionError("\n".join(path.read_text()[-5000:] for path in logs)) from error
