@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 def main() -> int:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    needs = map(Requirement, project["optional-dependencies"]["trainer"])
+    needs = map(Requirement, project["optional-dependencies"]["trainer-common"])
     (wanted,) = (need.specifier for need in needs if need.name == "torch")
     try:
         installed = metadata.version("torch")

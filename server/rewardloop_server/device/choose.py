@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import onnxruntime as ort
@@ -13,6 +14,8 @@ import structlog
 from rewardloop_server.device.kinds import PROVIDERS, DeviceKind, WantedDevice, provider_options
 
 log = structlog.get_logger()
+
+_BUILDS = ("onnxruntime", "onnxruntime-gpu")
 
 # A graph of one Identity, in ONNX's IR version 8 and opset 17. No provider lacks that.
 _IDENTITY = bytes.fromhex(
@@ -91,7 +94,7 @@ def choose_device(
     kind: DeviceKind = wanted if wanted != "auto" else "cuda" if PROVIDERS["cuda"][0] in available else "cpu"
     if PROVIDERS[kind][0] not in available:
         raise RuntimeError(
-            f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: install rewardloop[gpu]"
+            f"device is {kind}, but this ONNX Runtime has only {', '.join(available)}: {_remedy(installed_builds())}"
         )
     if kind != "cpu" and (why := _trial(Device(kind, threads, spin, 1, memory_gb, tf32))) is not None:
         if wanted != "auto":
@@ -112,6 +115,21 @@ def choose_device(
         onnxruntime=ort.__version__,
     )
     return Device(kind, threads, spin, streams, memory_gb, tf32)
+
+
+def installed_builds() -> set[str]:
+    """Return which packages with the module onnxruntime are installed. Two of them overwrite each other's files."""
+    return {name for name in _BUILDS if any(metadata.distributions(name=name))}
+
+
+def _remedy(builds: set[str]) -> str:
+    if len(builds) < 2:
+        return "install rewardloop[gpu], and where the trainer runs too rewardloop[gpu,trainer-gpu]"
+    both = " ".join(sorted(builds))
+    return (
+        f"{' and '.join(sorted(builds))} are both installed, and overwrite each other: pip uninstall -y {both}, and"
+        " install rewardloop[gpu], or rewardloop[gpu,trainer-gpu] where the trainer runs too"
+    )
 
 
 def _trial(device: Device) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Literal
 
 import onnxruntime as ort
 import pytest
 
-from rewardloop_server.device.choose import Device, choose_device
+from rewardloop_server.device import choose
+from rewardloop_server.device.choose import Device, choose_device, installed_builds
 
 
 def test_auto_takes_what_this_onnxruntime_has() -> None:
@@ -30,6 +34,34 @@ def test_device_that_is_absent_is_refused_with_what_there_is(kind: Literal["cuda
         pytest.skip(f"this ONNX Runtime has {provider}")
     with pytest.raises(RuntimeError, match=f"device is {kind}, but this ONNX Runtime has only .*CPUExecutionProvider"):
         choose_device(kind, threads=1, spin=False)
+
+
+def test_two_builds_that_overwrite_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    assert installed_builds() == {"onnxruntime"}
+    monkeypatch.setattr(choose, "installed_builds", lambda: {"onnxruntime", "onnxruntime-gpu"})
+    with pytest.raises(RuntimeError, match="pip uninstall -y onnxruntime onnxruntime-gpu, and install"):
+        choose_device("cuda", threads=1, spin=False)
+
+
+def test_what_a_gpu_machine_installs_has_one_build_of_onnxruntime() -> None:
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+
+    def packages(name: str) -> set[str]:
+        found = set[str]()
+        for wanted in extras[name]:
+            if match := re.match(r"rewardloop\[(.+)\]", wanted):
+                found = found.union(*(packages(part) for part in match[1].split(",")))
+            else:
+                found.add(re.split(r"[><=!]", wanted)[0])
+        return found
+
+    assert {name for name in packages("gpu") | packages("trainer-gpu") if "onnxruntime" in name} == {"onnxruntime-gpu"}
+    assert {name for name in packages("server") | packages("trainer") if "onnxruntime" in name} == {"onnxruntime"}
+    assert packages("trainer") - {"onnxruntime"} == packages("trainer-gpu") - {"onnxruntime-gpu"}
 
 
 class _Stub:
