@@ -11,7 +11,6 @@ import numpy as np
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.assessment.checks import Check, no_worse, parts_to_judge, too_few
-from rewardloop_trainer.assessment.judges import NamedJudge
 from rewardloop_trainer.assessment.measures import measured
 from rewardloop_trainer.assessment.policies.alignment_tax import TaskDifference, compare_tasks, run_tasks
 from rewardloop_trainer.assessment.policies.contender import Contender
@@ -24,6 +23,7 @@ from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import Contenders
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
+from rewardloop_trainer.judging.judge import Judge
 from rewardloop_trainer.policy.check_settings import PolicyChecks, RaterSettings
 from rewardloop_trainer.policy.rollouts import Sampling, fitting_prompts
 from rewardloop_trainer.policy.settings import PolicySettings
@@ -52,7 +52,7 @@ class CheckedPolicies:
 def check_policy(
     policies: CheckedPolicies,
     heldout: Sequence[Record],
-    judge: NamedJudge | None,
+    judge: Judge | None,
     settings: PolicyChecks,
     seed: int = 0,
 ) -> list[Check]:
@@ -96,7 +96,7 @@ def check_contenders(
     contenders: Contenders,
     tokenizer: Callable[[], Any],
     heldout: Sequence[Record],
-    judge: NamedJudge,
+    judge: Judge,
     settings: PolicySettings,
     on_batch: Callable[[], None] = lambda: None,
 ) -> list[Check]:
@@ -143,7 +143,7 @@ def rater_of(settings: RaterSettings) -> NamedRater:
 
 
 def _length_check(
-    policies: CheckedPolicies, heldout: Sequence[Record], judge: NamedJudge | None, settings: PolicyChecks, seed: int
+    policies: CheckedPolicies, heldout: Sequence[Record], judge: Judge | None, settings: PolicyChecks, seed: int
 ) -> Check:
     assert settings.length is not None
     prompts = heldout_prompts(
