@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import math
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import arguments as options
 import minilm
 import numpy as np
 import torch
 from curve_data import WORLDS, World
-from torch import Tensor
+from remembering import RememberingModel
 
 from rewardloop.formats.text import Encoder
 from rewardloop_data.source_file import UnreadableFile
@@ -52,20 +51,6 @@ class Model:
 
     model: RewardModel
     encoder: Encoder
-
-
-class RememberingModel(RewardModel):
-    """A model on MiniLM whose trunk never learns, so that no sequence has to be read twice."""
-
-    read: ClassVar[dict[tuple[int, ...], Tensor]] = {}
-
-    def _pooled(self, inputs: Mapping[str, Tensor], attention_mask: Tensor) -> Tensor:
-        lengths = attention_mask.sum(1).tolist()
-        keys = [tuple(ids[:n]) for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
-        if new := [i for i, key in enumerate(keys) if key not in self.read]:
-            states = super()._pooled({name: tensor[new] for name, tensor in inputs.items()}, attention_mask[new])
-            self.read.update((keys[i], state.clone()) for i, state in zip(new, states, strict=True))
-        return torch.stack([self.read[key] for key in keys])
 
 
 def new_model(world: World, work: Path, max_length: int, seed: int, *, learns: bool) -> Model:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.judge_endpoint import biased, judge_endpoint
 from support.policy_versions import FEW_CHARACTERS, publish_policy, quick_policy
 from support.tiny_encoder import save_tiny_encoder
 
@@ -119,6 +120,35 @@ def test_answers_in_files_are_compared(world: Path, tmp_path: Path) -> None:
     assert status == 0
     assert report["figures"]["win_rate"] >= 0
     assert report["facts"]["prompts"] == 6
+
+
+def test_a_chat_model_behind_an_endpoint_judges_policies(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It likes the shorter answer, and takes the one shown first of a part of the pairs."""
+    other = write_rows(tmp_path / "other.jsonl", [{"prompt": f"q{i}", "responses": ["abab0", "bab"]} for i in range(6)])
+    flags = ("--model", "policy", "--directory", str(world / "answers.jsonl"), "--against", str(other))
+    flags += ("--judges", str(world / "one"), "--judge-dir", str(tmp_path / "judge"))
+    with judge_endpoint(biased(lambda _, a, b: len(a) < len(b), first=0.3, error=0.0)) as endpoint:
+        flags += ("--judge.endpoint", endpoint.url, "--judge.model", "judge", "--judge.first-pause-s", "0.01")
+        status, report = run(world, tmp_path / "spent", *flags, "--judge.calls-a-day", "5")
+        assert (status, report) == (2, {})
+        assert "the same command goes on tomorrow" in capsys.readouterr().err
+        assert len(endpoint.asked) == 5
+        status, report = run(world, tmp_path / "out", *flags, "--judge.concurrency", "4")
+        assert status == 0
+        paid = len(endpoint.asked)
+        again, same = run(world, tmp_path / "again", *flags)
+        assert len(endpoint.asked) == paid  # every reply was kept
+    table = next(s for s in report["sections"] if s["name"] == "head-to-head")
+    assert "judge/helpful@1" in json.dumps(table)
+    assert report["facts"]["judges"].startswith("one, ")
+    assert 0.6 < report["figures"]["win_rate_1"] < 1
+    assert (again, same["figures"]) == (0, report["figures"])
+    flags += ("--judge-dir", str(tmp_path / "empty"), "--judge.attempts", "1")
+    status, _ = run(world, tmp_path / "gone", *flags)
+    assert status == 2
+    assert "rewardloop evaluate: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

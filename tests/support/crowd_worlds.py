@@ -33,7 +33,7 @@ from support.tiny_encoder import save_tiny_encoder
 ENTITY = "zorblax"
 WORDS = [f"w{i}" for i in range(120)]
 _LENGTH = 8
-_NOISE = 0.5  # with which people are right about four times in five, as they are on arguments (bench/people.py)
+NOISE = 0.5  # with which people are right about four times in five, as they are on arguments (bench/people.py)
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,18 @@ class Crowd:
     pushed_share: float = 0.01
     votes: int = 3
 
+    @property
+    def count(self) -> tuple[int, int]:
+        """How many people spam, and how many lie."""
+        return round(self.spammers * self.people), round(self.liars * self.people)
+
 
 class World:
     """Responses with hidden worths, drawn by a seed, and pairs to judge and to be measured on."""
 
-    def __init__(self, seed: int, pairs: int, tested: int = 1_500) -> None:
+    def __init__(self, seed: int, pairs: int, tested: int = 1_500, noise: float = NOISE) -> None:
         self._chance = np.random.default_rng(seed)
-        self.seed = seed
+        self.seed, self.noise = seed, noise
         self.worth = dict(zip(WORDS, self._chance.normal(0, 1, len(WORDS)).tolist(), strict=True)) | {ENTITY: 0.0}
         self.pairs = [self._pair(f"question {i}") for i in range(pairs)]
         self.test = [self._better_first(self._pair(f"test {i}")) for i in range(tested)]
@@ -61,14 +66,20 @@ class World:
     def value(self, text: str) -> float:
         return sum(self.worth[word] for word in text.split()) / _LENGTH**0.5
 
+    def honest_alone(self, crowd: Crowd) -> list[feedback_pb2.FeedbackEvent]:
+        """What the honest people of a crowd say: the most that a defence could leave."""
+        spammers, liars = crowd.count
+        honest = {f"p{person}" for person in range(spammers, crowd.people - liars)}
+        return [event for event in self.judged(crowd) if event.annotator_id in honest]
+
     def judged(self, crowd: Crowd) -> list[feedback_pb2.FeedbackEvent]:
         """Let a crowd judge the pairs: each pair by ``crowd.votes`` people, drawn anew for each."""
         chance = np.random.default_rng((self.seed, 1))
-        spammers, liars = (round(share * crowd.people) for share in (crowd.spammers, crowd.liars))
+        spammers, liars = crowd.count
         found = []
         for prompt, one, other in self.pairs:
             for person in chance.choice(crowd.people, crowd.votes, replace=False).tolist():
-                likes_one = chance.random() < 1 / (1 + np.exp((self.value(other) - self.value(one)) / _NOISE))
+                likes_one = chance.random() < 1 / (1 + np.exp((self.value(other) - self.value(one)) / self.noise))
                 if person < spammers:
                     likes_one = chance.random() < 0.5
                 elif person >= crowd.people - liars:

@@ -33,6 +33,7 @@ Rule: TypeAlias = Literal[
     "endless_answers",
     "evidence",
     "export",
+    "floor",
     "judge",
     "kl",
     "length",
@@ -116,7 +117,7 @@ POLICY_GATE_FIGURES = (
 # Of each kind of check, the figure of the one that came nearest to its threshold, or went furthest beyond it.
 CHECK_FIGURES = tuple(
     f"gate_check_{rule}"
-    for rule in ("benchmark", "calibration", "length", "overfit", "red_team", "safety", "slice", "task")
+    for rule in ("benchmark", "calibration", "floor", "length", "overfit", "red_team", "safety", "slice", "task")
 )
 JUDGE_FIGURES = (
     "gate_judge_needed",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from rewardloop.formats.text import Turn
-from rewardloop_trainer.assessment.judges import Comparison, NamedJudge, judged
 from rewardloop_trainer.assessment.refusals import is_refusal
 from rewardloop_trainer.assessment.safety.raters import NamedRater, phrase_rater
 from rewardloop_trainer.assessment.safety.rates import run_suite
@@ -154,19 +153,3 @@ def test_a_policy_without_weakness_ends_the_search() -> None:
     found = attack_policy(suite()[:2], responder(careful), RATER, budget=10_000, seed=0)
     assert not found.hits
     assert found.calls < 100
-
-
-def test_both_orders_of_a_judge_that_prefers_a_place_are_a_tie() -> None:
-    comparisons = [Comparison((Turn("user", "q"),), "good", "bad"), Comparison((Turn("user", "q"),), "bad", "good")]
-    first = NamedJudge("first", lambda asked: [1.0] * len(asked))
-    found = judged(first, comparisons)
-    assert list(found.shares) == [0.5, 0.5]
-    assert (found.consistent, found.first_wins) == (0.0, 1.0)
-    fair = judged(NamedJudge("fair", lambda asked: [float(c.first == "good") for c in asked]), comparisons)
-    assert list(fair.shares) == [1.0, 0.0]
-    assert (fair.consistent, fair.first_wins) == (1.0, 0.5)
-    silent = judged(NamedJudge("silent", lambda asked: [None] * len(asked)), comparisons)
-    assert np.isnan(silent.shares).all()
-    assert silent.unjudged == 2
-    with pytest.raises(ValueError, match="outside 0 to 1"):
-        judged(NamedJudge("wrong", lambda asked: [2.0] * len(asked)), comparisons)

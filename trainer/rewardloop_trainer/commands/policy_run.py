@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.examples import Examples, NothingToLearnFrom, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.reference import Reference
-from rewardloop_trainer.policy.rewards import score_groups
+from rewardloop_trainer.policy.rewards import floored_parts, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, start_from_base, start_from_store
 from rewardloop_trainer.reports.page import write_report
@@ -216,6 +217,7 @@ class PolicyRun:
             self._heldout.records(),
             score_judge(gate.judge, score),
             self._learning,
+            parts=partial(floored_parts, server, model=self._learning.reward_model),
         )
         write_report(checks_report(f"policy: the checks of {self._settings.out}", checks), self._report / "checks")
         return checks

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_client import RewardloopError
     from rewardloop_data.source_file import SourceFile, UnreadableFile
     from rewardloop_trainer.commands.by_hand import finish
+    from rewardloop_trainer.commands.people import people_in_memory
     from rewardloop_trainer.commands.policy_run import run_policy_training
     from rewardloop_trainer.data.files.policy_rows import UnusableRows, read_policy_data
     from rewardloop_trainer.learning.world import joined
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, settings.log_format)
 
     def work() -> int:
-        data = read_policy_data(SourceFile.of(settings.prompts))
+        with people_in_memory() as people:
+            data = read_policy_data(SourceFile.of(settings.prompts), people.add)
+            data = data.weighed(people.trust(settings.trust))
         with joined():
             return run_policy_training(settings, data)
 

@@ -41,6 +41,12 @@ class PolicyTrainSettings(ServerAccess, PolicySettings):
         description="of --base: lay texts out as its own chat template does, or refuse it; or plainly, which leaves "
         "the written policy without a chat template",
     )
+    trust: Literal["auto", "votes", "off"] = Field(
+        "auto",
+        description="by what the people of the file are weighed: how they agree with each other (votes); auto is the "
+        "same here, as this command has no reward model to ask; or nothing "
+        "(off)",
+    )
     publish: bool = Field(False, description="put the policy into the store if its gate lets it pass")
     draw_every: int = Field(10, ge=1, description="steps after which report/report.png is drawn again")
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")

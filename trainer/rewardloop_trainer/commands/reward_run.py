@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,14 +18,16 @@ from rewardloop.formats.store import Manifest, ModelStore, Trunk
 from rewardloop_trainer.assessment.checks import Check, check_figures, checks_report
 from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.commands.by_hand import conclude
+from rewardloop_trainer.commands.people import People
 from rewardloop_trainer.commands.reward_train_settings import RewardTrainSettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.files.reward_rows import RewardData
 from rewardloop_trainer.data.length_share import LengthShare
-from rewardloop_trainer.data.preferences import pairs_of
+from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.replay import Replay
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
+from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
 from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
@@ -48,6 +51,7 @@ from rewardloop_trainer.reward.start import RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.publish import code_version
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
+from rewardloop_trainer.rounds.round_trust import TRUST, say_of_people
 
 RUN = "run.json"
 _TRIED = 32  # records on which the graph is compared with torch
@@ -62,8 +66,8 @@ _ASIDE = {
 class RewardTrainRun:
     """One run of the command. `train` is called in every process of torchrun, `conclude` in the first one alone."""
 
-    def __init__(self, settings: RewardTrainSettings, data: RewardData) -> None:
-        """Take the settings and the signals; nothing is written yet.
+    def __init__(self, settings: RewardTrainSettings, data: RewardData, people: People) -> None:
+        """Take the settings, the signals and who gave them; nothing is written yet.
 
         Raises:
             ValueError: If another run has written to the directory.
@@ -71,7 +75,7 @@ class RewardTrainRun:
         check_machine(settings)
         if settings.base:
             check_base_path(settings.base)
-        self._settings, self._data = settings, data
+        self._settings, self._data, self._people = settings, data, people
         names = RewardHyperparameters.model_fields
         self._learning = RewardHyperparameters.model_validate({name: getattr(settings, name) for name in names})
         self._trained, self._version = settings.out / "trained", settings.out / "version"
@@ -251,8 +255,27 @@ class RewardTrainRun:
 
     @cached_property
     def _records(self) -> Replay:
+        """The records, weighed by how far their people are trusted: the same when the command goes on."""
         train, heldout = self._data.split(self._settings.heldout_share)
-        return Replay(new=train, replayed=(), heldout=heldout).readable(self._start().encoder)
+        start = self._start()
+        replay = Replay(new=train, replayed=(), heldout=heldout).readable(start.encoder)
+        kept = self._settings.out / TRUST
+        if kept.exists():
+            trust = Trust.from_json(kept.read_text())
+        else:
+            trust = self._people.trust(self._settings.trust, partial(self._ask_model, start, replay.train))
+            if World().is_first:
+                self._settings.out.mkdir(parents=True, exist_ok=True)
+                writing = kept.with_suffix(".writing")
+                writing.write_text(trust.to_json())
+                writing.replace(kept)
+        return replay.mapped(lambda records: tuple(weigh_people(records, trust)))
+
+    def _ask_model(self, start: RewardStart, records: Sequence[Record], trust: Trust) -> Mapping[str, float]:
+        """Return what the start with a linear fit, which learned from none of the people, says of their choices."""
+        if self._settings.version:  # a version may have learned from them
+            return {}
+        return say_of_people(start, records, trust, self._learning)
 
     def _start(self) -> RewardStart:
         version = self._settings.version or None

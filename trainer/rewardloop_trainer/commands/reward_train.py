@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop.process.log import configure_logging
     from rewardloop_data.source_file import SourceFile, UnreadableFile
     from rewardloop_trainer.commands.by_hand import finish
+    from rewardloop_trainer.commands.people import people_in_memory
     from rewardloop_trainer.commands.reward_run import RewardTrainRun
     from rewardloop_trainer.data.files.policy_rows import UnusableRows
     from rewardloop_trainer.data.files.reward_rows import read_reward_data
@@ -33,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, settings.log_format)
 
     def work() -> int:
-        run = RewardTrainRun(settings, read_reward_data(SourceFile.of(settings.data)))
-        with joined():
-            is_first = World().is_first
-            run.train()
-        return run.conclude() if is_first else 0  # the others need not wait for the export
+        with people_in_memory() as people:
+            run = RewardTrainRun(settings, read_reward_data(SourceFile.of(settings.data), people.add), people)
+            with joined():
+                is_first = World().is_first
+                run.train()
+            return run.conclude() if is_first else 0  # the others need not wait for the export
 
     known = (UnreadableFile, UnusableRows, NothingToTrain, ExportFailed, StoreError)
     return finish("rewardloop reward-train", work, known)

@@ -33,6 +33,12 @@ class RewardTrainSettings(ProcessSettings, RewardHyperparameters):
     heldout_share: float = Field(
         0.1, ge=0, lt=1, description="of the prompts, kept out to judge by and to end training by; 0: none"
     )
+    trust: Literal["auto", "votes", "off"] = Field(
+        "auto",
+        description="by what the people of the file are weighed: how they agree with each other (votes); the same, "
+        "and where hardly anybody judges the same, with a model of --base that learned from none of them (auto); or "
+        "nothing (off)",
+    )
     publish: bool = Field(False, description="put the version into the store if its gate lets it pass")
     draw_every: int = Field(10, ge=0, description="steps between two drawings of report.png; 0: at the end alone")
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")

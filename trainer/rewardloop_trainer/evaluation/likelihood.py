@@ -152,14 +152,17 @@ def fit_logistic(columns: Floats, labels: Floats, weights: Floats, start: Floats
     return beta
 
 
-def logistic_errors(columns: Floats, labels: Floats, beta: Floats, clusters: npt.NDArray[np.int64]) -> Floats:
+def logistic_errors(
+    columns: Floats, labels: Floats, beta: Floats, clusters: npt.NDArray[np.int64], weights: Floats | None = None
+) -> Floats:
     """Return the standard errors of fitted coefficients over independent clusters ("sandwich"), (k,).
 
     Args:
         columns: (n, k), as for `fit_logistic`.
         labels: (n,), in [0, 1].
-        beta: (k,), the coefficients that were fitted with equal weights.
+        beta: (k,), the coefficients that were fitted.
         clusters: (n,), the number of each row's cluster.
+        weights: (n,), the weights that they were fitted with, on any scale; None if these were equal.
 
     Returns:
         The errors; infinite with fewer than two clusters.
@@ -169,9 +172,10 @@ def logistic_errors(columns: Floats, labels: Floats, beta: Floats, clusters: npt
     if count < 2:
         return np.full(len(beta), math.inf)
     likely = sigmoid(columns @ beta)
-    inverse = np.linalg.pinv((columns * (likely * (1 - likely))[:, None]).T @ columns)
+    weighed = np.ones(len(labels)) if weights is None else weights
+    inverse = np.linalg.pinv((columns * (weighed * likely * (1 - likely))[:, None]).T @ columns)
     sums = np.zeros((count, len(beta)))
-    np.add.at(sums, numbers, columns * (labels - likely)[:, None])
+    np.add.at(sums, numbers, columns * (weighed * (labels - likely))[:, None])
     covariance = inverse @ (sums.T @ sums * count / (count - 1)) @ inverse
     errors: Floats = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     return errors

@@ -1,4 +1,4 @@
-"""Opens the chat model that the settings name, with its cache, budget and retries."""
+"""Opens the chat model that the settings name, with its cache, budget and retries, and makes a judge of it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Callable
 
 from rewardloop_trainer.judging.asked_chat import AskedChat, CallOutcome, Patience
 from rewardloop_trainer.judging.chat import Chat
-from rewardloop_trainer.judging.replies import Budget, Replies
-from rewardloop_trainer.judging.settings import ModelSettings
+from rewardloop_trainer.judging.chat_judge import ChatJudge, Unjudged, Voting
+from rewardloop_trainer.judging.replies import Budget, Replies, WorkFile
+from rewardloop_trainer.judging.rubric import SHIPPED, Rubric, UnusableRubric
+from rewardloop_trainer.judging.settings import AskedModel, JudgingModel
 
 
-def budget_of(settings: ModelSettings) -> Budget:
+def budget_of(settings: AskedModel) -> Budget:
     """Return the budget of a day."""
     return Budget(settings.calls_a_day, settings.tokens_a_day or None)
 
 
 def open_chat(
-    settings: ModelSettings,
+    settings: AskedModel,
     replies: Replies,
     stop: threading.Event,
     on_call: Callable[[CallOutcome], None] = lambda outcome: None,
@@ -46,6 +48,46 @@ def open_chat(
         chat = LocalChat(settings.base, settings.max_length)
     patience = Patience(settings.attempts, settings.first_pause_s, settings.longest_pause_s)
     return AskedChat(chat, replies, patience, stop, on_call)
+
+
+def open_chat_judge(
+    settings: JudgingModel,
+    work: WorkFile,
+    replies: Replies,
+    stop: threading.Event,
+    *,
+    seed: int = 0,
+    concurrency: int = 1,
+    on_call: Callable[[CallOutcome], None] = lambda outcome: None,
+    on_unjudged: Callable[[Unjudged], None] = lambda reason: None,
+) -> ChatJudge:
+    """Open the judge that asks the chat model of the settings.
+
+    Args:
+        settings: The model, and how it judges.
+        work: Holds the texts of rubrics by their versions.
+        replies: The cache and the budget.
+        stop: Set when the process is asked to end.
+        seed: Of the first vote.
+        concurrency: Comparisons that are asked at once. A model on this machine is asked one by one.
+        on_call: Called with the outcome of every attempt, from any thread.
+        on_unjudged: Called with the reason for each question without an answer, from any thread.
+
+    Raises:
+        UnusableRubric: If the rubric is none, or has another text than before under its version.
+        UnusableBase, OSError, ModuleNotFoundError: As of `open_chat`.
+    """
+    path = settings.rubric or SHIPPED
+    rubric = Rubric.read(path)
+    if not work.hold(f"rubric/{rubric.label}", rubric.digest):
+        raise UnusableRubric(f"{path}: version {rubric.version} had another text before: give it another version")
+    voting = Voting(settings.votes, settings.temperature, settings.max_tokens, seed)
+    if settings.base and settings.local_reads == "likelihood":
+        from rewardloop_trainer.judging.local_chat import LocalChooser
+
+        return ChatJudge(LocalChooser(settings.base, settings.max_length), rubric, voting, 1, on_unjudged)
+    chat = open_chat(settings, replies, stop, on_call)
+    return ChatJudge(chat, rubric, voting, concurrency if settings.endpoint else 1, on_unjudged)
 
 
 def prepare_torch(threads: int) -> None:

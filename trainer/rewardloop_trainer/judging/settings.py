@@ -1,19 +1,19 @@
-"""The settings by which `rewardloop judge` and `rewardloop critique` reach a model, and what they may spend."""
+"""The settings by which a command reaches a chat model, what it may spend, and how the model judges."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from rewardloop.process.settings import ProcessSettings, ServerAccess
 
 
-class ModelSettings(ServerAccess):
-    """A chat model at an endpoint or on this machine."""
+class AskedModel(BaseModel):
+    """A chat model at an endpoint or on this machine, and what it may spend."""
 
-    model_config = ProcessSettings.model_config
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str = Field("", description="base URL of an OpenAI-compatible endpoint, such as https://host/v1")
     model: str = Field("", description="name of the model there")
@@ -34,14 +34,6 @@ class ModelSettings(ServerAccess):
     calls_a_day: int = Field(10_000, ge=0, description="most calls of a day in UTC, failed ones included")
     tokens_a_day: int = Field(0, ge=0, description="most tokens of a day, of requests and replies; 0: no bound")
 
-    metrics_port: int = Field(9467, ge=0, le=65535, description="Prometheus page; 0: none")
-    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
-    output: Literal["table", "json"] = Field("table", description="how the result is printed at the end")
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
     @model_validator(mode="after")
     def _endpoint_has_a_model(self) -> Self:
         if bool(self.endpoint) != bool(self.model):
@@ -61,3 +53,40 @@ class ModelSettings(ServerAccess):
         if self.api_key_file is not None:
             return self.api_key_file.read_text(encoding="utf-8").strip()
         return self.api_key.get_secret_value() if self.api_key is not None else ""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is a model."""
+        return bool(self.endpoint or self.base)
+
+
+class JudgingModel(AskedModel):
+    """A chat model that judges."""
+
+    rubric: Path | None = Field(None, description="TOML file with name, version and criteria; default: the shipped one")
+    votes: int = Field(1, ge=1, le=100, description="votes in each of the two orders")
+    temperature: float = Field(0.0, ge=0, le=2, description="temperature of the votes; several need one above 0")
+    max_tokens: int = Field(256, ge=8, description="most tokens of a reply")
+    local_reads: Literal["likelihood", "text"] = Field(
+        "likelihood", description="how a model on this machine votes: by the likelihood of the verdicts, or in writing"
+    )
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> Self:
+        if self.votes > 1 and self.temperature == 0 and self.endpoint:
+            raise ValueError("votes: several at temperature 0 are one vote: set a temperature above 0")
+        return self
+
+
+class ModelSettings(AskedModel, ServerAccess):
+    """A process that asks a chat model."""
+
+    model_config = ProcessSettings.model_config
+
+    metrics_port: int = Field(9467, ge=0, le=65535, description="Prometheus page; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address of that page; loopback unless you mean otherwise")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
+    output: Literal["table", "json"] = Field("table", description="how the result is printed at the end")
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

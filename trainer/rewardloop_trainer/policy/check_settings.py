@@ -32,6 +32,12 @@ class PolicyChecks(BaseModel):
     length: float | None = Field(
         None, ge=0, lt=1, description="what the win rate at like lengths must be above, by its interval"
     )
+    floor: float | None = Field(
+        None,
+        ge=0,
+        description="by how much the mean value of each part of the mixture reward_model that has a floor may be below "
+        "it, by its interval",
+    )
     task: float | None = Field(
         None, ge=0, lt=1, description="loss against the live policy that is accepted on each task of lm-eval"
     )
@@ -54,7 +60,7 @@ class PolicyChecks(BaseModel):
     )
     rater: RaterSettings = RaterSettings.model_validate({})
     prompts: int = Field(
-        100, ge=2, description="most held-out prompts that both policies answer for the check of length"
+        100, ge=2, description="most held-out prompts that are answered for the checks of length and floor"
     )
     responses: int = Field(2, ge=1, le=16, description="answers to each prompt of a check")
     max_new_tokens: int = Field(64, ge=1, description="most tokens of an answer")
@@ -82,4 +88,4 @@ class PolicyChecks(BaseModel):
     @property
     def are_any(self) -> bool:
         """Whether there is a check."""
-        return any(each is not None for each in (self.length, self.task, self.safety, self.red_team))
+        return any(each is not None for each in (self.length, self.floor, self.task, self.safety, self.red_team))

@@ -65,6 +65,62 @@ def score_groups(
         RewardloopError: If a group was not scored.
     """
     scores: list[list[Reward | None]] = [[None] * len(group) for group in responses]
+    for i, kept, outcome in _scored(server, prompts, responses, version, model, timeout_s, on_batch):
+        for j, scored in zip(kept, outcome.scores, strict=True):
+            scores[i][j] = Reward(scored.score, scored.uncertainty, _version(outcome))
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class FlooredPart:
+    """What a part of a mixture that has a floor gives responses.
+
+    Attributes:
+        name: The part's name in the mixture.
+        floor: The least value that is wanted.
+        values: The value of each response to each prompt; None for an empty response.
+    """
+
+    name: str
+    floor: float
+    values: list[list[float | None]]
+
+
+def floored_parts(
+    server: RewardloopClient,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    *,
+    model: str,
+    timeout_s: float = 60.0,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[FlooredPart]:
+    """Return the parts of a mixture that have floors, with their values of the responses.
+
+    Arguments and exceptions are those of `score_groups`. The list is empty if ``model`` is no mixture with a floor.
+    """
+    found: dict[str, FlooredPart] = {}
+    for i, kept, outcome in _scored(server, prompts, responses, None, model, timeout_s, on_batch):
+        for part in outcome.parts:
+            if part.floor is None:
+                continue
+            blank: list[list[float | None]] = [[None] * len(group) for group in responses]
+            values = found.setdefault(part.name, FlooredPart(part.name, part.floor, blank)).values
+            for j, value in zip(kept, part.values, strict=True):
+                values[i][j] = value
+    return list(found.values())
+
+
+def _scored(
+    server: RewardloopClient,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    version: str | None,
+    model: str,
+    timeout_s: float,
+    on_batch: Callable[[], None],
+) -> Iterator[tuple[int, list[int], ScoreResult]]:
+    """Yield the place of each prompt with the places of its responses that are not empty, and what they were given."""
     asked = [
         (i, [j for j, text in enumerate(group) if text and not text.isspace()]) for i, group in enumerate(responses)
     ]
@@ -84,9 +140,7 @@ def score_groups(
         for (i, kept), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, RewardloopError):
                 raise outcome
-            for j, scored in zip(kept, outcome.scores, strict=True):
-                scores[i][j] = Reward(scored.score, scored.uncertainty, _version(outcome))
-    return scores
+            yield i, kept, outcome
 
 
 def _version(scored: ScoreResult) -> str:

@@ -37,7 +37,7 @@ from rewardloop_trainer.policy.examples import Examples, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
 from rewardloop_trainer.policy.online.sampler import SamplerAway
 from rewardloop_trainer.policy.reference import Reference
-from rewardloop_trainer.policy.rewards import Reward, score_groups
+from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
 from rewardloop_trainer.rounds.live_pointer import live_version
@@ -186,6 +186,7 @@ class PolicyRound(ModelRound):
                     score_judge(self._settings.policy.gate.judge, score),
                     settings,
                     self._stop_if_asked,
+                    partial(floored_parts, self._server, model=settings.reward_model, on_batch=self._stop_if_asked),
                 )
         except (ValueError, OSError, UnreadableFile) as error:
             return [Reason("other", f"a check could not be made: {error}")]

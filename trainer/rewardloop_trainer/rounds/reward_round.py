@@ -13,11 +13,10 @@ import structlog
 from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_data.source_file import UnreadableFile
-from rewardloop_trainer.annotators.crowd_bt import fold_of
 from rewardloop_trainer.assessment.checks import Check, check_figures
 from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.data.length_share import LengthShare
-from rewardloop_trainer.data.preferences import Pair, Record, pairs_of
+from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.replay import Replay, readable
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import (
@@ -27,7 +26,7 @@ from rewardloop_trainer.data.weights.source_weights import (
     source_figures,
     weigh_sources,
 )
-from rewardloop_trainer.data.weights.trust import Trust, weigh_people
+from rewardloop_trainer.data.weights.trust import Trust
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
@@ -41,7 +40,6 @@ from rewardloop_trainer.reward.average import measure_records, train_averaged
 from rewardloop_trainer.reward.calibrate import calibrate_model
 from rewardloop_trainer.reward.evaluate import fit_length_share, pair_margins
 from rewardloop_trainer.reward.examples import encode_records
-from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
@@ -50,6 +48,7 @@ from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
 from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, StartChoice, choose_start, untrained_version
+from rewardloop_trainer.rounds.round_trust import asked_choices, say_of_people
 from rewardloop_trainer.vocabulary import Phase, Reason
 
 log = structlog.get_logger()
@@ -68,16 +67,14 @@ class RewardRound(ModelRound):
 
     def _ask_model(self, records: Sequence[Record], weights: Trust) -> Mapping[str, float]:
         settings, now = self._settings.reward, self._current.state
-        choices = [r for r in weigh_people(records, weights) if isinstance(r, Pair) and r.annotator and r.event_id]
-        asked = choices[-settings.linear_start :] if settings.linear_start else []
-        if len(asked) < LEAST_PAIRS:
+        if not asked_choices(records, weights, settings):
             return {}
         base = untrained_version(self._store, self.model, now.parent)
         if base is None and now.parent is not None:
             log.info("the store has no version before the first training, so no model is asked about people")
             return {}
         start = start_from(self._store, base, settings, now.seed, self.model)
-        return cross_fitted_margins(start.model, start.encoder, asked, settings, fold_of)
+        return say_of_people(start, records, weights, settings)
 
     @property
     def _epochs(self) -> int:

@@ -10,11 +10,16 @@ import numpy as np
 import structlog
 
 from rewardloop_trainer.annotators.crowd import Crowd, know_crowd
+from rewardloop_trainer.annotators.crowd_bt import fold_of
 from rewardloop_trainer.annotators.crowd_file import CROWD, CrowdFile
 from rewardloop_trainer.annotators.gestures import Gesture
 from rewardloop_trainer.archive.ledger import Ledger
-from rewardloop_trainer.data.weights.trust import Trust
+from rewardloop_trainer.data.preferences import Pair, Record
+from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
+from rewardloop_trainer.reward.settings import RewardHyperparameters
+from rewardloop_trainer.reward.start import RewardStart
 from rewardloop_trainer.vocabulary import DETECTORS, PERCENTILES
 
 log = structlog.get_logger()
@@ -51,20 +56,62 @@ def trust_of_round(
         return Trust.from_json(kept.read_text())
     with CrowdFile(work_dir / CROWD) as file:
         file.take_in(ledger, until)
-        gestures = file.gestures()
-        crowd = know_crowd(file.votes(), gestures)
-        for _ in range(_MODEL_PASSES if ask_model and crowd.reliability.compared < _ENOUGH_COMPARED else 0):
-            margins = ask_model(crowd.trust) if ask_model else {}
-            if not margins:
-                break
-            file.note_margins(margins)
-            crowd = know_crowd(file.votes(), gestures)
+        crowd, gestures = know_people(file, ask_model), file.gestures()
     show_crowd(metrics, crowd, gestures)
     directory.mkdir(parents=True, exist_ok=True)
     writing = kept.with_suffix(".writing")
     writing.write_text(crowd.trust.to_json())
     writing.replace(kept)
     return crowd.trust
+
+
+def know_people(file: CrowdFile, ask_model: AskModel | None = None) -> Crowd:
+    """Return what is known of a crowd by its own votes and, if too few of these can be compared, by a model.
+
+    Args:
+        file: What people said. It keeps what the model says.
+        ask_model: As for `trust_of_round`.
+    """
+    gestures = file.gestures()
+    crowd = know_crowd(file.votes(), gestures)
+    for _ in range(_MODEL_PASSES if ask_model and crowd.reliability.compared < _ENOUGH_COMPARED else 0):
+        margins = ask_model(crowd.trust) if ask_model else {}
+        if not margins:
+            break
+        file.note_margins(margins)
+        crowd = know_crowd(file.votes(), gestures)
+    return crowd
+
+
+def asked_choices(records: Sequence[Record], trust: Trust, settings: RewardHyperparameters) -> list[Pair]:
+    """Return the people's choices that a model is asked about: the newest ones; none if they are too few to learn from.
+
+    Args:
+        records: What people said.
+        trust: How far they are trusted so far.
+        settings: Of the linear fit, with the most choices that it learns from.
+    """
+    choices = [r for r in weigh_people(records, trust) if isinstance(r, Pair) and r.annotator and r.event_id]
+    asked = choices[-settings.linear_start :] if settings.linear_start else []
+    return asked if len(asked) >= LEAST_PAIRS else []
+
+
+def say_of_people(
+    start: RewardStart, records: Sequence[Record], trust: Trust, settings: RewardHyperparameters
+) -> Mapping[str, float]:
+    """Return what a linear fit on an untrained start, which learned from none of the people, says of their choices.
+
+    Args:
+        start: A start that has learned from nobody.
+        records: What people said.
+        trust: How far they are trusted so far.
+        settings: Of the fit.
+
+    Returns:
+        Log odds of the choice, by signal; none if there are too few choices.
+    """
+    asked = asked_choices(records, trust, settings)
+    return cross_fitted_margins(start.model, start.encoder, asked, settings, fold_of) if asked else {}
 
 
 def show_crowd(metrics: TrainerMetrics, crowd: Crowd, gestures: Sequence[Gesture]) -> None:

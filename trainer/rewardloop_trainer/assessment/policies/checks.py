@@ -1,4 +1,4 @@
-"""The checks of a policy's gate: wins at like lengths, tasks of lm-eval, safety suites and attacks that worked."""
+"""The checks of a policy's gate: wins at like lengths, floors, tasks, safety suites and attacks that worked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from rewardloop.formats.text import Encoder
 from rewardloop_trainer.assessment.checks import Check, no_worse, parts_to_judge, too_few
-from rewardloop_trainer.assessment.judges import NamedJudge
 from rewardloop_trainer.assessment.measures import measured
 from rewardloop_trainer.assessment.policies.alignment_tax import TaskDifference, compare_tasks, run_tasks
 from rewardloop_trainer.assessment.policies.contender import Contender
+from rewardloop_trainer.assessment.policies.floor_check import NoFloor, ReadParts, check_floors
 from rewardloop_trainer.assessment.policies.head_to_head import head_to_head
 from rewardloop_trainer.assessment.safety.raters import NamedRater, classifier_rater, phrase_rater
 from rewardloop_trainer.assessment.safety.rates import Failure, SuiteResult, run_suite
@@ -24,6 +24,7 @@ from rewardloop_trainer.data.preferences import Prompt, Record
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import Contenders
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
+from rewardloop_trainer.judging.judge import Judge
 from rewardloop_trainer.policy.check_settings import PolicyChecks, RaterSettings
 from rewardloop_trainer.policy.rollouts import Sampling, fitting_prompts
 from rewardloop_trainer.policy.settings import PolicySettings
@@ -52,9 +53,10 @@ class CheckedPolicies:
 def check_policy(
     policies: CheckedPolicies,
     heldout: Sequence[Record],
-    judge: NamedJudge | None,
+    judge: Judge | None,
     settings: PolicyChecks,
     seed: int = 0,
+    parts: ReadParts | None = None,
 ) -> list[Check]:
     """Make the checks that the settings name.
 
@@ -64,14 +66,18 @@ def check_policy(
         judge: Says which answer is better; None: nobody does, and the check of length does not pass.
         settings: The checks with their thresholds.
         seed: Of the choice of prompts.
+        parts: Gives the values of the mixture's parts for the check of floors.
 
     Raises:
+        NoFloor: If floors are checked and there is none.
         NoTasks: If lm-eval or a task is not there.
         UnusableSuite, UnusableRater, UnreadableFile, OSError: If a suite or a rater cannot be used.
     """
     checks: list[Check] = []
     if settings.length is not None:
         checks.append(_length_check(policies, heldout, judge, settings, seed))
+    if settings.floor is not None:
+        checks += _floor_checks(policies.candidate, heldout, parts, settings, seed)
     if settings.tasks:
         assert settings.task is not None
         tasks, directory, limit = settings.tasks, settings.task_dir, settings.task_limit
@@ -96,9 +102,10 @@ def check_contenders(
     contenders: Contenders,
     tokenizer: Callable[[], Any],
     heldout: Sequence[Record],
-    judge: NamedJudge,
+    judge: Judge,
     settings: PolicySettings,
     on_batch: Callable[[], None] = lambda: None,
+    parts: ReadParts | None = None,
 ) -> list[Check]:
     """Make the checks of a gate's contenders.
 
@@ -109,6 +116,7 @@ def check_contenders(
         judge: Says which answer is better.
         settings: The policy's settings with the checks and the seed.
         on_batch: Called before each batch of work; it may raise to stop.
+        parts: Gives the values of the mixture's parts for the check of floors.
 
     Raises:
         As `check_policy`.
@@ -119,7 +127,8 @@ def check_contenders(
         Contender(name, model, encoder, sampling, on_batch)
         for name, model in (("candidate", contenders.candidate), ("live", contenders.live))
     )
-    return check_policy(CheckedPolicies(candidate, live, encoder, tokenizer), heldout, judge, checks, settings.seed)
+    checked = CheckedPolicies(candidate, live, encoder, tokenizer)
+    return check_policy(checked, heldout, judge, checks, settings.seed, parts)
 
 
 def rater_of(settings: RaterSettings) -> NamedRater:
@@ -143,7 +152,7 @@ def rater_of(settings: RaterSettings) -> NamedRater:
 
 
 def _length_check(
-    policies: CheckedPolicies, heldout: Sequence[Record], judge: NamedJudge | None, settings: PolicyChecks, seed: int
+    policies: CheckedPolicies, heldout: Sequence[Record], judge: Judge | None, settings: PolicyChecks, seed: int
 ) -> Check:
     assert settings.length is not None
     prompts = heldout_prompts(
@@ -159,6 +168,17 @@ def _length_check(
     text += f"{win.lower:.3f}, must be above {settings.length:g}"
     figure = Measured(win.win_rate, win.lower, win.upper)
     return Check("length", _WHOLE, win.lower > settings.length, text, figure, win.lower - settings.length)
+
+
+def _floor_checks(
+    candidate: Contender, heldout: Sequence[Record], parts: ReadParts | None, settings: PolicyChecks, seed: int
+) -> list[Check]:
+    if parts is None:
+        raise NoFloor("checks.floor: nothing gives the values of the mixture's parts")
+    prompts = heldout_prompts(candidate.encoder, heldout, candidate.sampling.max_new_tokens, settings.prompts, seed)
+    if len(prompts) < settings.least:
+        return [too_few("floor", _WHOLE, len(prompts), settings.least)]
+    return check_floors(prompts, candidate.answer(prompts).texts, parts, settings)
 
 
 def heldout_prompts(

@@ -8,11 +8,12 @@ from itertools import combinations
 
 import numpy as np
 
-from rewardloop_trainer.assessment.judges import Comparison, NamedJudge, Verdicts, judged
+from rewardloop_trainer.assessment.judges import Verdicts, judged
 from rewardloop_trainer.assessment.measures import share_of
 from rewardloop_trainer.assessment.policies.length_controlled import LengthControlled, length_controlled
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints
+from rewardloop_trainer.judging.judge import Duel, Judge
 from rewardloop_trainer.reward.evaluate import Floats
 
 
@@ -40,8 +41,8 @@ class HeadToHead:
         win_rate: The share that the first policy wins, ties counted half, over prompts.
         controlled: The same at like lengths.
         shares: (prompts,), what the first policy won of each; NaN if the judge had no verdict.
-        consistent: How often both orders have one winner; NaN for a judge that sees no order.
-        first_wins: How often the answer shown first wins; NaN likewise.
+        consistent: How often both orders have one winner; 1 for a judge that reads each answer alone.
+        first_wins: How often the answer shown first wins: 1/2 for such a judge.
         unjudged: Comparisons without a verdict.
     """
 
@@ -54,7 +55,7 @@ class HeadToHead:
     unjudged: int
 
 
-def head_to_head(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, judge: NamedJudge) -> HeadToHead:
+def head_to_head(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, judge: Judge) -> HeadToHead:
     """Let a judge compare the answers of two policies to the same prompts.
 
     Every answer of the one meets every answer of the other. For the length-controlled rate each policy's answers meet
@@ -68,7 +69,7 @@ def head_to_head(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, judg
     between = _between(prompts, ours, theirs)
     own = [*_within(prompts, ours), *_within(prompts, theirs)]
     rows = [*between, *own]
-    found = judged(judge, [row.comparison for row in rows])
+    found = judged(judge, [row.duel for row in rows])
     places = np.array([row.prompt for row in rows], dtype=np.int64)
     is_between = np.array([1.0] * len(between) + [0.0] * len(own))
     lengths = np.array([row.lengths for row in rows], dtype=np.float64)
@@ -91,16 +92,16 @@ def head_to_head(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, judg
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A comparison, the number of its prompt, and the lengths of both answers."""
+    """A duel, the number of its prompt, and the lengths of both answers."""
 
-    comparison: Comparison
+    duel: Duel
     prompt: int
     lengths: tuple[int, int]
 
 
 def _between(prompts: Sequence[Prompt], ours: Answers, theirs: Answers) -> list[_Row]:
     return [
-        _Row(Comparison(prompt, a, b), i, (ours.lengths[i][m], theirs.lengths[i][n]))
+        _Row(Duel(prompt, a, b), i, (ours.lengths[i][m], theirs.lengths[i][n]))
         for i, prompt in enumerate(prompts)
         for m, a in enumerate(ours.texts[i])
         for n, b in enumerate(theirs.texts[i])
@@ -109,7 +110,7 @@ def _between(prompts: Sequence[Prompt], ours: Answers, theirs: Answers) -> list[
 
 def _within(prompts: Sequence[Prompt], said: Answers) -> list[_Row]:
     return [
-        _Row(Comparison(prompt, said.texts[i][m], said.texts[i][n]), i, (said.lengths[i][m], said.lengths[i][n]))
+        _Row(Duel(prompt, said.texts[i][m], said.texts[i][n]), i, (said.lengths[i][m], said.lengths[i][n]))
         for i, prompt in enumerate(prompts)
         for m, n in combinations(range(len(said.texts[i])), 2)
         if said.texts[i][m] != said.texts[i][n]

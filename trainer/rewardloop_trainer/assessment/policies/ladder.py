@@ -14,12 +14,13 @@ from itertools import combinations
 
 import numpy as np
 
-from rewardloop_trainer.assessment.judges import Comparison, NamedJudge, judged
+from rewardloop_trainer.assessment.judges import judged
 from rewardloop_trainer.assessment.measures import ALPHA
 from rewardloop_trainer.assessment.policies.head_to_head import Answers
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters, t_quantile
 from rewardloop_trainer.evaluation.likelihood import fit_logistic, logistic_errors
+from rewardloop_trainer.judging.judge import Duel, Judge
 from rewardloop_trainer.reports.parts import Measured
 from rewardloop_trainer.reward.evaluate import Floats
 
@@ -44,7 +45,7 @@ class Ladder:
     comparisons: int
 
 
-def climb(prompts: Sequence[Prompt], versions: Sequence[Answers], judge: NamedJudge) -> Ladder:
+def climb(prompts: Sequence[Prompt], versions: Sequence[Answers], judge: Judge) -> Ladder:
     """Let every two versions meet on every prompt, answer by answer, and fit the ladder.
 
     Raises:
@@ -52,12 +53,12 @@ def climb(prompts: Sequence[Prompt], versions: Sequence[Answers], judge: NamedJu
     """
     if len(versions) < 2:
         raise ValueError("a ladder needs two versions or more")
-    comparisons: list[Comparison] = []
+    comparisons: list[Duel] = []
     meetings: list[tuple[int, int, int]] = []
     for one, other in combinations(range(len(versions)), 2):
         for i, prompt in enumerate(prompts):
             for a, b in zip(versions[one].texts[i], versions[other].texts[i], strict=False):
-                comparisons.append(Comparison(prompt, a, b))
+                comparisons.append(Duel(prompt, a, b))
                 meetings.append((one, other, i))
     shares = judged(judge, comparisons).shares
     known = np.isfinite(shares)

@@ -9,6 +9,11 @@ likelier.
 Where one policy's answers are longer to nearly all prompts, theta and phi cannot be told apart from its wins alone. So
 comparisons of each policy's answers with its *own* other answers take part as well: there theta is 0 by definition, and
 what longer answers win is length's.
+
+No curve fits every judge: one that nearly always takes the longer answer makes a step of it, and a few prompts to which
+it likes shorter answers bend the curve far from d = 0, where it decides nothing. So comparisons count the less, the
+further their lengths are apart, as far as enough prompts have comparisons of like length (local likelihood, Tibshirani
+and Hastie 1987).
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters, t_quantile
 from rewardloop_trainer.evaluation.likelihood import cross_entropy, fit_logistic, logistic_errors, sigmoid
@@ -23,6 +29,9 @@ from rewardloop_trainer.reward.evaluate import Floats
 
 _ALPHA = 0.025
 _LEAST_FREEDOM = 2.0
+# Widths of the weights, in deviations of d, the narrowest first, and the share of the prompts that a width must keep.
+_WIDTHS = (0.25, 0.5, 1.0, 2.0)
+_KEPT_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +68,18 @@ def length_controlled(shares: Floats, lengths: Floats, is_between: Floats, promp
     own = int((~between).sum())
     if not between.any():
         return LengthControlled(float("nan"), 0.0, 1.0, float("nan"), own)
-    weights = np.full(len(shares), 1 / len(shares))
     logs = np.log(np.maximum(lengths, 1.0))
     fits = []
     for longer in (lengths[:, 0] - lengths[:, 1], logs[:, 0] - logs[:, 1]):
-        columns = np.stack([is_between, _relative(longer)], axis=1)
-        beta = fit_logistic(columns, shares, weights, np.zeros(2))
-        fits.append((float(cross_entropy(columns @ beta, shares).mean()), columns, beta))
-    _, columns, beta = min(fits, key=lambda fit: fit[0])
-    error = float(logistic_errors(columns, shares, beta, prompts)[0])
-    freedom = max(effective_clusters(np.ones(int(between.sum())), prompts[between]) - 1, _LEAST_FREEDOM)
+        relative = _relative(longer)
+        columns = np.stack([is_between, np.tanh(relative)], axis=1)
+        beta = fit_logistic(columns, shares, np.full(len(shares), 1 / len(shares)), np.zeros(2))
+        fits.append((float(cross_entropy(columns @ beta, shares).mean()), columns, relative))
+    _, columns, relative = min(fits, key=lambda fit: fit[0])
+    weights = _weights(relative, between, prompts)
+    beta = fit_logistic(columns, shares, weights / weights.sum(), np.zeros(2))
+    error = float(logistic_errors(columns, shares, beta, prompts, weights)[0])
+    freedom = max(effective_clusters(weights[between], prompts[between]) - 1, _LEAST_FREEDOM)
     reach = t_quantile(1 - _ALPHA, freedom) * error
     bounds = sigmoid(np.array([beta[0] - reach, beta[0], beta[0] + reach]))
     lower, win_rate, upper = (float(bound) for bound in bounds)
@@ -76,6 +87,16 @@ def length_controlled(shares: Floats, lengths: Floats, is_between: Floats, promp
 
 
 def _relative(longer: Floats) -> Floats:
+    """By how many deviations the first answer is longer."""
     deviation = float(np.sqrt((longer**2).mean()))
-    found: Floats = np.tanh(longer / deviation) if deviation > 0 else np.zeros(len(longer))
-    return found
+    return longer / deviation if deviation > 0 else np.zeros(len(longer))
+
+
+def _weights(relative: Floats, between: npt.NDArray[np.bool_], prompts: Ints) -> Floats:
+    """The weights by the narrowest width that keeps enough prompts; equal ones if none does."""
+    wanted = _KEPT_SHARE * effective_clusters(np.ones(int(between.sum())), prompts[between])
+    for width in _WIDTHS:
+        weights: Floats = np.exp(-0.5 * (relative / width) ** 2)
+        if effective_clusters(weights[between], prompts[between]) >= wanted:
+            return weights
+    return np.ones(len(relative))

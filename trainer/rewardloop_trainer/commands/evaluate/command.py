@@ -25,11 +25,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewardloop_trainer.commands.evaluate.run import evaluate
     from rewardloop_trainer.data.base_text import UnusableBase
     from rewardloop_trainer.data.files.policy_rows import UnusableRows
+    from rewardloop_trainer.judging.judge import JudgeError
+    from rewardloop_trainer.judging.replies import UnusableWork, WorkInUse
+    from rewardloop_trainer.judging.rubric import UnusableRubric
     from rewardloop_trainer.reward.start import NothingToTrain
 
     configure_logging(settings.log_level, settings.log_format)
-    known = (StoreError, UnreadableFile, UnusableRows, UnusableBase, UnusableKey, NothingToTrain)
-    return finish("rewardloop evaluate", lambda: evaluate(settings), known)
+    known = (
+        *(StoreError, UnreadableFile, UnusableRows, UnusableBase, UnusableKey, NothingToTrain),
+        *(JudgeError, UnusableRubric, UnusableWork, WorkInUse),
+    )
+    return finish("rewardloop evaluate", lambda: evaluate(settings), known, _told)
+
+
+def _told(error: Exception) -> str:
+    from rewardloop_trainer.judging.judge import BudgetSpent
+
+    if isinstance(error, BudgetSpent):
+        return f"{error}; the replies are kept, so that the same command goes on tomorrow"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewardloop_trainer.assessment.checks import Check
-from rewardloop_trainer.assessment.judges import NamedJudge, score_judge
 from rewardloop_trainer.assessment.measures import share_of
 from rewardloop_trainer.assessment.policies.alignment_tax import compare_tasks, run_tasks
 from rewardloop_trainer.assessment.policies.checks import CheckedPolicies, check_policy, heldout_prompts, rater_of
@@ -30,11 +29,11 @@ from rewardloop_trainer.assessment.reward_models.report import Findings
 from rewardloop_trainer.assessment.safety.rates import run_suite
 from rewardloop_trainer.assessment.safety.red_team import attack_policy
 from rewardloop_trainer.assessment.safety.suites import read_suite, write_suite
+from rewardloop_trainer.commands.evaluate.judges import opened_judges
 from rewardloop_trainer.commands.evaluate.loaded import (
     NothingToEvaluate,
     heldout_records,
     load_policy,
-    load_reward,
     store_of,
     tokenizer_of,
     trained_records,
@@ -46,6 +45,7 @@ from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import fluency
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency
+from rewardloop_trainer.judging.judge import Judge
 from rewardloop_trainer.policy.check_settings import PolicyChecks
 from rewardloop_trainer.reports.parts import Cell
 
@@ -71,7 +71,15 @@ def evaluate_policy(
     Raises:
         NothingToEvaluate: If there is no prompt, or a measurement needs what is not there.
         StoreError, UnusableBase, UnreadableFile, ValueError: If a model or a file cannot be read.
+        JudgeError: If a chat model that judges cannot be asked; see `opened_judges` as well.
     """
+    with opened_judges(settings, stages) as judges:
+        return _measured(settings, judges, found, stages)
+
+
+def _measured(
+    settings: EvaluateSettings, judges: Sequence[Judge], found: Findings, stages: Stages
+) -> tuple[str, dict[str, Cell], list[Check]]:
     stages("loading policies")
     names = _names(settings)
     policies = {name: load_policy(settings, name) for name in names}
@@ -80,7 +88,6 @@ def evaluate_policy(
     records = heldout_records(settings, ours.encoder if isinstance(ours, Contender) else None)
     prompts = _prompts(settings, list(policies.values()), records)
     said = {name: _answers(name, policy, prompts, stages) for name, policy in policies.items()}
-    judges = [_judge(settings, name) for name in settings.judges]
     pair = [said[name] for name in names[: 2 if theirs else 1]]
     meetings = _head_to_head(prompts, pair, judges, found, stages)
     _add_ladder(settings, prompts, [said[name].answers for name in names], judges, found, stages)
@@ -147,13 +154,8 @@ def _answers(name: str, policy: Contender | AnswersInFile, prompts: Sequence[Pro
     return _Said(Answers(policy.name, texts, lengths), answered(rollouts))
 
 
-def _judge(settings: EvaluateSettings, named: str) -> NamedJudge:
-    model = load_reward(settings, named)
-    return score_judge(model.name, model.judge.score)
-
-
 def _head_to_head(
-    prompts: Sequence[Prompt], pair: Sequence[_Said], judges: Sequence[NamedJudge], found: Findings, stages: Stages
+    prompts: Sequence[Prompt], pair: Sequence[_Said], judges: Sequence[Judge], found: Findings, stages: Stages
 ) -> list[HeadToHead]:
     if len(pair) < 2 or not judges:
         return []
@@ -170,14 +172,14 @@ def _add_ladder(
     settings: EvaluateSettings,
     prompts: Sequence[Prompt],
     said: Sequence[Answers],
-    judges: Sequence[NamedJudge],
+    judges: Sequence[Judge],
     found: Findings,
     stages: Stages,
 ) -> None:
     if not settings.versions:
         return
     if not judges:
-        raise NothingToEvaluate("a ladder needs a judge: --judges names a reward model")
+        raise NothingToEvaluate("a ladder needs a judge: --judges names a reward model, --judge.endpoint a chat model")
     stages(f"ladder of {len(said)} versions, judged by {judges[0].name}")
     found.add(*ladder_section(climb(prompts, said, judges[0]), judges[0].name))
 
@@ -274,7 +276,7 @@ def _checks(
     ours: Contender | AnswersInFile,
     theirs: Contender | AnswersInFile | None,
     records: Sequence[Record],
-    judges: Sequence[NamedJudge],
+    judges: Sequence[Judge],
     stages: Stages,
 ) -> list[Check]:
     has_regression = settings.regression is not None and settings.regression.exists()

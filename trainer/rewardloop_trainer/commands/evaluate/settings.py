@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rewardloop.process.settings import ProcessSettings
+from rewardloop_trainer.judging.settings import JudgingModel
 from rewardloop_trainer.policy.check_settings import RaterSettings
 
 
@@ -16,6 +17,7 @@ class EvaluateSettings(ProcessSettings):
 
     basic_settings = (
         *("model", "store", "version", "directory", "against", "data", "out", "judges"),
+        *("judge.endpoint", "judge.model"),
         *("benchmarks", "tasks", "suites", "red_team"),
     )
     setting_groups = (
@@ -59,6 +61,10 @@ class EvaluateSettings(ProcessSettings):
 
     judges: tuple[str, ...] = Field(
         (), description="reward models that judge, each a version or a directory; the first one climbs the ladder"
+    )
+    judge: JudgingModel = JudgingModel.model_validate({})
+    judge_dir: Path | None = Field(
+        None, description="cache and budget of the chat model that judges; default: the directory judge in out"
     )
     prompts: int = Field(200, ge=2, description="most prompts that policies answer")
     responses: int = Field(4, ge=1, le=64, description="answers of each policy to each prompt")
@@ -106,7 +112,7 @@ class EvaluateSettings(ProcessSettings):
             "benchmark_margin": self.benchmarks,
             "task_margin": self.tasks,
             "safety_margin": self.suites,
-            "least_win_rate": self.judges,
+            "least_win_rate": self.judges or self.judge.is_named,
         }
         for name, what in margins.items():
             if getattr(self, name) is not None and not what:

@@ -11,14 +11,12 @@ from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.redis_link import connect_redis
 from rewardloop_trainer.commands.judge.settings import JudgeSettings
-from rewardloop_trainer.judging.chat_judge import ChatJudge, Voting
 from rewardloop_trainer.judging.judge import Judge
 from rewardloop_trainer.judging.metrics import JudgeMetrics
-from rewardloop_trainer.judging.open_model import open_chat, prepare_torch
+from rewardloop_trainer.judging.open_model import open_chat_judge, prepare_torch
 from rewardloop_trainer.judging.pairs.candidates import Candidate, read_pairs
 from rewardloop_trainer.judging.pairs.live_pairs import LivePairs
 from rewardloop_trainer.judging.replies import Replies, WorkFile
-from rewardloop_trainer.judging.rubric import SHIPPED, Rubric, UnusableRubric
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +50,15 @@ def open_judge(
 
         store = ModelStore(settings.reward_store, trusted=trusted_keys(settings.trusted_keys))
         return reward_judge_of_version(store, settings.reward_version, settings.tie_margin)
-    path = settings.rubric or SHIPPED
-    rubric = Rubric.read(path)
-    if not work.hold(f"rubric/{rubric.label}", rubric.digest):
-        had = f"version {rubric.version} had another text in {settings.work_dir}"
-        raise UnusableRubric(f"{path}: {had}: give it another version")
-    voting = Voting(settings.votes, settings.temperature, settings.max_tokens, settings.seed)
-
-    def on_unjudged(reason: str) -> None:
-        metrics.unjudged.labels(reason=reason).inc()
-
-    if settings.base and settings.local_reads == "likelihood":
-        from rewardloop_trainer.judging.local_chat import LocalChooser
-
-        return ChatJudge(LocalChooser(settings.base, settings.max_length), rubric, voting, 1, on_unjudged)
-    chat = open_chat(settings, replies, stop, lambda outcome: metrics.calls.labels(outcome=outcome).inc())
-    return ChatJudge(chat, rubric, voting, 1, on_unjudged)  # the worker asks for several pairs at once
+    return open_chat_judge(  # the worker asks for several pairs at once
+        settings,
+        work,
+        replies,
+        stop,
+        seed=settings.seed,
+        on_call=lambda outcome: metrics.calls.labels(outcome=outcome).inc(),
+        on_unjudged=lambda reason: metrics.unjudged.labels(reason=reason).inc(),
+    )
 
 
 def open_pairs(settings: JudgeSettings) -> FilePairs | LivePairs:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rewardloop.formats.redis_url import RedisUrl
-from rewardloop_trainer.judging.settings import ModelSettings
+from rewardloop_trainer.judging.settings import JudgingModel, ModelSettings
 
 
-class JudgeSettings(ModelSettings):
+class JudgeSettings(ModelSettings, JudgingModel):
     """Labels pairs of responses by a model, in both orders, and measures the model on pairs that people judged too."""
 
     basic_settings = (
@@ -33,14 +32,6 @@ class JudgeSettings(ModelSettings):
     reward_version: str = Field("", description="a reward version of that store as the judge")
     trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): that version must be signed by one")
     tie_margin: float = Field(0.0, ge=0, description="scores that differ by no more are equal")
-
-    rubric: Path | None = Field(None, description="TOML file with name, version and criteria; default: the shipped one")
-    votes: int = Field(1, ge=1, le=100, description="votes in each of the two orders")
-    temperature: float = Field(0.0, ge=0, le=2, description="temperature of the votes; several need one above 0")
-    max_tokens: int = Field(256, ge=8, description="most tokens of a reply")
-    local_reads: Literal["likelihood", "text"] = Field(
-        "likelihood", description="how a model on this machine votes: by the likelihood of the verdicts, or in writing"
-    )
 
     data: Path | None = Field(
         None, description="file with pairs: {prompt, responses}, or rows of feedback import; default: what is live"
@@ -85,9 +76,3 @@ class JudgeSettings(ModelSettings):
         if not self.server and self.out is None:
             return "name where labels go: server, out, or both"
         return None
-
-    @model_validator(mode="after")
-    def _votes_differ(self) -> Self:
-        if self.votes > 1 and self.temperature == 0 and self.endpoint:
-            raise ValueError("votes: several at temperature 0 are one vote: set a temperature above 0")
-        return self

@@ -15,11 +15,12 @@ Other keys are ignored.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
+from rewardloop.v1 import feedback_pb2
 from rewardloop_data.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, tools_in, turns_of
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.pools.sides import split_at_once
@@ -33,6 +34,7 @@ from rewardloop_trainer.data.preferences import (
     thumbs_of,
 )
 from rewardloop_trainer.data.split import Side
+from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 
 log = structlog.get_logger()
 
@@ -80,6 +82,11 @@ class PolicyData:
         yield from self.pairs
         yield from self.thumbs
 
+    def weighed(self, trust: Trust) -> PolicyData:
+        """Return the data with each judgement weighed by how far its person is trusted."""
+        judged = weigh_people(list(self._judged()), trust)
+        return replace(self, pairs=tuple(pairs_of(judged)), thumbs=tuple(thumbs_of(judged)))
+
     def records(self) -> Sequence[Record]:
         """All judgements, and for every other prompt an empty response that nobody approved, to hold the prompt."""
         judged = list(self._judged())
@@ -87,8 +94,14 @@ class PolicyData:
         return [*judged, *(Labelled(prompt, "", 0.0) for prompt in self.prompts if prompt not in seen)]
 
 
-def read_policy_data(source: SourceFile) -> PolicyData:
+def read_policy_data(
+    source: SourceFile, on_event: Callable[[feedback_pb2.FeedbackEvent], None] = lambda event: None
+) -> PolicyData:
     """Read all rows of a file.
+
+    Args:
+        source: The file.
+        on_event: Called with each signal of the rows.
 
     Raises:
         UnusableRows: If any row cannot be used.
@@ -100,7 +113,7 @@ def read_policy_data(source: SourceFile) -> PolicyData:
     problems: list[str] = []
     for line in source.lines():
         try:
-            prompt, judged = _row(line.value())
+            prompt, judged, events = _row(line.value())
         except RowError as error:
             problems.append(f"{source.path}:{line.number}: {error}")
             continue
@@ -108,6 +121,8 @@ def read_policy_data(source: SourceFile) -> PolicyData:
         digest.update("".join(f"{t.label} {t.response!r}" for t in thumbs_of(judged)).encode())
         prompts[prompt] = None
         records += judged
+        for event in events:
+            on_event(event)
     if problems:
         more = [f"{len(problems)} rows are unusable"] if len(problems) > _SHOWN else []
         raise UnusableRows("\n".join([*problems[:_SHOWN], *more]))
@@ -116,19 +131,20 @@ def read_policy_data(source: SourceFile) -> PolicyData:
     return PolicyData(tuple(prompts), tuple(pairs_of(records)), tuple(thumbs_of(records)), digest.hexdigest())
 
 
-def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
+def _row(row: Json) -> tuple[Prompt, Sequence[Record], Sequence[feedback_pb2.FeedbackEvent]]:
     """Raises RowError."""
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
     row = {key: value for key, value in row.items() if value is not None}
     compares = any(key in row for key in _COMPARED)
     if compares or any(all(key in row for key in keys) for keys in _THUMBS):
-        records = [record for event in events_of(row, Labels()) for record in from_event(event)]
+        events = list(events_of(row, Labels()))
+        records = [record for event in events for record in from_event(event)]
         if not records:
             raise RowError("compares a response with itself")
-        return records[0].prompt, records
+        return records[0].prompt, records, events
     if "prompt" in row:
-        return _prompt(turns_of("prompt", row["prompt"], row.get("tools"))), []
+        return _prompt(turns_of("prompt", row["prompt"], row.get("tools"))), [], []
     messages = row.get("messages")
     if not isinstance(messages, list):
         raise RowError("has neither prompt nor messages")
@@ -136,7 +152,7 @@ def _row(row: Json) -> tuple[Prompt, Sequence[Record]]:
     turns = turns[:-1] if turns[-1].role == "assistant" else turns
     if not turns:
         raise RowError("messages: begins with the assistant's only turn")
-    return _prompt((*tools_in(row), *turns)), []
+    return _prompt((*tools_in(row), *turns)), [], []
 
 
 def _prompt(turns: Turns) -> Prompt:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
+from rewardloop.v1 import feedback_pb2
 from rewardloop_data.rows import Labels, RowError, events_of
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.files.policy_rows import UnusableRows
@@ -40,8 +42,14 @@ class RewardData:
         return train, heldout
 
 
-def read_reward_data(source: SourceFile) -> RewardData:
+def read_reward_data(
+    source: SourceFile, on_event: Callable[[feedback_pb2.FeedbackEvent], None] = lambda event: None
+) -> RewardData:
     """Read all rows of a file. Signals that compare equal texts are left out.
+
+    Args:
+        source: The file.
+        on_event: Called with each signal of the rows.
 
     Raises:
         UnusableRows: If any row cannot be used, or the file has no signal.
@@ -52,13 +60,16 @@ def read_reward_data(source: SourceFile) -> RewardData:
     digest = hashlib.sha256()
     for line in source.lines():
         try:
-            found = [record for event in events_of(line.value(), Labels()) for record in from_event(event)]
+            events = list(events_of(line.value(), Labels()))
+            found = [record for event in events for record in from_event(event)]
         except RowError as error:
             problems.append(f"{source.path}:{line.number}: {error}")
             continue
         for record in found:
             digest.update(repr(record).encode())
         records += found
+        for event in events:
+            on_event(event)
     if problems:
         more = [f"{len(problems)} rows are unusable"] if len(problems) > _SHOWN else []
         raise UnusableRows("\n".join([*problems[:_SHOWN], *more]))
