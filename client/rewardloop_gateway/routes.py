@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from rewardloop_client import AsyncRewardloopClient, RewardloopError, Violation
-from rewardloop_gateway import feedback, health, score
+from rewardloop_gateway import chat, feedback, health, score
 from rewardloop_gateway.answers import Problem, invalid, place, problem_of
 from rewardloop_gateway.shapes import ErrorBody
 
@@ -45,6 +45,7 @@ def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
         redoc_url=None,
         responses={code: {"model": ErrorBody} for code in (400, 401, 403, 413, 415, 421, 429, 499, 503, 504)},
     )
+    app.include_router(chat.routes(client, times.generate_s))
     app.include_router(feedback.routes(client))
     app.include_router(score.routes(client))
     app.include_router(health.routes(client))
