@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from rewardloop_client import AsyncRewardloopClient, RewardloopError, Violation
-from rewardloop_gateway import chat, feedback, health, score
+from rewardloop_gateway import chat, compatible, feedback, health, page, score
 from rewardloop_gateway.answers import Problem, invalid, place, problem_of
 from rewardloop_gateway.shapes import ErrorBody
 
@@ -48,7 +48,9 @@ def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
     app.include_router(chat.routes(client, times.generate_s))
     app.include_router(feedback.routes(client))
     app.include_router(score.routes(client))
+    app.include_router(compatible.routes(client))
     app.include_router(health.routes(client))
+    app.include_router(page.routes(app))
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RewardloopError, _failed_call)
     app.add_exception_handler(RequestValidationError, _misshapen)
