@@ -248,10 +248,11 @@ def _check_direction(direction: str) -> None:
 
 
 def _pairs(inputs: Any) -> list[tuple[str, str]]:
-    batch = {"~single": lambda: [[inputs]], "~pair": lambda: [inputs], "~batch": lambda: inputs}[_form(inputs)]()
+    form = _form(inputs)
+    batch: list[list[str]] = [[inputs]] if form == "~single" else [inputs] if form == "~pair" else inputs
     short = [i for i, each in enumerate(batch) if len(each) != 2]
     if short:
-        raise refused(f"inputs[{short[0]}]" if _form(inputs) == "~batch" else "inputs", _SINGLE)
+        raise refused(f"inputs[{short[0]}]" if form == "~batch" else "inputs", _SINGLE)
     return [(prompt, response) for prompt, response in batch]
 
 

@@ -33,6 +33,7 @@ class HttpDeployment:
 
     directory: Path
     gateway_args: Sequence[str] = ()
+    policy_args: str = ""
     tokens: dict[str, str] = field(default_factory=dict)
     http_port: int = field(default_factory=free_port)
     grpc_port: int = field(default_factory=free_port)
@@ -70,6 +71,7 @@ class HttpDeployment:
             "token-file": self.directory / "token",
             "serve-args": "--intra-op-threads 1 --no-spin --load-probe never",
             "train-args": "--torch-threads 1",
+            "policy-args": self.policy_args,
             "gateway-args": " ".join(self.gateway_args),
         }
         argv = [sys.executable, "-m", "rewardloop_local.up", *(f"--{name}={value}" for name, value in flags.items())]
@@ -96,9 +98,9 @@ class HttpDeployment:
 
 
 @contextmanager
-def http_deployment(directory: Path, *gateway_args: str) -> Iterator[HttpDeployment]:
+def http_deployment(directory: Path, *gateway_args: str, policy_args: str = "") -> Iterator[HttpDeployment]:
     """A deployment that answers; ended with the block."""
-    deployment = HttpDeployment(directory, gateway_args)
+    deployment = HttpDeployment(directory, gateway_args, policy_args)
     deployment.start()
     try:
         deployment.until_up()
