@@ -9,10 +9,10 @@ import uvicorn
 
 from rewardloop.process.socket_owner import OwnCallers, is_loopback, shows_owners
 from rewardloop_client import TLS, AsyncRewardloopClient, InvalidAccess, InvalidAddress
+from rewardloop_gateway.build import Times, build
 from rewardloop_gateway.caller import bearer
 from rewardloop_gateway.guard import Guard
 from rewardloop_gateway.rates import Rates
-from rewardloop_gateway.routes import Times, build
 from rewardloop_gateway.settings import GatewaySettings
 from rewardloop_gateway.wrapped import AsgiApp, wrapped
 

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from rewardloop_client import AsyncRewardloopClient, RewardloopError, Violation
-from rewardloop_gateway import chat, compatible, feedback, health, page, score
 from rewardloop_gateway.answers import Problem, invalid, place, problem_of
+from rewardloop_gateway.routes import chat, compatible, feedback, health, page, score
 from rewardloop_gateway.shapes import ErrorBody
 
 log = structlog.get_logger()

@@ -9,128 +9,29 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rewardloop_client import AsyncRewardloopClient, ResponseScore, RewardloopError, ScoreGroup, ScoreResult, Violation
 from rewardloop_client._types import PromptLike
 from rewardloop_gateway.answers import invalid, problem_of, refused
-from rewardloop_gateway.shapes import Body, Message, messages_of
+from rewardloop_gateway.routes.compatible_shapes import (
+    Classified,
+    ClassifyRequest,
+    Prediction,
+    PredictRequest,
+    Rank,
+    RerankRequest,
+    RewardRequest,
+    Rewards,
+    form_of,
+)
+from rewardloop_gateway.shapes import messages_of
 from rewardloop_gateway.waiting import while_wanted
 
-_MOST = 1024
 _LABEL = "LABEL_0"  # as Hugging Face names the only label of a model with one output
 _SINGLE = "has a single text: give the prompt and its response"
-
-
-def _form(value: object) -> str:
-    """Return the tag of the form that a value has; see `shapes`."""
-    if isinstance(value, list):
-        return "~batch" if value and isinstance(value[0], list) else "~pair"
-    return "~single"
-
-
-class RerankRequest(Body):
-    """A query and the texts to rank."""
-
-    query: str
-    texts: Annotated[list[str], Field(min_length=1, max_length=_MOST)]
-    raw_scores: bool = Field(False, description="return logits instead of values between 0 and 1")
-    return_text: bool = False
-    truncate: bool | None = Field(False, description="shorten what is too long instead of refusing it")
-    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
-
-
-class Rank(BaseModel):
-    """A text's place: its index in the request, and its score."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-_Inputs: TypeAlias = Annotated[
-    Annotated[str, Tag("~single")]
-    | Annotated[list[str], Tag("~pair"), Field(min_length=1, max_length=2)]
-    | Annotated[
-        list[Annotated[list[str], Field(min_length=1, max_length=2)]],
-        Tag("~batch"),
-        Field(min_length=1, max_length=_MOST),
-    ],
-    Discriminator(_form),
-]
-
-
-class PredictRequest(Body):
-    """A pair of prompt and response, or a batch of pairs."""
-
-    inputs: _Inputs
-    raw_scores: bool = Field(False, description="return logits instead of values between 0 and 1")
-    truncate: bool | None = Field(False, description="shorten what is too long instead of refusing it")
-    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
-
-
-class Prediction(BaseModel):
-    """The score of the only label."""
-
-    score: float
-    label: str
-
-
-class RewardRequest(Body):
-    """Texts to reward, each a prompt with its response."""
-
-    query: Annotated[list[str], Field(min_length=1, max_length=_MOST)]
-    prompts: list[str] | None = Field(None, description="the prompts with which the texts begin")
-    labels: list[str | None] | None = Field(None, description="right answers, for a mixture that compares with them")
-
-
-class Rewards(BaseModel):
-    """The calibrated scores, in the order of the texts."""
-
-    rewards: list[float]
-    scores: list[float]
-    extra_logs: dict[str, list[float]]
-
-
-class ClassifyRequest(Body):
-    """A conversation that ends with the answer to score."""
-
-    model: str = Field("reward", description="reward model or mixture")
-    messages: Annotated[list[Message] | None, Field(min_length=2)] = None
-    input: str | list[str] | list[int] | None = Field(None, description="refused: it has no prompt")
-    use_activation: bool = Field(True, description="return a value between 0 and 1 instead of the logit")
-
-
-class ClassifyData(BaseModel):
-    """The probability of the only class."""
-
-    index: int
-    label: str
-    probs: list[float]
-    num_classes: int
-
-
-class ClassifyUsage(BaseModel):
-    """How many tokens were read."""
-
-    prompt_tokens: int
-    total_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: None
-
-
-class Classified(BaseModel):
-    """A classification as vLLM writes it."""
-
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
-    data: list[ClassifyData]
-    usage: ClassifyUsage
 
 
 def routes(client: AsyncRewardloopClient) -> APIRouter:
@@ -161,7 +62,7 @@ def routes(client: AsyncRewardloopClient) -> APIRouter:
         groups = [ScoreGroup(prompt, [response], truncation=_truncation(body.truncate)) for prompt, response in pairs]
         found = await while_wanted(request, _all(client, groups, "inputs"))
         predictions = [[{"score": _value(each.scores[0], body.raw_scores), "label": _LABEL}] for each in found]
-        return predictions if _form(body.inputs) == "~batch" else predictions[0]
+        return predictions if form_of(body.inputs) == "~batch" else predictions[0]
 
     @router.post("/get_reward", response_model=Rewards)
     async def get_reward(request: Request, body: RewardRequest) -> Any:
@@ -177,29 +78,26 @@ def routes(client: AsyncRewardloopClient) -> APIRouter:
         prompt, response = _last_turn(body)
         scoring = _one(client, prompt, [response], True, {}, "" if body.model == "reward" else body.model)
         found = await while_wanted(request, scoring)
-        tokens = found.scores[0].token_count
-        return {
-            "id": f"classify-{uuid.uuid4().hex}",
-            "object": "list",
-            "created": int(time.time()),
-            "model": body.model,
-            "data": [
-                {
-                    "index": 0,
-                    "label": _LABEL,
-                    "probs": [_value(found.scores[0], not body.use_activation)],
-                    "num_classes": 1,
-                }
-            ],
-            "usage": {
-                "prompt_tokens": tokens,
-                "total_tokens": tokens,
-                "completion_tokens": 0,
-                "prompt_tokens_details": None,
-            },
-        }
+        return _classified(body, found.scores[0])
 
     return router
+
+
+def _classified(body: ClassifyRequest, score: ResponseScore) -> dict[str, Any]:
+    probability = _value(score, not body.use_activation)
+    return {
+        "id": f"classify-{uuid.uuid4().hex}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": body.model,
+        "data": [{"index": 0, "label": _LABEL, "probs": [probability], "num_classes": 1}],
+        "usage": {
+            "prompt_tokens": score.token_count,
+            "total_tokens": score.token_count,
+            "completion_tokens": 0,
+            "prompt_tokens_details": None,
+        },
+    }
 
 
 async def _one(
@@ -248,7 +146,7 @@ def _check_direction(direction: str) -> None:
 
 
 def _pairs(inputs: Any) -> list[tuple[str, str]]:
-    form = _form(inputs)
+    form = form_of(inputs)
     batch: list[list[str]] = [[inputs]] if form == "~single" else [inputs] if form == "~pair" else inputs
     short = [i for i, each in enumerate(batch) if len(each) != 2]
     if short:

@@ -13,8 +13,8 @@ from starlette.responses import StreamingResponse
 
 from rewardloop_client import CandidateText, Generation, RewardloopError
 from rewardloop_gateway.answers import problem_of
-from rewardloop_gateway.chat_shapes import ChatRequest
-from rewardloop_gateway.completion import extras_json, logprobs_json, usage_json
+from rewardloop_gateway.routes.chat_shapes import ChatRequest
+from rewardloop_gateway.routes.completion import extras_json, logprobs_json, usage_json
 from rewardloop_gateway.waiting import while_wanted
 
 _DONE = "data: [DONE]\n\n"

@@ -11,9 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from rewardloop_client import AsyncRewardloopClient, CandidateText, Generation, RewardloopError
 from rewardloop_gateway.answers import problem_of
-from rewardloop_gateway.chat_shapes import POLICY, ChatAnswer, ChatRequest
-from rewardloop_gateway.chat_stream import streamed
-from rewardloop_gateway.completion import completion_json
+from rewardloop_gateway.routes.chat_shapes import POLICY, ChatAnswer, ChatRequest
+from rewardloop_gateway.routes.chat_stream import streamed
+from rewardloop_gateway.routes.completion import completion_json
 from rewardloop_gateway.shapes import messages_of
 from rewardloop_gateway.waiting import while_wanted
 

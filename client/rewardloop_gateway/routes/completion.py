@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from rewardloop_client import Candidate, Generation
-from rewardloop_gateway.chat_shapes import POLICY, ChatRequest
+from rewardloop_gateway.routes.chat_shapes import POLICY, ChatRequest
 from rewardloop_gateway.shapes import version_json
 
 
