@@ -165,7 +165,10 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         event.prompt.CopyFrom(prompt_pb(prompt))
     if event_time is not None:
         stamp = timestamp_pb2.Timestamp()
-        stamp.FromDatetime(event_time)
+        try:
+            stamp.FromDatetime(event_time)
+        except (ValueError, OverflowError) as error:
+            raise invalid("event_time", "is outside the years 1 to 9999 in UTC") from error
         event.event_time.CopyFrom(stamp)
     return event
 

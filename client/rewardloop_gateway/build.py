@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from rewardloop_client import AsyncRewardloopClient, RewardloopError, Violation
-from rewardloop_gateway.answers import Problem, invalid, place, problem_of
+from rewardloop_gateway.answers import Problem, invalid, place, problem_of, refused
 from rewardloop_gateway.routes import chat, compatible, feedback, health, page, score
 from rewardloop_gateway.shapes import ErrorBody
 
@@ -55,6 +55,7 @@ def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
     app.add_exception_handler(RewardloopError, _failed_call)
     app.add_exception_handler(RequestValidationError, _misshapen)
     app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(RecursionError, _too_deep)
     app.add_exception_handler(Exception, _bug)
     return app
 
@@ -69,6 +70,10 @@ async def _failed_call(request: Request, error: Any) -> Response:
 
 async def _misshapen(request: Request, error: Any) -> Response:
     return _shown(request, invalid(_violations(error.errors())))
+
+
+async def _too_deep(request: Request, error: Any) -> Response:
+    return _shown(request, refused("body", "is nested too deeply"))
 
 
 async def _no_route(request: Request, error: Any) -> Response:

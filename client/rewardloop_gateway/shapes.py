@@ -98,7 +98,14 @@ class VersionShape(BaseModel):
 
 def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return the messages as the client takes them."""
-    return [message.model_dump(exclude_unset=True) for message in messages]
+    # Not by model_dump, which fails for arguments of calls that are nested deeply.
+    return [{name: _plain(getattr(message, name)) for name in message.model_fields_set} for message in messages]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], TextPart):
+        return [{"type": part.type, "text": part.text} for part in value]
+    return value
 
 
 def prompt_of(prompt: Prompt) -> PromptLike:

@@ -74,6 +74,7 @@ async def test_many_signals_fail_one_by_one() -> None:
         ({"kind": "choice", "chosen": 0, "rejected": 0, **OWN}, "rejected"),
         ({"kind": "thumb", "up": True, "event_time": "2026-11-01T10:00:00", **OWN}, "event_time"),
         ({"kind": "tie", "prompt": [{"role": "user", "content": 3}], "responses": ["a", "b"]}, "prompt[0].content"),
+        ({"kind": "tie", "event_time": "0001-01-01T00:00:00+10:00", **OWN}, "event_time"),
         ({"events": []}, "events"),
         ({"events": [{"kind": "tie", **OWN}, {"kind": "thumb", **OWN}]}, "events[1].up"),
     ],
@@ -124,6 +125,16 @@ async def test_failures_have_the_status_and_the_reason_of_the_call(error: Any, s
     if error.retry_after_s is not None:
         assert reply.json()["error"]["retry_after_s"] == error.retry_after_s
         assert int(reply.headers["retry-after"]) >= error.retry_after_s
+
+
+async def test_calls_of_tools_that_are_nested_deeply_are_refused() -> None:
+    for depth in (40, 300, 900):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        called = '{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":' + deep + "}}]}"
+        body = '{"responses":["b"],"prompt":[' + called + ',{"role":"user","content":"x"}]}'
+        async with door(FakeRewardloop()) as http:
+            reply = await http.post("/v1/score", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 400, depth
 
 
 async def test_scores_one_group_and_many() -> None:
