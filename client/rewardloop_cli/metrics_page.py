@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from rewardloop_client._access import is_loopback
+from rewardloop.process.socket_owner import is_loopback
 
 
 class PageUnreachable(Exception):

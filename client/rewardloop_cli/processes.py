@@ -14,6 +14,7 @@ _OWN_PACKAGES = (
     "rewardloop",
     "rewardloop_data",
     "rewardloop_demo",
+    "rewardloop_gateway",
     "rewardloop_local",
     "rewardloop_policy",
     "rewardloop_sampling",

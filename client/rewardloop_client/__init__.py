@@ -59,12 +59,13 @@ from rewardloop_client._errors import (
     Violation,
     WrongCredentials,
 )
-from rewardloop_client._feedback import Feedback
+from rewardloop_client._feedback import Feedback, publishable_token
 from rewardloop_client._hedge import Hedging
 from rewardloop_client._observe import FinishedCall
 from rewardloop_client._sync import RewardloopClient
 from rewardloop_client._types import (
     Candidate,
+    CandidateText,
     Chosen,
     Generation,
     ModelVersion,
@@ -75,6 +76,7 @@ from rewardloop_client._types import (
     ScorePart,
     ScoreResult,
     Timings,
+    TokenLogProbability,
     TruncatedPrompt,
     VersionInfo,
 )
@@ -87,6 +89,7 @@ __all__ = [
     "AuditUnavailable",
     "Cancelled",
     "Candidate",
+    "CandidateText",
     "Chosen",
     "Connection",
     "CorruptVersion",
@@ -135,6 +138,7 @@ __all__ = [
     "ScoreResult",
     "StoreFull",
     "Timings",
+    "TokenLogProbability",
     "TooManySignals",
     "TruncatedPrompt",
     "Unauthenticated",
@@ -150,5 +154,6 @@ __all__ = [
     "WrongCredentials",
     "deadline",
     "keep_deadline",
+    "publishable_token",
     "time_left",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any, Self, TypeAlias
 
 import grpc
 import grpc.aio
+
+from rewardloop.process.socket_owner import is_loopback
 
 Token: TypeAlias = str | Path | Callable[[], str]
 Options: TypeAlias = Sequence[tuple[str, int | str]]
@@ -60,7 +61,7 @@ class Access:
     Args:
         tls: True for the public authorities, or a `TLS`.
         token: The token itself, the `Path` of a file that holds it (read again when it changes), or a function that
-            returns it.
+            returns it; a function may return "" for calls without a token.
         insecure_token: Send the token without TLS to addresses other than loopback and Unix sockets, too.
     """
 
@@ -69,6 +70,7 @@ class Access:
     ) -> None:
         self._tls = TLS() if tls is True else tls or None
         self._insecure_token = insecure_token
+        self._is_fixed = not callable(token)  # an empty one is sent, so that the server says that it is wrong
         self._token: Callable[[], str] | None
         if isinstance(token, Path):
             self._token = _TokenFile(token).read
@@ -105,7 +107,10 @@ class Access:
 
     def metadata(self) -> Metadata:
         """Return the metadata of one call. Raises InvalidAccess if the token's file cannot be read."""
-        return None if self._token is None else (("authorization", f"Bearer {self._token()}"),)
+        if self._token is None:
+            return None
+        token = self._token()
+        return (("authorization", f"Bearer {token}"),) if token or self._is_fixed else None
 
     def _names(self) -> list[tuple[str, str]]:
         name = self._tls.server_name if self._tls is not None else ""
@@ -155,13 +160,3 @@ def is_local(target: str) -> bool:
     for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
         rest = rest.removeprefix(scheme)
     return all(is_loopback(each.rpartition(":")[0].strip("[]")) for each in rest.split(","))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, by name or IP address, is this machine's loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,7 +11,7 @@ from typing import Protocol, Self, TypeAlias, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
-from rewardloop.v1 import feedback_pb2, model_pb2, reward_pb2
+from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client import _convert as convert
 from rewardloop_client._access import TLS, Access, Token
@@ -19,11 +19,12 @@ from rewardloop_client._call_rules import CallRules
 from rewardloop_client._channel import AioChannelTransport
 from rewardloop_client._connection import Connection, aio_tracing_interceptors
 from rewardloop_client._deadline import bounded
-from rewardloop_client._errors import RewardloopError
+from rewardloop_client._errors import InvalidReply, RewardloopError
 from rewardloop_client._hedge import Hedging
 from rewardloop_client._observe import Observer, observed
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
+    CandidateText,
     Generation,
     LaneName,
     Promotion,
@@ -190,6 +191,9 @@ class AsyncRewardloopClient:
         selection: SelectionName | None = None,
         random_share: float | None = None,
         reward_model: str = "",
+        stop: Sequence[str] = (),
+        pin_version: str | None = None,
+        token_log_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Generation:
         """Ask the live policy for answers. See `RewardloopClient.generate`."""
@@ -204,8 +208,59 @@ class AsyncRewardloopClient:
             selection=selection,
             random_share=random_share,
             reward_model=reward_model,
+            stop=stop,
+            pin_version=pin_version,
+            token_log_probabilities=token_log_probabilities,
         )
         return await self._run(calls.generate(request), timeout_s)
+
+    # As of `generate`.
+    async def generate_stream(  # noqa: PLR0913 - the options of one call
+        self,
+        prompt: PromptLike,
+        *,
+        candidates: int = 1,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        max_new_tokens: int = 0,
+        stop: Sequence[str] = (),
+        pin_version: str | None = None,
+        token_log_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[CandidateText | Generation, None]:
+        """Yield the parts of the answers' texts while they are sampled, and at the end the whole `Generation`.
+
+        See `RewardloopClient.generate_stream`.
+        """
+        request = convert.generate_request(
+            prompt,
+            candidates=candidates,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            best_of=0,
+            selection=None,
+            random_share=None,
+            stop=stop,
+            pin_version=pin_version,
+            token_log_probabilities=token_log_probabilities,
+        )
+        sent = policy_pb2.GenerateStreamRequest(request=request)
+        replies = self._transport.stream(
+            calls.GENERATE_STREAM,
+            _async_iterator([sent]),
+            policy_pb2.GenerateStreamResponse,
+            self._rules.limit(timeout_s),
+        )
+        async with aclosing(replies):
+            async for reply in replies:
+                event = calls.stream_event(reply, request)
+                yield event
+                if isinstance(event, Generation):
+                    return
+        raise InvalidReply("the stream ended without its generation")
 
     async def list_versions(self, model: str, *, timeout_s: float | None = None) -> list[VersionInfo]:
         """Return every version of ``model`` in the store, newest first."""

@@ -15,6 +15,7 @@ from rewardloop_client import _convert as convert
 from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
 from rewardloop_client._types import (
+    CandidateText,
     Generation,
     LaneName,
     Promotion,
@@ -34,6 +35,7 @@ SCORE_STREAM = "/rewardloop.v1.RewardService/ScoreStream"
 RECORD = "/rewardloop.v1.FeedbackService/Record"
 RECORD_BATCH = "/rewardloop.v1.FeedbackService/RecordBatch"
 GENERATE = "/rewardloop.v1.PolicyService/Generate"
+GENERATE_STREAM = "/rewardloop.v1.PolicyService/GenerateStream"
 LIST_VERSIONS = "/rewardloop.v1.ModelService/ListVersions"
 GET_VERSION = "/rewardloop.v1.ModelService/GetVersion"
 PROMOTE = "/rewardloop.v1.ModelService/Promote"
@@ -214,6 +216,15 @@ def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
         return convert.generation(response, request.candidates)
 
     return _call(GENERATE, request, policy_pb2.GenerateResponse, read)
+
+
+def stream_event(
+    reply: policy_pb2.GenerateStreamResponse, request: policy_pb2.GenerateRequest
+) -> CandidateText | Generation:
+    """Read a message of GenerateStream. Raises InvalidReply."""
+    if reply.HasField("end"):
+        return convert.generation(reply.end, request.candidates)
+    return convert.candidate_text(reply, request.candidates)
 
 
 def list_versions(model: str) -> Call[list[VersionInfo]]:

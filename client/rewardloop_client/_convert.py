@@ -22,6 +22,7 @@ from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, rewar
 from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
     Candidate,
+    CandidateText,
     Chosen,
     Generation,
     LaneName,
@@ -36,6 +37,7 @@ from rewardloop_client._types import (
     SelectionName,
     SourceName,
     Timings,
+    TokenLogProbability,
     TruncatedPrompt,
     TruncationName,
     VersionInfo,
@@ -126,9 +128,13 @@ def _conversation(messages: object, field: str, tools: object) -> common_pb2.Pro
 
 def responses_list(responses: Sequence[str]) -> list[str]:
     """Return the texts as a list. A single string is refused, because it would be read as one response a character."""
-    if isinstance(responses, str) or not isinstance(responses, Iterable):
-        raise invalid("responses", f"is {type(responses).__name__}, not a list of texts")
-    return [text_field(f"responses[{i}]", text) for i, text in enumerate(responses)]
+    return _texts("responses", responses)
+
+
+def _texts(field: str, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise invalid(field, f"is {type(texts).__name__}, not a list of texts")
+    return [text_field(f"{field}[{i}]", text) for i, text in enumerate(texts)]
 
 
 def _named(field: str, names: Mapping[str, int], name: str) -> int:
@@ -198,6 +204,9 @@ def generate_request(  # noqa: PLR0913 - the options of one call
     selection: SelectionName | None,
     random_share: float | None,
     reward_model: str = "",
+    stop: Sequence[str] = (),
+    pin_version: str | None = None,
+    token_log_probabilities: bool = False,
 ) -> policy_pb2.GenerateRequest:
     by = policy_pb2.SELECTION_UNSPECIFIED if selection is None else _named("selection", _SELECTIONS, selection)
     with building("generate"):
@@ -212,6 +221,9 @@ def generate_request(  # noqa: PLR0913 - the options of one call
             selection=cast(policy_pb2.Selection, by),
             random_share=random_share,
             reward_model=text_field("reward_model", reward_model),
+            stop=_texts("stop", stop),
+            pin_version=None if pin_version is None else text_field("pin_version", pin_version),
+            token_log_probabilities=token_log_probabilities,
         )
 
 
@@ -333,6 +345,7 @@ def generation(response: policy_pb2.GenerateResponse, candidates: int) -> Genera
                 c.score if c.HasField("score") else None,
                 c.uncertainty if c.HasField("uncertainty") else None,
                 dict(c.parts),
+                tuple(TokenLogProbability(token.text, token.log_probability) for token in c.tokens),
             )
             for c in response.candidates
         ),
@@ -343,7 +356,18 @@ def generation(response: policy_pb2.GenerateResponse, candidates: int) -> Genera
             if response.HasField("truncated")
             else None
         ),
+        prompt_token_count=response.prompt_token_count,
     )
+
+
+def candidate_text(reply: policy_pb2.GenerateStreamResponse, candidates: int) -> CandidateText:
+    """Read a part of a stream's text. Raises InvalidReply for a message without text, or about no candidate."""
+    text = reply.text
+    if not reply.HasField("text") or not text.text or not reply.generation_id:
+        raise InvalidReply("a message of the stream has no text")
+    if not 0 <= text.candidate < max(1, candidates):
+        raise InvalidReply(f"the stream says something of candidate {text.candidate}, and there are {candidates}")
+    return CandidateText(reply.generation_id, text.candidate, text.text)
 
 
 def _chosen(chosen: policy_pb2.Chosen) -> Chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import TypedDict, Unpack
 
 from google.protobuf import timestamp_pb2
 
+from rewardloop.formats.tokens import LONGEST_LIFE_S, make_publishable
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client._convert import building, invalid, prompt_pb, responses_list, source_pb, text_field
 from rewardloop_client._types import PromptLike, SourceName
@@ -121,6 +123,24 @@ class Feedback:
         return event
 
 
+def publishable_token(token: str, generation_id: str, *, annotator_id: str = "", lifetime_s: float = 900.0) -> str:
+    """Make a token for a page, which gives feedback about one generation and can do nothing else. Asks no server.
+
+    Args:
+        token: The token of the backend that makes it, which needs the role feedback. Both end together.
+        generation_id: The generation.
+        annotator_id: Who gives the feedback; the page cannot name another.
+        lifetime_s: Seconds for which it is good, at most a day.
+
+    Raises:
+        ValueError: The lifetime is not above 0 and at most a day, there is no generation, or ``token`` is none from
+            which such tokens are made.
+    """
+    if not 0 < lifetime_s <= LONGEST_LIFE_S:
+        raise ValueError(f"lifetime_s is above 0 and at most {LONGEST_LIFE_S}")
+    return make_publishable(token, generation_id, annotator_id, time.time() + lifetime_s)
+
+
 def _event(context: Context) -> feedback_pb2.FeedbackEvent:
     _check_names(context)
     prompt, event_time = context.get("prompt"), context.get("event_time")
@@ -145,7 +165,10 @@ def _event(context: Context) -> feedback_pb2.FeedbackEvent:
         event.prompt.CopyFrom(prompt_pb(prompt))
     if event_time is not None:
         stamp = timestamp_pb2.Timestamp()
-        stamp.FromDatetime(event_time)
+        try:
+            stamp.FromDatetime(event_time)
+        except (ValueError, OverflowError) as error:
+            raise invalid("event_time", "is outside the years 1 to 9999 in UTC") from error
         event.event_time.CopyFrom(stamp)
     return event
 

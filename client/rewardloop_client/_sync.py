@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from rewardloop.v1 import feedback_pb2, model_pb2, reward_pb2
+from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client import _convert as convert
 from rewardloop_client._access import TLS, Access, Token
@@ -19,11 +19,12 @@ from rewardloop_client._call_rules import CallRules
 from rewardloop_client._channel import ChannelTransport
 from rewardloop_client._connection import Connection, tracing_interceptors
 from rewardloop_client._deadline import bounded
-from rewardloop_client._errors import RewardloopError
+from rewardloop_client._errors import InvalidReply, RewardloopError
 from rewardloop_client._hedge import Hedging
 from rewardloop_client._observe import Observer, observed
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
+    CandidateText,
     Generation,
     LaneName,
     Promotion,
@@ -274,6 +275,9 @@ class RewardloopClient:
         selection: SelectionName | None = None,
         random_share: float | None = None,
         reward_model: str = "",
+        stop: Sequence[str] = (),
+        pin_version: str | None = None,
+        token_log_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Generation:
         """Ask the live policy for answers. None or 0 leaves a setting to the server.
@@ -291,6 +295,9 @@ class RewardloopClient:
                 comparison tells the reward model most) or "uniform" (drawn at random).
             random_share: Share of informative pairs that are drawn uniformly instead.
             reward_model: Name of the reward model or of the mixture that scores with ``best_of``; empty for "reward".
+            stop: Texts before which an answer ends, at most 16.
+            pin_version: Answer with exactly this version.
+            token_log_probabilities: Return the sampled tokens with each candidate.
             timeout_s: Seconds for the call with all its attempts; None for the client's own.
 
         Raises:
@@ -308,8 +315,60 @@ class RewardloopClient:
             selection=selection,
             random_share=random_share,
             reward_model=reward_model,
+            stop=stop,
+            pin_version=pin_version,
+            token_log_probabilities=token_log_probabilities,
         )
         return self._run(calls.generate(request), timeout_s)
+
+    # As of `generate`.
+    def generate_stream(  # noqa: PLR0913 - the options of one call
+        self,
+        prompt: PromptLike,
+        *,
+        candidates: int = 1,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        max_new_tokens: int = 0,
+        stop: Sequence[str] = (),
+        pin_version: str | None = None,
+        token_log_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> Generator[CandidateText | Generation, None, None]:
+        """Yield the parts of the answers' texts while they are sampled, and at the end the whole `Generation`.
+
+        The arguments are those of `generate`. A call that failed is not repeated. Closing the iterator ends the
+        sampling.
+        """
+        request = convert.generate_request(
+            prompt,
+            candidates=candidates,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            best_of=0,
+            selection=None,
+            random_share=None,
+            stop=stop,
+            pin_version=pin_version,
+            token_log_probabilities=token_log_probabilities,
+        )
+        sent = policy_pb2.GenerateStreamRequest(request=request)
+        replies = self._transport.stream(
+            calls.GENERATE_STREAM,
+            iter([sent]),
+            policy_pb2.GenerateStreamResponse,
+            self._rules.limit(timeout_s),
+        )
+        with closing(replies):
+            for reply in replies:
+                event = calls.stream_event(reply, request)
+                yield event
+                if isinstance(event, Generation):
+                    return
+        raise InvalidReply("the stream ended without its generation")
 
     def list_versions(self, model: str, *, timeout_s: float | None = None) -> list[VersionInfo]:
         """Return every version of ``model``, such as "reward" or "policy", in the store, newest first."""

@@ -130,6 +130,29 @@ class RecordResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogProbability:
+    """A sampled token: what it adds to the text, and its log-probability in nats under what was sampled from."""
+
+    text: str
+    log_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateText:
+    """What a candidate of a stream says next.
+
+    Attributes:
+        generation_id: Names the answer in feedback, once the stream has ended.
+        candidate: Index into the candidates of the generation at the stream's end.
+        text: The next part of its text.
+    """
+
+    generation_id: str
+    candidate: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One answer of the policy.
 
@@ -142,6 +165,7 @@ class Candidate:
         score: Calibrated score by the reward model, or the total of the mixture; None without best_of.
         uncertainty: Spread of the score heads; None without best_of.
         parts: What each part of the mixture says, by its name; empty unless a mixture scored.
+        tokens: The sampled tokens with text; empty unless they were asked for.
     """
 
     text: str
@@ -152,6 +176,7 @@ class Candidate:
     score: float | None = None
     uncertainty: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[TokenLogProbability, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +224,7 @@ class Generation:
     """The policy's answers to one prompt. Feedback names them by ``generation_id``.
 
     ``chosen`` says how they were chosen among the sampled ones; it is None without best_of. ``truncated`` says what of
-    the prompt the policy did not read; it is None if it read all.
+    the prompt the policy did not read; it is None if it read all. ``prompt_token_count`` is how many tokens it read.
     """
 
     generation_id: str
@@ -207,6 +232,7 @@ class Generation:
     policy_version: ModelVersion
     chosen: Chosen | None = None
     truncated: TruncatedPrompt | None = None
+    prompt_token_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ It is a `RewardloopClient`: the same code as over gRPC builds, checks and retrie
 from __future__ import annotations
 
 import itertools
+import re
 import uuid
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
@@ -54,6 +55,7 @@ _METHODS = {
     "record": calls.RECORD,
     "record_batch": calls.RECORD_BATCH,
     "generate": calls.GENERATE,
+    "generate_stream": calls.GENERATE_STREAM,
     "list_versions": calls.LIST_VERSIONS,
     "get_version": calls.GET_VERSION,
     "promote": calls.PROMOTE,
@@ -158,13 +160,16 @@ class FakeRewardloop(RewardloopClient):
             raise Unimplemented(path)
         return self._answers[path](request)
 
-    def _stream(self, path: str, request: Message) -> Message:
+    def _stream(self, path: str, request: Message) -> Iterator[Message]:
         if isinstance(request, reward_pb2.ScoreStreamRequest):
             reply = reward_pb2.ScoreStreamResponse(request_id=request.request_id)
             reply.MergeFrom(_fill(reward_pb2.ScoreStreamResponse(), self._score, request.request))
-            return reply
-        info = self._info(cast(model_pb2.WatchVersionsRequest, request).model, "")
-        return model_pb2.WatchVersionsResponse(active=info)
+            yield reply
+        elif isinstance(request, policy_pb2.GenerateStreamRequest):
+            yield from self._generate_stream(request.request)
+        else:
+            info = self._info(cast(model_pb2.WatchVersionsRequest, request).model, "")
+            yield model_pb2.WatchVersionsResponse(active=info)
 
     def _score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         _refuse(score_violations(request))
@@ -209,14 +214,20 @@ class FakeRewardloop(RewardloopClient):
     def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
         _refuse(itertools.chain(prompt_violations(request.prompt), choice_violations(request)))
         sampled = request.best_of or max(1, request.candidates)
-        texts = [self._generate_one(_text(request.prompt), i) for i in range(sampled)]
+        texts = [_until(request.stop, self._generate_one(_text(request.prompt), i)) for i in range(sampled)]
         generation = policy_pb2.Generation(
             generation_id=str(uuid.uuid4()),
             prompt=request.prompt,
             candidates=[
-                policy_pb2.Candidate(text=t, token_count=1, finish_reason=policy_pb2.FINISH_REASON_STOP) for t in texts
+                policy_pb2.Candidate(
+                    text=t,
+                    token_count=1,
+                    finish_reason=policy_pb2.FINISH_REASON_STOP,
+                    tokens=[policy_pb2.TokenLogProbability(text=t)] if request.token_log_probabilities else (),
+                )
+                for t in texts
             ],
-            policy_version=self._info("policy", "").version,
+            policy_version=self._info("policy", request.pin_version).version,
             create_time=timestamp(0),
         )
         if request.best_of:
@@ -231,7 +242,21 @@ class FakeRewardloop(RewardloopClient):
             candidates=generation.candidates,
             policy_version=generation.policy_version,
             chosen=generation.chosen if request.best_of else None,
+            prompt_token_count=1,
         )
+
+    def _generate_stream(self, request: policy_pb2.GenerateRequest) -> Iterator[Message]:
+        """Yield the words of each candidate in turn, then the answer."""
+        if request.best_of:
+            _refuse(iter([Violation("best_of", "chooses among whole answers: not with a stream")]))
+        end = self._generate(request)
+        words = [re.findall(r"\s*\S+|\s+", candidate.text) for candidate in end.candidates]
+        for said in itertools.zip_longest(*words):
+            for i, word in enumerate(said):
+                if word:
+                    text = policy_pb2.CandidateText(candidate=i, text=word)
+                    yield policy_pb2.GenerateStreamResponse(generation_id=end.generation_id, text=text)
+        yield policy_pb2.GenerateStreamResponse(generation_id=end.generation_id, end=end)
 
     def _info(self, model: str, version: str) -> model_pb2.VersionInfo:
         """Return the version, or the active one for an empty text. Raises UnknownVersion."""
@@ -321,7 +346,8 @@ class _InMemory:
     ) -> Generator[M, None, None]:
         self._fake._attempt(path)
         for request in requests:
-            yield cast(M, self._fake._stream(path, request))
+            for reply in self._fake._stream(path, request):
+                yield cast(M, reply)
 
     def sleep(self, seconds: float) -> None:
         """Return at once: retries of the fake do not wait."""
@@ -342,13 +368,19 @@ class _InMemoryAio:
     ) -> AsyncGenerator[M, None]:
         self._fake._attempt(path)
         async for request in requests:
-            yield cast(M, self._fake._stream(path, request))
+            for reply in self._fake._stream(path, request):
+                yield cast(M, reply)
 
     async def sleep(self, seconds: float) -> None:
         """Return at once: retries of the fake do not wait."""
 
     async def close(self) -> None:
         """Do nothing: no connection is open."""
+
+
+def _until(stops: Iterable[str], text: str) -> str:
+    """Return the text before the first of the stop texts."""
+    return text[: min((text.find(each) for each in stops if each in text), default=None)]
 
 
 def _refuse(violations: Iterator[Violation]) -> None:

@@ -87,6 +87,10 @@ class Deployment:
         self._add("serve", "rewardloop_server.app", serve)
         services = ["rewardloop.v1.RewardService", "rewardloop.v1.FeedbackService"]
         await self._until_serving([*services, "rewardloop.v1.PolicyService"] if has_policy else services)
+        if plan.gateway_listen:
+            gateway = ["--listen", plan.gateway_listen, "--server", plan.listen]
+            gateway += [*plan.security.gateway_args(plan.gateway_listen), *plan.gateway_args]
+            await self._until_open(self._add("gateway", "rewardloop_gateway.app", gateway), plan.gateway_listen)
         train = [*shared, "--server", plan.listen, "--metrics-port", str(plan.trainer_metrics_port)]
         train += ["--work-dir", str(plan.trainer_work), "--archive", str(plan.ledger)]
         train += [*plan.security.access_args(), *plan.model_args(), *plan.train_args]
@@ -265,10 +269,16 @@ class Deployment:
 
         Raises DeploymentError if it keeps dying.
         """
-        while metrics_port and not process.has_been_stable:
+        if metrics_port:
+            await self._until_open(process, f"127.0.0.1:{metrics_port}")
+
+    async def _until_open(self, process: Process, address: str) -> None:
+        """Return once the process answers on an address, or has run for a while. Raises DeploymentError."""
+        host, _, port = address.rpartition(":")
+        while not process.has_been_stable:
             self._refuse_dying()
             with suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", metrics_port)
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
                 writer.close()
                 return
             await asyncio.sleep(0.1)

@@ -23,6 +23,7 @@ class DeploymentPlan:
     """The parts of a deployment. Fields without a note here are those of `rewardloop up`.
 
     Attributes:
+        gateway_listen: Address of the HTTP door. If it is empty, there is none.
         redis_url: The user's own Redis. If it is empty, the deployment runs an embedded one.
         reward_base: Base of the first reward model. If it is empty, starter models are trained.
         security: TLS and tokens of all processes.
@@ -31,6 +32,7 @@ class DeploymentPlan:
     data: Path
     listen: str = "127.0.0.1:50051"
     policy_listen: str = "127.0.0.1:50052"
+    gateway_listen: str = ""
     metrics_port: int = 9464
     trainer_metrics_port: int = 9465
     policy_metrics_port: int = 9466
@@ -46,6 +48,7 @@ class DeploymentPlan:
     serve_args: Sequence[str] = field(default_factory=tuple)
     policy_args: Sequence[str] = field(default_factory=tuple)
     train_args: Sequence[str] = field(default_factory=tuple)
+    gateway_args: Sequence[str] = field(default_factory=tuple)
     security: Security = field(default_factory=Security)
 
     @property

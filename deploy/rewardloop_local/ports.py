@@ -35,6 +35,7 @@ def free_port() -> int:
 def _ports(plan: DeploymentPlan) -> Iterator[tuple[str, str, int]]:
     """Flag, host and port of everything that listens. An address of another kind than host:port is left out."""
     yield from _address("--listen", plan.listen)
+    yield from _address("--gateway-listen", plan.gateway_listen)
     yield "--metrics-port", _LOOPBACK, plan.metrics_port
     yield "--trainer-metrics-port", _LOOPBACK, plan.trainer_metrics_port
     if plan.has_policy():

@@ -79,6 +79,18 @@ class Security:
         is_own = not is_guarded and is_local(address) and OwnUser.is_supported()
         return [*self._args(_DOOR), *(["--own-user"] if is_own else [])]
 
+    def gateway_args(self, address: str) -> list[str]:
+        """Flags for the HTTP door, which shows its callers' tokens and has none of its own.
+
+        It has the certificate that the processes show one another only if the services let nobody in without one.
+        """
+        from rewardloop_server.doors.listen import is_local  # as above
+
+        is_own = "--own-user" in self.door_args(address)
+        https = () if is_local(address) else ("tls_cert", "tls_key")
+        mutual = ("client_cert", "client_key") if self.tls_client_ca is not None else ()
+        return [*self._args((*https, "ca", *mutual, "server_name")), *(["--own-user"] if is_own else [])]
+
     def access_args(self, prefix: str = "") -> list[str]:
         """Flags for the processes that call them, each with ``prefix`` before its name."""
         return self._args(_ACCESS, prefix)

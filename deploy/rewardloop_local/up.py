@@ -20,20 +20,22 @@ from rewardloop_local.security import Security, SecuritySettings
 
 
 class UpSettings(SecuritySettings):
-    """Runs Redis, the serving process, the policy worker and the trainer on this machine, and keeps them running.
+    """Runs Redis, the serving process, the policy worker, the trainer and the HTTP door on this machine, and keeps them
+    running.
 
     On an empty data directory it first trains starter models (about two minutes), or exports the bases that you name.
     """
 
     basic_settings = (
         *("data", "listen", "metrics_port", "redis_url", "reward_base", "policy_base"),
-        *("export_args", "policy_export_args", "serve_args", "policy_args", "train_args", "log_format"),
+        *("export_args", "serve_args", "policy_args", "train_args", "gateway_listen", "log_format"),
     )
     setting_groups = (("data", "Data, addresses and bases"), ("export_args", "Flags of the processes that it starts"))
 
     data: Path = Field(Path("rewardloop-data"), description="directory of models, signals, logs and checkpoints")
     listen: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     policy_listen: str = Field("127.0.0.1:50052", description="gRPC address of the policy worker")
+    gateway_listen: str = Field("127.0.0.1:8080", description="address of the HTTP door; empty: none")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page of the server; 0: none")
     trainer_metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page of the trainer; 0: none")
     policy_metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page of the worker; 0: none")
@@ -63,6 +65,7 @@ class UpSettings(SecuritySettings):
     serve_args: str = Field("", description="more flags for 'rewardloop serve', as one string: --serve-args=--no-spin")
     policy_args: str = Field("", description="more flags for 'rewardloop policy-worker', as one string after '='")
     train_args: str = Field("", description="more flags for 'rewardloop train', as one string after '='")
+    gateway_args: str = Field("", description="more flags for 'rewardloop gateway', as one string after '='")
     log_format: Literal["console", "json"] = Field("console", description="format of the log of every process")
 
     @field_validator("reward_models")
@@ -120,9 +123,9 @@ async def _run(settings: UpSettings) -> int:
             console.print(text, soft_wrap=True)
 
     fields = settings.model_dump(exclude={"log_format", *SecuritySettings.model_fields})
-    for name in ("export_args", "policy_export_args", "serve_args", "policy_args", "train_args"):
+    for name in ("export_args", "policy_export_args", "serve_args", "policy_args", "train_args", "gateway_args"):
         fields[name] = tuple(shlex.split(fields[name]))
-    for name in ("serve_args", "policy_args", "train_args"):
+    for name in ("serve_args", "policy_args", "train_args", "gateway_args"):
         fields[name] = ("--log-format", settings.log_format, *fields[name])
     plan = DeploymentPlan(**fields, security=Security.of(settings))
     if warning := open_to_others(plan.data):
@@ -134,8 +137,9 @@ async def _run(settings: UpSettings) -> int:
         if await deployment.start_unless(stop):
             for line in await deployment.served():
                 say(escape(line))
+            http = f", HTTP on {plan.gateway_listen}" if plan.gateway_listen else ""
             say(
-                f"[bold]rewardloop is up[/bold] on {plan.listen}; metrics on {plan.metrics_pages()}; "
+                f"[bold]rewardloop is up[/bold] on {plan.listen}{http}; metrics on {plan.metrics_pages()}; "
                 f"logs in {escape(str(plan.logs))}. "
                 f"'{escape(plan.status_command())}' shows what it does; Ctrl-C stops it."
             )

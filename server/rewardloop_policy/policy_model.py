@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoder, FittedPrompt, RefusedConversation, Turn
 from rewardloop.formats.text_format import read_text_format
+from rewardloop_policy.speech import Speech
 from rewardloop_sampling.generation_rules import GenerationRules
 from rewardloop_sampling.loading import load_served, most_positions
 from rewardloop_sampling.sampling import Finish, Sampled, SampleRequest, end_ids, sample
@@ -25,12 +26,21 @@ _WARM_UP_TOKENS = 2
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One candidate as the caller gets it. ``logprob`` is the sum over the sampled tokens, in nats."""
+    """One candidate as the caller gets it.
+
+    Attributes:
+        text: What it says.
+        logprob: The sum over the sampled tokens, in nats.
+        token_count: Number of sampled tokens.
+        finish: Whether it ended by itself or by a stop text ("stop"), or by its length.
+        tokens: What each sampled token adds to the text, and its log-probability, in nats; without the end token.
+    """
 
     text: str
     logprob: float
     token_count: int
     finish: Finish
+    tokens: tuple[tuple[str, float], ...] = ()
 
 
 class PolicyModel:
@@ -88,28 +98,70 @@ class PolicyModel:
         return replace(settings, prompt=fitted.ids), fitted
 
     def answer(
-        self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool] = lambda request: False
+        self,
+        requests: Sequence[SampleRequest],
+        is_abandoned: Callable[[int], bool] = lambda request: False,
+        speeches: Sequence[Speech] | None = None,
     ) -> list[list[Answer]]:
         """Return the candidates of each request, as `sample` does.
 
-        Raises FloatingPointError for NaN logits, and whatever torch does.
+        Args:
+            requests: What to answer.
+            is_abandoned: See `sample`.
+            speeches: Where the texts of each request stop, and who hears them while they are sampled.
+
+        Raises:
+            FloatingPointError: The logits are NaN. And whatever torch raises.
         """
         rules = self._rules
         pad = self._encoder.format.pad
+        speeches = speeches or [Speech() for _ in requests]
+        needs_text = any(speech.stop or speech.on_text for speech in speeches)
+
+        def is_said(request: int, candidate: int, ids: Sequence[int]) -> bool:
+            speech = speeches[request]
+            if not speech.stop and speech.on_text is None:
+                return False
+            return speech.hear(candidate, self._encoder.decode(ids[: len(ids) - self._encoder.format.held]))
+
         groups = sample(
-            self._model, requests, end_ids=rules.end_ids, pad_id=pad, rules=rules, is_abandoned=is_abandoned
+            self._model,
+            requests,
+            end_ids=rules.end_ids,
+            pad_id=pad,
+            rules=rules,
+            is_abandoned=is_abandoned,
+            is_said=is_said if needs_text else None,
         )
-        return [[self._read(sampled) for sampled in group] for group in groups]
+        return [
+            [self._read(sampled, speech, candidate) for candidate, sampled in enumerate(group)]
+            for speech, group in zip(speeches, groups, strict=True)
+        ]
 
     def close(self) -> None:
         """Free the weights."""
         self._model = None
 
-    def _read(self, sampled: Sampled) -> Answer:
+    def _read(self, sampled: Sampled, speech: Speech, candidate: int) -> Answer:
         ids = sampled.ids
         if sampled.finish == "stop":
             ids = self._encoder.format.answer(ids)
-        return Answer(self._encoder.decode(ids), sampled.logprob, len(sampled.ids), sampled.finish)
+        text, is_stopped = speech.whole(candidate, self._encoder.decode(ids))
+        tokens = self._tokens(ids, sampled.logprobs, len(text)) if speech.wants_tokens else ()
+        finish: Finish = "stop" if is_stopped else sampled.finish
+        return Answer(text, sampled.logprob, len(sampled.ids), finish, tokens)
+
+    def _tokens(self, ids: Sequence[int], logprobs: Sequence[float], length: int) -> tuple[tuple[str, float], ...]:
+        """Return what each token adds to a text, for those that begin within its first ``length`` characters."""
+        found, before = [], 0
+        for i, logprob in enumerate(logprobs[: len(ids)]):
+            text = self._encoder.decode(ids[: i + 1])
+            end = len(text) if i + 1 == len(ids) else len(text.rstrip("\ufffd"))
+            if before >= length:
+                break
+            found.append((text[before : min(end, length)], logprob))
+            before = max(before, end)
+        return tuple(found)
 
 
 def choose_device(device: str) -> torch.device:

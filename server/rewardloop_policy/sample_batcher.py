@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from rewardloop_policy.policy_model import Answer, PolicyModel
+from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import DeadlinePassed, InternalError, NotLoadable, PolicyUnavailable, QueueFull
 from rewardloop_server.calls.vocabulary import SAMPLING_LANE, Stage
@@ -43,6 +44,7 @@ class _Job:
     request: SampleRequest
     deadline: float | None
     outcome: asyncio.Future[list[Answer]]
+    speech: Speech
     enqueued: float = field(default_factory=time.monotonic)
 
     def is_abandoned(self) -> bool:
@@ -122,13 +124,16 @@ class SampleBatcher:
         """Whether a step does not end."""
         return self._is_stuck
 
-    async def answer(self, policy: PolicyModel, request: SampleRequest, deadline: float | None) -> list[Answer]:
+    async def answer(
+        self, policy: PolicyModel, request: SampleRequest, deadline: float | None, speech: Speech | None = None
+    ) -> list[Answer]:
         """Return the request's candidates. The caller must keep ``policy`` alive until then.
 
         Args:
             policy: The version that answers.
             request: What to sample.
             deadline: When the caller stops waiting, on the monotonic clock; None for never.
+            speech: Where the texts stop, and who hears them in the sampling thread.
 
         Raises:
             QueueFull: The queue has no room.
@@ -140,7 +145,7 @@ class SampleBatcher:
             raise _stuck()
         if self._queue and self._queued_rows + request.candidates > self._max_queue_rows:
             raise QueueFull(f"the queue holds {self._queued_rows} of {self._max_queue_rows} candidates")
-        job = _Job(policy, request, deadline, asyncio.get_running_loop().create_future())
+        job = _Job(policy, request, deadline, asyncio.get_running_loop().create_future(), speech or Speech())
         self._queue.append(job)
         self._queued_rows += request.candidates
         self._arrived.set()
@@ -229,7 +234,7 @@ class SampleBatcher:
         )
         steps.begin()
         try:
-            answers = policy.answer([job.request for job in batch], steps.is_abandoned)
+            answers = policy.answer([job.request for job in batch], steps.is_abandoned, [job.speech for job in batch])
         finally:
             self._watch.end()
         if steps.is_stopped:

@@ -7,7 +7,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from rewardloop.formats.text import FittedPrompt, turns
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
 from rewardloop_policy.policy_model import Answer, PolicyModel
 from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_policy.speech import OnText, Speech
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, Violation
 from rewardloop_server.calls.estimate import DEFAULT_NEW_TOKENS
@@ -31,6 +32,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 MAX_CANDIDATES = 64
 MAX_TEMPERATURE = 5.0
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
 
 _FINISH = {"stop": policy_pb2.FINISH_REASON_STOP, "length": policy_pb2.FINISH_REASON_LENGTH}
 
@@ -69,35 +72,72 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         self._max_new_tokens = max_new_tokens
 
     async def Generate(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
+        return await self._answer(request, context)
+
+    async def GenerateStream(
+        self, request: policy_pb2.GenerateStreamRequest, context: Context
+    ) -> AsyncIterator[policy_pb2.GenerateStreamResponse]:
+        generation_id = await self._generations.new_id()
+        loop, texts = asyncio.get_running_loop(), asyncio.Queue[policy_pb2.CandidateText | None]()
+
+        def on_text(candidate: int, text: str) -> None:
+            if not loop.is_closed():  # else the sampling thread has outlived the drain
+                said = policy_pb2.CandidateText(candidate=candidate, text=text)
+                loop.call_soon_threadsafe(texts.put_nowait, said)
+
+        answering = asyncio.create_task(self._answer(request.request, context, generation_id, on_text))
+        answering.add_done_callback(lambda _: texts.put_nowait(None))
+        try:
+            while (text := await texts.get()) is not None:
+                yield policy_pb2.GenerateStreamResponse(generation_id=generation_id, text=text)
+            end = await answering
+            yield policy_pb2.GenerateStreamResponse(generation_id=generation_id, end=end)
+        finally:
+            answering.cancel()
+
+    async def _answer(
+        self,
+        request: policy_pb2.GenerateRequest,
+        context: Context,
+        generation_id: str = "",
+        on_text: OnText | None = None,
+    ) -> policy_pb2.GenerateResponse:
         remaining_s = context.time_remaining()
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         settings = read_settings(request, self._limits, self._max_new_tokens)
         with ExitStack() as leases:
-            policies = self._choose(request.prompt, settings, leases)
+            policies = self._choose(request, settings, leases)
             if not request.max_new_tokens:
                 conversation, wanted = turns(request.prompt), settings.max_new_tokens
                 longest = min(policy.longest_answer(conversation, wanted) for policy in policies)
                 settings = replace(settings, max_new_tokens=longest)
-            candidates, truncated = await self._candidates(policies, request.prompt, settings, deadline)
+            speech = Speech(tuple(request.stop), on_text, request.token_log_probabilities)
+            candidates, fitted = await self._candidates(policies, request.prompt, settings, deadline, speech)
             manifests = [policy.manifest for policy in policies]
-        generation = _generation(await self._generations.new_id(), request.prompt, settings, candidates, manifests[-1])
+        generation_id = generation_id or await self._generations.new_id()
+        generation = _generation(generation_id, request.prompt, settings, candidates, manifests[-1])
         await self._generations.put(generation)
         for manifest in manifests:
             self._freshness.answered(manifest)
         return policy_pb2.GenerateResponse(
             generation_id=generation.generation_id,
-            candidates=generation.candidates,
+            candidates=candidates,
             policy_version=generation.policy_version,
-            truncated=truncated,
+            truncated=_truncated(fitted),
+            prompt_token_count=max(len(each.ids) for each in fitted),
         )
 
-    def _choose(self, prompt: common_pb2.Prompt, settings: SampleRequest, leases: ExitStack) -> list[PolicyModel]:
+    def _choose(
+        self, request: policy_pb2.GenerateRequest, settings: SampleRequest, leases: ExitStack
+    ) -> list[PolicyModel]:
         """Return the versions that answer: one, or for a comparison the canary and then the active version.
 
         The prompt and the seed decide, so that a prompt which is asked often meets both versions. ``leases`` keeps them
-        in memory. Raises NoModel.
+        in memory. Raises NoModel, and UnknownVersion for a pinned version that is not warm.
         """
-        key = prompt.SerializeToString(deterministic=True) + settings.seed.to_bytes(8, "big", signed=True)
+        if request.HasField("pin_version"):
+            return [leases.enter_context(self._host.lease(pin=request.pin_version))]
+        key = request.prompt.SerializeToString(deterministic=True) + settings.seed.to_bytes(8, "big", signed=True)
         chosen = leases.enter_context(self._host.lease(key=key))
         active = self._host.active
         if active is None or settings.candidates == 1 or chosen.manifest.version == active.version:
@@ -110,10 +150,11 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         prompt: common_pb2.Prompt,
         settings: SampleRequest,
         deadline: float | None,
-    ) -> tuple[list[policy_pb2.Candidate], policy_pb2.TruncatedPrompt | None]:
-        """Return about equally many candidates of each version, and what of the prompt they did not read.
+        speech: Speech,
+    ) -> tuple[list[policy_pb2.Candidate], list[FittedPrompt]]:
+        """Return about equally many candidates of each version, and what of the prompt each version read.
 
-        Candidates of the last version do not name it.
+        Candidates of the last version do not name it. ``speech`` is what all candidates together are to say.
         """
         conversation = turns(prompt)
         asked = [
@@ -128,11 +169,14 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             )
             for policy, i in zip(policies, reversed(range(len(policies))), strict=True)
         ]
+        order = list(range(settings.candidates))
+        if len(policies) > 1:
+            random.Random(settings.seed).shuffle(order)
         # All are waited for, even if one fails, because the versions are leased only for this call.
         outcomes = await asyncio.gather(
             *(
-                self._batcher.answer(policy, request, deadline)
-                for policy, (request, _) in zip(policies, asked, strict=True)
+                self._batcher.answer(policy, request, deadline, _part(speech, order, first))
+                for policy, (request, _), first in zip(policies, asked, _firsts(asked), strict=True)
             ),
             return_exceptions=True,
         )
@@ -142,9 +186,23 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
                 raise outcome
             manifest = None if policy is policies[-1] else policy.manifest
             candidates += [_candidate(answer, manifest) for answer in outcome]
-        if len(policies) > 1:
-            random.Random(settings.seed).shuffle(candidates)
-        return candidates, _truncated([fitted for _, fitted in asked])
+        return [candidates[i] for i in order], [fitted for _, fitted in asked]
+
+
+def _firsts(asked: Sequence[tuple[SampleRequest, FittedPrompt]]) -> list[int]:
+    """Return for each version how many candidates the versions before it give."""
+    return [0, *(request.candidates for request, _ in asked[:-1])]
+
+
+def _part(speech: Speech, order: Sequence[int], first: int) -> Speech:
+    """Return what a version's candidates are to say, of which the first one is candidate ``first`` of all.
+
+    ``order`` lists the candidates as they are shown, and who listens hears of these places.
+    """
+    on_text = speech.on_text
+    if on_text is None:
+        return replace(speech)
+    return replace(speech, on_text=lambda candidate, text: on_text(order.index(first + candidate), text))
 
 
 def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_tokens: int) -> SampleRequest:
@@ -162,6 +220,11 @@ def read_settings(request: policy_pb2.GenerateRequest, limits: Limits, max_new_t
         violations.append(Violation("temperature", f"not between 0 and {MAX_TEMPERATURE:g}"))
     if not 0 < top_p <= 1:
         violations.append(Violation("top_p", "not above 0 and at most 1"))
+    if len(request.stop) > MAX_STOPS:
+        violations.append(Violation("stop", f"at most {MAX_STOPS} texts, not {len(request.stop)}"))
+    for i, stop in enumerate(request.stop):
+        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
+            violations.append(Violation(f"stop[{i}]", f"1 to {MAX_STOP_CHARACTERS} characters, not {len(stop)}"))
     if request.max_new_tokens < 0 or 0 < max_new_tokens < request.max_new_tokens:
         bounds = f"1 to {max_new_tokens}" if max_new_tokens else "at least 1"
         lifted = "; --max-new-tokens of the policy worker sets the bound" if request.max_new_tokens > 0 else ""
@@ -221,6 +284,7 @@ def _candidate(answer: Answer, manifest: Manifest | None) -> policy_pb2.Candidat
         token_count=answer.token_count,
         finish_reason=_FINISH[answer.finish],
         policy_version=None if manifest is None else _version(manifest),
+        tokens=[policy_pb2.TokenLogProbability(text=text, log_probability=logprob) for text, logprob in answer.tokens],
     )
 
 

@@ -75,6 +75,7 @@ def sample(
     pad_id: int,
     rules: GenerationRules | None = None,
     is_abandoned: Callable[[int], bool] = lambda request: False,
+    is_said: Callable[[int, int, Sequence[int]], bool] | None = None,
 ) -> list[list[Sampled]]:
     """Return the candidates of each request, in order.
 
@@ -87,6 +88,8 @@ def sample(
             policy, whose probabilities the losses of the trainer assume.
         is_abandoned: Asked at each step, with a request's index. Once it returns True, the request's candidates end as
             they are.
+        is_said: Told of each token that ends no candidate, with the indices of request and candidate, and the
+            candidate's ids so far. If it returns True, the candidate ends there, with "length".
 
     Raises:
         ValueError: A request has an empty prompt, no candidate or no new token.
@@ -97,7 +100,7 @@ def sample(
     for request in requests:
         if not request.prompt or request.candidates < 1 or request.max_new_tokens < 1:
             raise ValueError("a request needs a prompt, a candidate and room for a token")
-    rows = _Rows(requests, frozenset(end_ids), model.device, rules)
+    rows = _Rows(requests, frozenset(end_ids), model.device, rules, is_said)
     forward = Decoding(model, [request.prompt for request in requests], pad_id)
     logits = forward.prefill(rows.request_of)
     while True:
@@ -178,7 +181,9 @@ class _Rows:
         end_ids: frozenset[int],
         device: torch.device,
         rules: GenerationRules | None,
+        is_said: Callable[[int, int, Sequence[int]], bool] | None = None,
     ) -> None:
+        self._is_said = is_said
         pairs = [(i, c) for i, request in enumerate(requests) for c in range(request.candidates)]
         self._requests = requests
         self._places = pairs
@@ -217,8 +222,10 @@ class _Rows:
             if token in self._end_ids:
                 self._finish[row] = "stop"
                 self.is_running[place] = False
-            elif len(said) == self._requests[self._places[row][0]].max_new_tokens:
-                self.is_running[place] = False
+            else:
+                is_over = self._is_said is not None and self._is_said(*self._places[row], said)
+                if is_over or len(said) == self._requests[self._places[row][0]].max_new_tokens:
+                    self.is_running[place] = False
         return ids
 
     def end(self, is_abandoned: Callable[[int], bool]) -> None:

@@ -33,7 +33,9 @@ class Up:
 
     data: Path
     ports: dict[str, int] = field(
-        default_factory=lambda: {name: free_port() for name in ("listen", "metrics-port", "trainer-metrics-port")}
+        default_factory=lambda: {
+            name: free_port() for name in ("listen", "metrics-port", "trainer-metrics-port", "gateway")
+        }
     )
 
     @property
@@ -41,7 +43,9 @@ class Up:
         return f"127.0.0.1:{self.ports['listen']}"
 
     def argv(self) -> list[str]:
-        settings = {**self.ports, "listen": self.address, "data": self.data}
+        ports = {name: port for name, port in self.ports.items() if name != "gateway"}
+        gateway = f"127.0.0.1:{self.ports['gateway']}"
+        settings = {**ports, "listen": self.address, "gateway-listen": gateway, "data": self.data}
         settings |= {"serve-args": "--intra-op-threads 1 --no-spin", "train-args": "--torch-threads 1"}
         flags = [f"--{name}={value}" for name, value in settings.items()]
         return [sys.executable, "-m", "rewardloop_local.up", *flags]

@@ -56,6 +56,14 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
             policy_pb2.GenerateRequest(prompt=_PROMPT, candidates=2, best_of=4, selection=2, random_share=0.1),
         ],
     ),
+    "PolicyService/GenerateStream": (
+        1,
+        [
+            policy_pb2.GenerateStreamRequest(
+                request=policy_pb2.GenerateRequest(prompt=_PROMPT, candidates=2, seed=1, stop=["x"], pin_version="1")
+            )
+        ],
+    ),
     "ModelService/ListVersions": (1, [model_pb2.ListVersionsRequest(model=name) for name in ("reward", "policy")]),
     "ModelService/GetVersion": (1, [model_pb2.GetVersionRequest(model="reward", version="1")]),
     "ModelService/WatchVersions": (1, [model_pb2.WatchVersionsRequest(model=name) for name in ("reward", "policy")]),

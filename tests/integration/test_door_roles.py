@@ -16,7 +16,7 @@ READING = {"ListVersions", "GetVersion", "WatchVersions"}
 MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,
     "feedback": {"Record", "RecordBatch"} | READING,
-    "generate": {"Generate"} | READING,
+    "generate": {"Generate", "GenerateStream"} | READING,
     "admin": {"Promote", "Rollback", "SetCanary", "SetShadow"} | READING,
 }
 PAST = "2020-01-01T00:00:00Z"

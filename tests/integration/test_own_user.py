@@ -15,9 +15,10 @@ import pytest
 from support.doors import METHODS, connected, opened
 from support.statuses import reason_of
 
+from rewardloop.process.socket_owner import owner_of
 from rewardloop_local.security import Security
 from rewardloop_server.doors.listen import refusal
-from rewardloop_server.doors.own_user import OwnUser, owner_of
+from rewardloop_server.doors.own_user import OwnUser
 from rewardloop_server.doors.settings import DoorSettings
 
 pytestmark = pytest.mark.skipif(not OwnUser.is_supported(), reason="needs Linux")

@@ -204,6 +204,11 @@ class TextFormat:
         suffix = self.response.suffix
         return list(sampled[: -len(suffix)] if tuple(sampled[-len(suffix) :]) == suffix else sampled[:-1])
 
+    @property
+    def held(self) -> int:
+        """See `Format`."""
+        return max(0, len(self.response.suffix) - 1)
+
     def to_json(self) -> dict[str, Any]:
         def affix(a: Affix) -> dict[str, list[int]]:
             return {"prefix": list(a.prefix), "suffix": list(a.suffix)}

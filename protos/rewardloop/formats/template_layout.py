@@ -60,6 +60,11 @@ class TemplateFormat:
         """Return what lays texts out with this tokenizer. Raises `UnusableTemplate`."""
         return TemplateLayout(tokenizer, self)
 
+    @property
+    def held(self) -> int:
+        """See `Format`."""
+        return 0
+
     def answer(self, sampled: Sequence[int]) -> list[int]:
         """Return the ids of a sampled answer that ended, without its end."""
         return list(sampled[:-1])

@@ -133,6 +133,10 @@ class Format(Protocol):
     def answer(self, sampled: Sequence[int]) -> list[int]:
         """Return the ids of a sampled answer that ended, without its end."""
 
+    @property
+    def held(self) -> int:
+        """How many ids at an answer's end may belong to its end, before the one that ends it has come."""
+
     def to_json(self) -> dict[str, Any]:
         """Return what a manifest holds of the format."""
 

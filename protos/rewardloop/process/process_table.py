@@ -89,6 +89,13 @@ PROCESSES = (
         "rewardloop_server.settings:ServeSettings",
     ),
     Process(
+        "gateway",
+        "rewardloop_gateway.app",
+        "gateway",
+        "Answer HTTP by the services: the OpenAI API, feedback, scores.",
+        "rewardloop_gateway.settings:GatewaySettings",
+    ),
+    Process(
         "train",
         "rewardloop_trainer.app",
         "trainer",

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rewardloop.v1 import common_pb2 as rewardloop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/policy.proto\x12\rrewardloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1arewardloop/v1/common.proto\"\xc8\x02\n\x0fGenerateRequest\x12%\n\x06prompt\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x12\n\ncandidates\x18\x02 \x01(\x05\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x06 \x01(\x05\x12\x0f\n\x07\x62\x65st_of\x18\x07 \x01(\x05\x12+\n\tselection\x18\x08 \x01(\x0e\x32\x18.rewardloop.v1.Selection\x12\x19\n\x0crandom_share\x18\t \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x0creward_model\x18\n \x01(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0f\n\r_random_share\"\xa1\x02\n\x06\x43hosen\x12+\n\tselection\x18\x01 \x01(\x0e\x32\x18.rewardloop.v1.Selection\x12\x0f\n\x07sampled\x18\x02 \x01(\x05\x12\x14\n\x0crandom_share\x18\x03 \x01(\x01\x12\x11\n\tis_random\x18\x04 \x01(\x08\x12\x17\n\x0fset_probability\x18\x05 \x01(\x01\x12\x1c\n\x14\x65xpected_information\x18\x06 \x01(\x01\x12\x33\n\x0ereward_version\x18\x07 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x14\n\x0creward_model\x18\x08 \x01(\t\x12\x1b\n\x0emeeting_floors\x18\t \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_meeting_floors\"\xda\x02\n\tCandidate\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x01\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x32\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1b.rewardloop.v1.FinishReason\x12\x33\n\x0epolicy_version\x18\x05 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0buncertainty\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x05parts\x18\x08 \x03(\x0b\x32#.rewardloop.v1.Candidate.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_scoreB\x0e\n\x0c_uncertainty\"\xe6\x01\n\x10GenerateResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12,\n\ncandidates\x18\x02 \x03(\x0b\x32\x18.rewardloop.v1.Candidate\x12\x33\n\x0epolicy_version\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12%\n\x06\x63hosen\x18\x04 \x01(\x0b\x32\x15.rewardloop.v1.Chosen\x12\x31\n\ttruncated\x18\x05 \x01(\x0b\x32\x1e.rewardloop.v1.TruncatedPrompt\"8\n\x0fTruncatedPrompt\x12\x15\n\rdropped_turns\x18\x01 \x01(\x05\x12\x0e\n\x06is_cut\x18\x02 \x01(\x08\"\xf9\x02\n\nGeneration\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12,\n\ncandidates\x18\x03 \x03(\x0b\x32\x18.rewardloop.v1.Candidate\x12\x33\n\x0epolicy_version\x18\x04 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\r\n\x05top_p\x18\x06 \x01(\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x08 \x01(\x05\x12\x1a\n\x12show_probabilities\x18\t \x03(\x01\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06\x63hosen\x18\x0b \x01(\x0b\x32\x15.rewardloop.v1.ChosenB\x07\n\x05_seed*l\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eSELECTION_BEST\x10\x01\x12\x19\n\x15SELECTION_INFORMATIVE\x10\x02\x12\x15\n\x11SELECTION_UNIFORM\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\\\n\rPolicyService\x12K\n\x08Generate\x12\x1e.rewardloop.v1.GenerateRequest\x1a\x1f.rewardloop.v1.GenerateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1arewardloop/v1/policy.proto\x12\rrewardloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1arewardloop/v1/common.proto\"\xa1\x03\n\x0fGenerateRequest\x12%\n\x06prompt\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x12\n\ncandidates\x18\x02 \x01(\x05\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x06 \x01(\x05\x12\x0f\n\x07\x62\x65st_of\x18\x07 \x01(\x05\x12+\n\tselection\x18\x08 \x01(\x0e\x32\x18.rewardloop.v1.Selection\x12\x19\n\x0crandom_share\x18\t \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x0creward_model\x18\n \x01(\t\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x18\n\x0bpin_version\x18\x0c \x01(\tH\x04\x88\x01\x01\x12\x1f\n\x17token_log_probabilities\x18\r \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0f\n\r_random_shareB\x0e\n\x0c_pin_version\"\xa1\x02\n\x06\x43hosen\x12+\n\tselection\x18\x01 \x01(\x0e\x32\x18.rewardloop.v1.Selection\x12\x0f\n\x07sampled\x18\x02 \x01(\x05\x12\x14\n\x0crandom_share\x18\x03 \x01(\x01\x12\x11\n\tis_random\x18\x04 \x01(\x08\x12\x17\n\x0fset_probability\x18\x05 \x01(\x01\x12\x1c\n\x14\x65xpected_information\x18\x06 \x01(\x01\x12\x33\n\x0ereward_version\x18\x07 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x14\n\x0creward_model\x18\x08 \x01(\t\x12\x1b\n\x0emeeting_floors\x18\t \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_meeting_floors\"\x8e\x03\n\tCandidate\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x01\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x32\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1b.rewardloop.v1.FinishReason\x12\x33\n\x0epolicy_version\x18\x05 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0buncertainty\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x05parts\x18\x08 \x03(\x0b\x32#.rewardloop.v1.Candidate.PartsEntry\x12\x32\n\x06tokens\x18\t \x03(\x0b\x32\".rewardloop.v1.TokenLogProbability\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_scoreB\x0e\n\x0c_uncertainty\"<\n\x13TokenLogProbability\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x01\"\x82\x02\n\x10GenerateResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12,\n\ncandidates\x18\x02 \x03(\x0b\x32\x18.rewardloop.v1.Candidate\x12\x33\n\x0epolicy_version\x18\x03 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12%\n\x06\x63hosen\x18\x04 \x01(\x0b\x32\x15.rewardloop.v1.Chosen\x12\x31\n\ttruncated\x18\x05 \x01(\x0b\x32\x1e.rewardloop.v1.TruncatedPrompt\x12\x1a\n\x12prompt_token_count\x18\x06 \x01(\x05\"H\n\x15GenerateStreamRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.rewardloop.v1.GenerateRequest\"\x96\x01\n\x16GenerateStreamResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12,\n\x04text\x18\x02 \x01(\x0b\x32\x1c.rewardloop.v1.CandidateTextH\x00\x12.\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1f.rewardloop.v1.GenerateResponseH\x00\x42\x07\n\x05\x65vent\"0\n\rCandidateText\x12\x11\n\tcandidate\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"8\n\x0fTruncatedPrompt\x12\x15\n\rdropped_turns\x18\x01 \x01(\x05\x12\x0e\n\x06is_cut\x18\x02 \x01(\x08\"\xf9\x02\n\nGeneration\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12,\n\ncandidates\x18\x03 \x03(\x0b\x32\x18.rewardloop.v1.Candidate\x12\x33\n\x0epolicy_version\x18\x04 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x13\n\x0btemperature\x18\x05 \x01(\x01\x12\r\n\x05top_p\x18\x06 \x01(\x01\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x08 \x01(\x05\x12\x1a\n\x12show_probabilities\x18\t \x03(\x01\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06\x63hosen\x18\x0b \x01(\x0b\x32\x15.rewardloop.v1.ChosenB\x07\n\x05_seed*l\n\tSelection\x12\x19\n\x15SELECTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eSELECTION_BEST\x10\x01\x12\x19\n\x15SELECTION_INFORMATIVE\x10\x02\x12\x15\n\x11SELECTION_UNIFORM\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbd\x01\n\rPolicyService\x12K\n\x08Generate\x12\x1e.rewardloop.v1.GenerateRequest\x1a\x1f.rewardloop.v1.GenerateResponse\x12_\n\x0eGenerateStream\x12$.rewardloop.v1.GenerateStreamRequest\x1a%.rewardloop.v1.GenerateStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CANDIDATE_PARTSENTRY']._loaded_options = None
   _globals['_CANDIDATE_PARTSENTRY']._serialized_options = b'8\001'
-  _globals['_SELECTION']._serialized_start=1749
-  _globals['_SELECTION']._serialized_end=1857
-  _globals['_FINISHREASON']._serialized_start=1859
-  _globals['_FINISHREASON']._serialized_end=1954
+  _globals['_SELECTION']._serialized_start=2257
+  _globals['_SELECTION']._serialized_end=2365
+  _globals['_FINISHREASON']._serialized_start=2367
+  _globals['_FINISHREASON']._serialized_end=2462
   _globals['_GENERATEREQUEST']._serialized_start=107
-  _globals['_GENERATEREQUEST']._serialized_end=435
-  _globals['_CHOSEN']._serialized_start=438
-  _globals['_CHOSEN']._serialized_end=727
-  _globals['_CANDIDATE']._serialized_start=730
-  _globals['_CANDIDATE']._serialized_end=1076
-  _globals['_CANDIDATE_PARTSENTRY']._serialized_start=1006
-  _globals['_CANDIDATE_PARTSENTRY']._serialized_end=1050
-  _globals['_GENERATERESPONSE']._serialized_start=1079
-  _globals['_GENERATERESPONSE']._serialized_end=1309
-  _globals['_TRUNCATEDPROMPT']._serialized_start=1311
-  _globals['_TRUNCATEDPROMPT']._serialized_end=1367
-  _globals['_GENERATION']._serialized_start=1370
-  _globals['_GENERATION']._serialized_end=1747
-  _globals['_POLICYSERVICE']._serialized_start=1956
-  _globals['_POLICYSERVICE']._serialized_end=2048
+  _globals['_GENERATEREQUEST']._serialized_end=524
+  _globals['_CHOSEN']._serialized_start=527
+  _globals['_CHOSEN']._serialized_end=816
+  _globals['_CANDIDATE']._serialized_start=819
+  _globals['_CANDIDATE']._serialized_end=1217
+  _globals['_CANDIDATE_PARTSENTRY']._serialized_start=1147
+  _globals['_CANDIDATE_PARTSENTRY']._serialized_end=1191
+  _globals['_TOKENLOGPROBABILITY']._serialized_start=1219
+  _globals['_TOKENLOGPROBABILITY']._serialized_end=1279
+  _globals['_GENERATERESPONSE']._serialized_start=1282
+  _globals['_GENERATERESPONSE']._serialized_end=1540
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=1542
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=1614
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1617
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1767
+  _globals['_CANDIDATETEXT']._serialized_start=1769
+  _globals['_CANDIDATETEXT']._serialized_end=1817
+  _globals['_TRUNCATEDPROMPT']._serialized_start=1819
+  _globals['_TRUNCATEDPROMPT']._serialized_end=1875
+  _globals['_GENERATION']._serialized_start=1878
+  _globals['_GENERATION']._serialized_end=2255
+  _globals['_POLICYSERVICE']._serialized_start=2465
+  _globals['_POLICYSERVICE']._serialized_end=2654
 # @@protoc_insertion_point(module_scope)

@@ -28,12 +28,13 @@ if _version_not_supported:
 class PolicyServiceStub:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Generate may fail with these codes:
+    Every method may fail with these codes:
     - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
     - UNAVAILABLE: no policy is warm, no reward model is warm to choose with, Redis is away, or the server is draining.
     RetryInfo says when to try again.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
     - DEADLINE_EXCEEDED: the deadline passed.
+    - NOT_FOUND: the pinned version is not warm.
     - FAILED_PRECONDITION: fewer candidates than asked for are at or above the floors of `reward_model` (FLOORS_NOT_MET).
     """
 
@@ -48,22 +49,35 @@ class PolicyServiceStub:
                 request_serializer=rewardloop_dot_v1_dot_policy__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=rewardloop_dot_v1_dot_policy__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateStream = channel.unary_stream(
+                '/rewardloop.v1.PolicyService/GenerateStream',
+                request_serializer=rewardloop_dot_v1_dot_policy__pb2.GenerateStreamRequest.SerializeToString,
+                response_deserializer=rewardloop_dot_v1_dot_policy__pb2.GenerateStreamResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Generate may fail with these codes:
+    Every method may fail with these codes:
     - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
     - UNAVAILABLE: no policy is warm, no reward model is warm to choose with, Redis is away, or the server is draining.
     RetryInfo says when to try again.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
     - DEADLINE_EXCEEDED: the deadline passed.
+    - NOT_FOUND: the pinned version is not warm.
     - FAILED_PRECONDITION: fewer candidates than asked for are at or above the floors of `reward_model` (FLOORS_NOT_MET).
     """
 
     def Generate(self, request, context):
         """Samples candidate answers to one prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateStream(self, request, context):
+        """Samples as Generate does, and sends the text while it is sampled. The answer is logged before the last message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +91,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     request_deserializer=rewardloop_dot_v1_dot_policy__pb2.GenerateRequest.FromString,
                     response_serializer=rewardloop_dot_v1_dot_policy__pb2.GenerateResponse.SerializeToString,
             ),
+            'GenerateStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateStream,
+                    request_deserializer=rewardloop_dot_v1_dot_policy__pb2.GenerateStreamRequest.FromString,
+                    response_serializer=rewardloop_dot_v1_dot_policy__pb2.GenerateStreamResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'rewardloop.v1.PolicyService', rpc_method_handlers)
@@ -88,12 +107,13 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 class PolicyService:
     """Answers prompts with the live policy and logs each answer, so that feedback can name it.
 
-    Generate may fail with these codes:
+    Every method may fail with these codes:
     - INVALID_ARGUMENT: a field breaks a rule. BadRequest names the fields.
     - UNAVAILABLE: no policy is warm, no reward model is warm to choose with, Redis is away, or the server is draining.
     RetryInfo says when to try again.
     - RESOURCE_EXHAUSTED: the queue is full. RetryInfo says when to try again.
     - DEADLINE_EXCEEDED: the deadline passed.
+    - NOT_FOUND: the pinned version is not warm.
     - FAILED_PRECONDITION: fewer candidates than asked for are at or above the floors of `reward_model` (FLOORS_NOT_MET).
     """
 
@@ -114,6 +134,33 @@ class PolicyService:
             '/rewardloop.v1.PolicyService/Generate',
             rewardloop_dot_v1_dot_policy__pb2.GenerateRequest.SerializeToString,
             rewardloop_dot_v1_dot_policy__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rewardloop.v1.PolicyService/GenerateStream',
+            rewardloop_dot_v1_dot_policy__pb2.GenerateStreamRequest.SerializeToString,
+            rewardloop_dot_v1_dot_policy__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

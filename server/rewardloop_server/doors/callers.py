@@ -17,7 +17,8 @@
     bytes_per_s = 1_000_000
     concurrent = 64
 
-A caller may have several tokens. To change a token, add the new one, hand it out, then remove the old one.
+A caller may have several tokens. Who can read a digest can make publishable tokens of it, which give feedback about one
+generation: keep the file from other users. To change a token, add the new one, hand it out, then remove the old one.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewardloop.formats.tokens import token_digest
+from rewardloop.formats.tokens import (
+    LONGEST_LIFE_S,
+    Claims,
+    claims_of,
+    is_publishable,
+    is_signed_by,
+    key_id,
+    token_digest,
+)
 from rewardloop_server.calls.errors import ExpiredCredentials, NoCredentials, RewardloopError, WrongCredentials
 from rewardloop_server.doors.quotas import Allowance, Quota
 from rewardloop_server.doors.reload import BadFile
@@ -43,6 +52,7 @@ from rewardloop_server.doors.roles import Role
 _EVERYBODY_ELSE = "*"
 _NO_QUOTA = Quota()
 _SCHEME = "bearer "
+_CLOCKS_APART_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +64,14 @@ class Credential:
         key: The digest of a token, or the name in a certificate.
         roles: What the caller may do with it.
         expires: Unix time after which it is no longer good. None if it does not expire.
+        only: What a publishable token, which was made from the caller's, is good for. None for the caller's own.
     """
 
     caller: str
     key: str
     roles: frozenset[Role]
     expires: float | None = None
+    only: Claims | None = None
 
 
 # The credential of the present call. None if authentication is off, or the call is not admitted yet.
@@ -73,6 +85,7 @@ class Table:
     tokens: Mapping[str, Credential] = field(default_factory=dict)
     certificates: Mapping[str, Credential] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    publishers: Mapping[str, Credential] = field(default_factory=dict)  # by the key_id of publishable tokens
 
 
 class Callers:
@@ -90,12 +103,27 @@ class Callers:
 
     def by_token(self, token: str) -> Credential | RewardloopError:
         """Return the token's credential, or why it is not good."""
+        if is_publishable(token):
+            return self._by_publishable(token)
         digest = token_digest(token)
         found = self.table.tokens.get(digest)
         # The time that this takes tells an attacker nothing, because nobody can choose the hash of a token to try.
         if found is None or not hmac.compare_digest(found.key, digest):
             return WrongCredentials("the token is not known here")
         return self._unless_expired(found)
+
+    def _by_publishable(self, token: str) -> Credential | RewardloopError:
+        """Return the credential of a publishable token: feedback about one generation, for its caller."""
+        claims = claims_of(token)
+        parent = None if claims is None else self.table.publishers.get(claims.key_id)
+        if claims is None or parent is None or not is_signed_by(token, parent.key):
+            return WrongCredentials("the token is not known here")
+        now = time.time()
+        if _is_past(parent.expires) or claims.expires <= now:
+            return ExpiredCredentials(f"a publishable token of {parent.caller} has expired")
+        if claims.expires > now + LONGEST_LIFE_S + _CLOCKS_APART_S:
+            return WrongCredentials("a publishable token must not live for more than a day")
+        return replace(parent, roles=parent.roles & {"feedback"}, expires=float(claims.expires), only=claims)
 
     def by_certificate(self, names: Sequence[str]) -> Credential | RewardloopError:
         """Return the credential of the first known one of a verified certificate's names, or why there is none."""
@@ -185,7 +213,8 @@ def read_table(path: Path) -> Table:
     tokens = [Credential(each.caller, each.sha256, each.roles, each.expires_at()) for each in parsed.token]
     certificates = [Credential(each.caller, each.name, each.roles, each.expires_at()) for each in parsed.certificate]
     quotas = {name: Quota(**quota.model_dump()) for name, quota in parsed.quota.items()}
-    return Table(_by_key(path, tokens), _by_key(path, certificates), quotas)
+    publishers = {key_id(each.key): each for each in tokens}
+    return Table(_by_key(path, tokens), _by_key(path, certificates), quotas, publishers)
 
 
 def _by_key(path: Path, credentials: Sequence[Credential]) -> dict[str, Credential]:

@@ -14,13 +14,15 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from rewardloop.formats.tokens import Claims
+from rewardloop.v1 import feedback_pb2
 from rewardloop_server.calls.errors import NoCredentials, NotAllowed, RewardloopError, WrongCredentials, status_name
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
 from rewardloop_server.doors.open_calls import OpenCalls, OpenLimits
 from rewardloop_server.doors.own_user import OwnUser
 from rewardloop_server.doors.price import Readers, one_reader, tokens_of
-from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN
+from rewardloop_server.doors.roles import ADMIN, ALLOWED, OPEN, PUBLISHABLE
 from rewardloop_server.observe.door_metrics import DoorMetrics
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -168,6 +170,8 @@ class Door:
             if refusal is not None:
                 raise refusal
             credential = PRESENT.get()
+        if credential is not None and credential.only is not None:
+            _check_only(credential.only, request)
         if request is not None and credential is not None:
             allowance = self._callers.allowance(credential.caller)
             if allowance.measures:
@@ -180,6 +184,8 @@ class Door:
         allowed = ALLOWED.get(method)
         if allowed is None:
             return NotAllowed("there is no such method")
+        if credential.only is not None and method not in PUBLISHABLE:
+            return NotAllowed("a publishable token gives feedback and nothing else")
         if not credential.roles & allowed:
             wanted = " or ".join(sorted(allowed))
             return NotAllowed(f"{credential.caller} lacks the role {wanted}, which this method needs")
@@ -201,6 +207,22 @@ class Door:
         """Raise WrongCredentials if the credential that began a stream has expired or was removed."""
         if credential is not None and self._callers is not None and not self._callers.still_lets_in(credential):
             raise WrongCredentials("the credentials that began this stream are no longer good")
+
+
+def _check_only(only: Claims, request: Any) -> None:
+    """Raise NotAllowed unless each signal is about the token's generation, and by its annotator."""
+    match request:
+        case feedback_pb2.RecordRequest():
+            events: Sequence[feedback_pb2.FeedbackEvent] = [request.event]
+        case feedback_pb2.RecordBatchRequest():
+            events = request.events
+        case _:
+            raise NotAllowed("a publishable token gives feedback and nothing else")
+    for event in events:
+        if event.generation_id != only.generation_id:
+            raise NotAllowed("this publishable token gives feedback about another generation alone")
+        if event.annotator_id != only.annotator_id:
+            raise NotAllowed("this publishable token gives feedback by another annotator alone")
 
 
 def _certificate_names(context: Context) -> list[str]:

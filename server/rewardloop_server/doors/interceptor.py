@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 _OURS = "/rewardloop."
 _V1 = "/rewardloop.v1."
+# Server streams that end by themselves, which a drain waits for.
+_SHORT_STREAMS = ("PolicyService/GenerateStream",)
 _QUIET = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -99,7 +101,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
     def drain(self) -> None:
         """Refuse new RPCs with DRAINING.
 
-        Server streams end with it at once. Two-way streams end with it once they have answered what they had read.
+        Server streams end with it at once, unless they end by themselves. Two-way streams end with it once they have
+        answered what they had read.
         """
         self._is_draining = True
         for stream in tuple(self._open):
@@ -171,7 +174,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                     replies = handler.unary_stream(request, context)
                     stoppable = _Stoppable(replies)
                 async with aclosing(replies):
-                    self._open.add(stoppable)
+                    if short not in _SHORT_STREAMS:
+                        self._open.add(stoppable)
                     try:
                         async for reply in replies if handler.request_streaming else stoppable:
                             yield reply

@@ -1,31 +1,9 @@
-"""Tells whose process is at the other end of a loopback connection, so that other users of a machine are refused.
-
-A port on loopback has no file mode: without this, each user of the machine may call what listens there. Linux shows the
-owner of every socket in /proc/net/tcp and tcp6.
-"""
+"""Refuses the other users of this machine, who may call whatever listens on loopback."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import sys
-import time
-from collections import OrderedDict
-from pathlib import Path
-from urllib.parse import unquote
-
+from rewardloop.process.socket_owner import OwnCallers, shows_owners
 from rewardloop_server.calls.errors import NotAllowed, RewardloopError
-
-TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-
-# A connection's owner stays, but its port may be another user's a while after it was closed.
-_REMEMBERED_S = 5.0
-_MOST_REMEMBERED = 4096
-_ROOT = 0
-# Sockets that close or wait have no owner, and Linux shows root in its place.
-_ESTABLISHED = "01"
-_STATE, _OWNER = 3, 7  # columns of the tables
-_WORD = 8  # digits
 
 
 class OwnUser:
@@ -35,61 +13,15 @@ class OwnUser:
     """
 
     def __init__(self, port: int) -> None:
-        self._port = port
-        self._uid = os.getuid()
-        self._known: OrderedDict[str, tuple[float, bool]] = OrderedDict()
+        self._own = OwnCallers(port)
 
     @staticmethod
     def is_supported() -> bool:
         """Return whether this machine shows the owners of sockets."""
-        return sys.platform == "linux" and TABLES[0].exists()
+        return shows_owners()
 
     def refusal(self, peer: str) -> RewardloopError | None:
         """Return why a caller is turned away, or None if it may go on. ``peer`` is as gRPC writes it."""
-        if peer.startswith("unix"):
+        if self._own.has(peer):
             return None
-        now = time.monotonic()
-        known = self._known.get(peer)
-        if known is None or known[0] < now:
-            known = now + _REMEMBERED_S, owner_of(peer, self._port) in (self._uid, _ROOT)
-            self._known[peer] = known
-            self._known.move_to_end(peer)
-            if len(self._known) > _MOST_REMEMBERED:
-                self._known.popitem(last=False)
-        return None if known[1] else NotAllowed("only the user who runs this process may call it (--own-user)")
-
-
-def owner_of(peer: str, port: int) -> int | None:
-    """Return the user id of the process that is connected from ``peer`` to ``port``, or None if there is none.
-
-    Args:
-        peer: The other end, as gRPC writes it: ``ipv4:127.0.0.1:40000``.
-        port: This end.
-    """
-    family, _, rest = unquote(peer).partition(":")
-    host, _, their_port = rest.rpartition(":")
-    if family not in ("ipv4", "ipv6"):
-        return None
-    address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    ours, theirs = f":{port:04X}", f":{int(their_port):04X}"
-    wanted = {f"{each}{theirs}" for each in _written(address)}
-    for table in TABLES:
-        if not table.exists():
-            continue
-        for line in table.read_text(encoding="ascii").splitlines()[1:]:
-            row = line.split()
-            if row[1] in wanted and row[2].endswith(ours) and row[_STATE] == _ESTABLISHED:
-                return int(row[_OWNER])
-    return None
-
-
-def _written(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[str]:
-    """Return how the tables write an address: words in the machine's order of bytes. IPv4 may stand in IPv6."""
-    forms = [address.packed]
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else address
-    if mapped is not None:
-        forms = [mapped.packed, ipaddress.ip_address(f"::ffff:{mapped}").packed]
-    return [
-        "".join(f"{int.from_bytes(form[i : i + 4], sys.byteorder):0{_WORD}X}" for i in range(0, len(form), 4))
-        for form in forms
-    ]
+        return NotAllowed("only the user who runs this process may call it (--own-user)")

@@ -34,6 +34,8 @@ def tokens_of(request: Message, readers: Readers = one_reader) -> int:
             return _tokens_to_score(request.request, readers)
         case reward_pb2.ScoreBatchRequest():
             return sum(_tokens_to_score(group, readers) for group in islice(request.groups, _MOST_GROUPS))
+        case policy_pb2.GenerateStreamRequest():
+            return tokens_of(request.request, readers)
         case policy_pb2.GenerateRequest():
             more = readers(request.reward_model) - 1 if request.reward_model and request.best_of else 0
             return estimated_tokens_to_generate(request) * (1 + more)

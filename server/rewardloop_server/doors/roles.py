@@ -18,6 +18,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.FeedbackService/Record": frozenset({"feedback"}),
     "/rewardloop.v1.FeedbackService/RecordBatch": frozenset({"feedback"}),
     "/rewardloop.v1.PolicyService/Generate": frozenset({"generate"}),
+    "/rewardloop.v1.PolicyService/GenerateStream": frozenset({"generate"}),
     "/rewardloop.v1.ModelService/ListVersions": _ANY,
     "/rewardloop.v1.ModelService/GetVersion": _ANY,
     "/rewardloop.v1.ModelService/WatchVersions": _ANY,
@@ -38,6 +39,9 @@ OPEN = frozenset(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
 )
+
+# A publishable token opens these alone, whatever its caller may do.
+PUBLISHABLE = frozenset({"/rewardloop.v1.FeedbackService/Record", "/rewardloop.v1.FeedbackService/RecordBatch"})
 
 # Calls of these are written to the audit log.
 ADMIN = frozenset(method for method, roles in ALLOWED.items() if roles == {"admin"})

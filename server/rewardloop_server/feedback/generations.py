@@ -43,7 +43,9 @@ class GenerationLog:
         return uuid.uuid4().hex if self._signing is None else await self._signing.new_id()
 
     async def put(self, generation: policy_pb2.Generation) -> None:
-        """Log a generation under its id. Raises RedisUnavailable or StoreFull."""
+        """Log a generation under its id, without its tokens. Raises RedisUnavailable or StoreFull."""
+        for candidate in generation.candidates:
+            candidate.ClearField("tokens")
         with redis_errors():
             await self._redis.set(
                 keys.GENERATION + generation.generation_id, generation.SerializeToString(), ex=self._ttl_s

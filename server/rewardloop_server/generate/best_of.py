@@ -90,6 +90,7 @@ class BestOf:
             policy_version=reply.policy_version,
             chosen=chosen,
             truncated=reply.truncated if reply.HasField("truncated") else None,
+            prompt_token_count=reply.prompt_token_count,
         )
 
     def _check_scorer(self, request: policy_pb2.GenerateRequest) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from rewardloop.v1 import policy_pb2, policy_pb2_grpc
@@ -14,7 +16,7 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 
 class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
-    """Forwards Generate to the policy worker.
+    """Forwards Generate and GenerateStream to the policy worker.
 
     Args:
         link: The connection to the worker.
@@ -34,6 +36,21 @@ class PolicyRelay(policy_pb2_grpc.PolicyServiceServicer):
         if self._generations is not None and (credential := PRESENT.get()) is not None:
             await self._generations.note_caller(reply.generation_id, credential.caller)
         return reply
+
+    async def GenerateStream(
+        self, request: policy_pb2.GenerateStreamRequest, context: Context
+    ) -> AsyncIterator[policy_pb2.GenerateStreamResponse]:
+        if request.request.best_of:
+            raise InvalidRequest([Violation("best_of", "chooses among whole answers: not with a stream")])
+        if request.request.reward_model:
+            raise InvalidRequest([Violation("reward_model", "only with best_of")])
+        stub: Any = policy_pb2_grpc.PolicyServiceStub(self._link.channel())
+        async with aclosing(self._link.forward_stream(stub.GenerateStream, request, context)) as replies:
+            async for reply in replies:
+                credential = PRESENT.get()
+                if reply.HasField("end") and self._generations is not None and credential is not None:
+                    await self._generations.note_caller(reply.generation_id, credential.caller)
+                yield reply
 
     async def _answer(self, request: policy_pb2.GenerateRequest, context: Context) -> policy_pb2.GenerateResponse:
         if request.reward_model and not request.best_of:

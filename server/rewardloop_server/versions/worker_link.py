@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -144,6 +144,28 @@ class PolicyWorkerLink:
             if not call.done():
                 raise PolicyUnavailable("the policy worker does not answer")
             return call.result()
+        except grpc.aio.AioRpcError as error:
+            await _pass_on(error, context)
+        finally:
+            lost.cancel()
+            call.cancel()
+
+    async def forward_stream(
+        self, method: Callable[..., Any], request: object, context: Context
+    ) -> AsyncGenerator[Any, None]:
+        """Pass the request on, and its replies as they come, or its status. Raises as `forward` does."""
+        call = method(request, timeout=context.time_remaining(), metadata=self._access.metadata())
+        lost = asyncio.ensure_future(self._lost.wait())
+        try:
+            while True:
+                reply = asyncio.ensure_future(call.read())
+                await asyncio.wait({reply, lost}, return_when=asyncio.FIRST_COMPLETED)
+                if not reply.done():
+                    reply.cancel()
+                    raise PolicyUnavailable("the policy worker does not answer")
+                if (found := reply.result()) is grpc.aio.EOF:  # type: ignore[attr-defined]  # not in its stubs
+                    return
+                yield found
         except grpc.aio.AioRpcError as error:
             await _pass_on(error, context)
         finally:

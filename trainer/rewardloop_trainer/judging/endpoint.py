@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import openai
 from openai.types.chat import ChatCompletion
 
-from rewardloop_client._access import is_loopback
+from rewardloop.process.socket_owner import is_loopback
 from rewardloop_trainer.judging.chat import Reply, Request
 from rewardloop_trainer.judging.judge import JudgeAway, JudgeRefused, JudgeUnusable
 

@@ -33,7 +33,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from rewardloop.formats.text import Encoder
-from rewardloop_client._access import is_loopback
+from rewardloop.process.socket_owner import is_loopback
 from rewardloop_sampling.sampling import end_ids
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.learning.write_whole import write_whole

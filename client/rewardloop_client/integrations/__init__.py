@@ -1,0 +1,4 @@
+"""The reward model in other trainers: `trl` (a reward function), `verl` (a compute_score), `openrlhf` (an address).
+
+None of these trainers is imported here.
+"""

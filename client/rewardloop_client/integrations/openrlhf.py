@@ -1,0 +1,14 @@
+"""The address for OpenRLHF's ``--remote_rm_url``: the HTTP door answers as OpenRLHF's own reward server does.
+
+OpenRLHF sends no token. So the door must be one that needs none, such as that of a deployment on the same machine
+without callers.
+"""
+
+from __future__ import annotations
+
+
+def remote_rm_url(door: str = "http://127.0.0.1:8080") -> str:
+    """Return the value of ``--remote_rm_url`` for the HTTP door at an address. Raises ValueError for no address."""
+    if not door.startswith(("http://", "https://")):
+        raise ValueError(f"{door!r} is no address of HTTP, such as http://127.0.0.1:8080")
+    return f"{door.rstrip('/')}/get_reward"

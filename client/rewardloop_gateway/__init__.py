@@ -1,0 +1,1 @@
+"""The HTTP door: an ASGI app that answers HTTP by calling the gRPC services."""

@@ -1,0 +1,111 @@
+"""Builds the app: its routes, and what every failure becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from rewardloop_client import AsyncRewardloopClient, RewardloopError, Violation
+from rewardloop_gateway.answers import Problem, invalid, place, problem_of, refused
+from rewardloop_gateway.routes import chat, compatible, feedback, health, page, score
+from rewardloop_gateway.shapes import ErrorBody
+
+log = structlog.get_logger()
+
+_REASONS = {404: "NO_SUCH_PATH", 405: "NO_SUCH_METHOD", 413: "MESSAGE_TOO_LARGE"}
+_MOST_VIOLATIONS = 20
+_DESCRIPTION = (
+    "The services of rewardloop over HTTP. A bearer token goes to them unchanged, so that roles, quotas and rules are "
+    "those of gRPC. Every error has a reason."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds that a call may take: any but Generate, and Generate."""
+
+    call_s: float
+    generate_s: float
+
+
+def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
+    """Return the app that answers by ``client``."""
+    app = FastAPI(
+        title="rewardloop",
+        version="1",
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        responses={code: {"model": ErrorBody} for code in (400, 401, 403, 413, 415, 421, 429, 499, 503, 504)},
+    )
+    app.include_router(chat.routes(client, times.generate_s))
+    app.include_router(feedback.routes(client))
+    app.include_router(score.routes(client))
+    app.include_router(compatible.routes(client))
+    app.include_router(health.routes(client))
+    app.include_router(page.routes(app))
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(RewardloopError, _failed_call)
+    app.add_exception_handler(RequestValidationError, _misshapen)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(RecursionError, _too_deep)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+async def _problem(request: Request, error: Any) -> Response:
+    return _shown(request, error)
+
+
+async def _failed_call(request: Request, error: Any) -> Response:
+    return _shown(request, problem_of(error))
+
+
+async def _misshapen(request: Request, error: Any) -> Response:
+    return _shown(request, invalid(_violations(error.errors())))
+
+
+async def _too_deep(request: Request, error: Any) -> Response:
+    return _shown(request, refused("body", "is nested too deeply"))
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    reason = _REASONS.get(error.status_code, "INVALID_REQUEST")
+    problem = Problem(error.status_code, reason, str(error.detail))
+    return JSONResponse(problem.body(), problem.status, {**(error.headers or {}), **problem.headers()})
+
+
+async def _bug(request: Request, error: Any) -> Response:
+    log.error("request failed", path=request.url.path, exc_info=error)
+    return Problem(500, "INTERNAL", "a bug; the log has more").answer()
+
+
+def _shown(request: Request, problem: Problem) -> Response:
+    log.debug("refused", path=request.url.path, status=problem.status, reason=problem.reason)
+    return problem.answer()
+
+
+def _violations(errors: Sequence[Any]) -> list[Violation]:
+    """Return pydantic's errors as fields and what is wrong with each. What was sent is not repeated."""
+    return [_violation(error) for error in errors[:_MOST_VIOLATIONS]]
+
+
+def _violation(error: Any) -> Violation:
+    path = [part for part in error["loc"][1:] if isinstance(part, int) or not part.startswith("~")]
+    match error["type"]:
+        case "json_invalid":
+            return Violation("body", "is no JSON")
+        case "extra_forbidden":
+            return Violation(place(path), "is not known here, and what may matter is not ignored")
+        case "union_tag_invalid":
+            known = str(error["ctx"]["expected_tags"]).replace("~", "").replace("'", "").replace(", many", "")
+            return Violation(place([*path, "kind"]), f"is not one of {known}")
+        case _:
+            return Violation(place(path) or "body", str(error["msg"]))

@@ -1,0 +1,228 @@
+"""``POST /v1/feedback``: signals of every kind, one or many. ``POST /v1/feedback/tokens``: tokens for pages."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from rewardloop.formats.tokens import LONGEST_LIFE_S, claims_of, make_publishable
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client import AsyncRewardloopClient, Feedback, RecordResult, RewardloopError
+from rewardloop_gateway.answers import Problem, invalid, problem_of, refused
+from rewardloop_gateway.caller import bearer
+from rewardloop_gateway.shapes import Body, ErrorDetail, Prompt, prompt_of
+from rewardloop_gateway.waiting import while_wanted
+
+_Index: TypeAlias = Annotated[int, Field(ge=0, le=63)]
+_MOST_EVENTS = 1000
+_KINDS = ("choice", "ranking", "thumb", "rating", "edit", "tie")
+# The fields of a kind are fields of the signal here.
+_NAMES = {**{f"event.{kind}": "" for kind in _KINDS}, **dict.fromkeys(("event", *_KINDS), "")}
+
+
+class Signal(Body):
+    """What every signal may say. It names the generation that it is about, or has a prompt and responses of its own."""
+
+    generation_id: str = Field("", description="the generation that showed the responses: the id of a completion")
+    prompt: Prompt | None = None
+    responses: list[str] = Field([], description="required without a generation")
+    event_id: str = Field("", description="recorded once; made here if it is left out; send it again to try again")
+    annotator_id: str = Field("", description="opaque id of the person or model that judged")
+    source: Literal["human", "llm_judge", "implicit"] = "human"
+    tags: dict[str, str] = Field({}, description="free labels by which results are sliced")
+    event_time: Annotated[datetime | None, Field(strict=False, description="when, with a time zone")] = None
+    display_order: list[_Index] = Field([], description="responses in the order in which the person saw them")
+    aspect: str = Field("", description="the reward model that learns from it; default: reward")
+    guideline_version: str = ""
+
+
+class ChoiceSignal(Signal):
+    """One of two responses is preferred."""
+
+    kind: Literal["choice"]
+    chosen: _Index
+    rejected: _Index
+    strength: float | None = Field(None, description="above 0 and at most 1")
+
+
+class RankingSignal(Signal):
+    """All responses in order of preference, best first."""
+
+    kind: Literal["ranking"]
+    order: list[_Index]
+
+
+class ThumbSignal(Signal):
+    """A thumb up or down."""
+
+    kind: Literal["thumb"]
+    up: bool
+    response: _Index = 0
+
+
+class RatingSignal(Signal):
+    """A grade on a scale."""
+
+    kind: Literal["rating"]
+    value: float
+    minimum: float
+    maximum: float
+    response: _Index = 0
+
+
+class EditSignal(Signal):
+    """A response as a person rewrote it."""
+
+    kind: Literal["edit"]
+    edited_text: str
+    response: _Index = 0
+
+
+class TieSignal(Signal):
+    """Two responses are equally good."""
+
+    kind: Literal["tie"]
+    first: _Index = 0
+    second: _Index = 1
+
+
+def _kind(value: object) -> str:
+    """Return the tag of the form that a body has; see `shapes`."""
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if kind is None and (isinstance(value, ManySignals) or (isinstance(value, dict) and "events" in value)):
+        return "~many"
+    return f"~{kind}"
+
+
+_OneSignal: TypeAlias = Annotated[
+    Annotated[ChoiceSignal, Tag("~choice")]
+    | Annotated[RankingSignal, Tag("~ranking")]
+    | Annotated[ThumbSignal, Tag("~thumb")]
+    | Annotated[RatingSignal, Tag("~rating")]
+    | Annotated[EditSignal, Tag("~edit")]
+    | Annotated[TieSignal, Tag("~tie")],
+    Discriminator(_kind),
+]
+
+
+class ManySignals(Body):
+    """Many signals, each of which fails alone."""
+
+    events: Annotated[list[_OneSignal], Field(min_length=1, max_length=_MOST_EVENTS)]
+
+
+_Body: TypeAlias = Annotated[
+    Annotated[ChoiceSignal, Tag("~choice")]
+    | Annotated[RankingSignal, Tag("~ranking")]
+    | Annotated[ThumbSignal, Tag("~thumb")]
+    | Annotated[RatingSignal, Tag("~rating")]
+    | Annotated[EditSignal, Tag("~edit")]
+    | Annotated[TieSignal, Tag("~tie")]
+    | Annotated[ManySignals, Tag("~many")],
+    Discriminator(_kind),
+]
+
+
+class Recorded(BaseModel):
+    """A signal that is durable."""
+
+    event_id: str
+    stream_id: str = Field(description="its place in the stream; empty for a duplicate and for one in the spool")
+    duplicate: bool = Field(description="it had been recorded before under its event_id")
+
+
+class RecordedItem(BaseModel):
+    """The outcome of one signal of many: `error` is there if it failed."""
+
+    event_id: str
+    stream_id: str = ""
+    duplicate: bool = False
+    error: ErrorDetail | None = None
+
+
+class RecordedMany(BaseModel):
+    """One item for each signal, in order."""
+
+    items: list[RecordedItem]
+
+
+class TokenRequest(Body):
+    """The generation about which a page may give feedback, and for how long."""
+
+    generation_id: Annotated[str, Field(min_length=1, max_length=256)]
+    annotator_id: Annotated[str, Field(max_length=128)] = ""
+    lifetime_s: Annotated[int, Field(ge=1, le=LONGEST_LIFE_S)] = 900
+
+
+class PublishableToken(BaseModel):
+    """A token that a page may hold."""
+
+    token: str
+    expires: int = Field(description="Unix time in seconds")
+
+
+def routes(client: AsyncRewardloopClient) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(tags=["feedback"])
+
+    @router.post("/v1/feedback", response_model=Recorded | RecordedMany)
+    async def record(request: Request, body: _Body) -> dict[str, Any]:
+        """Record one signal, or many as ``events``. The answer comes once they are durable."""
+        signals = body.events if isinstance(body, ManySignals) else [body]
+        events = [
+            _event(signal, f"events[{i}]." if isinstance(body, ManySignals) else "") for i, signal in enumerate(signals)
+        ]
+        if isinstance(body, ManySignals):
+            outcomes = await while_wanted(request, client.record_batch(events))
+            return {"items": [_item(event, outcome) for event, outcome in zip(events, outcomes, strict=True)]}
+        try:
+            recorded = await while_wanted(request, client.record(events[0]))
+        except RewardloopError as error:
+            raise problem_of(error, _NAMES) from error
+        return _recorded(events[0], recorded)
+
+    @router.post("/v1/feedback/tokens", response_model=PublishableToken)
+    async def make_token(body: TokenRequest) -> dict[str, Any]:
+        """Make a token with which a page gives feedback about one generation, and nothing else. For backends."""
+        if not bearer():
+            raise Problem(401, "NO_CREDENTIALS", "a publishable token is made from the bearer token of the request")
+        expires = int(time.time()) + body.lifetime_s
+        made = make_publishable(bearer(), body.generation_id, body.annotator_id, expires)
+        return {"token": made, "expires": expires}
+
+    return router
+
+
+def _event(signal: _OneSignal, place: str) -> feedback_pb2.FeedbackEvent:
+    """Return the event of a signal. Raises Problem."""
+    fields = {name: getattr(signal, name) for name in type(signal).model_fields if name != "kind"}
+    if fields["event_time"] is not None and fields["event_time"].tzinfo is None:
+        raise refused(f"{place}event_time", "has no time zone")
+    fields["prompt"] = None if signal.prompt is None else prompt_of(signal.prompt)
+    claims = claims_of(bearer())
+    if claims is not None:
+        # The services check it too, with the signature; here it also holds where they ask for no token.
+        if signal.generation_id != claims.generation_id:
+            raise Problem(403, "NOT_ALLOWED", "this token gives feedback about one other generation alone")
+        fields["annotator_id"] = fields["annotator_id"] or claims.annotator_id
+    try:
+        event: feedback_pb2.FeedbackEvent = getattr(Feedback, signal.kind)(**fields)
+    except RewardloopError as error:
+        raise invalid(
+            type(violation)(place + violation.field, violation.description) for violation in error.violations
+        ) from error
+    return event
+
+
+def _recorded(event: feedback_pb2.FeedbackEvent, result: RecordResult) -> dict[str, Any]:
+    return {"event_id": event.event_id, "stream_id": result.stream_id, "duplicate": result.duplicate}
+
+
+def _item(event: feedback_pb2.FeedbackEvent, outcome: RecordResult | RewardloopError) -> dict[str, Any]:
+    if isinstance(outcome, RewardloopError):
+        return {"event_id": event.event_id, **problem_of(outcome).body()}
+    return _recorded(event, outcome)

@@ -1,0 +1,99 @@
+"""The composition root of `rewardloop gateway`: builds the app, and serves it with uvicorn until SIGTERM."""
+
+from __future__ import annotations
+
+import socket
+
+import structlog
+import uvicorn
+
+from rewardloop.process.socket_owner import OwnCallers, is_loopback, shows_owners
+from rewardloop_client import TLS, AsyncRewardloopClient, InvalidAccess, InvalidAddress
+from rewardloop_gateway.build import Times, build
+from rewardloop_gateway.caller import bearer
+from rewardloop_gateway.guard import Guard
+from rewardloop_gateway.rates import Rates
+from rewardloop_gateway.settings import GatewaySettings
+from rewardloop_gateway.wrapped import AsgiApp, wrapped
+
+log = structlog.get_logger()
+
+PROG = "rewardloop gateway"
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+async def serve(settings: GatewaySettings) -> int:
+    """Run until SIGTERM or SIGINT, then finish what is in flight. Returns the exit status."""
+    try:
+        client = open_client(settings)
+    except (InvalidAccess, InvalidAddress) as error:
+        raise SystemExit(f"{PROG}: {error}") from error
+    listening = _listen(settings)
+    config = uvicorn.Config(
+        app(settings, client),
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=settings.max_requests,
+        timeout_graceful_shutdown=int(settings.drain_s) or 1,
+        h11_max_incomplete_event_size=2**16,
+    )
+    log.info("listening", address=settings.listen, server=settings.server)
+    try:
+        await uvicorn.Server(config).serve(sockets=[listening])
+    finally:
+        await client.close()
+    log.info("stopped")
+    return 0
+
+
+def open_client(settings: GatewaySettings) -> AsyncRewardloopClient:
+    """Return the client that shows the token of the present request. Raises InvalidAccess and InvalidAddress.
+
+    It tries each call once: the caller sees what it would see over gRPC, with the time to try again, and decides.
+    """
+    tls = TLS.of(settings.ca, settings.client_cert, settings.client_key, settings.server_name)
+    return AsyncRewardloopClient(
+        settings.server,
+        timeout_s=settings.timeout_s,
+        max_attempts=1,
+        tls=tls or False,
+        token=bearer,
+        insecure_token=settings.insecure_token,
+    )
+
+
+def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
+    """Return the whole app. Raises SystemExit if own_user is asked for where sockets have no known owner."""
+    if settings.own_user and not shows_owners():
+        raise SystemExit(f"{PROG}: --own-user needs Linux and its /proc, which show whose process a caller is")
+    hosts = settings.hosts
+    if not hosts and is_loopback(settings.host):
+        hosts = [*_LOOPBACK_NAMES, f"[{settings.host}]" if ":" in settings.host else settings.host]
+    guard = Guard(
+        build(client, Times(settings.timeout_s, settings.generate_timeout_s)),
+        max_body_bytes=1024 * settings.max_body_kib,
+        hosts=frozenset(host.lower() for host in hosts),
+        origins=frozenset(settings.cors_origins),
+        rates=Rates(settings.token_requests_per_s, settings.publishable_requests_per_s),
+        needs_token=settings.client_cert is not None,
+        own=OwnCallers(settings.port) if settings.own_user else None,
+    )
+    return wrapped(guard, settings.cors_origins)
+
+
+def _listen(settings: GatewaySettings) -> socket.socket:
+    """Return the socket, so that a port in use is one line. Raises SystemExit."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SystemExit(f"{PROG}: cannot listen on {settings.listen}: {error.strerror}") from error

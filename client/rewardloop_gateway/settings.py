@@ -1,0 +1,107 @@
+"""Settings of the HTTP door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from rewardloop.process.settings import ProcessSettings
+from rewardloop.process.socket_owner import is_loopback
+
+
+class GatewaySettings(ProcessSettings):
+    """Answers HTTP and JSON by calling the gRPC services: the OpenAI API for the policy, feedback, and scores."""
+
+    basic_settings = (
+        *("listen", "server", "cors_origins", "hosts", "tls_cert", "tls_key", "ca", "server_name"),
+        *("timeout_s", "generate_timeout_s", "log_format"),
+    )
+    setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("listen", "The HTTP side"),
+        ("server", "The gRPC services"),
+        ("log_level", "Log"),
+    )
+
+    listen: str = Field("127.0.0.1:8080", description="HTTP address (host:port)")
+    tls_cert: Path | None = Field(None, description="PEM certificate chain; with it the port speaks HTTPS")
+    tls_key: Path | None = Field(None, description="PEM private key of the certificate")
+    insecure_listen: bool = Field(
+        False, description="listen elsewhere than on loopback without TLS, as behind a proxy that speaks HTTPS"
+    )
+    own_user: bool = Field(False, description="refuse calls of this machine's other users, root aside; on Linux")
+    hosts: list[str] = Field(
+        [],
+        description="host names by which it is called; others are refused. Default: those of loopback if it listens "
+        "there, else all",
+    )
+    cors_origins: list[str] = Field(
+        [], description="origins of pages that may call it from a browser, such as https://shop.example; default: none"
+    )
+    max_body_kib: int = Field(4096, ge=1, description="most KiB of a request's body")
+    max_requests: int = Field(1024, ge=1, description="most requests at once; further ones get 503")
+    token_requests_per_s: float = Field(
+        0.0, ge=0, description="most requests a second with one token; 0: only the quotas of the services"
+    )
+    publishable_requests_per_s: float = Field(
+        2.0, gt=0, description="most requests a second with one publishable token, after ten at once"
+    )
+    drain_s: float = Field(30.0, gt=0, description="how long requests in flight may take after SIGTERM")
+
+    server: str = Field("127.0.0.1:50051", description="address of the services; several with commas")
+    ca: Path | None = Field(None, description="PEM authorities that signed the services' certificate; turns TLS on")
+    client_cert: Path | None = Field(
+        None, description="PEM certificate to show to the services (mutual TLS); then each request needs a token"
+    )
+    client_key: Path | None = Field(None, description="PEM private key of that certificate")
+    server_name: str = Field("", description="name in the services' certificate, if it differs from the address")
+    insecure_token: bool = Field(False, description="pass tokens on without TLS to services elsewhere than on loopback")
+    timeout_s: float = Field(10.0, gt=0, description="seconds that scores and feedback may take")
+    generate_timeout_s: float = Field(120.0, gt=0, description="seconds that an answer of the policy may take")
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @property
+    def host(self) -> str:
+        """The host of `listen`, an IPv6 address without brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of `listen`."""
+        return int(self.listen.rpartition(":")[2])
+
+    @field_validator("listen")
+    @classmethod
+    def _is_host_and_port(cls, value: str) -> str:
+        """Raises ValueError for another address than host:port."""
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError("is not host:port")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        """Raises ValueError for what is no origin. ``*`` would let every page on the web call."""
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or "*" in origin:
+                raise ValueError(f"{origin!r} is no origin, such as https://shop.example")
+        return value
+
+    @model_validator(mode="after")
+    def _may_listen(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be given together")
+        if self.own_user and not is_loopback(self.host):
+            raise ValueError("own_user needs a listen address on loopback")
+        if not is_loopback(self.host) and self.tls_cert is None and not self.insecure_listen:
+            raise ValueError(
+                "listen is not on loopback, and without TLS everybody on the way can read the tokens: give tls_cert "
+                "and tls_key, or insecure_listen if a proxy in front speaks HTTPS"
+            )
+        return self
