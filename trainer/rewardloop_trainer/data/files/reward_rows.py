@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import recognise
+from rewardloop_data.rows import RowError
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.files.policy_rows import UnusableRows
 from rewardloop_trainer.data.pools.sides import split_at_once
@@ -50,9 +53,10 @@ def read_reward_data(source: SourceFile) -> RewardData:
     records: list[Record] = []
     problems: list[str] = []
     digest = hashlib.sha256()
+    reading = recognise(source.shown, source.lines(), Choices())
     for line in source.lines():
         try:
-            found = [record for event in events_of(line.value(), Labels()) for record in from_event(event)]
+            found = [record for event in reading.events(line.value(), Labels()) for record in from_event(event)]
         except RowError as error:
             problems.append(f"{source.path}:{line.number}: {error}")
             continue
