@@ -114,16 +114,17 @@ def numbered(judgements: Iterable[Judgement]) -> list[Judgement]:
 def digest_of(judgement: Judgement, aspect: str = "") -> str:
     """Return the sha256 of a judgement. Raises RowError for text that is not valid Unicode.
 
-    A choice between two is the same however the two are ordered. ``aspect`` counts if the judgement names none.
+    A choice between two is the same whatever else was shown, and however the two are ordered. ``aspect`` counts if the
+    judgement names none.
     """
     tools, said_before = tools_of(judgement.prompt)
     responses: Sequence[str] = judgement.responses
     said: list[Any] = [type(judgement.said).__name__, *_values(judgement.said)]
-    if len(responses) == 2 and isinstance(judgement.said, Preferred):
+    if isinstance(judgement.said, Preferred):
         responses = [responses[judgement.said.chosen], responses[judgement.said.rejected]]
         said = ["Preferred", judgement.said.strength]
-    elif len(responses) == 2 and isinstance(judgement.said, Equal):
-        responses, said = sorted(responses), ["Equal"]
+    elif isinstance(judgement.said, Equal):
+        responses, said = sorted((responses[judgement.said.first], responses[judgement.said.second])), ["Equal"]
     content: list[Any] = [tools, [message_of(turn) for turn in said_before], list(responses), said]
     content += [judgement.annotator, judgement.aspect or aspect, judgement.key, judgement.copy]
     try:

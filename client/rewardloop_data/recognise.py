@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from rewardloop.v1 import feedback_pb2
 from rewardloop_data.columns import placed
-from rewardloop_data.judgements import Judgement, Labels, digest_of, event_of, numbered
+from rewardloop_data.judgements import Judgement, Labels, event_of, numbered
 from rewardloop_data.rows import Json, RowError, kind_of, short
 from rewardloop_data.shapes.shape import Choices, Row, Shape
 from rewardloop_data.shapes.table import SHAPES, shape_named
 from rewardloop_data.source_file import Line, UnreadableFile
 
-_EXAMPLES = 3
-_MOST_DIGESTS = 4_000_000  # of which 8 bytes each are kept
 _NAMED_KEYS = 8
+# For the commands that have no flags for it.
+_CONVERT = "'rewardloop feedback convert' takes these flags and writes a file that every command reads"
+_REJECTED = {"line", "reason", "row"}  # of the file of rejected rows, which may be mended and imported
 
 _OURS = Choices(indices="zero-based", rankings="order")
 
@@ -47,14 +49,9 @@ class Reading:
         shape = _shape(content, self.shapes, self.choices)
         if shape is None:
             raise RowError(_no_shape(content))
-        if shape.read is None:
-            raise RowError(shape.way)
-        if unknown := shape.unknown(content, self.choices):
+        if shape.read is not None and (unknown := shape.unknown(content, self.choices)):
             raise RowError(f"{unknown[0]}: is not known, and may change what the row says")
-        found = numbered(shape.read(content, self.choices))
-        if not found:
-            raise RowError("holds no signal")
-        return found
+        return judgements_of(content, shape, self.choices)
 
     def is_judged(self, content: Row) -> bool:
         """Return whether a row without nulls has one of the shapes."""
@@ -65,29 +62,14 @@ class Reading:
         return [event_of(each, labels) for each in self.judgements(row)]
 
 
-@dataclass(slots=True)
-class Survey:
-    """What was found in a file.
+class Watcher(Protocol):
+    """Is told of each row while the shapes are looked at."""
 
-    Attributes:
-        reading: How its rows are read.
-        rows: Its rows.
-        signals: Its judgements by kind, those that repeat an earlier one included.
-        refused: Rows that hold no judgement.
-        reasons: The first reasons for that, with their lines.
-        repeats: Judgements of nobody by name that are equal to an earlier one.
-        examples: The first judgements.
-        broken: Why the file cannot be read to its end; None if it can.
-    """
+    def refuse(self, line: Line, reason: str) -> None:
+        """The row has no shape."""
 
-    reading: Reading
-    rows: int = 0
-    signals: Counter[str] = field(default_factory=Counter)
-    refused: int = 0
-    reasons: list[str] = field(default_factory=list)
-    repeats: int = 0
-    examples: list[Judgement] = field(default_factory=list)
-    broken: UnreadableFile | None = None
+    def add(self, line: Line, content: Row, shape: Shape) -> None:
+        """The row has a shape."""
 
 
 def events_of(row: Json, labels: Labels) -> list[feedback_pb2.FeedbackEvent]:
@@ -103,6 +85,8 @@ def content_of(row: Json, choices: Choices, shapes: Iterable[Shape] = SHAPES) ->
     """Return the row without nulls, with its values where --column says. Raises RowError."""
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
+    if row.keys() == _REJECTED and isinstance(row["row"], dict):
+        row = row["row"]
     content: dict[str, Json] = {
         key: value for key, value in row.items() if value is not None
     }  # Parquet: an absent column is null
@@ -125,7 +109,10 @@ def recognise(name: str, lines: Iterable[Line], choices: Choices) -> Reading:
         UnclearFile: No row has a shape that can be read, or it is not clear what the rows say.
         UnreadableFile: There is no row, or the file cannot be read.
     """
-    return _look(name, lines, choices)[0]
+    try:
+        return look(name, lines, choices)[0]
+    except UnclearFile as error:
+        raise UnclearFile(f"{error}; {_CONVERT}") from error
 
 
 def recognise_judged(name: str, lines: Iterable[Line], choices: Choices) -> Reading | None:
@@ -137,67 +124,11 @@ def recognise_judged(name: str, lines: Iterable[Line], choices: Choices) -> Read
     readable = {shape: seen for shape, seen in found.by_shape.items() if shape.read is not None}
     if not readable:
         return None
-    _check(name, readable, choices)
-    return Reading(tuple(readable), choices)
-
-
-def survey(name: str, lines: Iterable[Line], again: Iterable[Line], choices: Choices, aspect: str = "") -> Survey:
-    """Look at all rows twice: for their shape, and for what they say.
-
-    Args:
-        name: What messages call the file.
-        lines: All of its rows.
-        again: The same rows.
-        choices: What the caller has settled.
-        aspect: The reward model that learns from rows that name none.
-
-    Raises:
-        UnclearFile, UnreadableFile: As `recognise` does.
-    """
-    reading, broken = _look(name, lines, choices)
-    found = Survey(reading, broken=broken)
-    seen: set[int] = set()
     try:
-        for line in again:
-            found.rows += 1
-            try:
-                judgements = reading.judgements(line.value())
-                digests = [digest_of(each, aspect) for each in judgements]
-            except RowError as error:
-                found.refused += 1
-                if len(found.reasons) < _EXAMPLES:
-                    found.reasons.append(f"{line.number}: {error}")
-                continue
-            found.signals.update(type(each.said).__name__ for each in judgements)
-            found.examples += judgements[: max(0, _EXAMPLES - len(found.examples))]
-            for each, digest in zip(judgements, digests, strict=True):
-                if not (each.annotator or each.key) and len(seen) < _MOST_DIGESTS:
-                    number = int(digest[:16], 16)
-                    found.repeats += number in seen
-                    seen.add(number)
-    except UnreadableFile as error:
-        found.broken = error
-    return found
-
-
-class Copies:
-    """Counts equal judgements of nobody by name, so that each of them is a signal of its own."""
-
-    def __init__(self, aspect: str) -> None:
-        self._aspect = aspect
-        self._seen: Counter[str] = Counter()
-
-    def numbered(self, judgements: Iterable[Judgement]) -> list[Judgement]:
-        """Return the judgements, each with the number of those that were equal to it before. Raises RowError."""
-        found = []
-        for each in judgements:
-            if each.annotator or each.key:
-                found.append(each)
-                continue
-            digest = digest_of(replace(each, copy=0), self._aspect)[:24]
-            found.append(replace(each, copy=self._seen[digest]))
-            self._seen[digest] += 1
-        return found
+        _check(name, readable, choices)
+    except UnclearFile as error:
+        raise UnclearFile(f"{error}; {_CONVERT}") from error
+    return Reading(tuple(readable), choices)
 
 
 @dataclass(slots=True)
@@ -230,7 +161,9 @@ def _shapes_of(choices: Choices) -> tuple[Shape, ...]:
     return (named,)
 
 
-def _shapes_in(lines: Iterable[Line], choices: Choices, shapes: tuple[Shape, ...]) -> _Found:
+def _shapes_in(
+    lines: Iterable[Line], choices: Choices, shapes: tuple[Shape, ...], watcher: Watcher | None = None
+) -> _Found:
     found = _Found()
     try:
         for line in lines:
@@ -239,23 +172,32 @@ def _shapes_in(lines: Iterable[Line], choices: Choices, shapes: tuple[Shape, ...
                 content = content_of(line.value(), choices, shapes)
             except RowError as error:
                 found.first_reason = found.first_reason or f"{line.number}: {error}"
+                if watcher is not None:
+                    watcher.refuse(line, str(error))
                 continue
             shape = _shape(content, shapes, choices)
             if shape is None:
                 found.first_reason = found.first_reason or f"{line.number}: {_no_shape(content)}"
+                if watcher is not None:
+                    watcher.refuse(line, _no_shape(content))
                 continue
             seen = found.by_shape.setdefault(shape, _Seen(line.number))
             seen.rows += 1
             for key in shape.unknown(content, choices):
                 seen.unknown.setdefault(key, f"{line.number}: {key} is {short(content[key])}")
             seen.marks.update(shape.marks(content))
+            if watcher is not None:
+                watcher.add(line, content, shape)
     except UnreadableFile as error:
         found.broken = error
     return found
 
 
-def _look(name: str, lines: Iterable[Line], choices: Choices) -> tuple[Reading, UnreadableFile | None]:
-    found = _shapes_in(lines, choices, _shapes_of(choices))
+def look(
+    name: str, lines: Iterable[Line], choices: Choices, watcher: Watcher | None = None
+) -> tuple[Reading, UnreadableFile | None]:
+    """As `recognise`, and return why the file cannot be read to its end. ``watcher`` is told of each row."""
+    found = _shapes_in(lines, choices, _shapes_of(choices), watcher)
     if not found.rows:
         raise found.broken or UnreadableFile(f"{name}: has no rows")
     if not found.by_shape:
@@ -289,6 +231,16 @@ def _check(name: str, readable: Mapping[Shape, _Seen], choices: Choices) -> None
     for shape, seen in readable.items():
         if question := shape.doubt(seen.marks, choices):
             raise UnclearFile(f"{name}: {shape.name}: {question}")
+
+
+def judgements_of(content: Row, shape: Shape, choices: Choices) -> list[Judgement]:
+    """Return what a row of a shape says, at least one judgement. Raises RowError."""
+    if shape.read is None:
+        raise RowError(shape.way)
+    found = numbered(shape.read(content, choices))
+    if not found:
+        raise RowError("holds no signal")
+    return found
 
 
 def _shape(content: Row, shapes: Iterable[Shape], choices: Choices) -> Shape | None:

@@ -20,10 +20,10 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_cli.feedback.imports import Plan, import_file
 from rewardloop_client import InvalidRequest, RecordResult, RewardloopError
 from rewardloop_data.judgements import Labels
-from rewardloop_data.recognise import survey
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.side_files import Progress, SideFiles
 from rewardloop_data.source_file import SourceFile, UnreadableFile
+from rewardloop_data.survey import survey
 from rewardloop_server.calls import errors
 from rewardloop_server.calls.validate import Limits, validate_event
 
@@ -111,7 +111,7 @@ def _import(path: Path, server: _Server) -> _Imported:
         side_files = SideFiles(source, path.parent)
         fresh = Progress(source.head_sha256, source.size, "server")
         progress = side_files.begin(fresh, restart=True)
-        plan = Plan(survey(source.shown, source.lines(), source.lines(), _CHOICES).reading, Labels())
+        plan = Plan(survey(source.shown, source.lines(), _CHOICES).reading, Labels())
         import_file(source, server, side_files, plan, progress, settled)  # type: ignore[arg-type]  # our Delivery
         outcome = "all rows recorded" if not last.rejected else "some rows refused"
     except UnreadableFile:

@@ -124,6 +124,7 @@ def test_urls_are_read_through_fsspec_and_an_unknown_one_is_one_line(tmp_path: P
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_200_mb_killed_in_the_middle_are_resumed_without_loss_or_double(tmp_path: Path) -> None:
     path, rows, padding = tmp_path / "big.jsonl", 40_000, "word " * 1000
     with path.open("wb") as file:

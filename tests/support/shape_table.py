@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 from rewardloop_data.judgements import Approved, Equal, Graded, Judgement, Ordered, Preferred
-from rewardloop_data.recognise import survey
 from rewardloop_data.rows import RowError
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile, UnreadableFile
+from rewardloop_data.survey import survey
 from support.shape_cases import COMPARISONS, FILES, PAIRS, SINGLE, Case
 
 PAGE = Path(__file__).parents[2] / "docs/reference/data-shapes.md"
@@ -55,7 +55,7 @@ def written(judgement: Judgement) -> str:
 def read(path: Path, choices: Choices) -> tuple[list[str], list[str]]:
     """Return what a file says, and why rows of it are refused. Raises UnreadableFile."""
     source = SourceFile.of(path)
-    found = survey(source.shown, source.lines(), source.lines(), choices)
+    found = survey(source.shown, source.lines(), choices)
     said, reasons = [], []
     for line in source.lines():
         try:

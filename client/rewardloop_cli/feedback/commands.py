@@ -9,6 +9,30 @@ import typer
 
 from rewardloop_cli.server_option import DEFAULT_SERVER, Server
 
+Shape = Annotated[
+    str, typer.Option("--format", help="Shape of all rows; 'feedback shapes' lists them. Default: by the keys.")
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=PATH: where the value of a key is, such as chosen=fields.better. May be repeated."),
+]
+Ignore = Annotated[
+    list[str] | None, typer.Option(help="Keys that change nothing, with commas between; * for all. May be repeated.")
+]
+OneBased = Annotated[
+    bool | None, typer.Option("--one-based/--zero-based", help="Whether indices count from 1 or from 0.")
+]
+Ranks = Annotated[
+    bool | None,
+    typer.Option(
+        "--ranks/--best-first", help="Whether a ranking holds the rank of each response, or the order of indices."
+    ),
+]
+Scale = Annotated[str, typer.Option(help="MINIMUM..MAXIMUM of ratings.")]
+Verbatim = Annotated[
+    bool, typer.Option("--verbatim", help="Take texts as they are, even if they look like whole conversations.")
+]
+
 feedback = typer.Typer(help="Import preference data, and take it back.", rich_markup_mode=None, no_args_is_help=True)
 
 
@@ -25,30 +49,13 @@ def feedback_import(  # noqa: PLR0913  # long: each parameter is an option of th
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show how the files are read, with examples, and send nothing.")
     ] = False,
-    shape: Annotated[
-        str, typer.Option("--format", help="Shape of all rows; 'feedback shapes' lists them. Default: by the keys.")
-    ] = "",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=PATH: where the value of a key is, such as chosen=fields.better. May be repeated."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(help="Keys that change nothing, with commas between; * for all. May be repeated."),
-    ] = None,
-    one_based: Annotated[
-        bool | None, typer.Option("--one-based/--zero-based", help="Whether indices count from 1 or from 0.")
-    ] = None,
-    ranks: Annotated[
-        bool | None,
-        typer.Option(
-            "--ranks/--best-first", help="Whether a ranking holds the rank of each response, or the order of indices."
-        ),
-    ] = None,
-    scale: Annotated[str, typer.Option(help="MINIMUM..MAXIMUM of ratings.")] = "",
-    verbatim: Annotated[
-        bool, typer.Option("--verbatim", help="Take texts as they are, even if they look like whole conversations.")
-    ] = False,
+    shape: Shape = "",
+    column: Column = None,
+    ignore: Ignore = None,
+    one_based: OneBased = None,
+    ranks: Ranks = None,
+    scale: Scale = "",
+    verbatim: Verbatim = False,
     count_copies: Annotated[
         bool, typer.Option("--count-copies", help="Count equal judgements of nobody by name as different people's.")
     ] = False,
@@ -69,12 +76,13 @@ def feedback_import(  # noqa: PLR0913  # long: each parameter is an option of th
     Exit status: 0 if all rows were recorded, 1 if some were rejected, 2 if a file or the server failed.
     """
     from rewardloop_cli.failures import finish
+    from rewardloop_cli.feedback import flags
     from rewardloop_cli.feedback import imports as command
     from rewardloop_data.judgements import Labels
 
     def run() -> int:
-        labels = Labels(command.parse_source(source), command.parse_tags(tag or []), command.parse_aspect(aspect))
-        choices = command.parse_choices(
+        labels = Labels(flags.parse_source(source), flags.parse_tags(tag or []), flags.parse_aspect(aspect))
+        choices = flags.parse_choices(
             named=shape,
             columns=column or [],
             ignored=ignore or [],
@@ -112,3 +120,39 @@ def feedback_retract(
     from rewardloop_cli.feedback import retract as command
 
     finish(lambda: command.run(import_ids, server))
+
+
+@feedback.command("convert")
+def feedback_convert(  # noqa: PLR0913  # long: each parameter is an option of the command
+    file: Annotated[str, typer.Argument(help="As 'feedback import' takes it.", metavar="FILE")],
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write; default: standard output.")] = None,
+    shape: Shape = "",
+    column: Column = None,
+    ignore: Ignore = None,
+    one_based: OneBased = None,
+    ranks: Ranks = None,
+    scale: Scale = "",
+    verbatim: Verbatim = False,
+) -> None:
+    """Write what a data file says as rows that every command reads without a flag.
+
+    Exit status: 0 if all rows hold a judgement, 1 if some do not, 2 if the file cannot be read or is not clear.
+    """
+    from rewardloop_cli.failures import finish
+    from rewardloop_cli.feedback import convert as command
+    from rewardloop_cli.feedback.flags import parse_choices
+
+    def run() -> int:
+        choices = parse_choices(
+            named=shape,
+            columns=column or [],
+            ignored=ignore or [],
+            one_based=one_based,
+            ranks=ranks,
+            scale=scale,
+            verbatim=verbatim,
+            count_copies=False,
+        )
+        return command.run(file, out, choices)
+
+    finish(run)

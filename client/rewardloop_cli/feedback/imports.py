@@ -11,17 +11,15 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from rewardloop.formats.mixing.names import is_name
 from rewardloop.v1 import feedback_pb2
 from rewardloop_cli.connect import open_client
-from rewardloop_cli.failures import UsageError
 from rewardloop_cli.feedback.report import Batch
 from rewardloop_client import (
     EventIdConflict,
@@ -31,13 +29,13 @@ from rewardloop_client import (
     RewardloopClient,
     RewardloopError,
 )
-from rewardloop_client._types import SourceName
 from rewardloop_data.judgements import Labels, event_of
-from rewardloop_data.recognise import Copies, Reading, survey
+from rewardloop_data.recognise import Reading
 from rewardloop_data.rows import RowError
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.side_files import Progress, Rejection, SideFiles, writable_folder
 from rewardloop_data.source_file import Line, SourceFile, UnreadableFile, opened
+from rewardloop_data.survey import Copies, survey
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 2 * 1024 * 1024  # below the 4 MiB that a gRPC server takes by default
@@ -322,7 +320,7 @@ def _import_one(source: SourceFile, client: RewardloopClient | None, options: Im
     from rewardloop_cli.feedback.summary import summary_of
 
     started = time.monotonic()
-    found = survey(source.shown, source.lines(), source.lines(), options.choices, options.labels.aspect)
+    found = survey(source.shown, source.lines(), options.choices, options.labels.aspect)
     import_id = import_id_of(source, options.choices, options.labels)
     summary = summary_of(source.name, found, import_id)
     if client is None:
@@ -354,67 +352,3 @@ def _import_one(source: SourceFile, client: RewardloopClient | None, options: Im
             return None
         report.summary(progress, time.monotonic() - started, side_files.rejected_path)
         return int(progress.rejected > 0)
-
-
-def parse_choices(
-    *,
-    named: str,
-    columns: Sequence[str],
-    ignored: Sequence[str],
-    one_based: bool | None,
-    ranks: bool | None,
-    scale: str,
-    verbatim: bool,
-    count_copies: bool,
-) -> Choices:
-    """Return what the flags settle about a file. Raises UsageError."""
-    pairs: dict[str, str] = {}
-    for column in columns:
-        key, equals, path = column.partition("=")
-        if not key or not equals or not path:
-            raise UsageError(f"--column {column}: is not KEY=PATH")
-        pairs[key] = path
-    ends: tuple[float, float] | None = None
-    if scale:
-        low, _, high = scale.partition("..")
-        try:
-            ends = (float(low), float(high))
-        except ValueError:
-            raise UsageError(f"--scale {scale}: is not MINIMUM..MAXIMUM") from None
-        if not ends[0] < ends[1]:
-            raise UsageError(f"--scale {scale}: its minimum is not below its maximum")
-    return Choices(
-        named,
-        pairs,
-        frozenset(key for each in ignored for key in each.split(",") if key),
-        {None: "", True: "one-based", False: "zero-based"}[one_based],  # type: ignore[arg-type]
-        {None: "", True: "ranks", False: "order"}[ranks],  # type: ignore[arg-type]
-        ends,
-        verbatim,
-        count_copies,
-    )
-
-
-def parse_source(name: str) -> SourceName:
-    """Return the source of a name. Raises UsageError."""
-    if name not in ("human", "llm_judge", "implicit"):
-        raise UsageError(f"--source {name}: is not human, llm_judge or implicit")
-    return cast(SourceName, name)
-
-
-def parse_tags(pairs: Sequence[str]) -> Mapping[str, str]:
-    """Return the tags of texts of the form ``key=value``. Raises UsageError."""
-    tags = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--tag {pair}: is not key=value")
-        tags[key] = value
-    return tags
-
-
-def parse_aspect(name: str) -> str:
-    """Return the name of an aspect, or an empty text. Raises UsageError."""
-    if name and not is_name(name):
-        raise UsageError(f"--aspect {name}: is no name of a reward model")
-    return name

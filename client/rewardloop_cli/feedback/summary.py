@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rewardloop_data.judgements import Approved, Equal, Graded, Judgement, Ordered, Preferred
-from rewardloop_data.recognise import Survey
 from rewardloop_data.rows import Turns
+from rewardloop_data.survey import Survey
 
 _WIDTH = 100
 _KINDS = {
@@ -22,7 +22,8 @@ def summary_of(name: str, found: Survey, import_id: str) -> list[str]:
     """Return the lines of a summary."""
     shapes = ", ".join(shape.name for shape in found.reading.shapes if shape.read is not None)
     kinds = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in found.signals.most_common()) or "no signal"
-    lines = [f"{name}: {found.rows} rows, read as {shapes}: {kinds} (import {import_id})"]
+    named = f" (import {import_id})" if import_id else ""
+    lines = [f"{name}: {found.rows} rows, read as {shapes}: {kinds}{named}"]
     if found.refused:
         lines.append(f"{name}: {found.refused} rows hold no signal, such as line {found.reasons[0]}")
     if found.repeats and not found.reading.choices.counts_copies:

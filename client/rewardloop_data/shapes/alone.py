@@ -80,7 +80,7 @@ def _vote_doubt(marks: Counter[str], choices: Choices) -> str:
 def _thumbs(row: Row, choices: Choices) -> Iterable[Judgement]:
     prompt = prompt_in(row, choices)
     text = answer("response", row["response"], prompt, choices)
-    key, value = next((key, row[key]) for key in ("up", "down") if key in row)
+    key, value = next(((key, row[key]) for key in ("up", "down") if key in row), ("up", None))
     if value not in (True, False):
         raise RowError(f"{key}: is {short(value)}, not 0 or 1")
     yield judged(row, prompt, [text], Approved(bool(value) == (key == "up")))
@@ -96,7 +96,7 @@ def _rating(row: Row, choices: Choices) -> Iterable[Judgement]:
     value = number("rating", row["rating"])
     if not ends[0] <= value <= ends[1]:
         raise RowError(f"rating: is {value:g}, not within {ends[0]:g} and {ends[1]:g}")
-    yield judged(row, prompt, [text], Graded(value, *ends))
+    yield judged(row, prompt, [text], Graded(value, float(ends[0]), float(ends[1])))
 
 
 def _rating_marks(row: Row) -> Iterable[str]:

@@ -114,7 +114,7 @@ def _annotations(row: Row, choices: Choices) -> Iterable[Judgement]:
         if choice == "tie":
             yield judged(row, prompt, responses, Equal(0, 1), annotator)
         elif is_int(choice):
-            better = index_of(f"annotations[{i}].choice", choice, 2, choices)
+            better = index_of(row, f"annotations[{i}].choice", choice, 2, choices)
             yield judged(row, prompt, responses, Preferred(better, 1 - better), annotator)
         else:
             raise RowError(f"annotations[{i}].choice: is {short(choice)}, not 0, 1 or 'tie'")
@@ -124,12 +124,12 @@ def _annotation_marks(row: Row) -> Iterable[str]:
     annotations = row["annotations"]
     for each in annotations if isinstance(annotations, list) else ():
         if isinstance(each, dict):
-            yield from index_marks(each.get("choice"), 2)
+            yield from index_marks(row, each.get("choice"), 2)
 
 
 def _chosen_index(row: Row, choices: Choices) -> Iterable[Judgement]:
     prompt, responses = prompt_in(row, choices), responses_in(row, choices)
-    chosen = index_of("chosen", row["chosen"], len(responses), choices)
+    chosen = index_of(row, "chosen", row["chosen"], len(responses), choices)
     votes = row.get("votes")
     if isinstance(votes, list) and len(votes) == len(responses):
         counts = [number("votes", each) for each in votes]
@@ -142,7 +142,7 @@ def _chosen_index(row: Row, choices: Choices) -> Iterable[Judgement]:
 
 def _chosen_marks(row: Row) -> Iterable[str]:
     responses = row["responses"]
-    return index_marks(row["chosen"], len(responses) if isinstance(responses, list) else 0)
+    return index_marks(row, row["chosen"], len(responses) if isinstance(responses, list) else 0)
 
 
 def _order(row: Row, choices: Choices) -> Iterable[Judgement]:
@@ -285,7 +285,7 @@ SHAPES = (
         "a choice or a tie for each annotation",
         ("prompt", "responses", "annotations"),
         _annotations,
-        reads=PROMPT,
+        reads=PROMPT | {"index_base"},
         skips=frozenset(("chosen", "votes")),
         marks=_annotation_marks,
         doubt=index_doubt,
@@ -317,7 +317,7 @@ SHAPES = (
         "a choice against each other response; --one-based or --zero-based says how, unless some index is 0",
         ("prompt", "responses", "chosen"),
         _chosen_index,
-        reads=PROMPT | PAIR_KEYS,
+        reads=PROMPT | PAIR_KEYS | {"index_base"},
         fits=lambda row: "annotations" not in row,
         marks=_chosen_marks,
         doubt=index_doubt,

@@ -31,6 +31,13 @@ def _objects(row: Row, key: str) -> list[dict[str, Json]]:
     return [each for each in values if isinstance(each, dict)]
 
 
+def _asked(key: str, choices: Choices) -> str:
+    """Return by what to judge. Raises RowError while nobody has said it."""
+    if key not in choices.columns:
+        raise RowError(f"--column {key}= does not say by what to judge")
+    return choices.columns[key]
+
+
 def inside(value: Json, path: str) -> Json:
     """Return what a path of keys leads to within nested objects; None if there is nothing."""
     for key in path.split("."):
@@ -40,7 +47,7 @@ def inside(value: Json, path: str) -> Json:
 
 def _ultrafeedback(row: Row, choices: Choices) -> Iterable[Judgement]:
     prompt = text_prompt({}, choices, text_of("instruction", row["instruction"]), "instruction")
-    path, texts, scores = choices.columns["score"], [], []
+    path, texts, scores = _asked("score", choices), [], []
     for i, each in enumerate(_objects(row, "completions")):
         texts.append(response_in(f"completions[{i}].response", each.get("response"), choices))
         scores.append(number(f"completions[{i}].{path}", inside(each, path)))
@@ -66,7 +73,7 @@ def _arena(row: Row, choices: Choices) -> Iterable[Judgement]:
         judged_turn = row.get("turn")
         if judged_turn is not None:
             turns = turns[: 2 * int(number("turn", judged_turn))]
-        if turns[-1].role != "assistant":
+        if not turns or turns[-1].role != "assistant":
             raise RowError(f"{key}: does not end with the assistant's turn")
         talks.append(turns)
     first, second = talks
@@ -107,7 +114,7 @@ def _one_text(key: str, value: Json) -> str:
 def _safe(row: Row, choices: Choices) -> Iterable[Judgement]:
     prompt = text_prompt({}, choices, text_of("prompt", row["prompt"]), "prompt")
     texts = [response_in(key, row[key], choices) for key in ("response_0", "response_1")]
-    key = choices.columns["chosen"]
+    key = _asked("chosen", choices)
     if key not in ("better_response_id", "safer_response_id"):
         raise RowError(f"--column chosen={key}: is neither better_response_id nor safer_response_id")
     better = row[key]

@@ -132,6 +132,7 @@ HARMLESS = frozenset(
         *("created_at", "updated_at", "exported_at", "inserted_at", "timestamp", "ts", "tstamp", "date", "time"),
         *("license", "language", "lang", "locale", "category", "topic", "domain", "task", "difficulty", "label_source"),
         *("model", "models", "model_name", "chosen_model", "rejected_model", "model_a", "model_b", "generator"),
+        *("probability", "orders_agree", "picked", "principle", "principles", "constitution"),  # of our own files
         *("metadata", "meta", "tags", "note", "notes", "comment", "reason", "rationale", "explanation", "version"),
         *("num_turns", "turns", "chosen_policy", "rejected_policy", "chosen_tokens", "rejected_tokens"),
     )
@@ -287,17 +288,19 @@ def number(key: str, value: Json) -> float:
     return float(value)
 
 
-def index_of(key: str, value: Json, count: int, choices: Choices) -> int:
+def index_of(row: Row, key: str, value: Json, count: int, choices: Choices) -> int:
     """Return an index of ``count`` responses, counted from 0. Raises RowError."""
     first = 1 if choices.indices == "one-based" else 0
+    if row.get("index_base", first) != first:
+        raise RowError(f"index_base: is {short(row['index_base'])}, and indices are read from {first}")
     if not is_int(value) or not first <= value < count + first:
         raise RowError(f"{key}: is {short(value)}, not an index of {count} responses (from {first})")
     return value - first
 
 
-def index_marks(value: Json, count: int) -> Iterable[str]:
-    """Yield what an index says about where a file begins to count."""
-    if is_int(value):
+def index_marks(row: Row, value: Json, count: int) -> Iterable[str]:
+    """Yield what an index says about where a file begins to count. ``index_base`` of 0 says it for the row."""
+    if is_int(value) and not (row.get("index_base") == 0 and 0 <= value < count):
         if value == 0:
             yield "index 0"
         elif value == count:

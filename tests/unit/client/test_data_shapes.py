@@ -8,8 +8,12 @@ import pytest
 from support.shape_cases import CASES, Case
 from support.shape_table import PAGE, read, refusal, table
 
-from rewardloop_data.recognise import UnclearFile
+from rewardloop_cli.feedback import convert
+from rewardloop_data.judgements import Judgement, digest_of
+from rewardloop_data.recognise import UnclearFile, recognise
+from rewardloop_data.rows import RowError
 from rewardloop_data.shapes.shape import Choices
+from rewardloop_data.source_file import SourceFile
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.shape)
@@ -36,3 +40,33 @@ def test_a_name_that_is_no_shape_is_refused(tmp_path: Path) -> None:
     path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(UnclearFile, match="--format nope: is not one of"):
         read(path, Choices("nope"))
+
+
+@pytest.mark.parametrize("case", [each for each in CASES if each.says or each.then], ids=lambda case: case.shape)
+def test_a_converted_file_says_the_same_without_a_flag(case: Case, tmp_path: Path) -> None:
+    path, out = tmp_path / case.name, tmp_path / "out" / "clear.jsonl"
+    out.parent.mkdir()
+    path.write_bytes(case.content)
+    choices = case.choices if case.refused else Choices()
+    code = convert.run(str(path), out, choices)
+    assert case.refused or code == int(case.rejected > 0)
+    reading = Choices(is_verbatim=choices.is_verbatim)
+    assert sorted(read(out, reading)[0]) == sorted(case.then if case.refused else case.says)
+    assert _ids(out, reading) == _ids(path, choices)
+
+
+def _is_copy(judgement: Judgement) -> bool:
+    """Return whether a judgement is one of several equal ones of a row, which convert tells apart by their ids."""
+    return bool(judgement.copy) or "#" in judgement.key
+
+
+def _ids(path: Path, choices: Choices) -> set[str]:
+    source = SourceFile.of(path)
+    reading = recognise(source.shown, source.lines(), choices)
+    found = set()
+    for line in source.lines():
+        try:
+            found |= {digest_of(each) for each in reading.judgements(line.value()) if not _is_copy(each)}
+        except RowError:
+            continue
+    return found
