@@ -114,7 +114,8 @@ def messages_of(field: str, value: list[Json]) -> Turns:
 
 def spoken(field: str, text: str) -> str:
     """Return ``text`` if it is what one speaker says, and no rendered conversation. Raises RowError."""
-    if found := _MARKS.search(text):
+    begins = text[:200].lstrip().startswith(("Human:", "Assistant:"))
+    if (begins or "<" in text or "[" in text) and (found := _MARKS.search(text)):  # most texts have neither
         raise RowError(
             f"{field}: holds {short(found[0].strip())}, which stands between the turns of a rendered conversation: "
             "--format hh-rlhf or --format chatml reads such conversations, and --verbatim takes the text as it is"

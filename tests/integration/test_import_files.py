@@ -23,8 +23,8 @@ def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "rewardloop_cli.main", "feedback", *map(str, arguments)]
 
 
-def _run(*arguments: object, **options) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(_command(*arguments), capture_output=True, timeout=120, check=False, **options)
+def _run(*arguments: object, timeout_s: float = 120, **options) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(_command(*arguments), capture_output=True, timeout=timeout_s, check=False, **options)
 
 
 def test_a_dry_run_shows_examples_and_the_import_sends_what_they_show(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_urls_are_read_through_fsspec_and_an_unknown_one_is_one_line(tmp_path: P
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_200_mb_killed_in_the_middle_are_resumed_without_loss_or_double(tmp_path: Path) -> None:
     path, rows, padding = tmp_path / "big.jsonl", 40_000, "word " * 1000
     with path.open("wb") as file:
@@ -144,7 +144,7 @@ def test_200_mb_killed_in_the_middle_are_resumed_without_loss_or_double(tmp_path
             running.kill()
             kills += running.wait() == -9
         assert kills == 2
-        done = _run("import", path, "--server", server)
+        done = _run("import", path, "--server", server, timeout_s=900)
     shown = done.stdout.decode()
     assert done.returncode == 0, done.stderr
     assert f"{rows} rows" in shown
