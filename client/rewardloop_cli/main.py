@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from rewardloop_cli.access_options import ACCESS_OPTIONS, AccessOptions
+from rewardloop_cli.feedback.commands import feedback
 from rewardloop_cli.model_commands import models
 from rewardloop_cli.processes import PassThrough, add_process_commands
 from rewardloop_cli.server_option import DEFAULT_SERVER, Server
@@ -24,7 +25,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-feedback = typer.Typer(help="Import preference data.", rich_markup_mode=None, no_args_is_help=True)
 token = typer.Typer(help="Make tokens for callers.", rich_markup_mode=None, no_args_is_help=True)
 config = typer.Typer(help="See the settings of the processes.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -191,41 +191,6 @@ def generate(  # noqa: PLR0913  # long: each parameter is an option of the comma
         as_json=as_json,
     )
     finish(lambda: command.run(options))
-
-
-@feedback.command("import")
-def feedback_import(
-    files: Annotated[list[Path], typer.Argument(help="JSONL (plain or .gz) or Parquet file.", metavar="FILE")],
-    source: Annotated[str, typer.Option(help="Who judged: human, llm_judge or implicit.")] = "human",
-    tag: Annotated[list[str] | None, typer.Option(help="key=value for every signal. May be repeated.")] = None,
-    aspect: Annotated[
-        str, typer.Option(help="Reward model that learns from rows without an aspect of their own; default: reward.")
-    ] = "",
-    patience: Annotated[float, typer.Option(help="Seconds to wait while the server or Redis is away.")] = 120.0,
-    side_dir: Annotated[Path | None, typer.Option(help="Folder for the progress and the rejected rows.")] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Ignore the progress of an earlier run.")] = False,
-    server: Server = DEFAULT_SERVER,
-) -> None:
-    """Record the signals in data files.
-
-    Rows: {prompt, chosen, rejected} (text or messages), {prompt, responses, ranking}, {prompt, responses, chosen},
-    {prompt, responses, annotations}, {prompt, completion, label}, {prompt, response, up, down}.
-    Exit status: 0 if all rows were recorded, 1 if some were rejected, 2 if a file or the server failed.
-    """
-    from rewardloop_cli import feedback_import as command
-    from rewardloop_cli.failures import finish
-    from rewardloop_data.rows import Labels
-
-    finish(
-        lambda: command.run(
-            files,
-            server=server,
-            labels=Labels(command.parse_source(source), command.parse_tags(tag or []), command.parse_aspect(aspect)),
-            patience_s=patience,
-            side_dir=side_dir,
-            restart=restart,
-        )
-    )
 
 
 @app.command()

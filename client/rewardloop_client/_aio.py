@@ -177,6 +177,10 @@ class AsyncRewardloopClient:
         """Record many signals in one call. See `RewardloopClient.record_batch`."""
         return await self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
+    async def retract(self, import_id: str, *, timeout_s: float | None = None) -> str:
+        """Take back every signal of an import. See `RewardloopClient.retract`."""
+        return await self._run(calls.retract(import_id), timeout_s)
+
     # All parameters but the prompt are keyword-only options of the public API.
     async def generate(  # noqa: PLR0913 - the options of one call
         self,

@@ -34,6 +34,7 @@ SCORE_BATCH = "/rewardloop.v1.RewardService/ScoreBatch"
 SCORE_STREAM = "/rewardloop.v1.RewardService/ScoreStream"
 RECORD = "/rewardloop.v1.FeedbackService/Record"
 RECORD_BATCH = "/rewardloop.v1.FeedbackService/RecordBatch"
+RETRACT = "/rewardloop.v1.FeedbackService/Retract"
 GENERATE = "/rewardloop.v1.PolicyService/Generate"
 GENERATE_STREAM = "/rewardloop.v1.PolicyService/GenerateStream"
 LIST_VERSIONS = "/rewardloop.v1.ModelService/ListVersions"
@@ -47,7 +48,7 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 # Methods that change nothing when they are called twice. A second Rollback goes back one version further.
 REPEATABLE = (
-    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, GENERATE),
+    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
 )
 
@@ -207,6 +208,12 @@ def _record_part(
 
 def _may_pass(outcome: object) -> bool:
     return isinstance(outcome, RewardloopError) and outcome.may_retry
+
+
+def retract(import_id: str) -> Call[str]:
+    """Safe to repeat: an import that has been taken back has nothing left to take back."""
+    request = feedback_pb2.RetractRequest(import_id=convert.text_field("import_id", import_id))
+    return _call(RETRACT, request, feedback_pb2.RetractResponse, lambda response: str(response.stream_id))
 
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:

@@ -261,6 +261,18 @@ class RewardloopClient:
         """
         return self._drive(calls.record_batch(events, self._rules.policy, self._rules.limit(timeout_s)))
 
+    def retract(self, import_id: str, *, timeout_s: float | None = None) -> str:
+        """Take back every signal of an import that is recorded by now. The trainer learns from them no more.
+
+        Args:
+            import_id: What `rewardloop feedback import` printed.
+            timeout_s: Seconds for all attempts together; None for the client's own.
+
+        Returns:
+            The place of the retraction in the stream.
+        """
+        return self._run(calls.retract(import_id), timeout_s)
+
     # All parameters but the prompt are keyword-only options of the public API.
     def generate(  # noqa: PLR0913 - the options of one call
         self,

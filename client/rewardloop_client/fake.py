@@ -54,6 +54,7 @@ _METHODS = {
     "score_stream": calls.SCORE_STREAM,
     "record": calls.RECORD,
     "record_batch": calls.RECORD_BATCH,
+    "retract": calls.RETRACT,
     "generate": calls.GENERATE,
     "generate_stream": calls.GENERATE_STREAM,
     "list_versions": calls.LIST_VERSIONS,
@@ -120,6 +121,7 @@ class FakeRewardloop(RewardloopClient):
             calls.SCORE_BATCH: self._score_batch,
             calls.RECORD: lambda request: self._record(request.event),
             calls.RECORD_BATCH: self._record_batch,
+            calls.RETRACT: self._retract,
             calls.GENERATE: self._generate,
             calls.LIST_VERSIONS: self._list_versions,
             calls.GET_VERSION: self._get_version,
@@ -210,6 +212,12 @@ class FakeRewardloop(RewardloopClient):
     def _record_batch(self, request: feedback_pb2.RecordBatchRequest) -> feedback_pb2.RecordBatchResponse:
         items = [_fill(feedback_pb2.RecordBatchItem(), self._record, event) for event in request.events]
         return feedback_pb2.RecordBatchResponse(items=items)
+
+    def _retract(self, request: feedback_pb2.RetractRequest) -> feedback_pb2.RetractResponse:
+        if not request.import_id:
+            raise InvalidRequest("import_id: missing", violations=[Violation("import_id", "missing")])
+        self.events = [event for event in self.events if event.import_id != request.import_id]
+        return feedback_pb2.RetractResponse(stream_id=f"{len(self.events) + 1}-0")
 
     def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
         _refuse(itertools.chain(prompt_violations(request.prompt), choice_violations(request)))

@@ -20,10 +20,12 @@ class Progress:
         head_sha256: The sha256 of the first 64 KiB of the source.
         size: Bytes of the source.
         server: Address that the signals are sent to.
+        import_id: The import's id.
         lines_done: Every row up to this line is settled: recorded or rejected.
         rows: Settled rows.
         recorded: Signals that were recorded.
         duplicates: Signals that had been recorded before.
+        relabelled: Those of them that had been recorded with other labels, such as another source, and keep them.
         rejected: Rejected rows.
         rejected_bytes: Length of the file of rejected rows.
     """
@@ -31,16 +33,19 @@ class Progress:
     head_sha256: str
     size: int
     server: str
+    import_id: str = ""
     lines_done: int = 0
     rows: int = 0
     recorded: int = 0
     duplicates: int = 0
+    relabelled: int = 0
     rejected: int = 0
     rejected_bytes: int = 0
 
     def same_import(self, other: Progress) -> bool:
         """Return whether both are the progress of the same file to the same server."""
-        return (self.head_sha256, self.size, self.server) == (other.head_sha256, other.size, other.server)
+        mine, its = ((each.head_sha256, each.size, each.server, each.import_id) for each in (self, other))
+        return mine == its
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class SideFiles:
     """
 
     def __init__(self, source: SourceFile, folder: Path) -> None:
-        beside = folder.resolve() == source.path.parent.resolve()
-        name = source.path.name if beside else f"{source.path.name}.{source.head_sha256[:8]}"
+        beside = not source.named and folder.resolve() == source.path.parent.resolve()
+        name = source.name if beside else f"{source.name}.{source.head_sha256[:8]}"
         self.progress_path = folder / f"{name}.rewardloop-progress.json"
         self.rejected_path = folder / f"{name}.rejected.jsonl"
 

@@ -1,20 +1,34 @@
-"""Reads the rows of a file: JSONL, plain or gzipped, or Parquet. The first bytes tell which."""
+"""Reads the rows of a file: JSON lines, a JSON array, a table or Parquet, also packed. The first bytes tell which."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rewardloop_data.containers import (
+    DAMAGE,
+    Unpackable,
+    array_items,
+    in_utf8,
+    kind_of_text,
+    packing,
+    table_rows,
+    unpacked,
+    without_packing,
+)
 from rewardloop_data.rows import Json, RowError, parse_line
 
 _HEAD_BYTES = 65536
 _PARQUET_ROWS = 1000
-_GZIP_MAGIC, _PARQUET_MAGIC, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
+_PARQUET_MAGIC = b"PAR1"
+STANDARD_INPUT = "-"
 
 
 class UnreadableFile(Exception):
@@ -26,17 +40,21 @@ class Line:
     """One row of a file.
 
     Attributes:
-        number: Its line, or its row in Parquet, counted from 1.
+        number: Its line, or its row in an array, a table or Parquet, counted from 1.
         offset: Bytes of the file that have been read so far.
         raw: The row as it is in the file. It is decoded only by `value`, so that skipping rows costs little.
+        problem: What is wrong with the row; "" for nothing.
     """
 
     number: int
     offset: int
-    raw: bytes | dict[str, Any]
+    raw: bytes | dict[str, Any] | Json
+    problem: str = ""
 
     def value(self) -> Json:
         """Return the row as a JSON value. Raises RowError if it is none."""
+        if self.problem:
+            raise RowError(self.problem)
         return parse_line(self.raw) if isinstance(self.raw, bytes) else cast(Json, self.raw)
 
     def kept(self) -> Json:
@@ -44,16 +62,24 @@ class Line:
         try:
             return self.value()
         except RowError:
-            return cast(bytes, self.raw).decode("utf-8", "replace")
+            return self.raw.decode("utf-8", "replace") if isinstance(self.raw, bytes) else cast(Json, self.raw)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of rows, with its size and the sha256 of its first 64 KiB, by which it is recognised."""
+    """A file of rows, with its size and the sha256 of its first 64 KiB, by which it is recognised.
+
+    Attributes:
+        path: Where its bytes are.
+        size: Its bytes.
+        head_sha256: The hash.
+        named: What it is called, if it is not a file of this machine: a URL, or "stdin".
+    """
 
     path: Path
     size: int
     head_sha256: str
+    named: str = ""
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
@@ -70,6 +96,24 @@ class SourceFile:
             raise UnreadableFile(f"{path}: is empty")
         return cls(path, size, hashlib.sha256(head).hexdigest())
 
+    @property
+    def name(self) -> str:
+        """The name for messages and for the files beside it: the last part of the path or URL."""
+        return self.named.rstrip("/").rpartition("/")[2] or self.path.name
+
+    @property
+    def shown(self) -> str:
+        """The path or URL."""
+        return self.named or str(self.path)
+
+    def sha256(self) -> str:
+        """Return the hash of all bytes. Raises UnreadableFile."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UnreadableFile(f"{self.shown}: {(error.strerror or str(error)).lower()}") from error
+
     def lines(self) -> Iterator[Line]:
         """Yield every row that is not blank.
 
@@ -77,29 +121,50 @@ class SourceFile:
             UnreadableFile: The file is in no known format, or damaged. Rows before the damage have been yielded.
         """
         with self.path.open("rb") as file:
-            magic = file.read(4)
+            head = file.read(_HEAD_BYTES)
             file.seek(0)
-            name = self.path.name.lower()
-            if magic == _PARQUET_MAGIC or name.endswith((".parquet", ".pq")):
+            if head.startswith(_PARQUET_MAGIC) or self.name.lower().endswith((".parquet", ".pq")):
                 yield from self._parquet(file)
-            elif magic[:2] == _GZIP_MAGIC:
-                yield from self._text(file, cast(IO[bytes], gzip.GzipFile(fileobj=file)))
-            elif name.endswith(".gz"):
-                raise UnreadableFile(f"{self.path}: is not a gzip file")
-            else:
-                yield from self._text(file, file)
+                return
+            number = 0
+            try:
+                packed = packing(head, self.name)
+                bytes_within, inner = unpacked(file, packed)
+                for line in self._rows(file, in_utf8(bytes_within), inner or without_packing(self.name)):
+                    yield line
+                    number = line.number
+            except Unpackable as error:
+                raise UnreadableFile(f"{self.shown}: {error}") from error
+            except DAMAGE as error:
+                how = packed or "packed"
+                raise UnreadableFile(
+                    f"{self.shown}: the {how} data is cut off or damaged after line {number}"
+                ) from error
+            except OSError as error:  # the codecs of bz2 raise it too, without an errno
+                if error.errno is None:
+                    raise UnreadableFile(
+                        f"{self.shown}: the {packed} data is cut off or damaged after line {number}"
+                    ) from error
+                raise UnreadableFile(f"{self.shown}: cannot be read after line {number}: {error.strerror}") from error
+            except (UnicodeError, ValueError) as error:
+                raise UnreadableFile(f"{self.shown}: cannot be read after row {number}: {error}") from error
 
-    def _text(self, file: IO[bytes], text: IO[bytes]) -> Iterator[Line]:
-        number = 0
-        try:
+    def _rows(self, file: IO[bytes], text: IO[bytes], name: str) -> Iterator[Line]:
+        head = bytes(cast(Any, text).peek(_HEAD_BYTES)[:_HEAD_BYTES])
+        if head.startswith(_PARQUET_MAGIC):
+            raise Unpackable("holds a Parquet file: unpack it first")
+        kind = kind_of_text(head, name)
+        if kind == "lines":
             for number, raw in enumerate(text, start=1):
-                line = (raw.removeprefix(_BOM) if number == 1 else raw).strip()
-                if line:
+                if line := raw.strip():
                     yield Line(number, file.tell(), line)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UnreadableFile(f"{self.path}: the gzip data is cut off or damaged after line {number}") from error
-        except OSError as error:
-            raise UnreadableFile(f"{self.path}: cannot be read after line {number}: {error.strerror}") from error
+        elif kind == "array":
+            for number, value in enumerate(array_items(text), start=1):
+                yield Line(number, file.tell(), value)
+        else:
+            for number, row in enumerate(table_rows(text, "," if kind == "csv" else "\t"), start=1):
+                is_bad = isinstance(row, str)
+                yield Line(number, file.tell(), None if is_bad else row, str(row) if is_bad else "")
 
     def _parquet(self, file: IO[bytes]) -> Iterator[Line]:
         try:
@@ -107,7 +172,7 @@ class SourceFile:
             import pyarrow.parquet as parquet
         except ModuleNotFoundError as error:
             raise UnreadableFile(
-                f"{self.path}: reading Parquet needs pyarrow: pip install 'rewardloop[parquet]'"
+                f"{self.shown}: reading Parquet needs pyarrow: pip install 'rewardloop[parquet]'"
             ) from error
         try:
             table = parquet.ParquetFile(file)
@@ -118,4 +183,55 @@ class SourceFile:
                     yield Line(number, self.size * number // rows, row)
         except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # of values that Python cannot hold
             first = str(error).splitlines()[0]
-            raise UnreadableFile(f"{self.path}: is not a readable Parquet file: {first}") from error
+            raise UnreadableFile(f"{self.shown}: is not a readable Parquet file: {first}") from error
+
+
+@contextmanager
+def opened(location: str) -> Iterator[SourceFile]:
+    """Open a path, a URL that fsspec knows, or standard input ("-").
+
+    What is no file of this machine is copied to a temporary file first, because its rows are read twice.
+
+    Raises:
+        UnreadableFile: It cannot be read, or is empty.
+    """
+    path = Path(location)
+    if location != STANDARD_INPUT and "://" not in location and (path.is_file() or not path.exists() or path.is_dir()):
+        yield SourceFile.of(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="rewardloop-") as folder:
+        name = "stdin" if location == STANDARD_INPUT else location.rstrip("/").rpartition("/")[2]
+        copy = Path(folder) / (name or "rows")
+        _copy(location, copy)
+        named = "stdin" if location == STANDARD_INPUT else location
+        try:
+            source = SourceFile.of(copy)
+        except UnreadableFile as error:
+            raise UnreadableFile(f"{named}: is empty") from error
+        yield replace(source, named=named)
+
+
+def _copy(location: str, copy: Path) -> None:
+    try:
+        with copy.open("wb") as target:
+            if location == STANDARD_INPUT:
+                shutil.copyfileobj(sys.stdin.buffer, target)
+            elif "://" not in location:  # a pipe
+                with open(location, "rb") as pipe:
+                    shutil.copyfileobj(pipe, target)
+            else:
+                with _url(location) as remote:
+                    shutil.copyfileobj(remote, target)
+    except UnreadableFile:
+        raise
+    except Exception as error:  # file systems behind URLs raise errors of their own kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnreadableFile(f"{location}: cannot be read: {lines[0]}") from error
+
+
+def _url(location: str) -> Any:
+    try:
+        import fsspec
+    except ModuleNotFoundError as error:
+        raise UnreadableFile(f"{location}: URLs need fsspec: pip install 'rewardloop[data]'") from error
+    return fsspec.open(location, "rb")

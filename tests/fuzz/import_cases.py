@@ -17,14 +17,18 @@ import pyarrow
 import pyarrow.parquet
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_cli.feedback_import import import_file
+from rewardloop_cli.feedback.imports import Plan, import_file
 from rewardloop_client import InvalidRequest, RecordResult, RewardloopError
-from rewardloop_data.rows import Labels
+from rewardloop_data.judgements import Labels
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.side_files import Progress, SideFiles
 from rewardloop_data.source_file import SourceFile, UnreadableFile
+from rewardloop_data.survey import survey
 from rewardloop_server.calls import errors
 from rewardloop_server.calls.validate import Limits, validate_event
 
+# What is doubtful about these rows is settled, so that most files are read.
+_CHOICES = Choices(ignored=frozenset("*"), indices="zero-based", rankings="order")
 _TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is it?"}]
 ROWS: tuple[mutate.Json, ...] = (
     {"prompt": "What is it?", "chosen": "A pen.", "rejected": "No idea.", "annotator": "ann"},
@@ -107,7 +111,8 @@ def _import(path: Path, server: _Server) -> _Imported:
         side_files = SideFiles(source, path.parent)
         fresh = Progress(source.head_sha256, source.size, "server")
         progress = side_files.begin(fresh, restart=True)
-        import_file(source, server, side_files, Labels(), progress, settled)  # type: ignore[arg-type]  # our Delivery
+        plan = Plan(survey(source.shown, source.lines(), _CHOICES).reading, Labels())
+        import_file(source, server, side_files, plan, progress, settled)  # type: ignore[arg-type]  # our Delivery
         outcome = "all rows recorded" if not last.rejected else "some rows refused"
     except UnreadableFile:
         outcome = "file refused" if not last.rows else "file refused midway"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from support.client_servers import Services, serving, status
 
-from rewardloop_cli import feedback_import
-from rewardloop_data.rows import Labels
+from rewardloop_cli.feedback import imports as feedback_import
+from rewardloop_data.shapes.shape import Choices
 
 
 def _rows(count: int, start: int = 0) -> list[dict[str, object]]:
@@ -28,9 +28,10 @@ def _jsonl(rows) -> bytes:
 
 
 def _import(path: Path, server: str, *, patience_s: float = 5, restart: bool = False, side_dir=None) -> int:
-    return feedback_import.run(
-        [path], server=server, labels=Labels(), patience_s=patience_s, side_dir=side_dir, restart=restart
+    options = feedback_import.ImportOptions(
+        server, patience_s=patience_s, side_dir=side_dir, restart=restart, choices=Choices()
     )
+    return feedback_import.run([str(path)], options)
 
 
 def _parquet(path: Path, rows) -> None:
@@ -84,7 +85,7 @@ def test_bad_rows_are_named_kept_and_do_not_stop_the_rest(tmp_path: Path, capsys
     shown = capsys.readouterr()
     assert "a.jsonl:4: is not JSON" in shown.err
     assert "a.jsonl:10: chosen: is empty" in shown.err
-    assert shown.err.count("a.jsonl:") == 10
+    assert len(re.findall(r"a\.jsonl:\d+:", shown.err)) == 10
     assert "29 rows, 14 signals recorded, 0 duplicates, 15 rows rejected" in shown.out
     kept = [json.loads(line) for line in (tmp_path / "a.jsonl.rejected.jsonl").read_text().splitlines()]
     assert [r["line"] for r in kept] == [4, 10, 12, *range(16, 28)]
@@ -124,7 +125,7 @@ def test_files_of_one_name_do_not_overwrite_each_others_rejected_rows(tmp_path: 
     with serving(Services()) as server:
         for folder in ("one", "two"):
             (tmp_path / folder).mkdir()
-            (tmp_path / folder / "a.jsonl").write_bytes(_jsonl([{"prompt": folder}]))
+            (tmp_path / folder / "a.jsonl").write_bytes(_jsonl([{"prompt": folder, "chosen": "", "rejected": "b"}]))
             assert _import(tmp_path / folder / "a.jsonl", server, side_dir=side) == 1
     kept = sorted(json.loads(path.read_text())["row"]["prompt"] for path in side.iterdir())
     assert kept == ["one", "two"]

@@ -111,7 +111,8 @@ def test_a_harmful_set_of_answers_is_less_harmful_and_principles_are_counted(tmp
 
 
 def test_files_are_read_by_the_commands_that_learn_from_them(tmp_path: Path) -> None:
-    from rewardloop_data.rows import Labels, events_of
+    from rewardloop_data.judgements import Labels
+    from rewardloop_data.recognise import events_of
 
     with judge_endpoint(writes) as endpoint:
         data = prompts(tmp_path / "prompts.jsonl", 6)

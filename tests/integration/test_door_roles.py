@@ -15,7 +15,7 @@ from rewardloop_server.doors.roles import ADMIN, ALLOWED, ROLES
 READING = {"ListVersions", "GetVersion", "WatchVersions"}
 MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,
-    "feedback": {"Record", "RecordBatch"} | READING,
+    "feedback": {"Record", "RecordBatch", "Retract"} | READING,
     "generate": {"Generate", "GenerateStream"} | READING,
     "admin": {"Promote", "Rollback", "SetCanary", "SetShadow"} | READING,
 }

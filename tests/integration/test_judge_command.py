@@ -87,7 +87,8 @@ def test_a_trainer_measures_the_same_weight_from_the_signals(tmp_path: Path) -> 
     data, out = rows(tmp_path / "pairs.jsonl", 120), tmp_path / "labels.jsonl"
     with judge_endpoint(biased(better, first=0.0, error=0.5)) as endpoint:
         assert main(arguments(endpoint, tmp_path, "--data", str(data), "--out", str(out), "--shared-share", "1")) == 0
-    from rewardloop_data.rows import Labels, events_of
+    from rewardloop_data.judgements import Labels
+    from rewardloop_data.recognise import events_of
 
     people = [e for line in data.read_text().splitlines() for e in events_of(json.loads(line), Labels())]
     judge = [e for line in out.read_text().splitlines() for e in events_of(json.loads(line), Labels("llm_judge"))]

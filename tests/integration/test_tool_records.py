@@ -13,7 +13,9 @@ from rewardloop.formats.template_layout import TemplateFormat
 from rewardloop.formats.text import Encoder
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client import Feedback
-from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import events_of
+from rewardloop_data.rows import RowError
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.archive.entry import InvalidEntry, decode
 from rewardloop_trainer.archive.ledger import Ledger

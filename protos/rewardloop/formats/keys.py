@@ -3,7 +3,9 @@
 rewardloop:{feedback}:events              stream: one entry for each signal. Fields: EVENT_FIELD, a serialized
                                           rewardloop.v1.FeedbackEvent, ID_FIELD, its event_id, and TRACE_FIELD, the
                                           W3C traceparent of its request, if there was one. The server appends, the
-                                          consumer group `trainer` reads, and only archived entries are trimmed.
+                                          consumer group `trainer` reads, and only archived entries are trimmed. An
+                                          entry that takes an import back has RETRACTION_FIELD, the import's id, and
+                                          CALLER_FIELD, whose import it is, instead.
 rewardloop:{feedback}:ids                 hash: how far the remembered event_ids reach. Fields: `window`, the number
                                           of the window that new ids go to, `since`, when the first one began, and
                                           `began0`, `count0` (that window), `began1`, `count1` (the one before it),
@@ -43,12 +45,16 @@ rewardloop:{trainer}:epoch                integer: how many trainers have led. T
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from typing import Final
 
 FEEDBACK_STREAM: Final = "rewardloop:{feedback}:events"
 EVENT_FIELD: Final = "event"
 ID_FIELD: Final = "id"
 TRACE_FIELD: Final = "trace"
+RETRACTION_FIELD: Final = "retraction"
+CALLER_FIELD: Final = "caller"
 FEEDBACK_IDS: Final = "rewardloop:{feedback}:ids"
 # A prefix, which an event_id follows.
 FEEDBACK_SEEN: Final = "rewardloop:{feedback}:seen:"
@@ -77,3 +83,24 @@ FIRST_SERVED: Final = "rewardloop:{models}:first_served:"
 
 TRAINER_LOCK: Final = "rewardloop:{trainer}:leader"
 TRAINER_EPOCH: Final = "rewardloop:{trainer}:epoch"
+
+# Bytes of the digest of an event_id, and those of them that name its bucket.
+_ID_BYTES, _BUCKET_BYTES = 12, 2
+
+
+@functools.lru_cache(1024)
+def caller_key(caller: str) -> bytes:
+    """Return the key of a caller's digests, so that callers have event_ids of their own; empty without a caller."""
+    return hashlib.blake2b(caller.encode(), digest_size=32).digest() if caller else b""
+
+
+def id_digest(event_id: str, key: bytes) -> bytes:
+    """Return the 12 bytes of a digest of an event_id and the caller whose key this is."""
+    return hashlib.blake2b(event_id.encode(), digest_size=_ID_BYTES, key=key).digest()
+
+
+def places_of(event_id: str, caller: str, window: int, windows: int) -> list[tuple[str, bytes]]:
+    """Return the hashes, and the field in each, that may remember an event_id in the latest windows."""
+    digest = id_digest(event_id, caller_key(caller))
+    bucket, field = digest[:_BUCKET_BYTES].hex(), digest[_BUCKET_BYTES:]
+    return [(f"{FEEDBACK_IDS}:{w}:{bucket}", field) for w in range(max(0, window - windows + 1), window + 1)]

@@ -15,6 +15,7 @@ from rewardloop.v1 import feedback_pb2
 
 MOST_RESPONSES = 64  # of one event
 MOST_GUIDELINE_CHARACTERS = 64  # of the guidelines' version
+MOST_IMPORT_ID_CHARACTERS = 64
 
 
 def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
@@ -56,6 +57,8 @@ def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] 
     yield from _not_shown(event, kind)
     if len(event.guideline_version) > MOST_GUIDELINE_CHARACTERS:
         yield "guideline_version", f"has more than {MOST_GUIDELINE_CHARACTERS} characters"
+    if len(event.import_id) > MOST_IMPORT_ID_CHARACTERS:
+        yield "import_id", f"has more than {MOST_IMPORT_ID_CHARACTERS} characters"
 
 
 def person_of(event: feedback_pb2.FeedbackEvent) -> str:

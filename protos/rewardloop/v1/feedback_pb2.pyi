@@ -95,7 +95,7 @@ class Shown(_message.Message):
     def __init__(self, chosen: _Optional[_Union[_policy_pb2.Chosen, _Mapping]] = ..., show_probabilities: _Optional[_Iterable[float]] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., log_probabilities: _Optional[_Iterable[float]] = ..., token_counts: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version", "response_versions", "shown", "caller", "display_order", "aspect", "guideline_version")
+    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version", "response_versions", "shown", "caller", "display_order", "aspect", "guideline_version", "import_id")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class FeedbackEvent(_message.Message):
     DISPLAY_ORDER_FIELD_NUMBER: _ClassVar[int]
     ASPECT_FIELD_NUMBER: _ClassVar[int]
     GUIDELINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMPORT_ID_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     generation_id: str
     prompt: _common_pb2.Prompt
@@ -147,7 +148,8 @@ class FeedbackEvent(_message.Message):
     display_order: _containers.RepeatedScalarFieldContainer[int]
     aspect: str
     guideline_version: str
-    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., response_versions: _Optional[_Iterable[str]] = ..., shown: _Optional[_Union[Shown, _Mapping]] = ..., caller: _Optional[str] = ..., display_order: _Optional[_Iterable[int]] = ..., aspect: _Optional[str] = ..., guideline_version: _Optional[str] = ...) -> None: ...
+    import_id: str
+    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., response_versions: _Optional[_Iterable[str]] = ..., shown: _Optional[_Union[Shown, _Mapping]] = ..., caller: _Optional[str] = ..., display_order: _Optional[_Iterable[int]] = ..., aspect: _Optional[str] = ..., guideline_version: _Optional[str] = ..., import_id: _Optional[str] = ...) -> None: ...
 
 class RecordRequest(_message.Message):
     __slots__ = ("event",)
@@ -168,6 +170,18 @@ class RecordBatchRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[FeedbackEvent]
     def __init__(self, events: _Optional[_Iterable[_Union[FeedbackEvent, _Mapping]]] = ...) -> None: ...
+
+class RetractRequest(_message.Message):
+    __slots__ = ("import_id",)
+    IMPORT_ID_FIELD_NUMBER: _ClassVar[int]
+    import_id: str
+    def __init__(self, import_id: _Optional[str] = ...) -> None: ...
+
+class RetractResponse(_message.Message):
+    __slots__ = ("stream_id",)
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    stream_id: str
+    def __init__(self, stream_id: _Optional[str] = ...) -> None: ...
 
 class RecordBatchItem(_message.Message):
     __slots__ = ("result", "error")

@@ -57,6 +57,11 @@ class FeedbackServiceStub:
                 request_serializer=rewardloop_dot_v1_dot_feedback__pb2.RecordBatchRequest.SerializeToString,
                 response_deserializer=rewardloop_dot_v1_dot_feedback__pb2.RecordBatchResponse.FromString,
                 _registered_method=True)
+        self.Retract = channel.unary_unary(
+                '/rewardloop.v1.FeedbackService/Retract',
+                request_serializer=rewardloop_dot_v1_dot_feedback__pb2.RetractRequest.SerializeToString,
+                response_deserializer=rewardloop_dot_v1_dot_feedback__pb2.RetractResponse.FromString,
+                _registered_method=True)
 
 
 class FeedbackServiceServicer:
@@ -90,6 +95,18 @@ class FeedbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retract(self, request, context):
+        """Takes back every signal of an import of this caller that is in the stream or the ledger before the reply: the trainer
+        takes them out of the ledger when it reads so far, and learns from them no more. Their event_ids can then be recorded
+        again. Versions that have learned from them stay as they are. An import that is unknown, or has been taken back, has
+        nothing to take back, which is no error.
+
+        Fails with INVALID_ARGUMENT if import_id is empty or too long, and with UNAVAILABLE or RESOURCE_EXHAUSTED as Record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedbackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -102,6 +119,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     servicer.RecordBatch,
                     request_deserializer=rewardloop_dot_v1_dot_feedback__pb2.RecordBatchRequest.FromString,
                     response_serializer=rewardloop_dot_v1_dot_feedback__pb2.RecordBatchResponse.SerializeToString,
+            ),
+            'Retract': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retract,
+                    request_deserializer=rewardloop_dot_v1_dot_feedback__pb2.RetractRequest.FromString,
+                    response_serializer=rewardloop_dot_v1_dot_feedback__pb2.RetractResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -171,6 +193,33 @@ class FeedbackService:
             '/rewardloop.v1.FeedbackService/RecordBatch',
             rewardloop_dot_v1_dot_feedback__pb2.RecordBatchRequest.SerializeToString,
             rewardloop_dot_v1_dot_feedback__pb2.RecordBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retract(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rewardloop.v1.FeedbackService/Retract',
+            rewardloop_dot_v1_dot_feedback__pb2.RetractRequest.SerializeToString,
+            rewardloop_dot_v1_dot_feedback__pb2.RetractResponse.FromString,
             options,
             channel_credentials,
             insecure,

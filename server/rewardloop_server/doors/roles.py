@@ -17,6 +17,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
     "/rewardloop.v1.FeedbackService/Record": frozenset({"feedback"}),
     "/rewardloop.v1.FeedbackService/RecordBatch": frozenset({"feedback"}),
+    "/rewardloop.v1.FeedbackService/Retract": frozenset({"feedback"}),
     "/rewardloop.v1.PolicyService/Generate": frozenset({"generate"}),
     "/rewardloop.v1.PolicyService/GenerateStream": frozenset({"generate"}),
     "/rewardloop.v1.ModelService/ListVersions": _ANY,

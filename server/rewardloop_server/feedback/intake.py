@@ -98,6 +98,15 @@ class Intake:
         await self._write([signal.data for signal in signals])
         return [_SPOOLED] * len(signals)
 
+    async def retract(self, import_id: str, caller: str) -> str:
+        """Append that a caller takes an import back, and return its place.
+
+        Raises RedisUnavailable, also while signals wait in the spool, which may be of this import; or StoreFull.
+        """
+        if self._spool is not None and not self._spool.is_empty:
+            raise RedisUnavailable("signals wait in the spool, which an import is taken back after: try again")
+        return await self._stream.retract(import_id, caller)
+
     async def generations(self, named: Iterable[str], caller: str = "") -> Mapping[str, policy_pb2.Generation] | None:
         """Return the generations that events of ``caller`` name, by id.
 

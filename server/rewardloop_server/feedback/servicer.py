@@ -12,6 +12,7 @@ import grpc
 import prometheus_client
 
 from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.signals import MOST_IMPORT_ID_CHARACTERS
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
@@ -83,6 +84,13 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             self._metrics.rejected_total.labels(reason=error.reason).inc()
             items.append(feedback_pb2.RecordBatchItem(error=error.to_status()))
         return feedback_pb2.RecordBatchResponse(items=items)
+
+    async def Retract(self, request: feedback_pb2.RetractRequest, context: Context) -> feedback_pb2.RetractResponse:
+        if not 1 <= len(request.import_id) <= MOST_IMPORT_ID_CHARACTERS:
+            raise InvalidRequest([Violation("import_id", f"not 1 to {MOST_IMPORT_ID_CHARACTERS} characters")])
+        credential = PRESENT.get()
+        caller = "" if credential is None else credential.caller
+        return feedback_pb2.RetractResponse(stream_id=await self._intake.retract(request.import_id, caller))
 
     async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
         """Return for each event its place, or what is wrong with it. Raises if Redis does not take the events."""

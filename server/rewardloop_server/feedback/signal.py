@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from typing import NamedTuple
 
 from google.protobuf import timestamp_pb2
 
+from rewardloop.formats.keys import caller_key
 from rewardloop.v1 import feedback_pb2
 
 Event = feedback_pb2.FeedbackEvent
@@ -61,7 +60,7 @@ def sender_of(caller: str, arrival_ns: int) -> Sender:
     """Return the sender of a call that arrived at ``arrival_ns``, in Unix nanoseconds."""
     seconds, nanos = divmod(arrival_ns, 1_000_000_000)
     arrival = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
-    return Sender(caller, Event(arrival_time=arrival, caller=caller).SerializeToString(), _key(caller))
+    return Sender(caller, Event(arrival_time=arrival, caller=caller).SerializeToString(), caller_key(caller))
 
 
 def stored(data: bytes) -> Signal:
@@ -70,7 +69,7 @@ def stored(data: bytes) -> Signal:
     stamp = Event(caller=event.caller)
     if event.HasField("arrival_time"):
         stamp.arrival_time.CopyFrom(event.arrival_time)
-    sender = Sender(event.caller, stamp.SerializeToString(), _key(event.caller))
+    sender = Sender(event.caller, stamp.SerializeToString(), caller_key(event.caller))
     for field in _STAMPED:
         event.ClearField(field)
     said = event
@@ -80,8 +79,3 @@ def stored(data: bytes) -> Signal:
         for field in _FILLED_IN:
             said.ClearField(field)
     return Signal(event, said.SerializeToString(deterministic=True), sender)
-
-
-@functools.lru_cache(1024)
-def _key(caller: str) -> bytes:
-    return hashlib.blake2b(caller.encode(), digest_size=32).digest() if caller else b""

@@ -57,10 +57,7 @@ class Entry(NamedTuple):
 def entry_of(signal: Signal, checks: tuple[Check, ...] = (), trace: str = "") -> Entry:
     """Return the entry of a signal."""
     event_id = signal.event.event_id
-    key = (
-        hashlib.blake2b(event_id.encode(), digest_size=12, key=signal.sender.key).digest()
-        + hashlib.blake2b(signal.said, digest_size=8).digest()
-    )
+    key = keys.id_digest(event_id, signal.sender.key) + hashlib.blake2b(signal.said, digest_size=8).digest()
     return Entry(event_id, key, signal.data, checks, trace)
 
 
@@ -123,6 +120,15 @@ class FeedbackStream:
     async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         """Append serialized events as `append` does. Entries without checks are never refused."""
         return await self._commit.add(entries)
+
+    async def retract(self, import_id: str, caller: str) -> str:
+        """Append that a caller takes an import back, and return its place. Raises RedisUnavailable or StoreFull."""
+        fields = (keys.RETRACTION_FIELD, import_id, keys.CALLER_FIELD, caller)
+        with redis_errors():
+            place: bytes = await self._replication.run(
+                "signals", keys.FEEDBACK_BARRIER, "XADD", keys.FEEDBACK_STREAM, "*", *fields
+            )
+        return place.decode()
 
     async def length(self) -> int:
         """Return the number of entries in the stream. Raises RedisUnavailable."""

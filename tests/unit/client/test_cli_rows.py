@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewardloop_client._rules import event_violations
-from rewardloop_data.rows import Labels, RowError, events_of, parse_line
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import events_of
+from rewardloop_data.rows import RowError, parse_line
 
 _DATA = Path(__file__).parents[3] / "../shared/data"
 _USER = {"role": "user", "content": "q"}
@@ -35,7 +37,7 @@ def _one(row):
         {"prompt": [_USER], "chosen": [_USER, _assistant("good")], "rejected": [_USER, _assistant("bad")]},
         {"chosen": [_USER, _assistant("good")], "rejected": [_USER, _assistant("bad")]},
         {"prompt": "q", "chosen": [_USER, _assistant("good")], "rejected": "bad"},
-        {"prompt": "q", "chosen": "good", "rejected": "bad", "score": 3, "annotator": None},
+        {"prompt": "q", "chosen": "good", "rejected": "bad", "id": 3, "annotator": None},
     ],
 )
 def test_pairs_in_every_form_are_the_same_choice(row) -> None:
@@ -102,8 +104,8 @@ def test_the_same_row_has_the_same_id_however_it_is_written() -> None:
     [
         ([], "a list"),
         (None, "absent"),
-        ({}, "no known form"),
-        ({"prompt": "q"}, "no known form"),
+        ({}, "no known shape"),
+        ({"prompt": "q"}, "no known shape"),
         ({"chosen": "a", "rejected": "b"}, "prompt: is absent"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "prompt: is empty"),
         ({"prompt": "q", "chosen": " \n", "rejected": "b"}, "chosen: is empty"),
@@ -130,7 +132,7 @@ def test_the_same_row_has_the_same_id_however_it_is_written() -> None:
         ({"prompt": "q", "response": "a", "up": -1}, "up"),
         ({"prompt": "q", "response": "a", "up": 10**9}, "up"),
         ({"prompt": "q", "chosen": "a\ud800", "rejected": "b"}, "surrogate"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "not JSON"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")}, "not a number"),
     ],
 )
 def test_what_is_no_signal_is_refused_with_its_reason(row, reason: str) -> None:

@@ -50,7 +50,7 @@ def test_messages_are_learned_all_or_last() -> None:
         ({"messages": said("hi", "hello", "bye")}, "messages: ends with the user's turn, not the assistant's"),
         ({"messages": said("hi", "hello")[1:]}, "messages: begins with the assistant's turn"),
         ({"messages": [*said("hi", "hello"), {"role": "system", "content": "x"}, *said("a", "b")]},
-         "messages: has a system turn that is not the first"),
+         "messages[2]: has a system turn that is not the first: put it there, or make it a user's turn"),
         ({"prompt": "\ud800", "completion": "x"}, "holds text that is not valid Unicode (a lone surrogate)"),
     ],
 )  # fmt: skip

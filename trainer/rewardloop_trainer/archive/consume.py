@@ -23,13 +23,14 @@ import redis
 import structlog
 
 from rewardloop.formats import keys
-from rewardloop.formats.signals import signal_key
+from rewardloop.formats.signals import key_of, signal_key
 from rewardloop_trainer.archive.dead_letters import LetterBounds, drop_oldest_letters
 from rewardloop_trainer.archive.entry import InvalidEntry, decode
 from rewardloop_trainer.archive.fence import Fenced
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
+from rewardloop_trainer.archive.retraction import Retraction, forget_ids, retraction_in
 from rewardloop_trainer.archive.stream_reader import Entry, StreamReader, size_of
 from rewardloop_trainer.archive.trim import trim_archived
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -230,6 +231,10 @@ class Consumer:
             stream_id = raw_id.decode()
             if self._tracing is not None:
                 self._tracing.consumed(stream_id, fields)
+            if (retraction := retraction_in(fields)) is not None:
+                self._retract(retraction)
+                self._unacked.append(stream_id)
+                continue
             try:
                 row = decode(stream_id, fields)
             except InvalidEntry as error:
@@ -243,6 +248,17 @@ class Consumer:
                 self._remember(key)
             self._unacked.append(stream_id)
             self._held_bytes += size_of((raw_id, fields))
+
+    def _retract(self, retraction: Retraction) -> None:
+        """Take an import back. The entries before it are archived first, so that none of its signals comes after."""
+        self._archive()
+        event_ids = self._ledger.imported(retraction.import_id, retraction.caller)
+        forget_ids(self._redis, event_ids, retraction.caller)
+        for event_id in event_ids:
+            self._recent.pop(_short(key_of(retraction.caller, event_id)), None)
+        gone = self._ledger.retract(retraction.import_id, retraction.caller)
+        self._metrics.ledger_rows.set(self._ledger.row_count)
+        log.info("an import was taken back", import_id=retraction.import_id, signals=gone)
 
     def _placed(self, row: Recorded) -> Recorded:
         """Return the row at a place above all earlier ones."""

@@ -232,6 +232,68 @@ class Ledger:
             found += [t / 1e6 for t, own in zip(times, aspects, strict=True) if (own or REWARD) == aspect]
         return found
 
+    @property
+    def retractions(self) -> int:
+        """How often an import was taken out of the ledger. What was read before may hold signals that are gone."""
+        return self._files.retractions()
+
+    def imported(self, import_id: str, caller: str = "") -> list[str]:
+        """Return the event ids of the signals of a caller's import, in stream order."""
+        return self._though_compacted(
+            lambda: [each for segment in self.segments for each in self._imported(segment, import_id, caller)[1]]
+        )
+
+    def retract(self, import_id: str, caller: str = "") -> int:
+        """Take the signals of a caller's import out of the ledger. Returns how many they were.
+
+        A process that is killed meanwhile leaves some of them, and taking them out again takes out the rest.
+
+        Raises:
+            Fenced: If another trainer leads.
+            OSError: If the disk is full or fails.
+        """
+        gone = 0
+        for segment in self.segments:
+            wanted, ids = self._imported(segment, import_id, caller)
+            if not ids:
+                continue
+            if not gone:
+                self._files.note_retraction()  # before and after, for a reader in between
+            gone += len(ids)
+            self._replace(segment, wanted)
+        if gone:
+            self._files.note_retraction()
+        return gone
+
+    def _imported(self, segment: Segment, import_id: str, caller: str) -> tuple[list[bool], list[str]]:
+        """Return which rows of a segment stay, and the event ids of those that do not."""
+        table = self._files.read(segment.name, ["import_id", "caller", "event_id"])
+        is_gone = [
+            its == import_id and (who or "") == caller
+            for its, who in zip(table.column("import_id").to_pylist(), table.column("caller").to_pylist(), strict=True)
+        ]
+        ids = [each for each, gone in zip(_texts(table, "event_id"), is_gone, strict=True) if gone]
+        return [not gone for gone in is_gone], ids
+
+    def _replace(self, segment: Segment, stays: Sequence[bool]) -> None:
+        """Replace a segment by one with those of its rows that stay."""
+        table = self._files.read(segment.name).filter(pa.array(stays))
+        smaller: Segment | None = None
+        if table.num_rows:
+            ids = sorted(_texts(table, "stream_id"), key=order)
+            name = self._files.name(ids[0], ids[-1])
+            replaced = [segment.name] if segment.name != name else []
+            smaller = Segment(name, ids[0], ids[-1], self._files.write(name, [table], replaced))
+        with self._lock:
+            del self._segments[segment.name]
+            if smaller is not None:
+                self._segments[smaller.name] = smaller
+            self._in_order = None
+            self._counts.clear()
+        if smaller is None or smaller.name != segment.name:
+            with self._files.held():
+                self._files.delete([segment.name])
+
     def compact(self, *, segments: int = 32, small_rows: int = 5_000, target_rows: int = 200_000) -> Segment | None:
         """Merge neighbouring small segments into one if there are at least ``segments`` of them.
 
@@ -301,7 +363,8 @@ class Ledger:
             found: dict[str, Segment] = {}
             try:
                 for name, size in self._files.sizes().items():
-                    found[name] = known.get(name) or self._files.segment(name, size)
+                    # A retraction may have replaced a segment by a smaller one of its name.
+                    found[name] = self._files.segment(name, size)
             except FileNotFoundError:
                 if name in missed:
                     raise

@@ -60,6 +60,7 @@ SCHEMA = pa.schema(
         pa.field("display_order", pa.list_(pa.int32())),
         pa.field("aspect", pa.string()),  # the reward model that learns from it; null: "reward"
         pa.field("guideline_version", pa.string()),
+        pa.field("import_id", pa.string()),  # null for a signal that came alone
         # How the responses of a generation came to be shown. The columns have the names of the message's fields.
         pa.field("selection", pa.string()),
         pa.field("sampled", pa.int32()),
@@ -169,6 +170,7 @@ def _values(row: Recorded) -> dict[str, Any]:
         "display_order": list(event.display_order) or None,
         "aspect": event.aspect or None,
         "guideline_version": event.guideline_version or None,
+        "import_id": event.import_id or None,
         "event_time": event.event_time.ToMicroseconds() if event.HasField("event_time") else None,
         "arrival_time": event.arrival_time.ToMicroseconds(),
     }
@@ -206,6 +208,7 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
         tags=dict(columns["tags"][i] or ()),
         aspect=columns["aspect"][i],
         guideline_version=columns["guideline_version"][i],
+        import_id=columns["import_id"][i],
     )
     signal = getattr(event, kind)
     signal.SetInParent()  # a message whose fields are all zero is still the one that is set

@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 _REPLACES = b"rewardloop.replaces"
 _TEMPORARY = ".writing-"
+_RETRACTIONS = "retractions.json"
 # Rows and bytes, as columns in memory, that are read together.
 _ROW_GROUP, _GROUP_BYTES = 10_000, 64 * 2**20
 
@@ -162,6 +163,28 @@ class SegmentFiles:
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
             self._fs.rm_file(f"{self._root}/{name}")
+
+    def note_retraction(self) -> None:
+        """Count a retraction. Raises `Fenced` and OSError."""
+        data = json.dumps({"retractions": self.retractions() + 1}).encode()
+        target = f"{self._root}/{_RETRACTIONS}"
+        with self.held():
+            if not self._is_local:
+                self._fs.pipe_file(target, data)
+                return
+            temporary = f"{self._root}/.{_RETRACTIONS}.writing"
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+
+    def retractions(self) -> int:
+        """Return how many retractions were counted."""
+        try:
+            return int(json.loads(self._fs.cat_file(f"{self._root}/{_RETRACTIONS}"))["retractions"])
+        except FileNotFoundError:
+            return 0
 
     def write_index(self, names: Collection[str]) -> None:
         """Keep the footers of these segments for the next start. Without them it is slower and nothing else."""

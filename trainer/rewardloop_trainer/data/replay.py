@@ -15,7 +15,7 @@ from rewardloop.formats.text import Encoder
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.overlap import Overlap, measure_overlap
-from rewardloop_trainer.data.pools.database import is_damage, put_aside
+from rewardloop_trainer.data.pools.database import forget_all, is_damage, put_aside
 from rewardloop_trainer.data.pools.pools import Part, PoolLimits, Pools, RoundRange
 from rewardloop_trainer.data.preferences import Record, from_event
 
@@ -104,6 +104,8 @@ def load_replay(ledger: Ledger, path: Path | None, asked: RoundRange, limits: Po
 
 
 def _load(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimits) -> Replay:
+    if path is not None:
+        forget_retracted(path, ledger)
     with Pools(path, limits) as pools:
         pools.prepare(ledger, asked)
         counts: Counter[str] = Counter()
@@ -124,6 +126,12 @@ def _load(ledger: Ledger, path: Path | None, asked: RoundRange, limits: PoolLimi
         events, is_by_pair = pools.apart(asked.model, Part.HELDOUT)
     heldout = _records(events)
     return Replay(tuple(new), replayed, heldout, dict(counts), identical, left_out, is_by_pair and bool(heldout))
+
+
+def forget_retracted(path: Path, ledger: Ledger) -> None:
+    """Empty the pools if an import was taken out of the ledger since they were read, so that they are read again."""
+    if forget_all(path, ledger.retractions, ledger.held()):
+        log.info("an import was taken back: reading the pools from the ledger again")
 
 
 def load_trained(path: Path, model: str, limits: PoolLimits) -> tuple[Record, ...]:

@@ -18,7 +18,10 @@ from transformers.utils.logging import disable_progress_bar
 from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
-from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import recognise
+from rewardloop_data.rows import RowError
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.annotators.crowd_file import CrowdFile
 from rewardloop_trainer.archive.ledger import Ledger, order
@@ -131,9 +134,11 @@ def _events(settings: AuditSettings) -> Iterator[feedback_pb2.FeedbackEvent]:
         after = ledger.newest_from(settings.newest, last) if last else ""
         yield from (row.event for row in ledger.scan(after or None))
         return
-    for line in SourceFile.of(settings.data).lines():
+    source = SourceFile.of(settings.data)
+    reading = recognise(source.shown, source.lines(), Choices())
+    for line in source.lines():
         try:
-            yield from events_of(line.value(), Labels())
+            yield from reading.events(line.value(), Labels())
         except RowError as error:
             raise ValueError(f"{settings.data}:{line.number}: {error}") from error
 

@@ -117,6 +117,7 @@ def write_all(
                 **_prompt(each),
                 "responses": [step.before, step.after],
                 "annotations": [{"annotator": annotator, "choice": said.annotation}],
+                "index_base": 0,
                 "principle": step.principle.id,
                 "probability": said.probability,
                 **about,

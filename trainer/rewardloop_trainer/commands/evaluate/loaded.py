@@ -15,7 +15,10 @@ from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import MANIFEST, TOKENIZER, TORCH, Manifest, ModelStore
 from rewardloop.formats.text import Encoder
 from rewardloop.formats.text_format import read_text_format
-from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import recognise
+from rewardloop_data.rows import RowError
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.assessment.policies.contender import AnswersInFile, Contender, read_answers
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
@@ -160,13 +163,14 @@ def _records_in(path: Path, model: str) -> list[Record]:
     if model == "policy":
         return list(read_policy_data(source).records())
     records: list[Record] = []
+    reading = recognise(source.shown, source.lines(), Choices())
     for line in source.lines():
         try:
             row = line.value()
             tags = row.get("tags") if isinstance(row, dict) else None
             of_row = {str(key): str(value) for key, value in tags.items()} if isinstance(tags, dict) else {}
             labels = Labels(tags={**of_row, "file": path.name.partition(".")[0]})
-            records += [record for event in events_of(row, labels) for record in from_event(event)]
+            records += [record for event in reading.events(row, labels) for record in from_event(event)]
         except RowError as error:
             raise UnusableRows(f"{path}:{line.number}: {error}") from error
     return records

@@ -143,6 +143,7 @@ def _row(pair: KeptPair, judge: str) -> dict[str, Any]:
         "prompt": [message_of(turn) for turn in said],
         "responses": [duel.first, duel.second],
         "annotations": [{"annotator": judge, "choice": opinion.annotation}],
+        "index_base": 0,
         "probability": opinion.probability,
         "orders_agree": opinion.agrees,
         "picked": pair.picked,

@@ -3,13 +3,10 @@
 | row | gives |
 | --- | --- |
 | ``{prompt}``, text or a list of ``{role, content}`` | a prompt |
-| ``{messages: [{role, content}, ...]}`` | a prompt: all turns, without the assistant's if it has the last one |
-| ``{prompt, chosen, rejected}`` and the other comparisons of ``rewardloop feedback import`` | a prompt and pairs |
-| ``{prompt, completion, label}``, ``{prompt, response, up, down}`` | a prompt and thumbs |
+| ``{messages}`` and the other rows of `rewardloop_data.dialogue_rows` | the prompt of the last answer, or all turns |
+| those of ``rewardloop feedback import`` | a prompt, and pairs or thumbs |
 
 A row of ties alone prefers no response and gives its prompt.
-
-Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +18,11 @@ from dataclasses import dataclass, replace
 import structlog
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_data.rows import Json, Labels, RowError, Turns, events_of, kind_of, messages_of, tools_in, turns_of
+from rewardloop_data.dialogue_rows import prompt_in_row
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import Reading, recognise_judged
+from rewardloop_data.rows import Json, RowError, Turns, kind_of
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.pools.sides import split_at_once
 from rewardloop_trainer.data.preferences import (
@@ -39,8 +40,6 @@ from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 log = structlog.get_logger()
 
 _SHOWN = 10
-_COMPARED = ("chosen", "rejected", "ranking", "annotations", "preference_strength", "overall_preference")
-_THUMBS = (("completion", "label"), ("response", "up"), ("response", "down"))
 
 
 class UnusableRows(Exception):
@@ -111,9 +110,10 @@ def read_policy_data(
     records: list[Record] = []
     digest = hashlib.sha256()
     problems: list[str] = []
+    reading = recognise_judged(source.shown, source.lines(), Choices())
     for line in source.lines():
         try:
-            prompt, judged, events = _row(line.value())
+            prompt, judged, events = _row(line.value(), reading)
         except RowError as error:
             problems.append(f"{source.path}:{line.number}: {error}")
             continue
@@ -131,28 +131,18 @@ def read_policy_data(
     return PolicyData(tuple(prompts), tuple(pairs_of(records)), tuple(thumbs_of(records)), digest.hexdigest())
 
 
-def _row(row: Json) -> tuple[Prompt, Sequence[Record], Sequence[feedback_pb2.FeedbackEvent]]:
+def _row(row: Json, reading: Reading | None) -> tuple[Prompt, Sequence[Record], Sequence[feedback_pb2.FeedbackEvent]]:
     """Raises RowError."""
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
-    row = {key: value for key, value in row.items() if value is not None}
-    compares = any(key in row for key in _COMPARED)
-    if compares or any(all(key in row for key in keys) for keys in _THUMBS):
-        events = list(events_of(row, Labels()))
+    content: dict[str, Json] = {key: value for key, value in row.items() if value is not None}
+    if reading is not None and reading.is_judged(content):
+        events = list(reading.events(content, Labels()))
         records = [record for event in events for record in from_event(event)]
         if not records:
             raise RowError("compares a response with itself")
         return records[0].prompt, records, events
-    if "prompt" in row:
-        return _prompt(turns_of("prompt", row["prompt"], row.get("tools"))), [], []
-    messages = row.get("messages")
-    if not isinstance(messages, list):
-        raise RowError("has neither prompt nor messages")
-    turns = messages_of("messages", messages)
-    turns = turns[:-1] if turns[-1].role == "assistant" else turns
-    if not turns:
-        raise RowError("messages: begins with the assistant's only turn")
-    return _prompt((*tools_in(row), *turns)), [], []
+    return _prompt(prompt_in_row(content)), [], []
 
 
 def _prompt(turns: Turns) -> Prompt:

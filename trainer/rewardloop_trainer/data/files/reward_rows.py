@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import structlog
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import recognise
+from rewardloop_data.rows import RowError
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.files.policy_rows import UnusableRows
 from rewardloop_trainer.data.pools.sides import split_at_once
@@ -58,9 +61,10 @@ def read_reward_data(
     records: list[Record] = []
     problems: list[str] = []
     digest = hashlib.sha256()
+    reading = recognise(source.shown, source.lines(), Choices())
     for line in source.lines():
         try:
-            events = list(events_of(line.value(), Labels()))
+            events = list(reading.events(line.value(), Labels()))
             found = [record for event in events for record in from_event(event)]
         except RowError as error:
             problems.append(f"{source.path}:{line.number}: {error}")

@@ -1,11 +1,7 @@
-"""Reads rows of a data file as conversations to learn from.
+"""Reads rows of a data file as conversations to learn from: those of `rewardloop_data.dialogue_rows`.
 
-| row | learned |
-| --- | --- |
-| ``{prompt, completion}``, texts or lists of ``{role, content}`` | the completion |
-| ``{messages: [{role, content}, ...]}``, ending with the assistant | each of the assistant's turns, or the last |
-
-Other keys are ignored.
+Of ``{prompt, completion}`` and ``{instruction, input, output}`` the answer is learned. Of ``messages`` and
+``conversations``, which end with the assistant, each of the assistant's turns is, or the last.
 """
 
 from __future__ import annotations
@@ -13,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from rewardloop_data.rows import Json, RowError, Turns, completion_of, kind_of, messages_of, tools_in, turns_of
+from rewardloop.formats.messages import TOOLS
+from rewardloop_data.dialogue_rows import dialogue_in
+from rewardloop_data.rows import Json, RowError, Turns, kind_of
 from rewardloop_data.side_files import Rejection
 from rewardloop_data.source_file import Line
 from rewardloop_trainer.data.dialogues import Dialogue
@@ -38,27 +36,20 @@ def dialogue_of(row: Json, learn: Literal["all", "last"]) -> Dialogue:
     """
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
-    messages = row.get("messages")
-    if messages is None:
-        if row.get("prompt") is None or row.get("completion") is None:
-            raise RowError("has neither prompt and completion nor messages")
-        prompt = turns_of("prompt", row["prompt"], row.get("tools"))
-        text = completion_of("completion", row["completion"], prompt)
-        return Dialogue.answered(_checked(prompt), _unicode(text))
-    if not isinstance(messages, list):
-        raise RowError(f"messages: is {kind_of(messages)}, not a list")
-    turns = _checked(messages_of("messages", messages))
-    if turns[-1].role != "assistant":
-        raise RowError(f"messages: ends with the {turns[-1].role}'s turn, not the assistant's")
-    if turns[0].role == "assistant":
+    found = dialogue_in({key: value for key, value in row.items() if value is not None})
+    turns = _checked(found.turns)
+    if found.is_answered:
+        return Dialogue(turns, len(turns) - 1)
+    tools = sum(turn.role == TOOLS for turn in turns)
+    said = turns[tools:]
+    if said[-1].role != "assistant":
+        raise RowError(f"messages: ends with the {said[-1].role}'s turn, not the assistant's")
+    if said[0].role == "assistant":
         raise RowError("messages: begins with the assistant's turn")
-    if any(turn.role == "system" for turn in turns[1:]):
-        raise RowError("messages: has a system turn that is not the first")
-    first = 0 if learn == "all" else len(turns) - 1
-    if calls := [i for i, turn in enumerate(turns) if turn.tool_calls and i >= first]:
+    first = 0 if learn == "all" else len(said) - 1
+    if calls := [i for i, turn in enumerate(said) if turn.tool_calls and i >= first]:
         raise RowError(f"messages[{calls[0]}]: calls a tool, and only the text of a turn can be learned")
-    tools = tools_in(row)
-    return Dialogue((*tools, *turns), first + len(tools))
+    return Dialogue(turns, first + tools)
 
 
 def _checked(turns: Turns) -> Turns:

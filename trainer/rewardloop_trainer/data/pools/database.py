@@ -98,6 +98,26 @@ class Database:
         return "" if found is None else str(found[0])
 
 
+def forget_all(path: Path, retractions: int, held: AbstractContextManager[None]) -> bool:
+    """Empty the pools if they were read when another number of retractions had been counted.
+
+    Returns whether they were emptied. Raises sqlite3.Error, and what entering ``held`` raises.
+    """
+    database = Database(path)
+    try:
+        found = database.connection.execute("SELECT value FROM fact WHERE name = 'retractions'").fetchone()
+        if (0 if found is None else int(found[0])) == retractions:
+            return False
+        with database.step(held):
+            for table in ("signal", "fresh", "model", "question", "band"):
+                database.connection.execute(f"DELETE FROM {table}")
+            database.connection.execute("DELETE FROM fact WHERE name != 'method'")
+            database.connection.execute("INSERT INTO fact VALUES ('retractions', ?)", (str(retractions),))
+        return True
+    finally:
+        database.close()
+
+
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether an error says that the file is damaged, and not that there is no room, no permission or a bug."""
     return type(error) is sqlite3.DatabaseError

@@ -10,7 +10,10 @@ from typing import Any
 
 from rewardloop.formats.messages import prompt_of, turns
 from rewardloop.v1 import common_pb2, feedback_pb2
-from rewardloop_data.rows import Json, Labels, RowError, events_of, kind_of, turns_of
+from rewardloop_data.judgements import Labels
+from rewardloop_data.recognise import Reading, recognise_judged
+from rewardloop_data.rows import Json, RowError, kind_of, turns_of
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
 from rewardloop_trainer.data.preferences import Pair, Prompt, TiedPair, from_event, pairs_of, source_of
 from rewardloop_trainer.judging.judge import Duel
@@ -128,9 +131,10 @@ def read_pairs(source: SourceFile) -> list[Candidate]:
     """
     found: dict[str, Candidate] = {}
     problems: list[str] = []
+    reading = recognise_judged(source.shown, source.lines(), Choices())
     for line in source.lines():
         try:
-            for candidate in _row(line.value()):
+            for candidate in _row(line.value(), reading):
                 before = found.get(candidate.key)
                 found[candidate.key] = candidate if before is None else _joined(before, candidate)
         except RowError as error:
@@ -143,13 +147,15 @@ def read_pairs(source: SourceFile) -> list[Candidate]:
     return list(found.values())
 
 
-def _row(row: Json) -> Iterator[Candidate]:
+def _row(row: Json, reading: Reading | None) -> Iterator[Candidate]:
     if not isinstance(row, dict):
         raise RowError(f"is {kind_of(row)}, not an object")
     row = {key: value for key, value in row.items() if value is not None}
-    if "responses" not in row or any(key in row for key in ("ranking", "chosen", "annotations")):
-        yield from of_people(events_of(row, Labels())).values()
+    if reading is not None and reading.is_judged(row):
+        yield from of_people(reading.events(row, Labels())).values()
         return
+    if "responses" not in row:
+        raise RowError("has neither responses nor a judgement of a known shape")
     texts = row["responses"]
     if not isinstance(texts, list) or not all(isinstance(each, str) and each.strip() for each in texts):
         raise RowError("responses: is not a list of texts")

@@ -6,25 +6,36 @@ always has the same event_id, so that the server counts a row once that is sent 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from rewardloop.formats.mixing.names import is_name
 from rewardloop.v1 import feedback_pb2
 from rewardloop_cli.connect import open_client
-from rewardloop_cli.failures import UsageError
-from rewardloop_cli.import_report import Batch
-from rewardloop_client import InvalidRequest, MessageTooLarge, RecordResult, RewardloopClient, RewardloopError
-from rewardloop_client._types import SourceName
-from rewardloop_data.rows import Labels, RowError, events_of
+from rewardloop_cli.feedback.report import Batch
+from rewardloop_client import (
+    EventIdConflict,
+    InvalidRequest,
+    MessageTooLarge,
+    RecordResult,
+    RewardloopClient,
+    RewardloopError,
+)
+from rewardloop_data.judgements import Labels, event_of
+from rewardloop_data.recognise import Reading
+from rewardloop_data.rows import RowError
+from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.side_files import Progress, Rejection, SideFiles, writable_folder
-from rewardloop_data.source_file import Line, SourceFile, UnreadableFile
+from rewardloop_data.source_file import Line, SourceFile, UnreadableFile, opened
+from rewardloop_data.survey import Copies, survey
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 2 * 1024 * 1024  # below the 4 MiB that a gRPC server takes by default
@@ -37,8 +48,32 @@ class GaveUp(Exception):
     """Raised if the server stays away longer than the caller wants to wait."""
 
 
-def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:
-    """Yield the rows in batches of up to BATCH_EVENTS signals and BATCH_BYTES. A row's signals stay together."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rows of a file are read, and what every signal of them gets."""
+
+    reading: Reading
+    labels: Labels
+
+
+def import_id_of(source: SourceFile, choices: Choices, labels: Labels) -> str:
+    """Return the id of an import: the same file, read in the same way with the same labels, has the same one.
+
+    Raises:
+        UnreadableFile: The file cannot be read.
+    """
+    chosen: list[Any] = [choices.format, sorted(choices.columns.items()), sorted(choices.ignored), choices.indices]
+    chosen += [choices.rankings, choices.scale, choices.is_verbatim, choices.counts_copies]
+    given = [labels.source, sorted((labels.tags or {}).items()), labels.aspect]
+    return hashlib.sha256(json.dumps([source.sha256(), chosen, given]).encode()).hexdigest()[:16]
+
+
+def batches(lines: Iterator[Line], plan: Plan, start: int = 0) -> Iterator[Batch]:
+    """Yield the rows after line ``start`` in batches of up to BATCH_EVENTS signals and BATCH_BYTES.
+
+    A row's signals stay together.
+    """
+    copies = Copies(plan.labels.aspect) if plan.reading.choices.counts_copies else None
     batch: Batch | None = None
     broken: UnreadableFile | None = None
     while True:
@@ -49,11 +84,18 @@ def batches(lines: Iterator[Line], labels: Labels) -> Iterator[Batch]:
         except UnreadableFile as error:  # the rows before the damage still count
             broken = error
             break
+        if line.number <= start and copies is None:
+            continue
         try:
-            events = events_of(line.value(), labels)
+            judgements = plan.reading.judgements(line.value())
+            if copies is not None:
+                judgements = copies.numbered(judgements)
+            events = [event_of(each, plan.labels) for each in judgements] if line.number > start else []
             rejections = []
         except RowError as error:
             events, rejections = [], [Rejection(line.number, str(error), line.kept())]
+        if line.number <= start:  # it was settled before, and counts the copies alone
+            continue
         size = sum(event.ByteSize() for event in events)
         if batch is not None and (
             len(batch.events) + len(events) > BATCH_EVENTS
@@ -157,16 +199,19 @@ def settle(
     """
     rejected = {r.line: r for r in batch.rejections}
     for line, outcome in zip(batch.lines, outcomes, strict=True):
-        if isinstance(outcome, RewardloopError):
+        if isinstance(outcome, RewardloopError) and not isinstance(outcome, EventIdConflict):
             rejected.setdefault(line.number, Rejection(line.number, _one_line(outcome), line.kept()))
     results = [o for o in outcomes if isinstance(o, RecordResult)]
-    duplicates = sum(r.duplicate for r in results)
+    # The same judgement has been recorded with other labels: it counts once.
+    others = sum(isinstance(outcome, EventIdConflict) for outcome in outcomes)
+    known = sum(r.duplicate for r in results)
     progress = replace(
         progress,
         lines_done=batch.last.number,
         rows=progress.rows + batch.rows,
-        recorded=progress.recorded + len(results) - duplicates,
-        duplicates=progress.duplicates + duplicates,
+        recorded=progress.recorded + len(results) - known,
+        duplicates=progress.duplicates + known + others,
+        relabelled=progress.relabelled + others,
         rejected=progress.rejected + len(rejected),
     )
     return progress, [rejected[number] for number in sorted(rejected)]
@@ -176,7 +221,7 @@ def import_file(
     source: SourceFile,
     delivery: Delivery,
     side_files: SideFiles,
-    labels: Labels,
+    plan: Plan,
     progress: Progress,
     on_settled: Callable[[Batch, Progress, Sequence[Rejection]], None],
 ) -> Progress:
@@ -203,9 +248,8 @@ def import_file(
     broken: UnreadableFile | None = None
     with ThreadPoolExecutor(PARALLEL_BATCHES) as pool:
         try:
-            rest = (line for line in source.lines() if line.number > start)
             try:
-                for batch in batches(rest, labels):
+                for batch in batches(source.lines(), plan, start):
                     in_flight.append((batch, pool.submit(delivery.record, batch.events)))
                     if len(in_flight) >= PARALLEL_BATCHES:
                         settle_oldest()
@@ -220,77 +264,91 @@ def import_file(
     if broken is not None:
         raise broken
     if progress.rows == 0:
-        raise UnreadableFile(f"{source.path}: has no rows")
+        raise UnreadableFile(f"{source.shown}: has no rows")
     side_files.finish()
     return progress
 
 
-def run(
-    files: Sequence[Path],
-    *,
-    server: str,
-    labels: Labels,
-    patience_s: float,
-    side_dir: Path | None,
-    restart: bool,
-) -> int:
-    """Import files one after the other. Returns 0, or 1 if rows were rejected, or 2 if a file or the server failed."""
-    from rewardloop_cli.import_report import Report
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """What the command says about an import.
 
+    Attributes:
+        server: Address of the server.
+        labels: What every signal gets.
+        choices: What is settled about the files.
+        patience_s: Seconds to wait while the server or Redis is away.
+        side_dir: Folder for the progress and the rejected rows; None for the file's own.
+        restart: Whether the progress of an earlier run is ignored.
+        dry_run: Whether nothing is sent.
+    """
+
+    server: str
+    labels: Labels = field(default_factory=Labels)
+    choices: Choices = field(default_factory=Choices)
+    patience_s: float = 120.0
+    side_dir: Path | None = None
+    restart: bool = False
+    dry_run: bool = False
+
+
+def run(files: Sequence[str], options: ImportOptions) -> int:
+    """Import files one after the other. Returns 0, or 1 if rows were rejected, or 2 if a file or the server failed."""
     code = 0
-    with open_client(server, timeout_s=30.0) as client:
-        for path in files:
-            started = time.monotonic()
+    with ExitStack() as stack:
+        client = None if options.dry_run else stack.enter_context(open_client(options.server, timeout_s=30.0))
+        for location in files:
             try:
-                source = SourceFile.of(path)
+                with opened(location) as source:
+                    outcome = _import_one(source, client, options)
             except UnreadableFile as error:
                 print(f"rewardloop: {error}", file=sys.stderr)
-                code = 2
-                continue
-            with Report(source, shown=_SHOWN_REJECTIONS) as report:
-                folder = side_dir or writable_folder(path.parent)
-                if folder is None:
-                    folder = Path.cwd()
-                    report.say(f"{path.parent} is not writable: side files go to {folder}")
-                try:
-                    side_files = SideFiles(source, folder)
-                    progress = side_files.begin(Progress(source.head_sha256, source.size, server), restart=restart)
-                    if progress.lines_done:
-                        report.say(f"going on after line {progress.lines_done} (--restart starts over)")
-                    delivery = Delivery(client, patience_s, report.say)
-                    progress = import_file(source, delivery, side_files, labels, progress, report.settled)
-                except UnreadableFile as error:
-                    report.fail(str(error))
-                    code = 2
-                    continue
-                except (GaveUp, RewardloopError, OSError) as error:
-                    report.fail(f"{path}: {_one_line(error)}; the same command goes on where this one stopped")
-                    return 2
-                report.summary(progress, time.monotonic() - started, side_files.rejected_path)
-                code = max(code, int(progress.rejected > 0))
+                outcome = 2
+            if outcome is None:
+                return 2
+            code = max(code, outcome)
     return code
 
 
-def parse_source(name: str) -> SourceName:
-    """Return the source of a name. Raises UsageError."""
-    if name not in ("human", "llm_judge", "implicit"):
-        raise UsageError(f"--source {name}: is not human, llm_judge or implicit")
-    return cast(SourceName, name)
+def _import_one(source: SourceFile, client: RewardloopClient | None, options: ImportOptions) -> int | None:
+    """Import a file, or say how it would be. Returns its exit status, or None if the server failed.
 
+    Raises:
+        UnreadableFile: It cannot be read, or it is not clear what its rows say. Nothing has been sent.
+    """
+    from rewardloop_cli.feedback.report import Report
+    from rewardloop_cli.feedback.summary import summary_of
 
-def parse_tags(pairs: Sequence[str]) -> Mapping[str, str]:
-    """Return the tags of texts of the form ``key=value``. Raises UsageError."""
-    tags = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--tag {pair}: is not key=value")
-        tags[key] = value
-    return tags
-
-
-def parse_aspect(name: str) -> str:
-    """Return the name of an aspect, or an empty text. Raises UsageError."""
-    if name and not is_name(name):
-        raise UsageError(f"--aspect {name}: is no name of a reward model")
-    return name
+    started = time.monotonic()
+    found = survey(source.shown, source.lines(), options.choices, options.labels.aspect)
+    import_id = import_id_of(source, options.choices, options.labels)
+    summary = summary_of(source.name, found, import_id)
+    if client is None:
+        print("\n".join(summary), flush=True)
+        if found.broken is not None:
+            raise found.broken
+        return int(found.refused > 0)
+    plan = Plan(found.reading, replace(options.labels, import_id=import_id))
+    with Report(source, shown=_SHOWN_REJECTIONS) as report:
+        for line in summary:
+            report.say(line)
+        folder = options.side_dir or (Path.cwd() if source.named else writable_folder(source.path.parent))
+        if folder is None:
+            folder = Path.cwd()
+            report.say(f"{source.path.parent} is not writable: side files go to {folder}")
+        try:
+            side_files = SideFiles(source, folder)
+            fresh = Progress(source.head_sha256, source.size, options.server, import_id)
+            progress = side_files.begin(fresh, restart=options.restart)
+            if progress.lines_done:
+                report.say(f"going on after line {progress.lines_done} (--restart starts over)")
+            delivery = Delivery(client, options.patience_s, report.say)
+            progress = import_file(source, delivery, side_files, plan, progress, report.settled)
+        except UnreadableFile as error:
+            report.fail(str(error))
+            return 2
+        except (GaveUp, RewardloopError, OSError) as error:
+            report.fail(f"{source.shown}: {_one_line(error)}; the same command goes on where this one stopped")
+            return None
+        report.summary(progress, time.monotonic() - started, side_files.rejected_path)
+        return int(progress.rejected > 0)

@@ -35,7 +35,7 @@ class Report:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(escape(source.path.name), total=source.size, rows=0)
+        self._task = self._bar.add_task(escape(source.name), total=source.size, rows=0)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -54,7 +54,7 @@ class Report:
     def settled(self, batch: Batch, progress: ImportProgress, rejections: Sequence[Rejection]) -> None:
         self._bar.update(self._task, completed=batch.last.offset, rows=progress.rows)
         for rejection in rejections[: self._left_to_show]:
-            self.say(f"{self._source.path.name}:{rejection.line}: {rejection.reason}")
+            self.say(f"{self._source.name}:{rejection.line}: {rejection.reason}")
         if self._left_to_show and len(rejections) > self._left_to_show:
             self.say("more rejected rows are in the side file only")
         self._left_to_show = max(0, self._left_to_show - len(rejections))
@@ -62,9 +62,12 @@ class Report:
     def summary(self, progress: ImportProgress, seconds: float, rejected_path: Path) -> None:
         self._bar.stop()
         kept = f" (kept in {rejected_path})" if progress.rejected else ""
+        others = f" ({progress.relabelled} with other labels, which they keep)" if progress.relabelled else ""
         print(
-            f"{self._source.path.name}: {progress.rows} rows, {progress.recorded} signals recorded, "
-            f"{progress.duplicates} duplicates, {progress.rejected} rows rejected{kept}, {seconds:.1f} s",
+            f"{self._source.name}: {progress.rows} rows, {progress.recorded} signals recorded, "
+            f"{progress.duplicates} duplicates{others}, {progress.rejected} rows rejected{kept}, {seconds:.1f} s",
+            f"import {progress.import_id}: 'rewardloop feedback retract {progress.import_id}' takes it back",
+            sep="\n",
             flush=True,
         )
 
