@@ -25,7 +25,7 @@ class GatewaySettings(ProcessSettings):
         ("log_level", "Log"),
     )
 
-    listen: str = Field("127.0.0.1:8080", description="HTTP address (host:port)")
+    listen: str = Field("127.0.0.1:50080", description="HTTP address (host:port)")
     tls_cert: Path | None = Field(None, description="PEM certificate chain; with it the port speaks HTTPS")
     tls_key: Path | None = Field(None, description="PEM private key of the certificate")
     insecure_listen: bool = Field(

@@ -35,7 +35,7 @@ class UpSettings(SecuritySettings):
     data: Path = Field(Path("rewardloop-data"), description="directory of models, signals, logs and checkpoints")
     listen: str = Field("127.0.0.1:50051", description="gRPC address of the services")
     policy_listen: str = Field("127.0.0.1:50052", description="gRPC address of the policy worker")
-    gateway_listen: str = Field("127.0.0.1:8080", description="address of the HTTP door; empty: none")
+    gateway_listen: str = Field("127.0.0.1:50080", description="address of the HTTP door; empty: none")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Prometheus page of the server; 0: none")
     trainer_metrics_port: int = Field(9465, ge=0, le=65535, description="Prometheus page of the trainer; 0: none")
     policy_metrics_port: int = Field(9466, ge=0, le=65535, description="Prometheus page of the worker; 0: none")

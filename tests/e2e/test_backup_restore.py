@@ -45,7 +45,7 @@ class Up:
         trainer = f"--reward-min-signals 200 --torch-threads {THREADS} --seed {learning_seed()} --flush-age-s 0.2"
         trainer += " --reward.learning-rate 0.001 --reward.gate-prompts 15 --reward.gate-margin 0.05"
         settings = {**self.ports, "listen": self.address, "data": self.data, "train-args": trainer}
-        settings |= {"serve-args": "--intra-op-threads 1 --no-spin"}
+        settings |= {"serve-args": "--intra-op-threads 1 --no-spin", "gateway-listen": ""}
         argv = [sys.executable, "-m", "rewardloop_local.up", *(f"--{name}={value}" for name, value in settings.items())]
         with self.log.open("ab") as log:
             process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)

@@ -102,6 +102,7 @@ def ports(directory: Path) -> Iterator[dict[str, int]]:
         "train-args": f"--no-policy-rounds --reward-min-signals {SIGNALS} --torch-threads 1 --flush-age-s 0.2"
         " --retry-first-s 0.5 --reward.learning-rate 0.001 --reward.gate-prompts 5 --reward.gate-margin 0.05",
         "log-format": "json",
+        "gateway-listen": "",
     }
     argv = [sys.executable, "-m", "rewardloop_local.up", *(f"--{name}={value}" for name, value in settings.items())]
     with (directory / "up.log").open("ab") as log:

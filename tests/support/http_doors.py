@@ -13,7 +13,7 @@ from rewardloop_client.fake import FakeRewardloop
 from rewardloop_gateway.serving import app
 from rewardloop_gateway.settings import GatewaySettings
 
-URL = "http://127.0.0.1:8080"
+URL = "http://127.0.0.1:50080"
 
 
 @asynccontextmanager

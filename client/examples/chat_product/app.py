@@ -25,7 +25,7 @@ from rewardloop_client import publishable_token
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parents[1] / "javascript" / "rewardloop-feedback.js"
-DOOR = os.environ.get("REWARDLOOP_DOOR", "http://127.0.0.1:8080")
+DOOR = os.environ.get("REWARDLOOP_DOOR", "http://127.0.0.1:50080")
 TOKEN = os.environ.get("REWARDLOOP_TOKEN", "rlt_no_token_is_needed")
 PAIR_SHARE = float(os.environ.get("PAIR_SHARE", "0.2"))
 

@@ -7,8 +7,8 @@ without callers.
 from __future__ import annotations
 
 
-def remote_rm_url(door: str = "http://127.0.0.1:8080") -> str:
+def remote_rm_url(door: str = "http://127.0.0.1:50080") -> str:
     """Return the value of ``--remote_rm_url`` for the HTTP door at an address. Raises ValueError for no address."""
     if not door.startswith(("http://", "https://")):
-        raise ValueError(f"{door!r} is no address of HTTP, such as http://127.0.0.1:8080")
+        raise ValueError(f"{door!r} is no address of HTTP, such as http://127.0.0.1:50080")
     return f"{door.rstrip('/')}/get_reward"

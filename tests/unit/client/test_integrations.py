@@ -88,7 +88,7 @@ def test_verl_gets_one_score_or_a_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_openrlhf_is_given_an_address() -> None:
-    assert openrlhf.remote_rm_url() == "http://127.0.0.1:8080/get_reward"
+    assert openrlhf.remote_rm_url() == "http://127.0.0.1:50080/get_reward"
     assert openrlhf.remote_rm_url("https://door.example/") == "https://door.example/get_reward"
     with pytest.raises(ValueError, match="address"):
-        openrlhf.remote_rm_url("127.0.0.1:8080")
+        openrlhf.remote_rm_url("127.0.0.1:50080")

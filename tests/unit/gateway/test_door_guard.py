@@ -30,7 +30,7 @@ async def test_every_answer_has_the_security_headers(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:8080", 200), ("localhost", 200), ("[::1]:8080", 200), ("LOCALHOST:1", 200), ("evil.example", 421)],
+    [("127.0.0.1:50080", 200), ("localhost", 200), ("[::1]:50080", 200), ("LOCALHOST:1", 200), ("evil.example", 421)],
 )
 async def test_a_name_that_is_not_ours_is_refused(host: str, status: int) -> None:
     """Else a page could reach loopback by a name of its own that resolves to 127.0.0.1."""
@@ -41,7 +41,7 @@ async def test_a_name_that_is_not_ours_is_refused(host: str, status: int) -> Non
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [(SHOP, 200), ("http://127.0.0.1:8080", 200), ("https://evil.example", 403), ("null", 403), (SHOP + ".evil", 403)],
+    [(SHOP, 200), ("http://127.0.0.1:50080", 200), ("https://evil.example", 403), ("null", 403), (SHOP + ".evil", 403)],
 )
 async def test_pages_of_other_origins_are_refused(origin: str, status: int) -> None:
     async with door(FakeRewardloop(), cors_origins=[SHOP]) as http:
@@ -132,7 +132,7 @@ async def test_with_a_certificate_of_its_own_it_lets_nobody_in_without_a_token()
 @pytest.mark.parametrize(
     "settings",
     [
-        {"listen": "0.0.0.0:8080"},
+        {"listen": "0.0.0.0:50080"},
         {"listen": "127.0.0.1"},
         {"cors_origins": ["*"]},
         {"cors_origins": ["https://shop.example/page"]},
