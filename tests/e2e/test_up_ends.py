@@ -94,7 +94,7 @@ def _until_up(up: Up, log: Path, process: subprocess.Popen[bytes]) -> dict[str, 
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
     recorded = up.recorded()
-    assert set(recorded) == {"supervisor", "redis-server", "serve", "train"}
+    assert set(recorded) == {"supervisor", "redis-server", "serve", "gateway", "train"}
     return recorded
 
 
@@ -128,7 +128,7 @@ def test_after_its_supervisor_was_killed_the_next_one_names_what_runs_and_down_e
 
     ended = _down(up)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert [line.split()[1] for line in ended.stdout.splitlines()] == ["train", "serve", "redis-server"]
+    assert [line.split()[1] for line in ended.stdout.splitlines()] == ["train", "gateway", "serve", "redis-server"]
     _until_ended(pids)
 
     third = _started(up, tmp_path / "third")
@@ -152,7 +152,7 @@ def test_when_its_terminal_closes_everything_ends(up: Up, tmp_path: Path) -> Non
     while b"rewardloop is up" not in shown:
         shown += os.read(terminal, 4096)
     pids = up.recorded()
-    assert set(pids) == {"supervisor", "redis-server", "serve", "train"}
+    assert set(pids) == {"supervisor", "redis-server", "serve", "gateway", "train"}
     os.close(terminal)
     assert process.wait(PATIENCE_S) == 0
     _until_ended(pids)

@@ -21,6 +21,7 @@ from rewardloop_client import PolicyUnavailable as Unavailable
 from rewardloop_client import RewardloopClient
 from rewardloop_policy.policy_model import Answer
 from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InternalError, NotLoadable, PolicyUnavailable
 from rewardloop_server.guard.watch import LostThread, RunBounds, Watch
@@ -36,7 +37,9 @@ class SlowPolicy:
     manifest = SimpleNamespace(version="1")
     token_s = 1e-4
 
-    def answer(self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool]) -> list[list[Answer]]:
+    def answer(
+        self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool], speeches: Sequence[Speech] = ()
+    ) -> list[list[Answer]]:
         for _ in range(requests[0].max_new_tokens):
             for i, request in enumerate(requests):
                 time.sleep(sum(request.prompt) / 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -78,11 +78,11 @@ class Broken(FakeRewardloop):
         self._change(reply)
         return reply
 
-    def _stream(self, path: str, request: Message) -> Message:
-        reply = super()._stream(path, request)
-        if isinstance(reply, reward_pb2.ScoreStreamResponse):
-            self._streamed(reply)
-        return reply
+    def _stream(self, path: str, request: Message) -> Iterator[Message]:
+        for reply in super()._stream(path, request):
+            if isinstance(reply, reward_pb2.ScoreStreamResponse):
+                self._streamed(reply)
+            yield reply
 
 
 async def _every_way(fake: FakeRewardloop) -> list[ScoreResult | RewardloopError]:

@@ -17,8 +17,7 @@ class EvaluateSettings(ProcessSettings):
 
     basic_settings = (
         *("model", "store", "version", "directory", "against", "data", "out", "judges"),
-        *("judge.endpoint", "judge.model"),
-        *("benchmarks", "tasks", "suites", "red_team"),
+        *("judge.endpoint", "benchmarks", "tasks", "suites"),
     )
     setting_groups = (
         ("model", "What is evaluated"),
