@@ -55,7 +55,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "q", "chosen": "a"}\n')
     assert main(["--data", str(rows), "--out", str(tmp_path / "audit")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"rewardloop audit: {rows}: no row has a key")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"rewardloop audit: {rows}: no row has a known shape")
     assert main(["--archive", str(ledger), "--store", str(tmp_path / "none"), "--version", "3"]) == 2
     assert main(["--archive", str(tmp_path / "empty"), "--out", str(tmp_path / "audit")]) == 2
     assert "has no signal to audit" in capsys.readouterr().err

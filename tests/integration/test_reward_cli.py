@@ -171,7 +171,7 @@ def test_two_processes_train_the_version_of_one_also_through_a_kill(base: Path, 
     [
         ({"base": "", "version": ""}, "either base, or version of store"),
         ({"device": "cuda"}, "torch sees no GPU"),
-        ({"row": {"prompt": "q", "chosen": "a"}}, "rows.jsonl: no row has a key"),
+        ({"row": {"prompt": "q", "chosen": "a"}}, "rows.jsonl: no row has a known shape"),
         ({"base": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],
 )
