@@ -64,6 +64,7 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
             )
         ],
     ),
+    "FeedbackService/Retract": (0.5, [feedback_pb2.RetractRequest(import_id="fuzz")]),
     "ModelService/ListVersions": (1, [model_pb2.ListVersionsRequest(model=name) for name in ("reward", "policy")]),
     "ModelService/GetVersion": (1, [model_pb2.GetVersionRequest(model="reward", version="1")]),
     "ModelService/WatchVersions": (1, [model_pb2.WatchVersionsRequest(model=name) for name in ("reward", "policy")]),
@@ -156,7 +157,7 @@ async def _call(
 ) -> None:
     path = f"/rewardloop.v1.{method}"
     replies: list[bytes] = []
-    if method.endswith(("ScoreStream", "WatchVersions")):
+    if method.endswith(("ScoreStream", "WatchVersions", "GenerateStream")):
         # grpc.aio may say of a stream that is refused while it writes that it failed by itself; this one does not.
         call = await asyncio.to_thread(_stream, channels[1], path, requests, metadata, replies)
         code, text, trailers = call.code(), call.details(), call.trailing_metadata()
@@ -172,7 +173,7 @@ async def _call(
         name = "NOT ANSWERED"
     elif code is grpc.StatusCode.UNAVAILABLE and not tuple(trailers or ()):
         name = "LOST"  # nobody answered: the process is gone
-    elif code is grpc.StatusCode.OK and len(replies) != len(requests):
+    elif code is grpc.StatusCode.OK and len(replies) != len(requests) and not method.endswith("GenerateStream"):
         name, text = "LOST", f"{len(replies)} replies to {len(requests)} requests"
     for request in requests:
         found.take(method, name, request, text or "")
