@@ -139,7 +139,7 @@ class TokenLogProbability:
 
 @dataclass(frozen=True, slots=True)
 class CandidateText:
-    """What a candidate of a stream says next.
+    """The next part of the text of one candidate of a stream.
 
     Attributes:
         generation_id: Names the answer in feedback, once the stream has ended.

@@ -37,7 +37,7 @@ _JSON_NAMES = (".jsonl", ".json", ".ndjson")
 _BLANKS = b" \t\r\n"
 _HEADER = re.compile(r'"?[\w .\-\[\]]{1,60}"?')
 
-# What reading a damaged packed file raises, but for zstandard's own error, which its reader turns into this OSError.
+# Errors of reading a damaged packed file. `_Zstd` turns zstandard's own error into an OSError.
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 

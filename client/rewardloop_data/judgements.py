@@ -1,4 +1,4 @@
-"""What a row of a file says, and the feedback event that says the same.
+"""Judgements that a row of a file holds, and the feedback event of each.
 
 The id of an event is made of the judgement and of nothing else. So the same judgement has the same id, whatever else
 its row holds, and in whichever file, format and order it stands.
@@ -66,7 +66,7 @@ Said: TypeAlias = Preferred | Equal | Ordered | Approved | Graded
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What somebody said about responses to a prompt.
+    """One judgement of somebody about responses to a prompt.
 
     Attributes:
         prompt: The conversation before the responses, its tools included.

@@ -133,7 +133,7 @@ def recognise_judged(name: str, lines: Iterable[Line], choices: Choices) -> Read
 
 @dataclass(slots=True)
 class _Seen:
-    """What the rows of one shape were like."""
+    """The first line, the number, the marks and the unknown keys of the rows of one shape."""
 
     line: int
     rows: int = 0
@@ -143,7 +143,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Found:
-    """What the rows of a file were like."""
+    """The rows of a file by shape, why the first without one has none, and the error that ended the file."""
 
     by_shape: dict[Shape, _Seen] = field(default_factory=dict)
     rows: int = 0

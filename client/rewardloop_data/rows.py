@@ -15,7 +15,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Turns: TypeAlias = tuple[Turn, ...]
 
 _FIRST_ROLES = ("system", "developer")
-# What a chat template writes between turns, and how a transcript begins. A text with that is no text of one turn.
+# Marks that a chat template writes between turns, and beginnings of a transcript. No single turn has one of them.
 _MARKS = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system|end)\|>"
     r"|<(?:start|end)_of_turn>|\[/?INST\]|<<SYS>>|\A\s*(?:Human|Assistant):"

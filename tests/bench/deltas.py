@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,13 +32,18 @@ def head(store: ModelStore, version: Manifest) -> npt.NDArray[np.float32]:
 
 def delta(store: ModelStore, over: Manifest, default: npt.NDArray[np.float32], seed: int) -> Manifest:
     """A version over the graph of ``over`` whose head is ``default`` with noise of its own size."""
+    return adapter_version(store, over, {HEAD: _noisy(default, seed)})
+
+
+def adapter_version(store: ModelStore, over: Manifest, values: Mapping[str, npt.NDArray[np.float32]]) -> Manifest:
+    """A version over the graph of ``over`` that sets the adapter inputs which are named."""
     source = store.fetch("reward", over.version)
 
     def write(directory: Path) -> None:
         adapter = ort.AdapterFormat()
         adapter.set_adapter_version(1)
         adapter.set_model_version(1)
-        adapter.set_parameters({HEAD: ort.OrtValue.ortvalue_from_numpy(_noisy(default, seed))})
+        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
         adapter.export_adapter(str(directory / ADAPTER))
         shutil.copy(source / "tokenizer.json", directory)
 

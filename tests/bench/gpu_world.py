@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,18 +16,18 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModel
 
 from rewardloop.formats.affix_layout import TextFormat
-from rewardloop.formats.store import ADAPTER, MODEL, Manifest, ModelStore, Trunk
+from rewardloop.formats.store import MODEL, Manifest, ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.plan import Run
 from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.export.precision import convert
 from rewardloop_trainer.reward.model import RewardModel as TorchRewardModel
@@ -183,6 +183,11 @@ def rows_of(shape: Shape, count: int, tokens: int, seed: int = 0) -> list[Encode
     return [Encoded(_ids(shape, tokens, chance), None, truncated=False) for _ in range(count)]
 
 
+def plain_run(rows: int, length: int) -> Run:
+    """Return the run of so many rows, each alone, in as many columns as the longest has tokens."""
+    return Run(tuple((row,) for row in range(rows)), length, 0.0)
+
+
 def group_of(shape: Shape, prompt: int, responses: int, tokens: int, seed: int = 0) -> list[Encoded]:
     """Return the sequences of one group, which share a prompt."""
     chance = random.Random(seed)
@@ -206,21 +211,6 @@ def adapter_of(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]:
         ).astype(np.float32)
         for each in model._sessions.alone.get_overridable_initializers()
     }
-
-
-def delta_over(store: ModelStore, over: Manifest, values: Mapping[str, npt.NDArray[np.float32]]) -> Manifest:
-    """Publish a version that sets adapter inputs of another's graph."""
-
-    def write(directory: Path) -> None:
-        adapter = ort.AdapterFormat()
-        adapter.set_adapter_version(1)
-        adapter.set_model_version(1)
-        adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
-        adapter.export_adapter(str(directory / ADAPTER))
-        source = store.fetch("reward", over.version) / "tokenizer.json"
-        (directory / "tokenizer.json").write_bytes(source.read_bytes())
-
-    return store.publish(replace(over, trunk=Trunk(over.version, over.digest)), write)
 
 
 def per_second(world: World, work: Callable[[], object], seconds: float | None = None) -> float:

@@ -271,7 +271,7 @@ def import_file(
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What the command says about an import.
+    """The settings of one run of the command.
 
     Attributes:
         server: Address of the server.

@@ -11,7 +11,7 @@ Rows, first and last stream id of a segment are known without reading it: from i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -58,7 +58,7 @@ class Ledger:
     def refresh(self) -> None:
         """List the segments again, to see what another process wrote."""
         with self._lock:
-            self._segments = self._listed(self._segments)
+            self._segments = self._listed()
             self._in_order = None
 
     @property
@@ -357,13 +357,13 @@ class Ledger:
             except FileNotFoundError:
                 self.refresh()
 
-    def _listed(self, known: Mapping[str, Segment]) -> dict[str, Segment]:
+    def _listed(self) -> dict[str, Segment]:
         missed: set[str] = set()
         while True:
             found: dict[str, Segment] = {}
             try:
                 for name, size in self._files.sizes().items():
-                    # A retraction may have replaced a segment by a smaller one of its name.
+                    # Described anew: a retraction may have replaced a segment by a smaller one of its name.
                     found[name] = self._files.segment(name, size)
             except FileNotFoundError:
                 if name in missed:
