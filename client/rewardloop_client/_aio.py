@@ -22,6 +22,7 @@ from rewardloop_client._deadline import bounded
 from rewardloop_client._errors import InvalidReply, RewardloopError
 from rewardloop_client._hedge import Hedging
 from rewardloop_client._observe import Observer, observed
+from rewardloop_client._operations import AsyncOperations
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
@@ -333,6 +334,11 @@ class AsyncRewardloopClient:
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Return whether a service takes requests. See `RewardloopClient.health`."""
         return await self._run(calls.health(service), timeout_s)
+
+    @property
+    def operations(self) -> AsyncOperations:
+        """What operators may ask: rounds, people, dead letters and reports."""
+        return AsyncOperations(self._run)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:
         return await self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))

@@ -15,12 +15,14 @@ RewardloopError
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
 │   ├── PolicyUnavailable   POLICY_UNAVAILABLE
-│   └── AuditUnavailable    AUDIT_UNAVAILABLE
+│   ├── AuditUnavailable    AUDIT_UNAVAILABLE
+│   └── ReportsUnavailable  REPORTS_UNAVAILABLE
 ├── DeadlineExceeded        the time given to the call ran out
 │   └── DeadlinePassed      DEADLINE_PASSED       the time ran out in the server's queue, before the work began
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
-│   └── UnknownGeneration   UNKNOWN_GENERATION
+│   ├── UnknownGeneration   UNKNOWN_GENERATION
+│   └── UnknownItem         UNKNOWN_ITEM          no such round, dead letter or report
 ├── AlreadyExists           ALREADY_EXISTS
 │   ├── EventIdConflict     EVENT_ID_CONFLICT     this caller recorded another signal under this event_id
 │   └── ReplayedSignal      REPLAYED_SIGNAL       this annotator gave this signal about this generation before
@@ -31,6 +33,7 @@ RewardloopError
 │   ├── PointerMoved        POINTER_MOVED         another version is active than the caller expected
 │   ├── PromotionHeld       PROMOTION_HELD        a rollback holds the promotions of trainers
 │   ├── FloorsNotMet        FLOORS_NOT_MET        too few candidates are at or above a mixture's floors
+│   ├── NoEvent             NO_EVENT              a dead letter has no event to put back
 │   ├── UnsafeVersion       UNSAFE_VERSION
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
@@ -177,6 +180,10 @@ class AuditUnavailable(Unavailable):
     reason = "AUDIT_UNAVAILABLE"
 
 
+class ReportsUnavailable(Unavailable):
+    reason = "REPORTS_UNAVAILABLE"
+
+
 class DeadlineExceeded(RewardloopError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -195,6 +202,10 @@ class UnknownVersion(NotFound):
 
 class UnknownGeneration(NotFound):
     reason = "UNKNOWN_GENERATION"
+
+
+class UnknownItem(NotFound):
+    reason = "UNKNOWN_ITEM"
 
 
 class AlreadyExists(RewardloopError):
@@ -235,6 +246,10 @@ class PromotionHeld(FailedPrecondition):
 
 class FloorsNotMet(FailedPrecondition):
     reason = "FLOORS_NOT_MET"
+
+
+class NoEvent(FailedPrecondition):
+    reason = "NO_EVENT"
 
 
 class UnsafeVersion(FailedPrecondition):

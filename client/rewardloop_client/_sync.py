@@ -22,6 +22,7 @@ from rewardloop_client._deadline import bounded
 from rewardloop_client._errors import InvalidReply, RewardloopError
 from rewardloop_client._hedge import Hedging
 from rewardloop_client._observe import Observer, observed
+from rewardloop_client._operations import Operations
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
@@ -518,6 +519,11 @@ class RewardloopClient:
             NotFound: The server does not have the service.
         """
         return self._run(calls.health(service), timeout_s)
+
+    @property
+    def operations(self) -> Operations:
+        """What operators may ask: rounds, people, dead letters and reports."""
+        return Operations(self._run)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
         return self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))

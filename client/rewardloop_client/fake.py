@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
-from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._convert import timestamp
@@ -40,6 +40,8 @@ from rewardloop_client._errors import (
     to_status,
 )
 from rewardloop_client._fake_choice import choose
+from rewardloop_client._fake_operations import METHODS as _OPERATIONS
+from rewardloop_client._fake_operations import FakeLoop
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
@@ -65,6 +67,7 @@ _METHODS = {
     "set_shadow": calls.SET_SHADOW,
     "watch_versions": calls.WATCH_VERSIONS,
     "health": calls.HEALTH_CHECK,
+    **_OPERATIONS,
 }
 
 
@@ -93,6 +96,7 @@ class FakeRewardloop(RewardloopClient):
         generations: The generations, by generation_id.
         attempts: Names of the methods that were called, retries included.
         services: Whether each service takes requests, for `health`.
+        loop: What the OperationsService tells of rounds, people, dead letters and reports.
     """
 
     def __init__(
@@ -131,6 +135,8 @@ class FakeRewardloop(RewardloopClient):
             calls.SET_SHADOW: lambda request: self._set_role(request, "shadow", model_pb2.SetShadowResponse),
             calls.HEALTH_CHECK: self._health,
         }
+        self.loop = FakeLoop(self._model_statuses)
+        self._answers |= self.loop.answers()
         self.events: list[feedback_pb2.FeedbackEvent] = []
         self.generations: dict[str, policy_pb2.Generation] = {}
         self.attempts: list[str] = []
@@ -333,6 +339,23 @@ class FakeRewardloop(RewardloopClient):
     def _end_roles(self, model: str) -> None:
         for role in ("canary", "shadow"):
             self._beside.pop((model, role), None)
+
+    def _model_statuses(self) -> list[operations_pb2.ModelStatus]:
+        found = []
+        for model, history in self._active.items():
+            status = operations_pb2.ModelStatus(
+                model=model,
+                active_version=history[-1] if history else "",
+                previous_versions=history[-2::-1],
+                promotions_held=model in self._held,
+                rejected_versions=sorted(version for of, version in self._rejected if of == model),
+            )
+            for role, holder in (("canary", status.canary), ("shadow", status.shadow)):
+                if (model, role) in self._beside:
+                    version, share = self._beside[model, role]
+                    holder.CopyFrom(operations_pb2.VersionShare(version=version, share=share))
+            found.append(status)
+        return found
 
     def _health(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         if request.service not in self.services:

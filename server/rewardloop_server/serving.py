@@ -24,7 +24,7 @@ from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.disk_metrics import DiskCollector
-from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
+from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, operations_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
 from rewardloop_client import TLS, Access
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.replication import Replication
@@ -32,6 +32,7 @@ from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import (
     FEEDBACK_SERVICE,
     MODEL_SERVICE,
+    OPERATIONS_SERVICE,
     POLICY_SERVICE,
     QUEUE_LANES,
     REWARD_SERVICE,
@@ -61,6 +62,7 @@ from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
+from rewardloop_server.operations.build import operations_servicer
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
@@ -80,7 +82,7 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 log = structlog.get_logger()
 
 PROG = "rewardloop serve"
-SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
+SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE, OPERATIONS_SERVICE)
 _HEALTH_EVERY_S = 0.25
 
 
@@ -108,6 +110,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
+    operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring(scoring.hosts)
@@ -387,5 +391,6 @@ async def keep_health(health: HealthServicer, scoring: Scoring, intake: Intake, 
         FEEDBACK_SERVICE.full_name: intake.is_reachable,
         MODEL_SERVICE.full_name: always,
         POLICY_SERVICE.full_name: worker.is_serving,
+        OPERATIONS_SERVICE.full_name: always,
     }
     await report_health(health, checks, _HEALTH_EVERY_S)

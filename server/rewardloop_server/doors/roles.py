@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-Role: TypeAlias = Literal["score", "feedback", "generate", "admin"]
+Role: TypeAlias = Literal["score", "feedback", "generate", "view", "admin"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
 _ANY = frozenset(ROLES)
+_VIEW = frozenset[Role]({"view", "admin"})
 
 # No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
@@ -27,6 +28,16 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.ModelService/Rollback": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/SetCanary": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/SetShadow": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/GetStatus": _VIEW,
+    "/rewardloop.v1.OperationsService/ListRounds": _VIEW,
+    "/rewardloop.v1.OperationsService/GetRound": _VIEW,
+    "/rewardloop.v1.OperationsService/ListPeople": _VIEW,
+    "/rewardloop.v1.OperationsService/ListDeadLetters": _VIEW,
+    "/rewardloop.v1.OperationsService/ListReports": _VIEW,
+    "/rewardloop.v1.OperationsService/GetReport": _VIEW,
+    "/rewardloop.v1.OperationsService/SetMuted": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/RequeueDeadLetter": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/DropDeadLetter": frozenset({"admin"}),
 }
 
 # Anybody may call these. Probes and tools have no token, and learn only that the service exists and its public protos.
