@@ -22,10 +22,14 @@ RewardloopError
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
 │   ├── UnknownGeneration   UNKNOWN_GENERATION
-│   └── UnknownItem         UNKNOWN_ITEM          no such round, dead letter or report
+│   ├── UnknownItem         UNKNOWN_ITEM          no such round, dead letter or report
+│   ├── UnknownProject      UNKNOWN_PROJECT
+│   ├── UnknownLease        UNKNOWN_LEASE         this labeller has no such lease of a task
+│   └── UnknownGuidelines   UNKNOWN_GUIDELINES
 ├── AlreadyExists           ALREADY_EXISTS
 │   ├── EventIdConflict     EVENT_ID_CONFLICT     this caller recorded another signal under this event_id
-│   └── ReplayedSignal      REPLAYED_SIGNAL       this annotator gave this signal about this generation before
+│   ├── ReplayedSignal      REPLAYED_SIGNAL       this annotator gave this signal about this generation before
+│   └── LeaseAnswered       LEASE_ANSWERED        another answer was recorded under this lease
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
@@ -34,6 +38,9 @@ RewardloopError
 │   ├── PromotionHeld       PROMOTION_HELD        a rollback holds the promotions of trainers
 │   ├── FloorsNotMet        FLOORS_NOT_MET        too few candidates are at or above a mixture's floors
 │   ├── NoEvent             NO_EVENT              a dead letter has no event to put back
+│   ├── TaskTaken           TASK_TAKEN            the lease has ended, and others have the task now
+│   ├── TaskRetracted       TASK_RETRACTED        the task was taken back
+│   ├── NothingToUndo       NOTHING_TO_UNDO       this labeller has no answer to take back
 │   ├── UnsafeVersion       UNSAFE_VERSION
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
@@ -208,6 +215,18 @@ class UnknownItem(NotFound):
     reason = "UNKNOWN_ITEM"
 
 
+class UnknownProject(NotFound):
+    reason = "UNKNOWN_PROJECT"
+
+
+class UnknownLease(NotFound):
+    reason = "UNKNOWN_LEASE"
+
+
+class UnknownGuidelines(NotFound):
+    reason = "UNKNOWN_GUIDELINES"
+
+
 class AlreadyExists(RewardloopError):
     code = grpc.StatusCode.ALREADY_EXISTS
 
@@ -218,6 +237,10 @@ class EventIdConflict(AlreadyExists):
 
 class ReplayedSignal(AlreadyExists):
     reason = "REPLAYED_SIGNAL"
+
+
+class LeaseAnswered(AlreadyExists):
+    reason = "LEASE_ANSWERED"
 
 
 class FailedPrecondition(RewardloopError):
@@ -250,6 +273,18 @@ class FloorsNotMet(FailedPrecondition):
 
 class NoEvent(FailedPrecondition):
     reason = "NO_EVENT"
+
+
+class TaskTaken(FailedPrecondition):
+    reason = "TASK_TAKEN"
+
+
+class TaskRetracted(FailedPrecondition):
+    reason = "TASK_RETRACTED"
+
+
+class NothingToUndo(FailedPrecondition):
+    reason = "NOTHING_TO_UNDO"
 
 
 class UnsafeVersion(FailedPrecondition):
