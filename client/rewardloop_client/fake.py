@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
-from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._convert import timestamp
@@ -43,6 +43,7 @@ from rewardloop_client._fake_choice import choose
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
+from rewardloop_client._types import Identity
 
 __all__ = ["FakeRewardloop"]
 
@@ -64,6 +65,7 @@ _METHODS = {
     "set_canary": calls.SET_CANARY,
     "set_shadow": calls.SET_SHADOW,
     "watch_versions": calls.WATCH_VERSIONS,
+    "get_identity": calls.GET_IDENTITY,
     "health": calls.HEALTH_CHECK,
 }
 
@@ -92,6 +94,7 @@ class FakeRewardloop(RewardloopClient):
         events: Every recorded event once, oldest first.
         generations: The generations, by generation_id.
         attempts: Names of the methods that were called, retries included.
+        identity: Who every caller is, for `get_identity`; by default anybody, who may do everything.
         services: Whether each service takes requests, for `health`.
     """
 
@@ -129,11 +132,13 @@ class FakeRewardloop(RewardloopClient):
             calls.ROLLBACK: self._rollback,
             calls.SET_CANARY: lambda request: self._set_role(request, "canary", model_pb2.SetCanaryResponse),
             calls.SET_SHADOW: lambda request: self._set_role(request, "shadow", model_pb2.SetShadowResponse),
+            calls.GET_IDENTITY: self._identity,
             calls.HEALTH_CHECK: self._health,
         }
         self.events: list[feedback_pb2.FeedbackEvent] = []
         self.generations: dict[str, policy_pb2.Generation] = {}
         self.attempts: list[str] = []
+        self.identity = Identity("", frozenset(("admin", "feedback", "generate", "label", "score", "view")), True)
         self.services = {"": True, "rewardloop.v1.RewardService": True, "rewardloop.v1.PolicyService": True}
 
     def fail(self, method: str, error: RewardloopError, *, times: int = 1) -> None:
@@ -333,6 +338,10 @@ class FakeRewardloop(RewardloopClient):
     def _end_roles(self, model: str) -> None:
         for role in ("canary", "shadow"):
             self._beside.pop((model, role), None)
+
+    def _identity(self, request: access_pb2.GetIdentityRequest) -> access_pb2.GetIdentityResponse:
+        known = self.identity
+        return access_pb2.GetIdentityResponse(caller=known.caller, roles=sorted(known.roles), is_open=known.is_open)
 
     def _health(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         if request.service not in self.services:

@@ -12,6 +12,7 @@ _ANY = frozenset(ROLES)
 
 # No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
+    "/rewardloop.v1.AccessService/GetIdentity": _ANY,
     "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
