@@ -27,6 +27,7 @@ from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_o
 from rewardloop_client._types import (
     CandidateText,
     Generation,
+    Identity,
     LaneName,
     Promotion,
     PromptLike,
@@ -512,6 +513,14 @@ class RewardloopClient:
     def wait_until_active(self, model: str, version: str, timeout_s: float = 60.0) -> VersionInfo:
         """Wait until the server serves ``version``. Raises DeadlineExceeded after ``timeout_s`` seconds."""
         return self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
+
+    def get_identity(self, *, timeout_s: float | None = None) -> Identity:
+        """Return who the caller is to the services, and what its credentials allow.
+
+        Raises:
+            Unauthenticated: The credentials are missing, unknown or expired.
+        """
+        return self._run(calls.get_identity(), timeout_s)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Return whether a service takes requests. It takes none before its model is warm and while it drains.

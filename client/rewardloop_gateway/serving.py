@@ -9,12 +9,15 @@ import uvicorn
 
 from rewardloop.process.socket_owner import OwnCallers, is_loopback, shows_owners
 from rewardloop_client import TLS, AsyncRewardloopClient, InvalidAccess, InvalidAddress
+from rewardloop_console.console import ConsoleOptions, console
+from rewardloop_console.headers import AsgiApp
 from rewardloop_gateway.build import Times, build
-from rewardloop_gateway.caller import bearer
+from rewardloop_gateway.caller import TOKEN, bearer
+from rewardloop_gateway.entry import Entry
 from rewardloop_gateway.guard import Guard
 from rewardloop_gateway.rates import Rates
 from rewardloop_gateway.settings import GatewaySettings
-from rewardloop_gateway.wrapped import AsgiApp, wrapped
+from rewardloop_gateway.wrapped import wrapped
 
 log = structlog.get_logger()
 
@@ -80,14 +83,22 @@ def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
         hosts = [*_LOOPBACK_NAMES, f"[{settings.host}]" if ":" in settings.host else settings.host]
     guard = Guard(
         build(client, Times(settings.timeout_s, settings.generate_timeout_s)),
-        max_body_bytes=1024 * settings.max_body_kib,
-        hosts=frozenset(host.lower() for host in hosts),
         origins=frozenset(settings.cors_origins),
         rates=Rates(settings.token_requests_per_s, settings.publishable_requests_per_s),
         needs_token=settings.client_cert is not None,
+    )
+    return Entry(
+        wrapped(guard, settings.cors_origins),
+        console(client, TOKEN, console_options(settings)) if settings.console else None,
+        max_body_bytes=1024 * settings.max_body_kib,
+        hosts=frozenset(host.lower() for host in hosts),
         own=OwnCallers(settings.port) if settings.own_user else None,
     )
-    return wrapped(guard, settings.cors_origins)
+
+
+def console_options(settings: GatewaySettings) -> ConsoleOptions:
+    """Return how the console is served."""
+    return ConsoleOptions(settings.port, is_loopback(settings.host), 60 * settings.console_idle_min)
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

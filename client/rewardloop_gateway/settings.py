@@ -21,6 +21,7 @@ class GatewaySettings(ProcessSettings):
     )
     setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
         ("listen", "The HTTP side"),
+        ("console", "The web console"),
         ("server", "The gRPC services"),
         ("log_level", "Log"),
     )
@@ -49,6 +50,11 @@ class GatewaySettings(ProcessSettings):
         2.0, gt=0, description="most requests a second with one publishable token, after ten at once"
     )
     drain_s: float = Field(30.0, gt=0, description="how long requests in flight may take after SIGTERM")
+
+    console: bool = Field(True, description="serve the web console under /console")
+    console_idle_min: float = Field(
+        60.0, gt=0, description="minutes without a request after which a person is signed out of the console"
+    )
 
     server: str = Field("127.0.0.1:50051", description="address of the services; several with commas")
     ca: Path | None = Field(None, description="PEM authorities that signed the services' certificate; turns TLS on")

@@ -24,12 +24,20 @@ from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.disk_metrics import DiskCollector
-from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, operations_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
+from rewardloop.v1 import (
+    access_pb2_grpc,
+    feedback_pb2_grpc,
+    model_pb2_grpc,
+    operations_pb2_grpc,
+    policy_pb2_grpc,
+    reward_pb2_grpc,
+)
 from rewardloop_client import TLS, Access
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.replication import Replication
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import (
+    ACCESS_SERVICE,
     FEEDBACK_SERVICE,
     MODEL_SERVICE,
     OPERATIONS_SERVICE,
@@ -41,6 +49,7 @@ from rewardloop_server.calls.vocabulary import (
 from rewardloop_server.device.choose import choose_device
 from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.doors.entrance import Entrance
+from rewardloop_server.doors.identity import AccessServicer
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
 from rewardloop_server.feedback.generation_keys import GenerationKeys
@@ -82,7 +91,7 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 log = structlog.get_logger()
 
 PROG = "rewardloop serve"
-SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE, OPERATIONS_SERVICE)
+SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE, OPERATIONS_SERVICE, ACCESS_SERVICE)
 _HEALTH_EVERY_S = 0.25
 
 
@@ -106,6 +115,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
+    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(reward_servicer(settings, scoring, metrics), server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)

@@ -12,8 +12,9 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from rewardloop.formats.vocabulary import LANES, SIGNAL_KINDS, VERSION_ROLES
-from rewardloop.v1 import feedback_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
 
+ACCESS_SERVICE = access_pb2.DESCRIPTOR.services_by_name["AccessService"]
 REWARD_SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
 FEEDBACK_SERVICE = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"]
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -29,7 +30,9 @@ def methods_of(*services: ServiceDescriptor) -> tuple[str, ...]:
     return (*(f"{service.name}/{method.name}" for service in services for method in service.methods), UNKNOWN_METHOD)
 
 
-METHODS = methods_of(REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE, OPERATIONS_SERVICE)
+METHODS = methods_of(
+    REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE, OPERATIONS_SERVICE, ACCESS_SERVICE
+)
 
 # Every gRPC code, because the policy worker's statuses are passed on as they are.
 CODES = tuple(code.name for code in grpc.StatusCode)
