@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import cast
 
 from google.protobuf.message import Message
 
@@ -147,5 +146,5 @@ class FakeLoop:
     def _get_report(self, request: pb.GetReportRequest) -> pb.GetReportResponse:
         for each in self.reports:
             if each.report.report_id == request.report_id:
-                return cast(pb.GetReportResponse, each)
+                return each
         raise UnknownItem("there is no such report")

@@ -7,6 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rewardloop_console import words
+from rewardloop_console.charts import curve_svg, number
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 TEMPLATES = Environment(
@@ -16,6 +19,16 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+TEMPLATES.filters |= {
+    "ago": words.ago,
+    "curve_svg": curve_svg,
+    "duration": words.duration,
+    "headline": words.headline,
+    "number": number,
+    "outcome": words.outcome,
+    "percent": words.percent,
+    "when": words.when,
+}
 
 
 def render(template: str, **values: Any) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from rewardloop_client import AsyncRewardloopClient
 from rewardloop_console.forms import Form
-from rewardloop_console.navigation import PLACES, Place
+from rewardloop_console.navigation import PLACES, PREFIX, Place
 from rewardloop_console.rendering import render
 from rewardloop_console.sessions import Session
 
@@ -48,6 +48,10 @@ class Visit:
     def query(self, name: str, default: str = "") -> str:
         """Return a parameter of the address."""
         return self.request.query_params.get(name, default)
+
+    def to(self, path: str) -> RedirectResponse:
+        """Return the way to an address of the console, after something was done."""
+        return RedirectResponse(PREFIX + path, 303)
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a whole page. The template extends ``layout.html``, and gets the visit and these values."""

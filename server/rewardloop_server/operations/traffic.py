@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Sample
 
 from rewardloop.process.quantile import quantile
@@ -40,6 +41,6 @@ def traffic_of(metrics: ServerMetrics, started_s: float) -> operations_pb2.Traff
     return status
 
 
-def _samples(collector: object, ending: str) -> Iterator[Sample]:
-    for metric in collector.collect():  # type: ignore[attr-defined] - of every collector of prometheus_client
+def _samples(collector: MetricWrapperBase, ending: str) -> Iterator[Sample]:
+    for metric in collector.collect():
         yield from (sample for sample in metric.samples if sample.name.endswith(ending))

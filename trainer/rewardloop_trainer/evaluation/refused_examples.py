@@ -26,7 +26,7 @@ def reward_examples(evidence: Evidence, candidate: Readings, live: Readings | No
     margins = np.where(np.isfinite(candidate.margins), candidate.margins, 0.0)
     before = np.zeros(len(margins)) if live is None else np.where(np.isfinite(live.margins), live.margins, 0.0)
     worse = margins - before
-    found = []
+    found: list[Sample] = []
     for place in np.argsort(worse, kind="stable").tolist():
         if len(found) == MOST or worse[place] >= 0:
             break

@@ -83,7 +83,7 @@ class Loop:
     Set `arrived` to make the loop look for signals at once. `ended` counts the rounds that this loop has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the one loop
         self,
         learners: Sequence[Learner],
         ledger: Ledger,

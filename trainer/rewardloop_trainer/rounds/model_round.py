@@ -92,7 +92,7 @@ class ModelRound(ABC):
         self._version = self._directory / "version"
         self._logged_at = 0.0
         self._trust = Trust()
-        self._examples: list[Sample] = []  # what the candidate is worse on
+        self._worse: list[Sample] = []  # what the candidate is worse on
 
     def run(self) -> Outcome:
         """Run the phases that are left.
@@ -310,7 +310,7 @@ class ModelRound(ABC):
     def _keep_refused(self, reasons: Sequence[object]) -> None:
         """Move the candidate aside with the reasons, and delete the oldest of those that were kept."""
         self._metrics.refused(self.model, reasons)
-        self._current.refused(reasons, self._examples)
+        self._current.refused(reasons, self._worse)
         log.warning("candidate refused", model=self.model, round=self._current.state.number, reasons=reasons)
         self._directory.mkdir(parents=True, exist_ok=True)
         about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._current.state.metrics)}

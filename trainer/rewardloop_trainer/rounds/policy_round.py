@@ -165,7 +165,7 @@ class PolicyRound(ModelRound):
         if judge is not None and "gate_win_rate" in found.figures:
             self._testify("judge", "gate_win_rate", found.reasons)
         refusals = list(found.reasons)
-        self._examples += found.examples
+        self._worse += found.examples
         if self._settings.policy.checks.are_any:
             refusals += self._check(judge)
         if refusals:
@@ -194,7 +194,7 @@ class PolicyRound(ModelRound):
         self._reach("trained", check_figures(checks))
         self._metrics.show_policy_gate(check_figures(checks))
         self._write_checks(checks)
-        self._examples += cases_of(checks)
+        self._worse += cases_of(checks)
         return [check.reason for check in checks if not check.passed]
 
     def _contenders(self) -> Contenders:

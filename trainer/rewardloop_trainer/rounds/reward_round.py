@@ -200,7 +200,7 @@ class RewardRound(ModelRound):
             checks = self._checks(start, model, length)
             verdict = replace(verdict, figures={**verdict.figures, **check_figures(checks)})
             refusals += [check.reason for check in checks if not check.passed]
-            self._examples += cases_of(checks)
+            self._worse += cases_of(checks)
         self._metrics.show_reward_gate(self.model, verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*refusals, *(Reason("export", reason) for reason in exported.reasons)):
@@ -249,7 +249,7 @@ class RewardRound(ModelRound):
             known = GateAnchor.read(start.directory, parent)
             met = meet_best(known, parent, evidence, candidate, live, self._read_version)
         verdict = judge_reward(evidence, candidate, live, parity, rules, met[0] if met else None)
-        self._examples += reward_examples(evidence, candidate, live)
+        self._worse += reward_examples(evidence, candidate, live)
         return verdict, anchor_of_candidate(evidence, candidate, met)
 
     def _checks(self, start: RewardStart, model: RewardModel, length: LengthShare) -> list[Check]:

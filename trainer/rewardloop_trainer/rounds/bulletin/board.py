@@ -1,11 +1,11 @@
-"""What the trainer says of its models and rounds at the moment. Rounds write on it, and `publishing` sends it to Redis."""
+"""What the trainer says of its models and rounds now. Rounds write on it, and `publishing` sends it to Redis."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -184,9 +184,9 @@ class Board:
         return found
 
 
-def _fill(figures: Mapping[str, float], found: Mapping[str, float]) -> None:
-    figures.clear()  # type: ignore[attr-defined] - a map of a message
-    figures.update({name: value for name, value in found.items() if math.isfinite(value)})  # type: ignore[attr-defined]
+def _fill(figures: MutableMapping[str, float], found: Mapping[str, float]) -> None:
+    figures.clear()
+    figures.update({name: value for name, value in found.items() if math.isfinite(value)})
 
 
 def _needed(figures: Mapping[str, float]) -> int:

@@ -32,10 +32,8 @@ class Curves:
             self._points.setdefault(name, []).append((step, value))
         if any(len(points) >= MOST_POINTS for points in self._points.values()):
             self._stride *= 2
-            self._points = {
-                name: [point for point in points if point[0] % self._stride == 0]
-                for name, points in self._points.items()
-            }
+            for name, points in self._points.items():
+                self._points[name] = [point for point in points if point[0] % self._stride == 0]
 
     def messages(self) -> list[operations_pb2.Curve]:
         """Return the curves by name, without those that have no point."""

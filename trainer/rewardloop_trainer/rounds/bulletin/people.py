@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -104,7 +105,7 @@ def _paces(gestures: Sequence[Gesture]) -> Mapping[str, float]:
     found = {}
     for name, given in times.items():
         given.sort()
-        gaps = [after - before for before, after in zip(given, given[1:], strict=False) if after - before < _PAUSE_S]
+        gaps = [after - before for before, after in pairwise(given) if after - before < _PAUSE_S]
         if gaps:
             found[name] = median(gaps)
     return found

@@ -25,7 +25,7 @@ _EVERY_S = 10.0
 
 
 def published_rounds(client: redis.Redis) -> dict[str, operations_pb2.Round]:
-    """Return the rounds that are in Redis, by field. Those that cannot be read are left out. Raises redis.RedisError."""
+    """Return the rounds that are in Redis, by field, without those that cannot be read. Raises redis.RedisError."""
     connection: Any = client  # its types are unions over every protocol version and decoding
     found = {}
     for field, data in connection.hgetall(keys.ROUNDS).items():
