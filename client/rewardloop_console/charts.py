@@ -1,4 +1,4 @@
-"""Draws the curves of a round as SVG. Colours come from the style sheet, and a screen reader gets the figures as text."""
+"""Draws the curves of a round as SVG, with colours of the style sheet and the figures as text for screen readers."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ def consequences(decision: Decision, status: operations_pb2.ModelStatus, version
         case "canary":
             answers = "answers" if decision.model == POLICY else "scores"
             said = [
-                f"Version {decision.version} {answers} {decision.share:.1%} of the requests, version {live} the others. "
-                "The prompt decides, so that the same prompt gets the same version.",
+                f"Version {decision.version} {answers} {decision.share:.1%} of the requests, version {live} the "
+                "others. The prompt decides, so that the same prompt gets the same version.",
                 "It ends when somebody ends it or promotes any version.",
             ]
         case "shadow":
