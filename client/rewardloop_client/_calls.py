@@ -334,7 +334,7 @@ def _set_role(
 
 
 def get_identity() -> Call[Identity]:
-    return _call(GET_IDENTITY, access_pb2.GetIdentityRequest(), access_pb2.GetIdentityResponse, convert.identity)
+    return one_call(GET_IDENTITY, access_pb2.GetIdentityRequest(), access_pb2.GetIdentityResponse, convert.identity)
 
 
 def health(service: str) -> Call[bool]:
