@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rewardloop_client import AsyncRewardloopClient, Identity, RewardloopError, 
 from rewardloop_console.cookies import Cookie
 from rewardloop_console.forms import FORM_TOKEN, FORM_TOKEN_HEADER, Form, check_form_token, check_origin, read_form
 from rewardloop_console.navigation import PREFIX
-from rewardloop_console.refusals import Refusal, sentence_of
+from rewardloop_console.refusals import Refusal, refusal_of
 from rewardloop_console.rendering import render
 from rewardloop_console.sessions import Session, Sessions
 from rewardloop_console.visits import Path, Visit
@@ -53,7 +54,7 @@ class Door:
             except Refusal as refusal:
                 return refused(request, refusal)
             except RewardloopError as error:
-                return refused(request, Refusal(502, sentence_of(error)))
+                return refused(request, refusal_of(error))
 
         return endpoint
 
@@ -132,4 +133,5 @@ def again(request: Request) -> Response:
 def refused(request: Request, refusal: Refusal) -> Response:
     """Return a refusal as a page, or as a notice on the page that asked."""
     template = "notice.html" if request.headers.get("hx-request") == "true" else "refused.html"
-    return HTMLResponse(render(template, message=refusal.message, status=refusal.status), refusal.status)
+    again = {} if refusal.retry_after_s is None else {"retry-after": str(math.ceil(refusal.retry_after_s))}
+    return HTMLResponse(render(template, message=refusal.message), refusal.status, again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewardloop.formats.http_status import HTTP_STATUS
 from rewardloop_client import RewardloopError
 
 
@@ -11,12 +12,19 @@ class Refusal(Exception):
     Args:
         status: The HTTP status.
         message: A sentence for the person.
+        retry_after_s: Seconds after which another attempt may succeed; None if that is not known.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.retry_after_s = retry_after_s
+
+
+def refusal_of(error: RewardloopError) -> Refusal:
+    """Return the refusal for a failed call."""
+    return Refusal(HTTP_STATUS.get(error.code, 500), sentence_of(error), error.retry_after_s)
 
 
 def sentence_of(error: RewardloopError) -> str:

@@ -9,7 +9,7 @@ from rewardloop.formats.tokens import is_publishable
 from rewardloop_client import RewardloopError, Unauthenticated
 from rewardloop_console.door import SIGN_IN, Door, again, comes_from_elsewhere, refused
 from rewardloop_console.navigation import PLACES, PREFIX
-from rewardloop_console.refusals import Refusal, sentence_of
+from rewardloop_console.refusals import Refusal, refusal_of, sentence_of
 from rewardloop_console.rendering import render
 from rewardloop_console.sessions import Session
 
@@ -33,7 +33,7 @@ class SignIn:
         try:
             session = await self._door.open_session()
         except RewardloopError as error:
-            return refused(request, Refusal(502, sentence_of(error)))
+            return refused(request, refusal_of(error))
         if session is None:
             return self._form(key or self._door.sessions.new_key(), where)
         return self._led_on(session, where)
@@ -55,7 +55,7 @@ class SignIn:
         except Refusal as refusal:
             return refused(request, refusal)
         except RewardloopError as error:
-            return refused(request, Refusal(502, sentence_of(error)))
+            return refused(request, refusal_of(error))
         self._door.sessions.sign_out(key)
         return self._led_on(self._door.sign_in(token, identity), where)
 
