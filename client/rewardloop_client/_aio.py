@@ -22,7 +22,6 @@ from rewardloop_client._deadline import bounded
 from rewardloop_client._errors import InvalidReply, RewardloopError
 from rewardloop_client._hedge import Hedging
 from rewardloop_client._observe import Observer, observed
-from rewardloop_client._operations import AsyncOperations
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
@@ -38,6 +37,7 @@ from rewardloop_client._types import (
     VersionInfo,
 )
 from rewardloop_client.labelling.aio import AsyncLabelling
+from rewardloop_client.operations.service import AsyncOperations
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")

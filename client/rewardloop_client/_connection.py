@@ -18,8 +18,8 @@ import grpc
 import grpc.aio
 
 from rewardloop_client import _calls as calls
-from rewardloop_client import _operations as operations
 from rewardloop_client._retry import THROTTLE_RATIO, THROTTLE_TOKENS, RetryPolicy
+from rewardloop_client.operations import calls as operations
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 

@@ -40,13 +40,13 @@ from rewardloop_client._errors import (
     to_status,
 )
 from rewardloop_client._fake_choice import choose
-from rewardloop_client._fake_operations import METHODS as _OPERATIONS
-from rewardloop_client._fake_operations import FakeLoop
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
 from rewardloop_client._types import Identity
 from rewardloop_client.labelling.fake import FakeLabelling
+from rewardloop_client.operations.fake import METHODS as _OPERATIONS
+from rewardloop_client.operations.fake import FakeLoop
 
 __all__ = ["FakeRewardloop"]
 

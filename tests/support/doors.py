@@ -20,6 +20,8 @@ from rewardloop.v1 import (
     feedback_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
     reward_pb2,
@@ -36,6 +38,7 @@ _MODULES = (
     (feedback_pb2, feedback_pb2_grpc),
     (policy_pb2, policy_pb2_grpc),
     (model_pb2, model_pb2_grpc),
+    (operations_pb2, operations_pb2_grpc),
 )
 _SERVICES = [(service, stubs) for module, stubs in _MODULES for service in module.DESCRIPTOR.services_by_name.values()]
 

@@ -61,7 +61,7 @@ class Trust:
         found = json.loads(text)
         if not isinstance(found, dict) or found.pop("format_version", None) != _FORMAT_VERSION:
             raise ValueError("this is no file of trust of this version")
-        return cls(**found)
+        return cls(**{**found, "muted": tuple(found.get("muted", ()))})
 
 
 def trust_weight(accuracy: float) -> float:

@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping
 from google.protobuf.message import Message
 
 from rewardloop.v1 import operations_pb2 as pb
-from rewardloop_client import _operations as operations
 from rewardloop_client._convert import timestamp
 from rewardloop_client._errors import InvalidRequest, NoEvent, UnknownItem, Violation
+from rewardloop_client.operations import calls
 
 METHODS = {
-    "status": operations.GET_STATUS,
-    "rounds": operations.LIST_ROUNDS,
-    "round": operations.GET_ROUND,
-    "people": operations.LIST_PEOPLE,
-    "set_muted": operations.SET_MUTED,
-    "dead_letters": operations.LIST_DEAD_LETTERS,
-    "requeue_dead_letter": operations.REQUEUE_DEAD_LETTER,
-    "drop_dead_letter": operations.DROP_DEAD_LETTER,
-    "reports": operations.LIST_REPORTS,
-    "report": operations.GET_REPORT,
+    "status": calls.GET_STATUS,
+    "rounds": calls.LIST_ROUNDS,
+    "round": calls.GET_ROUND,
+    "people": calls.LIST_PEOPLE,
+    "set_muted": calls.SET_MUTED,
+    "dead_letters": calls.LIST_DEAD_LETTERS,
+    "requeue_dead_letter": calls.REQUEUE_DEAD_LETTER,
+    "drop_dead_letter": calls.DROP_DEAD_LETTER,
+    "reports": calls.LIST_REPORTS,
+    "report": calls.GET_REPORT,
 }
 
 _MOST_REASON_CHARACTERS = 500
@@ -57,16 +57,16 @@ class FakeLoop:
     def answers(self) -> Mapping[str, Callable[..., Message]]:
         """Return what answers each method, by its path."""
         return {
-            operations.GET_STATUS: self._get_status,
-            operations.LIST_ROUNDS: self._list_rounds,
-            operations.GET_ROUND: self._get_round,
-            operations.LIST_PEOPLE: lambda _: pb.ListPeopleResponse(crowd=self._known()),
-            operations.SET_MUTED: self._set_muted,
-            operations.LIST_DEAD_LETTERS: self._list_dead_letters,
-            operations.REQUEUE_DEAD_LETTER: self._requeue,
-            operations.DROP_DEAD_LETTER: self._drop,
-            operations.LIST_REPORTS: lambda _: pb.ListReportsResponse(reports=[each.report for each in self.reports]),
-            operations.GET_REPORT: self._get_report,
+            calls.GET_STATUS: self._get_status,
+            calls.LIST_ROUNDS: self._list_rounds,
+            calls.GET_ROUND: self._get_round,
+            calls.LIST_PEOPLE: lambda _: pb.ListPeopleResponse(crowd=self._known()),
+            calls.SET_MUTED: self._set_muted,
+            calls.LIST_DEAD_LETTERS: self._list_dead_letters,
+            calls.REQUEUE_DEAD_LETTER: self._requeue,
+            calls.DROP_DEAD_LETTER: self._drop,
+            calls.LIST_REPORTS: lambda _: pb.ListReportsResponse(reports=[each.report for each in self.reports]),
+            calls.GET_REPORT: self._get_report,
         }
 
     def _get_status(self, _: Message) -> pb.GetStatusResponse:
