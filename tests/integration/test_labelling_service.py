@@ -283,7 +283,9 @@ async def test_progress_tells_kinds_agreement_and_each_labeller(desk: Desk) -> N
 
 
 async def test_answers_are_listed_page_by_page_with_what_labellers_were_not_told(desk: Desk) -> None:
-    await desk.client.labelling.add_tasks("shop", [pair(i, versions=["secret-a", "secret-b"]) for i in range(7)], import_id="i1")
+    await desk.client.labelling.add_tasks(
+        "shop", [pair(i, versions=["secret-a", "secret-b"]) for i in range(7)], import_id="i1"
+    )
     for _ in range(7):
         task = await task_of(desk, "anna")
         assert "secret" not in str(task)
@@ -293,7 +295,9 @@ async def test_answers_are_listed_page_by_page_with_what_labellers_were_not_told
     while True:
         page = await desk.client.labelling.list_answers("shop", page_size=3, page_token=token)
         pages.append(len(page.answers))
-        assert {(a.versions, a.candidates, a.comment) for a in page.answers} == {(("secret-a", "secret-b"), ("first", "second"), "c")}
+        assert {(a.versions, a.candidates, a.comment) for a in page.answers} == {
+            (("secret-a", "secret-b"), ("first", "second"), "c")
+        }
         if not (token := page.next_page_token):
             break
     assert pages == [3, 3, 1]

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from support.grpc_servers import serving
 
 from rewardloop.formats import keys
 from rewardloop.v1 import feedback_pb2, labelling_pb2_grpc
@@ -25,6 +24,7 @@ from rewardloop_server.labelling.desk import LabellingDesk, open_desk
 from rewardloop_server.labelling.queue import QueueRules
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_trainer.archive.retraction import retraction_in
+from support.grpc_servers import serving
 
 
 @dataclass(frozen=True, slots=True)
