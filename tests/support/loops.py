@@ -22,7 +22,8 @@ def stamp(seconds_ago: float = 0.0) -> Timestamp:
 def busy_fake() -> FakeRewardloop:
     """Two reward and two policy versions, of which the first ones are live."""
     fake = FakeRewardloop(
-        versions={"reward": ["1", "2"], "policy": ["1", "2"]}, generate=lambda prompt, index: f"answer {index}: {prompt}"
+        versions={"reward": ["1", "2"], "policy": ["1", "2"]},
+        generate=lambda prompt, index: f"answer {index}: {prompt}",
     )
     for model in ("reward", "policy"):
         fake.promote(model, "1")
@@ -42,7 +43,9 @@ def busy_fake() -> FakeRewardloop:
                 readable=True,
             )
         )
-    about = pb.Report(report_id="r1", kind="evaluation", title="reward: 2 <b>", lead="All checks passed.", time=stamp(60))
+    about = pb.Report(
+        report_id="r1", kind="evaluation", title="reward: 2 <b>", lead="All checks passed.", time=stamp(60)
+    )
     fake.loop.reports = [pb.GetReportResponse(report=about, page=f"<!doctype html><h1>Report</h1>{HOSTILE}")]
     return fake
 
@@ -68,7 +71,9 @@ def refused_round() -> pb.Round:
             pb.Curve(name="accuracy", steps=[1], values=[0.5]),
         ],
     )
-    example = round_.examples.add(prompt=HOSTILE, note="the candidate scores the preferred answer -1.20 against the other")
+    example = round_.examples.add(
+        prompt=HOSTILE, note="the candidate scores the preferred answer -1.20 against the other"
+    )
     example.sides.add(title="people prefer", text="Hold the button for five seconds.")
     example.sides.add(title="over", text="x" * 100_000)
     return round_
@@ -107,4 +112,7 @@ def _tell_status(fake: FakeRewardloop) -> None:
     status.traffic.requests.add(method="RewardService/Score", code="UNAVAILABLE", count=2)
     status.alerts.add(name="RewardloopDeadLetters", severity="ticket", text="Signals could not be read.")
     fake.loop.training["reward"] = pb.TrainingStatus(model="reward", phase="idle", new_signals=219, least_signals=256)
-    fake.loop.waiting_for = {"reward": "reward: 37 more comparisons.", "policy": "policy: its turn. A round starts next."}
+    fake.loop.waiting_for = {
+        "reward": "reward: 37 more comparisons.",
+        "policy": "policy: its turn. A round starts next.",
+    }

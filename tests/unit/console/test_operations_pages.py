@@ -196,5 +196,11 @@ async def test_loop_without_trainer_rounds_or_people_is_shown_as_it_is() -> None
     fake.loop.rounds, fake.loop.letters, fake.loop.reports = [], [], []
     fake.loop.crowd = pb.Crowd()
     async with console(fake) as browser:
-        for path in ("/console/watch", "/console/watch/letters", "/console/compare", "/console/decide", "/console/people"):
+        for path in (
+            "/console/watch",
+            "/console/watch/letters",
+            "/console/compare",
+            "/console/decide",
+            "/console/people",
+        ):
             assert (await browser.get(path)).status_code == 200
