@@ -43,9 +43,7 @@ def busy_fake() -> FakeRewardloop:
                 readable=True,
             )
         )
-    about = pb.Report(
-        report_id="r1", kind="evaluation", title="reward: 2 <b>", lead="All checks passed.", time=stamp(60)
-    )
+    about = pb.Report(report_id="r1", kind="evaluation", title="reward: 2 <b>", lead="All passed.", time=stamp(60))
     fake.loop.reports = [pb.GetReportResponse(report=about, page=f"<!doctype html><h1>Report</h1>{HOSTILE}")]
     return fake
 
@@ -71,9 +69,7 @@ def refused_round() -> pb.Round:
             pb.Curve(name="accuracy", steps=[1], values=[0.5]),
         ],
     )
-    example = round_.examples.add(
-        prompt=HOSTILE, note="the candidate scores the preferred answer -1.20 against the other"
-    )
+    example = round_.examples.add(prompt=HOSTILE, note="the candidate prefers the other answer")
     example.sides.add(title="people prefer", text="Hold the button for five seconds.")
     example.sides.add(title="over", text="x" * 100_000)
     return round_
@@ -114,5 +110,5 @@ def _tell_status(fake: FakeRewardloop) -> None:
     fake.loop.training["reward"] = pb.TrainingStatus(model="reward", phase="idle", new_signals=219, least_signals=256)
     fake.loop.waiting_for = {
         "reward": "reward: 37 more comparisons.",
-        "policy": "policy: its turn. A round starts next.",
+        "policy": "policy: its turn.",
     }
