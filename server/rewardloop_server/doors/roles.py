@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-Role: TypeAlias = Literal["score", "feedback", "generate", "admin"]
+Role: TypeAlias = Literal["score", "feedback", "generate", "label", "view", "admin"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -12,7 +12,7 @@ _ANY = frozenset(ROLES)
 
 # No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
-    "/rewardloop.v1.AccessService/GetIdentity": _ANY,
+    "/rewardloop.v1.AccessService/GetIdentity": frozenset(ROLES),
     "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
