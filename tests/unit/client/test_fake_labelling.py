@@ -48,7 +48,9 @@ def test_who_asks_again_gets_the_same_task_in_the_same_order(fake: FakeRewardloo
     first = fake.labelling.next_task("shop", labeller="anna").task
     other = fake.labelling.next_task("shop", labeller="bert").task
     again = fake.labelling.next_task("shop", labeller="anna").task
-    assert first is not None and again is not None and other is not None
+    assert first is not None
+    assert again is not None
+    assert other is not None
     assert (first.lease_id, first.candidates) == (again.lease_id, again.candidates)
     assert other.task_id != first.task_id
     assert fake.labelling.next_task("shop", labeller="cleo").no_task == "all_taken"
@@ -73,7 +75,8 @@ def test_a_late_answer_is_taken_unless_others_have_the_task(fake: FakeRewardloop
     assert late is not None
     fake.label_queue.end_leases()
     taken = fake.labelling.next_task("shop", labeller="bert").task
-    assert taken is not None and taken.task_id == late.task_id
+    assert taken is not None
+    assert taken.task_id == late.task_id
     with pytest.raises(TaskTaken):
         fake.labelling.answer("shop", late.lease_id, Verdict.choice(0, 1), labeller="anna")
     fake.label_queue.end_leases()
@@ -95,13 +98,15 @@ def test_undo_takes_the_signal_back_and_gives_the_task_again(fake: FakeRewardloo
     with pytest.raises(NothingToUndo):
         fake.labelling.undo("shop", labeller="anna")
     again = fake.labelling.next_task("shop", labeller="anna").task
-    assert again is not None and again.lease_id == undone.task.lease_id
+    assert again is not None
+    assert again.lease_id == undone.task.lease_id
 
 
 def test_a_task_of_two_imports_counts_once_and_stays_until_both_are_taken_back(fake: FakeRewardloop) -> None:
     (added,) = fake.labelling.add_tasks("shop", [_task()], import_id="i1")
     (again,) = fake.labelling.add_tasks("shop", [_task()], import_id="i2")
-    assert isinstance(added, AddedTask) and again == AddedTask(added.task_id, duplicate=True)
+    assert isinstance(added, AddedTask)
+    assert again == AddedTask(added.task_id, duplicate=True)
     task = fake.labelling.next_task("shop", labeller="anna").task
     assert task is not None
     assert fake.labelling.retract_tasks("shop", "i1").tasks == 0
@@ -120,7 +125,8 @@ def test_progress_and_answers_say_what_was_said(fake: FakeRewardloop) -> None:
     (progress,) = fake.labelling.progress("shop")
     assert (progress.tasks, progress.done, progress.open, progress.answers) == (1, 1, 0, 2)
     assert progress.answers_by_kind == {"choice": 2}
-    assert progress.agreement is not None and progress.agreement.share == 1.0
+    assert progress.agreement is not None
+    assert progress.agreement.share == 1.0
     answers = list(fake.labelling.answers("shop", page_size=1))
     assert [(a.labeller, a.versions, a.verdict.choice.chosen) for a in answers] == [
         ("anna", ("7", "8"), 0),
@@ -142,7 +148,8 @@ def test_bad_tasks_and_unknown_projects_are_refused(fake: FakeRewardloop) -> Non
     bad = NewTask(kinds=["choice"], prompt="p", candidates=["a", "b", "c"])
     good, refused = fake.labelling.add_tasks("shop", [_task(), bad], import_id="i1")
     assert isinstance(good, AddedTask)
-    assert isinstance(refused, InvalidRequest) and refused.violations[0].field == "kinds[0]"
+    assert isinstance(refused, InvalidRequest)
+    assert refused.violations[0].field == "kinds[0]"
     with pytest.raises(UnknownProject):
         fake.labelling.next_task("none", labeller="anna")
     with pytest.raises(InvalidRequest):
