@@ -12,10 +12,15 @@ from typing import Any
 
 import httpx2
 import uvicorn
+from google.protobuf.message import Message
 
+from rewardloop.formats.tokens import new_token
+from rewardloop_client import Identity, NoCredentials, NotAllowed, WrongCredentials
 from rewardloop_client.fake import FakeRewardloop
+from rewardloop_gateway.caller import TOKEN
 from rewardloop_gateway.serving import app
 from rewardloop_gateway.settings import GatewaySettings
+from rewardloop_server.doors.roles import ALLOWED
 from support.http_doors import URL, door
 
 FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]+)"|"x-form-token": "([0-9a-f]+)"')
@@ -36,9 +41,15 @@ class Browser:
         return reply
 
     async def post(self, path: str, fields: dict[str, Any] | None = None, **headers: str) -> httpx2.Response:
-        """Send a form of this console."""
+        """Send a form of this console. A field that is None is left out."""
         body = {"form_token": self.form_token, **(fields or {})}
+        body = {name: value for name, value in body.items() if value is not None}
         return await self.http.post(path, data=body, headers={"origin": URL, **headers})
+
+    async def sign_in(self, token: str) -> httpx2.Response:
+        """Sign in by the form."""
+        await self.get("/console/sign-in")
+        return await self.post("/console/sign-in", {"token": token, "next": ""})
 
 
 @asynccontextmanager
@@ -65,3 +76,28 @@ def console_on_a_port(fake: FakeRewardloop, **settings: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+class GuardedRewardloop(FakeRewardloop):
+    """A fake that asks for tokens, and holds each call to the roles of its token as the services do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: dict[str, Identity] = {}
+
+    def add(self, caller: str, *roles: str) -> str:
+        """Add a caller with roles; returns its token."""
+        token = new_token()
+        self.tokens[token] = Identity(caller, frozenset(roles), False)
+        return token
+
+    def _answer(self, path: str, request: Message) -> Message:
+        token = TOKEN.get()
+        if not token:
+            raise NoCredentials("no bearer token came with the call")
+        if token not in self.tokens:
+            raise WrongCredentials("the token is not known here")
+        self.identity = self.tokens[token]
+        if path in ALLOWED and self.identity.roles.isdisjoint(ALLOWED[path]):
+            raise NotAllowed("no role of this caller allows this method")
+        return super()._answer(path, request)

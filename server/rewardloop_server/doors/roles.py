@@ -16,7 +16,7 @@ _VIEW = frozenset[Role]({"view", "admin"})
 
 # No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
-    "/rewardloop.v1.AccessService/GetIdentity": _ANY,
+    "/rewardloop.v1.AccessService/GetIdentity": frozenset(ROLES),
     "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
