@@ -99,8 +99,8 @@ class OpenId:
         is_known = begun is not None and hmac.compare_digest(begun.browser.encode(), browser.encode())
         if begun is None or not is_known or time.monotonic() - begun.at > _LONGEST_S:
             return refused(request, Refusal(403, "This sign-in was not begun here, or too long ago. Begin it again."))
-        if error := request.query_params.get("error"):
-            log.warning("sign-in refused by the issuer", error=error[:100])
+        if said := request.query_params.get("error"):
+            log.warning("sign-in refused by the issuer", error=said[:100])
             return refused(request, Refusal(403, "The issuer has not signed you in."))
         try:
             await self._load_issuer()

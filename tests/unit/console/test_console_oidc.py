@@ -196,5 +196,5 @@ async def test_two_people_of_one_group_are_two_labellers(visitor: Visitor) -> No
     ],
 )
 def test_settings_that_let_nobody_in_safely_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="oidc|console_url|GROUP"):
+    with pytest.raises(ValueError, match=r"oidc|console_url|GROUP"):
         GatewaySettings(**settings)
