@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import getpass
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path as Folder
+from urllib.parse import urlsplit
 
 import structlog
 from starlette.applications import Starlette
@@ -19,7 +19,8 @@ from rewardloop_client import AsyncRewardloopClient
 from rewardloop_console.cookies import Cookie
 from rewardloop_console.door import SIGN_IN, Door, refused
 from rewardloop_console.headers import CONSOLE, AsgiApp, with_headers
-from rewardloop_console.navigation import PREFIX
+from rewardloop_console.navigation import OIDC, PREFIX
+from rewardloop_console.options import ConsoleOptions, OidcOptions
 from rewardloop_console.pages import compare, decide, label, people, watch
 from rewardloop_console.refusals import Refusal
 from rewardloop_console.sessions import Sessions
@@ -36,21 +37,6 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ConsoleOptions:
-    """How the console is served.
-
-    Attributes:
-        port: The port on which it is reached.
-        is_loopback: It listens on loopback alone, where there is no HTTPS.
-        idle_s: Seconds without a request after which a session ends.
-    """
-
-    port: int
-    is_loopback: bool
-    idle_s: float
-
-
 def console(client: AsyncRewardloopClient, token: ContextVar[str], options: ConsoleOptions) -> AsgiApp:
     """Return the app for all addresses below ``/console``.
 
@@ -61,7 +47,7 @@ def console(client: AsyncRewardloopClient, token: ContextVar[str], options: Cons
     """
     cookie = Cookie.at(options.port, options.is_loopback)
     door = Door(Sessions(options.idle_s), cookie, client, token, _own_person())
-    sign_in = SignIn(door)
+    sign_in = SignIn(door, _host_of(options.oidc))
     app = Starlette(
         routes=[
             Route(PREFIX, sign_in.start),
@@ -69,6 +55,7 @@ def console(client: AsyncRewardloopClient, token: ContextVar[str], options: Cons
             Route(SIGN_IN, sign_in.show),
             Route(SIGN_IN, sign_in.take, methods=["POST"]),
             Route(f"{PREFIX}/sign-out", sign_in.end, methods=["POST"]),
+            *([] if options.oidc is None else _oidc_routes(door, options.oidc)),
             *(Route(PREFIX + path.path, door.endpoint(path), methods=[path.method]) for path in _PATHS),
             Mount(f"{PREFIX}/static", with_headers(StaticFiles(directory=_FILES), {"cache-control": "no-cache"})),
         ],
@@ -85,6 +72,18 @@ async def _no_page(request: Request, error: Exception) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     log.error("request failed", path=request.url.path, exc_info=error)
     return refused(request, Refusal(500, "This is a bug. The log of the HTTP door has more."))
+
+
+def _oidc_routes(door: Door, options: OidcOptions) -> list[Route]:
+    # Imported here: only who signs in so needs Authlib (the extra oidc).
+    from rewardloop_console.oidc import OpenId
+
+    open_id = OpenId(door, options)
+    return [Route(OIDC, open_id.begin), Route(f"{OIDC}/back", open_id.back)]
+
+
+def _host_of(oidc: OidcOptions | None) -> str:
+    return "" if oidc is None else urlsplit(oidc.issuer).netloc
 
 
 def _own_person() -> str:

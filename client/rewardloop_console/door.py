@@ -59,11 +59,11 @@ class Door:
         return endpoint
 
     async def _answer(self, path: Path, request: Request) -> Response:
-        key = self.sessions.key_of(self.cookie.read(request)) or ""
+        key = self.key_in(request)
         session = self.sessions.of(key)
         is_new = session is None
         if session is None and comes_from_elsewhere(request):
-            return again(request)
+            return again_at(request.url.path)
         if session is None:
             session = await self.open_session() if request.method == "GET" else None
         if session is None:
@@ -78,6 +78,10 @@ class Door:
         if is_new:
             self.cookie.write(response, self.sessions.signed(session.key))
         return response
+
+    def key_in(self, request: Request) -> str:
+        """Return the key that the browser holds, or "" if this process has given it none."""
+        return self.sessions.key_of(self.cookie.read(request)) or ""
 
     async def own_form(self, request: Request, key: str) -> Form:
         """Return the form of a POST. Raises Refusal if it is not from a page that this browser got here."""
@@ -125,9 +129,15 @@ def comes_from_elsewhere(request: Request) -> bool:
     return request.method == "GET" and request.headers.get("sec-fetch-site") == "cross-site"
 
 
-def again(request: Request) -> Response:
-    """Return a page that asks for the same address once more, now from this site and so with the cookie."""
-    return HTMLResponse(render("again.html", where=request.url.path))
+def again_at(where: str) -> Response:
+    """Return a page that asks for an address of the console, now from this site and so with the cookie."""
+    return HTMLResponse(render("again.html", where=where))
+
+
+def page_to_go_to(where: str) -> str:
+    """Return where to go after signing in: a page of the console, never another site."""
+    is_page = where.startswith(f"{PREFIX}/") and "\\" not in where and where.isascii() and where.isprintable()
+    return where if is_page and not where.startswith(SIGN_IN) else f"{PREFIX}/"
 
 
 def refused(request: Request, refusal: Refusal) -> Response:

@@ -6,6 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 PREFIX = "/console"
+OIDC = f"{PREFIX}/oidc"  # below it, OpenID Connect comes and goes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from rewardloop.formats.tokens import is_publishable
 from rewardloop_client import RewardloopError, Unauthenticated
-from rewardloop_console.door import SIGN_IN, Door, again, comes_from_elsewhere, refused
-from rewardloop_console.navigation import PLACES, PREFIX
+from rewardloop_console.door import SIGN_IN, Door, again_at, comes_from_elsewhere, page_to_go_to, refused
+from rewardloop_console.navigation import PLACES
 from rewardloop_console.refusals import Refusal, refusal_of, sentence_of
 from rewardloop_console.rendering import render
 from rewardloop_console.sessions import Session
@@ -19,17 +19,19 @@ _LONGEST_TOKEN = 4096
 class SignIn:
     """The pages before a session and after it."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, issuer: str) -> None:
+        """``issuer`` is the address to which the page leads to sign in by OpenID Connect; empty for none."""
         self._door = door
+        self._issuer = issuer
 
     async def show(self, request: Request) -> Response:
         """Show the form, or lead on who has signed in already."""
         where = request.query_params.get("next", "")
-        key = self._door.sessions.key_of(self._door.cookie.read(request))
-        if key and self._door.sessions.of(key):
-            return RedirectResponse(_next(where), 303)
+        key = self._door.key_in(request)
+        if self._door.sessions.of(key):
+            return RedirectResponse(page_to_go_to(where), 303)
         if comes_from_elsewhere(request):
-            return again(request)
+            return again_at(request.url.path)
         try:
             session = await self._door.open_session()
         except RewardloopError as error:
@@ -40,7 +42,7 @@ class SignIn:
 
     async def take(self, request: Request) -> Response:
         """Sign in by a token. The session has a new key, and an earlier session of this browser ends."""
-        key = self._door.sessions.key_of(self._door.cookie.read(request)) or ""
+        key = self._door.key_in(request)
         try:
             form = await self._door.own_form(request, key)
             token = form.get("token", "").strip()
@@ -61,7 +63,7 @@ class SignIn:
 
     async def end(self, request: Request) -> Response:
         """Sign out. The browser gets a new key, and the old one is worth nothing."""
-        key = self._door.sessions.key_of(self._door.cookie.read(request)) or ""
+        key = self._door.key_in(request)
         try:
             await self._door.own_form(request, key)
         except Refusal as refusal:
@@ -73,7 +75,7 @@ class SignIn:
 
     async def start(self, request: Request) -> Response:
         """Lead to the first page that the person sees, which also lets the own user in."""
-        key = self._door.sessions.key_of(self._door.cookie.read(request)) or ""
+        key = self._door.key_in(request)
         session = self._door.sessions.of(key)
         roles = session.identity.roles if session else frozenset()
         open_to = [place for place in PLACES if place.is_open_to(roles)]
@@ -82,14 +84,14 @@ class SignIn:
         return RedirectResponse((open_to or PLACES)[0].path, 303)
 
     def _led_on(self, session: Session, where: str) -> Response:
-        response = RedirectResponse(_next(where), 303)
+        response = RedirectResponse(page_to_go_to(where), 303)
         self._door.cookie.write(response, self._door.sessions.signed(session.key))
         return response
 
     def _form(self, key: str, where: str, problem: str = "", status: int = 200) -> Response:
         """Return the page with the form, which belongs to the browser with this key."""
         token = self._door.sessions.form_token(key)
-        page = render("sign_in.html", form_token=token, next=where, problem=problem)
+        page = render("sign_in.html", form_token=token, next=where, problem=problem, issuer=self._issuer)
         response = HTMLResponse(page, status)
         self._door.cookie.write(response, self._door.sessions.signed(key))
         return response
@@ -100,9 +102,3 @@ def _problem(token: str) -> str:
     if not token or len(token) > _LONGEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         return "This is no token. It is one word, as rewardloop token create has printed it."
     return "A publishable token gives feedback and nothing else." if is_publishable(token) else ""
-
-
-def _next(where: str) -> str:
-    """Return where to go after signing in: a page of the console, never another site."""
-    is_page = where.startswith(f"{PREFIX}/") and "\\" not in where and where.isascii() and where.isprintable()
-    return where if is_page and not where.startswith(SIGN_IN) else f"{PREFIX}/"

@@ -15,7 +15,7 @@ import uvicorn
 from google.protobuf.message import Message
 
 from rewardloop.formats.tokens import new_token
-from rewardloop_client import Identity, NoCredentials, NotAllowed, WrongCredentials
+from rewardloop_client import AsyncRewardloopClient, Identity, NoCredentials, NotAllowed, WrongCredentials
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_gateway.caller import TOKEN
 from rewardloop_gateway.serving import app
@@ -53,7 +53,7 @@ class Browser:
 
 
 @asynccontextmanager
-async def console(fake: FakeRewardloop, **settings: Any) -> AsyncIterator[Browser]:
+async def console(fake: AsyncRewardloopClient | FakeRewardloop, **settings: Any) -> AsyncIterator[Browser]:
     """A browser in front of the console."""
     async with door(fake, **settings) as http:
         yield Browser(http)

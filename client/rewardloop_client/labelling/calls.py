@@ -40,13 +40,6 @@ def add_tasks(
     Raises:
         RewardloopError: The first call failed. If a later one fails, that is the outcome of the tasks that are left.
     """
-    with building("shared"):
-        request = labelling_pb2.AddTasksRequest(
-            project=text_field("project", project),
-            import_id=text_field("import_id", import_id),
-            shared_share=shared[0],
-            shared_overlap=shared[1],
-        )
     outcomes: list[AddOutcome | None] = []
     made: list[labelling_pb2.NewTask] = []
     for task in tasks:
@@ -55,12 +48,31 @@ def add_tasks(
             outcomes.append(None)
         except InvalidRequest as error:
             outcomes.append(error)
+    answers = iter((yield from add_messages(project, made, import_id, shared, policy, timeout_s)))
+    return [next(answers) if outcome is None else outcome for outcome in outcomes]
+
+
+def add_messages(
+    project: str,
+    tasks: Sequence[labelling_pb2.NewTask],
+    import_id: str,
+    shared: tuple[float, int],
+    policy: RetryPolicy,
+    timeout_s: float | None,
+) -> Steps[list[AddOutcome]]:
+    """Return one outcome for each task, as `add_tasks` does."""
+    with building("shared"):
+        request = labelling_pb2.AddTasksRequest(
+            project=text_field("project", project),
+            import_id=text_field("import_id", import_id),
+            shared_share=shared[0],
+            shared_overlap=shared[1],
+        )
 
     def part(sent: Sequence[labelling_pb2.NewTask], seconds: float | None) -> Steps[list[AddOutcome]]:
         return steps_of(_add_part(request, sent), policy, seconds)
 
-    answers = iter((yield from calls.in_parts(made, timeout_s, part)))
-    return [next(answers) if outcome is None else outcome for outcome in outcomes]
+    return calls.in_parts(tasks, timeout_s, part)
 
 
 def _add_part(request: labelling_pb2.AddTasksRequest, sent: Sequence[labelling_pb2.NewTask]) -> Call[list[AddOutcome]]:

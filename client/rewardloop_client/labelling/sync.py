@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from rewardloop.v1 import labelling_pb2
@@ -70,6 +70,20 @@ class Labelling:
         shared = (shared_share, shared_overlap)
         return self._drive(
             calls.add_tasks(project, tasks, import_id, shared, self._rules.policy, self._rules.limit(timeout_s))
+        )
+
+    def add_messages(
+        self,
+        project: str,
+        tasks: Sequence[labelling_pb2.NewTask],
+        *,
+        import_id: str,
+        shared: tuple[float, int] = (0.0, 0),
+        timeout_s: float | None = None,
+    ) -> list[AddOutcome]:
+        """Add tasks that are messages already, as `add_tasks` does. ``shared`` is the share and the overlap."""
+        return self._drive(
+            calls.add_messages(project, tasks, import_id, shared, self._rules.policy, self._rules.limit(timeout_s))
         )
 
     def retract_tasks(
