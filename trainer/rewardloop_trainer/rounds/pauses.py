@@ -25,7 +25,7 @@ class Waiting(Exception):
         reason: What for, in words.
     """
 
-    def __init__(self, seconds: float, reason: str) -> None:
+    def __init__(self, seconds: float, reason: str = "people have not decided") -> None:
         super().__init__(f"{reason}: look again in {seconds:g} s")
         self.seconds = seconds
         self.reason = reason
