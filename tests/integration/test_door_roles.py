@@ -12,14 +12,15 @@ from support.doors import METHODS, CallersFile, call, connected
 from rewardloop.formats.tokens import new_token
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, ROLES
 
-READING = {"ListVersions", "GetVersion", "WatchVersions"}
+EVERYBODY = {"GetIdentity"}
+READING = {"ListVersions", "GetVersion", "WatchVersions"} | EVERYBODY
 LOOKING = {"GetProgress", "GetGuidelines"}
 ACTIONS = {"Promote", "Rollback", "SetCanary", "SetShadow", "AddTasks", "RetractTasks", "SetGuidelines"}
 MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,
     "feedback": {"Record", "RecordBatch", "Retract"} | READING,
     "generate": {"Generate", "GenerateStream"} | READING,
-    "label": {"NextTask", "Answer", "Undo", "GetProgress", "GetGuidelines"},
+    "label": {"NextTask", "Answer", "Undo", "GetProgress", "GetGuidelines"} | EVERYBODY,
     "view": {"ListAnswers"} | LOOKING | READING,
     "admin": {"ListAnswers"} | ACTIONS | LOOKING | READING,
 }

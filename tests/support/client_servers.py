@@ -13,6 +13,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from rewardloop.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     common_pb2,
     feedback_pb2,
     feedback_pb2_grpc,
@@ -80,6 +82,7 @@ class Services(
     feedback_pb2_grpc.FeedbackServiceServicer,
     policy_pb2_grpc.PolicyServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
+    access_pb2_grpc.AccessServiceServicer,
 ):
     """Answers with ``name`` as model version. ``failures``: statuses (or what to do) for the next calls."""
 
@@ -209,6 +212,10 @@ class Services(
         self._begin("SetCanary", context)
         return self._set_role(request, model_pb2.VERSION_STATE_CANARY, model_pb2.SetCanaryResponse())
 
+    def GetIdentity(self, request: Any, context: Any) -> Any:
+        self._begin("GetIdentity", context)
+        return access_pb2.GetIdentityResponse(caller="shop", roles=["feedback", "score"])
+
     def SetShadow(self, request: Any, context: Any) -> Any:
         self._begin("SetShadow", context)
         return self._set_role(request, model_pb2.VERSION_STATE_SHADOW, model_pb2.SetShadowResponse())
@@ -226,6 +233,7 @@ def start(services: Services, port: int = 0, host: str = "127.0.0.1") -> tuple[g
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(services, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(services, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
+    access_pb2_grpc.add_AccessServiceServicer_to_server(services, server)
     for name in ("", *(f"rewardloop.v1.{kind}Service" for kind in ("Reward", "Feedback", "Policy", "Model"))):
         services.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(services.health, server)
