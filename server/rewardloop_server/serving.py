@@ -64,6 +64,7 @@ from rewardloop_server.guard.last_resort import end_now
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.labelling.desk import LabellingDesk, open_desk
 from rewardloop_server.labelling.queue import QueueRules
+from rewardloop_server.labelling.servicer import LabellingServicer
 from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.prober import Prober
@@ -117,12 +118,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
-    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(reward_servicer(settings, scoring, metrics), server)
-    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
-    labelling_pb2_grpc.add_LabellingServiceServicer_to_server(desk.servicer, server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
+    of_reward, of_feedback = reward_servicer(settings, scoring, metrics), feedback_servicer(settings, feedback, metrics)
+    add_services(server, of_reward, of_feedback, desk.servicer, models, relay)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring(scoring.hosts)
@@ -160,6 +157,23 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     if scoring.watch.has_work:
         end_now(status)
     return status
+
+
+def add_services(
+    server: grpc.aio.Server,
+    reward: RewardServicer,
+    feedback: FeedbackServicer,
+    labelling: LabellingServicer,
+    models: ModelServicer,
+    policy: PolicyRelay,
+) -> None:
+    """Let the server answer every service."""
+    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(reward, server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
+    labelling_pb2_grpc.add_LabellingServiceServicer_to_server(labelling, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
 
 
 @dataclass(frozen=True, slots=True)
