@@ -12,7 +12,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-# The taste first: it refuses to be imported after the trainer, which other tests of this process load.
+# The taste first: it refuses to be imported after torch, which other tests of this process load.
 from rewardloop_demo import taste  # noqa: F401
 from rewardloop_local.redis_server import EmbeddedRedis
 

@@ -43,13 +43,13 @@ def rendered(text: str) -> Markup:
     )
 
 
-def _image(tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
+def _image(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
     """Return an image as words: loading it would tell its server who reads the page."""
     address = str(tokens[i].attrGet("src") or "")
     return f'<span class="image">[image: {escape(tokens[i].content)} {escape(address)}]</span>'
 
 
-def _heading(tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
+def _heading(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
     level = min(6, _TOP_HEADING - 1 + int(tokens[i].tag[1:]))
     return f"<{'/' if tokens[i].nesting < 0 else ''}h{level}>"
 
@@ -57,9 +57,8 @@ def _heading(tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
 def _reader() -> MarkdownIt:
     reader = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
     reader.validateLink = lambda url: url.lower().startswith(_SCHEMES)  # type: ignore[method-assign]
-    assert isinstance(reader.renderer, RendererHTML)
-    reader.renderer.rules["image"] = _image
-    reader.renderer.rules["heading_open"] = reader.renderer.rules["heading_close"] = _heading
+    for name, rule in (("image", _image), ("heading_open", _heading), ("heading_close", _heading)):
+        reader.add_render_rule(name, rule)
     return reader
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewardloop.formats.http_status import HTTP_STATUS
+from rewardloop.process.http_status import HTTP_STATUS
 from rewardloop_client import RewardloopError
 
 

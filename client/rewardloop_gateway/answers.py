@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from rewardloop.formats.http_status import HTTP_STATUS
+from rewardloop.process.http_status import HTTP_STATUS
 from rewardloop_client import MessageTooLarge, RewardloopError, Violation
 
 # The OpenAI API's words for the kind of an error, by status.

@@ -53,6 +53,9 @@ def train_args(algorithm: Algorithm, signals_per_round: int, seed: int) -> tuple
         # A fifth of the questions is for the gates. Another part teaches nothing but the judge of policies.
         *("--heldout-share", "0.2", "--judge-share", "0.15"),
         *("--policy.gate.prompts", "340", "--policy.gate.responses", "3"),
+        # People decide last. The judge learned from answers of earlier policies, so it can be wrong about a new kind of
+        # answer in the same way as the reward model: it once preferred "Happy to help!" to an answer with the fact.
+        *("--policy.live-test.share", "0.5"),
         *("--policy.algorithm", algorithm, "--policy.learning-rate", "1e-3", "--policy.batch-pairs", "32"),
         *("--policy.online.max-new-tokens", str(_ANSWER_TOKENS)),
         *(part for name, value in _OF_ALGORITHM[algorithm].items() for part in (f"--policy.{name}", value)),

@@ -96,7 +96,7 @@ class Observer:
                 now = replace(now, reward_change_low=change.low, reward_change_high=change.high)
             now = replace(now, freshness_p50_s=median, freshness_max_s=slowest)
         if policy != last.policy_version:
-            won = await self._win_rate(_PROMPTS_BETWEEN, 1)
+            won = await self._win_rate(policy, _PROMPTS_BETWEEN, 1)
             now = replace(now, policy_version=policy, policy_swaps=last.policy_swaps + 1)
             now = replace(now, win_rate=won.mean, win_low=won.low, win_high=won.high)
             now = replace(now, win_prompts=min(_PROMPTS_BETWEEN, len(self._prompts)))
@@ -108,7 +108,7 @@ class Observer:
         Returns:
             The record with the new figures; None if another version went live before all had answered.
         """
-        won = await self._win_rate(len(self._prompts), _CANDIDATES)
+        won = await self._win_rate(last.policy_version, len(self._prompts), _CANDIDATES)
         if (await self._client.get_version("policy")).version != last.policy_version:
             return None
         return replace(last, win_rate=won.mean, win_low=won.low, win_high=won.high, win_prompts=len(self._prompts))
@@ -145,13 +145,14 @@ class Observer:
         shares = [model.accuracy(pairs) for pairs in of_prompt.values()]
         return sum(shares) / len(shares) if shares else math.nan
 
-    async def _win_rate(self, prompts: int, answers: int) -> Interval:
-        """Win rate of the live policy against the starter, on so many prompts and with so many answers to each.
+    async def _win_rate(self, version: str, prompts: int, answers: int) -> Interval:
+        """Win rate of a policy against the starter, on so many prompts and with so many answers to each.
 
         Every answer is compared with every answer of the starter. The interval is one over prompts.
         """
         asked = self._prompts[:prompts]
-        said = await evaluate(self._client, asked, k=answers, seed=self._seed + _LIVE_SEED_OFFSET)
+        seed = self._seed + _LIVE_SEED_OFFSET
+        said = await evaluate(self._client, asked, k=answers, version=version, seed=seed)
         won = []
         for prompt, ours, theirs in zip(asked, said, self._starter, strict=False):
             pairs = [(a.text, b.text) for a in ours.candidates for b in theirs.candidates]

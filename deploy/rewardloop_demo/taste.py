@@ -1,7 +1,7 @@
 """The taste of the simulated users: a hidden rule over correctness, tone and length, with Bradley-Terry noise.
 
 Only the users' choices may reveal the rule to training, because the rule also judges the demo's win rate. Therefore
-this module cannot be imported in a process that has imported the trainer.
+this module cannot be imported in a process that has loaded torch, as every process that trains has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from rewardloop_local import corpus
 
-if any(name.partition(".")[0] == "rewardloop_trainer" for name in sys.modules):
+if "torch" in sys.modules:
     raise ImportError("the hidden taste must not be readable where training runs")
 
 # Up to this many words, users do not mind the length of an answer.

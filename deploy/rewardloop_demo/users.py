@@ -26,7 +26,7 @@ from rewardloop_local import corpus
 
 log = structlog.get_logger()
 
-_ANNOTATORS = 40
+_ANNOTATORS = 120
 _CHANNELS = ("web", "mobile")
 # A user who may call a tie does so if the answers' utilities differ by less than this.
 _TIE_GAP = 0.25
@@ -169,7 +169,7 @@ class SimulatedUsers:
         annotator = rng.randrange(_ANNOTATORS)
         said = _Said(
             generation_id=generation.generation_id,
-            annotator_id=f"user-{annotator:02d}",
+            annotator_id=f"user-{annotator:03d}",
             tags={"channel": _CHANNELS[annotator % 2]},
         )
         if not all(text.strip() for text in texts[:2]):
@@ -218,14 +218,16 @@ async def evaluate(
     prompts: Sequence[str],
     *,
     k: int = 1,
+    version: str | None = None,
     temperature: float = 1.0,
     seed: int | None = None,
     concurrency: int = 16,
     timeout_s: float = 60.0,
 ) -> list[Generation]:
-    """Ask the live policy for ``k`` answers to each prompt; the generations are in the prompts' order.
+    """Ask a version of the policy for ``k`` answers to each prompt; the generations are in the prompts' order.
 
-    With a ``seed``, a version gives the same answers each time. Raises what the client raises after its own retries.
+    Without a ``version`` the live one answers, and the canary its share. With a ``seed``, a version gives the same
+    answers each time. Raises what the client raises after its own retries.
     """
     room = asyncio.Semaphore(concurrency)
 
@@ -235,6 +237,7 @@ async def evaluate(
                 prompt,
                 candidates=k,
                 temperature=temperature,
+                pin_version=version,
                 seed=None if seed is None else seed + index,
                 timeout_s=timeout_s,
             )

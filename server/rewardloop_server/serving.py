@@ -66,6 +66,7 @@ from rewardloop_server.guard.last_resort import end_now
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.labelling.desk import LabellingDesk, open_desk
 from rewardloop_server.labelling.queue import QueueRules
+from rewardloop_server.labelling.servicer import LabellingServicer
 from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.prober import Prober
@@ -76,6 +77,7 @@ from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
 from rewardloop_server.operations.build import operations_servicer
+from rewardloop_server.operations.servicer import OperationsServicer
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
@@ -107,7 +109,7 @@ SERVICES = (
 _HEALTH_EVERY_S = 0.25
 
 
-async def serve(settings: ServeSettings, is_traced: bool = False) -> int:  # long: each part is built once, in order
+async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain. Returns the exit status."""
     tracing = Tracing.on() if is_traced else Tracing()
     metrics = ServerMetrics()
@@ -128,14 +130,9 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:  # lon
 
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
-    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(reward_servicer(settings, scoring, metrics), server)
-    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
-    labelling_pb2_grpc.add_LabellingServiceServicer_to_server(desk.servicer, server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
+    of_reward, of_feedback = reward_servicer(settings, scoring, metrics), feedback_servicer(settings, feedback, metrics)
     operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated)
-    operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
+    add_services(server, of_reward, of_feedback, desk.servicer, models, relay, operations)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring(scoring.hosts)
@@ -173,6 +170,25 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:  # lon
     if scoring.watch.has_work:
         end_now(status)
     return status
+
+
+def add_services(
+    server: grpc.aio.Server,
+    reward: RewardServicer,
+    feedback: FeedbackServicer,
+    labelling: LabellingServicer,
+    models: ModelServicer,
+    policy: PolicyRelay,
+    operations: OperationsServicer,
+) -> None:
+    """Let the server answer every service."""
+    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(reward, server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
+    labelling_pb2_grpc.add_LabellingServiceServicer_to_server(labelling, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ class Attack:
         by: Who carries it out, or what does.
         name: What is done.
         outcome: What becomes of it.
-        tests: Node ids of pytest under ``tests``: files, or single tests of them.
+        tests: Node ids of pytest under ``tests``: folders, files, or single tests of them.
     """
 
     by: str
@@ -126,6 +126,22 @@ ATTACKS = (
     ),
     Attack(
         _CALLER,
+        "calls what its roles do not allow, more often than its quota allows, or with a token that somebody altered",
+        "refused before its message is read; a publishable token gives feedback on one generation, and nothing else",
+        (
+            "integration/test_door_roles.py",
+            "integration/test_door_quotas.py",
+            "integration/test_publishable_tokens.py",
+        ),
+    ),
+    Attack(
+        _CALLER,
+        "sends 5,000 odd requests to the HTTP door, or a page of another origin calls it",
+        "no 500; foreign origins and host names, bodies that are too large or no JSON are refused",
+        ("e2e/test_http_fuzz.py", "unit/gateway"),
+    ),
+    Attack(
+        _CALLER,
         "forges control tokens in a text",
         "they are read as characters",
         ("unit/protos/test_affix_layout.py", "unit/protos/test_template_layout.py"),
@@ -152,6 +168,24 @@ ATTACKS = (
         ),
     ),
     Attack(
+        _REDIS,
+        "it keeps nothing on a disk, and nobody said so",
+        "log, metric and `status` say how durable it is; a server that starts without it serves the store's pointer",
+        ("integration/test_durability.py",),
+    ),
+    Attack(
+        _REDIS,
+        "everything is destroyed, or a backup was altered",
+        "a restore has each signal once, serves and trains on; an altered backup is refused before anything is written",
+        ("integration/test_backup.py", "e2e/test_backup_restore.py", "integration/test_earlier_release.py"),
+    ),
+    Attack(
+        _STORE,
+        "versions, signals, reports and remembered ids pile up",
+        "each has a bound or a command that deletes what nothing needs",
+        ("integration/test_prune.py", "integration/test_remembered_ids.py"),
+    ),
+    Attack(
         _STORE,
         "two publishers claim one version; a manifest is odd",
         "each gets a number of its own; other versions are listed",
@@ -166,6 +200,12 @@ ATTACKS = (
             f"{_STUCK}test_a_version_that_hangs_when_it_is_tried_is_refused_while_the_old_one_serves",
             f"{_STUCK}test_a_stuck_replica_takes_a_rollback_and_ends_with_sigterm",
         ),
+    ),
+    Attack(
+        _MODEL,
+        "a tokenizer has tokens beyond the embedding, or a text more positions than the model",
+        "refused at export and when it is loaded",
+        ("integration/test_export_vocabulary.py", "integration/test_bounds.py"),
     ),
     Attack(
         _MODEL,
@@ -194,6 +234,21 @@ ATTACKS = (
         "a second server takes a socket, a port is busy, the terminal closes, no temporary folder",
         "one line that says so; nothing is taken over, and nothing is left running",
         ("integration/test_hostile_machine.py", "e2e/test_up_ends.py"),
+    ),
+    Attack(
+        _LOCAL,
+        "a proxy is set for all addresses",
+        "calls to loopback do not ask it",
+        ("integration/test_up_parts.py::test_loopback_is_exempt_from_proxies_beside_what_the_user_exempts",),
+    ),
+    Attack(
+        _LOCAL,
+        "a deployment listens in plaintext, or an image takes a package from elsewhere",
+        "manifests ask for TLS and tokens, and packages come from locks with hashes and one index",
+        (
+            "integration/test_kubernetes.py::test_what_is_applied_speaks_tls_and_asks_for_tokens",
+            "unit/deploy/test_locks.py",
+        ),
     ),
     Attack(
         _NETWORK,

@@ -46,7 +46,7 @@ class Outcomes:
             outcome
             for node, outcome in self.of.items()
             if any(
-                node == f"tests/{test}" or node.startswith((f"tests/{test}::", f"tests/{test}["))
+                node == f"tests/{test}" or node.startswith((f"tests/{test}::", f"tests/{test}[", f"tests/{test}/"))
                 for test in attack.tests
             )
         )

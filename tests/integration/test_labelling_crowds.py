@@ -20,6 +20,7 @@ from rewardloop_client import RewardloopError as ClientError
 from rewardloop_client.labelling.messages import new_task
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_server.calls.errors import (
+    LeaseAnswered,
     NothingToUndo,
     RedisUnavailable,
     RewardloopError,
@@ -234,8 +235,8 @@ async def _step(
                 await end_leases(redis)
             try:
                 await send(desk, answer_to(task, who, skip=step == "skip"))
-            except RewardloopError as error:
-                assert error.reason in ("TASK_TAKEN", "LEASE_ANSWERED", "UNKNOWN_LEASE"), error
+            except (TaskTaken, LeaseAnswered, UnknownLease):
+                return
             else:
                 about = await redis.hget(BASE + f"lease:{task.lease_id}", "kind")
                 if about == b"choice":

@@ -136,3 +136,52 @@ def test_no_judgement_is_no_estimate(world: tuple[Path, float], capsys: pytest.C
     Ledger(root / "empty")
     assert main([*flags(root)[2:], "--archive", str(root / "empty")]) == 1
     assert "needs 30 independent clusters" in capsys.readouterr().err
+
+
+def chosen_pairs(root: Path) -> Path:
+    """A ledger of choices in which eight people of ten take the longer of two answers that were drawn at random."""
+    rows = []
+    for i in range(120):
+        event = feedback_pb2.FeedbackEvent(event_id=str(i), responses=["short", "a longer answer"])
+        event.prompt.text = f"question {i}"
+        event.choice.chosen = int(i % 10 < 8)
+        event.choice.rejected = 1 - event.choice.chosen
+        event.arrival_time.FromSeconds(1_700_000_000)
+        event.shown.CopyFrom(feedback_pb2.Shown(show_probabilities=[1.0, 1.0], temperature=1.0, top_p=1.0))
+        rows.append(Recorded(f"{1_700_000_000_000 + i}-0", event))
+    Ledger(root / "pairs").append(rows)
+    return root / "pairs"
+
+
+@pytest.mark.parametrize("rule", [("greedy", "--epsilon", "0"), ("thompson",)])
+def test_a_bandit_is_valued_among_the_answers_that_were_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: tuple[str, ...]
+) -> None:
+    assert main(["--archive", str(chosen_pairs(tmp_path)), "--bandit", *rule, "--output", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["policy"].startswith("bandit, ")
+    assert report["judgements"] == 240
+    assert report["value"]["logged"]["estimate"] == pytest.approx(0.5)
+    assert report["value"]["snips"]["estimate"] > 0.7
+
+
+def test_a_ledger_that_gives_a_bandit_no_choice_is_no_estimate(
+    world: tuple[Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--archive", str(world[0] / "ledger"), "--bandit", "greedy"]) == 1
+    assert "left out: a single response leaves a bandit no choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ([], "name what to estimate"),
+        (["--bandit", "greedy", "--version", "2"], "name what to estimate"),
+        (["--bandit", "greedy", "--server", "127.0.0.1:1"], "leave out --server"),
+    ],
+)
+def test_what_cannot_be_estimated_together_is_refused(
+    named: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(named) == 2
+    assert words in capsys.readouterr().err

@@ -103,11 +103,24 @@ def _python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("training", ["rewardloop_trainer", "rewardloop_trainer.archive.ledger"])
+@pytest.mark.parametrize("training", ["torch", "rewardloop_trainer.daemon"])
 def test_the_taste_cannot_be_imported_where_training_runs(training: str) -> None:
     done = _python(f"import {training}\nimport rewardloop_demo.taste")
     assert done.returncode != 0
     assert "ImportError: the hidden taste must not be readable where training runs" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["REWARDLOOP_ZEBRA", "REWARDLOOP_REWARD__LEARNING_RATE"])
+def test_a_variable_that_is_no_setting_of_the_demo_does_not_stop_it(name: str) -> None:
+    # The names of all other processes' settings are looked up, for a hint, before the users are imported.
+    done = _python(
+        f"import os; os.environ['{name}'] = '1'\n"
+        "from rewardloop_demo.settings import DemoSettings\n"
+        "from rewardloop.process.settings import parse\n"
+        "parse(DemoSettings, [], 'demo')\n"
+        "import rewardloop_demo.run"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_taste_and_the_users_load_where_no_training_runs_and_bring_none_in() -> None:

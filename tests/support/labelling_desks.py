@@ -56,7 +56,7 @@ async def labelling(redis: Redis, rules: QueueRules | None = None, caps: Caps | 
     address = f"127.0.0.1:{free_port()}"
     async with (
         serving(metrics, (add, desk.servicer), address=address),
-        AsyncRewardloopClient(address, max_attempts=1) as client,
+        AsyncRewardloopClient(address) as client,  # on a busy machine Redis may be slow to answer
     ):
         yield Desk(desk, client, metrics, generations)
 

@@ -29,6 +29,7 @@ Rule: TypeAlias = Literal[
     "best_so_far",
     "calibration",
     "distinct",
+    "earlier_version",
     "empty_answers",
     "endless_answers",
     "evidence",
@@ -100,7 +101,11 @@ REWARD_GATE_FIGURES = (
 POLICY_GATE_FIGURES = (
     "gate_prompts",
     "gate_planned_prompts",
-    *(f"gate_{rate}{bound}" for rate in ("win_rate", "score_win_rate") for bound in ("", "_lower", "_upper")),
+    *(
+        f"gate_{rate}{bound}"
+        for rate in ("win_rate", "score_win_rate", "earlier_win_rate")
+        for bound in ("", "_lower", "_upper")
+    ),
     "gate_kl",
     "gate_length_ratio",
     "gate_perplexity_ratio",

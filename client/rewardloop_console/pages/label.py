@@ -19,8 +19,8 @@ from rewardloop_client import (
 )
 from rewardloop_console.markdown import rendered
 from rewardloop_console.navigation import LABEL
-from rewardloop_console.pages.labelling.shown import Said, shown
-from rewardloop_console.pages.labelling.verdict import REASONS, seconds_of, verdict_of
+from rewardloop_console.pages.answering.shown import Said, shown
+from rewardloop_console.pages.answering.verdict import REASONS, seconds_of, verdict_of
 from rewardloop_console.refusals import Refusal, sentence_of
 from rewardloop_console.visits import Path, Visit
 

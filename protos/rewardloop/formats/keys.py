@@ -33,7 +33,7 @@ rewardloop:{labelling:<project>}:         prefix of the keys of a labelling proj
   tasks, generations   hash: task_id to a serialized NewTask, and to the Generation of its candidates if it names one.
   task:<task_id>       hash: `wanted`, how many labellers are to answer it; `taken`, how many places leases and answers
                        take; `answers`; `skips`; `imports`, to how many it belongs; `closed`, why nobody gets it any
-                       more: "skips" or "retracted"; `size`, its candidates; `information`; `scored`, if a model said it.
+                       more: "skips" or "retracted"; `size`, its candidates; `information`; `scored`, if a model has.
   had:<task_id>        hash: a labeller's hash to the lease by which the labeller had the task, not as a repeat.
   of:<task_id>         set: all leases of the task. said:<task_id>: hash, lease to what it says about each pair.
   import:<import_id>   set: the tasks of an import.

@@ -15,7 +15,7 @@
 local who, lease, lease_ms = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local uniform_share, repeat_share = tonumber(ARGV[6]), tonumber(ARGV[7])
 local person, mine, held = base .. 'who:' .. who, base .. 'mine:' .. who, base .. 'held:' .. who
-local FEWEST_BETWEEN, LOOKED_AT = 3, 128
+local FEWEST_BETWEEN, MOST_BETWEEN, LOOKED_AT = 3, 500, 128
 math.randomseed(tonumber(ARGV[8]))
 end_leases()
 if redis.call('SADD', base .. 'people', who) == 1 then
@@ -45,7 +45,7 @@ for _, its in ipairs(redis.call('LRANGE', held, 0, -1)) do
 end
 
 local function draw_again()
-    local answered = redis.call('LRANGE', base .. 'given:' .. who, FEWEST_BETWEEN, -1)
+    local answered = redis.call('LRANGE', base .. 'given:' .. who, FEWEST_BETWEEN, MOST_BETWEEN)
     local may = {}
     for _, its in ipairs(answered) do
         local about = redis.call('HMGET', lease_key(its), 'state', 'task', 'repeat', 'kind')

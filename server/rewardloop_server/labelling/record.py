@@ -1,8 +1,8 @@
 """Records answers: begin -> append the signals -> commit, and takes them back: begin -> retract the signals -> forget.
 
-Tasks and signals have different hash tags, so no one script writes both. What was begun is noted with the task first. If
-a process dies before the end, another one ends it: signals are appended once by their event_ids, and taking them back
-twice takes back no more.
+Tasks and signals have different hash tags, so no one script writes both. What was begun is noted with the task first.
+If a process dies before the end, another one ends it: signals are appended once by their event_ids, and taking them
+back twice takes back no more.
 """
 
 from __future__ import annotations

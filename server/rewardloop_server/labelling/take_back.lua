@@ -6,9 +6,9 @@
 --
 -- Returns {'undoing', the lease, the new lease}, {'taken'} if it is a skip and others have the task now, or {'none'}.
 
-local who = ARGV[1]
+local who, LOOKED_BACK = ARGV[1], 99
 end_leases()
-for _, lease in ipairs(redis.call('LRANGE', base .. 'given:' .. who, 0, -1)) do
+for _, lease in ipairs(redis.call('LRANGE', base .. 'given:' .. who, 0, LOOKED_BACK)) do
     local its = lease_key(lease)
     local about = redis.call('HMGET', its, 'state', 'task', 'kind', 'repeat', 'again')
     if about[1] == 'undoing' and about[5] ~= '' then return {'undoing', lease, about[5]} end

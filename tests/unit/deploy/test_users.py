@@ -78,13 +78,13 @@ async def test_edits_are_right_and_polite_and_thumbs_favour_what_is_liked() -> N
     assert sum(thumbs[True]) / len(thumbs[True]) > sum(thumbs[False]) / len(thumbs[False]) + 0.5
 
 
-async def test_annotators_are_forty_with_one_channel_each() -> None:
+async def test_annotators_have_one_channel_each() -> None:
     fake = _answering()
-    await _users(fake).run(800)
+    await _users(fake).run(2_000)
     channels: dict[str, set[str]] = {}
     for event in fake.events:
         channels.setdefault(event.annotator_id, set()).add(event.tags["channel"])
-    assert len(channels) == 40
+    assert len(channels) == 120
     assert {frozenset(c) for c in channels.values()} == {frozenset({"web"}), frozenset({"mobile"})}
 
 

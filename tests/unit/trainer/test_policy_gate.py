@@ -122,6 +122,19 @@ def test_an_independent_judge_decides_and_scores_are_told_beside_it() -> None:
         judge_policy(*answers, LIMITS, judged=[1.0])
 
 
+def test_a_policy_that_the_reward_version_before_likes_less_is_refused() -> None:
+    """Scores and judge call every answer better; the version before, with errors of its own, does not."""
+    answers = [[BETTER]] * 20, [[LIVE]] * 20
+    verdict = judge_policy(*answers, LIMITS, judged=[1.0] * 20, earlier=[0.0] * 16 + [1.0] * 4)
+    assert [reason.rule for reason in verdict.reasons] == ["earlier_version"]
+    assert "prefers the live policy: win rate 0.200" in verdict.reasons[0]
+    undecided = judge_policy(*answers, LIMITS, judged=[1.0] * 20, earlier=[0.0] * 11 + [1.0] * 9)
+    assert undecided.passed
+    assert undecided.figures["gate_earlier_win_rate"] == pytest.approx(0.45)
+    with pytest.raises(ValueError, match="judges them all"):
+        judge_policy(*answers, LIMITS, earlier=[1.0])
+
+
 def test_win_rate_that_may_be_chance_is_refused() -> None:
     """Twelve of twenty: 0.6, and its interval reaches below one half."""
     candidate = [[replace(BETTER, score=1.0 if i < 12 else -1.0)] for i in range(20)]

@@ -125,7 +125,9 @@ def test_the_gates_measure_the_figures_that_are_announced() -> None:
     reward = judge_reward(said, shown, shown, 0.0, RewardGateRules(least_prompts=2), best)
     assert set(reward.figures) == set(REWARD_GATE_FIGURES)
     answered = [[Answered("one two three four", 4, False, 1.0)]]
-    policy = judge_policy(answered * 2, answered * 2, LIMITS, judged=[1.0] * 2, fluency=Fluency(1.0, 1.0))
+    policy = judge_policy(
+        answered * 2, answered * 2, LIMITS, judged=[1.0] * 2, earlier=[1.0] * 2, fluency=Fluency(1.0, 1.0)
+    )
     assert set(policy.figures) == set(POLICY_GATE_FIGURES)
     live = LiveTest("2", "1", LiveTestSettings.model_validate({}))
     assert set(live.figures) == set(LIVE_TEST_FIGURES)

@@ -75,6 +75,7 @@ def compare_policies(
     settings: PolicySettings,
     judge: Scorer | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    earlier: Scorer | None = None,
 ) -> Verdict:
     """Let both policies answer prompts of ``heldout`` until it is decided which is better, and judge the candidate.
 
@@ -85,6 +86,7 @@ def compare_policies(
         settings: The limits of the gate, and the seed of prompts and answers.
         judge: Scores by the judge that decides who wins; None if ``score`` does.
         on_batch: Called before each batch of work; it may raise to stop.
+        earlier: Scores by the reward version before the one of ``score``; None if there is none.
 
     Raises:
         RewardloopError: If answers were not scored.
@@ -96,7 +98,7 @@ def compare_policies(
     sampling = Sampling(limits.responses, max_new_tokens, seed)
     said: list[list[Rollout]] = []
     before: list[list[Rollout]] = []
-    ours, theirs, judged = Scores(), Scores(), list[float]()
+    ours, theirs, judged, by_earlier = Scores(), Scores(), list[float](), list[float]()
     plan = plan_of(limits, len(prompts))
     for end in plan.ends if len(prompts) >= limits.least_prompts else ():
         places = range(len(said), end)
@@ -111,7 +113,9 @@ def compare_policies(
         said, before = [*said, *new], [*before, *old]
         ours += [group[: limits.responses] for group in scores]
         theirs += [group[limits.responses :] for group in scores]
-        judged += [win_share(group[: limits.responses], group[limits.responses :]) for group in by_judge]
+        judged += _won(by_judge, limits.responses)
+        if earlier is not None:
+            by_earlier += _won(earlier(part, texts), limits.responses)
         if plan.look(np.array(judged)).decision != "open":
             break
     asked = prompts[: len(said)]
@@ -119,8 +123,8 @@ def compare_policies(
         _answered(said, ours, _log_ratios(contenders.live, said, encoder, settings.micro_batch_tokens)),
         _answered(before, theirs, repeat(0.0)),
         limits,
-        seed,
         judged=None if judge is None else judged,
+        earlier=None if earlier is None else by_earlier,
         planned=len(prompts),
         **_drift(contenders, asked, said, heldout, sampling, settings),
     )
@@ -131,6 +135,11 @@ def compare_policies(
 def _first(said: Sequence[Sequence[Rollout]], scores: Scores) -> list[tuple[str, float | None]]:
     """Return the first answer to each prompt with its score."""
     return [(group[0].text, scored[0]) for group, scored in zip(said, scores, strict=True)]
+
+
+def _won(scores: Scores, responses: int) -> list[float]:
+    """The share of each prompt's comparisons that the candidate won, whose responses come first."""
+    return [win_share(group[:responses], group[responses:]) for group in scores]
 
 
 class _Drift(TypedDict):

@@ -9,6 +9,7 @@ of the answers is weighed by how likely the rule is to choose them (`off_policy_
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -151,21 +152,25 @@ def evaluate_bandit(
     )
 
 
-def shown_answers(events: Sequence[feedback_pb2.FeedbackEvent], features: Features) -> tuple[list[Shown], int]:
-    """Return the judged answers of events with two responses or more, and how many events say nothing of a bandit."""
+def shown_answers(
+    events: Sequence[feedback_pb2.FeedbackEvent], features: Features
+) -> tuple[list[Shown], dict[str, int]]:
+    """Return the judged answers of events with two responses or more, and how many events are left out, by reason."""
     found: list[Shown] = []
-    left_out = 0
+    left_out: Counter[str] = Counter()
     for event in events:
+        if len(event.responses) < 2:
+            left_out["a single response leaves a bandit no choice"] += 1
+            continue
         try:
-            said = list(judgements(event)) if len(event.responses) > 1 else []
-        except NoSupport:
-            said = []
-        left_out += not said
-        if said:
-            prompt = turns(event.prompt)
-            of = features(prompt, list(event.responses))
-            found += [Shown(of, each.response, each.value, each.exposure, repr(prompt)) for each in said]
-    return found, left_out
+            said = list(judgements(event))
+        except NoSupport as error:
+            left_out[str(error)] += 1
+            continue
+        prompt = turns(event.prompt)
+        of = features(prompt, list(event.responses))
+        found += [Shown(of, each.response, each.value, each.exposure, repr(prompt)) for each in said]
+    return found, dict(left_out)
 
 
 def text_features(prompt: Prompt, responses: Sequence[str]) -> Floats:

@@ -86,9 +86,9 @@ def judge_policy(
     candidate: Sequence[Sequence[Answered]],
     live: Sequence[Sequence[Answered]],
     limits: PolicyGateLimits,
-    seed: int = 0,
     *,
     judged: Sequence[float] | None = None,
+    earlier: Sequence[float] | None = None,
     fluency: Fluency | None = None,
     planned: int | None = None,
     anchor: FromAnchor | None = None,
@@ -105,10 +105,11 @@ def judge_policy(
         candidate: The candidate's answers, one inner sequence a prompt, none of them empty.
         live: The live policy's answers to the same prompts.
         limits: What the candidate must keep to.
-        seed: The seed of the bootstrap of the win rate by score.
         judged: For each prompt, the share in [0, 1] that the candidate's answers won by a judge that the candidate did
             not learn from. If it is given, it decides; the scores, which the candidate was trained to raise, are then
             reported beside it.
+        earlier: The same share by the reward version before the one that the candidate was trained by; None without
+            one. What over-optimises a reward model uses that model's own errors, so that other versions see it fall.
         fluency: How both policies predict people's own texts; None if there are none, and perplexity is not judged.
         planned: How many prompts could have been asked, if a decision was reached before; None if all were asked.
         anchor: How far the candidate is from the anchor policy; None if that is the live one.
@@ -116,7 +117,7 @@ def judge_policy(
     Raises:
         ValueError: If the numbers of prompts differ.
     """
-    if len(candidate) != len(live) or (judged is not None and len(judged) != len(live)):
+    if {len(each) for each in (candidate, judged, earlier) if each is not None} != {len(live)}:
         raise ValueError("both policies answer the same prompts, and a judge judges them all")
     planned = len(candidate) if planned is None else planned
     if planned < limits.least_prompts:
@@ -131,7 +132,8 @@ def judge_policy(
         "gate_win_rate": look.mean,
         "gate_win_rate_lower": look.lower,
         "gate_win_rate_upper": look.upper,
-        **_interval("gate_score_win_rate", wins, seed),
+        **_interval("gate_score_win_rate", wins),
+        **({} if earlier is None else _interval("gate_earlier_win_rate", np.array(earlier, dtype=float))),
         # The k1 estimate on the candidate's own samples is unbiased for KL(candidate || live).
         "gate_kl": _mean([a.log_ratio for a in said]),
         "gate_length_ratio": _mean([a.tokens for a in said]) / _mean([a.tokens for a in before]),
@@ -197,8 +199,8 @@ def _scores(answers: Sequence[Answered]) -> list[float | None]:
     return [answer.score for answer in answers]
 
 
-def _interval(name: str, wins: npt.NDArray[np.float64], seed: int) -> dict[str, float]:
-    lower, upper = bootstrap_interval(wins, seed)
+def _interval(name: str, wins: npt.NDArray[np.float64]) -> dict[str, float]:
+    lower, upper = bootstrap_interval(wins, seed=0)
     return {name: float(wins.mean()), f"{name}_lower": lower, f"{name}_upper": upper}
 
 
@@ -247,6 +249,15 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
             f"share of repeated phrases {of('candidate_repeated_4'):.3f}, live {of('live_repeated_4'):.3f}",
         ),
     ]
+    if "gate_earlier_win_rate" in figures:
+        rules.append(
+            (
+                of("earlier_win_rate_upper") >= 0.5,
+                "earlier_version",
+                f"the reward version before prefers the live policy: win rate {of('earlier_win_rate'):.3f}, by its "
+                f"interval at most {of('earlier_win_rate_upper'):.3f}",
+            )
+        )
     if "gate_perplexity_ratio" in figures:
         rules.append(
             (

@@ -32,6 +32,11 @@ class PolicyGateLimits(BaseModel):
         "(the one that serves, and may have trained the policy) or version:3 (one that is warm on the server)",
     )
     judge_version: str = Field("", description="the same as judge version:N; empty: what judge says")
+    earlier_version: bool = Field(
+        True,
+        description="whether the reward version before the live one, if there is one, may refuse: a policy is not "
+        "published if that version is shown to like it less than the live policy",
+    )
     least_win_rate: float = Field(0.5, ge=0, lt=1, description="the win rate must be above it")
     least_win_rate_lower: float = Field(0.5, ge=0, lt=1, description="the win rate's lower bound must be above it")
     alpha: float = Field(

@@ -40,6 +40,7 @@ from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
+from rewardloop_trainer.rounds.earlier_judge import earlier_judge
 from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.own_judge import own_judge
@@ -157,6 +158,7 @@ class PolicyRound(ModelRound):
                 self._policy_settings,
                 judge,
                 self._stop_if_asked,
+                earlier_judge(self._settings, self._store, live_version(self._redis, self._store, REWARD)),
             )
         self._reach("trained", found.figures)
         self._metrics.show_policy_gate(found.figures)

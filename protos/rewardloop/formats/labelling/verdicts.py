@@ -25,13 +25,14 @@ NEEDED_KINDS: Final[Mapping[str, labelling_pb2.AnswerKind]] = {
 }
 VERDICTS: Final = (*NEEDED_KINDS, "skip")
 
+_MOST_LEASE_CHARACTERS: Final = 64
 _LONGEST_SECONDS: Final = 7 * 86_400.0
 
 
 def answer_problems(request: labelling_pb2.AnswerRequest) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with an answer whatever its task: a field's path within the request, and the problem."""
-    if not request.lease_id:
-        yield "lease_id", "missing"
+    if not 1 <= len(request.lease_id) <= _MOST_LEASE_CHARACTERS:
+        yield "lease_id", f"not 1 to {_MOST_LEASE_CHARACTERS} characters"
     if request.HasField("seconds") and not 0 <= request.seconds <= _LONGEST_SECONDS:
         yield "seconds", "not between 0 and those of a week"
     if len(request.guideline_version) > MOST_GUIDELINE_CHARACTERS:

@@ -15,8 +15,11 @@ from rewardloop_trainer.commands.off_policy.settings import OffPolicySettings
 def main(argv: Sequence[str] | None = None) -> int:
     """Estimate the policy that the flags name and print the result. Returns the exit status."""
     settings = parse(OffPolicySettings, sys.argv[1:] if argv is None else argv, "rewardloop off-policy")
-    if bool(settings.version) == bool(settings.base):
-        print("rewardloop off-policy: name the policy to estimate: --version, or --base", file=sys.stderr)
+    if [bool(settings.version), bool(settings.base), bool(settings.bandit)].count(True) != 1:
+        print("rewardloop off-policy: name what to estimate: --version, --base, or --bandit", file=sys.stderr)
+        return 2
+    if settings.bandit and settings.server:
+        print("rewardloop off-policy: a bandit has a value model of its own: leave out --server", file=sys.stderr)
         return 2
     # Imported here, so that --help does not load torch.
     from rewardloop.formats.signatures import UnusableKey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -16,10 +16,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewardloop.formats.signatures import trusted_keys
 from rewardloop.formats.store import ModelStore
+from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.commands.off_policy.settings import OffPolicySettings
 from rewardloop_trainer.data.base_path import check_base_path
 from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.evaluation.bandit import evaluate_bandit, shown_answers, text_features
 from rewardloop_trainer.evaluation.likelihood import fit_logistic, sigmoid
 from rewardloop_trainer.evaluation.logged_answers import LoggedAnswer, Policy, logged_answers, weigh
 from rewardloop_trainer.evaluation.off_policy import (
@@ -44,7 +46,7 @@ class Report:
     """What the command prints.
 
     Attributes:
-        policy: The policy that was estimated.
+        policy: The policy or bandit that was estimated.
         value: Its value.
         judgements: Judged answers that it rests on.
         left_out: Signals and answers that were left out, by reason.
@@ -64,7 +66,7 @@ class Report:
 
 
 def estimate(settings: OffPolicySettings) -> Report:
-    """Estimate the policy of the settings.
+    """Estimate the policy or the bandit of the settings.
 
     Raises:
         ValueError: If too few judgements say something about it, with how many were left out and why.
@@ -75,13 +77,15 @@ def estimate(settings: OffPolicySettings) -> Report:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
+    events = [row.event for row in Ledger(settings.archive, writable=False).scan()]
+    if settings.bandit:
+        return _estimate_bandit(settings, events)
     store = ModelStore(settings.store, trusted=trusted_keys(settings.trusted_keys))
     if settings.base:
         check_base_path(settings.base)
         start = start_from_base(settings.base, 0)
     else:
         start = start_from_store(store, settings.version, 0)
-    events = [row.event for row in Ledger(settings.archive, writable=False).scan()]
     logged = logged_answers(events, settings.newest)
 
     def load_version(version: str) -> Policy:
@@ -106,10 +110,33 @@ def estimate(settings: OffPolicySettings) -> Report:
             most_weight=settings.most_weight,
         )
     except ValueError as error:
-        why = "; ".join(f"{count:,} left out: {reason}" for reason, count in left_out.items())
-        raise ValueError(f"{settings.archive}: {error}{f' ({why})' if why else ''}") from error
+        raise _too_few(settings, error, left_out) from error
     name = f"policy {settings.version}" if settings.version else settings.base
     return Report(name, value, len(answers), left_out, position_bias(events))
+
+
+def _estimate_bandit(settings: OffPolicySettings, events: Sequence[feedback_pb2.FeedbackEvent]) -> Report:
+    """Estimate the bandit of the settings. Raises ValueError as `estimate` does."""
+    shown, left_out = shown_answers(events[-settings.newest :], text_features)
+    greedy = settings.bandit == "greedy"
+    try:
+        if not shown:
+            raise ValueError("no signal is about an answer that was drawn at random from several")
+        value = evaluate_bandit(
+            shown,
+            epsilon=settings.epsilon if greedy else None,
+            seed=settings.seed,
+            most_weight=settings.most_weight,
+        )
+    except ValueError as error:
+        raise _too_few(settings, error, left_out) from error
+    name = f"bandit, epsilon {settings.epsilon:g}" if greedy else "bandit, Thompson's rule"
+    return Report(name, value, len(shown), left_out, position_bias(events))
+
+
+def _too_few(settings: OffPolicySettings, error: ValueError, left_out: Mapping[str, int]) -> ValueError:
+    why = "; ".join(f"{count:,} left out: {reason}" for reason, count in left_out.items())
+    return ValueError(f"{settings.archive}: {error}{f' ({why})' if why else ''}")
 
 
 def show(report: Report, output: Literal["table", "json"]) -> None:

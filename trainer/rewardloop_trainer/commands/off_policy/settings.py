@@ -13,7 +13,7 @@ class OffPolicySettings(ServerAccess):
     """Estimates from people's judgements of other policies' answers what people would give a policy's answers."""
 
     model_config = ProcessSettings.model_config
-    basic_settings = ("archive", "store", "version", "base", "server", "most_weight", "output")
+    basic_settings = ("archive", "store", "version", "base", "bandit", "server", "most_weight", "output")
     setting_groups = (("archive", "What is read"), ("responses", "How it is estimated"), ("output", "The process"))
 
     archive: str = Field("rewardloop-data/ledger", description="the Parquet ledger: a path or an fsspec URL")
@@ -21,7 +21,13 @@ class OffPolicySettings(ServerAccess):
     trusted_keys: str = Field("", description="file of public ed25519 keys (PEM): versions must be signed by one")
     version: str = Field("", description="the policy to estimate: its number in the store")
     base: str = Field("", description="the policy to estimate, instead of --version: a Hugging Face directory")
-    newest: int = Field(20_000, ge=1, description="newest judgements that are read")
+    bandit: Literal["", "greedy", "thompson"] = Field(
+        "",
+        description="instead of a policy, a contextual bandit that chooses among the answers shown together: the best "
+        "in expectation but for --epsilon, or the best by a draw of its posterior",
+    )
+    epsilon: float = Field(0.1, ge=0, le=1, description="share of a greedy bandit's choices that is drawn at random")
+    newest: int = Field(20_000, ge=1, description="newest judgements that are read; for a bandit, newest signals")
     server: str = Field(
         "", description="gRPC address of a service that scores, for the doubly robust estimate; empty: without it"
     )

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rewardloop.v1 import common_pb2, labelling_pb2
 from rewardloop_client import LabellingTask
 from rewardloop_console.markdown import rendered
-from rewardloop_console.pages.labelling.verdict import in_words
+from rewardloop_console.pages.answering.verdict import in_words
 
 _MOST_GRADES = 11
 _PREVIEW_CHARACTERS = 90

@@ -1,0 +1,71 @@
+"""The reward version before the live one judges the policy that the live one trained."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.policy_versions import FEW_CHARACTERS
+from support.tiny_encoder import save_tiny_encoder
+
+from rewardloop.formats.store import ModelStore
+from rewardloop.formats.text import Turn
+from rewardloop_trainer.commands.export import main as export
+from rewardloop_trainer.evaluation.answers import Scorer
+from rewardloop_trainer.rounds.earlier_judge import earlier_judge
+from rewardloop_trainer.settings import TrainSettings
+
+PROMPT = (Turn("user", "q"),)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """Two reward versions with unlike heads, of which the second came from the first."""
+    store = ModelStore(tmp_path / "models")
+    for seed in (1, 2):
+        base = save_tiny_encoder(tmp_path / f"base{seed}", seed, FEW_CHARACTERS)
+        assert export(["--base", str(base), "--store", store.url, "--heads", "2"]) == 0
+    second = store.fetch("reward", "2")
+
+    def write(directory: Path) -> None:
+        shutil.copytree(second, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+
+    store.publish(replace(store.manifest("reward", "2"), parent="1"), write)
+    return store
+
+
+def judge(store: ModelStore, live: str | None, **policy: object) -> Scorer | None:
+    settings = TrainSettings(store=store.url, policy=policy)  # type: ignore[arg-type]
+    return earlier_judge(settings, store, live)
+
+
+def test_the_parent_of_the_live_version_scores(store: ModelStore) -> None:
+    scorer = judge(store, "3")
+    assert scorer is not None
+    (scores,) = scorer([PROMPT], [["a", "bbbb", ""]])
+    assert scores[0] is not None
+    assert scores[0] != scores[1]
+    assert scores[2] is None
+
+
+@pytest.mark.parametrize(
+    ("live", "policy"),
+    [
+        (None, {}),
+        ("2", {}),
+        ("9", {}),
+        ("3", {"gate": {"earlier_version": False}}),
+        ("3", {"reward_model": "helpful"}),
+    ],
+)
+def test_nobody_judges_without_such_a_version_or_if_it_is_not_wanted(
+    store: ModelStore, live: str | None, policy: dict[str, object]
+) -> None:
+    assert judge(store, live, **policy) is None
+
+
+def test_a_parent_that_was_deleted_does_not_judge(store: ModelStore, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "models/reward/1")
+    assert judge(store, "3") is None
