@@ -75,7 +75,7 @@ class Board:
             current = self._round(model, state.number)
             current.phase = state.phase
             current.start_time.CopyFrom(_stamp(state.started_at))
-            current.new_signals, current.signals = state.new_signals, state.signals
+            current.new_signals, current.signals = max(0, state.new_signals), max(0, state.signals)
             current.parent_version, current.version = state.parent or "", state.version or ""
             current.failures = state.failures
             _fill(current.figures, state.metrics)
