@@ -32,7 +32,7 @@ def test_refused_round_is_shown_with_its_reason_curve_and_people(tmp_path: Path,
         event.annotator_id = f"user-{number % 3}"
         client.xadd(keys.FEEDBACK_STREAM, {"event": event.SerializeToString(), "id": event.event_id})
     trainer = Archiver(tmp_path, redis_url, "trainer", *ROUND, "--reward.base", str(base))
-    trainer.start().wait(180)
+    trainer.start().wait(600)
     (shown,) = published_rounds(client).values()
     assert (shown.model, shown.number, shown.outcome) == ("reward", 1, "refused"), trainer.log
     assert [reason.rule for reason in shown.reasons] == ["evidence"]
