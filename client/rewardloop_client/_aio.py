@@ -35,6 +35,7 @@ from rewardloop_client._types import (
     TruncationName,
     VersionInfo,
 )
+from rewardloop_client.labelling.aio import AsyncLabelling
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class AsyncRewardloopClient:
         access = Access(tls, token, insecure_token=insecure_token)
         self._rules = rules = CallRules.of(timeout_s, max_attempts, lane, connection, observer)
         self._transport: AioTransport = AioChannelTransport(addresses, access, connection, rules, hedging, around)
+        self.labelling = AsyncLabelling(rules, self._drive)
 
     async def __aenter__(self) -> Self:
         return self

@@ -35,6 +35,7 @@ from rewardloop_client._types import (
     TruncationName,
     VersionInfo,
 )
+from rewardloop_client.labelling.sync import Labelling
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -76,6 +77,9 @@ class RewardloopClient:
             a function that returns it.
         insecure_token: Send the token without TLS to addresses other than loopback, too.
 
+    Attributes:
+        labelling: The calls of the LabellingService.
+
     Raises:
         InvalidAddress: An address is not host:port.
         InvalidAccess: A file of ``tls`` or ``token`` cannot be used, or the token would be sent in the clear.
@@ -102,6 +106,7 @@ class RewardloopClient:
         access = Access(tls, token, insecure_token=insecure_token)
         self._rules = rules = CallRules.of(timeout_s, max_attempts, lane, connection, observer)
         self._transport: Transport = ChannelTransport(addresses, access, connection, rules, hedging, around)
+        self.labelling = Labelling(rules, self._drive)
 
     def __enter__(self) -> Self:
         return self

@@ -43,6 +43,7 @@ from rewardloop_client._fake_choice import choose
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
+from rewardloop_client.labelling.fake import FakeLabelling
 
 __all__ = ["FakeRewardloop"]
 
@@ -64,6 +65,15 @@ _METHODS = {
     "set_canary": calls.SET_CANARY,
     "set_shadow": calls.SET_SHADOW,
     "watch_versions": calls.WATCH_VERSIONS,
+    "add_tasks": calls.ADD_TASKS,
+    "retract_tasks": calls.RETRACT_TASKS,
+    "next_task": calls.NEXT_TASK,
+    "answer": calls.ANSWER,
+    "undo": calls.UNDO,
+    "progress": calls.GET_PROGRESS,
+    "list_answers": calls.LIST_ANSWERS,
+    "set_guidelines": calls.SET_GUIDELINES,
+    "guidelines": calls.GET_GUIDELINES,
     "health": calls.HEALTH_CHECK,
 }
 
@@ -91,6 +101,7 @@ class FakeRewardloop(RewardloopClient):
     Attributes:
         events: Every recorded event once, oldest first.
         generations: The generations, by generation_id.
+        label_queue: The tasks of `labelling`; its ``end_leases`` ends all leases.
         attempts: Names of the methods that were called, retries included.
         services: Whether each service takes requests, for `health`.
     """
@@ -133,6 +144,8 @@ class FakeRewardloop(RewardloopClient):
         }
         self.events: list[feedback_pb2.FeedbackEvent] = []
         self.generations: dict[str, policy_pb2.Generation] = {}
+        self.label_queue = FakeLabelling(self.events, self.generations)
+        self._answers |= self.label_queue.answers
         self.attempts: list[str] = []
         self.services = {"": True, "rewardloop.v1.RewardService": True, "rewardloop.v1.PolicyService": True}
 
@@ -216,7 +229,7 @@ class FakeRewardloop(RewardloopClient):
     def _retract(self, request: feedback_pb2.RetractRequest) -> feedback_pb2.RetractResponse:
         if not request.import_id:
             raise InvalidRequest("import_id: missing", violations=[Violation("import_id", "missing")])
-        self.events = [event for event in self.events if event.import_id != request.import_id]
+        self.events[:] = [event for event in self.events if event.import_id != request.import_id]
         return feedback_pb2.RetractResponse(stream_id=f"{len(self.events) + 1}-0")
 
     def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:

@@ -406,5 +406,10 @@ def test_both_clients_have_the_same_methods_and_parameters() -> None:
 
 
 def test_exported_names_are_exactly_the_public_ones() -> None:
-    public = {n for n in vars(rewardloop_client) if not n.startswith("_")} - {"fake", "integrations", "metrics"}
+    public = {n for n in vars(rewardloop_client) if not n.startswith("_")} - {
+        "fake",
+        "integrations",
+        "labelling",
+        "metrics",
+    }
     assert public == set(rewardloop_client.__all__)

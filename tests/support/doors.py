@@ -18,6 +18,8 @@ from rewardloop.formats.tokens import new_token, token_digest
 from rewardloop.v1 import (
     feedback_pb2,
     feedback_pb2_grpc,
+    labelling_pb2,
+    labelling_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
     policy_pb2,
@@ -34,6 +36,7 @@ from rewardloop_server.probes import add_health_and_reflection
 _MODULES = (
     (reward_pb2, reward_pb2_grpc),
     (feedback_pb2, feedback_pb2_grpc),
+    (labelling_pb2, labelling_pb2_grpc),
     (policy_pb2, policy_pb2_grpc),
     (model_pb2, model_pb2_grpc),
 )

@@ -27,6 +27,28 @@ rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Gen
 rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.
 rewardloop:{feedback}:barrier             string: empty. Set before a WAIT for replicas.
+rewardloop:{labelling}:projects           set: the names of all labelling projects.
+rewardloop:{labelling}:barrier            string: empty. Set before a WAIT for replicas.
+rewardloop:{labelling:<project>}:         prefix of the keys of a labelling project, all of one hash tag:
+  tasks, generations   hash: task_id to a serialized NewTask, and to the Generation of its candidates if it names one.
+  task:<task_id>       hash: `wanted`, how many labellers are to answer it; `taken`, how many places leases and answers
+                       take; `answers`; `skips`; `imports`, to how many it belongs; `closed`, why nobody gets it any
+                       more: "skips" or "retracted"; `size`, its candidates; `information`; `scored`, if a model has.
+  had:<task_id>        hash: a labeller's hash to the lease by which the labeller had the task, not as a repeat.
+  of:<task_id>         set: all leases of the task. said:<task_id>: hash, lease to what it says about each pair.
+  import:<import_id>   set: the tasks of an import.
+  open                 sorted set: tasks that somebody may get, by information. unscored: set of those without it.
+  leases               sorted set: leases that are held, by their end. pending: those begun to be answered or undone.
+  lease:<lease_id>     hash: `task`, `who`, `order`, `probability`, `uniform`, `information`, `repeat`, `state` (held,
+                       ended, pending, answered, undoing, retracted), and with an answer `given`, a serialized
+                       GivenAnswer, `digest`, `kind`, `marks`, `ms`, `reason`, `place`, `attempt`.
+  answers              stream: one entry for each answer and skip. Field: `lease`.
+  people               set: the hashes of labellers. who:<hash>: hash, the counts of one.
+  held:<hash>          list: leases of a labeller without an answer, newest first. given:<hash>: those with one.
+  mine:<hash>          set: open tasks that the labeller may not get. again:<hash>: tasks that were repeated.
+  meta, kinds, skips   hash: counters of the project, of answers by kind, of skips by reason. `meta` also has
+                       `guidelines`, their present version, and what said the information of its tasks.
+  guidelines           hash: version to text. barrier: string, empty; set before a WAIT for replicas.
 rewardloop:{models}:active                hash: model name to the JSON of `storing.active.Active`: {"version": "7",
                                           "previous": ["6", ...] newest first, "changed_at": ISO 8601 in UTC,
                                           "reason": text, "epoch": how often it has changed}. Also "held": true while
@@ -69,6 +91,9 @@ DEAD_EVENT_FIELD: Final = "event"
 DEAD_REASON_FIELD: Final = "reason"
 DEAD_SOURCE_FIELD: Final = "source_id"
 
+LABELLING_PROJECTS: Final = "rewardloop:{labelling}:projects"
+LABELLING_PROJECTS_BARRIER: Final = "rewardloop:{labelling}:barrier"
+
 # A prefix, which a generation_id follows.
 GENERATION: Final = "rewardloop:{generation}:"
 GENERATION_CALLER: Final = "rewardloop:{generation}-caller:"
@@ -86,6 +111,11 @@ TRAINER_EPOCH: Final = "rewardloop:{trainer}:epoch"
 
 # Bytes of the digest of an event_id, and those of them that name its bucket.
 _ID_BYTES, _BUCKET_BYTES = 12, 2
+
+
+def labelling_prefix(project: str) -> str:
+    """Return the prefix of the keys of a labelling project, with their hash tag."""
+    return f"rewardloop:{{labelling:{project}}}:"
 
 
 @functools.lru_cache(1024)

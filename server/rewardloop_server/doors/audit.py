@@ -120,7 +120,14 @@ def _fields(line: dict[str, Any]) -> dict[str, Any]:
 
 def _parameters(request: Message) -> dict[str, Any]:
     fields = MessageToDict(request, preserving_proto_field_name=True)
-    return {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+    return {name: _parameter(value) for name, value in fields.items()}
+
+
+def _parameter(value: Any) -> Any:
+    """Return the start of a text, and of a list only its length: the tasks of labellers hold prompts."""
+    if isinstance(value, list):
+        return f"{len(value)} of them"
+    return value[:_MAX_TEXT] if isinstance(value, str) else value
 
 
 def _sync_directory(path: Path) -> None:
