@@ -10,13 +10,14 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
-from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _convert as convert
 from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
     Generation,
+    Identity,
     LaneName,
     Promotion,
     PromptLike,
@@ -29,6 +30,7 @@ from rewardloop_client._types import (
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
+GET_IDENTITY = "/rewardloop.v1.AccessService/GetIdentity"
 SCORE = "/rewardloop.v1.RewardService/Score"
 SCORE_BATCH = "/rewardloop.v1.RewardService/ScoreBatch"
 SCORE_STREAM = "/rewardloop.v1.RewardService/ScoreStream"
@@ -58,6 +60,7 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # Methods that change nothing when they are called twice. A second Rollback goes back one version further, and a second
 # Undo one answer.
 REPEATABLE = (
+    GET_IDENTITY,
     *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
     *(ADD_TASKS, RETRACT_TASKS, NEXT_TASK, ANSWER, GET_PROGRESS, LIST_ANSWERS, SET_GUIDELINES, GET_GUIDELINES),
@@ -328,6 +331,10 @@ def _set_role(
             reason=convert.text_field("reason", reason),
         )
     return one_call(method, request, response_type, convert.version_or_none)
+
+
+def get_identity() -> Call[Identity]:
+    return one_call(GET_IDENTITY, access_pb2.GetIdentityRequest(), access_pb2.GetIdentityResponse, convert.identity)
 
 
 def health(service: str) -> Call[bool]:

@@ -15,12 +15,14 @@ RewardloopError
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
 │   ├── PolicyUnavailable   POLICY_UNAVAILABLE
-│   └── AuditUnavailable    AUDIT_UNAVAILABLE
+│   ├── AuditUnavailable    AUDIT_UNAVAILABLE
+│   └── ReportsUnavailable  REPORTS_UNAVAILABLE
 ├── DeadlineExceeded        the time given to the call ran out
 │   └── DeadlinePassed      DEADLINE_PASSED       the time ran out in the server's queue, before the work began
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
 │   ├── UnknownGeneration   UNKNOWN_GENERATION
+│   ├── UnknownItem         UNKNOWN_ITEM          no such round, dead letter or report
 │   ├── UnknownProject      UNKNOWN_PROJECT
 │   ├── UnknownLease        UNKNOWN_LEASE         this labeller has no such lease of a task
 │   └── UnknownGuidelines   UNKNOWN_GUIDELINES
@@ -35,6 +37,7 @@ RewardloopError
 │   ├── PointerMoved        POINTER_MOVED         another version is active than the caller expected
 │   ├── PromotionHeld       PROMOTION_HELD        a rollback holds the promotions of trainers
 │   ├── FloorsNotMet        FLOORS_NOT_MET        too few candidates are at or above a mixture's floors
+│   ├── NoEvent             NO_EVENT              a dead letter has no event to put back
 │   ├── TaskTaken           TASK_TAKEN            the lease has ended, and others have the task now
 │   ├── TaskRetracted       TASK_RETRACTED        the task was taken back
 │   ├── NothingToUndo       NOTHING_TO_UNDO       this labeller has no answer to take back
@@ -184,6 +187,10 @@ class AuditUnavailable(Unavailable):
     reason = "AUDIT_UNAVAILABLE"
 
 
+class ReportsUnavailable(Unavailable):
+    reason = "REPORTS_UNAVAILABLE"
+
+
 class DeadlineExceeded(RewardloopError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -202,6 +209,10 @@ class UnknownVersion(NotFound):
 
 class UnknownGeneration(NotFound):
     reason = "UNKNOWN_GENERATION"
+
+
+class UnknownItem(NotFound):
+    reason = "UNKNOWN_ITEM"
 
 
 class UnknownProject(NotFound):
@@ -258,6 +269,10 @@ class PromotionHeld(FailedPrecondition):
 
 class FloorsNotMet(FailedPrecondition):
     reason = "FLOORS_NOT_MET"
+
+
+class NoEvent(FailedPrecondition):
+    reason = "NO_EVENT"
 
 
 class TaskTaken(FailedPrecondition):

@@ -26,6 +26,7 @@ from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_o
 from rewardloop_client._types import (
     CandidateText,
     Generation,
+    Identity,
     LaneName,
     Promotion,
     PromptLike,
@@ -36,6 +37,7 @@ from rewardloop_client._types import (
     VersionInfo,
 )
 from rewardloop_client.labelling.sync import Labelling
+from rewardloop_client.operations.service import Operations
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -512,6 +514,14 @@ class RewardloopClient:
         """Wait until the server serves ``version``. Raises DeadlineExceeded after ``timeout_s`` seconds."""
         return self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
+    def get_identity(self, *, timeout_s: float | None = None) -> Identity:
+        """Return who the caller is to the services, and what its credentials allow.
+
+        Raises:
+            Unauthenticated: The credentials are missing, unknown or expired.
+        """
+        return self._run(calls.get_identity(), timeout_s)
+
     def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Return whether a service takes requests. It takes none before its model is warm and while it drains.
 
@@ -523,6 +533,11 @@ class RewardloopClient:
             NotFound: The server does not have the service.
         """
         return self._run(calls.health(service), timeout_s)
+
+    @property
+    def operations(self) -> Operations:
+        """What operators may ask: rounds, people, dead letters and reports."""
+        return Operations(self._run)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
         return self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))

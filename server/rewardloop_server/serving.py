@@ -25,9 +25,11 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.v1 import (
+    access_pb2_grpc,
     feedback_pb2_grpc,
     labelling_pb2_grpc,
     model_pb2_grpc,
+    operations_pb2_grpc,
     policy_pb2_grpc,
     reward_pb2_grpc,
 )
@@ -36,9 +38,11 @@ from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.replication import Replication
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import (
+    ACCESS_SERVICE,
     FEEDBACK_SERVICE,
     LABELLING_SERVICE,
     MODEL_SERVICE,
+    OPERATIONS_SERVICE,
     POLICY_SERVICE,
     QUEUE_LANES,
     REWARD_SERVICE,
@@ -47,6 +51,7 @@ from rewardloop_server.calls.vocabulary import (
 from rewardloop_server.device.choose import choose_device
 from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.doors.entrance import Entrance
+from rewardloop_server.doors.identity import AccessServicer
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
 from rewardloop_server.feedback.generation_keys import GenerationKeys
@@ -71,6 +76,8 @@ from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
+from rewardloop_server.operations.build import operations_servicer
+from rewardloop_server.operations.servicer import OperationsServicer
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
@@ -90,7 +97,15 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 log = structlog.get_logger()
 
 PROG = "rewardloop serve"
-SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, LABELLING_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
+SERVICES = (
+    ACCESS_SERVICE,
+    REWARD_SERVICE,
+    FEEDBACK_SERVICE,
+    LABELLING_SERVICE,
+    MODEL_SERVICE,
+    POLICY_SERVICE,
+    OPERATIONS_SERVICE,
+)
 _HEALTH_EVERY_S = 0.25
 
 
@@ -116,7 +131,8 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
     of_reward, of_feedback = reward_servicer(settings, scoring, metrics), feedback_servicer(settings, feedback, metrics)
-    add_services(server, of_reward, of_feedback, desk.servicer, models, relay)
+    operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated)
+    add_services(server, of_reward, of_feedback, desk.servicer, models, relay, operations)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring(scoring.hosts)
@@ -163,13 +179,16 @@ def add_services(
     labelling: LabellingServicer,
     models: ModelServicer,
     policy: PolicyRelay,
+    operations: OperationsServicer,
 ) -> None:
     """Let the server answer every service."""
+    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(reward, server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
     labelling_pb2_grpc.add_LabellingServiceServicer_to_server(labelling, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,5 +463,6 @@ async def keep_health(
         LABELLING_SERVICE.full_name: desk.is_reachable,
         MODEL_SERVICE.full_name: always,
         POLICY_SERVICE.full_name: worker.is_serving,
+        OPERATIONS_SERVICE.full_name: always,
     }
     await report_health(health, checks, _HEALTH_EVERY_S)

@@ -30,7 +30,7 @@ from fuzz.messages import damaged, random_message
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from rewardloop.v1 import feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2
 
 HANG_S = 60.0
 BAD = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "NOT ANSWERED", "LOST"}
@@ -65,6 +65,7 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
             )
         ],
     ),
+    "AccessService/GetIdentity": (0.5, [access_pb2.GetIdentityRequest()]),
     "LabellingService/AddTasks": (
         1,
         [labelling_pb2.AddTasksRequest(project="fuzz", import_id="fuzz", tasks=[_TASK])],
@@ -98,7 +99,7 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
 }
 _SERVICES = {
     service.name: service
-    for module in (reward_pb2, feedback_pb2, labelling_pb2, policy_pb2, model_pb2)
+    for module in (access_pb2, reward_pb2, feedback_pb2, labelling_pb2, policy_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 

@@ -16,6 +16,7 @@ from rewardloop_client import (
     AsyncRewardloopClient,
     DeadlineExceeded,
     Feedback,
+    Identity,
     InternalError,
     InvalidRequest,
     MessageTooLarge,
@@ -305,6 +306,15 @@ def test_roles_beside_the_active_version_are_set_and_ended(services: Services, c
     ended = ("reward", "", 0.0, "")
     assert seen == [("reward", "2", 0.05, "try it"), ("reward", "3", 1.0, ""), ended, ended]
     assert services.calls == ["SetCanary", "SetCanary", "SetShadow", "SetCanary", "SetShadow"]
+
+
+async def test_both_clients_learn_who_they_are(services: Services, client: RewardloopClient) -> None:
+    services.failures = [status("DRAINING", retry_after_s=0.001)]
+    who = Identity("shop", frozenset({"feedback", "score"}), is_open=False)
+    assert client.get_identity() == who
+    with serving(services) as address:
+        async with AsyncRewardloopClient(address) as other:
+            assert await other.get_identity() == who
 
 
 async def test_the_asyncio_client_sets_roles(services: Services) -> None:

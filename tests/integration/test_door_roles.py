@@ -12,16 +12,23 @@ from support.doors import METHODS, CallersFile, call, connected
 from rewardloop.formats.tokens import new_token
 from rewardloop_server.doors.roles import ADMIN, ALLOWED, ROLES
 
-READING = {"ListVersions", "GetVersion", "WatchVersions"}
-LOOKING = {"GetProgress", "GetGuidelines"}
-ACTIONS = {"Promote", "Rollback", "SetCanary", "SetShadow", "AddTasks", "RetractTasks", "SetGuidelines"}
+EVERYBODY = {"GetIdentity"}
+READING = {"ListVersions", "GetVersion", "WatchVersions"} | EVERYBODY
+LOOKING = {
+    *("GetProgress", "GetGuidelines", "ListAnswers"),
+    *("GetStatus", "ListRounds", "GetRound", "ListPeople", "ListDeadLetters", "ListReports", "GetReport"),
+}
+ACTIONS = {
+    *("Promote", "Rollback", "SetCanary", "SetShadow", "AddTasks", "RetractTasks", "SetGuidelines"),
+    *("SetMuted", "RequeueDeadLetter", "DropDeadLetter"),
+}
 MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,
     "feedback": {"Record", "RecordBatch", "Retract"} | READING,
     "generate": {"Generate", "GenerateStream"} | READING,
-    "label": {"NextTask", "Answer", "Undo", "GetProgress", "GetGuidelines"},
-    "view": {"ListAnswers"} | LOOKING | READING,
-    "admin": {"ListAnswers"} | ACTIONS | LOOKING | READING,
+    "label": {"NextTask", "Answer", "Undo", "GetProgress", "GetGuidelines"} | EVERYBODY,
+    "view": LOOKING | READING,
+    "admin": ACTIONS | LOOKING | READING,
 }
 PAST = "2020-01-01T00:00:00Z"
 

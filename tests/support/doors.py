@@ -16,12 +16,16 @@ from grpc_status import rpc_status
 
 from rewardloop.formats.tokens import new_token, token_digest
 from rewardloop.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     feedback_pb2,
     feedback_pb2_grpc,
     labelling_pb2,
     labelling_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
     reward_pb2,
@@ -39,6 +43,8 @@ _MODULES = (
     (labelling_pb2, labelling_pb2_grpc),
     (policy_pb2, policy_pb2_grpc),
     (model_pb2, model_pb2_grpc),
+    (operations_pb2, operations_pb2_grpc),
+    (access_pb2, access_pb2_grpc),
 )
 _SERVICES = [(service, stubs) for module, stubs in _MODULES for service in module.DESCRIPTOR.services_by_name.values()]
 

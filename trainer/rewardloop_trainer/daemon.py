@@ -15,6 +15,7 @@ from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
+from rewardloop.v1 import operations_pb2
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.dead_letters import LetterBounds
@@ -24,6 +25,8 @@ from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_redis_until
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.heads.choice import HeadChoice
+from rewardloop_trainer.rounds.bulletin.board import Board
+from rewardloop_trainer.rounds.bulletin.publishing import keep_published, published_rounds
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.first_model import refusal_of_trainer
 from rewardloop_trainer.rounds.live_pointer import keep_pointers, live_version
@@ -118,6 +121,8 @@ def _lead(
     state_file = StateFile(settings.work_dir, fence)
     state_file.keep_within(ledger.last_stream_id or "")
     failures: list[BaseException] = []
+    board = Board()
+    board.remember(_known_rounds(client))
     with open_client(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
             _learners(settings, client, ledger, metrics, server, stop),
@@ -132,6 +137,7 @@ def _lead(
                 max_deaths=settings.max_round_deaths,
             ),
             tracing=tracing,
+            board=board,
         )
         consumer = Consumer(
             client, ledger, metrics, _archiving(settings), on_archived=loop.arrived.set, tracing=tracing
@@ -139,6 +145,7 @@ def _lead(
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
             _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
+            _start("bulletin", lambda: keep_published(client, board, stop), stop, failures),
             _start("pointer-copy", lambda: keep_pointers(client, ModelStore(settings.store), stop), stop, failures),
         ]
         log.info("leading", epoch=lock.epoch, ledger_rows=ledger.row_count, archive=settings.archive)
@@ -158,6 +165,15 @@ def _lead(
     if lock.lost.is_set() or failures:
         return FAILED
     return _conclude(settings, ledger, loop)
+
+
+def _known_rounds(client: redis.Redis) -> list[operations_pb2.Round]:
+    """Return the rounds that an earlier process published; none if Redis cannot be asked now."""
+    try:
+        return list(published_rounds(client).values())
+    except REDIS_FAILURES as error:
+        log.warning("the rounds that were published are not known", error=str(error))
+        return []
 
 
 def _archiving(settings: TrainSettings) -> ConsumerSettings:

@@ -63,6 +63,13 @@ rewardloop:{models}:promoted_by           hash: model name to the epoch of the l
 rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
 rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
 rewardloop:{trainer}:epoch                integer: how many trainers have led. The leader has the highest epoch.
+rewardloop:{operations}:trainer           string: a serialized rewardloop.v1.TrainerStatus. Expires.
+rewardloop:{operations}:rounds            hash: <model>/<trainer_id>/<number> to a serialized rewardloop.v1.Round, with
+                                          examples of what people wrote. The trainer drops the oldest ones.
+rewardloop:{operations}:crowd             string: a serialized rewardloop.v1.Crowd, which names people.
+rewardloop:{operations}:mutes             hash: a person (`formats.signals.person_of`) to a serialized
+                                          rewardloop.v1.Mute. The server writes, and every round of a trainer reads.
+rewardloop:{operations}:barrier           string: empty. Set before a WAIT for replicas.
 """
 
 from __future__ import annotations
@@ -109,6 +116,12 @@ FIRST_SERVED: Final = "rewardloop:{models}:first_served:"
 TRAINER_LOCK: Final = "rewardloop:{trainer}:leader"
 TRAINER_EPOCH: Final = "rewardloop:{trainer}:epoch"
 
+TRAINER_STATUS: Final = "rewardloop:{operations}:trainer"
+ROUNDS: Final = "rewardloop:{operations}:rounds"
+CROWD: Final = "rewardloop:{operations}:crowd"
+MUTES: Final = "rewardloop:{operations}:mutes"
+OPERATIONS_BARRIER: Final = "rewardloop:{operations}:barrier"
+
 # Bytes of the digest of an event_id, and those of them that name its bucket.
 _ID_BYTES, _BUCKET_BYTES = 12, 2
 
@@ -134,3 +147,8 @@ def places_of(event_id: str, caller: str, window: int, windows: int) -> list[tup
     digest = id_digest(event_id, caller_key(caller))
     bucket, field = digest[:_BUCKET_BYTES].hex(), digest[_BUCKET_BYTES:]
     return [(f"{FEEDBACK_IDS}:{w}:{bucket}", field) for w in range(max(0, window - windows + 1), window + 1)]
+
+
+def round_field(model: str, trainer_id: str, number: int) -> str:
+    """Return the field of a round in `ROUNDS`."""
+    return f"{model}/{trainer_id}/{number}"

@@ -12,6 +12,7 @@ RewardloopError
 ├── RedisUnavailable        UNAVAILABLE           REDIS_UNAVAILABLE
 ├── PolicyUnavailable       UNAVAILABLE           POLICY_UNAVAILABLE
 ├── AuditUnavailable        UNAVAILABLE           AUDIT_UNAVAILABLE
+├── ReportsUnavailable      UNAVAILABLE           REPORTS_UNAVAILABLE
 ├── NoCredentials           UNAUTHENTICATED       NO_CREDENTIALS
 ├── WrongCredentials        UNAUTHENTICATED       WRONG_CREDENTIALS
 ├── ExpiredCredentials      UNAUTHENTICATED       EXPIRED_CREDENTIALS
@@ -19,6 +20,7 @@ RewardloopError
 ├── DeadlinePassed          DEADLINE_EXCEEDED     DEADLINE_PASSED
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
+├── UnknownItem             NOT_FOUND             UNKNOWN_ITEM
 ├── UnknownProject          NOT_FOUND             UNKNOWN_PROJECT
 ├── UnknownLease            NOT_FOUND             UNKNOWN_LEASE
 ├── UnknownGuidelines       NOT_FOUND             UNKNOWN_GUIDELINES
@@ -35,6 +37,7 @@ RewardloopError
 ├── PointerMoved            FAILED_PRECONDITION   POINTER_MOVED
 ├── PromotionHeld           FAILED_PRECONDITION   PROMOTION_HELD
 ├── FloorsNotMet            FAILED_PRECONDITION   FLOORS_NOT_MET
+├── NoEvent                 FAILED_PRECONDITION   NO_EVENT
 ├── TaskTaken               FAILED_PRECONDITION   TASK_TAKEN
 ├── TaskRetracted           FAILED_PRECONDITION   TASK_RETRACTED
 ├── NothingToUndo           FAILED_PRECONDITION   NOTHING_TO_UNDO
@@ -221,6 +224,14 @@ class AuditUnavailable(RewardloopError):
     default_retry_ms = 5000
 
 
+class ReportsUnavailable(RewardloopError):
+    """Raised when the model store cannot be read for reports."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "REPORTS_UNAVAILABLE"
+    default_retry_ms = 1000
+
+
 class NoCredentials(RewardloopError):
     """Raised when a call comes with neither a bearer token nor a known client certificate."""
 
@@ -268,6 +279,20 @@ class UnknownGeneration(RewardloopError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "UNKNOWN_GENERATION"
+
+
+class UnknownItem(RewardloopError):
+    """Raised when there is no such round, dead letter or report."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_ITEM"
+
+
+class NoEvent(RewardloopError):
+    """Raised when a dead letter has no event that could be put back into the stream."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NO_EVENT"
 
 
 class EventIdConflict(RewardloopError):

@@ -8,12 +8,15 @@ Role: TypeAlias = Literal["score", "feedback", "generate", "label", "view", "adm
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
+_ANY = frozenset(ROLES)
 # Labellers are not told of versions, so that they judge blindly.
 _ANY_BUT_LABELLERS = frozenset(ROLES) - {"label"}
 _LABELLING = frozenset[Role]({"label", "view", "admin"})
+_VIEW = frozenset[Role]({"view", "admin"})
 
 # No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
+    "/rewardloop.v1.AccessService/GetIdentity": frozenset(ROLES),
     "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
@@ -29,6 +32,16 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.ModelService/Rollback": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/SetCanary": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/SetShadow": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/GetStatus": _VIEW,
+    "/rewardloop.v1.OperationsService/ListRounds": _VIEW,
+    "/rewardloop.v1.OperationsService/GetRound": _VIEW,
+    "/rewardloop.v1.OperationsService/ListPeople": _VIEW,
+    "/rewardloop.v1.OperationsService/ListDeadLetters": _VIEW,
+    "/rewardloop.v1.OperationsService/ListReports": _VIEW,
+    "/rewardloop.v1.OperationsService/GetReport": _VIEW,
+    "/rewardloop.v1.OperationsService/SetMuted": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/RequeueDeadLetter": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/DropDeadLetter": frozenset({"admin"}),
     "/rewardloop.v1.LabellingService/AddTasks": frozenset({"admin"}),
     "/rewardloop.v1.LabellingService/RetractTasks": frozenset({"admin"}),
     "/rewardloop.v1.LabellingService/NextTask": frozenset({"label"}),

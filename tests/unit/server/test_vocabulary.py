@@ -52,7 +52,12 @@ def shown(registry: CollectorRegistry) -> dict[str, dict[str, set[str]]]:
 def pages() -> list[dict[str, dict[str, set[str]]]]:
     """The pages of `rewardloop serve` and of the policy worker before their first request."""
     serving, worker = ServerMetrics(), ServerMetrics()
-    services = (vocabulary.REWARD_SERVICE, vocabulary.FEEDBACK_SERVICE, vocabulary.LABELLING_SERVICE)
+    services = (
+        vocabulary.ACCESS_SERVICE,
+        vocabulary.REWARD_SERVICE,
+        vocabulary.FEEDBACK_SERVICE,
+        vocabulary.LABELLING_SERVICE,
+    )
     shared = (vocabulary.MODEL_SERVICE, vocabulary.POLICY_SERVICE)
     serving.announce("reward", vocabulary.methods_of(*services, *shared), vocabulary.QUEUE_LANES)
     serving.announce_scoring()
