@@ -1,6 +1,6 @@
 """Draws the pictures of the console in deploy/README.md: ``python tests/console_pictures.py [FOLDER]``.
 
-The pages are shown by a real Chromium over the client's fake. A page that has nothing to show yet is drawn as it is.
+The pages are shown by a real Chromium over the client's fake.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.chromium import PHONE, chromium
 from support.consoles import GuardedRewardloop, console_on_a_port
+from support.loops import busy_fake
 
 from rewardloop_client import NewTask
 from rewardloop_client.fake import FakeRewardloop
@@ -62,7 +63,7 @@ def main() -> int:
         draw(with_tasks("choice"), "/console/label/support", "label")
         draw(with_tasks("ranking"), "/console/label/support", "label-phone", "dark", **PHONE)
         for page in PAGES:
-            draw(FakeRewardloop(), f"/console/{page}", page)
+            draw(busy_fake(), f"/console/{page}", page)
     return 0
 
 

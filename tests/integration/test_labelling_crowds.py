@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -34,8 +35,20 @@ from rewardloop_server.labelling.queue import QueueRules
 from rewardloop_server.observe.metrics import ServerMetrics
 
 SHOP = "shop"
+_PATIENCE_S = 120.0  # on a busy machine Redis may be slow to answer, which is no failure here
 BASE = keys.labelling_prefix(SHOP)
 NO_CONTEXT = None
+
+
+def patient(url: str) -> Redis:
+    return Redis.from_url(url, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = patient(redis_url)
+    yield client
+    await client.aclose()
 
 
 @dataclass
@@ -194,7 +207,7 @@ def test_places_and_signals_agree_after_any_steps(
 
 
 async def _steps(redis_url: str, steps: list[tuple[str, str]], tasks: int, overlap: int) -> None:
-    redis = connect_redis(redis_url)
+    redis = patient(redis_url)
     await redis.flushall()
     desk, _ = desk_on(redis, ServerMetrics(), QueueRules(uniform_share=0.5, most_skips=2))
     await add(desk, tasks, overlap)
@@ -295,7 +308,7 @@ async def test_nothing_is_lost_when_redis_is_killed_in_the_middle(fresh_redis: E
     await add(desk, 40, overlap=2)
     world = World()
 
-    async def patient(who: str) -> None:
+    async def label(who: str) -> None:
         while True:
             try:
                 task = await next_task(desk, who)
@@ -322,11 +335,12 @@ async def test_nothing_is_lost_when_redis_is_killed_in_the_middle(fresh_redis: E
             await asyncio.to_thread(fresh_redis.kill)
             await asyncio.to_thread(fresh_redis.start)
 
-    await asyncio.gather(kill(), *(patient(f"person-{i}") for i in range(6)))
-    await check_places(redis)
-    await check_signals(redis, world)
-    assert len(world.said) == 60
+    await asyncio.gather(kill(), *(label(f"person-{i}") for i in range(6)))
     await redis.aclose()
+    async with patient(fresh_redis.url) as looking:
+        await check_places(looking)
+        await check_signals(looking, world)
+    assert len(world.said) == 60
 
 
 def test_errors_of_the_client_are_those_of_the_server() -> None:
