@@ -197,6 +197,10 @@ class UnknownGeneration(NotFound):
     reason = "UNKNOWN_GENERATION"
 
 
+class UnknownErasure(NotFound):
+    reason = "UNKNOWN_ERASURE"
+
+
 class AlreadyExists(RewardloopError):
     code = grpc.StatusCode.ALREADY_EXISTS
 

@@ -22,6 +22,8 @@ from rewardloop_trainer.archive.fence import Fence, Fenced
 from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_redis_until
+from rewardloop_trainer.erasure.carry_out import Eraser
+from rewardloop_trainer.erasure.work_part import WorkFiles
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.rounds.current_round import CurrentRound
@@ -133,8 +135,15 @@ def _lead(
             ),
             tracing=tracing,
         )
+        eraser = Eraser(client, ledger, WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store))
         consumer = Consumer(
-            client, ledger, metrics, _archiving(settings), on_archived=loop.arrived.set, tracing=tracing
+            client,
+            ledger,
+            metrics,
+            _archiving(settings),
+            on_archived=loop.arrived.set,
+            tracing=tracing,
+            erased=eraser,
         )
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),

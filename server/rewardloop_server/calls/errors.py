@@ -263,6 +263,13 @@ class UnknownGeneration(RewardloopError):
     reason = "UNKNOWN_GENERATION"
 
 
+class UnknownErasure(RewardloopError):
+    """Raised when no erasure has the erasure_id."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_ERASURE"
+
+
 class EventIdConflict(RewardloopError):
     """Raised when a caller has recorded a signal with other content under the same event_id."""
 

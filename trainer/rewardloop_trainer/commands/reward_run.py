@@ -51,7 +51,7 @@ from rewardloop_trainer.reward.start import RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.publish import code_version
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
-from rewardloop_trainer.rounds.round_trust import TRUST, say_of_people
+from rewardloop_trainer.rounds.round_trust import say_of_people
 
 RUN = "run.json"
 _TRIED = 32  # records on which the graph is compared with torch

@@ -15,7 +15,7 @@ from rewardloop_trainer.annotators.crowd_file import CROWD, CrowdFile
 from rewardloop_trainer.annotators.gestures import Gesture
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.preferences import Pair, Record
-from rewardloop_trainer.data.weights.trust import Trust, weigh_people
+from rewardloop_trainer.data.weights.trust import TRUST, Trust, weigh_people
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -24,7 +24,6 @@ from rewardloop_trainer.vocabulary import DETECTORS, PERCENTILES
 
 log = structlog.get_logger()
 
-TRUST = "trust.json"
 AskModel: TypeAlias = Callable[[Trust], Mapping[str, float]]
 
 # With more of the votes compared than this, people are known by each other, and no model is asked.
