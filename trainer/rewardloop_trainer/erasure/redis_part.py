@@ -118,8 +118,7 @@ def rewrite_files(client: redis.Redis) -> list[str]:
             persistence = node.info("persistence")
             if persistence.get("aof_enabled"):
                 _rewrite(node, "aof_rewrite_in_progress", "aof_rewrite_scheduled", "aof_last_bgrewrite_status", _aof)
-            saves = node.config_get("save").get("save")
-            if saves or persistence.get("rdb_last_bgsave_time_sec", -1) >= 0:
+            if _takes_snapshots(node) or persistence.get("rdb_last_bgsave_time_sec", -1) >= 0:
                 _rewrite(node, "rdb_bgsave_in_progress", "", "rdb_last_bgsave_status", _rdb)
             replicas = int(node.info("replication").get("connected_slaves", 0))
             if replicas:
@@ -134,6 +133,14 @@ def _nodes(client: Any) -> list[Any]:
     if not hasattr(client, "get_nodes"):
         return [client]
     return [client.get_redis_connection(node) for node in client.get_nodes()]
+
+
+def _takes_snapshots(node: Any) -> bool:
+    """Whether Redis is set to. False for a user who may not know; then only snapshots since its start are known."""
+    try:
+        return bool(node.config_get("save").get("save"))
+    except redis.ResponseError:
+        return False
 
 
 def _aof(node: Any) -> None:
