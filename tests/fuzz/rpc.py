@@ -64,6 +64,7 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
             )
         ],
     ),
+    "FeedbackService/Erase": (0.5, [feedback_pb2.EraseRequest(annotator_id="nobody", caller="fuzz")]),
     "FeedbackService/Retract": (0.5, [feedback_pb2.RetractRequest(import_id="fuzz")]),
     "ModelService/ListVersions": (1, [model_pb2.ListVersionsRequest(model=name) for name in ("reward", "policy")]),
     "ModelService/GetVersion": (1, [model_pb2.GetVersionRequest(model="reward", version="1")]),

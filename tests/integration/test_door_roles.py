@@ -17,7 +17,7 @@ MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,
     "feedback": {"Record", "RecordBatch", "Retract"} | READING,
     "generate": {"Generate", "GenerateStream"} | READING,
-    "admin": {"Promote", "Rollback", "SetCanary", "SetShadow"} | READING,
+    "admin": {"Promote", "Rollback", "SetCanary", "SetShadow", "Erase"} | READING,
 }
 PAST = "2020-01-01T00:00:00Z"
 

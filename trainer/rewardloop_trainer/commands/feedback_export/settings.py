@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from rewardloop.formats.vocabulary import SIGNAL_KINDS
 from rewardloop.process.settings import ProcessSettings
 
 
@@ -47,9 +48,7 @@ class FeedbackExportSettings(ProcessSettings):
     until: str = Field("", description="arrived before this time")
     source: list[Literal["human", "llm_judge", "implicit"]] = Field([], description="of one of these sources")
     tag: list[str] = Field([], description="with this tag, key=value; may be repeated, and all must hold")
-    kind: list[Literal["choice", "ranking", "thumb", "rating", "edit", "tie"]] = Field(
-        [], description="of one of these kinds"
-    )
+    kind: list[str] = Field([], description=f"of one of these kinds: {', '.join(SIGNAL_KINDS)}")
     aspect: list[str] = Field([], description="that these reward models learn from")
 
     @field_validator("since", "until")
@@ -58,6 +57,15 @@ class FeedbackExportSettings(ProcessSettings):
         """Raises ValueError for a text that is no time."""
         if value:
             moment(value)
+        return value
+
+    @field_validator("kind")
+    @classmethod
+    def _are_kinds(cls, value: list[str]) -> list[str]:
+        """Raises ValueError for a text that is no kind of signal."""
+        for kind in value:
+            if kind not in SIGNAL_KINDS:
+                raise ValueError(f"{kind!r} is not one of {', '.join(SIGNAL_KINDS)}")
         return value
 
     @field_validator("tag")
