@@ -210,9 +210,7 @@ class _Parquet:
         for key, value in row.items():
             if self._columns[key] == "messages" and any(each.keys() != _MESSAGE_KEYS for each in value):
                 raise UnwritableRow("messages with tool calls or names have no place in Parquet: write JSON lines")
-        self._rows.append(
-            {key: _json(value) if self._columns[key] == "json" else value for key, value in row.items()}
-        )
+        self._rows.append({key: _json(value) if self._columns[key] == "json" else value for key, value in row.items()})
         if len(self._rows) >= _ROWS_AT_ONCE:
             self._flush()
 

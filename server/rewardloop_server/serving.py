@@ -42,8 +42,8 @@ from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
-from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.erasures import ErasureDesk
+from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.intake import Intake
 from rewardloop_server.feedback.servicer import FeedbackServicer, fill_in

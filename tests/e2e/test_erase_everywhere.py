@@ -22,7 +22,6 @@ from support.up_processes import PATIENCE_S, Up
 from rewardloop.formats import keys
 from rewardloop.formats.erasure import Erasure, digest_of, new_key
 from rewardloop.v1 import feedback_pb2
-from rewardloop_client import RewardloopClient
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.commands.export import main as export

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -87,9 +86,7 @@ class Place:
     def consuming(self, dies_before: str = "") -> Iterator[Consumer]:
         ledger = Ledger(self.archive)
         settings = ConsumerSettings(flush_age_s=0.05, block_ms=20, maintain_every_s=0.2)
-        consumer = Consumer(
-            self.client, ledger, TrainerMetrics(), settings, erased=self.eraser(ledger, dies_before)
-        )
+        consumer = Consumer(self.client, ledger, TrainerMetrics(), settings, erased=self.eraser(ledger, dies_before))
         stop, deaths = threading.Event(), []
 
         def run() -> None:
@@ -289,7 +286,9 @@ async def test_dead_letters_counts_and_generations_of_the_person_are_gone(place:
     async with services(place) as (_, operator):
         with place.consuming():
             await until_done(operator, (await operator.erase(annotator_id=GONE)).erasure_id)
-    assert [fields[keys.DEAD_EVENT_FIELD.encode()] for _, fields in place.client.xrange(keys.DEAD_LETTERS)] == letters[1:2]
+    assert [fields[keys.DEAD_EVENT_FIELD.encode()] for _, fields in place.client.xrange(keys.DEAD_LETTERS)] == letters[
+        1:2
+    ]
     assert not place.client.exists(keys.GENERATION + "gen-mine")
     assert place.client.exists(keys.GENERATION + "gen-shared")
     assert not place.client.exists(keys.judged_key("gen-mine", GONE, mine.source, ""))
@@ -331,9 +330,7 @@ async def test_only_one_callers_annotator_is_erased_if_the_caller_is_named(place
 async def test_versions_that_learned_and_their_descendants_are_named(place: Place) -> None:
     def publish(parent: str | None, last: str, **notes: str) -> None:
         data = DataRange("1-0", last, 1) if last else None
-        place.store.publish(
-            Manifest("reward", parent=parent, data=data, notes=notes), lambda path: None if path is None else None
-        )
+        place.store.publish(Manifest("reward", parent=parent, data=data, notes=notes), lambda path: None)
 
     ledger = Ledger(place.archive)
     ledger.append([_recorded(f"{place_}-0", said(place_, who)) for place_, who in ((5, PEOPLE[0]), (10, GONE))])

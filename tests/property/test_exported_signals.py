@@ -29,7 +29,9 @@ TABLES = (".csv", ".csv.gz", ".parquet")
 
 # Texts that break careless writers of tables and of JSON: quotes, commas, line ends, marks, and other scripts.
 TEXTS = st.text(
-    st.sampled_from('ab ,;"\'\n\r\t\\{}[]<|>#\u00e9\u4e2d\u0627\U0001f600\u2028') | st.characters(codec="utf-8"), min_size=1, max_size=30
+    st.sampled_from("ab ,;\"'\n\r\t\\{}[]<|>#\u00e9\u4e2d\u0627\U0001f600\u2028") | st.characters(codec="utf-8"),
+    min_size=1,
+    max_size=30,
 ).filter(lambda text: bool(text.strip()))
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=12)
 
@@ -111,7 +113,9 @@ def meaning(event: feedback_pb2.FeedbackEvent, *, with_people: bool = True) -> s
     return repr((kind, tools, turns_, said, who))
 
 
-def exported(signals: Sequence[feedback_pb2.FeedbackEvent], ending: str, *flags: str) -> list[feedback_pb2.FeedbackEvent]:
+def exported(
+    signals: Sequence[feedback_pb2.FeedbackEvent], ending: str, *flags: str
+) -> list[feedback_pb2.FeedbackEvent]:
     """Write signals into a ledger, export them, and read what an import would record."""
     with tempfile.TemporaryDirectory() as folder:
         ledger, out = Ledger(Path(folder) / "ledger"), Path(folder) / f"rows{ending}"
@@ -154,7 +158,9 @@ def test_signals_of_one_kind_come_back_from_tables(ending: str, kind: str, data:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", *TABLES])
-@pytest.mark.parametrize(("shape", "kind"), [("trl-preference", "choice"), ("trl-kto", "thumb"), ("rankings", "ranking")])
+@pytest.mark.parametrize(
+    ("shape", "kind"), [("trl-preference", "choice"), ("trl-kto", "thumb"), ("rankings", "ranking")]
+)
 @bounded
 @given(data=st.data())
 def test_signals_come_back_from_the_shapes_of_trl(ending: str, shape: str, kind: str, data: st.DataObject) -> None:

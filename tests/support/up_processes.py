@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.learning_runs import THREADS, learning_seed
-
 from rewardloop_client import RewardloopClient
 from rewardloop_local.ports import free_port
 from rewardloop_trainer.archive.ledger import Ledger
+from support.learning_runs import THREADS, learning_seed
 
 PATIENCE_S = 480.0
 

@@ -33,7 +33,9 @@ Verbatim = Annotated[
     bool, typer.Option("--verbatim", help="Take texts as they are, even if they look like whole conversations.")
 ]
 
-feedback = typer.Typer(help="Import and export preference data, take it back, and erase.", rich_markup_mode=None, no_args_is_help=True)
+feedback = typer.Typer(
+    help="Import and export preference data, take it back, and erase.", rich_markup_mode=None, no_args_is_help=True
+)
 
 
 @feedback.command("import")
@@ -135,7 +137,9 @@ def feedback_erase(
         str | None,
         typer.Option(help="Caller whose annotator it is; an empty text: no caller. Default: those of all callers."),
     ] = None,
-    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait until all holders of signals are done.")] = 600.0,
+    wait_s: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until all holders of signals are done.")
+    ] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:

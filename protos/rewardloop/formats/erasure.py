@@ -2,8 +2,8 @@
 
 The server begins an erasure, and the server and the trainer carry it out. Both ask `Erasures` which signals it covers:
 
-- those of the person, or about the generation, that arrived up to the request, so that a spool that is drained later or a
-  backup that is put back brings none of them back;
+- those of the person, or about the generation, that arrived up to the request, so that neither a spool that is drained
+  later nor a backup that is put back brings them back;
 - those whose event_id was erased before, whenever they arrive, so that a repeated import brings none of them back.
 """
 

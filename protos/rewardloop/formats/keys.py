@@ -25,11 +25,11 @@ rewardloop:{feedback}:suspect             string: id of an entry that the traine
                                           knows that this entry ended the process.
 rewardloop:{feedback}:erasures            hash: erasure_id to the JSON of `formats.erasure.Erasure`.
 rewardloop:{feedback}:erasures-changed    integer: grows with every change of erasures and reports.
-rewardloop:{feedback}:erasure-holders     hash: name of a process that keeps signals to the Unix seconds at which it was
-                                          last seen.
+rewardloop:{feedback}:erasure-holders     hash: name of a process that keeps signals to the Unix seconds at which it
+                                          was last seen.
 rewardloop:{feedback}:erasure:<id>        hash: name of a holder to the JSON of what it has done of an erasure.
 rewardloop:{feedback}:erased              set: digests, 16 bytes each, of the event_ids that were erased.
-rewardloop:{secrets}:erasure              hash: name of a key to the key in hex, by which digests of erased ids are made.
+rewardloop:{secrets}:erasure              hash: name of a key to the key in hex, that makes digests of erased ids.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.

@@ -143,7 +143,7 @@ class ErasureDesk:
                     for digest in of_event:
                         commands.sismember(keys.ERASED_EVENTS, digest)
                 answers = iter(await commands.execute())
-        return [any([bool(next(answers)) for _ in of_event]) for of_event in digests]
+        return [sum(bool(next(answers)) for _ in of_event) > 0 for of_event in digests]
 
     async def begin(self, kind: Kind, text: str, caller: str | None) -> str:
         """Begin the erasure of a person or a generation, and return its id. Raises RedisUnavailable or StoreFull."""

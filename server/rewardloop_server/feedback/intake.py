@@ -214,7 +214,9 @@ class Intake:
         gone = await self.erasures.erased_among([(each.event.event_id, each.sender.caller) for each in signals])
         if not any(gone):
             return await self._stream.append(signals)
-        kept = iter(await self._stream.append([each for each, is_gone in zip(signals, gone, strict=True) if not is_gone]))
+        kept = iter(
+            await self._stream.append([each for each, is_gone in zip(signals, gone, strict=True) if not is_gone])
+        )
         return [ERASED if is_gone else next(kept) for is_gone in gone]
 
     async def _not_erased(self, signals: list[Signal]) -> list[Signal]:

@@ -115,7 +115,9 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         except RewardloopError:
             self._count(events, ["failed"] * len(events))
             raise
-        outcomes: list[Appended | RewardloopError] = [next(appended) if isinstance(each, Signal) else each for each in prepared]
+        outcomes: list[Appended | RewardloopError] = [
+            next(appended) if isinstance(each, Signal) else each for each in prepared
+        ]
         self._count(events, [_word(outcome) for outcome in outcomes])
         return outcomes
 

@@ -1,9 +1,9 @@
 """Carries erasures out, step by step, so that a process that is killed at any moment loses nothing by beginning anew.
 
-What a later step needs is erased by none before it. The ledger names the signals, so that the digests of their event_ids
-are noted and Redis is cleaned before its rows go; pools, crowd and trust are found by the digests after it. Redis rewrites
-its files last. An erasure is done once ledger, work directory and Redis each say so; of one that was put back from an old
-copy, the others do not speak, and it is carried out again.
+What a later step needs is erased by none before it. The ledger names the signals, so that the digests of their
+event_ids are noted and Redis is cleaned before its rows go; pools, crowd and trust are found by the digests after it.
+Redis rewrites its files last. An erasure is done once ledger, work directory and Redis each say so; if one of them is
+put back from an old copy it does not, and the erasure is carried out again.
 """
 
 from __future__ import annotations
@@ -192,4 +192,3 @@ class Eraser:
         self._redis.hset(keys.ERASURE_REPORTS + erasure.erasure_id, TRAINER, json.dumps(report))
         self._redis.incr(keys.ERASURES_CHANGED)
         log.warning("erased", erasure_id=erasure.erasure_id, versions=len(versions), **erased)
-

@@ -84,9 +84,7 @@ def generations_of(ledger: Ledger, found: Collection[Found]) -> set[str]:
     """Return the generations that only erased signals are about. Texts that other people judged are theirs, too."""
     erased = {each.stream_id for each in found}
     named = {each.generation_id for each in found} - {""}
-    asked_for = {
-        each.generation_id for each in found if any(erasure.kind == "generation" for erasure in each.erasures)
-    }
+    asked_for = {each.generation_id for each in found if any(erasure.kind == "generation" for erasure in each.erasures)}
     if named - asked_for:
         for _, table in ledger.each_segment(["stream_id", "generation_id"]):
             for stream_id, generation_id in zip(*(table.column(i).to_pylist() for i in (0, 1)), strict=True):

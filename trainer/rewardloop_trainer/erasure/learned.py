@@ -67,5 +67,7 @@ def _manifests(store: ModelStore, model: str) -> list[Manifest]:
         try:
             found.append(store.remembered(model, version))
         except StoreError as error:
-            log.warning("a version cannot be read, and may have learned", model=model, version=version, reason=str(error))
+            log.warning(
+                "a version cannot be read, and may have learned", model=model, version=version, reason=str(error)
+            )
     return found

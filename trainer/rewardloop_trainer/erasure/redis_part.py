@@ -1,4 +1,4 @@
-"""Erases signals from Redis: the stream, dead letters, remembered ids, counts, generations, and the files behind them."""
+"""Erases signals from Redis: stream, dead letters, remembered ids, counts, generations, and the files behind them."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
                                    ledger by aspect
 <ledger>/erased.json               the ids of the erasures that were carried out on these segments
 
-The files name nobody. A copy of the folder ``erasures`` that is put beside a restored ledger has the trainer erase again.
+The files name nobody. If a copy of the folder ``erasures`` is put beside a restored ledger, the trainer erases again.
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ class WorkFiles:
             return bool(erasures.of_ids(annotator_id, "", caller, arrived_ms / 1e3)) or is_gone_key(key)
 
         if (pools := self._directory / POOLS).exists():
-            gone["pools"] = forget_signals(
-                pools, erasures.is_erased, is_gone_key, rows_through, self._held()
-            )
+            gone["pools"] = forget_signals(pools, erasures.is_erased, is_gone_key, rows_through, self._held())
         if (crowd := self._directory / CROWD).exists():
             with CrowdFile(crowd) as file:
                 gone["crowd"] = file.forget(is_gone)

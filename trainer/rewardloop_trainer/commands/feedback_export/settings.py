@@ -37,7 +37,8 @@ class FeedbackExportSettings(ProcessSettings):
         " of several turns",
     )
     about: bool = Field(
-        False, description="add who judged, when, source, tags and the signal's id to rows of all shapes; 'rows' has them"
+        False,
+        description="add who judged, when, source, tags and the signal's id to rows of all shapes; 'rows' has them",
     )
     replace: bool = Field(False, description="replace the file if it exists")
     dry_run: bool = Field(False, description="show what would be written, with examples, and write nothing")
