@@ -24,6 +24,9 @@ from rewardloop.v1 import feedback_pb2
 
 Kind: TypeAlias = Literal["annotator", "generation"]
 KINDS: Final = get_args(Kind)
+# The folder of the register beside the ledger, and the file of the keys in it.
+ERASURES: Final = "erasures"
+ERASURE_KEYS: Final = "keys.json"
 TRAINER: Final = "trainer"  # the holder of the ledger, of Redis and of the work directory
 # What a signal's clock of arrival may be ahead of that of the server that took the request, in seconds.
 CLOCKS_DIFFER_S: Final = 10.0

@@ -118,9 +118,8 @@ class ErasureDesk:
             secrets_ = await self._secrets()
             if not secrets_:
                 name, secret = new_key()
-                await self._replication.run(
-                    "signals", keys.FEEDBACK_BARRIER, "HSETNX", keys.ERASURE_KEYS, name, secret.hex()
-                )
+                # Not by `Replication`: the key lies in another slot of a cluster, and the trainer keeps a copy.
+                await self._redis.hsetnx(keys.ERASURE_KEYS, name, secret.hex())
                 secrets_ = await self._secrets()
             raw: Mapping[bytes, bytes] = await self._redis.hgetall(keys.ERASURES)
         found = []

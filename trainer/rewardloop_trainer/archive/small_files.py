@@ -42,8 +42,11 @@ class SmallFiles:
         names = sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return [f"{folder}/{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file, which is on disk when this returns. Raises `Fenced` and OSError."""
+    def write(self, name: str, data: bytes, *, is_private: bool = False) -> None:
+        """Replace a file, which is on disk when this returns; a private one is for its owner alone.
+
+        Raises `Fenced` and OSError.
+        """
         target = f"{self._root}/{name}"
         folder = target.rpartition("/")[0]
         self._fs.makedirs(folder, exist_ok=True)
@@ -52,7 +55,7 @@ class SmallFiles:
                 self._fs.pipe_file(target, data)
                 return
             temporary = Path(folder) / f".{target.rpartition('/')[2]}.writing"
-            descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600 if is_private else 0o666)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()

@@ -63,6 +63,7 @@ class Eraser:
         self._register = Register(client, ledger.small_files)
         self._changed: bytes | None = None
         self._is_read = False
+        self._done: set[str] = set()  # erasures of which ledger, work directory and Redis say that they are done
         self._look_at = float("-inf")
         self._rewrite_at = float("inf")
 
@@ -72,6 +73,7 @@ class Eraser:
         Raises redis.RedisError, OSError, and UnreadableErasure for a register that is damaged.
         """
         self._changed = self._redis.get(keys.ERASURES_CHANGED)
+        self._done.clear()  # what is read is not what was known: Redis may have lost it
         self._register.read()
         self._is_read = True
 
@@ -114,15 +116,14 @@ class Eraser:
             self._rewrite_at = float("inf")
 
     def _pending(self) -> list[Erasure]:
-        known = self._register.known
-        if not known.all:
+        asked = [each for each in self._register.known.all if each.erasure_id not in self._done]
+        if not asked:
             return []
-        done = set(self._ledger.erasures) & set(self._work.erasures())
-        return [
-            each
-            for each in known.all
-            if each.erasure_id not in done or not self._redis.hexists(keys.ERASURE_REPORTS + each.erasure_id, TRAINER)
-        ]
+        carried_out = set(self._ledger.erasures) & set(self._work.erasures())
+        for each in asked:
+            if each.erasure_id in carried_out and self._redis.hexists(keys.ERASURE_REPORTS + each.erasure_id, TRAINER):
+                self._done.add(each.erasure_id)
+        return [each for each in asked if each.erasure_id not in self._done]
 
     def _carry_out(self, pending: Sequence[Erasure]) -> None:
         self._on_step("find")

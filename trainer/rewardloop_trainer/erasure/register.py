@@ -19,14 +19,13 @@ import redis
 import structlog
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasure import Erasure, Erasures, UnreadableErasure
+from rewardloop.formats.erasure import ERASURE_KEYS, ERASURES, Erasure, Erasures, UnreadableErasure
 from rewardloop_trainer.archive.segment_files import order
 from rewardloop_trainer.archive.small_files import SmallFiles
 
 log = structlog.get_logger()
 
-_FOLDER = "erasures"
-_KEYS = f"{_FOLDER}/keys.json"
+_KEYS = f"{ERASURES}/{ERASURE_KEYS}"
 _AT_ONCE = 5_000
 
 
@@ -52,14 +51,14 @@ class Register:
         in_redis = {name.decode(): secret.decode() for name, secret in self._redis.hgetall(keys.ERASURE_KEYS).items()}
         in_file = _keys_in(self._files.read(_KEYS))
         erasures = {each.erasure_id: each for each in self._in_redis()}
-        if not in_redis and not in_file and not erasures:
+        stored = self._stored()
+        if not erasures and not stored:
             return
         secrets = {**in_redis, **in_file}
         if secrets != in_file:
-            self._files.write(_KEYS, json.dumps(secrets).encode())
+            self._files.write(_KEYS, json.dumps(secrets).encode(), is_private=True)
         if missing := {name: secret for name, secret in secrets.items() if name not in in_redis}:
             self._redis.hset(keys.ERASURE_KEYS, mapping=missing)
-        stored = self._stored()
         for each in stored.values():
             if each.erasure_id not in erasures:
                 self._redis.hset(keys.ERASURES, each.erasure_id, each.to_json())
@@ -109,7 +108,7 @@ class Register:
     def _write(self, erasure: Erasure) -> None:
         events, places = self._events.get(erasure.erasure_id, ()), self._places.get(erasure.erasure_id, {})
         content = {"erasure": asdict(erasure), "events": sorted(events), "first_places": places}
-        self._files.write(f"{_FOLDER}/{erasure.erasure_id}.json", json.dumps(content).encode())
+        self._files.write(f"{ERASURES}/{erasure.erasure_id}.json", json.dumps(content).encode(), is_private=True)
 
     def _share(self, digests: Collection[str]) -> None:
         ordered = sorted(digests)
@@ -128,7 +127,7 @@ class Register:
 
     def _stored(self) -> dict[str, Erasure]:
         found = {}
-        for name in self._files.names(_FOLDER):
+        for name in self._files.names(ERASURES):
             if name == _KEYS:
                 continue
             data = self._files.read(name)
