@@ -29,6 +29,8 @@ rewardloop:{feedback}:erasure-holders     hash: name of a process that keeps sig
                                           was last seen.
 rewardloop:{feedback}:erasure:<id>        hash: name of a holder to the JSON of what it has done of an erasure.
 rewardloop:{feedback}:erased              set: digests, 16 bytes each, of the event_ids that were erased.
+rewardloop:{feedback}:erased-again        string: set while Redis's files may hold an erased signal that came again and
+                                          was dropped.
 rewardloop:{secrets}:erasure              hash: name of a key to the key in hex, that makes digests of erased ids.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
@@ -82,6 +84,7 @@ ERASURE_HOLDERS: Final = "rewardloop:{feedback}:erasure-holders"
 # A prefix, which an erasure_id follows.
 ERASURE_REPORTS: Final = "rewardloop:{feedback}:erasure:"
 ERASED_EVENTS: Final = "rewardloop:{feedback}:erased"
+ERASED_AGAIN: Final = "rewardloop:{feedback}:erased-again"
 ERASURE_KEYS: Final = "rewardloop:{secrets}:erasure"
 
 # A prefix, which a generation_id follows.

@@ -17,7 +17,7 @@ class ErasedSignals(Protocol):
         """Whether a signal is not to be archived."""
 
     def dropped(self) -> None:
-        """Note that a signal was not archived."""
+        """Note that a signal was not archived. Raises redis.RedisError."""
 
     def is_due(self) -> bool:
         """Whether `carry_out` has something to do. It may be asked often."""

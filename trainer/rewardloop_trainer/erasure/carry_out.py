@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 _POLL_S = 0.5
 _RETRY_S = 5.0
-_AFTER_DROPS_S = 30.0
+_AFTER_DROPS_S = 5.0
 
 
 class Eraser:
@@ -76,6 +76,8 @@ class Eraser:
         self._done.clear()  # what is read is not what was known: Redis may have lost it
         self._register.read()
         self._is_read = True
+        if self._redis.exists(keys.ERASED_AGAIN):
+            self._rewrite_at = min(self._rewrite_at, time.monotonic())
 
     def is_erased(self, event: feedback_pb2.FeedbackEvent) -> bool:
         """Whether a signal that comes from the stream is not to be archived."""
@@ -83,7 +85,9 @@ class Eraser:
 
     def dropped(self) -> None:
         """Note that an erased signal was in the stream again, so that the files of Redis are rewritten once more."""
-        self._rewrite_at = min(self._rewrite_at, time.monotonic() + _AFTER_DROPS_S)
+        if self._rewrite_at == float("inf"):
+            self._redis.set(keys.ERASED_AGAIN, "")  # so that a process that is killed until then does not forget it
+            self._rewrite_at = time.monotonic() + _AFTER_DROPS_S
 
     def is_due(self) -> bool:
         """Whether there may be something to carry out. Asks Redis at most twice a second. Raises redis.RedisError."""
@@ -112,8 +116,7 @@ class Eraser:
                 log.info("the erasure waits for the round that reads the pools", retry_in_s=_RETRY_S)
                 self._look_at = time.monotonic() + _RETRY_S
         elif time.monotonic() >= self._rewrite_at:
-            rewrite_files(self._redis)
-            self._rewrite_at = float("inf")
+            self._rewrite_files()
 
     def _pending(self) -> list[Erasure]:
         asked = [each for each in self._register.known.all if each.erasure_id not in self._done]
@@ -152,13 +155,19 @@ class Eraser:
         secrets, events = self._register.known.keys, self._register.events
         gone += self._work.erase(Erasures(secrets, pending, events), self._rows_through)
         self._on_step("files of redis")
-        notes = rewrite_files(self._redis)
-        self._rewrite_at = float("inf")
+        notes = self._rewrite_files()
         self._on_step("report")
         self._work.note_erasures(each.erasure_id for each in pending)
         self._ledger.note_erasures(each.erasure_id for each in pending)
         for erasure in pending:
             self._report(erasure, gone, notes)
+
+    def _rewrite_files(self) -> list[str]:
+        """Have Redis rewrite its files, and return what somebody has to do by hand."""
+        notes = rewrite_files(self._redis)
+        self._redis.delete(keys.ERASED_AGAIN)
+        self._rewrite_at = float("inf")
+        return notes
 
     def _erase_anchors(self, parts: Sequence[Part]) -> int:
         by_name = {part.segment.name: part for part in parts}
