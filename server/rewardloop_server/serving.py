@@ -99,8 +99,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     feedback = build_feedback(settings, redis, metrics, tracing.carried, replicated)
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
     entrance = Entrance(settings, metrics.registry, PROG)
-    entrance.door.readers = scoring.scorers.readers
-    entrance.door.audit.hide = lambda kind, text: feedback.intake.erasures.known.hidden(kind, text)
+    entrance.door.readers, entrance.door.audit.hide = scoring.scorers.readers, feedback.intake.erasures.hidden
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
 
@@ -128,8 +127,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         poll_queues(scoring.batcher),
         poll_stream(metrics, redis),
         poll_durability(metrics, redis, parse_redis_url(settings.redis_url).kind, replicated),
-        *([feedback.intake.drain()] if settings.spool else []),
-        feedback.intake.erasures.run(feedback.intake.erase_spooled),
+        *feedback.intake.upkeep(),
         *entrance.upkeep(),
     ]
 

@@ -20,7 +20,7 @@ from support.trainers import Archiver
 from support.up_processes import PATIENCE_S, Up
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasure import Erasure, digest_of, new_key
+from rewardloop.formats.erasing.erasures import Erasure, digest_of, new_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.archive.ledger import Ledger

@@ -56,13 +56,13 @@ async def feedback_for(
         64 * 2**20,
         desk,
     )
-    entrance.door.audit.hide = lambda kind, text: desk.known.hidden(kind, text)
+    entrance.door.audit.hide = desk.hidden
     await intake.open()
     servicer = FeedbackServicer(intake, Limits(), metrics, max_events=1000, needs_generation=needs_generation)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
     address = f"127.0.0.1:{free_port()}"
     entrance.open(server, address)
-    background = [*entrance.upkeep(), desk.run(intake.erase_spooled), *([intake.drain()] if spool else [])]
+    background = [*entrance.upkeep(), *intake.upkeep()]
     upkeep = [asyncio.create_task(work) for work in background]
     await server.start()
     async with AsyncExitStack() as stack:

@@ -135,16 +135,7 @@ def _lead(
             ),
             tracing=tracing,
         )
-        eraser = Eraser(client, ledger, WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store))
-        consumer = Consumer(
-            client,
-            ledger,
-            metrics,
-            _archiving(settings),
-            on_archived=loop.arrived.set,
-            tracing=tracing,
-            erased=eraser,
-        )
+        consumer = _consumer(settings, client, ledger, metrics, loop, tracing)
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
             _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
@@ -167,6 +158,19 @@ def _lead(
     if lock.lost.is_set() or failures:
         return FAILED
     return _conclude(settings, ledger, loop)
+
+
+def _consumer(
+    settings: TrainSettings,
+    client: redis.Redis,
+    ledger: Ledger,
+    metrics: TrainerMetrics,
+    loop: Loop,
+    tracing: TrainerTracing | None,
+) -> Consumer:
+    eraser = Eraser(client, ledger, WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store))
+    archiving = _archiving(settings)
+    return Consumer(client, ledger, metrics, archiving, on_archived=loop.arrived.set, tracing=tracing, erased=eraser)
 
 
 def _archiving(settings: TrainSettings) -> ConsumerSettings:

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from rewardloop.formats.erasure import ERASURE_KEYS, ERASURES
+from rewardloop.formats.erasing.erasures import ERASURE_KEYS, ERASURES
 from rewardloop_local.backup.bundle import BundleReader
 from rewardloop_local.backup.errors import BackupError
 from rewardloop_local.backup.places import Place

@@ -23,7 +23,7 @@ rewardloop:{feedback}:dead                stream: entries that cannot be read. F
 rewardloop:{feedback}:suspect             string: id of an entry that the trainer reads alone, because it was read
                                           several times and never archived. A trainer that finds it at its start
                                           knows that this entry ended the process.
-rewardloop:{feedback}:erasures            hash: erasure_id to the JSON of `formats.erasure.Erasure`.
+rewardloop:{feedback}:erasures            hash: erasure_id to the JSON of `formats.erasing.erasures.Erasure`.
 rewardloop:{feedback}:erasures-changed    integer: grows with every change of erasures and reports.
 rewardloop:{feedback}:erasure-holders     hash: name of a process that keeps signals to the Unix seconds at which it
                                           was last seen.

@@ -19,7 +19,7 @@ import structlog
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasure import TRAINER, Erasure, Erasures, Kind, UnreadableErasure, digest_of, new_key
+from rewardloop.formats.erasing.erasures import TRAINER, Erasure, Erasures, Kind, UnreadableErasure, digest_of, new_key
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.calls.errors import RewardloopError, UnknownErasure
 from rewardloop_server.calls.redis_link import redis_errors
@@ -108,6 +108,10 @@ class ErasureDesk:
             except (RewardloopError, OSError) as error:
                 log.info("erasures wait", error=str(error))
             await asyncio.sleep(_POLL_S)
+
+    def hidden(self, kind: str, text: str) -> str:
+        """Return what stands for an id of this kind in logs."""
+        return self.known.hidden(kind, text)
 
     async def refresh(self) -> None:
         """Read the erasures if they have changed, and make the key if there is none. Raises RedisUnavailable."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,7 +43,7 @@ FillIn = Callable[[Event, policy_pb2.Generation | None], RewardloopError | None]
 class Intake:
     """Appends signals to the stream, or to the spool while Redis is away.
 
-    With a spool, `open` must be called first, and `drain` must run beside.
+    With a spool, `open` must be called first, and `upkeep` must run beside.
 
     Args:
         stream: The stream in Redis.
@@ -148,6 +148,10 @@ class Intake:
         await self._in_thread(self._spool.open)
         await self._find_oldest()
         self._metrics.spool_oldest_seconds.set_function(self._age_s)
+
+    def upkeep(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what runs beside until cancelled: draining the spool, if there is one, and erasing."""
+        return [*([self.drain()] if self._spool else []), self.erasures.run(self.erase_spooled)]
 
     async def drain(self) -> None:
         """Move spooled signals to the stream whenever Redis takes them, until cancelled."""

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 import prometheus_client
 
-from rewardloop.formats.erasure import Kind
+from rewardloop.formats.erasing.erasures import Kind
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.signals import MOST_IMPORT_ID_CHARACTERS
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2

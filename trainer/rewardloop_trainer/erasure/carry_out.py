@@ -19,7 +19,7 @@ import redis
 import structlog
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasure import TRAINER, Erasure, Erasures
+from rewardloop.formats.erasing.erasures import TRAINER, Erasure, Erasures
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger, order

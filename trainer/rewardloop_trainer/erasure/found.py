@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rewardloop.formats.erasure import Erasure, Erasures
+from rewardloop.formats.erasing.erasures import Erasure, Erasures
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.signals import aspect_of
 from rewardloop.v1 import feedback_pb2

@@ -11,7 +11,7 @@ import redis
 import structlog
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasure import Erasures
+from rewardloop.formats.erasing.erasures import Erasures
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.dead_letters import drop, letters
 from rewardloop_trainer.archive.entry import InvalidEntry, decode

@@ -19,7 +19,7 @@ import redis
 import structlog
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasure import ERASURE_KEYS, ERASURES, Erasure, Erasures, UnreadableErasure
+from rewardloop.formats.erasing.erasures import ERASURE_KEYS, ERASURES, Erasure, Erasures, UnreadableErasure
 from rewardloop_trainer.archive.segment_files import order
 from rewardloop_trainer.archive.small_files import SmallFiles
 

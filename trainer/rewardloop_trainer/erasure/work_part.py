@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from rewardloop.formats.erasure import Erasures
+from rewardloop.formats.erasing.erasures import Erasures
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.annotators.crowd_file import CROWD, CrowdFile
 from rewardloop_trainer.data.pools.database import forget_signals
