@@ -12,7 +12,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-WITH_SERVICES = {"reward", "feedback", "policy", "model"}
+WITH_SERVICES = {"reward", "feedback", "policy", "model", "labelling", "operations", "access"}
 
 
 def generate(out: Path) -> None:

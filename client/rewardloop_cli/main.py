@@ -12,6 +12,7 @@ import typer
 
 from rewardloop_cli.access_options import ACCESS_OPTIONS, AccessOptions
 from rewardloop_cli.feedback.commands import feedback
+from rewardloop_cli.label.commands import label
 from rewardloop_cli.model_commands import models
 from rewardloop_cli.processes import PassThrough, add_process_commands
 from rewardloop_cli.server_option import DEFAULT_SERVER, Server
@@ -31,6 +32,7 @@ config = typer.Typer(help="See the settings of the processes.", rich_markup_mode
 add_process_commands(app, models=models, feedback=feedback)
 app.add_typer(config, name="config")
 app.add_typer(feedback, name="feedback")
+app.add_typer(label, name="label")
 app.add_typer(models, name="models")
 app.add_typer(token, name="token")
 
@@ -90,7 +92,7 @@ def config_show(ctx: typer.Context) -> None:
 @token.command("create")
 def token_create(
     name: Annotated[str, typer.Option(help="The caller's name in logs and quotas.")],
-    role: Annotated[list[str], typer.Option(help="score, feedback, generate or admin. May be repeated.")],
+    role: Annotated[list[str], typer.Option(help="score, feedback, generate, label, view or admin. May be repeated.")],
     days: Annotated[float | None, typer.Option(min=0.0, help="Days until the token expires; default: never.")] = None,
     callers: Annotated[Path | None, typer.Option(help="The server's callers file; the entry is added to it.")] = None,
 ) -> None:

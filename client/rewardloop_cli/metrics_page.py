@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from rewardloop.process.quantile import quantile as estimated
 from rewardloop.process.socket_owner import is_loopback
 
 
@@ -82,16 +82,4 @@ class MetricsPage:
         counts: dict[float, float] = defaultdict(float)
         for sample in self.samples(f"{histogram}_bucket", **labels):
             counts[float(sample.labels["le"])] += sample.value
-        bounds = sorted(counts)
-        if not bounds or counts[bounds[-1]] == 0:
-            return None
-        rank = share * counts[bounds[-1]]
-        below, lower = 0.0, 0.0
-        for bound in bounds:
-            if counts[bound] >= rank:
-                if math.isinf(bound):
-                    return lower
-                inside = counts[bound] - below
-                return lower + (bound - lower) * ((rank - below) / inside if inside else 1.0)
-            below, lower = counts[bound], bound
-        return lower
+        return estimated(counts, share)

@@ -14,16 +14,10 @@ from rewardloop.formats.mixing.names import POLICY, REWARD
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.metrics_page import MetricsPage, PageUnreachable, Sample
 from rewardloop_cli.models import active, age, headline
-from rewardloop_client import DeadlineExceeded, NotFound, RewardloopClient, RewardloopError, Unreachable
+from rewardloop_client import DeadlineExceeded, NotFound, RewardloopClient, RewardloopError, Unimplemented, Unreachable
 
 _SERVICES = ("RewardService", "FeedbackService", "PolicyService", "ModelService")
 _TIMEOUT_S = 2.0
-
-# The figures that say how much evidence a gate lacks: 0 if it has enough.
-_NEEDED = {
-    "rewardloop_trainer_reward_gate/gate_needed": "gate of reward needs",
-    "rewardloop_trainer_policy_gate/gate_judge_needed": "judge of policy needs",
-}
 
 # The words of `rewardloop status` for how durable the server found Redis to be.
 _DURABILITIES = {
@@ -48,6 +42,7 @@ def run(server: str, server_metrics: str, trainer_metrics: str) -> int:
         console.print(_services(server, health))
         if set(health.values()) != {"unreachable"}:
             console.print(_versions(client))
+            console.print(_loop(client))
     pages_up = [
         _print_page(console, "server", server_metrics, _server_figures),
         _print_page(console, "trainer", trainer_metrics, _trainer_figures),
@@ -92,6 +87,24 @@ def _versions(client: RewardloopClient) -> Table:
             table.add_row(model, "none", "", "", "")
         else:
             table.add_row(model, info.version, age(info.create_time), info.digest[:12], headline(info))
+    return table
+
+
+def _loop(client: RewardloopClient) -> Table:
+    """Show what the models wait for and which alerts hold: what the console's page Watch shows."""
+    table = Table("loop", "", title_justify="left")
+    try:
+        found = client.operations.status(timeout_s=3.0)
+    except Unimplemented:
+        table.add_row("waits", "an earlier release of the server does not say")
+        return table
+    except RewardloopError as error:
+        table.add_row("waits", Text(error.reason or type(error).__name__, style="red"))
+        return table
+    for model in found.models:
+        table.add_row("waits", model.waiting_for)
+    for alert in found.alerts:
+        table.add_row(alert.severity, Text(f"{alert.name}: {alert.text}", style="red"))
     return table
 
 
@@ -162,10 +175,6 @@ def _trainer_figures(page: MetricsPage) -> Figures:
             yield _of_model("phase", sample), sample.labels.get("phase", "?")
     for sample in page.samples("rewardloop_trainer_signals_total"):
         yield f"signals, {sample.labels.get('kind', '?')}", _count(sample.value)
-    for sample in page.samples("rewardloop_trainer_new_signals"):
-        # Of a model that this trainer does not train, the least number is 0.
-        if least := page.total("rewardloop_trainer_min_signals", model=sample.labels.get("model", "")):
-            yield _of_model("new signals", sample), f"{_count(sample.value)} of the {_count(least)} that start a round"
     for sample in page.samples("rewardloop_trainer_unread_signals"):
         if sample.value:
             reason = sample.labels.get("reason", "?")
@@ -179,11 +188,6 @@ def _trainer_figures(page: MetricsPage) -> Figures:
         name = f"held-out accuracy, {sample.labels.get('model', '?')} {sample.labels.get('side', '')}".rstrip()
         if not math.isnan(sample.value):
             yield name, f"{sample.value:.3f}"
-    for name, label in _NEEDED.items():
-        metric, _, figure = name.partition("/")
-        needed = page.total(metric, figure=figure)
-        if needed and not math.isnan(needed):  # NaN before the first gate
-            yield label, f"{_count(needed)} more held-out prompts"
     for sample in page.samples("rewardloop_trainer_loss"):
         # The gauge is 0 until a first step has set it.
         steps = page.total("rewardloop_trainer_steps_total", **sample.labels)

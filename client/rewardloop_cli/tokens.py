@@ -12,7 +12,7 @@ from pathlib import Path
 from rewardloop.formats.tokens import new_token, token_digest
 from rewardloop_cli.failures import UsageError
 
-_ROLES = ("score", "feedback", "generate", "admin")
+_ROLES = ("score", "feedback", "generate", "label", "view", "admin")
 
 
 def create(caller: str, roles: Sequence[str], days: float | None, callers: Path | None) -> int:

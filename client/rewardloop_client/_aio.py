@@ -27,6 +27,7 @@ from rewardloop_client._types import (
     CandidateText,
     ErasureProgress,
     Generation,
+    Identity,
     LaneName,
     Promotion,
     PromptLike,
@@ -36,6 +37,8 @@ from rewardloop_client._types import (
     TruncationName,
     VersionInfo,
 )
+from rewardloop_client.labelling.aio import AsyncLabelling
+from rewardloop_client.operations.service import AsyncOperations
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -80,6 +83,7 @@ class AsyncRewardloopClient:
         access = Access(tls, token, insecure_token=insecure_token)
         self._rules = rules = CallRules.of(timeout_s, max_attempts, lane, connection, observer)
         self._transport: AioTransport = AioChannelTransport(addresses, access, connection, rules, hedging, around)
+        self.labelling = AsyncLabelling(rules, self._drive)
 
     async def __aenter__(self) -> Self:
         return self
@@ -343,9 +347,18 @@ class AsyncRewardloopClient:
         """Wait until the server serves ``version``. Raises DeadlineExceeded after ``timeout_s`` seconds."""
         return await self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
+    async def get_identity(self, *, timeout_s: float | None = None) -> Identity:
+        """Return who the caller is. See `RewardloopClient.get_identity`."""
+        return await self._run(calls.get_identity(), timeout_s)
+
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Return whether a service takes requests. See `RewardloopClient.health`."""
         return await self._run(calls.health(service), timeout_s)
+
+    @property
+    def operations(self) -> AsyncOperations:
+        """What operators may ask: rounds, people, dead letters and reports."""
+        return AsyncOperations(self._run)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:
         return await self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
-from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _convert as convert
 from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, RewardloopError
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
@@ -18,6 +18,7 @@ from rewardloop_client._types import (
     CandidateText,
     ErasureProgress,
     Generation,
+    Identity,
     LaneName,
     Promotion,
     PromptLike,
@@ -30,6 +31,7 @@ from rewardloop_client._types import (
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
+GET_IDENTITY = "/rewardloop.v1.AccessService/GetIdentity"
 SCORE = "/rewardloop.v1.RewardService/Score"
 SCORE_BATCH = "/rewardloop.v1.RewardService/ScoreBatch"
 SCORE_STREAM = "/rewardloop.v1.RewardService/ScoreStream"
@@ -46,12 +48,24 @@ ROLLBACK = "/rewardloop.v1.ModelService/Rollback"
 SET_CANARY = "/rewardloop.v1.ModelService/SetCanary"
 SET_SHADOW = "/rewardloop.v1.ModelService/SetShadow"
 WATCH_VERSIONS = "/rewardloop.v1.ModelService/WatchVersions"
+ADD_TASKS = "/rewardloop.v1.LabellingService/AddTasks"
+RETRACT_TASKS = "/rewardloop.v1.LabellingService/RetractTasks"
+NEXT_TASK = "/rewardloop.v1.LabellingService/NextTask"
+ANSWER = "/rewardloop.v1.LabellingService/Answer"
+UNDO = "/rewardloop.v1.LabellingService/Undo"
+GET_PROGRESS = "/rewardloop.v1.LabellingService/GetProgress"
+LIST_ANSWERS = "/rewardloop.v1.LabellingService/ListAnswers"
+SET_GUIDELINES = "/rewardloop.v1.LabellingService/SetGuidelines"
+GET_GUIDELINES = "/rewardloop.v1.LabellingService/GetGuidelines"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
-# Methods that change nothing when they are called twice. A second Rollback goes back one version further.
+# Methods that change nothing when they are called twice. A second Rollback goes back one version further, and a second
+# Undo one answer.
 REPEATABLE = (
+    GET_IDENTITY,
     *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, ERASE, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
+    *(ADD_TASKS, RETRACT_TASKS, NEXT_TASK, ANSWER, GET_PROGRESS, LIST_ANSWERS, SET_GUIDELINES, GET_GUIDELINES),
 )
 
 _POLL_S = 0.2
@@ -64,9 +78,11 @@ MODELS = (REWARD, POLICY)  # of a server that does not say
 GroupLike = ScoreGroup | tuple[PromptLike, Sequence[str]]
 
 
-def _call(
+def one_call(
     path: str, request: Message, response_type: type[M], read: Callable[[M], T], *, may_hedge: bool = False
 ) -> Call[T]:
+    """Return the call of one RPC. ``read`` raises ValueError or OverflowError for a reply that it cannot read."""
+
     def read_or_refuse(response: Message) -> T:
         try:
             return read(cast(M, response))
@@ -82,7 +98,7 @@ def score(request: reward_pb2.ScoreRequest) -> Call[ScoreResult]:
     def read(response: reward_pb2.ScoreResponse) -> ScoreResult:
         return convert.score_result(response, len(request.responses))
 
-    return _call(SCORE, request, reward_pb2.ScoreResponse, read, may_hedge=True)
+    return one_call(SCORE, request, reward_pb2.ScoreResponse, read, may_hedge=True)
 
 
 def score_batch(
@@ -103,7 +119,7 @@ def score_batch(
             outcomes.append(None)
         except InvalidRequest as error:
             outcomes.append(error)
-    answers = iter((yield from _in_parts(requests, timeout_s, lambda part, s: steps_of(_score_part(part), policy, s))))
+    answers = iter((yield from in_parts(requests, timeout_s, lambda part, s: steps_of(_score_part(part), policy, s))))
     return [next(answers) if outcome is None else outcome for outcome in outcomes]
 
 
@@ -111,10 +127,10 @@ def _score_part(requests: Sequence[reward_pb2.ScoreRequest]) -> Call[list[ScoreR
     def read(response: reward_pb2.ScoreBatchResponse) -> list[ScoreResult | RewardloopError]:
         return convert.score_outcomes(response, [len(request.responses) for request in requests])
 
-    return _call(SCORE_BATCH, reward_pb2.ScoreBatchRequest(groups=requests), reward_pb2.ScoreBatchResponse, read)
+    return one_call(SCORE_BATCH, reward_pb2.ScoreBatchRequest(groups=requests), reward_pb2.ScoreBatchResponse, read)
 
 
-def _in_parts(
+def in_parts(
     items: Sequence[M],
     timeout_s: float | None,
     steps: Callable[[Sequence[M], float | None], Steps[list[T | RewardloopError]]],
@@ -157,7 +173,7 @@ def _parts(items: Sequence[M]) -> Iterator[list[M]]:
 def record(event: feedback_pb2.FeedbackEvent) -> Call[RecordResult]:
     """Safe to repeat: the server recognises an event_id that it has recorded."""
     request = feedback_pb2.RecordRequest(event=event)
-    return _call(RECORD, request, feedback_pb2.RecordResponse, convert.record_result)
+    return one_call(RECORD, request, feedback_pb2.RecordResponse, convert.record_result)
 
 
 def record_batch(
@@ -171,7 +187,7 @@ def record_batch(
     Raises:
         RewardloopError: No attempt was answered. After the first answer a failure is the outcome of its events.
     """
-    return _in_parts(list(events), timeout_s, lambda part, s: _record_part(part, policy, s))
+    return in_parts(list(events), timeout_s, lambda part, s: _record_part(part, policy, s))
 
 
 def _record_part(
@@ -215,7 +231,7 @@ def _may_pass(outcome: object) -> bool:
 def retract(import_id: str) -> Call[str]:
     """Safe to repeat: an import that has been taken back has nothing left to take back."""
     request = feedback_pb2.RetractRequest(import_id=convert.text_field("import_id", import_id))
-    return _call(RETRACT, request, feedback_pb2.RetractResponse, lambda response: str(response.stream_id))
+    return one_call(RETRACT, request, feedback_pb2.RetractResponse, lambda response: str(response.stream_id))
 
 
 def erase(annotator_id: str, generation_id: str, erasure_id: str, caller: str | None) -> Call[ErasureProgress]:
@@ -227,7 +243,7 @@ def erase(annotator_id: str, generation_id: str, erasure_id: str, caller: str | 
     request = feedback_pb2.EraseRequest(**given)
     if caller is not None:
         request.caller = convert.text_field("caller", caller)
-    return _call(ERASE, request, feedback_pb2.EraseResponse, convert.erasure_progress)
+    return one_call(ERASE, request, feedback_pb2.EraseResponse, convert.erasure_progress)
 
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
@@ -236,7 +252,7 @@ def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
     def read(response: policy_pb2.GenerateResponse) -> Generation:
         return convert.generation(response, request.candidates)
 
-    return _call(GENERATE, request, policy_pb2.GenerateResponse, read)
+    return one_call(GENERATE, request, policy_pb2.GenerateResponse, read)
 
 
 def stream_event(
@@ -253,7 +269,7 @@ def list_versions(model: str) -> Call[list[VersionInfo]]:
         return [convert.version_info(info) for info in response.versions]
 
     request = model_pb2.ListVersionsRequest(model=convert.text_field("model", model))
-    return _call(LIST_VERSIONS, request, model_pb2.ListVersionsResponse, read)
+    return one_call(LIST_VERSIONS, request, model_pb2.ListVersionsResponse, read)
 
 
 def models() -> Call[tuple[str, ...]]:
@@ -262,7 +278,7 @@ def models() -> Call[tuple[str, ...]]:
     def read(response: model_pb2.ListVersionsResponse) -> tuple[str, ...]:
         return tuple(response.models) or MODELS
 
-    return _call(LIST_VERSIONS, model_pb2.ListVersionsRequest(model=REWARD), model_pb2.ListVersionsResponse, read)
+    return one_call(LIST_VERSIONS, model_pb2.ListVersionsRequest(model=REWARD), model_pb2.ListVersionsResponse, read)
 
 
 def get_version(model: str, version: str) -> Call[VersionInfo]:
@@ -272,7 +288,7 @@ def get_version(model: str, version: str) -> Call[VersionInfo]:
     request = model_pb2.GetVersionRequest(
         model=convert.text_field("model", model), version=convert.text_field("version", version)
     )
-    return _call(GET_VERSION, request, model_pb2.GetVersionResponse, read)
+    return one_call(GET_VERSION, request, model_pb2.GetVersionResponse, read)
 
 
 def promote(model: str, version: str, reason: str, leader_epoch: int, expected_version: str | None) -> Call[Promotion]:
@@ -284,7 +300,7 @@ def promote(model: str, version: str, reason: str, leader_epoch: int, expected_v
         leader_epoch=leader_epoch,
         expected_version=_expected(expected_version),
     )
-    return _call(PROMOTE, request, model_pb2.PromoteResponse, convert.promotion)
+    return one_call(PROMOTE, request, model_pb2.PromoteResponse, convert.promotion)
 
 
 def rollback(model: str, reason: str, expected_version: str | None) -> Call[Promotion]:
@@ -294,7 +310,7 @@ def rollback(model: str, reason: str, expected_version: str | None) -> Call[Prom
         reason=convert.text_field("reason", reason),
         expected_version=_expected(expected_version),
     )
-    return _call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion)
+    return one_call(ROLLBACK, request, model_pb2.RollbackResponse, convert.promotion)
 
 
 def _expected(version: str | None) -> str | None:
@@ -328,7 +344,11 @@ def _set_role(
             share=share,
             reason=convert.text_field("reason", reason),
         )
-    return _call(method, request, response_type, convert.version_or_none)
+    return one_call(method, request, response_type, convert.version_or_none)
+
+
+def get_identity() -> Call[Identity]:
+    return one_call(GET_IDENTITY, access_pb2.GetIdentityRequest(), access_pb2.GetIdentityResponse, convert.identity)
 
 
 def health(service: str) -> Call[bool]:
@@ -336,7 +356,7 @@ def health(service: str) -> Call[bool]:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
     request = health_pb2.HealthCheckRequest(service=convert.text_field("service", service))
-    return _call(HEALTH_CHECK, request, health_pb2.HealthCheckResponse, read)
+    return one_call(HEALTH_CHECK, request, health_pb2.HealthCheckResponse, read)
 
 
 def wait_until_active(model: str, version: str, timeout_s: float | None) -> Steps[VersionInfo]:

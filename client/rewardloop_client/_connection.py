@@ -19,11 +19,15 @@ import grpc.aio
 
 from rewardloop_client import _calls as calls
 from rewardloop_client._retry import THROTTLE_RATIO, THROTTLE_TOKENS, RetryPolicy
+from rewardloop_client.operations import calls as operations
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # gRPC reads any larger number of attempts in a service config as 5.
 MAX_GRPC_ATTEMPTS = 5
+
+# Methods that change nothing when they are called twice.
+REPEATABLE = (*calls.REPEATABLE, *operations.REPEATABLE)
 
 _BOOTSTRAPS = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
 
@@ -109,7 +113,7 @@ def _family(address: str) -> str:
 
 
 def service_config(
-    policy: RetryPolicy, *, retried: Iterable[str] = calls.REPEATABLE, health_service: str | None = None
+    policy: RetryPolicy, *, retried: Iterable[str] = REPEATABLE, health_service: str | None = None
 ) -> str:
     """Return a gRPC service config as JSON, which a gRPC client in any language can use.
 
@@ -148,7 +152,7 @@ def _method_name(path: str) -> dict[str, str]:
 def channel_options(connection: Connection, policy: RetryPolicy) -> Options:
     """Return the options that every channel of a client is opened with."""
     # Only gRPC can repeat a ScoreStream: it keeps what was sent until the first reply comes.
-    retried = calls.REPEATABLE if connection.retries == "grpc" else (calls.SCORE_STREAM,)
+    retried = REPEATABLE if connection.retries == "grpc" else (calls.SCORE_STREAM,)
     config = service_config(policy, retried=retried, health_service=connection.skip_unhealthy)
     return (
         ("grpc.service_config", config),

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from rewardloop.formats.messages import TOOLS, MessageError, Turn, conversation_prompt, tools_turn, turn_of
 from rewardloop.formats.vocabulary import ROLES
-from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
 from rewardloop_client._errors import InvalidReply, InvalidRequest, RewardloopError, Violation, from_status
 from rewardloop_client._types import (
     Candidate,
@@ -28,6 +28,7 @@ from rewardloop_client._types import (
     ErasureProgress,
     ErasureStateName,
     Generation,
+    Identity,
     LaneName,
     ModelVersion,
     Promotion,
@@ -425,6 +426,10 @@ def version_or_none(response: model_pb2.SetCanaryResponse | model_pb2.SetShadowR
 
 def promotion(response: model_pb2.PromoteResponse | model_pb2.RollbackResponse) -> Promotion:
     return Promotion(version_info(response.version), response.previous_version)
+
+
+def identity(response: access_pb2.GetIdentityResponse) -> Identity:
+    return Identity(response.caller, frozenset(response.roles), response.is_open)
 
 
 def timestamp(seconds: float) -> timestamp_pb2.Timestamp:

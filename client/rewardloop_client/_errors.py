@@ -15,15 +15,21 @@ RewardloopError
 │   ├── Draining            DRAINING
 │   ├── RedisUnavailable    REDIS_UNAVAILABLE
 │   ├── PolicyUnavailable   POLICY_UNAVAILABLE
-│   └── AuditUnavailable    AUDIT_UNAVAILABLE
+│   ├── AuditUnavailable    AUDIT_UNAVAILABLE
+│   └── ReportsUnavailable  REPORTS_UNAVAILABLE
 ├── DeadlineExceeded        the time given to the call ran out
 │   └── DeadlinePassed      DEADLINE_PASSED       the time ran out in the server's queue, before the work began
 ├── NotFound                NOT_FOUND
 │   ├── UnknownVersion      UNKNOWN_VERSION
-│   └── UnknownGeneration   UNKNOWN_GENERATION
+│   ├── UnknownGeneration   UNKNOWN_GENERATION
+│   ├── UnknownItem         UNKNOWN_ITEM          no such round, dead letter or report
+│   ├── UnknownProject      UNKNOWN_PROJECT
+│   ├── UnknownLease        UNKNOWN_LEASE         this labeller has no such lease of a task
+│   └── UnknownGuidelines   UNKNOWN_GUIDELINES
 ├── AlreadyExists           ALREADY_EXISTS
 │   ├── EventIdConflict     EVENT_ID_CONFLICT     this caller recorded another signal under this event_id
-│   └── ReplayedSignal      REPLAYED_SIGNAL       this annotator gave this signal about this generation before
+│   ├── ReplayedSignal      REPLAYED_SIGNAL       this annotator gave this signal about this generation before
+│   └── LeaseAnswered       LEASE_ANSWERED        another answer was recorded under this lease
 ├── FailedPrecondition      FAILED_PRECONDITION
 │   ├── CorruptVersion      CORRUPT_VERSION
 │   ├── NothingToRollBack   NOTHING_TO_ROLL_BACK
@@ -31,6 +37,10 @@ RewardloopError
 │   ├── PointerMoved        POINTER_MOVED         another version is active than the caller expected
 │   ├── PromotionHeld       PROMOTION_HELD        a rollback holds the promotions of trainers
 │   ├── FloorsNotMet        FLOORS_NOT_MET        too few candidates are at or above a mixture's floors
+│   ├── NoEvent             NO_EVENT              a dead letter has no event to put back
+│   ├── TaskTaken           TASK_TAKEN            the lease has ended, and others have the task now
+│   ├── TaskRetracted       TASK_RETRACTED        the task was taken back
+│   ├── NothingToUndo       NOTHING_TO_UNDO       this labeller has no answer to take back
 │   ├── UnsafeVersion       UNSAFE_VERSION
 │   ├── UntrustedVersion    UNTRUSTED_VERSION
 │   └── NotLoadable         NOT_LOADABLE
@@ -177,6 +187,10 @@ class AuditUnavailable(Unavailable):
     reason = "AUDIT_UNAVAILABLE"
 
 
+class ReportsUnavailable(Unavailable):
+    reason = "REPORTS_UNAVAILABLE"
+
+
 class DeadlineExceeded(RewardloopError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -201,6 +215,22 @@ class UnknownErasure(NotFound):
     reason = "UNKNOWN_ERASURE"
 
 
+class UnknownItem(NotFound):
+    reason = "UNKNOWN_ITEM"
+
+
+class UnknownProject(NotFound):
+    reason = "UNKNOWN_PROJECT"
+
+
+class UnknownLease(NotFound):
+    reason = "UNKNOWN_LEASE"
+
+
+class UnknownGuidelines(NotFound):
+    reason = "UNKNOWN_GUIDELINES"
+
+
 class AlreadyExists(RewardloopError):
     code = grpc.StatusCode.ALREADY_EXISTS
 
@@ -211,6 +241,10 @@ class EventIdConflict(AlreadyExists):
 
 class ReplayedSignal(AlreadyExists):
     reason = "REPLAYED_SIGNAL"
+
+
+class LeaseAnswered(AlreadyExists):
+    reason = "LEASE_ANSWERED"
 
 
 class FailedPrecondition(RewardloopError):
@@ -239,6 +273,22 @@ class PromotionHeld(FailedPrecondition):
 
 class FloorsNotMet(FailedPrecondition):
     reason = "FLOORS_NOT_MET"
+
+
+class NoEvent(FailedPrecondition):
+    reason = "NO_EVENT"
+
+
+class TaskTaken(FailedPrecondition):
+    reason = "TASK_TAKEN"
+
+
+class TaskRetracted(FailedPrecondition):
+    reason = "TASK_RETRACTED"
+
+
+class NothingToUndo(FailedPrecondition):
+    reason = "NOTHING_TO_UNDO"
 
 
 class UnsafeVersion(FailedPrecondition):

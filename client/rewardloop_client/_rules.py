@@ -75,7 +75,7 @@ def event_violations(event: feedback_pb2.FeedbackEvent, responses: Sequence[str]
         yield Violation("annotator_id", f"has more than {MAX_ID_CHARACTERS} characters")
     if len(event.tags) > MAX_TAGS or any(max(len(k), len(v)) > MAX_TAG_CHARACTERS for k, v in event.tags.items()):
         yield Violation("tags", f"more than {MAX_TAGS}, or a key or value above {MAX_TAG_CHARACTERS} characters")
-    for name in ("arrival_time", "policy_version", "shown"):
+    for name in ("arrival_time", "policy_version", "shown", "task"):
         if event.HasField(name):
             yield Violation(name, "is set by the server")
     if event.response_versions:

@@ -27,6 +27,7 @@ from rewardloop_client._types import (
     CandidateText,
     ErasureProgress,
     Generation,
+    Identity,
     LaneName,
     Promotion,
     PromptLike,
@@ -36,6 +37,8 @@ from rewardloop_client._types import (
     TruncationName,
     VersionInfo,
 )
+from rewardloop_client.labelling.sync import Labelling
+from rewardloop_client.operations.service import Operations
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -77,6 +80,9 @@ class RewardloopClient:
             a function that returns it.
         insecure_token: Send the token without TLS to addresses other than loopback, too.
 
+    Attributes:
+        labelling: The calls of the LabellingService.
+
     Raises:
         InvalidAddress: An address is not host:port.
         InvalidAccess: A file of ``tls`` or ``token`` cannot be used, or the token would be sent in the clear.
@@ -103,6 +109,7 @@ class RewardloopClient:
         access = Access(tls, token, insecure_token=insecure_token)
         self._rules = rules = CallRules.of(timeout_s, max_attempts, lane, connection, observer)
         self._transport: Transport = ChannelTransport(addresses, access, connection, rules, hedging, around)
+        self.labelling = Labelling(rules, self._drive)
 
     def __enter__(self) -> Self:
         return self
@@ -534,6 +541,14 @@ class RewardloopClient:
         """Wait until the server serves ``version``. Raises DeadlineExceeded after ``timeout_s`` seconds."""
         return self._drive(calls.wait_until_active(model, version, self._rules.limit(timeout_s)))
 
+    def get_identity(self, *, timeout_s: float | None = None) -> Identity:
+        """Return who the caller is to the services, and what its credentials allow.
+
+        Raises:
+            Unauthenticated: The credentials are missing, unknown or expired.
+        """
+        return self._run(calls.get_identity(), timeout_s)
+
     def health(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Return whether a service takes requests. It takes none before its model is warm and while it drains.
 
@@ -545,6 +560,11 @@ class RewardloopClient:
             NotFound: The server does not have the service.
         """
         return self._run(calls.health(service), timeout_s)
+
+    @property
+    def operations(self) -> Operations:
+        """What operators may ask: rounds, people, dead letters and reports."""
+        return Operations(self._run)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:
         return self._drive(steps_of(call, self._rules.policy, self._rules.limit(timeout_s)))

@@ -311,6 +311,21 @@ class VersionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a caller is to the services.
+
+    Attributes:
+        caller: Its name in the callers' file; empty if the services ask nobody for credentials.
+        roles: What its credentials allow, such as "score" or "admin".
+        is_open: The services ask nobody for credentials, so that everybody may call everything.
+    """
+
+    caller: str
+    roles: frozenset[str]
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Promotion:
     """The version that is active now, and the number of the one before it (empty if there was none)."""
 

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from rewardloop.formats.mixing.names import POLICY, REWARD
-from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
 from rewardloop_client import _calls as calls
 from rewardloop_client._aio import AsyncRewardloopClient
 from rewardloop_client._convert import timestamp
@@ -44,6 +44,10 @@ from rewardloop_client._fake_choice import choose
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
+from rewardloop_client._types import Identity
+from rewardloop_client.labelling.fake import FakeLabelling
+from rewardloop_client.operations.fake import METHODS as _OPERATIONS
+from rewardloop_client.operations.fake import FakeLoop
 
 __all__ = ["FakeRewardloop"]
 
@@ -66,7 +70,18 @@ _METHODS = {
     "set_canary": calls.SET_CANARY,
     "set_shadow": calls.SET_SHADOW,
     "watch_versions": calls.WATCH_VERSIONS,
+    "add_tasks": calls.ADD_TASKS,
+    "retract_tasks": calls.RETRACT_TASKS,
+    "next_task": calls.NEXT_TASK,
+    "answer": calls.ANSWER,
+    "undo": calls.UNDO,
+    "progress": calls.GET_PROGRESS,
+    "list_answers": calls.LIST_ANSWERS,
+    "set_guidelines": calls.SET_GUIDELINES,
+    "guidelines": calls.GET_GUIDELINES,
+    "get_identity": calls.GET_IDENTITY,
     "health": calls.HEALTH_CHECK,
+    **_OPERATIONS,
 }
 
 
@@ -93,8 +108,11 @@ class FakeRewardloop(RewardloopClient):
     Attributes:
         events: Every recorded event once, oldest first.
         generations: The generations, by generation_id.
+        label_queue: The tasks of `labelling`; its ``end_leases`` ends all leases.
         attempts: Names of the methods that were called, retries included.
+        identity: Who every caller is, for `get_identity`; by default anybody, who may do everything.
         services: Whether each service takes requests, for `health`.
+        loop: What the OperationsService tells of rounds, people, dead letters and reports.
     """
 
     def __init__(
@@ -132,12 +150,18 @@ class FakeRewardloop(RewardloopClient):
             calls.ROLLBACK: self._rollback,
             calls.SET_CANARY: lambda request: self._set_role(request, "canary", model_pb2.SetCanaryResponse),
             calls.SET_SHADOW: lambda request: self._set_role(request, "shadow", model_pb2.SetShadowResponse),
+            calls.GET_IDENTITY: self._identity,
             calls.HEALTH_CHECK: self._health,
         }
+        self.loop = FakeLoop(self._model_statuses)
+        self._answers |= self.loop.answers()
         self.events: list[feedback_pb2.FeedbackEvent] = []
         self._erased: dict[str, set[str]] = {}  # erasure_id: the event_ids that it erased
         self.generations: dict[str, policy_pb2.Generation] = {}
+        self.label_queue = FakeLabelling(self.events, self.generations)
+        self._answers |= self.label_queue.answers
         self.attempts: list[str] = []
+        self.identity = Identity("", frozenset(("admin", "feedback", "generate", "label", "score", "view")), True)
         self.services = {"": True, "rewardloop.v1.RewardService": True, "rewardloop.v1.PolicyService": True}
 
     def fail(self, method: str, error: RewardloopError, *, times: int = 1) -> None:
@@ -222,7 +246,7 @@ class FakeRewardloop(RewardloopClient):
     def _retract(self, request: feedback_pb2.RetractRequest) -> feedback_pb2.RetractResponse:
         if not request.import_id:
             raise InvalidRequest("import_id: missing", violations=[Violation("import_id", "missing")])
-        self.events = [event for event in self.events if event.import_id != request.import_id]
+        self.events[:] = [event for event in self.events if event.import_id != request.import_id]
         return feedback_pb2.RetractResponse(stream_id=f"{len(self.events) + 1}-0")
 
     def _erase(self, request: feedback_pb2.EraseRequest) -> feedback_pb2.EraseResponse:
@@ -358,6 +382,27 @@ class FakeRewardloop(RewardloopClient):
     def _end_roles(self, model: str) -> None:
         for role in ("canary", "shadow"):
             self._beside.pop((model, role), None)
+
+    def _model_statuses(self) -> list[operations_pb2.ModelStatus]:
+        found = []
+        for model, history in self._active.items():
+            status = operations_pb2.ModelStatus(
+                model=model,
+                active_version=history[-1] if history else "",
+                previous_versions=history[-2::-1],
+                promotions_held=model in self._held,
+                rejected_versions=sorted(version for of, version in self._rejected if of == model),
+            )
+            for role, holder in (("canary", status.canary), ("shadow", status.shadow)):
+                if (model, role) in self._beside:
+                    version, share = self._beside[model, role]
+                    holder.CopyFrom(operations_pb2.VersionShare(version=version, share=share))
+            found.append(status)
+        return found
+
+    def _identity(self, request: access_pb2.GetIdentityRequest) -> access_pb2.GetIdentityResponse:
+        known = self.identity
+        return access_pb2.GetIdentityResponse(caller=known.caller, roles=sorted(known.roles), is_open=known.is_open)
 
     def _health(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
         if request.service not in self.services:

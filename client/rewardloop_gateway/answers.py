@@ -7,30 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import grpc
 from starlette.responses import JSONResponse
 
+from rewardloop.process.http_status import HTTP_STATUS
 from rewardloop_client import MessageTooLarge, RewardloopError, Violation
 
-# google.rpc.Code names the HTTP status of each.
-STATUS = {
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.UNKNOWN: 500,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.INTERNAL: 500,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DATA_LOSS: 500,
-}
 # The OpenAI API's words for the kind of an error, by status.
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -95,7 +76,7 @@ def problem_of(error: RewardloopError, names: Mapping[str, str] | None = None) -
         error: The failure.
         names: What the HTTP API calls the fields of the gRPC one, for those that have another name.
     """
-    status = 413 if isinstance(error, MessageTooLarge) else STATUS.get(error.code, 500)
+    status = 413 if isinstance(error, MessageTooLarge) else HTTP_STATUS.get(error.code, 500)
     renamed = [Violation(_renamed(v.field, names or {}), v.description) for v in error.violations]
     message = error.message
     for old, new in zip(error.violations, renamed, strict=True):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import socket
+from importlib.util import find_spec
+from pathlib import Path
 
 import structlog
 import uvicorn
 
 from rewardloop.process.socket_owner import OwnCallers, is_loopback, shows_owners
 from rewardloop_client import TLS, AsyncRewardloopClient, InvalidAccess, InvalidAddress
+from rewardloop_console.console import console
+from rewardloop_console.headers import AsgiApp
+from rewardloop_console.options import ConsoleOptions, OidcOptions
 from rewardloop_gateway.build import Times, build
-from rewardloop_gateway.caller import bearer
+from rewardloop_gateway.caller import TOKEN, bearer
+from rewardloop_gateway.entry import Entry
 from rewardloop_gateway.guard import Guard
 from rewardloop_gateway.rates import Rates
 from rewardloop_gateway.settings import GatewaySettings
-from rewardloop_gateway.wrapped import AsgiApp, wrapped
+from rewardloop_gateway.wrapped import wrapped
 
 log = structlog.get_logger()
 
@@ -78,16 +84,43 @@ def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
     hosts = settings.hosts
     if not hosts and is_loopback(settings.host):
         hosts = [*_LOOPBACK_NAMES, f"[{settings.host}]" if ":" in settings.host else settings.host]
+    if settings.oidc_issuer and find_spec("authlib") is None:
+        raise SystemExit(f"{PROG}: --oidc-issuer needs Authlib: pip install 'rewardloop[gateway,oidc]'")
     guard = Guard(
         build(client, Times(settings.timeout_s, settings.generate_timeout_s)),
-        max_body_bytes=1024 * settings.max_body_kib,
-        hosts=frozenset(host.lower() for host in hosts),
         origins=frozenset(settings.cors_origins),
         rates=Rates(settings.token_requests_per_s, settings.publishable_requests_per_s),
         needs_token=settings.client_cert is not None,
+    )
+    return Entry(
+        wrapped(guard, settings.cors_origins),
+        console(client, TOKEN, console_options(settings)) if settings.console else None,
+        max_body_bytes=1024 * settings.max_body_kib,
+        hosts=frozenset(host.lower() for host in hosts),
         own=OwnCallers(settings.port) if settings.own_user else None,
     )
-    return wrapped(guard, settings.cors_origins)
+
+
+def console_options(settings: GatewaySettings) -> ConsoleOptions:
+    """Return how the console is served."""
+    oidc = _oidc(settings) if settings.oidc_issuer else None
+    return ConsoleOptions(settings.port, is_loopback(settings.host), 60 * settings.console_idle_min, oidc)
+
+
+def _oidc(settings: GatewaySettings) -> OidcOptions:
+    """Return how people sign in by OpenID Connect. Raises SystemExit if the file of the secret cannot be read."""
+    secret = settings.oidc_client_secret_file
+    try:
+        return OidcOptions(
+            issuer=settings.oidc_issuer,
+            client_id=settings.oidc_client_id,
+            client_secret="" if secret is None else secret.read_text("utf-8").strip(),
+            url=settings.console_url.rstrip("/"),
+            claim=settings.oidc_claim,
+            tokens={group: Path(path) for group, _, path in (each.partition("=") for each in settings.oidc_tokens)},
+        )
+    except OSError as error:
+        raise SystemExit(f"{PROG}: cannot read {secret}: {error.strerror}") from error
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

@@ -21,6 +21,7 @@ class GatewaySettings(ProcessSettings):
     )
     setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
         ("listen", "The HTTP side"),
+        ("console", "The web console"),
         ("server", "The gRPC services"),
         ("log_level", "Log"),
     )
@@ -49,6 +50,22 @@ class GatewaySettings(ProcessSettings):
         2.0, gt=0, description="most requests a second with one publishable token, after ten at once"
     )
     drain_s: float = Field(30.0, gt=0, description="how long requests in flight may take after SIGTERM")
+
+    console: bool = Field(True, description="serve the web console under /console")
+    console_idle_min: float = Field(
+        60.0, gt=0, description="minutes without a request after which a person is signed out of the console"
+    )
+
+    console_url: str = Field("", description="address by which browsers reach the door, such as https://door.example")
+    oidc_issuer: str = Field("", description="OpenID Connect issuer by which people sign in to the console")
+    oidc_client_id: str = Field("", description="the console's client id at the issuer")
+    oidc_client_secret_file: Path | None = Field(None, description="file with its secret; none for a public client")
+    oidc_claim: str = Field("groups", description="claim that holds a person's groups")
+    oidc_tokens: list[str] = Field(
+        [],
+        description="a bearer token for each group, as GROUP=FILE; the first group that a person has counts, and the "
+        "roles of its token are the person's",
+    )
 
     server: str = Field("127.0.0.1:50051", description="address of the services; several with commas")
     ca: Path | None = Field(None, description="PEM authorities that signed the services' certificate; turns TLS on")
@@ -92,6 +109,29 @@ class GatewaySettings(ProcessSettings):
             if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or "*" in origin:
                 raise ValueError(f"{origin!r} is no origin, such as https://shop.example")
         return value
+
+    @field_validator("oidc_tokens")
+    @classmethod
+    def _are_groups(cls, value: list[str]) -> list[str]:
+        """Raises ValueError for what is not GROUP=FILE."""
+        for each in value:
+            group, _, path = each.partition("=")
+            if not group or not path:
+                raise ValueError(f"{each!r} is not GROUP=FILE")
+        return value
+
+    @model_validator(mode="after")
+    def _has_what_signing_in_needs(self) -> Self:
+        if not self.oidc_issuer:
+            return self
+        for name, address in (("oidc_issuer", self.oidc_issuer), ("console_url", self.console_url)):
+            parts = urlsplit(address)
+            is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+            if not is_safe or not parts.netloc or parts.query or parts.fragment:
+                raise ValueError(f"{name} is no https address")
+        if not self.oidc_client_id or not self.oidc_tokens:
+            raise ValueError("oidc_issuer needs oidc_client_id and oidc_tokens")
+        return self
 
     @model_validator(mode="after")
     def _may_listen(self) -> Self:

@@ -13,6 +13,7 @@ from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.process.process_metrics import GpuCollector
 from rewardloop_client.metrics import PrometheusCalls
 from rewardloop_server.observe.door_metrics import DoorMetrics
+from rewardloop_server.observe.labelling_metrics import LabellingMetrics
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_trainer.judging.metrics import JudgeMetrics
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -44,6 +45,7 @@ def serving_metrics() -> Mapping[str, Definition]:
     """The metrics of the server and of the policy worker by name. Both have the same registry."""
     registry = ServerMetrics().registry
     DoorMetrics(registry)
+    LabellingMetrics(registry)
     return _by_name(*_definitions(registry), *_described())
 
 

@@ -24,14 +24,25 @@ from rewardloop.formats.redis_url import parse_redis_url
 from rewardloop.formats.store import ModelStore
 from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.disk_metrics import DiskCollector
-from rewardloop.v1 import feedback_pb2_grpc, model_pb2_grpc, policy_pb2_grpc, reward_pb2_grpc
+from rewardloop.v1 import (
+    access_pb2_grpc,
+    feedback_pb2_grpc,
+    labelling_pb2_grpc,
+    model_pb2_grpc,
+    operations_pb2_grpc,
+    policy_pb2_grpc,
+    reward_pb2_grpc,
+)
 from rewardloop_client import TLS, Access
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.replication import Replication
 from rewardloop_server.calls.validate import Limits
 from rewardloop_server.calls.vocabulary import (
+    ACCESS_SERVICE,
     FEEDBACK_SERVICE,
+    LABELLING_SERVICE,
     MODEL_SERVICE,
+    OPERATIONS_SERVICE,
     POLICY_SERVICE,
     QUEUE_LANES,
     REWARD_SERVICE,
@@ -40,6 +51,7 @@ from rewardloop_server.calls.vocabulary import (
 from rewardloop_server.device.choose import choose_device
 from rewardloop_server.device.kinds import LEAST_BOUND_S
 from rewardloop_server.doors.entrance import Entrance
+from rewardloop_server.doors.identity import AccessServicer
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
 from rewardloop_server.feedback.erasures import ErasureDesk
@@ -53,6 +65,9 @@ from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.guard.last_resort import end_now
 from rewardloop_server.guard.watch import RunBounds, Watch
+from rewardloop_server.labelling.desk import LabellingDesk, open_desk
+from rewardloop_server.labelling.queue import QueueRules
+from rewardloop_server.labelling.servicer import LabellingServicer
 from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.loading.limits import LoadLimits
 from rewardloop_server.loading.prober import Prober
@@ -62,6 +77,8 @@ from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
+from rewardloop_server.operations.build import operations_servicer
+from rewardloop_server.operations.servicer import OperationsServicer
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.cache import ScoreCache
@@ -81,7 +98,15 @@ from rewardloop_server.versions.worker_link import PolicyWorkerLink
 log = structlog.get_logger()
 
 PROG = "rewardloop serve"
-SERVICES = (REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
+SERVICES = (
+    ACCESS_SERVICE,
+    REWARD_SERVICE,
+    FEEDBACK_SERVICE,
+    LABELLING_SERVICE,
+    MODEL_SERVICE,
+    POLICY_SERVICE,
+    OPERATIONS_SERVICE,
+)
 _HEALTH_EVERY_S = 0.25
 
 
@@ -97,6 +122,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     pointer = ActivePointer(redis, store.pointers, replicated, metrics.followed)
     scoring = build_scoring(settings, store, mixtures, Freshness(redis, metrics), metrics, tracing.stages)
     feedback = build_feedback(settings, redis, metrics, tracing.carried, replicated)
+    desk = labelling_desk(settings, redis, feedback, scoring, metrics, replicated)
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
     entrance = Entrance(settings, metrics.registry, PROG)
     entrance.door.readers, entrance.door.audit.hide = scoring.scorers.readers, feedback.intake.erasures.hidden
@@ -105,10 +131,9 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
 
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(reward_servicer(settings, scoring, metrics), server)
-    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback_servicer(settings, feedback, metrics), server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(relay, server)
+    of_reward, of_feedback = reward_servicer(settings, scoring, metrics), feedback_servicer(settings, feedback, metrics)
+    operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated)
+    add_services(server, of_reward, of_feedback, desk.servicer, models, relay, operations)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring(scoring.hosts)
@@ -122,11 +147,12 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         scoring.watch.run(),
         scoring.batcher.run(),
         *(host.follow(pointer, settings.pointer_poll_s) for host in scoring.hosts.values()),
-        keep_health(health, scoring, feedback.intake, worker),
+        keep_health(health, scoring, feedback.intake, desk, worker),
         poll_loop_lag(metrics),
         poll_queues(scoring.batcher),
         poll_stream(metrics, redis),
         poll_durability(metrics, redis, parse_redis_url(settings.redis_url).kind, replicated),
+        *desk.upkeep(),
         *feedback.intake.upkeep(),
         *entrance.upkeep(),
     ]
@@ -145,6 +171,25 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     if scoring.watch.has_work:
         end_now(status)
     return status
+
+
+def add_services(
+    server: grpc.aio.Server,
+    reward: RewardServicer,
+    feedback: FeedbackServicer,
+    labelling: LabellingServicer,
+    models: ModelServicer,
+    policy: PolicyRelay,
+    operations: OperationsServicer,
+) -> None:
+    """Let the server answer every service."""
+    access_pb2_grpc.add_AccessServiceServicer_to_server(AccessServicer(), server)
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(reward, server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server)
+    labelling_pb2_grpc.add_LabellingServiceServicer_to_server(labelling, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +365,34 @@ def feedback_servicer(settings: ServeSettings, feedback: Feedback, metrics: Serv
     )
 
 
+def labelling_desk(
+    settings: ServeSettings,
+    redis: Redis,
+    feedback: Feedback,
+    scoring: Scoring,
+    metrics: ServerMetrics,
+    replicated: Replication,
+) -> LabellingDesk:
+    """Build the LabellingService, whose answers go where feedback goes."""
+    return open_desk(
+        redis,
+        replicated,
+        QueueRules(
+            lease_ms=int(1000 * settings.label_lease_s),
+            uniform_share=settings.label_uniform_share,
+            repeat_share=settings.label_repeat_share,
+            most_skips=settings.label_skips,
+        ),
+        feedback.intake,
+        feedback.generations,
+        limits(settings),
+        metrics,
+        aspects=(REWARD, *settings.reward_models),
+        max_tasks=settings.max_events,
+        scorers=scoring.scorers,
+    )
+
+
 def limits(settings: ServeSettings) -> Limits:
     """Return the bounds of requests."""
     return Limits(
@@ -372,7 +445,9 @@ def spare_pauses() -> None:
     gc.set_threshold(5_000, 20, 50)
 
 
-async def keep_health(health: HealthServicer, scoring: Scoring, intake: Intake, worker: PolicyWorkerLink) -> None:
+async def keep_health(
+    health: HealthServicer, scoring: Scoring, intake: Intake, desk: LabellingDesk, worker: PolicyWorkerLink
+) -> None:
     """Keep grpc.health.v1 true: each service by what it needs, and the whole process by the model "reward".
 
     Requests for another reward model fail with NO_MODEL as long as it has no warm version; the others are answered.
@@ -388,7 +463,9 @@ async def keep_health(health: HealthServicer, scoring: Scoring, intake: Intake, 
         "": is_warm,
         REWARD_SERVICE.full_name: is_warm,
         FEEDBACK_SERVICE.full_name: intake.is_reachable,
+        LABELLING_SERVICE.full_name: desk.is_reachable,
         MODEL_SERVICE.full_name: always,
         POLICY_SERVICE.full_name: worker.is_serving,
+        OPERATIONS_SERVICE.full_name: always,
     }
     await report_health(health, checks, _HEALTH_EVERY_S)

@@ -94,6 +94,7 @@ class ServeSettings(ServingSettings):
         ("token_budget", "Batches, queues and the cache"),
         ("max_responses", "Bounds of one request"),
         ("spool", "Feedback"),
+        ("label_lease_s", "Labelling"),
     )
 
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
@@ -224,6 +225,24 @@ class ServeSettings(ServingSettings):
     annotator_signals_per_generation: int = Field(
         64, ge=0, description="most signals of one annotator about one generation, none of them twice; 0: not checked"
     )
+
+    label_lease_s: float = Field(
+        600.0, ge=1, le=7 * 86_400, description="how long a labeller keeps a task without asking for it again"
+    )
+    label_uniform_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="share of the tasks that are drawn uniformly; the others are those from which the reward model is"
+        " expected to learn most",
+    )
+    label_repeat_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the tasks that a labeller is given again, to see how far labellers agree with themselves",
+    )
+    label_skips: int = Field(3, ge=1, description="after so many skips nobody is given a task any more")
 
     @field_validator("reward_models")
     @classmethod

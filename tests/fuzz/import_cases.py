@@ -17,7 +17,8 @@ import pyarrow
 import pyarrow.parquet
 
 from rewardloop.v1 import feedback_pb2
-from rewardloop_cli.feedback.imports import Plan, import_file
+from rewardloop_cli.feedback.imports import SignalPlan
+from rewardloop_cli.feedback.sending import send_file
 from rewardloop_client import InvalidRequest, RecordResult, RewardloopError
 from rewardloop_data.judgements import Labels
 from rewardloop_data.shapes.shape import Choices
@@ -111,8 +112,8 @@ def _import(path: Path, server: _Server) -> _Imported:
         side_files = SideFiles(source, path.parent)
         fresh = Progress(source.head_sha256, source.size, "server")
         progress = side_files.begin(fresh, restart=True)
-        plan = Plan(survey(source.shown, source.lines(), _CHOICES).reading, Labels())
-        import_file(source, server, side_files, plan, progress, settled)  # type: ignore[arg-type]  # our Delivery
+        plan = SignalPlan(survey(source.shown, source.lines(), _CHOICES).reading, Labels())
+        send_file(source, server, side_files, plan, progress, settled)  # type: ignore[arg-type]  # our Delivery
         outcome = "all rows recorded" if not last.rejected else "some rows refused"
     except UnreadableFile:
         outcome = "file refused" if not last.rows else "file refused midway"

@@ -30,13 +30,14 @@ from fuzz.messages import damaged, random_message
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2
 
 HANG_S = 60.0
 BAD = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "NOT ANSWERED", "LOST"}
 IN_FLIGHT = 32
 _PROMPT = {"text": "alpha beta"}
 _EVENT = {"event_id": "e1", "prompt": _PROMPT, "responses": ["beta", "gamma"], "choice": {"chosen": 0, "rejected": 1}}
+_TASK = {"prompt": _PROMPT, "candidates": [{"text": "beta"}, {"text": "gamma"}], "kinds": [1, 2, 3, 4]}
 _GROUP = {"prompt": _PROMPT, "responses": ["beta", "gamma delta"]}
 
 # Each method with how often it is chosen and its valid requests. Those that load a version seldom: a load takes long.
@@ -65,6 +66,29 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
         ],
     ),
     "FeedbackService/Erase": (0.5, [feedback_pb2.EraseRequest(annotator_id="nobody", caller="fuzz")]),
+    "AccessService/GetIdentity": (0.5, [access_pb2.GetIdentityRequest()]),
+    "LabellingService/AddTasks": (
+        1,
+        [labelling_pb2.AddTasksRequest(project="fuzz", import_id="fuzz", tasks=[_TASK])],
+    ),
+    "LabellingService/RetractTasks": (
+        0.5,
+        [labelling_pb2.RetractTasksRequest(project="fuzz", import_id="fuzz", answers=True)],
+    ),
+    "LabellingService/NextTask": (1, [labelling_pb2.NextTaskRequest(project="fuzz", labeller="anna")]),
+    "LabellingService/Answer": (
+        1,
+        [
+            labelling_pb2.AnswerRequest(
+                project="fuzz", labeller="anna", lease_id="0" * 32, verdict={"tie": {"first": 0, "second": 1}}
+            )
+        ],
+    ),
+    "LabellingService/Undo": (0.5, [labelling_pb2.UndoRequest(project="fuzz", labeller="anna")]),
+    "LabellingService/GetProgress": (0.5, [labelling_pb2.GetProgressRequest(project="fuzz")]),
+    "LabellingService/ListAnswers": (0.5, [labelling_pb2.ListAnswersRequest(project="fuzz", page_token="1-1")]),
+    "LabellingService/SetGuidelines": (0.5, [labelling_pb2.SetGuidelinesRequest(project="fuzz", text="# Be fair")]),
+    "LabellingService/GetGuidelines": (0.5, [labelling_pb2.GetGuidelinesRequest(project="fuzz")]),
     "FeedbackService/Retract": (0.5, [feedback_pb2.RetractRequest(import_id="fuzz")]),
     "ModelService/ListVersions": (1, [model_pb2.ListVersionsRequest(model=name) for name in ("reward", "policy")]),
     "ModelService/GetVersion": (1, [model_pb2.GetVersionRequest(model="reward", version="1")]),
@@ -76,7 +100,7 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
 }
 _SERVICES = {
     service.name: service
-    for module in (reward_pb2, feedback_pb2, policy_pb2, model_pb2)
+    for module in (access_pb2, reward_pb2, feedback_pb2, labelling_pb2, policy_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 
@@ -222,7 +246,7 @@ async def deployment(directory: Path) -> AsyncIterator[tuple[Any, Any, str]]:
     redis.start()
     store = ModelStore(directory / "models")
     callers = CallersFile(directory)
-    token = callers.add("fuzz", "score", "feedback", "generate", "admin")
+    token = callers.add("fuzz", "score", "feedback", "generate", "label", "admin")
     (directory / "token").write_text(token)
     for seed in range(2):
         publish_sum_version(store, factor=1.0 + seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import socket
 import subprocess
 import sys
@@ -404,19 +403,6 @@ def test_phases_name_their_model_and_a_loss_is_shown_once_there_was_a_step() -> 
     assert after[-1] == ("loss, reward", "0.2500")
 
 
-def test_status_says_how_much_evidence_a_gate_lacks() -> None:
-    registry = CollectorRegistry()
-    for model, figures in (
-        ("reward", {"gate_needed": 38.0, "gate_prompts": 12.0}),
-        ("policy", {"gate_judge_needed": math.nan}),
-    ):
-        gauge = Gauge(f"rewardloop_trainer_{model}_gate", "x", ["figure"], registry=registry)
-        for figure, value in figures.items():
-            gauge.labels(figure).set(value)
-    page = MetricsPage(generate_latest(registry).decode())
-    assert list(_trainer_figures(page)) == [("gate of reward needs", "38 more held-out prompts")]
-
-
 @pytest.fixture
 def unreachable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
@@ -472,6 +458,7 @@ def test_status_shows_what_is_up_and_what_is_down(server: str, metrics_url: str)
     assert "Score OK" in done.output
     assert "1,234" in done.output
     assert "active version" in done.output
+    assert "reward: 37 more comparisons." in done.output
     assert "down: Connection refused" in done.output
     everything_down = _run("status", "--server", "127.0.0.1:1", "--trainer-metrics", metrics_url)
     assert everything_down.output.count("unreachable") == 4

@@ -16,6 +16,7 @@ import pytest
 from support.client_servers import Services, serving, status
 
 from rewardloop_cli.feedback import imports as feedback_import
+from rewardloop_cli.feedback.sending import BATCH_EVENTS
 from rewardloop_data.shapes.shape import Choices
 
 
@@ -140,7 +141,7 @@ def test_a_row_of_more_signals_than_a_call_may_carry_is_recorded_whole(tmp_path:
         assert _import(path, server) == 0
     assert sum(e.thumb.up for e in services.seen.values()) == 900
     assert len(services.seen) == 1300
-    assert max(services.batch_sizes) <= feedback_import.BATCH_EVENTS
+    assert max(services.batch_sizes) <= BATCH_EVENTS
 
 
 def test_it_waits_while_redis_is_away_and_then_goes_on(tmp_path: Path, capsys) -> None:

@@ -16,6 +16,7 @@ from rewardloop_client import (
     AsyncRewardloopClient,
     DeadlineExceeded,
     Feedback,
+    Identity,
     InternalError,
     InvalidRequest,
     MessageTooLarge,
@@ -307,6 +308,15 @@ def test_roles_beside_the_active_version_are_set_and_ended(services: Services, c
     assert services.calls == ["SetCanary", "SetCanary", "SetShadow", "SetCanary", "SetShadow"]
 
 
+async def test_both_clients_learn_who_they_are(services: Services, client: RewardloopClient) -> None:
+    services.failures = [status("DRAINING", retry_after_s=0.001)]
+    who = Identity("shop", frozenset({"feedback", "score"}), is_open=False)
+    assert client.get_identity() == who
+    with serving(services) as address:
+        async with AsyncRewardloopClient(address) as other:
+            assert await other.get_identity() == who
+
+
 async def test_the_asyncio_client_sets_roles(services: Services) -> None:
     with serving(services) as address:
         async with AsyncRewardloopClient(address, timeout_s=5) as client:
@@ -406,5 +416,10 @@ def test_both_clients_have_the_same_methods_and_parameters() -> None:
 
 
 def test_exported_names_are_exactly_the_public_ones() -> None:
-    public = {n for n in vars(rewardloop_client) if not n.startswith("_")} - {"fake", "integrations", "metrics"}
+    public = {n for n in vars(rewardloop_client) if not n.startswith("_")} - {
+        "fake",
+        "integrations",
+        "labelling",
+        "metrics",
+    }
     assert public == set(rewardloop_client.__all__)

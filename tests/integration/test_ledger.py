@@ -57,6 +57,10 @@ def every_kind() -> list[feedback_pb2.FeedbackEvent]:
     events[5].event_time.FromMicroseconds(1_600_000_000_123_456)
     events[0].display_order.extend([2, 0, 1])
     events[1].guideline_version = "2026-11-02"
+    events[1].task.CopyFrom(feedback_pb2.TaskDraw(project="shop", task_id="t1", probability=0.25, seconds=0.0))
+    events[5].task.CopyFrom(
+        feedback_pb2.TaskDraw(project="shop", task_id="t2", probability=1.0, is_uniform=True, information=0.2)
+    )
     events[2].shown.CopyFrom(feedback_pb2.Shown(temperature=0.7, top_p=1.0, log_probabilities=[-3.5], token_counts=[9]))
     events[4].shown.CopyFrom(
         feedback_pb2.Shown(

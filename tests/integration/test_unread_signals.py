@@ -20,6 +20,7 @@ from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.archive.redis_link import connect_redis
 from rewardloop_trainer.data.base_layout import decoder_layout
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.bulletin.board import Board
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.loop import Learner, Loop, LoopSettings
 from rewardloop_trainer.rounds.trainer_state import StateFile
@@ -64,17 +65,17 @@ def test_refused_conversations_are_counted_apart_and_start_no_round(
     unread = UnreadSignals(model, store, connect_redis(redis_url), ledger, metrics)
     learner = Learner(model, 10, 600.0, run, unread.count)
     state = StateFile(tmp_path)
-    loop = Loop([learner], ledger, state, metrics, threading.Event(), LoopSettings(tmp_path), clock=lambda: 1.0)
+    stop, board = threading.Event(), Board()
+    loop = Loop([learner], ledger, state, metrics, stop, LoopSettings(tmp_path), clock=lambda: 1.0, board=board)
     _arrive(ledger, 0, 9, system=False)
     _arrive(ledger, 9, 8, system=True)
     assert not loop.due(learner)
-    metrics.min_signals.labels(model=model).set(10)
     page = MetricsPage(_text_of(metrics))
     assert page.total("rewardloop_trainer_new_signals", model=model) == 9
     assert page.total("rewardloop_trainer_unread_signals", model=model, reason=_REASON) == 8
+    (shown,) = board.trainer().models
+    assert (shown.model, shown.new_signals, shown.least_signals, shown.unread_signals) == (model, 9, 10, 8)
     rows = dict(_trainer_figures(page))
-    assert rows[f"new signals, {model}"] == "9 of the 10 that start a round"
-    assert sum(name.startswith("new signals") for name in rows) == 1
     assert rows[f"left out, {model}"] == f"8 new signals: {_REASON}"
     _arrive(ledger, 17, 1, system=False)
     assert loop.due(learner)

@@ -13,11 +13,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from rewardloop.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     common_pb2,
     feedback_pb2,
     feedback_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
     reward_pb2,
@@ -31,6 +35,13 @@ REASON_CODES = {
     "TOO_MANY_SIGNALS": code_pb2.RESOURCE_EXHAUSTED,
     "EVENT_ID_CONFLICT": code_pb2.ALREADY_EXISTS,
     "REPLAYED_SIGNAL": code_pb2.ALREADY_EXISTS,
+    "LEASE_ANSWERED": code_pb2.ALREADY_EXISTS,
+    "UNKNOWN_PROJECT": code_pb2.NOT_FOUND,
+    "UNKNOWN_LEASE": code_pb2.NOT_FOUND,
+    "UNKNOWN_GUIDELINES": code_pb2.NOT_FOUND,
+    "TASK_TAKEN": code_pb2.FAILED_PRECONDITION,
+    "TASK_RETRACTED": code_pb2.FAILED_PRECONDITION,
+    "NOTHING_TO_UNDO": code_pb2.FAILED_PRECONDITION,
     "QUOTA_SPENT": code_pb2.RESOURCE_EXHAUSTED,
     "AUDIT_UNAVAILABLE": code_pb2.UNAVAILABLE,
     "NO_CREDENTIALS": code_pb2.UNAUTHENTICATED,
@@ -73,6 +84,8 @@ class Services(
     feedback_pb2_grpc.FeedbackServiceServicer,
     policy_pb2_grpc.PolicyServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
+    operations_pb2_grpc.OperationsServiceServicer,
+    access_pb2_grpc.AccessServiceServicer,
 ):
     """Answers with ``name`` as model version. ``failures``: statuses (or what to do) for the next calls."""
 
@@ -198,9 +211,18 @@ class Services(
             response.version.state = state
         return response
 
+    def GetStatus(self, request: Any, context: Any) -> Any:
+        self._begin("GetStatus", context)
+        waits = operations_pb2.ModelStatus(model="reward", waiting_for="reward: 37 more comparisons.")
+        return operations_pb2.GetStatusResponse(models=[waits])
+
     def SetCanary(self, request: Any, context: Any) -> Any:
         self._begin("SetCanary", context)
         return self._set_role(request, model_pb2.VERSION_STATE_CANARY, model_pb2.SetCanaryResponse())
+
+    def GetIdentity(self, request: Any, context: Any) -> Any:
+        self._begin("GetIdentity", context)
+        return access_pb2.GetIdentityResponse(caller="shop", roles=["feedback", "score"])
 
     def SetShadow(self, request: Any, context: Any) -> Any:
         self._begin("SetShadow", context)
@@ -219,6 +241,8 @@ def start(services: Services, port: int = 0, host: str = "127.0.0.1") -> tuple[g
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(services, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(services, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(services, server)
+    access_pb2_grpc.add_AccessServiceServicer_to_server(services, server)
     for name in ("", *(f"rewardloop.v1.{kind}Service" for kind in ("Reward", "Feedback", "Policy", "Model"))):
         services.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(services.health, server)

@@ -57,7 +57,12 @@ class HttpDeployment:
         publish_sum_version(store)
         publish_policy(store, small_llama(1), byte_encoder())
         callers = CallersFile(self.directory)
-        self.tokens = {"shop": callers.add("shop", *ROLES), "scorer": callers.add("scorer", "score")}
+        self.tokens = {
+            "shop": callers.add("shop", *ROLES),
+            "scorer": callers.add("scorer", "score"),
+            "anna": callers.add("anna", "label"),
+            "operators": callers.add("operators", "view", "admin"),
+        }
         (self.directory / "token").write_text(callers.add("processes", "score", "generate", "admin"))
         flags = {
             "data": data,

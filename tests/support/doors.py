@@ -16,10 +16,16 @@ from grpc_status import rpc_status
 
 from rewardloop.formats.tokens import new_token, token_digest
 from rewardloop.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     feedback_pb2,
     feedback_pb2_grpc,
+    labelling_pb2,
+    labelling_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     policy_pb2,
     policy_pb2_grpc,
     reward_pb2,
@@ -34,8 +40,11 @@ from rewardloop_server.probes import add_health_and_reflection
 _MODULES = (
     (reward_pb2, reward_pb2_grpc),
     (feedback_pb2, feedback_pb2_grpc),
+    (labelling_pb2, labelling_pb2_grpc),
     (policy_pb2, policy_pb2_grpc),
     (model_pb2, model_pb2_grpc),
+    (operations_pb2, operations_pb2_grpc),
+    (access_pb2, access_pb2_grpc),
 )
 _SERVICES = [(service, stubs) for module, stubs in _MODULES for service in module.DESCRIPTOR.services_by_name.values()]
 

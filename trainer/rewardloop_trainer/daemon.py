@@ -15,6 +15,7 @@ from rewardloop.formats.signatures import UnusableKey, signer, trusted_keys
 from rewardloop.formats.store import ModelStore, StoreError
 from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.process.metrics_page import CannotListen, serve_metrics
+from rewardloop.v1 import operations_pb2
 from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.dead_letters import LetterBounds
@@ -26,6 +27,8 @@ from rewardloop_trainer.erasure.carry_out import Eraser
 from rewardloop_trainer.erasure.work_part import WorkFiles
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.heads.choice import HeadChoice
+from rewardloop_trainer.rounds.bulletin.board import Board
+from rewardloop_trainer.rounds.bulletin.publishing import keep_published, published_rounds
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.first_model import refusal_of_trainer
 from rewardloop_trainer.rounds.live_pointer import keep_pointers, live_version
@@ -120,6 +123,8 @@ def _lead(
     state_file = StateFile(settings.work_dir, fence)
     state_file.keep_within(ledger.last_stream_id or "")
     failures: list[BaseException] = []
+    board = Board()
+    board.remember(_known_rounds(client))
     with open_client(settings, settings.server, lane="trainer", tracing=tracing is not None) as server:
         loop = Loop(
             _learners(settings, client, ledger, metrics, server, stop),
@@ -134,11 +139,13 @@ def _lead(
                 max_deaths=settings.max_round_deaths,
             ),
             tracing=tracing,
+            board=board,
         )
         consumer = _consumer(settings, client, ledger, metrics, loop, tracing)
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
             _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
+            _start("bulletin", lambda: keep_published(client, board, stop), stop, failures),
             _start("pointer-copy", lambda: keep_pointers(client, ModelStore(settings.store), stop), stop, failures),
         ]
         log.info("leading", epoch=lock.epoch, ledger_rows=ledger.row_count, archive=settings.archive)
@@ -171,6 +178,15 @@ def _consumer(
     eraser = Eraser(client, ledger, WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store))
     archiving = _archiving(settings)
     return Consumer(client, ledger, metrics, archiving, on_archived=loop.arrived.set, tracing=tracing, erased=eraser)
+
+
+def _known_rounds(client: redis.Redis) -> list[operations_pb2.Round]:
+    """Return the rounds that an earlier process published; none if Redis cannot be asked now."""
+    try:
+        return list(published_rounds(client).values())
+    except REDIS_FAILURES as error:
+        log.warning("the rounds that were published are not known", error=str(error))
+        return []
 
 
 def _archiving(settings: TrainSettings) -> ConsumerSettings:

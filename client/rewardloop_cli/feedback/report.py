@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rewardloop.v1 import feedback_pb2
+from rewardloop_cli.feedback.sending import Batch
 from rewardloop_data.side_files import Progress as ImportProgress
 from rewardloop_data.side_files import Rejection
-from rewardloop_data.source_file import Line, SourceFile
+from rewardloop_data.source_file import SourceFile
 
 
 class Report:
-    """Shows one file's import. The bar and the messages go to standard error, the summary to standard output."""
+    """Shows one file's import. The bar and the messages go to standard error, the summary to standard output.
 
-    def __init__(self, source: SourceFile, *, shown: int) -> None:
+    Args:
+        source: The file.
+        shown: How many rejections are shown.
+        items: What its rows become.
+        taking_back: The command that takes an import back, without the import's id.
+    """
+
+    def __init__(
+        self, source: SourceFile, *, shown: int, items: str = "signals", taking_back: str = "feedback retract"
+    ) -> None:
         self._source = source
+        self._items = items
+        self._taking_back = taking_back
         self._left_to_show = shown
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
@@ -51,7 +61,7 @@ class Report:
         self._bar.stop()
         self.say(message)
 
-    def settled(self, batch: Batch, progress: ImportProgress, rejections: Sequence[Rejection]) -> None:
+    def settled(self, batch: Batch[Any], progress: ImportProgress, rejections: Sequence[Rejection]) -> None:
         self._bar.update(self._task, completed=batch.last.offset, rows=progress.rows)
         for rejection in rejections[: self._left_to_show]:
             self.say(f"{self._source.name}:{rejection.line}: {rejection.reason}")
@@ -64,21 +74,9 @@ class Report:
         kept = f" (kept in {rejected_path})" if progress.rejected else ""
         others = f" ({progress.relabelled} with other labels, which they keep)" if progress.relabelled else ""
         print(
-            f"{self._source.name}: {progress.rows} rows, {progress.recorded} signals recorded, "
+            f"{self._source.name}: {progress.rows} rows, {progress.recorded} {self._items} recorded, "
             f"{progress.duplicates} duplicates{others}, {progress.rejected} rows rejected{kept}, {seconds:.1f} s",
-            f"import {progress.import_id}: 'rewardloop feedback retract {progress.import_id}' takes it back",
+            f"import {progress.import_id}: 'rewardloop {self._taking_back} {progress.import_id}' takes it back",
             sep="\n",
             flush=True,
         )
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows that are sent together: their signals, and the rows that are no signals. ``last`` is its last line."""
-
-    last: Line
-    rows: int = 0
-    bytes: int = 0
-    events: list[feedback_pb2.FeedbackEvent] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)  # the line of each event
-    rejections: list[Rejection] = field(default_factory=list)

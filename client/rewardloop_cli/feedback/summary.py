@@ -33,12 +33,12 @@ def summary_of(name: str, found: Survey, import_id: str) -> list[str]:
             "once; --count-copies counts each"
         )
     for number, judgement in enumerate(found.examples, start=1):
-        lines += [f"  example {number}: {_short(_prompt(judgement.prompt))}", *_said(judgement)]
+        lines += [f"  example {number}: {short_text(prompt_text(judgement.prompt))}", *_said(judgement)]
     return lines
 
 
 def _said(judgement: Judgement) -> Iterator[str]:
-    texts = [_short(text) for text in judgement.responses]
+    texts = [short_text(text) for text in judgement.responses]
     by = f" (by {judgement.annotator})" if judgement.annotator else ""
     match said := judgement.said:
         case Preferred():
@@ -54,16 +54,18 @@ def _said(judgement: Judgement) -> Iterator[str]:
         case Approved():
             yield f"    thumb {'up' if said.up else 'down'}{by}: {texts[0]}"
         case Edited():
-            yield f"    edited{by}: {_short(said.text)}"
+            yield f"    edited{by}: {short_text(said.text)}"
             yield f"    instead of: {texts[0]}"
         case Graded():
             yield f"    {said.value:g} between {said.minimum:g} and {said.maximum:g}{by}: {texts[0]}"
 
 
-def _prompt(prompt: Turns) -> str:
+def prompt_text(prompt: Turns) -> str:
+    """Return the turns of a prompt in one line."""
     return " | ".join(f"{turn.role}: {turn.content}" for turn in prompt)
 
 
-def _short(text: str) -> str:
+def short_text(text: str) -> str:
+    """Return a text in one line, without its middle if it is long."""
     shown = repr(text)[1:-1]
     return shown if len(shown) <= _WIDTH else f"{shown[: _WIDTH - 30]}...{shown[-27:]}"

@@ -7,7 +7,7 @@ from rewardloop_observability.queries import AT, quantiles, rate
 
 
 def panels() -> list[Panel]:
-    return [*_signals(), *_stream(), *_givers(), *_redis()]
+    return [*_signals(), *_stream(), *_labelling(), *_givers(), *_redis()]
 
 
 def _signals() -> list[Panel]:
@@ -68,6 +68,29 @@ def _stream() -> list[Panel]:
             "s",
             *quantiles("rewardloop_feedback_to_live_seconds"),
             about="Time from a signal's arrival to the first reply of a version that learned from it.",
+        ),
+    ]
+
+
+def _labelling() -> list[Panel]:
+    return [
+        graph(
+            "Answers of labellers, by kind",
+            "reqps",
+            (rate("rewardloop_labelling_answers_total", "kind", f'outcome="recorded",{AT}'), "{{kind}}"),
+            (
+                rate("rewardloop_labelling_answers_total", "outcome", f'outcome!="recorded",{AT}'),
+                "not recorded: {{outcome}}",
+            ),
+            (rate("rewardloop_labelling_undone_total", "job"), "taken back"),
+            about="Answers to labelling tasks. Refused ones came after others had the task, or said nothing valid;"
+            " failed ones may be recorded, and are sent again.",
+        ),
+        graph(
+            "Open labelling tasks",
+            "short",
+            ("max(rewardloop_labelling_open_tasks)", "open"),
+            about="Tasks of all projects that somebody may get now. At 0 labellers have nothing to do.",
         ),
     ]
 

@@ -36,6 +36,28 @@ rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Gen
 rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.
 rewardloop:{feedback}:barrier             string: empty. Set before a WAIT for replicas.
+rewardloop:{labelling}:projects           set: the names of all labelling projects.
+rewardloop:{labelling}:barrier            string: empty. Set before a WAIT for replicas.
+rewardloop:{labelling:<project>}:         prefix of the keys of a labelling project, all of one hash tag:
+  tasks, generations   hash: task_id to a serialized NewTask, and to the Generation of its candidates if it names one.
+  task:<task_id>       hash: `wanted`, how many labellers are to answer it; `taken`, how many places leases and answers
+                       take; `answers`; `skips`; `imports`, to how many it belongs; `closed`, why nobody gets it any
+                       more: "skips" or "retracted"; `size`, its candidates; `information`; `scored`, if a model has.
+  had:<task_id>        hash: a labeller's hash to the lease by which the labeller had the task, not as a repeat.
+  of:<task_id>         set: all leases of the task. said:<task_id>: hash, lease to what it says about each pair.
+  import:<import_id>   set: the tasks of an import.
+  open                 sorted set: tasks that somebody may get, by information. unscored: set of those without it.
+  leases               sorted set: leases that are held, by their end. pending: those begun to be answered or undone.
+  lease:<lease_id>     hash: `task`, `who`, `order`, `probability`, `uniform`, `information`, `repeat`, `state` (held,
+                       ended, pending, answered, undoing, retracted), and with an answer `given`, a serialized
+                       GivenAnswer, `digest`, `kind`, `marks`, `ms`, `reason`, `place`, `attempt`.
+  answers              stream: one entry for each answer and skip. Field: `lease`.
+  people               set: the hashes of labellers. who:<hash>: hash, the counts of one.
+  held:<hash>          list: leases of a labeller without an answer, newest first. given:<hash>: those with one.
+  mine:<hash>          set: open tasks that the labeller may not get. again:<hash>: tasks that were repeated.
+  meta, kinds, skips   hash: counters of the project, of answers by kind, of skips by reason. `meta` also has
+                       `guidelines`, their present version, and what said the information of its tasks.
+  guidelines           hash: version to text. barrier: string, empty; set before a WAIT for replicas.
 rewardloop:{models}:active                hash: model name to the JSON of `storing.active.Active`: {"version": "7",
                                           "previous": ["6", ...] newest first, "changed_at": ISO 8601 in UTC,
                                           "reason": text, "epoch": how often it has changed}. Also "held": true while
@@ -50,6 +72,13 @@ rewardloop:{models}:promoted_by           hash: model name to the epoch of the l
 rewardloop:{models}:first_served:<digest> string: Unix seconds at which any server first answered with that digest.
 rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
 rewardloop:{trainer}:epoch                integer: how many trainers have led. The leader has the highest epoch.
+rewardloop:{operations}:trainer           string: a serialized rewardloop.v1.TrainerStatus. Expires.
+rewardloop:{operations}:rounds            hash: <model>/<trainer_id>/<number> to a serialized rewardloop.v1.Round, with
+                                          examples of what people wrote. The trainer drops the oldest ones.
+rewardloop:{operations}:crowd             string: a serialized rewardloop.v1.Crowd, which names people.
+rewardloop:{operations}:mutes             hash: a person (`formats.signals.person_of`) to a serialized
+                                          rewardloop.v1.Mute. The server writes, and every round of a trainer reads.
+rewardloop:{operations}:barrier           string: empty. Set before a WAIT for replicas.
 """
 
 from __future__ import annotations
@@ -86,6 +115,8 @@ ERASURE_REPORTS: Final = "rewardloop:{feedback}:erasure:"
 ERASED_EVENTS: Final = "rewardloop:{feedback}:erased"
 ERASED_AGAIN: Final = "rewardloop:{feedback}:erased-again"
 ERASURE_KEYS: Final = "rewardloop:{secrets}:erasure"
+LABELLING_PROJECTS: Final = "rewardloop:{labelling}:projects"
+LABELLING_PROJECTS_BARRIER: Final = "rewardloop:{labelling}:barrier"
 
 # A prefix, which a generation_id follows.
 GENERATION: Final = "rewardloop:{generation}:"
@@ -102,8 +133,19 @@ FIRST_SERVED: Final = "rewardloop:{models}:first_served:"
 TRAINER_LOCK: Final = "rewardloop:{trainer}:leader"
 TRAINER_EPOCH: Final = "rewardloop:{trainer}:epoch"
 
+TRAINER_STATUS: Final = "rewardloop:{operations}:trainer"
+ROUNDS: Final = "rewardloop:{operations}:rounds"
+CROWD: Final = "rewardloop:{operations}:crowd"
+MUTES: Final = "rewardloop:{operations}:mutes"
+OPERATIONS_BARRIER: Final = "rewardloop:{operations}:barrier"
+
 # Bytes of the digest of an event_id, and those of them that name its bucket.
 _ID_BYTES, _BUCKET_BYTES = 12, 2
+
+
+def labelling_prefix(project: str) -> str:
+    """Return the prefix of the keys of a labelling project, with their hash tag."""
+    return f"rewardloop:{{labelling:{project}}}:"
 
 
 @functools.lru_cache(1024)
@@ -133,3 +175,8 @@ def places_of(event_id: str, caller: str, window: int, windows: int) -> list[tup
     digest = id_digest(event_id, caller_key(caller))
     bucket, field = digest[:_BUCKET_BYTES].hex(), digest[_BUCKET_BYTES:]
     return [(f"{FEEDBACK_IDS}:{w}:{bucket}", field) for w in range(max(0, window - windows + 1), window + 1)]
+
+
+def round_field(model: str, trainer_id: str, number: int) -> str:
+    """Return the field of a round in `ROUNDS`."""
+    return f"{model}/{trainer_id}/{number}"

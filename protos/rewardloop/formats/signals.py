@@ -82,6 +82,12 @@ def key_of(caller: str, event_id: str) -> str:
     return f"{caller}\x1f{event_id}" if caller else event_id
 
 
+def parts_of(key: str) -> tuple[str, str]:
+    """Return the caller and the id that `key_of` made a text of."""
+    caller, separator, own = key.partition("\x1f")
+    return (caller, own) if separator else ("", key)
+
+
 def aspect_of(event: feedback_pb2.FeedbackEvent) -> str:
     """Return the name of the reward model that learns from a signal."""
     return event.aspect or REWARD

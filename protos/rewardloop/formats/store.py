@@ -36,6 +36,7 @@ from rewardloop.formats.store_errors import UntrustedVersion as UntrustedVersion
 from rewardloop.formats.store_errors import VersionNotFound as VersionNotFound
 from rewardloop.formats.storing.claim import NumberClaim
 from rewardloop.formats.storing.pointer_file import PointerFile
+from rewardloop.formats.storing.report_shelf import ReportShelf
 from rewardloop.formats.storing.version_files import (
     MANIFEST as MANIFEST,
 )
@@ -67,6 +68,7 @@ class ModelStore:
     Attributes:
         url: Where it is.
         pointers: The copies of the models' pointers.
+        reports: What was found of them, for operators.
 
     Args:
         url: A local path or any fsspec URL such as ``s3://bucket/models``.
@@ -94,6 +96,7 @@ class ModelStore:
         self._is_local = "file" in _protocols(self._fs)
         self._cache_dir = cache_dir
         self.pointers = PointerFile(self._fs, self._root, self._is_local)
+        self.reports = ReportShelf(self._fs, self._root)
 
     @cached_property
     def _cache(self) -> Path:

@@ -28,7 +28,7 @@ from rewardloop.v1 import common_pb2 as rewardloop_dot_v1_dot_common__pb2
 from rewardloop.v1 import policy_pb2 as rewardloop_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crewardloop/v1/feedback.proto\x12\rrewardloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1arewardloop/v1/common.proto\x1a\x1arewardloop/v1/policy.proto\"N\n\x06\x43hoice\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x05\x12\x10\n\x08rejected\x18\x02 \x01(\x05\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_strength\"\x18\n\x07Ranking\x12\r\n\x05order\x18\x01 \x03(\x05\"%\n\x05Thumb\x12\x10\n\x08response\x18\x01 \x01(\x05\x12\n\n\x02up\x18\x02 \x01(\x08\"K\n\x06Rating\x12\x10\n\x08response\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0f\n\x07minimum\x18\x03 \x01(\x01\x12\x0f\n\x07maximum\x18\x04 \x01(\x01\"-\n\x04\x45\x64it\x12\x10\n\x08response\x18\x01 \x01(\x05\x12\x13\n\x0b\x65\x64ited_text\x18\x02 \x01(\t\"$\n\x03Tie\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\x0e\n\x06second\x18\x02 \x01(\x05\"\xaf\x01\n\x05Shown\x12%\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Chosen\x12\x1a\n\x12show_probabilities\x18\x02 \x03(\x01\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\x19\n\x11log_probabilities\x18\x05 \x03(\x01\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\x05\x12\x0e\n\x06scores\x18\x07 \x03(\x01\"\xc4\x06\n\rFeedbackEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12%\n\x06prompt\x18\x03 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x11\n\tresponses\x18\x04 \x03(\t\x12\'\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x15.rewardloop.v1.ChoiceH\x00\x12)\n\x07ranking\x18\x06 \x01(\x0b\x32\x16.rewardloop.v1.RankingH\x00\x12%\n\x05thumb\x18\x07 \x01(\x0b\x32\x14.rewardloop.v1.ThumbH\x00\x12\'\n\x06rating\x18\x08 \x01(\x0b\x32\x15.rewardloop.v1.RatingH\x00\x12#\n\x04\x65\x64it\x18\t \x01(\x0b\x32\x13.rewardloop.v1.EditH\x00\x12!\n\x03tie\x18\n \x01(\x0b\x32\x12.rewardloop.v1.TieH\x00\x12\x14\n\x0c\x61nnotator_id\x18\x0b \x01(\t\x12%\n\x06source\x18\x0c \x01(\x0e\x32\x15.rewardloop.v1.Source\x12\x34\n\x04tags\x18\r \x03(\x0b\x32&.rewardloop.v1.FeedbackEvent.TagsEntry\x12.\n\nevent_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61rrival_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0epolicy_version\x18\x10 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x19\n\x11response_versions\x18\x11 \x03(\t\x12#\n\x05shown\x18\x14 \x01(\x0b\x32\x14.rewardloop.v1.Shown\x12\x0e\n\x06\x63\x61ller\x18\x16 \x01(\t\x12\x15\n\rdisplay_order\x18\x15 \x03(\x05\x12\x0e\n\x06\x61spect\x18\x17 \x01(\t\x12\x19\n\x11guideline_version\x18\x18 \x01(\t\x12\x11\n\timport_id\x18\x19 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06signal\"<\n\rRecordRequest\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.rewardloop.v1.FeedbackEvent\"F\n\x0eRecordResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\x0e\n\x06\x65rased\x18\x03 \x01(\x08\"B\n\x12RecordBatchRequest\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.rewardloop.v1.FeedbackEvent\"#\n\x0eRetractRequest\x12\x11\n\timport_id\x18\x01 \x01(\t\"$\n\x0fRetractResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\"~\n\x0c\x45raseRequest\x12\x16\n\x0c\x61nnotator_id\x18\x01 \x01(\tH\x00\x12\x17\n\rgeneration_id\x18\x02 \x01(\tH\x00\x12\x14\n\nerasure_id\x18\x03 \x01(\tH\x00\x12\x13\n\x06\x63\x61ller\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05whoseB\t\n\x07_caller\"\xc1\x01\n\rErasureHolder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.rewardloop.v1.ErasureState\x12\x38\n\x06\x65rased\x18\x03 \x03(\x0b\x32(.rewardloop.v1.ErasureHolder.ErasedEntry\x12\r\n\x05notes\x18\x04 \x03(\t\x1a-\n\x0b\x45rasedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"A\n\rTaughtVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x64irectly\x18\x03 \x01(\x08\"\xc4\x01\n\rEraseResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x32\n\x0erequested_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x07holders\x18\x04 \x03(\x0b\x32\x1c.rewardloop.v1.ErasureHolder\x12.\n\x08versions\x18\x05 \x03(\x0b\x32\x1c.rewardloop.v1.TaughtVersion\"r\n\x0fRecordBatchItem\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1d.rewardloop.v1.RecordResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"D\n\x13RecordBatchResponse\x12-\n\x05items\x18\x01 \x03(\x0b\x32\x1e.rewardloop.v1.RecordBatchItem*]\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_HUMAN\x10\x01\x12\x14\n\x10SOURCE_LLM_JUDGE\x10\x02\x12\x13\n\x0fSOURCE_IMPLICIT\x10\x03*x\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STATE_PENDING\x10\x01\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x02\x12\x16\n\x12\x45RASURE_STATE_AWAY\x10\x03\x32\xbc\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12\x45\n\x06Record\x12\x1c.rewardloop.v1.RecordRequest\x1a\x1d.rewardloop.v1.RecordResponse\x12T\n\x0bRecordBatch\x12!.rewardloop.v1.RecordBatchRequest\x1a\".rewardloop.v1.RecordBatchResponse\x12H\n\x07Retract\x12\x1d.rewardloop.v1.RetractRequest\x1a\x1e.rewardloop.v1.RetractResponse\x12\x42\n\x05\x45rase\x12\x1b.rewardloop.v1.EraseRequest\x1a\x1c.rewardloop.v1.EraseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crewardloop/v1/feedback.proto\x12\rrewardloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1arewardloop/v1/common.proto\x1a\x1arewardloop/v1/policy.proto\"N\n\x06\x43hoice\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x05\x12\x10\n\x08rejected\x18\x02 \x01(\x05\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_strength\"\x18\n\x07Ranking\x12\r\n\x05order\x18\x01 \x03(\x05\"%\n\x05Thumb\x12\x10\n\x08response\x18\x01 \x01(\x05\x12\n\n\x02up\x18\x02 \x01(\x08\"K\n\x06Rating\x12\x10\n\x08response\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0f\n\x07minimum\x18\x03 \x01(\x01\x12\x0f\n\x07maximum\x18\x04 \x01(\x01\"-\n\x04\x45\x64it\x12\x10\n\x08response\x18\x01 \x01(\x05\x12\x13\n\x0b\x65\x64ited_text\x18\x02 \x01(\t\"$\n\x03Tie\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\x0e\n\x06second\x18\x02 \x01(\x05\"\xaf\x01\n\x05Shown\x12%\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x15.rewardloop.v1.Chosen\x12\x1a\n\x12show_probabilities\x18\x02 \x03(\x01\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\x19\n\x11log_probabilities\x18\x05 \x03(\x01\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\x05\x12\x0e\n\x06scores\x18\x07 \x03(\x01\"\xa1\x01\n\x08TaskDraw\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x12\n\nis_uniform\x18\x04 \x01(\x08\x12\x18\n\x0binformation\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07seconds\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_informationB\n\n\x08_seconds\"\xeb\x06\n\rFeedbackEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x15\n\rgeneration_id\x18\x02 \x01(\t\x12%\n\x06prompt\x18\x03 \x01(\x0b\x32\x15.rewardloop.v1.Prompt\x12\x11\n\tresponses\x18\x04 \x03(\t\x12\'\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x15.rewardloop.v1.ChoiceH\x00\x12)\n\x07ranking\x18\x06 \x01(\x0b\x32\x16.rewardloop.v1.RankingH\x00\x12%\n\x05thumb\x18\x07 \x01(\x0b\x32\x14.rewardloop.v1.ThumbH\x00\x12\'\n\x06rating\x18\x08 \x01(\x0b\x32\x15.rewardloop.v1.RatingH\x00\x12#\n\x04\x65\x64it\x18\t \x01(\x0b\x32\x13.rewardloop.v1.EditH\x00\x12!\n\x03tie\x18\n \x01(\x0b\x32\x12.rewardloop.v1.TieH\x00\x12\x14\n\x0c\x61nnotator_id\x18\x0b \x01(\t\x12%\n\x06source\x18\x0c \x01(\x0e\x32\x15.rewardloop.v1.Source\x12\x34\n\x04tags\x18\r \x03(\x0b\x32&.rewardloop.v1.FeedbackEvent.TagsEntry\x12.\n\nevent_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61rrival_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0epolicy_version\x18\x10 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12\x19\n\x11response_versions\x18\x11 \x03(\t\x12#\n\x05shown\x18\x14 \x01(\x0b\x32\x14.rewardloop.v1.Shown\x12\x0e\n\x06\x63\x61ller\x18\x16 \x01(\t\x12\x15\n\rdisplay_order\x18\x15 \x03(\x05\x12\x0e\n\x06\x61spect\x18\x17 \x01(\t\x12\x19\n\x11guideline_version\x18\x18 \x01(\t\x12\x11\n\timport_id\x18\x19 \x01(\t\x12%\n\x04task\x18\x1a \x01(\x0b\x32\x17.rewardloop.v1.TaskDraw\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06signal\"<\n\rRecordRequest\x12+\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1c.rewardloop.v1.FeedbackEvent\"F\n\x0eRecordResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x11\n\tduplicate\x18\x02 \x01(\x08\x12\x0e\n\x06\x65rased\x18\x03 \x01(\x08\"B\n\x12RecordBatchRequest\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.rewardloop.v1.FeedbackEvent\"#\n\x0eRetractRequest\x12\x11\n\timport_id\x18\x01 \x01(\t\"$\n\x0fRetractResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\"~\n\x0c\x45raseRequest\x12\x16\n\x0c\x61nnotator_id\x18\x01 \x01(\tH\x00\x12\x17\n\rgeneration_id\x18\x02 \x01(\tH\x00\x12\x14\n\nerasure_id\x18\x03 \x01(\tH\x00\x12\x13\n\x06\x63\x61ller\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05whoseB\t\n\x07_caller\"\xc1\x01\n\rErasureHolder\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.rewardloop.v1.ErasureState\x12\x38\n\x06\x65rased\x18\x03 \x03(\x0b\x32(.rewardloop.v1.ErasureHolder.ErasedEntry\x12\r\n\x05notes\x18\x04 \x03(\t\x1a-\n\x0b\x45rasedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"A\n\rTaughtVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x64irectly\x18\x03 \x01(\x08\"\xc4\x01\n\rEraseResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x32\n\x0erequested_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x07holders\x18\x04 \x03(\x0b\x32\x1c.rewardloop.v1.ErasureHolder\x12.\n\x08versions\x18\x05 \x03(\x0b\x32\x1c.rewardloop.v1.TaughtVersion\"r\n\x0fRecordBatchItem\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1d.rewardloop.v1.RecordResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"D\n\x13RecordBatchResponse\x12-\n\x05items\x18\x01 \x03(\x0b\x32\x1e.rewardloop.v1.RecordBatchItem*]\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_HUMAN\x10\x01\x12\x14\n\x10SOURCE_LLM_JUDGE\x10\x02\x12\x13\n\x0fSOURCE_IMPLICIT\x10\x03*x\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STATE_PENDING\x10\x01\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x02\x12\x16\n\x12\x45RASURE_STATE_AWAY\x10\x03\x32\xbc\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12\x45\n\x06Record\x12\x1c.rewardloop.v1.RecordRequest\x1a\x1d.rewardloop.v1.RecordResponse\x12T\n\x0bRecordBatch\x12!.rewardloop.v1.RecordBatchRequest\x1a\".rewardloop.v1.RecordBatchResponse\x12H\n\x07Retract\x12\x1d.rewardloop.v1.RetractRequest\x1a\x1e.rewardloop.v1.RetractResponse\x12\x42\n\x05\x45rase\x12\x1b.rewardloop.v1.EraseRequest\x1a\x1c.rewardloop.v1.EraseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEEDBACKEVENT_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_ERASUREHOLDER_ERASEDENTRY']._loaded_options = None
   _globals['_ERASUREHOLDER_ERASEDENTRY']._serialized_options = b'8\001'
-  _globals['_SOURCE']._serialized_start=2538
-  _globals['_SOURCE']._serialized_end=2631
-  _globals['_ERASURESTATE']._serialized_start=2633
-  _globals['_ERASURESTATE']._serialized_end=2753
+  _globals['_SOURCE']._serialized_start=2741
+  _globals['_SOURCE']._serialized_end=2834
+  _globals['_ERASURESTATE']._serialized_start=2836
+  _globals['_ERASURESTATE']._serialized_end=2956
   _globals['_CHOICE']._serialized_start=161
   _globals['_CHOICE']._serialized_end=239
   _globals['_RANKING']._serialized_start=241
@@ -57,34 +57,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIE']._serialized_end=466
   _globals['_SHOWN']._serialized_start=469
   _globals['_SHOWN']._serialized_end=644
-  _globals['_FEEDBACKEVENT']._serialized_start=647
-  _globals['_FEEDBACKEVENT']._serialized_end=1483
-  _globals['_FEEDBACKEVENT_TAGSENTRY']._serialized_start=1430
-  _globals['_FEEDBACKEVENT_TAGSENTRY']._serialized_end=1473
-  _globals['_RECORDREQUEST']._serialized_start=1485
-  _globals['_RECORDREQUEST']._serialized_end=1545
-  _globals['_RECORDRESPONSE']._serialized_start=1547
-  _globals['_RECORDRESPONSE']._serialized_end=1617
-  _globals['_RECORDBATCHREQUEST']._serialized_start=1619
-  _globals['_RECORDBATCHREQUEST']._serialized_end=1685
-  _globals['_RETRACTREQUEST']._serialized_start=1687
-  _globals['_RETRACTREQUEST']._serialized_end=1722
-  _globals['_RETRACTRESPONSE']._serialized_start=1724
-  _globals['_RETRACTRESPONSE']._serialized_end=1760
-  _globals['_ERASEREQUEST']._serialized_start=1762
-  _globals['_ERASEREQUEST']._serialized_end=1888
-  _globals['_ERASUREHOLDER']._serialized_start=1891
-  _globals['_ERASUREHOLDER']._serialized_end=2084
-  _globals['_ERASUREHOLDER_ERASEDENTRY']._serialized_start=2039
-  _globals['_ERASUREHOLDER_ERASEDENTRY']._serialized_end=2084
-  _globals['_TAUGHTVERSION']._serialized_start=2086
-  _globals['_TAUGHTVERSION']._serialized_end=2151
-  _globals['_ERASERESPONSE']._serialized_start=2154
-  _globals['_ERASERESPONSE']._serialized_end=2350
-  _globals['_RECORDBATCHITEM']._serialized_start=2352
-  _globals['_RECORDBATCHITEM']._serialized_end=2466
-  _globals['_RECORDBATCHRESPONSE']._serialized_start=2468
-  _globals['_RECORDBATCHRESPONSE']._serialized_end=2536
-  _globals['_FEEDBACKSERVICE']._serialized_start=2756
-  _globals['_FEEDBACKSERVICE']._serialized_end=3072
+  _globals['_TASKDRAW']._serialized_start=647
+  _globals['_TASKDRAW']._serialized_end=808
+  _globals['_FEEDBACKEVENT']._serialized_start=811
+  _globals['_FEEDBACKEVENT']._serialized_end=1686
+  _globals['_FEEDBACKEVENT_TAGSENTRY']._serialized_start=1633
+  _globals['_FEEDBACKEVENT_TAGSENTRY']._serialized_end=1676
+  _globals['_RECORDREQUEST']._serialized_start=1688
+  _globals['_RECORDREQUEST']._serialized_end=1748
+  _globals['_RECORDRESPONSE']._serialized_start=1750
+  _globals['_RECORDRESPONSE']._serialized_end=1820
+  _globals['_RECORDBATCHREQUEST']._serialized_start=1822
+  _globals['_RECORDBATCHREQUEST']._serialized_end=1888
+  _globals['_RETRACTREQUEST']._serialized_start=1890
+  _globals['_RETRACTREQUEST']._serialized_end=1925
+  _globals['_RETRACTRESPONSE']._serialized_start=1927
+  _globals['_RETRACTRESPONSE']._serialized_end=1963
+  _globals['_ERASEREQUEST']._serialized_start=1965
+  _globals['_ERASEREQUEST']._serialized_end=2091
+  _globals['_ERASUREHOLDER']._serialized_start=2094
+  _globals['_ERASUREHOLDER']._serialized_end=2287
+  _globals['_ERASUREHOLDER_ERASEDENTRY']._serialized_start=2242
+  _globals['_ERASUREHOLDER_ERASEDENTRY']._serialized_end=2287
+  _globals['_TAUGHTVERSION']._serialized_start=2289
+  _globals['_TAUGHTVERSION']._serialized_end=2354
+  _globals['_ERASERESPONSE']._serialized_start=2357
+  _globals['_ERASERESPONSE']._serialized_end=2553
+  _globals['_RECORDBATCHITEM']._serialized_start=2555
+  _globals['_RECORDBATCHITEM']._serialized_end=2669
+  _globals['_RECORDBATCHRESPONSE']._serialized_start=2671
+  _globals['_RECORDBATCHRESPONSE']._serialized_end=2739
+  _globals['_FEEDBACKSERVICE']._serialized_start=2959
+  _globals['_FEEDBACKSERVICE']._serialized_end=3275
 # @@protoc_insertion_point(module_scope)

@@ -105,8 +105,24 @@ class Shown(_message.Message):
     scores: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, chosen: _Optional[_Union[_policy_pb2.Chosen, _Mapping]] = ..., show_probabilities: _Optional[_Iterable[float]] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., log_probabilities: _Optional[_Iterable[float]] = ..., token_counts: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class TaskDraw(_message.Message):
+    __slots__ = ("project", "task_id", "probability", "is_uniform", "information", "seconds")
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    IS_UNIFORM_FIELD_NUMBER: _ClassVar[int]
+    INFORMATION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    project: str
+    task_id: str
+    probability: float
+    is_uniform: bool
+    information: float
+    seconds: float
+    def __init__(self, project: _Optional[str] = ..., task_id: _Optional[str] = ..., probability: _Optional[float] = ..., is_uniform: _Optional[bool] = ..., information: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class FeedbackEvent(_message.Message):
-    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version", "response_versions", "shown", "caller", "display_order", "aspect", "guideline_version", "import_id")
+    __slots__ = ("event_id", "generation_id", "prompt", "responses", "choice", "ranking", "thumb", "rating", "edit", "tie", "annotator_id", "source", "tags", "event_time", "arrival_time", "policy_version", "response_versions", "shown", "caller", "display_order", "aspect", "guideline_version", "import_id", "task")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +153,7 @@ class FeedbackEvent(_message.Message):
     ASPECT_FIELD_NUMBER: _ClassVar[int]
     GUIDELINE_VERSION_FIELD_NUMBER: _ClassVar[int]
     IMPORT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     generation_id: str
     prompt: _common_pb2.Prompt
@@ -160,7 +177,8 @@ class FeedbackEvent(_message.Message):
     aspect: str
     guideline_version: str
     import_id: str
-    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., response_versions: _Optional[_Iterable[str]] = ..., shown: _Optional[_Union[Shown, _Mapping]] = ..., caller: _Optional[str] = ..., display_order: _Optional[_Iterable[int]] = ..., aspect: _Optional[str] = ..., guideline_version: _Optional[str] = ..., import_id: _Optional[str] = ...) -> None: ...
+    task: TaskDraw
+    def __init__(self, event_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., prompt: _Optional[_Union[_common_pb2.Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[str]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., thumb: _Optional[_Union[Thumb, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., tie: _Optional[_Union[Tie, _Mapping]] = ..., annotator_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ..., tags: _Optional[_Mapping[str, str]] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., arrival_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy_version: _Optional[_Union[_common_pb2.ModelVersion, _Mapping]] = ..., response_versions: _Optional[_Iterable[str]] = ..., shown: _Optional[_Union[Shown, _Mapping]] = ..., caller: _Optional[str] = ..., display_order: _Optional[_Iterable[int]] = ..., aspect: _Optional[str] = ..., guideline_version: _Optional[str] = ..., import_id: _Optional[str] = ..., task: _Optional[_Union[TaskDraw, _Mapping]] = ...) -> None: ...
 
 class RecordRequest(_message.Message):
     __slots__ = ("event",)

@@ -12,6 +12,7 @@ RewardloopError
 ├── RedisUnavailable        UNAVAILABLE           REDIS_UNAVAILABLE
 ├── PolicyUnavailable       UNAVAILABLE           POLICY_UNAVAILABLE
 ├── AuditUnavailable        UNAVAILABLE           AUDIT_UNAVAILABLE
+├── ReportsUnavailable      UNAVAILABLE           REPORTS_UNAVAILABLE
 ├── NoCredentials           UNAUTHENTICATED       NO_CREDENTIALS
 ├── WrongCredentials        UNAUTHENTICATED       WRONG_CREDENTIALS
 ├── ExpiredCredentials      UNAUTHENTICATED       EXPIRED_CREDENTIALS
@@ -19,8 +20,13 @@ RewardloopError
 ├── DeadlinePassed          DEADLINE_EXCEEDED     DEADLINE_PASSED
 ├── UnknownVersion          NOT_FOUND             UNKNOWN_VERSION
 ├── UnknownGeneration       NOT_FOUND             UNKNOWN_GENERATION
+├── UnknownItem             NOT_FOUND             UNKNOWN_ITEM
+├── UnknownProject          NOT_FOUND             UNKNOWN_PROJECT
+├── UnknownLease            NOT_FOUND             UNKNOWN_LEASE
+├── UnknownGuidelines       NOT_FOUND             UNKNOWN_GUIDELINES
 ├── EventIdConflict         ALREADY_EXISTS        EVENT_ID_CONFLICT
 ├── ReplayedSignal          ALREADY_EXISTS        REPLAYED_SIGNAL
+├── LeaseAnswered           ALREADY_EXISTS        LEASE_ANSWERED
 ├── VersionRefused          base of
 │   ├── CorruptVersionError   FAILED_PRECONDITION   CORRUPT_VERSION
 │   ├── UnsafeVersionError    FAILED_PRECONDITION   UNSAFE_VERSION
@@ -31,6 +37,10 @@ RewardloopError
 ├── PointerMoved            FAILED_PRECONDITION   POINTER_MOVED
 ├── PromotionHeld           FAILED_PRECONDITION   PROMOTION_HELD
 ├── FloorsNotMet            FAILED_PRECONDITION   FLOORS_NOT_MET
+├── NoEvent                 FAILED_PRECONDITION   NO_EVENT
+├── TaskTaken               FAILED_PRECONDITION   TASK_TAKEN
+├── TaskRetracted           FAILED_PRECONDITION   TASK_RETRACTED
+├── NothingToUndo           FAILED_PRECONDITION   NOTHING_TO_UNDO
 └── InternalError           INTERNAL              INTERNAL
 
 A message goes to the caller. It names fields, limits and versions, and never quotes a prompt or a response.
@@ -214,6 +224,14 @@ class AuditUnavailable(RewardloopError):
     default_retry_ms = 5000
 
 
+class ReportsUnavailable(RewardloopError):
+    """Raised when the model store cannot be read for reports."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "REPORTS_UNAVAILABLE"
+    default_retry_ms = 1000
+
+
 class NoCredentials(RewardloopError):
     """Raised when a call comes with neither a bearer token nor a known client certificate."""
 
@@ -268,6 +286,20 @@ class UnknownErasure(RewardloopError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "UNKNOWN_ERASURE"
+
+
+class UnknownItem(RewardloopError):
+    """Raised when there is no such round, dead letter or report."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_ITEM"
+
+
+class NoEvent(RewardloopError):
+    """Raised when a dead letter has no event that could be put back into the stream."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NO_EVENT"
 
 
 class EventIdConflict(RewardloopError):
@@ -358,6 +390,55 @@ class FloorsNotMet(RewardloopError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "FLOORS_NOT_MET"
+
+
+class UnknownProject(RewardloopError):
+    """Raised when there is no labelling project of that name."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_PROJECT"
+
+
+class UnknownLease(RewardloopError):
+    """Raised when the labeller has no such lease of a task."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_LEASE"
+
+
+class UnknownGuidelines(RewardloopError):
+    """Raised when a project has no guidelines of that version."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_GUIDELINES"
+
+
+class LeaseAnswered(RewardloopError):
+    """Raised when another answer was recorded under the lease."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "LEASE_ANSWERED"
+
+
+class TaskTaken(RewardloopError):
+    """Raised when an answer comes after its lease has ended, and others have the task now."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "TASK_TAKEN"
+
+
+class TaskRetracted(RewardloopError):
+    """Raised when an answer comes after its task was taken back."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "TASK_RETRACTED"
+
+
+class NothingToUndo(RewardloopError):
+    """Raised when a labeller has no answer to take back."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "NOTHING_TO_UNDO"
 
 
 class InternalError(RewardloopError):

@@ -42,6 +42,7 @@ NO_RULES = ReplicaRules()
 # What a caller is told. A move may not simply be asked for again: a second rollback goes further back.
 _UNMET: dict[Written, str] = {
     "signals": "send it again",
+    "operations": "decide it again",
     "pointer": "the pointer was moved, but may move back (promote what is active now to be sure of it)",
 }
 

@@ -93,7 +93,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
         _check_tags(event, limits, violations)
     if event.HasField("event_time") and not _is_timestamp(event.event_time.seconds, event.event_time.nanos):
         violations.append(Violation("event_time", "not between the years 1 and 9999"))
-    for field in ("arrival_time", "policy_version", "shown"):
+    for field in ("arrival_time", "policy_version", "shown", "task"):
         if event.HasField(field):
             violations.append(Violation(field, "set by the server"))
     if event.response_versions:

@@ -12,12 +12,15 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from rewardloop.formats.vocabulary import LANES, SIGNAL_KINDS, VERSION_ROLES
-from rewardloop.v1 import feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, labelling_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
 
+ACCESS_SERVICE = access_pb2.DESCRIPTOR.services_by_name["AccessService"]
 REWARD_SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
 FEEDBACK_SERVICE = feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"]
 MODEL_SERVICE = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
+LABELLING_SERVICE = labelling_pb2.DESCRIPTOR.services_by_name["LabellingService"]
 POLICY_SERVICE = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"]
+OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"]
 
 # A call of a method that no service has, which the door refuses, is counted under this name.
 UNKNOWN_METHOD = "/rewardloop.unknown"
@@ -28,7 +31,15 @@ def methods_of(*services: ServiceDescriptor) -> tuple[str, ...]:
     return (*(f"{service.name}/{method.name}" for service in services for method in service.methods), UNKNOWN_METHOD)
 
 
-METHODS = methods_of(REWARD_SERVICE, FEEDBACK_SERVICE, MODEL_SERVICE, POLICY_SERVICE)
+METHODS = methods_of(
+    ACCESS_SERVICE,
+    REWARD_SERVICE,
+    FEEDBACK_SERVICE,
+    LABELLING_SERVICE,
+    MODEL_SERVICE,
+    POLICY_SERVICE,
+    OPERATIONS_SERVICE,
+)
 
 # Every gRPC code, because the policy worker's statuses are passed on as they are.
 CODES = tuple(code.name for code in grpc.StatusCode)
@@ -69,6 +80,10 @@ COUNTED_KINDS = (*SIGNAL_KINDS, "none")
 FeedbackOutcome: TypeAlias = Literal["recorded", "spooled", "duplicate", "rejected", "failed"]
 FEEDBACK_OUTCOMES: tuple[FeedbackOutcome, ...] = get_args(FeedbackOutcome)
 
+# What became of a labeller's answer: "failed" is not known to be recorded, because Redis did not answer.
+AnswerOutcome: TypeAlias = Literal["recorded", "duplicate", "refused", "failed"]
+ANSWER_OUTCOMES: tuple[AnswerOutcome, ...] = get_args(AnswerOutcome)
+
 # The files that the door reads again and with what outcome, the names of quotas, and the outcomes of audit lines.
 ReloadedFile: TypeAlias = Literal["callers", "certificate"]
 RELOADED_FILES: tuple[ReloadedFile, ...] = get_args(ReloadedFile)
@@ -92,5 +107,5 @@ PointerSource: TypeAlias = Literal["redis", "store"]
 POINTER_SOURCES: tuple[PointerSource, ...] = get_args(PointerSource)
 
 # What was not acknowledged, because too few replicas of Redis had it.
-Written: TypeAlias = Literal["signals", "pointer"]
+Written: TypeAlias = Literal["signals", "pointer", "operations"]
 WRITTEN: tuple[Written, ...] = get_args(Written)

@@ -90,7 +90,7 @@ class AuditLog:
         for name, kind in _PERSONAL.items():
             if isinstance(text := fields.get(name), str):
                 fields[name] = self.hide(kind, text)
-        return {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+        return {name: _parameter(value) for name, value in fields.items()}
 
     async def _write_if_possible(self, line: dict[str, Any]) -> None:
         try:
@@ -135,6 +135,13 @@ def _line(event: str, action: str, caller: str, peer: str, method: str) -> dict[
 def _fields(line: dict[str, Any]) -> dict[str, Any]:
     """Return the line's fields under names that structlog takes, for which ``event`` is the name of its own event."""
     return {"step" if key == "event" else key: value for key, value in line.items()}
+
+
+def _parameter(value: Any) -> Any:
+    """Return the start of a text, and of a list only its length: the tasks of labellers hold prompts."""
+    if isinstance(value, list):
+        return f"{len(value)} of them"
+    return value[:_MAX_TEXT] if isinstance(value, str) else value
 
 
 def _sync_directory(path: Path) -> None:

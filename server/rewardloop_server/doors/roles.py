@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-Role: TypeAlias = Literal["score", "feedback", "generate", "admin"]
+Role: TypeAlias = Literal["score", "feedback", "generate", "label", "view", "admin"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
 _ANY = frozenset(ROLES)
+# Labellers are not told of versions, so that they judge blindly.
+_ANY_BUT_LABELLERS = frozenset(ROLES) - {"label"}
+_LABELLING = frozenset[Role]({"label", "view", "admin"})
+_VIEW = frozenset[Role]({"view", "admin"})
 
 # No role includes another, so a token that promotes versions cannot score. A caller may have several roles.
 ALLOWED: dict[str, frozenset[Role]] = {
+    "/rewardloop.v1.AccessService/GetIdentity": frozenset(ROLES),
     "/rewardloop.v1.RewardService/Score": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreBatch": frozenset({"score"}),
     "/rewardloop.v1.RewardService/ScoreStream": frozenset({"score"}),
@@ -21,13 +26,32 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.FeedbackService/Erase": frozenset({"admin"}),
     "/rewardloop.v1.PolicyService/Generate": frozenset({"generate"}),
     "/rewardloop.v1.PolicyService/GenerateStream": frozenset({"generate"}),
-    "/rewardloop.v1.ModelService/ListVersions": _ANY,
-    "/rewardloop.v1.ModelService/GetVersion": _ANY,
-    "/rewardloop.v1.ModelService/WatchVersions": _ANY,
+    "/rewardloop.v1.ModelService/ListVersions": _ANY_BUT_LABELLERS,
+    "/rewardloop.v1.ModelService/GetVersion": _ANY_BUT_LABELLERS,
+    "/rewardloop.v1.ModelService/WatchVersions": _ANY_BUT_LABELLERS,
     "/rewardloop.v1.ModelService/Promote": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/Rollback": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/SetCanary": frozenset({"admin"}),
     "/rewardloop.v1.ModelService/SetShadow": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/GetStatus": _VIEW,
+    "/rewardloop.v1.OperationsService/ListRounds": _VIEW,
+    "/rewardloop.v1.OperationsService/GetRound": _VIEW,
+    "/rewardloop.v1.OperationsService/ListPeople": _VIEW,
+    "/rewardloop.v1.OperationsService/ListDeadLetters": _VIEW,
+    "/rewardloop.v1.OperationsService/ListReports": _VIEW,
+    "/rewardloop.v1.OperationsService/GetReport": _VIEW,
+    "/rewardloop.v1.OperationsService/SetMuted": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/RequeueDeadLetter": frozenset({"admin"}),
+    "/rewardloop.v1.OperationsService/DropDeadLetter": frozenset({"admin"}),
+    "/rewardloop.v1.LabellingService/AddTasks": frozenset({"admin"}),
+    "/rewardloop.v1.LabellingService/RetractTasks": frozenset({"admin"}),
+    "/rewardloop.v1.LabellingService/NextTask": frozenset({"label"}),
+    "/rewardloop.v1.LabellingService/Answer": frozenset({"label"}),
+    "/rewardloop.v1.LabellingService/Undo": frozenset({"label"}),
+    "/rewardloop.v1.LabellingService/GetProgress": _LABELLING,
+    "/rewardloop.v1.LabellingService/ListAnswers": frozenset({"view", "admin"}),
+    "/rewardloop.v1.LabellingService/SetGuidelines": frozenset({"admin"}),
+    "/rewardloop.v1.LabellingService/GetGuidelines": _LABELLING,
 }
 
 # Anybody may call these. Probes and tools have no token, and learn only that the service exists and its public protos.

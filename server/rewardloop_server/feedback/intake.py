@@ -103,6 +103,16 @@ class Intake:
         await self._write([signal.data for signal in signals])
         return [_SPOOLED] * len(signals)
 
+    async def append_to_stream(self, signals: Sequence[Signal]) -> list[Appended | RewardloopError]:
+        """Append signals that their sender keeps until they are in the stream. They never go to the spool.
+
+        Returns for each its place, or why it is refused.
+
+        Raises:
+            RedisUnavailable, StoreFull: Some may have been appended. Sending all of them again appends the rest.
+        """
+        return await self._stream.append(signals) if signals else []
+
     async def retract(self, import_id: str, caller: str) -> str:
         """Append that a caller takes an import back, and return its place.
 

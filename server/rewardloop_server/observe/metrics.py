@@ -61,6 +61,7 @@ from rewardloop_server.observe.declare import (
     register,
 )
 from rewardloop_server.observe.door_metrics import DoorMetrics
+from rewardloop_server.observe.labelling_metrics import LabellingMetrics
 
 NOT_KNOWN = float("nan")
 
@@ -380,4 +381,8 @@ class ServerMetrics:
 
 
 # For each metric of a serving process the values that each of its labels may have; ANY where they cannot be listed.
-LABEL_VALUES: Final[Mapping[str, Mapping[str, Values]]] = {**label_values(ServerMetrics), **label_values(DoorMetrics)}
+LABEL_VALUES: Final[Mapping[str, Mapping[str, Values]]] = {
+    **label_values(ServerMetrics),
+    **label_values(DoorMetrics),
+    **label_values(LabellingMetrics),
+}

@@ -14,6 +14,7 @@ EXAMPLES = {
     "A kind of signal": r"\b([Tt]ie|TIE|tie_weight)\b",
     "A metric": r"event_loop_lag",
     "An RPC": r"SetShadow|set_shadow|SET_SHADOW",
+    "A page of the console": r"\bPEOPLE\b",
     "An execution provider": r"\b[Tt]ensorrt\b",
 }
 

@@ -14,9 +14,12 @@ import rewardloop_client
 from rewardloop.formats import keys
 from rewardloop.process.process_table import PROCESSES
 from rewardloop.process.setting_names import settings_of
-from rewardloop.v1 import common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2
 
-FILES = [module.DESCRIPTOR for module in (common_pb2, feedback_pb2, model_pb2, policy_pb2, reward_pb2)]
+FILES = [
+    module.DESCRIPTOR
+    for module in (access_pb2, common_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2)
+]
 
 
 def test_every_method_message_and_enum_has_a_section() -> None:

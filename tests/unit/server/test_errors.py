@@ -66,6 +66,9 @@ def test_reasons_are_those_of_the_contract() -> None:
         "OVERTAKEN": code.FAILED_PRECONDITION,
         "POINTER_MOVED": code.FAILED_PRECONDITION,
         "PROMOTION_HELD": code.FAILED_PRECONDITION,
+        "REPORTS_UNAVAILABLE": code.UNAVAILABLE,
+        "UNKNOWN_ITEM": code.NOT_FOUND,
+        "NO_EVENT": code.FAILED_PRECONDITION,
         "INTERNAL": code.INTERNAL,
     }
 

@@ -25,6 +25,7 @@ from rewardloop_server.calls.errors import RewardloopError, VersionRefused, erro
 from rewardloop_server.device.kinds import PROVIDERS, DeviceKind
 from rewardloop_server.doors.roles import ALLOWED
 from rewardloop_server.observe.door_metrics import DoorMetrics
+from rewardloop_server.observe.labelling_metrics import LabellingMetrics
 from rewardloop_server.observe.metrics import LABEL_VALUES, ServerMetrics
 from rewardloop_server.versions.residents import _STATES
 
@@ -51,7 +52,12 @@ def shown(registry: CollectorRegistry) -> dict[str, dict[str, set[str]]]:
 def pages() -> list[dict[str, dict[str, set[str]]]]:
     """The pages of `rewardloop serve` and of the policy worker before their first request."""
     serving, worker = ServerMetrics(), ServerMetrics()
-    services = (vocabulary.REWARD_SERVICE, vocabulary.FEEDBACK_SERVICE)
+    services = (
+        vocabulary.ACCESS_SERVICE,
+        vocabulary.REWARD_SERVICE,
+        vocabulary.FEEDBACK_SERVICE,
+        vocabulary.LABELLING_SERVICE,
+    )
     shared = (vocabulary.MODEL_SERVICE, vocabulary.POLICY_SERVICE)
     serving.announce("reward", vocabulary.methods_of(*services, *shared), vocabulary.QUEUE_LANES)
     serving.announce_scoring()
@@ -59,6 +65,7 @@ def pages() -> list[dict[str, dict[str, set[str]]]]:
     worker.announce_sampling()
     for metrics in (serving, worker):
         DoorMetrics(metrics.registry)
+    LabellingMetrics(serving.registry)
     return [shown(metrics.registry) for metrics in (serving, worker)]
 
 

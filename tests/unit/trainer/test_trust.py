@@ -47,7 +47,7 @@ def test_records_keep_their_order_and_judges_their_weights() -> None:
 
 
 def test_trust_is_read_as_it_was_written() -> None:
-    trust = Trust({"a": 0.9}, {"a": {"k=v": 0.5}}, 0.7, {"a": "b"}, {"e1": 0.5})
+    trust = Trust({"a": 0.9}, {"a": {"k=v": 0.5}}, 0.7, {"a": "b"}, {"e1": 0.5}, ("c",))
     assert Trust.from_json(trust.to_json()) == trust
     with pytest.raises(ValueError, match="no file of trust"):
         Trust.from_json("{}")
@@ -145,3 +145,13 @@ def test_who_says_the_same_again_says_it_once() -> None:
     with CrowdFile(None) as file:
         trust = know_crowd(file.votes(), given).trust
     assert trust.signals == {f"p/{i}": 0.25 for i in range(4)}
+
+
+def test_muted_annotator_weighs_nothing_whatever_the_source_is() -> None:
+    trust = Trust({"good": 0.95}, muted=("good", "judge"))
+    records = [
+        Pair(PROMPT, "a", "b", annotator="good"),
+        Pair(PROMPT, "a", "b", annotator="judge", source="llm_judge"),
+        Pair(PROMPT, "a", "b", annotator="other"),
+    ]
+    assert [each.weight > 0 for each in weigh_people(records, trust)] == [False, False, True]

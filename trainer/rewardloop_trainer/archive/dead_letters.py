@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import redis
 import structlog
-from google.protobuf.message import DecodeError
 
 from rewardloop.formats import keys
-from rewardloop.v1 import feedback_pb2
+from rewardloop.formats.operating.letters import REQUEUE, REQUEUE_KEYS, Letter, letter_of
 
 log = structlog.get_logger()
 
 # A trim goes a little below the bound in bytes, which is estimated from some letters.
 _BELOW = 0.9
 _PAGE = 16
-
-_REQUEUE = files(__package__).joinpath("scripts", "requeue.lua").read_text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,38 +27,13 @@ class LetterBounds:
     max_bytes: int = 256 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter.
-
-    Attributes:
-        letter_id: Its id in the dead-letter stream, which begins with the milliseconds since 1970 at which it was put
-            there.
-        reason: Why it is there.
-        source_id: The id that it had in the feedback stream; empty if it was never there.
-        data: The bytes of its event as they were.
-        event: The event, if the bytes are one.
-    """
-
-    letter_id: str
-    reason: str
-    source_id: str
-    data: bytes
-    event: feedback_pb2.FeedbackEvent | None
-
-
 def letters(client: redis.Redis, letter_id: str = "") -> Iterator[Letter]:
     """Yield the letter with this id, or without an id every letter, oldest first. Raises redis.RedisError."""
     connection: Any = client  # its types are unions over every protocol version and decoding
     first, last = (letter_id, letter_id) if letter_id else ("-", "+")
     while page := connection.xrange(keys.DEAD_LETTERS, first, last, count=_PAGE):
         for raw_id, fields in page:
-            data = fields.get(keys.DEAD_EVENT_FIELD.encode(), b"")
-            reason, source = (
-                fields.get(name.encode(), b"").decode(errors="replace")
-                for name in (keys.DEAD_REASON_FIELD, keys.DEAD_SOURCE_FIELD)
-            )
-            yield Letter(raw_id.decode(), reason, source, data, _event(data))
+            yield letter_of(raw_id, fields)
         if letter_id:
             return
         first = f"({page[-1][0].decode()}"
@@ -80,10 +51,7 @@ def requeue(client: redis.Redis, letter: Letter) -> str | None:
 
     Returns the entry's stream id, or None if the letter is gone or has no bytes. Raises redis.RedisError.
     """
-    names = keys.DEAD_EVENT_FIELD, keys.EVENT_FIELD, keys.ID_FIELD
-    event_id = "" if letter.event is None else letter.event.event_id
-    where = keys.FEEDBACK_STREAM, keys.DEAD_LETTERS
-    found: Any = client.eval(_REQUEUE, 2, *where, letter.letter_id, *names, event_id)
+    found: Any = client.eval(REQUEUE, len(REQUEUE_KEYS), *REQUEUE_KEYS, *letter.requeue_arguments)
     return None if found is None else str(found.decode())
 
 
@@ -111,10 +79,3 @@ def drop_oldest_letters(client: redis.Redis, bounds: LetterBounds) -> int:
     dropped = int(connection.xtrim(keys.DEAD_LETTERS, maxlen=kept, approximate=False))
     log.error("the oldest dead letters were dropped", letters=dropped, kept=kept, bytes=size)
     return dropped
-
-
-def _event(data: bytes) -> feedback_pb2.FeedbackEvent | None:
-    try:
-        return feedback_pb2.FeedbackEvent.FromString(data) if data else None
-    except DecodeError:
-        return None

@@ -76,6 +76,13 @@ SCHEMA = pa.schema(
         pa.field("log_probabilities", pa.list_(pa.float64())),
         pa.field("token_counts", pa.list_(pa.int32())),
         pa.field("scores", pa.list_(pa.float64())),
+        # How the task came to its labeller whom the signal answers; null for a signal that answers none.
+        pa.field("task_project", pa.string()),
+        pa.field("task_id", pa.string()),
+        pa.field("task_probability", pa.float64()),
+        pa.field("task_is_uniform", pa.bool_()),
+        pa.field("task_information", pa.float64()),
+        pa.field("task_seconds", pa.float64()),
         # The id that Redis gave the signal, if it is not `stream_id`; see `Recorded`.
         pa.field("source_id", pa.string()),
     ]
@@ -94,6 +101,7 @@ _OPTIONAL = frozenset({"strength"})
 
 _SHOWN_NUMBERS = ("temperature", "top_p")
 _SHOWN_LISTS = ("show_probabilities", "log_probabilities", "token_counts", "scores")
+_TASK_OPTIONAL = ("information", "seconds")
 _CHOSEN_NUMBERS = ("sampled", "random_share", "is_random", "set_probability")
 
 
@@ -180,7 +188,19 @@ def _values(row: Recorded) -> dict[str, Any]:
         values[name] = None if is_absent else list(value) if name == "order" else value
     if event.HasField("shown"):
         values |= _shown_values(event.shown)
+    if event.HasField("task"):
+        values |= _task_values(event.task)
     return values
+
+
+def _task_values(task: feedback_pb2.TaskDraw) -> dict[str, Any]:
+    values = {
+        "task_project": task.project,
+        "task_id": task.task_id,
+        "task_probability": task.probability,
+        "task_is_uniform": task.is_uniform,
+    }
+    return values | {f"task_{name}": getattr(task, name) for name in _TASK_OPTIONAL if task.HasField(name)}
 
 
 def _shown_values(shown: feedback_pb2.Shown) -> dict[str, Any]:
@@ -228,7 +248,17 @@ def _event(columns: Mapping[str, Sequence[Any]], kind: str, i: int) -> feedback_
     event.display_order.extend(columns["display_order"][i] or ())
     if columns["temperature"][i] is not None:
         _set_shown(event.shown, columns, i)
+    if columns["task_id"][i] is not None:
+        _set_task(event.task, columns, i)
     return event
+
+
+def _set_task(task: feedback_pb2.TaskDraw, columns: Mapping[str, Sequence[Any]], i: int) -> None:
+    task.project, task.task_id = columns["task_project"][i], columns["task_id"][i]
+    task.probability, task.is_uniform = columns["task_probability"][i], columns["task_is_uniform"][i]
+    for name in _TASK_OPTIONAL:
+        if (value := columns[f"task_{name}"][i]) is not None:
+            setattr(task, name, value)
 
 
 def _set_shown(shown: feedback_pb2.Shown, columns: Mapping[str, Sequence[Any]], i: int) -> None:

@@ -105,6 +105,11 @@ def check_figures(checks: Sequence[Check]) -> dict[str, float]:
     return figures
 
 
+def cases_of(checks: Sequence[Check]) -> list[Sample]:
+    """Return the cases of the checks that refuse, those of each check together."""
+    return [case for check in checks if not check.passed for case in check.cases]
+
+
 def checks_section(checks: Sequence[Check]) -> Section:
     """Return the section of a report that says which checks passed, and shows the cases of those that did not."""
     refused = [check for check in checks if not check.passed]

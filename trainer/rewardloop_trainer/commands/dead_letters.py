@@ -15,7 +15,7 @@ from rewardloop.process.settings import parse
 from rewardloop_trainer.commands.dead_letters_settings import DeadLettersSettings
 
 if TYPE_CHECKING:
-    from rewardloop_trainer.archive.dead_letters import Letter
+    from rewardloop.formats.operating.letters import Letter
 
 _PROG = "rewardloop dead-letters"
 
@@ -69,11 +69,10 @@ def _run(settings: DeadLettersSettings, client: Any) -> int:
 
 
 def _summary(letter: Letter) -> dict[str, Any]:
-    milliseconds = int(letter.letter_id.partition("-")[0])
     event = letter.event
     return {
         "id": letter.letter_id,
-        "time": datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds"),
+        "time": datetime.fromtimestamp(letter.time_ms / 1000, UTC).isoformat(timespec="seconds"),
         "bytes": len(letter.data),
         "caller": "" if event is None else event.caller,
         "event_id": "" if event is None else event.event_id,

@@ -16,6 +16,7 @@ from rewardloop_trainer.data.completions import Completion, encode_completions, 
 from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.policy_gate import Answered, Fluency, FromAnchor, judge_policy, plan_of, win_share
+from rewardloop_trainer.evaluation.refused_examples import policy_examples
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.policy.rewards import score_groups
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling, fitting_prompts, roll_out
@@ -118,7 +119,7 @@ def compare_policies(
         if plan.look(np.array(judged)).decision != "open":
             break
     asked = prompts[: len(said)]
-    return judge_policy(
+    verdict = judge_policy(
         _answered(said, ours, _log_ratios(contenders.live, said, encoder, settings.micro_batch_tokens)),
         _answered(before, theirs, repeat(0.0)),
         limits,
@@ -127,6 +128,13 @@ def compare_policies(
         planned=len(prompts),
         **_drift(contenders, asked, said, heldout, sampling, settings),
     )
+    examples = policy_examples(asked, _first(said, ours), _first(before, theirs), judged)
+    return replace(verdict, examples=examples)
+
+
+def _first(said: Sequence[Sequence[Rollout]], scores: Scores) -> list[tuple[str, float | None]]:
+    """Return the first answer to each prompt with its score."""
+    return [(group[0].text, scored[0]) for group, scored in zip(said, scores, strict=True)]
 
 
 def _won(scores: Scores, responses: int) -> list[float]:

@@ -12,12 +12,16 @@ import json
 import math
 from pathlib import Path
 
+import structlog
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rewardloop.formats.storing.report_shelf import ReportError, ReportKind, ReportShelf
 from rewardloop_trainer.reports.parts import Curves, Heading, Intervals, Part, Report, Sample
 from rewardloop_trainer.reports.plots import curves_svg, intervals_svg
 from rewardloop_trainer.reports.values import as_json, is_number, shown
+
+log = structlog.get_logger()
 
 PAGE, JSON = "report.html", "report.json"
 _SCRIPT = "samples.js"
@@ -38,6 +42,19 @@ def write_report(report: Report, directory: Path) -> None:
         partial = directory / f".{name}"
         partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         partial.replace(directory / name)
+
+
+def publish_report(shelf: ReportShelf, kind: ReportKind, report: Report) -> str:
+    """Put the report into a model store, where operators see it. Returns its id, or "" if the store refuses it.
+
+    The refusal is logged: a report that nobody sees does not undo what it reports.
+    """
+    figures = {name: float(value) for name, value in report.figures.items() if math.isfinite(value)}
+    try:
+        return shelf.publish(kind, report.title, report.lead, figures, render(report))
+    except ReportError as error:
+        log.warning("the report is not published", title=report.title, reason=str(error))
+        return ""
 
 
 def render(report: Report) -> str:

@@ -164,12 +164,14 @@ class Sample:
         sides: The texts to compare.
         figures: What the reader may sort the samples by, such as the difference of the sides' scores.
         marks: Short words that are shown beside the prompt, such as its tags or "refused".
+        signal: The signal that it comes from (`formats.signals.signal_key`), which is not shown; "" if it is from none.
     """
 
     prompt: str
     sides: Sequence[Side]
     figures: Mapping[str, float] = field(default_factory=dict)
     marks: Sequence[str] = ()
+    signal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.learning.gradients import NonFiniteGradients
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.rounds.bulletin.board import Board
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.kept_files import bound_files
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting, is_disk_full
@@ -82,7 +83,7 @@ class Loop:
     Set `arrived` to make the loop look for signals at once. `ended` counts the rounds that this loop has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the one loop
         self,
         learners: Sequence[Learner],
         ledger: Ledger,
@@ -93,6 +94,7 @@ class Loop:
         *,
         clock: Callable[[], float] = time.time,
         tracing: TrainerTracing | None = None,
+        board: Board | None = None,
     ) -> None:
         self._learners = tuple(learners)
         self._ledger = ledger
@@ -102,6 +104,7 @@ class Loop:
         self._settings = settings
         self._clock = clock
         self._tracing = tracing
+        self._board = board or Board()
         self._started_at = clock()
         self._pauses: dict[str, tuple[float, float]] = {}  # by model: the times between which its round waits
         self._waits: dict[str, int] = {}
@@ -127,8 +130,11 @@ class Loop:
         if not self._file.path.exists():
             self._file.write(self._file.read())  # fixes the trainer's id at its first start
         state = self._file.read()
+        self._board.lead(state.trainer_id)
         for learner in self._learners:
             present = state.of(learner.model).round
+            if present is not None:
+                self._board.reached(learner.model, present)
             self._metrics.in_phase(learner.model, present.phase if present else "idle")
             self._metrics.min_signals.labels(model=learner.model).set(learner.min_signals)
             self._metrics.last_round.labels(model=learner.model).set(state.of(learner.model).ended_at)
@@ -143,16 +149,26 @@ class Loop:
     def due(self, learner: Learner) -> bool:
         """Say whether a round should start now, because of its signals or of the time since the last one."""
         state = self._file.read().of(learner.model)
-        new = self._new_signals(learner, state)
+        new, unread = self._new_signals(learner, state)
         self._metrics.new_signals.labels(model=learner.model).set(new)
+        self._board.archived(self._ledger.row_count)
+        self._board.counted(
+            learner.model,
+            new=new,
+            least=learner.min_signals,
+            unread=unread,
+            interval_s=learner.max_interval_s,
+            ended_at=state.ended_at,
+        )
         waited = self._clock() - (state.ended_at or self._started_at)
         # A negative time means that the clock was set back, by an unknown amount.
         return new >= learner.min_signals or (new >= 1 and not 0 <= waited < learner.max_interval_s)
 
-    def _new_signals(self, learner: Learner, state: ModelState) -> int:
-        """Return how many signals that the model can read no finished round has seen."""
+    def _new_signals(self, learner: Learner, state: ModelState) -> tuple[int, int]:
+        """Return how many signals no finished round has seen that the model can read, and that it cannot read."""
         after = state.learned_through or None
-        return self._ledger.rows_after(after) - learner.unread(after)
+        unread = learner.unread(after)
+        return self._ledger.rows_after(after) - unread, unread
 
     def _run_due(self) -> bool:
         """Run each learner that has a round open or due. Returns False if none had."""
@@ -188,7 +204,7 @@ class Loop:
         if until is None:
             raise ValueError("a round needs signals")
         number = state.rounds + 1
-        new = self._new_signals(learner, state)
+        new, _ = self._new_signals(learner, state)
         opened = RoundState(
             number=number,
             phase="training",
@@ -200,11 +216,12 @@ class Loop:
             started_at=self._clock(),
             erasures=len(self._ledger.erasures),
         )
-        CurrentRound(model, self._file, self._metrics).reach(opened)
+        CurrentRound(model, self._file, self._metrics, self._board).reach(opened)
         log.info("round begins", model=model, round=number, new_signals=new, signals=opened.signals)
 
     def _attempt(self, learner: Learner) -> None:
-        current = CurrentRound(learner.model, self._file, self._metrics)
+        current = CurrentRound(learner.model, self._file, self._metrics, self._board)
+        self._board.resumed(learner.model)
         deaths = 0 if self._survived.get(learner.model) == current.state.number else current.state.starts
         if deaths >= self._settings.max_deaths:
             self._give_up(learner.model, current.state)
@@ -219,7 +236,7 @@ class Loop:
             return
         except Waiting as wait:
             self._awaits_people.add(learner.model)
-            self._pause(learner.model, wait.seconds)
+            self._pause(learner.model, wait.seconds, wait.reason)
             return
         except (ServerAway, *REDIS_FAILURES) as error:
             self._later(learner.model, "not reachable, trying again", str(error))
@@ -234,6 +251,7 @@ class Loop:
                 self._metrics.nonfinite.labels(model=learner.model).inc()
             failed = replace(current.state, failures=current.state.failures + 1)
             current.reach(failed)
+            self._board.failed(learner.model, failed.number, error)
             log.exception("round failed", model=learner.model, round=failed.number, failures=failed.failures)
             if failed.failures < _MAX_FAILURES:
                 self._later(learner.model, "trying the round again", str(error))
@@ -247,7 +265,7 @@ class Loop:
     def _later(self, model: ModelName, event: str, reason: str) -> None:
         self._waits[model] = self._waits.get(model, 0) + 1
         delay = min(self._settings.retry_first_s * 2 ** min(self._waits[model] - 1, 20), _MAX_RETRY_S)
-        self._pause(model, delay)
+        self._pause(model, delay, f"{event}: {reason}")
         log.warning(event, model=model, reason=reason, retry_in_s=delay)
 
     def _run_and_survive(self, learner: Learner, current: CurrentRound) -> Outcome:
@@ -274,9 +292,10 @@ class Loop:
             rounds.rename(self._settings.work_dir / "failed" / f"{model}-{now.number}" / "round")
         self._close(model, now, "given_up")
 
-    def _pause(self, model: ModelName, seconds: float) -> None:
+    def _pause(self, model: ModelName, seconds: float, reason: str) -> None:
         now = self._clock()
         self._pauses[model] = (now, now + seconds)
+        self._board.paused(model, reason, now + seconds)
 
     def _is_paused(self, model: ModelName) -> bool:
         since, until = self._pauses.get(model, (0.0, 0.0))
@@ -293,6 +312,7 @@ class Loop:
         bound_files(self._settings.work_dir, model, ended.number)
         self._metrics.in_phase(model, "idle")
         self._metrics.count_round(model, outcome)
+        self._board.ended(model, ended, outcome)
         self._metrics.last_round.labels(model=model).set(self._clock())
         self._waits.pop(model, None)
         self._awaits_people.discard(model)

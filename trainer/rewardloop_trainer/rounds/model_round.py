@@ -37,8 +37,9 @@ from rewardloop_trainer.data.weights.trust import Trust, weigh_people
 from rewardloop_trainer.erasure.learned import ERASURES_NOTE
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
-from rewardloop_trainer.reports.page import write_report
-from rewardloop_trainer.reports.parts import Cell
+from rewardloop_trainer.reports.page import publish_report, write_report
+from rewardloop_trainer.reports.parts import Cell, Sample
+from rewardloop_trainer.rounds.bulletin.mutes import muted_people
 from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.rounds.live_pointer import is_held, live_version
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
@@ -49,7 +50,7 @@ from rewardloop_trainer.rounds.publish import (
     promote,
     publish_once,
 )
-from rewardloop_trainer.rounds.round_trust import trust_of_round
+from rewardloop_trainer.rounds.round_trust import TrustAsked, show_crowd, trust_of_round
 from rewardloop_trainer.settings import TrainSettings
 from rewardloop_trainer.vocabulary import Outcome, Phase, Reason
 
@@ -92,6 +93,7 @@ class ModelRound(ABC):
         self._version = self._directory / "version"
         self._logged_at = 0.0
         self._trust = Trust()
+        self._worse: list[Sample] = []  # what the candidate is worse on
 
     def run(self) -> Outcome:
         """Run the phases that are left.
@@ -145,7 +147,7 @@ class ModelRound(ABC):
         self._metrics.promotion_held.labels(model=self.model).set(held)
         if held:
             log.warning("a rollback holds this model: promote a version by hand to go on", model=self.model)
-            raise Waiting(_HELD_S)
+            raise Waiting(_HELD_S, "a rollback holds the model until a person promotes a version")
         parent = live_version(self._redis, self._store, self.model)
         self._current.reach(replace(now, parent=parent))
         return parent
@@ -167,7 +169,9 @@ class ModelRound(ABC):
         """Write the report of the round's checks, which stays after the round."""
         title = f"{self.model}: the checks of round {self._current.state.number}"
         facts: dict[str, Cell] = {"live version": self._current.state.parent or "none"}
-        write_report(checks_report(title, checks, facts), self._reports / "checks")
+        report = checks_report(title, checks, facts)
+        write_report(report, self._reports / "checks")
+        publish_report(self._store.reports, "checks", report)
         self._drop_old_reports()
 
     def _drop_old_reports(self) -> None:
@@ -222,11 +226,14 @@ class ModelRound(ABC):
 
     def _trust_in_people(self, records: Sequence[Record]) -> Trust:
         """Return how far people are trusted in this round: the same, also after a restart in the middle of it."""
-        if self._settings.trust == "off":
-            return Trust()
-        ask = partial(self._ask_model, records) if self._settings.trust == "auto" else None
-        until = self._current.state.until_stream_id
-        return trust_of_round(self._ledger, until, self._settings.work_dir, self._directory, self._metrics, ask)
+        asked = TrustAsked(
+            self._settings.trust != "off",
+            self._current.state.until_stream_id,
+            partial(self._ask_model, records) if self._settings.trust == "auto" else None,
+            partial(muted_people, self._redis),
+        )
+        show = partial(show_crowd, self._metrics, self._current.board)
+        return trust_of_round(self._ledger, self._settings.work_dir, self._directory, asked, show)
 
     def _ask_model(self, records: Sequence[Record], weights: Trust) -> Mapping[str, float]:
         """Return what a model that learned from none of the people says of their choices, by signal.
@@ -295,6 +302,7 @@ class ModelRound(ABC):
     ) -> None:
         """Report a training step to the metrics and, every few seconds, to the log."""
         self._metrics.stepped(self.model, loss, gradient_norm, seconds)
+        self._current.stepped(step, steps, {"loss": loss, "gradient_norm": gradient_norm, **figures})
         if time.monotonic() - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = time.monotonic()
             rounded = {name: round(value, 3) for name, value in figures.items()}
@@ -303,6 +311,7 @@ class ModelRound(ABC):
     def _keep_refused(self, reasons: Sequence[object]) -> None:
         """Move the candidate aside with the reasons, and delete the oldest of those that were kept."""
         self._metrics.refused(self.model, reasons)
+        self._current.refused(reasons, self._worse)
         log.warning("candidate refused", model=self.model, round=self._current.state.number, reasons=reasons)
         self._directory.mkdir(parents=True, exist_ok=True)
         about = {"reasons": [str(r) for r in reasons], "metrics": dict(self._current.state.metrics)}

@@ -18,11 +18,17 @@ class ServerAway(Exception):
 
 
 class Waiting(Exception):
-    """Raised when the round waits for people's preferences; it should be looked at again after ``seconds``."""
+    """Raised when the round waits for people; it should be looked at again after ``seconds``.
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"look again in {seconds:g} s")
+    Args:
+        seconds: When.
+        reason: What for, in words.
+    """
+
+    def __init__(self, seconds: float, reason: str = "people have not decided") -> None:
+        super().__init__(f"{reason}: look again in {seconds:g} s")
         self.seconds = seconds
+        self.reason = reason
 
 
 def is_disk_full(error: BaseException) -> bool:

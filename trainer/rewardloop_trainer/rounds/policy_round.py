@@ -18,7 +18,7 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.vocabulary import Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_data.source_file import UnreadableFile
-from rewardloop_trainer.assessment.checks import check_figures
+from rewardloop_trainer.assessment.checks import cases_of, check_figures
 from rewardloop_trainer.assessment.judges import score_judge
 from rewardloop_trainer.assessment.policies.checks import check_contenders
 from rewardloop_trainer.data.preferences import Prompt
@@ -167,6 +167,7 @@ class PolicyRound(ModelRound):
         if judge is not None and "gate_win_rate" in found.figures:
             self._testify("judge", "gate_win_rate", found.reasons)
         refusals = list(found.reasons)
+        self._worse += found.examples
         if self._settings.policy.checks.are_any:
             refusals += self._check(judge)
         if refusals:
@@ -195,6 +196,7 @@ class PolicyRound(ModelRound):
         self._reach("trained", check_figures(checks))
         self._metrics.show_policy_gate(check_figures(checks))
         self._write_checks(checks)
+        self._worse += cases_of(checks)
         return [check.reason for check in checks if not check.passed]
 
     def _contenders(self) -> Contenders:
@@ -264,7 +266,7 @@ class PolicyRound(ModelRound):
             self._metrics.show_policy_gate(look.figures)
             self._reach("published", look.figures)
             if look.decision == "running":
-                raise Waiting(self._settings.policy.live_test.poll_s)
+                raise Waiting(self._settings.policy.live_test.poll_s, f"people have not decided the live test: {look}")
             if not look.is_won:
                 canary.end(str(look))
         except PromotionRefused as error:

@@ -13,7 +13,7 @@ import structlog
 from rewardloop.formats.store import Manifest, StoreError, Trunk
 from rewardloop.formats.text import Encoder
 from rewardloop_data.source_file import UnreadableFile
-from rewardloop_trainer.assessment.checks import Check, check_figures
+from rewardloop_trainer.assessment.checks import Check, cases_of, check_figures
 from rewardloop_trainer.assessment.reward_models.checks import check_models
 from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Record, pairs_of
@@ -30,6 +30,7 @@ from rewardloop_trainer.data.weights.trust import Trust
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, evidence_of, read_evidence
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
+from rewardloop_trainer.evaluation.refused_examples import reward_examples
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.evaluation.verdict import Verdict
 from rewardloop_trainer.export.candidate import Exported, Trial, export_candidate, is_delta
@@ -199,6 +200,7 @@ class RewardRound(ModelRound):
             checks = self._checks(start, model, length)
             verdict = replace(verdict, figures={**verdict.figures, **check_figures(checks)})
             refusals += [check.reason for check in checks if not check.passed]
+            self._worse += cases_of(checks)
         self._metrics.show_reward_gate(self.model, verdict.figures)
         self._reach("exported", verdict.figures)
         if reasons := (*refusals, *(Reason("export", reason) for reason in exported.reasons)):
@@ -247,6 +249,7 @@ class RewardRound(ModelRound):
             known = GateAnchor.read(start.directory, parent)
             met = meet_best(known, parent, evidence, candidate, live, self._read_version)
         verdict = judge_reward(evidence, candidate, live, parity, rules, met[0] if met else None)
+        self._worse += reward_examples(evidence, candidate, live)
         return verdict, anchor_of_candidate(evidence, candidate, met)
 
     def _checks(self, start: RewardStart, model: RewardModel, length: LengthShare) -> list[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ from rewardloop_trainer.annotators.crowd import Crowd, know_crowd
 from rewardloop_trainer.annotators.crowd_bt import fold_of
 from rewardloop_trainer.annotators.crowd_file import CROWD, CrowdFile
 from rewardloop_trainer.annotators.gestures import Gesture
+from rewardloop_trainer.annotators.votes import Votes
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.preferences import Pair, Record
 from rewardloop_trainer.data.weights.trust import TRUST, Trust, weigh_people
@@ -20,48 +22,71 @@ from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import RewardStart
+from rewardloop_trainer.rounds.bulletin.board import Board
+from rewardloop_trainer.rounds.bulletin.people import crowd_message
 from rewardloop_trainer.vocabulary import DETECTORS, PERCENTILES
 
 log = structlog.get_logger()
 
 AskModel: TypeAlias = Callable[[Trust], Mapping[str, float]]
+ShowCrowd: TypeAlias = Callable[[Crowd, Votes, Sequence[Gesture]], None]
 
 # With more of the votes compared than this, people are known by each other, and no model is asked.
 _ENOUGH_COMPARED = 0.5
 _MODEL_PASSES = 2
 
 
-def trust_of_round(
-    ledger: Ledger, until: str, work_dir: Path, directory: Path, metrics: TrainerMetrics, ask_model: AskModel | None
-) -> Trust:
-    """Estimate how far people are trusted, once in a round; a round that goes on later finds it in its directory.
+@dataclass(frozen=True, slots=True)
+class TrustAsked:
+    """What a round asks about people.
+
+    Attributes:
+        is_estimated: Whether people are weighed by what they say; else only mutes count.
+        until: The round's last place in the ledger.
+        ask_model: Says, given how people are trusted so far, what a model that learned from none of them expects of
+            their choices; None: no model is asked.
+        muted: Returns the people whom operators have muted.
+    """
+
+    is_estimated: bool
+    until: str
+    ask_model: AskModel | None
+    muted: Callable[[], tuple[str, ...]]
+
+
+def trust_of_round(ledger: Ledger, work_dir: Path, directory: Path, asked: TrustAsked, show: ShowCrowd) -> Trust:
+    """Say how far people are trusted, once in a round; a round that goes on later finds it in its directory.
 
     Args:
         ledger: The ledger, of which the segments since the last round are read.
-        until: The round's last place in it.
         work_dir: Where the file of the crowd is.
         directory: The round's own, where the estimate is kept.
-        metrics: Shows what was found.
-        ask_model: Says, given how people are trusted so far, what a model that learned from none of them expects of
-            their choices; None: no model is asked.
+        asked: What is asked.
+        show: Shows what was found.
 
     Raises:
         CorruptSegment: If a segment of the ledger cannot be read.
         Fenced: If another trainer leads.
+        redis.RedisError: If it cannot be told now who is muted.
         sqlite3.Error: If the file cannot be written.
     """
     kept = directory / TRUST
     if kept.exists():
         return Trust.from_json(kept.read_text())
-    with CrowdFile(work_dir / CROWD) as file:
-        file.take_in(ledger, until)
-        crowd, gestures = know_people(file, ask_model), file.gestures()
-    show_crowd(metrics, crowd, gestures)
+    muted = asked.muted()
+    trust = Trust()
+    if asked.is_estimated:
+        with CrowdFile(work_dir / CROWD) as file:
+            file.take_in(ledger, asked.until)
+            crowd = know_people(file, asked.ask_model)
+            show(crowd, file.votes().votes, file.gestures())
+        trust = crowd.trust
+    trust = replace(trust, muted=muted)
     directory.mkdir(parents=True, exist_ok=True)
     writing = kept.with_suffix(".writing")
-    writing.write_text(crowd.trust.to_json())
+    writing.write_text(trust.to_json())
     writing.replace(kept)
-    return crowd.trust
+    return trust
 
 
 def know_people(file: CrowdFile, ask_model: AskModel | None = None) -> Crowd:
@@ -113,8 +138,9 @@ def say_of_people(
     return cross_fitted_margins(start.model, start.encoder, asked, settings, fold_of) if asked else {}
 
 
-def show_crowd(metrics: TrainerMetrics, crowd: Crowd, gestures: Sequence[Gesture]) -> None:
-    """Show what is known of the crowd in the metrics and the log."""
+def show_crowd(metrics: TrainerMetrics, board: Board, crowd: Crowd, votes: Votes, gestures: Sequence[Gesture]) -> None:
+    """Show what is known of the crowd in the metrics, to operators and in the log."""
+    board.knows(crowd_message(crowd, votes, gestures))
     counts = {detector: len({f.person for f in crowd.flags if f.detector == detector}) for detector in DETECTORS}
     for detector, count in counts.items():
         metrics.flagged_people.labels(detector=detector).set(count)

@@ -19,8 +19,8 @@ from rewardloop_trainer.assessment.policies.head_to_head import head_to_head
 from rewardloop_trainer.assessment.safety.raters import NamedRater, classifier_rater, phrase_rater
 from rewardloop_trainer.assessment.safety.rates import Failure, SuiteResult, run_suite
 from rewardloop_trainer.assessment.safety.suites import read_suite
-from rewardloop_trainer.assessment.texts import conversation_text
 from rewardloop_trainer.data.preferences import Prompt, Record
+from rewardloop_trainer.data.prompt_text import conversation_text
 from rewardloop_trainer.data.split import prompt_key
 from rewardloop_trainer.evaluation.answers import Contenders
 from rewardloop_trainer.evaluation.clusters import ClusteredMean

@@ -12,7 +12,7 @@ from rewardloop_trainer.assessment.checks import Check, no_worse, parts_to_judge
 from rewardloop_trainer.assessment.measures import measured
 from rewardloop_trainer.assessment.reward_models.agreement import Choices, length_margins, slices_of, strict_margins
 from rewardloop_trainer.assessment.reward_models.benchmarks import Benchmark, Scored, read_benchmark, score_benchmark
-from rewardloop_trainer.assessment.texts import conversation_text
+from rewardloop_trainer.data.prompt_text import conversation_text
 from rewardloop_trainer.evaluation.answers import Scorer
 from rewardloop_trainer.evaluation.clusters import Ints, clustered_mean
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, read_evidence

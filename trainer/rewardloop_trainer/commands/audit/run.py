@@ -32,7 +32,7 @@ from rewardloop_trainer.audit.report import figures_of, findings, report_of
 from rewardloop_trainer.commands.audit.settings import AuditSettings
 from rewardloop_trainer.data.length_share import LengthShare
 from rewardloop_trainer.data.preferences import Pair
-from rewardloop_trainer.reports.page import JSON, PAGE, write_report
+from rewardloop_trainer.reports.page import JSON, PAGE, publish_report, write_report
 from rewardloop_trainer.reports.parts import Cell
 from rewardloop_trainer.reward.evaluate import Floats, pair_margins
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -83,7 +83,10 @@ def run_audit(settings: AuditSettings) -> Found:
         "model": f"reward {settings.version}" if settings.version else "none",
         "signals that the model has not learned from": sum(each.is_unseen for each in judged),
     }
-    write_report(report_of(audit, facts), settings.out)
+    report = report_of(audit, facts)
+    write_report(report, settings.out)
+    if settings.publish:
+        publish_report(ModelStore(settings.store).reports, "audit", report)
     if settings.metrics_file is not None:
         write_metrics(audit, settings.metrics_file)
     return Found(findings(audit), figures)

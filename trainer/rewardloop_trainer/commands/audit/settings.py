@@ -43,6 +43,7 @@ class AuditSettings(ProcessSettings):
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")
 
     out: Path = Field(Path("rewardloop-audit"), description="directory of report.html and report.json")
+    publish: bool = Field(False, description="also put the report into the store, where the console shows it")
     metrics_file: Path | None = Field(
         None,
         description="file of metrics in Prometheus' text format, such as one of node_exporter's textfile collector",

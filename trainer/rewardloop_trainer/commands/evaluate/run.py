@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from rewardloop.formats.store import ModelStore
 from rewardloop_trainer.assessment.checks import Check, check_figures, checks_section
 from rewardloop_trainer.assessment.reward_models.report import Findings
 from rewardloop_trainer.commands.evaluate.outcome import Stages, write_outcome
 from rewardloop_trainer.commands.evaluate.policy_run import evaluate_policy
 from rewardloop_trainer.commands.evaluate.reward_run import evaluate_reward
 from rewardloop_trainer.commands.evaluate.settings import EvaluateSettings
+from rewardloop_trainer.reports.page import publish_report
 from rewardloop_trainer.reports.parts import Cell, Report
 from rewardloop_trainer.rounds.publish import code_version
 
@@ -44,6 +46,8 @@ def evaluate(settings: EvaluateSettings) -> int:
         found.figures,
         found.sections,
     )
+    if settings.publish:
+        publish_report(ModelStore(settings.store).reports, "evaluation", report)
     page = write_outcome(report, settings.out, settings.model, settings.version or name)
     refused = [check for check in checks if not check.passed]
     for check in refused:

@@ -91,6 +91,7 @@ class EvaluateSettings(ProcessSettings):
     safety_margin: float | None = Field(None, ge=0, lt=1, description="rise of failures that is accepted on a suite")
     most_red_team: float = Field(0.0, ge=0, le=1, description="most share of --regression that may work again")
 
+    publish: bool = Field(False, description="also put the report into the store, where the console shows it")
     out: Path = Field(description="directory to write: report.html, report.json, metrics.prom and TensorBoard events")
     seed: int = Field(0, ge=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch's choice")

@@ -12,7 +12,7 @@ The weights are on the records, so that every algorithm and every gate has the s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
@@ -33,6 +33,7 @@ class Trust:
         crowd: The accuracy of a person of whom nothing is known.
         hands: The hand of each id that shares one with others.
         signals: Factors of single signals, by `signal_key`.
+        muted: Annotators whose signals weigh nothing because an operator said so, whatever their source is.
     """
 
     accuracy: Mapping[str, float] = field(default_factory=dict)
@@ -40,11 +41,14 @@ class Trust:
     crowd: float = ASSUMED_ACCURACY
     hands: Mapping[str, str] = field(default_factory=dict)
     signals: Mapping[str, float] = field(default_factory=dict)
+    muted: Collection[str] = ()
 
     def weight(self, person: str, slices: Iterable[str] = ()) -> float:
         """Return what a signal of a person weighs; 1 if it names nobody."""
         if not person:
             return 1.0
+        if person in self.muted:
+            return 0.0
         of_slices = self.by_slice.get(person, {})
         known = [of_slices[each] for each in slices if each in of_slices]
         return trust_weight(sum(known) / len(known) if known else self.accuracy.get(person, self.crowd))
@@ -58,7 +62,7 @@ class Trust:
         found = json.loads(text)
         if not isinstance(found, dict) or found.pop("format_version", None) != _FORMAT_VERSION:
             raise ValueError("this is no file of trust of this version")
-        return cls(**found)
+        return cls(**{**found, "muted": tuple(found.get("muted", ()))})
 
 
 def trust_weight(accuracy: float) -> float:
@@ -69,9 +73,12 @@ def trust_weight(accuracy: float) -> float:
 def weigh_people(records: Sequence[Record], trust: Trust) -> list[Record]:
     """Return the records in their order, people's weighed, and ids that are one hand under the hand's name.
 
-    Records of other sources keep their weights: `source_weights` measures those.
+    Records of other sources keep their weights, as `source_weights` measures those, unless an operator muted them.
     """
-    return [_weighed(record, trust) if record.source == "human" else record for record in records]
+    return [
+        _weighed(record, trust) if record.source == "human" or record.annotator in trust.muted else record
+        for record in records
+    ]
 
 
 def _weighed(record: Record, trust: Trust) -> Record:

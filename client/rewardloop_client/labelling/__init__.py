@@ -1,0 +1,1 @@
+"""Calls of the LabellingService: `client.labelling` of both clients, and the service in memory of the fake."""

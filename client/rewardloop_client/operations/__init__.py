@@ -1,0 +1,1 @@
+"""What operators may ask, and decide about dead letters and people."""

@@ -1,0 +1,1 @@
+"""The web console, which the HTTP door serves under ``/console``: pages for people, made on the server."""

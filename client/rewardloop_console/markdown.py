@@ -1,0 +1,65 @@
+"""Shows what models and people have written. No HTML of theirs is taken, no image is loaded, and a link only leads out.
+
+Three things hold it apart, each by itself: the reader of Markdown escapes HTML, what it makes is cleaned by a list of
+tags, and the page's content security policy runs scripts and loads images from the console's own files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import nh3
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup, escape
+
+# Above this many characters a text is shown as it is. The reader takes a time that grows with the square of the length
+# for some texts, such as one of brackets: about half a second at this length.
+MOST_CHARACTERS = 20_000
+_SCHEMES = ("https://", "http://", "mailto:")
+_TAGS = {
+    *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "span"),
+    *("h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
+}
+_TOP_HEADING = 4  # the page has the ones above
+
+
+def rendered(text: str) -> Markup:
+    """Return a text as HTML: by the rules of Markdown, or as it is if it is very long."""
+    if len(text) > MOST_CHARACTERS:
+        return Markup('<pre class="as-it-is">{}</pre>').format(text)
+    return Markup(
+        nh3.clean(
+            _MARKDOWN.render(text),
+            tags=_TAGS,
+            attributes={"a": {"href", "title"}, "ol": {"start"}},
+            allowed_classes={"span": {"image"}},
+            url_schemes={"https", "http", "mailto"},
+            link_rel="noopener noreferrer nofollow",
+            set_tag_attribute_values={"a": {"target": "_blank"}},
+        )
+    )
+
+
+def _image(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
+    """Return an image as words: loading it would tell its server who reads the page."""
+    address = str(tokens[i].attrGet("src") or "")
+    return f'<span class="image">[image: {escape(tokens[i].content)} {escape(address)}]</span>'
+
+
+def _heading(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
+    level = min(6, _TOP_HEADING - 1 + int(tokens[i].tag[1:]))
+    return f"<{'/' if tokens[i].nesting < 0 else ''}h{level}>"
+
+
+def _reader() -> MarkdownIt:
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    reader.validateLink = lambda url: url.lower().startswith(_SCHEMES)  # type: ignore[method-assign]
+    for name, rule in (("image", _image), ("heading_open", _heading), ("heading_close", _heading)):
+        reader.add_render_rule(name, rule)
+    return reader
+
+
+_MARKDOWN = _reader()

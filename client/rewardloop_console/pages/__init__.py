@@ -1,0 +1,1 @@
+"""The pages. Each lists its addresses in `PATHS`."""

@@ -1,0 +1,1 @@
+"""What operators see of the loop, and what they decide about dead letters and people."""

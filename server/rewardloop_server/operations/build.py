@@ -1,0 +1,29 @@
+"""Builds the OperationsService from the parts of a serving process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from redis.asyncio import Redis
+
+from rewardloop.formats.store import ModelStore
+from rewardloop_server.calls.replication import Replication
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.operations.dead_letters import DeadLetters
+from rewardloop_server.operations.published import Published
+from rewardloop_server.operations.servicer import OperationsServicer
+from rewardloop_server.operations.status import Host, LoopStatus, Pointers
+
+
+def operations_servicer(
+    hosts: Mapping[str, Host],
+    store: ModelStore,
+    pointer: Pointers,
+    redis: Redis,
+    metrics: ServerMetrics,
+    replicated: Replication,
+) -> OperationsServicer:
+    """Return the service of a process that serves these reward models, with a policy worker behind it."""
+    published, letters = Published(redis, replicated), DeadLetters(redis, replicated)
+    status = LoopStatus(hosts, True, store, pointer, redis, published, letters, metrics)
+    return OperationsServicer(status, published, letters, store.reports)

@@ -1,0 +1,120 @@
+"""Somebody watches, decides and mutes in a real Chromium; every page is usable on a phone and by a screen reader."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from support.chromium import PHONE, chromium, grave_violations, width_of
+from support.consoles import console_on_a_port
+from support.loops import REASON, busy_fake
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.long
+
+PAGES = (
+    "watch",
+    "watch/rounds/reward/t1/8",
+    "watch/letters",
+    "compare",
+    "compare/reports/r1",
+    "decide",
+    "decide/confirm?action=canary&model=reward&version=2&percent=5",
+    "decide/erasure?id=user-17",
+    "people",
+    "people/mute?caller=shop&id=user-17",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as opened:
+        yield opened
+
+
+def test_a_version_is_promoted_and_rolled_back_letters_are_handled_and_a_person_is_muted(browser: Browser) -> None:
+    fake = busy_fake()
+    with console_on_a_port(fake) as url:
+        page = browser.new_page()
+        page.goto(f"{url}/console/watch")
+        assert page.get_by_text("reward: 37 more comparisons.").is_visible()
+        assert page.get_by_text(REASON).is_visible()
+        page.get_by_role("link", name="reward 8").click()
+        assert page.get_by_role("heading", name="Where the candidate is worse").is_visible()
+        assert page.get_by_text(REASON).is_visible()
+        assert page.locator("svg.curve").count() == 2
+        assert page.title() == "reward round 8 · rewardloop"
+
+        page.get_by_role("link", name="Decide").click()
+        page.get_by_role("link", name="Promote reward 2").click()
+        assert page.get_by_text("loaded and warmed beside version 1").is_visible()
+        page.get_by_label("Reason").fill("it is better")
+        page.get_by_role("button", name="Promote: reward version 2").click()
+        assert page.get_by_text("The version is live.").is_visible()
+        assert fake.get_version("reward").version == "2"
+        page.get_by_role("link", name="Roll reward back to 1").click()
+        assert page.get_by_text("Trainers are held").is_visible()
+        page.get_by_role("button", name="Roll reward back to version 1").click()
+        assert page.get_by_text("The version before is live again.").is_visible()
+        assert fake.get_version("reward").version == "1"
+        assert page.get_by_text("held", exact=True).is_visible()
+
+        page.get_by_role("link", name="Watch").click()
+        page.locator("#dead-letters").click()
+        page.get_by_role("button", name="Put back").first.click()
+        assert page.get_by_text("The signal is in the stream again.").is_visible()
+        page.get_by_role("button", name="Discard…").click()
+        page.get_by_role("button", name="Discard it").click()
+        assert page.get_by_text("The letter was discarded.").is_visible()
+        assert (fake.loop.requeued, fake.loop.letters) == (["1700000000001-0"], [])
+
+        page.get_by_role("link", name="People").click()
+        page.get_by_role("link", name="Mute user-17").click()
+        page.get_by_label("Reason").fill("a shared account")
+        page.get_by_role("button", name="Mute").click()
+        assert page.get_by_role("link", name="Hear user-17").is_visible()
+        page.close()
+    (person,) = [each for each in fake.operations.people().people if each.HasField("mute")]
+    assert (person.caller, person.annotator_id) == ("shop", "user-17")
+
+
+def test_watch_renews_itself_and_keeps_the_keyboard_where_it_was(browser: Browser) -> None:
+    fake = busy_fake()
+    with console_on_a_port(fake) as url:
+        page = browser.new_page()
+        page.goto(f"{url}/console/watch")
+        page.get_by_role("link", name="reward 8").focus()
+        fake.loop.waiting_for["reward"] = "reward: 36 more comparisons."
+        page.get_by_text("reward: 36 more comparisons.").wait_for(timeout=30_000)
+        assert page.evaluate("document.activeElement.textContent") == "reward 8"
+        page.close()
+
+
+def test_a_report_cannot_run_or_load_anything(browser: Browser) -> None:
+    fake = busy_fake()
+    with socket.create_server(("127.0.0.1", 0)) as beacon, console_on_a_port(fake) as url:
+        beacon.settimeout(1.0)
+        fake.loop.reports[0].page += f"<img src='http://127.0.0.1:{beacon.getsockname()[1]}/seen'>"
+        page = browser.new_page()
+        page.goto(f"{url}/console/compare/reports/r1")
+        page.frame_locator("iframe.report").get_by_role("heading", name="Report").wait_for()
+        assert page.title() == "reward: 2 <b> · rewardloop"
+        with pytest.raises(TimeoutError):
+            beacon.accept()
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_grave_violation_or_scrolls_sideways_on_a_phone(browser: Browser, scheme: str) -> None:
+    with console_on_a_port(busy_fake()) as url:
+        context = browser.new_context(color_scheme=scheme, viewport=PHONE)  # type: ignore[arg-type]
+        page = context.new_page()
+        for path in PAGES:
+            page.goto(f"{url}/console/{path}")
+            assert grave_violations(page) == [], path
+            assert width_of(page) <= PHONE["width"], path
+        context.close()

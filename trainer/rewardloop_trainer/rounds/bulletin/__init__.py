@@ -1,0 +1,1 @@
+"""What operators see of the trainer: a board that rounds write on, and its publication in Redis."""
