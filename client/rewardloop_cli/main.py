@@ -29,7 +29,7 @@ app = typer.Typer(
 token = typer.Typer(help="Make tokens for callers.", rich_markup_mode=None, no_args_is_help=True)
 config = typer.Typer(help="See the settings of the processes.", rich_markup_mode=None, no_args_is_help=True)
 
-add_process_commands(app, models=models)
+add_process_commands(app, models=models, feedback=feedback)
 app.add_typer(config, name="config")
 app.add_typer(feedback, name="feedback")
 app.add_typer(label, name="label")

@@ -25,6 +25,7 @@ from rewardloop_client._observe import Observer, observed
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
+    ErasureProgress,
     Generation,
     Identity,
     LaneName,
@@ -184,6 +185,18 @@ class AsyncRewardloopClient:
     async def retract(self, import_id: str, *, timeout_s: float | None = None) -> str:
         """Take back every signal of an import. See `RewardloopClient.retract`."""
         return await self._run(calls.retract(import_id), timeout_s)
+
+    async def erase(
+        self,
+        *,
+        annotator_id: str = "",
+        generation_id: str = "",
+        erasure_id: str = "",
+        caller: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ErasureProgress:
+        """Erase a person's signals, or see how far an erasure has come. See `RewardloopClient.erase`."""
+        return await self._run(calls.erase(annotator_id, generation_id, erasure_id, caller), timeout_s)
 
     # All parameters but the prompt are keyword-only options of the public API.
     async def generate(  # noqa: PLR0913 - the options of one call

@@ -16,6 +16,7 @@ from rewardloop_client._errors import InvalidReply, InvalidRequest, NotFound, Re
 from rewardloop_client._retry import Attempts, Call, Pause, RetryPolicy, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
+    ErasureProgress,
     Generation,
     Identity,
     LaneName,
@@ -37,6 +38,7 @@ SCORE_STREAM = "/rewardloop.v1.RewardService/ScoreStream"
 RECORD = "/rewardloop.v1.FeedbackService/Record"
 RECORD_BATCH = "/rewardloop.v1.FeedbackService/RecordBatch"
 RETRACT = "/rewardloop.v1.FeedbackService/Retract"
+ERASE = "/rewardloop.v1.FeedbackService/Erase"
 GENERATE = "/rewardloop.v1.PolicyService/Generate"
 GENERATE_STREAM = "/rewardloop.v1.PolicyService/GenerateStream"
 LIST_VERSIONS = "/rewardloop.v1.ModelService/ListVersions"
@@ -61,7 +63,7 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # Undo one answer.
 REPEATABLE = (
     GET_IDENTITY,
-    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, GENERATE),
+    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, ERASE, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
     *(ADD_TASKS, RETRACT_TASKS, NEXT_TASK, ANSWER, GET_PROGRESS, LIST_ANSWERS, SET_GUIDELINES, GET_GUIDELINES),
 )
@@ -230,6 +232,18 @@ def retract(import_id: str) -> Call[str]:
     """Safe to repeat: an import that has been taken back has nothing left to take back."""
     request = feedback_pb2.RetractRequest(import_id=convert.text_field("import_id", import_id))
     return one_call(RETRACT, request, feedback_pb2.RetractResponse, lambda response: str(response.stream_id))
+
+
+def erase(annotator_id: str, generation_id: str, erasure_id: str, caller: str | None) -> Call[ErasureProgress]:
+    """Safe to repeat: what is under way for the same person is not begun again. Raises InvalidRequest."""
+    named = {"annotator_id": annotator_id, "generation_id": generation_id, "erasure_id": erasure_id}
+    given = {field: convert.text_field(field, text) for field, text in named.items() if text}
+    if len(given) != 1:
+        raise convert.invalid("whose", f"one of {', '.join(named)} must be given, not {len(given)}")
+    request = feedback_pb2.EraseRequest(**given)
+    if caller is not None:
+        request.caller = convert.text_field("caller", caller)
+    return one_call(ERASE, request, feedback_pb2.EraseResponse, convert.erasure_progress)
 
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:

@@ -24,6 +24,9 @@ from rewardloop_client._types import (
     Candidate,
     CandidateText,
     Chosen,
+    ErasureHolder,
+    ErasureProgress,
+    ErasureStateName,
     Generation,
     Identity,
     LaneName,
@@ -37,6 +40,7 @@ from rewardloop_client._types import (
     ScoreResult,
     SelectionName,
     SourceName,
+    TaughtVersion,
     Timings,
     TokenLogProbability,
     TruncatedPrompt,
@@ -315,7 +319,23 @@ def check_items(found: int, expected: int) -> None:
 
 
 def record_result(response: feedback_pb2.RecordResponse) -> RecordResult:
-    return RecordResult(response.stream_id, response.duplicate)
+    return RecordResult(response.stream_id, response.duplicate, response.erased)
+
+
+def erasure_progress(response: feedback_pb2.EraseResponse) -> ErasureProgress:
+    """Read how far an erasure has come. Raises ValueError for a time that no calendar has."""
+    holders = tuple(
+        ErasureHolder(
+            holder.name,
+            cast(ErasureStateName, _name(feedback_pb2.ErasureState, holder.state)),
+            dict(holder.erased),
+            tuple(holder.notes),
+        )
+        for holder in response.holders
+    )
+    versions = tuple(TaughtVersion(each.model, each.version, each.directly) for each in response.versions)
+    asked = response.requested_time.ToDatetime(tzinfo=UTC)
+    return ErasureProgress(response.erasure_id, response.done, asked, holders, versions)
 
 
 def record_outcome(item: feedback_pb2.RecordBatchItem) -> RecordResult | RewardloopError:

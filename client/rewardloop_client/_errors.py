@@ -211,6 +211,10 @@ class UnknownGeneration(NotFound):
     reason = "UNKNOWN_GENERATION"
 
 
+class UnknownErasure(NotFound):
+    reason = "UNKNOWN_ERASURE"
+
+
 class UnknownItem(NotFound):
     reason = "UNKNOWN_ITEM"
 

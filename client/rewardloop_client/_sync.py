@@ -25,6 +25,7 @@ from rewardloop_client._observe import Observer, observed
 from rewardloop_client._retry import Attempts, Call, Pause, Send, Steps, steps_of
 from rewardloop_client._types import (
     CandidateText,
+    ErasureProgress,
     Generation,
     Identity,
     LaneName,
@@ -279,6 +280,32 @@ class RewardloopClient:
             The place of the retraction in the stream.
         """
         return self._run(calls.retract(import_id), timeout_s)
+
+    def erase(
+        self,
+        *,
+        annotator_id: str = "",
+        generation_id: str = "",
+        erasure_id: str = "",
+        caller: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ErasureProgress:
+        """Erase every signal of a person or about a generation for good, or see how far an erasure has come.
+
+        The call returns at once. Call it again with the ``erasure_id`` until the progress is ``done``.
+
+        Args:
+            annotator_id: The person.
+            generation_id: The generation, instead of a person.
+            erasure_id: An erasure that was begun, instead of either.
+            caller: Whose annotator it is; "" for signals without a caller, None for all callers.
+            timeout_s: Seconds for all attempts together; None for the client's own.
+
+        Raises:
+            InvalidRequest: Not exactly one of the three is given.
+            UnknownErasure: No erasure has the id.
+        """
+        return self._run(calls.erase(annotator_id, generation_id, erasure_id, caller), timeout_s)
 
     # All parameters but the prompt are keyword-only options of the public API.
     def generate(  # noqa: PLR0913 - the options of one call

@@ -12,6 +12,7 @@ from rewardloop.v1 import common_pb2
 LaneName: TypeAlias = Literal["production", "trainer"]
 TruncationName: TypeAlias = Literal["allowed", "refused"]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
+ErasureStateName: TypeAlias = Literal["pending", "done", "away", "unspecified"]
 SelectionName: TypeAlias = Literal["best", "informative", "uniform"]
 # A text, the messages of a conversation, ``{"messages": [...], "tools": [...]}``, or a ready message.
 PromptLike: TypeAlias = str | Sequence[Mapping[str, Any]] | Mapping[str, Any] | common_pb2.Prompt
@@ -123,10 +124,58 @@ class RecordResult:
     Attributes:
         stream_id: The signal's place in the stream; empty for a duplicate.
         duplicate: The event_id had been recorded before.
+        erased: The signal of this event_id was erased, and was not recorded again. It counts as a duplicate, too.
     """
 
     stream_id: str
     duplicate: bool
+    erased: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureHolder:
+    """A process that keeps signals, and how far it has come with an erasure.
+
+    Attributes:
+        name: Such as "trainer".
+        state: "pending", "done", or "away": it has not been seen for a minute, and carries the erasure out when it
+            starts again.
+        erased: How many things it erased, by what they were.
+        notes: What it could not erase, or somebody has to do by hand.
+    """
+
+    name: str
+    state: ErasureStateName
+    erased: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtVersion:
+    """A version that has learned from erased signals: from its own data, or through a version it descends from."""
+
+    model: str
+    version: str
+    directly: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureProgress:
+    """How far an erasure has come.
+
+    Attributes:
+        erasure_id: Names it.
+        done: Whether nobody is waited for.
+        requested_at: When it was asked for.
+        holders: Who keeps signals.
+        versions: The versions that learned from the signals, once the trainer has reported.
+    """
+
+    erasure_id: str
+    done: bool
+    requested_at: datetime
+    holders: tuple[ErasureHolder, ...]
+    versions: tuple[TaughtVersion, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from rewardloop_client._errors import (
     PromotionHeld,
     RewardloopError,
     Unimplemented,
+    UnknownErasure,
     UnknownGeneration,
     UnknownVersion,
     Violation,
@@ -59,6 +60,7 @@ _METHODS = {
     "record": calls.RECORD,
     "record_batch": calls.RECORD_BATCH,
     "retract": calls.RETRACT,
+    "erase": calls.ERASE,
     "generate": calls.GENERATE,
     "generate_stream": calls.GENERATE_STREAM,
     "list_versions": calls.LIST_VERSIONS,
@@ -140,6 +142,7 @@ class FakeRewardloop(RewardloopClient):
             calls.RECORD: lambda request: self._record(request.event),
             calls.RECORD_BATCH: self._record_batch,
             calls.RETRACT: self._retract,
+            calls.ERASE: self._erase,
             calls.GENERATE: self._generate,
             calls.LIST_VERSIONS: self._list_versions,
             calls.GET_VERSION: self._get_version,
@@ -153,6 +156,7 @@ class FakeRewardloop(RewardloopClient):
         self.loop = FakeLoop(self._model_statuses)
         self._answers |= self.loop.answers()
         self.events: list[feedback_pb2.FeedbackEvent] = []
+        self._erased: dict[str, set[str]] = {}  # erasure_id: the event_ids that it erased
         self.generations: dict[str, policy_pb2.Generation] = {}
         self.label_queue = FakeLabelling(self.events, self.generations)
         self._answers |= self.label_queue.answers
@@ -224,6 +228,8 @@ class FakeRewardloop(RewardloopClient):
                 raise UnknownGeneration(f"generation {event.generation_id} is unknown")
             responses = [c.text for c in self.generations[event.generation_id].candidates]
         _refuse(event_violations(event, responses))
+        if any(event.event_id in erased for erased in self._erased.values()):
+            return feedback_pb2.RecordResponse(duplicate=True, erased=True)
         if recorded := [known for known in self.events if known.event_id == event.event_id]:
             if recorded[0] != event:
                 raise EventIdConflict("another signal was recorded under this event_id")
@@ -242,6 +248,25 @@ class FakeRewardloop(RewardloopClient):
             raise InvalidRequest("import_id: missing", violations=[Violation("import_id", "missing")])
         self.events[:] = [event for event in self.events if event.import_id != request.import_id]
         return feedback_pb2.RetractResponse(stream_id=f"{len(self.events) + 1}-0")
+
+    def _erase(self, request: feedback_pb2.EraseRequest) -> feedback_pb2.EraseResponse:
+        """Erase at once. Callers are not told apart."""
+        erasure_id = request.erasure_id
+        if not erasure_id:
+            erasure_id, field = f"erasure-{len(self._erased) + 1}", str(request.WhichOneof("whose"))
+            gone = [event for event in self.events if getattr(event, field) == getattr(request, field)]
+            self._erased[erasure_id] = {event.event_id for event in gone}
+            self.events = [event for event in self.events if event not in gone]
+            self.generations.pop(request.generation_id, None)
+        elif erasure_id not in self._erased:
+            raise UnknownErasure(f"no erasure has the id {erasure_id}")
+        response = feedback_pb2.EraseResponse(erasure_id=erasure_id, done=True)
+        response.holders.add(
+            name="fake",
+            state=feedback_pb2.ERASURE_STATE_DONE,
+            erased={"signals": len(self._erased[erasure_id])},
+        )
+        return response
 
     def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
         _refuse(itertools.chain(prompt_violations(request.prompt), choice_violations(request)))

@@ -245,7 +245,7 @@ _NESTED = frozenset(
     )
 )
 # Texts, or conversations in JSON.
-_SPOKEN = frozenset(("prompt", "chosen", "rejected", "completion", "response", "context"))
+_SPOKEN = frozenset(("prompt", "chosen", "rejected", "completion", "response", "context", "edited_text"))
 
 
 def table_rows(text: IO[bytes], between: str) -> Iterator[dict[str, Json] | str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from rewardloop.formats.messages import message_of, prompt_of, tools_of
+from rewardloop.formats.messages import message_of, prompt_of, tools_of, turns
 from rewardloop.formats.mixing.names import is_name
 from rewardloop.v1 import common_pb2, feedback_pb2
 from rewardloop_client import Feedback, InvalidRequest
@@ -61,7 +61,14 @@ class Graded:
     maximum: float
 
 
-Said: TypeAlias = Preferred | Equal | Ordered | Approved | Graded
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """The only response, as somebody rewrote it."""
+
+    text: str
+
+
+Said: TypeAlias = Preferred | Equal | Ordered | Approved | Graded | Edited
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,33 @@ def event_of(judgement: Judgement, labels: Labels) -> feedback_pb2.FeedbackEvent
     return event
 
 
+def judgement_of(event: feedback_pb2.FeedbackEvent) -> Judgement:
+    """Return the judgement of a valid event, whose `key` is the event's id: the reverse of `event_of`.
+
+    What a caller of the service says beside the judgement, such as tags, is not part of it.
+    """
+    responses = tuple(event.responses)
+    said: Said
+    match event.WhichOneof("signal"):
+        case "choice":
+            strength = event.choice.strength if event.choice.HasField("strength") else None
+            said = Preferred(event.choice.chosen, event.choice.rejected, strength)
+        case "tie":
+            said = Equal(event.tie.first, event.tie.second)
+        case "ranking":
+            said = Ordered(tuple(event.ranking.order))
+        case "thumb":
+            said, responses = Approved(event.thumb.up), (responses[event.thumb.response],)
+        case "rating":
+            rating = event.rating
+            said, responses = Graded(rating.value, rating.minimum, rating.maximum), (responses[rating.response],)
+        case "edit":
+            said, responses = Edited(event.edit.edited_text), (responses[event.edit.response],)
+        case other:
+            raise ValueError(f"a signal of kind {other!r} is no judgement")
+    return Judgement(turns(event.prompt), responses, said, event.annotator_id, event.aspect, event.event_id)
+
+
 def _made(said: Said, context: Context) -> feedback_pb2.FeedbackEvent:
     match said:
         case Preferred():
@@ -167,6 +201,8 @@ def _made(said: Said, context: Context) -> feedback_pb2.FeedbackEvent:
             return Feedback.thumb(up=said.up, response=0, **context)
         case Graded():
             return Feedback.rating(value=said.value, minimum=said.minimum, maximum=said.maximum, response=0, **context)
+        case Edited():
+            return Feedback.edit(edited_text=said.text, response=0, **context)
 
 
 def _values(said: Said) -> list[Any]:

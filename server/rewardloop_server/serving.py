@@ -54,6 +54,7 @@ from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.identity import AccessServicer
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.caps import Caps
+from rewardloop_server.feedback.erasures import ErasureDesk
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.intake import Intake
@@ -124,7 +125,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     desk = labelling_desk(settings, redis, feedback, scoring, metrics, replicated)
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
     entrance = Entrance(settings, metrics.registry, PROG)
-    entrance.door.readers = scoring.scorers.readers
+    entrance.door.readers, entrance.door.audit.hide = scoring.scorers.readers, feedback.intake.erasures.hidden
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
 
@@ -152,7 +153,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         poll_stream(metrics, redis),
         poll_durability(metrics, redis, parse_redis_url(settings.redis_url).kind, replicated),
         *desk.upkeep(),
-        *([feedback.intake.drain()] if settings.spool else []),
+        *feedback.intake.upkeep(),
         *entrance.upkeep(),
     ]
 
@@ -347,7 +348,9 @@ def build_feedback(
     stream = FeedbackStream(redis, settings.seen_ttl_s, caps, on_group, carried, settings.seen_ids, replicated)
     spool = Spool(Path(settings.spool)) if settings.spool else None
     fill = functools.partial(fill_in, limits=limits(settings))
-    return Feedback(Intake(stream, generations, fill, metrics, spool, settings.spool_mib * 2**20), generations)
+    desk = ErasureDesk(redis, replicated, str(Path(settings.spool).resolve()) if settings.spool else "")
+    intake = Intake(stream, generations, fill, metrics, spool, settings.spool_mib * 2**20, desk)
+    return Feedback(intake, generations)
 
 
 def feedback_servicer(settings: ServeSettings, feedback: Feedback, metrics: ServerMetrics) -> FeedbackServicer:

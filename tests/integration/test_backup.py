@@ -245,12 +245,18 @@ def test_places_that_are_not_empty_are_refused_unless_they_are_moved_aside(
     assert str(world.plan.store) in error
     assert "Redis (keys rewardloop:*)" in error
     assert "--replace" in error
+    register = world.data / "ledger" / "erasures"
+    register.mkdir()
+    (register / "e1.json").write_text("asked for since the backup")
+    (register / "keys.json").write_text('{"a": "00"}')
     assert _restore(tmp_path / "backup", world.data, "--replace") == 0
     (aside,) = world.data.glob("models.before-*")
     assert (aside / "reward" / "2" / "manifest.json").exists()
     assert ModelStore(world.plan.store).versions("reward") == [1, 2]
     world.redis_server.start()
     assert world.client.get("rewardloop:{models}:first_served:x") is None
+    assert (register / "e1.json").read_text() == "asked for since the backup"
+    assert (register / "keys.json").read_text() == '{"a": "00"}'
 
 
 @AS_DIRECTORY_AND_TAR

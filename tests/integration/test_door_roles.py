@@ -20,7 +20,7 @@ LOOKING = {
 }
 ACTIONS = {
     *("Promote", "Rollback", "SetCanary", "SetShadow", "AddTasks", "RetractTasks", "SetGuidelines"),
-    *("SetMuted", "RequeueDeadLetter", "DropDeadLetter"),
+    *("SetMuted", "RequeueDeadLetter", "DropDeadLetter", "Erase"),
 }
 MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,

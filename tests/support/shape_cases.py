@@ -720,6 +720,11 @@ SINGLE = (
         ["user: q => +a", "user: q => -b"],
     ),
     Case(
+        "edits",
+        [{"prompt": "q", "response": "a", "edited_text": "b"}],
+        ["user: q => a ~ b"],
+    ),
+    Case(
         "KTO, labels 1 and 0, messages",
         [
             {"prompt": [user("q")], "completion": [assistant("a")], "label": 1},

@@ -9,7 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from rewardloop_data.judgements import Approved, Equal, Graded, Judgement, Ordered, Preferred
+from rewardloop_data.judgements import Approved, Edited, Equal, Graded, Judgement, Ordered, Preferred
 from rewardloop_data.rows import RowError
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile, UnreadableFile
@@ -46,6 +46,8 @@ def written(judgement: Judgement) -> str:
             heard = " > ".join(texts[i] for i in said.order)
         case Approved():
             heard = f"{'+' if said.up else '-'}{texts[0]}"
+        case Edited():
+            heard = f"{texts[0]} ~ {said.text}"
         case Graded():
             heard = f"{texts[0]}: {said.value:g} in {said.minimum:g}..{said.maximum:g}"
     prompt = " | ".join(f"{turn.role}: {turn.content}" for turn in judgement.prompt)

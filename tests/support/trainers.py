@@ -34,7 +34,7 @@ class Archiver:
         self._started.append(self.process)
         return self.process
 
-    def wait_for_log(self, text: str, patience_s: float = 60.0) -> None:
+    def wait_for_log(self, text: str, patience_s: float = 240.0) -> None:
         assert self.process is not None
         deadline = time.monotonic() + patience_s
         while text not in self.log:

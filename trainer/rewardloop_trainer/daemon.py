@@ -23,6 +23,8 @@ from rewardloop_trainer.archive.fence import Fence, Fenced
 from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_redis_until
+from rewardloop_trainer.erasure.carry_out import Eraser
+from rewardloop_trainer.erasure.work_part import WorkFiles
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 from rewardloop_trainer.rounds.bulletin.board import Board
@@ -139,9 +141,7 @@ def _lead(
             tracing=tracing,
             board=board,
         )
-        consumer = Consumer(
-            client, ledger, metrics, _archiving(settings), on_archived=loop.arrived.set, tracing=tracing
-        )
+        consumer = _consumer(settings, client, ledger, metrics, loop, tracing)
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
             _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
@@ -165,6 +165,19 @@ def _lead(
     if lock.lost.is_set() or failures:
         return FAILED
     return _conclude(settings, ledger, loop)
+
+
+def _consumer(
+    settings: TrainSettings,
+    client: redis.Redis,
+    ledger: Ledger,
+    metrics: TrainerMetrics,
+    loop: Loop,
+    tracing: TrainerTracing | None,
+) -> Consumer:
+    eraser = Eraser(client, ledger, WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store))
+    archiving = _archiving(settings)
+    return Consumer(client, ledger, metrics, archiving, on_archived=loop.arrived.set, tracing=tracing, erased=eraser)
 
 
 def _known_rounds(client: redis.Redis) -> list[operations_pb2.Round]:

@@ -1,1 +1,1 @@
-"""The commands below `rewardloop feedback`: import data files, show how they are read, and take imports back."""
+"""The commands below `rewardloop feedback`: import and export data files, take imports back, and erase."""

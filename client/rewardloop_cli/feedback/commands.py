@@ -33,7 +33,9 @@ Verbatim = Annotated[
     bool, typer.Option("--verbatim", help="Take texts as they are, even if they look like whole conversations.")
 ]
 
-feedback = typer.Typer(help="Import preference data, and take it back.", rich_markup_mode=None, no_args_is_help=True)
+feedback = typer.Typer(
+    help="Import and export preference data, take it back, and erase.", rich_markup_mode=None, no_args_is_help=True
+)
 
 
 @feedback.command("import")
@@ -120,6 +122,37 @@ def feedback_retract(
     from rewardloop_cli.feedback import retract as command
 
     finish(lambda: command.run(import_ids, server))
+
+
+@feedback.command("erase")
+def feedback_erase(
+    annotator: Annotated[
+        str, typer.Option(help="Person whose signals are erased; - reads the id from standard input.", metavar="ID")
+    ] = "",
+    generation: Annotated[
+        str, typer.Option(help="Generation that is erased with all signals about it; - as above.", metavar="ID")
+    ] = "",
+    erasure: Annotated[str, typer.Option(help="Follow an erasure that was begun.", metavar="ID")] = "",
+    caller: Annotated[
+        str | None,
+        typer.Option(help="Caller whose annotator it is; an empty text: no caller. Default: those of all callers."),
+    ] = None,
+    wait_s: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until all holders of signals are done.")
+    ] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Erase every signal of a person for good, wherever the deployment keeps it.
+
+    Shows what was erased, the versions that have learned from it, and what is left to do by hand, such as backups.
+    Exit status: 0 when it is done, 1 if somebody is still at it after --wait-s, 2 if it failed.
+    """
+    from rewardloop_cli.failures import finish
+    from rewardloop_cli.feedback import erase as command
+
+    whose = command.Whose(annotator, generation, erasure, caller)
+    finish(lambda: command.run(whose, server, wait_s=wait_s, as_json=as_json))
 
 
 @feedback.command("convert")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rewardloop_data.judgements import Approved, Equal, Graded, Judgement, Ordered, Preferred
+from rewardloop_data.judgements import Approved, Edited, Equal, Graded, Judgement, Ordered, Preferred
 from rewardloop_data.rows import Turns
 from rewardloop_data.survey import Survey
 
@@ -15,6 +15,7 @@ _KINDS = {
     "Ordered": "rankings",
     "Approved": "thumbs",
     "Graded": "ratings",
+    "Edited": "edits",
 }
 
 
@@ -52,6 +53,9 @@ def _said(judgement: Judgement) -> Iterator[str]:
                 yield f"    place {place}{by}: {texts[index]}"
         case Approved():
             yield f"    thumb {'up' if said.up else 'down'}{by}: {texts[0]}"
+        case Edited():
+            yield f"    edited{by}: {short_text(said.text)}"
+            yield f"    instead of: {texts[0]}"
         case Graded():
             yield f"    {said.value:g} between {said.minimum:g} and {said.maximum:g}{by}: {texts[0]}"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from rewardloop_data.judgements import Approved, Graded, Judgement
+from rewardloop_data.judgements import Approved, Edited, Graded, Judgement
 from rewardloop_data.rows import RowError, is_int, short
 from rewardloop_data.shapes.comparisons import answer
-from rewardloop_data.shapes.shape import PROMPT, Choices, Row, Shape, judged, number, prompt_in
+from rewardloop_data.shapes.shape import PROMPT, Choices, Row, Shape, different, judged, number, prompt_in
 
 MAX_VOTES = 1000
 
@@ -99,6 +99,13 @@ def _rating(row: Row, choices: Choices) -> Iterable[Judgement]:
     yield judged(row, prompt, [text], Graded(value, float(ends[0]), float(ends[1])))
 
 
+def _edit(row: Row, choices: Choices) -> Iterable[Judgement]:
+    prompt = prompt_in(row, choices)
+    texts = [answer(key, row[key], prompt, choices) for key in ("response", "edited_text")]
+    different(texts, "response and edited_text")
+    yield judged(row, prompt, texts[:1], Edited(texts[1]))
+
+
 def _rating_marks(row: Row) -> Iterable[str]:
     if "minimum" not in row or "maximum" not in row:
         yield "no scale"
@@ -152,6 +159,15 @@ SHAPES = (
         reads=PROMPT | {"up", "down"},
         fits=lambda row: ("up" in row) != ("down" in row),
         is_by_name=True,
+    ),
+    Shape(
+        "edits",
+        "{prompt, response, edited_text}",
+        "an edit: the edited text is better",
+        ("prompt", "response", "edited_text"),
+        _edit,
+        reads=PROMPT,
+        is_own=True,
     ),
     Shape(
         "rating",

@@ -6,12 +6,15 @@ The model store comes first and Redis last, so that whatever is there at any tim
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import redis
 
+from rewardloop.formats.erasing.erasures import ERASURE_KEYS, ERASURES
 from rewardloop_local.backup.bundle import BundleReader
 from rewardloop_local.backup.errors import BackupError
 from rewardloop_local.backup.places import Place
@@ -32,6 +35,7 @@ class Restore:
         self._client: Any = client
         self._reader = reader
         self._progress = Progress(say)
+        self._erasures: Path | None = None  # the register of what was erased since the backup
         self._say = say
 
     def put_back(self, *, replace: bool) -> int:
@@ -53,11 +57,27 @@ class Restore:
         self._empty(replace)
         for part in ("models", "ledger", "work", "spool"):
             self._write(part)
+        self._keep_erasures()
         self._say("writing Redis")
         with self._reader.opened(REDIS_FILE) as file, gzip.open(file, "rt", encoding="ascii") as lines:
             written = load(self._client, lines)
         os.sync()
         return written
+
+    def _keep_erasures(self) -> None:
+        """Put the register of erasures that were asked for since the backup beside the ledger, so that they hold."""
+        if self._erasures is None or not self._erasures.is_dir():
+            return
+        ledger = self._places["ledger"]
+        there = set(ledger.files())
+        for path in sorted(self._erasures.glob("*.json")):
+            name, data = f"{ERASURES}/{path.name}", path.read_bytes()
+            if path.name == ERASURE_KEYS and name in there:
+                with ledger.opened(name) as (file, _):
+                    data = json.dumps({**json.load(file), **json.loads(data)}).encode()
+            with ledger.writing(name) as target:
+                target.write(data)
+        self._say("what was erased since the backup is erased again when the trainer starts")
 
     def _refuse_homeless(self) -> None:
         """Raise BackupError for a part of the backup that has no place to be put back to."""
@@ -72,7 +92,10 @@ class Restore:
             found = [place.url for place in taken] + ([f"Redis (keys {PATTERN})"] if keys else [])
             raise BackupError(f"not empty: {', '.join(found)}; --replace moves files aside and deletes the keys")
         for place in taken:
-            self._say(f"{place.url} was moved to {place.move_aside()}")
+            aside = place.move_aside()
+            self._say(f"{place.url} was moved to {aside}")
+            if place.part == "ledger":
+                self._erasures = Path(aside) / ERASURES
         if keys:
             deleted = sum(int(self._client.delete(name)) for name in list(names_in(self._client)))
             self._say(f"{deleted} keys of Redis were deleted")

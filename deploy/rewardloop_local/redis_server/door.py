@@ -19,7 +19,7 @@ _MOST_PATH_BYTES = 100
 _PASSWORD_FILE = "password"
 _SOCKET = "redis.sock"
 # What the processes of rewardloop need; the same rights that docs/how-to/redis.md asks for.
-_RIGHTS = "~rewardloop:* +@all -@admin -@dangerous +info"
+_RIGHTS = "~rewardloop:* +@all -@admin -@dangerous +info +bgrewriteaof"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,15 @@ rewardloop:{feedback}:dead                stream: entries that cannot be read. F
 rewardloop:{feedback}:suspect             string: id of an entry that the trainer reads alone, because it was read
                                           several times and never archived. A trainer that finds it at its start
                                           knows that this entry ended the process.
+rewardloop:{feedback}:erasures            hash: erasure_id to the JSON of `formats.erasing.erasures.Erasure`.
+rewardloop:{feedback}:erasures-changed    integer: grows with every change of erasures and reports.
+rewardloop:{feedback}:erasure-holders     hash: name of a process that keeps signals to the Unix seconds at which it
+                                          was last seen.
+rewardloop:{feedback}:erasure:<id>        hash: name of a holder to the JSON of what it has done of an erasure.
+rewardloop:{feedback}:erased              set: digests, 16 bytes each, of the event_ids that were erased.
+rewardloop:{feedback}:erased-again        string: set while Redis's files may hold an erased signal that came again and
+                                          was dropped.
+rewardloop:{secrets}:erasure              hash: name of a key to the key in hex, that makes digests of erased ids.
 rewardloop:{generation}:<generation_id>   string: a serialized rewardloop.v1.Generation. Expires.
 rewardloop:{generation}-caller:<generation_id>  string: the authenticated caller that it was generated for. Expires.
 rewardloop:{secrets}:generation           list: keys in hex that sign generation ids, newest first; two are read.
@@ -98,6 +107,14 @@ DEAD_EVENT_FIELD: Final = "event"
 DEAD_REASON_FIELD: Final = "reason"
 DEAD_SOURCE_FIELD: Final = "source_id"
 
+ERASURES: Final = "rewardloop:{feedback}:erasures"
+ERASURES_CHANGED: Final = "rewardloop:{feedback}:erasures-changed"
+ERASURE_HOLDERS: Final = "rewardloop:{feedback}:erasure-holders"
+# A prefix, which an erasure_id follows.
+ERASURE_REPORTS: Final = "rewardloop:{feedback}:erasure:"
+ERASED_EVENTS: Final = "rewardloop:{feedback}:erased"
+ERASED_AGAIN: Final = "rewardloop:{feedback}:erased-again"
+ERASURE_KEYS: Final = "rewardloop:{secrets}:erasure"
 LABELLING_PROJECTS: Final = "rewardloop:{labelling}:projects"
 LABELLING_PROJECTS_BARRIER: Final = "rewardloop:{labelling}:barrier"
 
@@ -140,6 +157,17 @@ def caller_key(caller: str) -> bytes:
 def id_digest(event_id: str, key: bytes) -> bytes:
     """Return the 12 bytes of a digest of an event_id and the caller whose key this is."""
     return hashlib.blake2b(event_id.encode(), digest_size=_ID_BYTES, key=key).digest()
+
+
+def judged_key(generation_id: str, annotator_id: str, source: int, caller: str) -> str:
+    """Return the key of the set of what an annotator of a caller said about a generation."""
+    # By source too, because a judge model and a person may both name no annotator.
+    return FEEDBACK_JUDGED + hash_of(generation_id, annotator_id, str(source), caller=caller)
+
+
+def hash_of(*parts: str, caller: str = "") -> str:
+    """Hash the parts under the caller's own key. Without a caller it is the hash of earlier versions."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12, key=caller_key(caller)).hexdigest()
 
 
 def places_of(event_id: str, caller: str, window: int, windows: int) -> list[tuple[str, bytes]]:

@@ -151,6 +151,10 @@ class ModelStore:
         except VersionNotFound:
             return self._manifest_in(self._of(model, PRUNED, str(version)), model, version)
 
+    def pruned(self, model: str) -> list[int]:
+        """Return the numbers of the versions that were deleted and left their manifests, in ascending order."""
+        return self._numbers(f"{model}/{PRUNED}")
+
     def read_file(self, model: str, version: int | str, name: str) -> bytes | None:
         """Return the content of a small file of a version, unchecked; None if the version has no such file."""
         try:

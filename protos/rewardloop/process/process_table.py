@@ -173,6 +173,13 @@ PROCESSES = (
         "rewardloop_trainer.commands.dead_letters_settings:DeadLettersSettings",
     ),
     Process(
+        "feedback export",
+        "rewardloop_trainer.commands.feedback_export.command",
+        "trainer",
+        "Write signals of the ledger as files that TRL and others read.",
+        "rewardloop_trainer.commands.feedback_export.settings:FeedbackExportSettings",
+    ),
+    Process(
         "export",
         "rewardloop_trainer.commands.export",
         "trainer",

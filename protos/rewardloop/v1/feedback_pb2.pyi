@@ -19,10 +19,21 @@ class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCE_HUMAN: _ClassVar[Source]
     SOURCE_LLM_JUDGE: _ClassVar[Source]
     SOURCE_IMPLICIT: _ClassVar[Source]
+
+class ErasureState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERASURE_STATE_UNSPECIFIED: _ClassVar[ErasureState]
+    ERASURE_STATE_PENDING: _ClassVar[ErasureState]
+    ERASURE_STATE_DONE: _ClassVar[ErasureState]
+    ERASURE_STATE_AWAY: _ClassVar[ErasureState]
 SOURCE_UNSPECIFIED: Source
 SOURCE_HUMAN: Source
 SOURCE_LLM_JUDGE: Source
 SOURCE_IMPLICIT: Source
+ERASURE_STATE_UNSPECIFIED: ErasureState
+ERASURE_STATE_PENDING: ErasureState
+ERASURE_STATE_DONE: ErasureState
+ERASURE_STATE_AWAY: ErasureState
 
 class Choice(_message.Message):
     __slots__ = ("chosen", "rejected", "strength")
@@ -176,12 +187,14 @@ class RecordRequest(_message.Message):
     def __init__(self, event: _Optional[_Union[FeedbackEvent, _Mapping]] = ...) -> None: ...
 
 class RecordResponse(_message.Message):
-    __slots__ = ("stream_id", "duplicate")
+    __slots__ = ("stream_id", "duplicate", "erased")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    ERASED_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     duplicate: bool
-    def __init__(self, stream_id: _Optional[str] = ..., duplicate: _Optional[bool] = ...) -> None: ...
+    erased: bool
+    def __init__(self, stream_id: _Optional[str] = ..., duplicate: _Optional[bool] = ..., erased: _Optional[bool] = ...) -> None: ...
 
 class RecordBatchRequest(_message.Message):
     __slots__ = ("events",)
@@ -200,6 +213,61 @@ class RetractResponse(_message.Message):
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     def __init__(self, stream_id: _Optional[str] = ...) -> None: ...
+
+class EraseRequest(_message.Message):
+    __slots__ = ("annotator_id", "generation_id", "erasure_id", "caller")
+    ANNOTATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    ERASURE_ID_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    annotator_id: str
+    generation_id: str
+    erasure_id: str
+    caller: str
+    def __init__(self, annotator_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., erasure_id: _Optional[str] = ..., caller: _Optional[str] = ...) -> None: ...
+
+class ErasureHolder(_message.Message):
+    __slots__ = ("name", "state", "erased", "notes")
+    class ErasedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: ErasureState
+    erased: _containers.ScalarMap[str, int]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[ErasureState, str]] = ..., erased: _Optional[_Mapping[str, int]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TaughtVersion(_message.Message):
+    __slots__ = ("model", "version", "directly")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIRECTLY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    directly: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., directly: _Optional[bool] = ...) -> None: ...
+
+class EraseResponse(_message.Message):
+    __slots__ = ("erasure_id", "done", "requested_time", "holders", "versions")
+    ERASURE_ID_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTED_TIME_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    erasure_id: str
+    done: bool
+    requested_time: _timestamp_pb2.Timestamp
+    holders: _containers.RepeatedCompositeFieldContainer[ErasureHolder]
+    versions: _containers.RepeatedCompositeFieldContainer[TaughtVersion]
+    def __init__(self, erasure_id: _Optional[str] = ..., done: _Optional[bool] = ..., requested_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[ErasureHolder, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[TaughtVersion, _Mapping]]] = ...) -> None: ...
 
 class RecordBatchItem(_message.Message):
     __slots__ = ("result", "error")

@@ -62,6 +62,11 @@ class FeedbackServiceStub:
                 request_serializer=rewardloop_dot_v1_dot_feedback__pb2.RetractRequest.SerializeToString,
                 response_deserializer=rewardloop_dot_v1_dot_feedback__pb2.RetractResponse.FromString,
                 _registered_method=True)
+        self.Erase = channel.unary_unary(
+                '/rewardloop.v1.FeedbackService/Erase',
+                request_serializer=rewardloop_dot_v1_dot_feedback__pb2.EraseRequest.SerializeToString,
+                response_deserializer=rewardloop_dot_v1_dot_feedback__pb2.EraseResponse.FromString,
+                _registered_method=True)
 
 
 class FeedbackServiceServicer:
@@ -107,6 +112,23 @@ class FeedbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Erase(self, request, context):
+        """Erases every signal of a person, or about a generation, that the deployment took before the call, wherever it is kept,
+        or says how far an erasure has come. The reply comes at once, and the holders (the
+        trainer, and every server with a spool) carry the erasure out. Call it again with the erasure_id until `done`. What is
+        under way for the same person is not begun a second time. What the person says later is taken as that of anybody. A
+        signal that was erased stays so: sent again under its event_id, imported again, or put back with a backup, it is
+        erased again. Versions that have learned from the signals are named and stay as they are.
+
+        The id is kept nowhere: a digest under a key of the deployment stands for it, in the audit log too.
+
+        Fails with INVALID_ARGUMENT if nobody is named or a text is too long, with NOT_FOUND if no erasure has the
+        erasure_id, and with UNAVAILABLE or RESOURCE_EXHAUSTED as Record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedbackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +146,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     servicer.Retract,
                     request_deserializer=rewardloop_dot_v1_dot_feedback__pb2.RetractRequest.FromString,
                     response_serializer=rewardloop_dot_v1_dot_feedback__pb2.RetractResponse.SerializeToString,
+            ),
+            'Erase': grpc.unary_unary_rpc_method_handler(
+                    servicer.Erase,
+                    request_deserializer=rewardloop_dot_v1_dot_feedback__pb2.EraseRequest.FromString,
+                    response_serializer=rewardloop_dot_v1_dot_feedback__pb2.EraseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -220,6 +247,33 @@ class FeedbackService:
             '/rewardloop.v1.FeedbackService/Retract',
             rewardloop_dot_v1_dot_feedback__pb2.RetractRequest.SerializeToString,
             rewardloop_dot_v1_dot_feedback__pb2.RetractResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Erase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rewardloop.v1.FeedbackService/Erase',
+            rewardloop_dot_v1_dot_feedback__pb2.EraseRequest.SerializeToString,
+            rewardloop_dot_v1_dot_feedback__pb2.EraseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -281,6 +281,13 @@ class UnknownGeneration(RewardloopError):
     reason = "UNKNOWN_GENERATION"
 
 
+class UnknownErasure(RewardloopError):
+    """Raised when no erasure has the erasure_id."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UNKNOWN_ERASURE"
+
+
 class UnknownItem(RewardloopError):
     """Raised when there is no such round, dead letter or report."""
 

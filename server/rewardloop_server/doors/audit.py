@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,20 @@ log = structlog.get_logger()
 _REFUSALS_PER_S = 10.0
 _REFUSALS_BURST_S = 10.0
 _MAX_TEXT = 500
+# Ids of people and of what they asked. The log is kept for years, and must not say who was erased.
+_PERSONAL = {"annotator_id": "annotator", "generation_id": "generation"}
+
+
+def _hidden(kind: str, text: str) -> str:
+    return "hidden"
 
 
 class AuditLog:
-    """Appends lines to the file at ``path``. If it is None, actions are only logged."""
+    """Appends lines to the file at ``path``. If it is None, actions are only logged.
+
+    Attributes:
+        hide: Returns what is written instead of an id of a person or a generation, given which of them it is.
+    """
 
     def __init__(self, path: Path | None, metrics: DoorMetrics) -> None:
         self._path = path
@@ -42,6 +53,7 @@ class AuditLog:
         self._lock = threading.Lock()
         self._refusals = Bucket(_REFUSALS_PER_S, _REFUSALS_BURST_S, time.monotonic())
         self._suppressed = 0
+        self.hide: Callable[[str, str], str] = _hidden
 
     async def began(self, caller: str, peer: str, method: str, request: Message) -> str:
         """Record that an action begins, and return its id.
@@ -49,7 +61,7 @@ class AuditLog:
         Raises AuditUnavailable if the line cannot be written. Then the action must not be carried out.
         """
         action = secrets.token_hex(8)
-        line = _line("began", action, caller, peer, method) | {"parameters": _parameters(request)}
+        line = _line("began", action, caller, peer, method) | {"parameters": self._parameters(request)}
         try:
             await self._write(line)
         except OSError as error:
@@ -72,6 +84,13 @@ class AuditLog:
         if self._suppressed:
             line["suppressed_before"], self._suppressed = self._suppressed, 0
         await self._write_if_possible(line)
+
+    def _parameters(self, request: Message) -> dict[str, Any]:
+        fields = MessageToDict(request, preserving_proto_field_name=True)
+        for name, kind in _PERSONAL.items():
+            if isinstance(text := fields.get(name), str):
+                fields[name] = self.hide(kind, text)
+        return {name: _parameter(value) for name, value in fields.items()}
 
     async def _write_if_possible(self, line: dict[str, Any]) -> None:
         try:
@@ -116,11 +135,6 @@ def _line(event: str, action: str, caller: str, peer: str, method: str) -> dict[
 def _fields(line: dict[str, Any]) -> dict[str, Any]:
     """Return the line's fields under names that structlog takes, for which ``event`` is the name of its own event."""
     return {"step" if key == "event" else key: value for key, value in line.items()}
-
-
-def _parameters(request: Message) -> dict[str, Any]:
-    fields = MessageToDict(request, preserving_proto_field_name=True)
-    return {name: _parameter(value) for name, value in fields.items()}
 
 
 def _parameter(value: Any) -> Any:

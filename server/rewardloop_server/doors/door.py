@@ -45,7 +45,7 @@ class Door:
         self.open_calls = OpenCalls(open_limits, metrics)
         self.readers: Readers = one_reader
         self._callers = callers
-        self._audit = audit
+        self.audit = audit
         self._metrics = metrics
         self.own_user: OwnUser | None = None
 
@@ -67,7 +67,7 @@ class Door:
         """Record a refused attempt to call an admin's method."""
         if method in ADMIN:
             caller = _name(PRESENT.get())
-            await self._audit.refused(caller, context.peer(), method, refusal.code.name, refusal.reason)
+            await self.audit.refused(caller, context.peer(), method, refusal.code.name, refusal.reason)
 
     def guard(self, handler: Any, method: str) -> Handler:
         """Return the method with the checks around it. It raises RewardloopError for a call that may not be made."""
@@ -98,10 +98,10 @@ class Door:
             try:
                 self._let_in(method, request, context)
             except RewardloopError as refusal:
-                await self._audit.refused(_name(PRESENT.get()), peer, method, refusal.code.name, refusal.reason)
+                await self.audit.refused(_name(PRESENT.get()), peer, method, refusal.code.name, refusal.reason)
                 raise
             caller = _name(PRESENT.get())
-            action = await self._audit.began(caller, peer, method, request)
+            action = await self.audit.began(caller, peer, method, request)
             outcome, reason = "INTERNAL", "INTERNAL"
             try:
                 reply = await inner(request, context)
@@ -118,7 +118,7 @@ class Door:
                 raise
             finally:
                 # Shielded, so that the line is written even if the caller goes away.
-                await asyncio.shield(self._audit.ended(action, caller, peer, method, outcome, reason))
+                await asyncio.shield(self.audit.ended(action, caller, peer, method, outcome, reason))
 
         return unary
 

@@ -64,15 +64,13 @@ class Caps:
             return ()
         checks: list[Check] = []
         if self.caller_per_minute or self.caller_per_day:
-            checks += self._in_a_while("caller", _hashed(caller), now)
+            checks += self._in_a_while("caller", keys.hash_of(caller), now)
         if event.annotator_id and (self.per_minute or self.per_day):
-            checks += self._in_a_while("annotator", _hashed(event.annotator_id, caller=caller), now)
+            checks += self._in_a_while("annotator", keys.hash_of(event.annotator_id, caller=caller), now)
         if event.generation_id and self.per_generation:
-            # By source too, because a judge model and a person may both name no annotator.
-            who = _hashed(event.generation_id, event.annotator_id, str(event.source), caller=caller)
             check = Check(
                 "generation",
-                keys.FEEDBACK_JUDGED + who,
+                keys.judged_key(event.generation_id, event.annotator_id, event.source, caller),
                 self.per_generation,
                 self.generation_ttl_s,
                 _signal_hash(event),
@@ -119,12 +117,6 @@ class Caps:
             for window, (limit, window_s) in self._limits(whose).items()
             if limit
         ]
-
-
-def _hashed(*parts: str, caller: str = "") -> str:
-    """Hash the parts under the caller's own key. Without a caller it is the hash of earlier versions."""
-    key = hashlib.blake2b(caller.encode(), digest_size=32).digest() if caller else b""
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12, key=key).hexdigest()
 
 
 def _signal_hash(event: feedback_pb2.FeedbackEvent) -> str:

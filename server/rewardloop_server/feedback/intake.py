@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,10 +19,11 @@ from redis.exceptions import RedisError
 
 from rewardloop.v1 import feedback_pb2, policy_pb2
 from rewardloop_server.calls.errors import RedisUnavailable, RewardloopError, StoreFull
+from rewardloop_server.feedback.erasures import ErasureDesk, Spooled
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.feedback.signal import Signal, stored
 from rewardloop_server.feedback.spool import Spool
-from rewardloop_server.feedback.stream import Appended, FeedbackStream, entry_of
+from rewardloop_server.feedback.stream import ERASED, Appended, FeedbackStream, entry_of
 from rewardloop_server.observe.metrics import ServerMetrics
 
 log = structlog.get_logger()
@@ -42,7 +43,7 @@ FillIn = Callable[[Event, policy_pb2.Generation | None], RewardloopError | None]
 class Intake:
     """Appends signals to the stream, or to the spool while Redis is away.
 
-    With a spool, `open` must be called first, and `drain` must run beside.
+    With a spool, `open` must be called first, and `upkeep` must run beside.
 
     Args:
         stream: The stream in Redis.
@@ -51,6 +52,7 @@ class Intake:
         metrics: Where the spool's state is shown.
         spool: Keeps signals while Redis is away. None if they are refused then.
         max_bytes: The most that the spool takes of its disk.
+        erasures: Tells which signals were erased, which the spool does not give to the stream.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Intake:
         metrics: ServerMetrics,
         spool: Spool | None = None,
         max_bytes: int = 0,
+        erasures: ErasureDesk | None = None,
     ) -> None:
         self._stream = stream
         self._generations = generations
@@ -68,6 +71,8 @@ class Intake:
         self._metrics = metrics
         self._spool = spool
         self._max_bytes = max_bytes
+        self.erasures = erasures or ErasureDesk(stream.redis)
+        self._draining = asyncio.Lock()
         self._is_away = False
         self._oldest_at: float | None = None
         self._waiting: list[tuple[list[bytes], asyncio.Future[None]]] = []
@@ -87,7 +92,7 @@ class Intake:
         if not self._is_away and (self._spool is None or self._spool.is_empty):
             started = time.monotonic()
             try:
-                return await self._stream.append(signals)
+                return await self._append_unless_erased(signals)
             except (RedisUnavailable, StoreFull) as error:
                 self._is_away = self._is_away or time.monotonic() - started > _SLOW_S
                 if self._spool is None:
@@ -154,18 +159,33 @@ class Intake:
         await self._find_oldest()
         self._metrics.spool_oldest_seconds.set_function(self._age_s)
 
+    def upkeep(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what runs beside until cancelled: draining the spool, if there is one, and erasing."""
+        return [*([self.drain()] if self._spool else []), self.erasures.run(self.erase_spooled)]
+
     async def drain(self) -> None:
         """Move spooled signals to the stream whenever Redis takes them, until cancelled."""
         pause = _FIRST_PAUSE_S
         while True:
             await self._spooled.wait()
             try:
-                await self._drain_some()
+                async with self._draining:
+                    await self._drain_some()
                 pause = _FIRST_PAUSE_S
             except (RewardloopError, RedisError, OSError) as error:
                 log.info("the spool waits", error=str(error), retry_s=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def erase_spooled(self, is_erased: Callable[[bytes], bool]) -> Spooled:
+        """Erase from the spool the serialized events for which ``is_erased`` is true. Raises OSError."""
+        if self._spool is None:
+            return Spooled(0)
+        async with self._draining:
+            gone: int = await self._in_thread(self._spool.erase, is_erased)
+            unsearched: list[str] = await self._in_thread(self._spool.unsearched)
+            await self._find_oldest()
+        return Spooled(gone, tuple(f"{path} is damaged and was not searched: delete it by hand" for path in unsearched))
 
     async def close(self) -> None:
         """Close the spool. What is in it stays for the next process."""
@@ -178,7 +198,7 @@ class Intake:
     async def _drain_some(self) -> None:
         assert self._spool is not None
         payloads: list[bytes] = await self._in_thread(self._spool.read, _DRAINED_AT_ONCE)
-        signals = [stored(payload) for payload in payloads]
+        signals = await self._not_erased([stored(payload) for payload in payloads])
         bare = [each for each in signals if each.event.generation_id and not each.event.responses]
         known: dict[tuple[str, str], policy_pb2.Generation] = {}
         for caller in {each.sender.caller for each in bare}:
@@ -203,6 +223,24 @@ class Intake:
         await self._find_oldest()
         if self._spool.is_empty:
             log.info("the spool is drained")
+
+    async def _append_unless_erased(self, signals: Sequence[Signal]) -> list[Appended | RewardloopError]:
+        gone = await self.erasures.erased_among([(each.event.event_id, each.sender.caller) for each in signals])
+        if not any(gone):
+            return await self._stream.append(signals)
+        kept = iter(
+            await self._stream.append([each for each, is_gone in zip(signals, gone, strict=True) if not is_gone])
+        )
+        return [ERASED if is_gone else next(kept) for is_gone in gone]
+
+    async def _not_erased(self, signals: list[Signal]) -> list[Signal]:
+        """Leave out what was erased since it was spooled."""
+        await self.erasures.refresh()
+        if not (known := self.erasures.known).all:
+            return signals
+        left = [each for each in signals if not known.of(Event.FromString(each.data))]
+        gone = await self.erasures.erased_among([(each.event.event_id, each.sender.caller) for each in left])
+        return [each for each, is_gone in zip(left, gone, strict=True) if not is_gone]
 
     async def _bury(self, signal: Signal, problem: RewardloopError) -> None:
         await self._stream.bury(signal.data, problem.message)

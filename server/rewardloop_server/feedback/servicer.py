@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 import prometheus_client
 
+from rewardloop.formats.erasing.erasures import Kind
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.signals import MOST_IMPORT_ID_CHARACTERS
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
@@ -92,6 +93,20 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         caller = "" if credential is None else credential.caller
         return feedback_pb2.RetractResponse(stream_id=await self._intake.retract(request.import_id, caller))
 
+    async def Erase(self, request: feedback_pb2.EraseRequest, context: Context) -> feedback_pb2.EraseResponse:
+        field = request.WhichOneof("whose")
+        if field is None:
+            raise InvalidRequest([Violation("whose", "names no annotator, generation or erasure")])
+        text = str(getattr(request, field))
+        if not 1 <= len(text) <= self._limits.max_id_chars:
+            raise InvalidRequest([Violation(field, f"not 1 to {self._limits.max_id_chars} characters")])
+        desk = self._intake.erasures
+        if field == "erasure_id":
+            return await desk.progress(text)
+        kind: Kind = "annotator" if field == "annotator_id" else "generation"
+        caller = request.caller if request.HasField("caller") else None
+        return await desk.progress(await desk.begin(kind, text, caller))
+
     async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
         """Return for each event its place, or what is wrong with it. Raises if Redis does not take the events."""
         try:
@@ -100,7 +115,9 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         except RewardloopError:
             self._count(events, ["failed"] * len(events))
             raise
-        outcomes = [next(appended) if isinstance(each, Signal) else each for each in prepared]
+        outcomes: list[Appended | RewardloopError] = [
+            next(appended) if isinstance(each, Signal) else each for each in prepared
+        ]
         self._count(events, [_word(outcome) for outcome in outcomes])
         return outcomes
 
@@ -186,5 +203,5 @@ def _word(outcome: Appended | RewardloopError) -> FeedbackOutcome:
 
 def _reply(place: Appended) -> feedback_pb2.RecordResponse:
     if place.is_duplicate:
-        return feedback_pb2.RecordResponse(duplicate=True)
+        return feedback_pb2.RecordResponse(duplicate=True, erased=place.is_erased)
     return feedback_pb2.RecordResponse(stream_id=place.stream_id)

@@ -3,6 +3,7 @@
 DIR/lock              held by the one process that uses the directory
 DIR/<number>.spool    records in the order in which they came. A record is the length of the payload and its CRC32 (4
                       bytes each, little-endian), then the payload. Deleted once all of it is in the stream.
+DIR/<number>.erasing  the same without the signals of a person, while it is written to take the file's place
 DIR/<number>.damaged  a file that could not be read to its end although later files follow. What could be read was used.
 
 How much of a file is drained is not stored. After a crash its first part is drained again, and the stream recognises
@@ -15,7 +16,7 @@ import fcntl
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -86,6 +87,8 @@ class Spool:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SpoolInUse(f"another process spools to {self._directory}") from error
+        for path in self._directory.glob("*.erasing"):
+            path.unlink()
         paths = sorted(self._directory.glob("*.spool"), key=lambda path: int(path.stem))
         for path in paths:
             self._next = int(path.stem) + 1
@@ -139,19 +142,71 @@ class Spool:
         if not segment.events:
             self._finish_segment()
 
+    def erase(self, is_erased: Callable[[bytes], bool]) -> int:
+        """Take the payloads for which ``is_erased`` is true out of every file, whether they are drained or not.
+
+        Call it between `drop` and `read`. A process that is killed meanwhile leaves each file as it was, or without
+        them.
+
+        Returns:
+            How many payloads are gone.
+
+        Raises:
+            OSError: If a file cannot be read or written.
+        """
+        if self._writing is not None:  # the next write begins a file
+            os.close(self._writing)
+            self._writing = None
+        return sum(self._erase_in(segment, is_erased) for segment in tuple(self._segments))
+
+    def unsearched(self) -> list[str]:
+        """Return the files of the directory that hold what cannot be read, and is therefore not searched."""
+        damaged = [segment.path for segment in self._segments if segment.is_damaged]
+        return sorted(map(str, [*damaged, *self._directory.glob("*.damaged")]))
+
+    def _erase_in(self, segment: _Segment, is_erased: Callable[[bytes], bool]) -> int:
+        start = self._offset if segment is self._segments[0] else 0
+        kept: list[bytes] = []
+        gone = place = 0
+        with segment.path.open("rb") as file:
+            while (payload := _read_record(file)) is not None:
+                if is_erased(payload):
+                    gone += 1
+                elif place >= start:
+                    kept.append(payload)
+                place += _HEADER.size + len(payload)
+            file.seek(segment.size)
+            torn = file.read()
+        if not gone:
+            return 0
+        segment.size, segment.events = _rewrite(segment.path, kept, torn), len(kept)
+        if start:
+            self._offset = 0
+        if not kept:
+            self._segments.remove(segment)
+            if segment.is_damaged:
+                segment.path.rename(segment.path.with_suffix(".damaged"))
+            else:
+                segment.path.unlink()
+        self._sync_directory()
+        return gone
+
     def _begin_segment(self) -> None:
         path = self._directory / f"{self._next:08}.spool"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         self._next += 1
+        self._sync_directory()
+        if self._writing is not None:
+            os.close(self._writing)
+        self._writing = descriptor
+        self._segments.append(_Segment(path))
+
+    def _sync_directory(self) -> None:
         directory = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        if self._writing is not None:
-            os.close(self._writing)
-        self._writing = descriptor
-        self._segments.append(_Segment(path))
 
     def _abandon(self, segment: _Segment, descriptor: int) -> None:
         """Undo a failed write. The next write tries another file."""
@@ -193,6 +248,19 @@ class Spool:
         if not segment.events:
             self._segments.remove(segment)
             path.rename(path.with_suffix(".damaged")) if segment.is_damaged else path.unlink()
+
+
+def _rewrite(path: Path, payloads: Sequence[bytes], torn: bytes) -> int:
+    """Put a file with these payloads, and bytes that are none, in the place of a file. Returns the payloads' bytes."""
+    data = b"".join(part for p in payloads for part in (_HEADER.pack(len(p), zlib.crc32(p)), p))
+    writing = path.with_suffix(".erasing")
+    descriptor = os.open(writing, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data + torn)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(writing, path)
+    return len(data)
 
 
 def _read_record(file: BufferedReader) -> bytes | None:

@@ -63,13 +63,21 @@ def entry_of(signal: Signal, checks: tuple[Check, ...] = (), trace: str = "") ->
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An event's place in the stream, or ``is_duplicate`` if an earlier call had appended it; its place is "" then."""
+    """An event's place in the stream; "" if it was not appended.
+
+    Attributes:
+        stream_id: The place.
+        is_duplicate: Whether an earlier call had appended it.
+        is_erased: Whether the signal of its event_id was erased, which counts as a duplicate, too.
+    """
 
     stream_id: str
     is_duplicate: bool
+    is_erased: bool = False
 
 
 _DUPLICATE = Appended("", True)
+ERASED = Appended("", True, is_erased=True)
 
 
 class FeedbackStream:
@@ -95,7 +103,7 @@ class FeedbackStream:
         most_ids: int = MOST_IDS,
         replication: Replication | None = None,
     ) -> None:
-        self._redis = redis
+        self.redis = self._redis = redis
         self._replication = replication or Replication(redis)
         self._ttl_s = ttl_s
         self._window_ids = max(1, min(most_ids, MOST_OF_MOST_IDS) // WINDOWS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +130,26 @@ class CrowdFile:
             rows = ((margin, key) for key, margin in margins.items())
             self._connection.executemany("UPDATE signal SET margin = ? WHERE key = ?", rows)
 
-    def forget(self, person: str) -> int:
-        """Delete what is kept of a person (`person_of`), who is erased from the ledger. Returns how many signals."""
+    def forget(self, is_gone: Callable[[str, str, int], bool]) -> int:
+        """Delete signals, which are erased from the ledger, so that no page of the file holds them.
+
+        Args:
+            is_gone: Whether to delete the signal with this key (`signal_key`), person (`person_of`) and arrival, in
+                Unix milliseconds.
+
+        Returns:
+            How many signals are gone.
+
+        Raises:
+            sqlite3.Error: If the file cannot be written.
+        """
         with self._step():
-            of_person = "SELECT id FROM signal WHERE person = ?"
-            self._connection.execute(f"DELETE FROM vote WHERE signal IN ({of_person})", (person,))
-            return self._connection.execute("DELETE FROM signal WHERE person = ?", (person,)).rowcount
+            rows = self._connection.execute("SELECT id, key, person, arrived FROM signal").fetchall()
+            gone = [(number,) for number, key, person, arrived in rows if is_gone(key, person, arrived)]
+            self._connection.executemany("DELETE FROM vote WHERE signal = ?", gone)
+            self._connection.executemany("DELETE FROM signal WHERE id = ?", gone)
+        self._connection.execute("VACUUM")  # pages that were freed keep what they held
+        return len(gone)
 
     def gestures(self) -> list[Gesture]:
         """Return how each signal of people was given, in the order of the ledger."""

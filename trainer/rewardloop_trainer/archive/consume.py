@@ -26,6 +26,7 @@ from rewardloop.formats import keys
 from rewardloop.formats.signals import key_of, signal_key
 from rewardloop_trainer.archive.dead_letters import LetterBounds, drop_oldest_letters
 from rewardloop_trainer.archive.entry import InvalidEntry, decode
+from rewardloop_trainer.archive.erased import ErasedSignals, NothingErased
 from rewardloop_trainer.archive.fence import Fenced
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.archive.ledger_columns import Recorded
@@ -82,8 +83,9 @@ class Consumer:
         *,
         on_archived: Callable[[], None] = lambda: None,
         tracing: TrainerTracing | None = None,
+        erased: ErasedSignals | None = None,
     ) -> None:
-        """``on_archived`` is called after every append, in the thread of `run`."""
+        """``on_archived`` is called after every append, in the thread of `run`, and ``erased`` from there as well."""
         self._redis = client
         self._reader = StreamReader(client, settings.max_entry_bytes, metrics.dead_letters.inc)
         self._ledger = ledger
@@ -91,6 +93,7 @@ class Consumer:
         self._settings = settings
         self._on_archived = on_archived
         self._tracing = tracing
+        self._erased = erased or NothingErased()
         self._rows: list[Recorded] = []
         self._unacked: list[str] = []
         self._held_bytes = 0
@@ -112,6 +115,7 @@ class Consumer:
         while not stop.is_set():
             try:
                 self._reader.join()
+                self._erased.begin()
                 self._bury_killer()
                 self._claim()
                 while not stop.is_set():
@@ -215,6 +219,8 @@ class Consumer:
             self._flush()
         if time.monotonic() - self._maintained_at >= self._settings.maintain_every_s:
             self._maintain()
+        if self._erased.is_due():
+            self._erase()
 
     def _take(self, entries: Sequence[Entry]) -> None:
         """Decode entries into the buffer.
@@ -241,13 +247,22 @@ class Consumer:
                 self._reader.bury(stream_id, str(error))
                 continue
             key = signal_key(row.event)
-            if archived.get(stream_id) == key or _short(key) in self._recent:
+            if self._erased.is_erased(row.event):
+                self._reader.delete(stream_id)
+                self._erased.dropped()
+            elif archived.get(stream_id) == key or _short(key) in self._recent:
                 self._metrics.duplicates.inc()
             else:
                 self._rows.append(self._placed(row))
                 self._remember(key)
             self._unacked.append(stream_id)
             self._held_bytes += size_of((raw_id, fields))
+
+    def _erase(self) -> None:
+        """Carry erasures out. What was read is archived first, so that it is found in the ledger."""
+        self._flush()
+        self._erased.carry_out()
+        self._metrics.ledger_rows.set(self._ledger.row_count)
 
     def _retract(self, retraction: Retraction) -> None:
         """Take an import back. The entries before it are archived first, so that none of its signals comes after."""

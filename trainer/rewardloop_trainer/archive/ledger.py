@@ -26,6 +26,7 @@ from rewardloop_trainer.archive.segment_files import CorruptSegment as CorruptSe
 from rewardloop_trainer.archive.segment_files import Segment as Segment
 from rewardloop_trainer.archive.segment_files import SegmentFiles
 from rewardloop_trainer.archive.segment_files import order as order
+from rewardloop_trainer.archive.small_files import SmallFiles
 
 T = TypeVar("T")
 
@@ -264,6 +265,39 @@ class Ledger:
         if gone:
             self._files.note_retraction()
         return gone
+
+    @property
+    def small_files(self) -> SmallFiles:
+        """The small files beside the segments."""
+        return self._files.small
+
+    @property
+    def erasures(self) -> list[str]:
+        """The ids of the erasures that were carried out on this ledger, in their order."""
+        return self._files.erasures()
+
+    def note_erasures(self, erasure_ids: Iterable[str]) -> None:
+        """Note that erasures were carried out. Raises `Fenced` and OSError."""
+        self._files.note_erasures(erasure_ids)
+
+    def each_segment(self, columns: list[str]) -> Iterator[tuple[Segment, pa.Table]]:
+        """Yield some columns of every segment, in stream order. Only for the process that writes."""
+        for segment in self.segments:
+            yield segment, self._files.read(segment.name, columns)
+
+    def whole_segment(self, segment: Segment) -> Iterator[Recorded]:
+        """Yield the signals of a segment. Only for the process that writes."""
+        for table in self._files.groups(segment.name):
+            yield from from_table(table)
+
+    def remove(self, segment: Segment, stays: Sequence[bool]) -> None:
+        """Take the rows out of a segment that do not stay. No copy of them is left in the directory.
+
+        Raises:
+            Fenced: If another trainer leads.
+            OSError: If the disk is full or fails.
+        """
+        self._replace(segment, stays)
 
     def _imported(self, segment: Segment, import_id: str, caller: str) -> tuple[list[bool], list[str]]:
         """Return which rows of a segment stay, and the event ids of those that do not."""

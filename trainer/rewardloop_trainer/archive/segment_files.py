@@ -23,12 +23,14 @@ import structlog
 from rewardloop_trainer.archive.fence import Fence
 from rewardloop_trainer.archive.ledger_columns import SCHEMA, whole
 from rewardloop_trainer.archive.segment_index import Footer, SegmentIndex
+from rewardloop_trainer.archive.small_files import SmallFiles
 
 log = structlog.get_logger()
 
 _REPLACES = b"rewardloop.replaces"
 _TEMPORARY = ".writing-"
 _RETRACTIONS = "retractions.json"
+_ERASED = "erased.json"
 # Rows and bytes, as columns in memory, that are read together.
 _ROW_GROUP, _GROUP_BYTES = 10_000, 64 * 2**20
 
@@ -62,6 +64,7 @@ class SegmentFiles:
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
         self._index = SegmentIndex(self._fs, self._root)
+        self.small = SmallFiles(self._fs, self._root, self._is_local, self.held)
 
     def make(self) -> None:
         """Make the directory, and finish what a killed process left: delete half-written files, and the segments that
@@ -166,25 +169,22 @@ class SegmentFiles:
 
     def note_retraction(self) -> None:
         """Count a retraction. Raises `Fenced` and OSError."""
-        data = json.dumps({"retractions": self.retractions() + 1}).encode()
-        target = f"{self._root}/{_RETRACTIONS}"
-        with self.held():
-            if not self._is_local:
-                self._fs.pipe_file(target, data)
-                return
-            temporary = f"{self._root}/.{_RETRACTIONS}.writing"
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+        self.small.write(_RETRACTIONS, json.dumps({"retractions": self.retractions() + 1}).encode())
 
     def retractions(self) -> int:
         """Return how many retractions were counted."""
-        try:
-            return int(json.loads(self._fs.cat_file(f"{self._root}/{_RETRACTIONS}"))["retractions"])
-        except FileNotFoundError:
-            return 0
+        data = self.small.read(_RETRACTIONS)
+        return 0 if data is None else int(json.loads(data)["retractions"])
+
+    def erasures(self) -> list[str]:
+        """Return the ids of the erasures that were carried out on these segments, in their order."""
+        data = self.small.read(_ERASED)
+        return [] if data is None else [str(each) for each in json.loads(data)["erasures"]]
+
+    def note_erasures(self, erasure_ids: Iterable[str]) -> None:
+        """Note that these erasures were carried out. Raises `Fenced` and OSError."""
+        known = list(dict.fromkeys((*self.erasures(), *erasure_ids)))
+        self.small.write(_ERASED, json.dumps({"erasures": known}).encode())
 
     def write_index(self, names: Collection[str]) -> None:
         """Keep the footers of these segments for the next start. Without them it is slower and nothing else."""

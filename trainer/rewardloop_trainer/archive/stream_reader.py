@@ -100,6 +100,10 @@ class StreamReader:
     def acknowledge(self, stream_ids: Sequence[str]) -> None:
         self._redis.xack(keys.FEEDBACK_STREAM, keys.FEEDBACK_GROUP, *stream_ids)
 
+    def delete(self, stream_id: str) -> None:
+        """Delete an entry from the stream for good. It is still to be acknowledged."""
+        self._redis.xdel(keys.FEEDBACK_STREAM, stream_id)
+
     def bury(self, stream_id: str, reason: str) -> None:
         """Make a dead letter of a pending entry, and acknowledge it."""
         names = keys.EVENT_FIELD, keys.DEAD_EVENT_FIELD, keys.DEAD_REASON_FIELD, keys.DEAD_SOURCE_FIELD

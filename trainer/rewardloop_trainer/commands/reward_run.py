@@ -27,7 +27,7 @@ from rewardloop_trainer.data.preferences import Record, pairs_of
 from rewardloop_trainer.data.replay import Replay
 from rewardloop_trainer.data.validation import validation_part
 from rewardloop_trainer.data.weights.source_weights import measure_sources, source_figures, weigh_sources
-from rewardloop_trainer.data.weights.trust import Trust, weigh_people
+from rewardloop_trainer.data.weights.trust import TRUST, Trust, weigh_people
 from rewardloop_trainer.evaluation.evidence import evidence_of, read_evidence
 from rewardloop_trainer.evaluation.policy_judge import PolicyJudge
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
@@ -51,7 +51,7 @@ from rewardloop_trainer.reward.start import RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
 from rewardloop_trainer.rounds.publish import code_version
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
-from rewardloop_trainer.rounds.round_trust import TRUST, say_of_people
+from rewardloop_trainer.rounds.round_trust import say_of_people
 
 RUN = "run.json"
 _TRIED = 32  # records on which the graph is compared with torch

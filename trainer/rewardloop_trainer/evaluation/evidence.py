@@ -200,8 +200,11 @@ def _logits(model: RewardModel, encoder: Encoder, graded: Sequence[Labelled], le
     return logits - length.of(sequences)
 
 
+def statement_key(name: str) -> str:
+    """Return the digest that stands for the id of a signal beside a version, because an id may name a person."""
+    return hashlib.sha256(name.encode()).hexdigest()[:24]
+
+
 def _key(record: Record) -> str:
     """Identify a record in every round: by its signal, or by its texts if the signal has no id."""
-    if record.event_id:
-        return record.event_id
-    return hashlib.sha256(repr((record.prompt, responses_of(record))).encode()).hexdigest()[:24]
+    return statement_key(record.event_id or statement_key(repr((record.prompt, responses_of(record)))))

@@ -1,8 +1,8 @@
 """The fixed held-out statements on which each reward version meets the best one before it, kept beside the version.
 
 Without them, thirty versions could each be a little worse than the one before, and nothing would show it. The file
-names statements by their signals' ids and holds no text: a trainer on another machine finds the texts in the ledger,
-and a statement whose signal was erased is left out.
+names statements by digests of their signals' ids and holds no text: a trainer on another machine finds the texts in the
+ledger, and a statement whose signal was erased is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardloop_trainer.evaluation.evidence import Evidence, Readings
+from rewardloop_trainer.evaluation.evidence import Evidence, Readings, statement_key
 from rewardloop_trainer.evaluation.reward_gate import Contest
 
 GATE_ANCHOR = "gate_anchor.json"
@@ -40,12 +40,16 @@ class GateAnchor:
         if path is None or not path.exists():
             return None
         raw = json.loads(path.read_text())
-        return cls(raw["best"] or str(version), raw["readings"])
+        readings = raw["readings"]
+        if not raw.get("is_digested"):  # an earlier release named signals by their ids
+            readings = {statement_key(name): value for name, value in readings.items()}
+        return cls(raw["best"] or str(version), readings)
 
     def write(self, path: Path, version: str = "") -> None:
         """Write the file of ``version``, whose number is not known before it is published: "" stands for it."""
         best = "" if self.best == version else self.best
-        path.write_text(json.dumps({"best": best, "readings": dict(sorted(self.readings.items()))}))
+        readings = dict(sorted(self.readings.items()))
+        path.write_text(json.dumps({"best": best, "is_digested": True, "readings": readings}))
 
 
 def meet_best(

@@ -214,6 +214,7 @@ class Loop:
             new_signals=new,
             seed=self._settings.seed * 1_000_003 + number,
             started_at=self._clock(),
+            erasures=len(self._ledger.erasures),
         )
         CurrentRound(model, self._file, self._metrics, self._board).reach(opened)
         log.info("round begins", model=model, round=number, new_signals=new, signals=opened.signals)

@@ -34,6 +34,7 @@ from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.preferences import Record
 from rewardloop_trainer.data.replay import POOLS, Replay, load_judged, load_replay, load_trained
 from rewardloop_trainer.data.weights.trust import Trust, weigh_people
+from rewardloop_trainer.erasure.learned import ERASURES_NOTE
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reports.page import publish_report, write_report
@@ -161,7 +162,7 @@ class ModelRound(ABC):
             metrics={**now.metrics, **self._replay.figures},
             seed=now.seed,
             code_version=code_version(),
-            notes={"new_signals": str(now.new_signals), **notes},
+            notes={"new_signals": str(now.new_signals), ERASURES_NOTE: str(now.erasures), **notes},
         )
 
     def _write_checks(self, checks: Sequence[Check]) -> None:

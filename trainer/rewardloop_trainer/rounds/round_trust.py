@@ -17,7 +17,7 @@ from rewardloop_trainer.annotators.gestures import Gesture
 from rewardloop_trainer.annotators.votes import Votes
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.data.preferences import Pair, Record
-from rewardloop_trainer.data.weights.trust import Trust, weigh_people
+from rewardloop_trainer.data.weights.trust import TRUST, Trust, weigh_people
 from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.settings import RewardHyperparameters
@@ -28,7 +28,6 @@ from rewardloop_trainer.vocabulary import DETECTORS, PERCENTILES
 
 log = structlog.get_logger()
 
-TRUST = "trust.json"
 AskModel: TypeAlias = Callable[[Trust], Mapping[str, float]]
 ShowCrowd: TypeAlias = Callable[[Crowd, Votes, Sequence[Gesture]], None]
 

@@ -49,6 +49,8 @@ class RoundState:
         starts: How many processes began to work on the present phase and did not return from it, the one that works on
             it now included.
         started_at: When the round began, in Unix seconds.
+        erasures: How many erasures the ledger had behind it when the round began. Signals of a later one may have been
+            learned in the round.
         metrics: Figures of training and gate.
     """
 
@@ -64,6 +66,7 @@ class RoundState:
     failures: int = 0
     starts: int = 0
     started_at: float = 0.0
+    erasures: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

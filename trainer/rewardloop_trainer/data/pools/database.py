@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import structlog
 
+from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.data.pools.near_duplicates import method
 
 log = structlog.get_logger()
@@ -114,6 +115,52 @@ def forget_all(path: Path, retractions: int, held: AbstractContextManager[None])
             database.connection.execute("DELETE FROM fact WHERE name != 'method'")
             database.connection.execute("INSERT INTO fact VALUES ('retractions', ?)", (str(retractions),))
         return True
+    finally:
+        database.close()
+
+
+def forget_signals(
+    path: Path,
+    is_gone: Callable[[feedback_pb2.FeedbackEvent], bool],
+    is_gone_key: Callable[[str], bool],
+    rows_through: Callable[[str], int],
+    held: AbstractContextManager[None],
+) -> int:
+    """Delete signals, which are erased from the ledger, so that no page of the file holds them.
+
+    The hashes of their questions stay: by them a question keeps its side.
+
+    Args:
+        path: The file.
+        is_gone: Whether to delete a signal.
+        is_gone_key: The same by its `signal_key`.
+        rows_through: How many rows the ledger has now up to a stream id, so that signals which are archived late are
+            still noticed.
+        held: Entered before the change becomes visible.
+
+    Returns:
+        How many signals are gone.
+
+    Raises:
+        sqlite3.Error: If the file cannot be written, and what entering ``held`` raises.
+    """
+    database = Database(path)
+    connection = database.connection
+    try:
+        with database.step(held):
+            gone = [
+                (number,)
+                for number, event in connection.execute("SELECT id, event FROM signal")
+                if is_gone(feedback_pb2.FeedbackEvent.FromString(event))
+            ]
+            keys = {(key,) for (key,) in connection.execute("SELECT event_id FROM fresh") if is_gone_key(key)}
+            connection.executemany("DELETE FROM signal WHERE id = ?", gone)
+            connection.executemany("DELETE FROM fresh WHERE event_id = ?", keys)
+            for name, until, seen in connection.execute("SELECT name, until, seen FROM model").fetchall():
+                least = min(seen, rows_through(until))
+                connection.execute("UPDATE model SET seen = ? WHERE name = ?", (least, name))
+        connection.execute("VACUUM")  # pages that were freed keep what they held
+        return len(gone)
     finally:
         database.close()
 

@@ -18,6 +18,7 @@ from typing import Self
 
 from rewardloop_trainer.data.preferences import Record
 
+TRUST = "trust.json"  # the file in which a round keeps its estimate
 ASSUMED_ACCURACY = 0.75
 _FORMAT_VERSION = 1
 

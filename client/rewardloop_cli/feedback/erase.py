@@ -1,0 +1,83 @@
+"""The command `feedback erase`: asks for an erasure, waits for those who hold signals, and says what they did."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rewardloop_cli.connect import open_client
+from rewardloop_cli.failures import UsageError
+from rewardloop_client import ErasureProgress, RewardloopClient
+
+_FIRST_POLL_S, _LAST_POLL_S = 0.25, 5.0  # each is a line of the audit log
+_BY_HAND = (
+    "backups, exported files, files of 'judge' and 'critique', replicas of Redis and earlier snapshots of disks are not"
+    " rewritten: docs/how-to/erase.md"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose signals are erased: one of the first three is given; "-" stands for standard input."""
+
+    annotator: str
+    generation: str
+    erasure: str
+    caller: str | None
+
+
+def run(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
+    """Erase, and wait. Returns 0 when it is done, 1 if it is not yet. Raises UsageError and RewardloopError."""
+    annotator, generation, erasure = map(_given, (whose.annotator, whose.generation, whose.erasure))
+    if len([each for each in (annotator, generation, erasure) if each]) != 1:
+        raise UsageError("name one of --annotator, --generation and --erasure")
+    with open_client(server, timeout_s=30.0) as client:
+        progress = client.erase(
+            annotator_id=annotator, generation_id=generation, erasure_id=erasure, caller=whose.caller
+        )
+        progress = _waited(client, progress, wait_s)
+    if as_json:
+        print(json.dumps(_fields(progress), indent=2))
+    else:
+        print("\n".join(_lines(progress)))
+    return 0 if progress.done else 1
+
+
+def _given(text: str) -> str:
+    """Return the text, or the line of standard input that "-" stands for, so that no id is in a list of processes."""
+    return sys.stdin.readline().strip() if text == "-" else text
+
+
+def _waited(client: RewardloopClient, progress: ErasureProgress, wait_s: float) -> ErasureProgress:
+    deadline = time.monotonic() + wait_s
+    pause = _FIRST_POLL_S
+    while not progress.done and time.monotonic() < deadline:
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(2 * pause, _LAST_POLL_S)
+        progress = client.erase(erasure_id=progress.erasure_id)
+    return progress
+
+
+def _fields(progress: ErasureProgress) -> dict[str, Any]:
+    return asdict(progress) | {"requested_at": progress.requested_at.isoformat(), "by_hand": _BY_HAND}
+
+
+def _lines(progress: ErasureProgress) -> Iterator[str]:
+    yield f"erasure {progress.erasure_id}: {'done' if progress.done else 'not done yet'}"
+    for holder in progress.holders:
+        erased = ", ".join(f"{count} {name}" for name, count in sorted(holder.erased.items())) or "nothing"
+        yield f"  {holder.name}: {holder.state}" + (f", erased {erased}" if holder.state == "done" else "")
+        for note in holder.notes:
+            yield f"    {note}"
+    for each in progress.versions:
+        how = "learned from it" if each.directly else "descends from a version that learned from it"
+        yield f"  {each.model} {each.version} {how}"
+    if progress.done and not progress.versions:
+        yield "  no version learned from it"
+    if not progress.done:
+        yield f"  'rewardloop feedback erase --erasure {progress.erasure_id}' waits on"
+    yield f"  by hand: {_BY_HAND}"

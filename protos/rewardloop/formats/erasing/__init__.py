@@ -1,0 +1,1 @@
+"""Which signals are erased, for every process that keeps some."""

@@ -1,0 +1,1 @@
+"""The command `rewardloop feedback export`: signals of the ledger as files that other programs read."""
