@@ -421,5 +421,6 @@ def test_exported_names_are_exactly_the_public_ones() -> None:
         "integrations",
         "labelling",
         "metrics",
+        "operations",
     }
     assert public == set(rewardloop_client.__all__)

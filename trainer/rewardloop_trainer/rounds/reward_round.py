@@ -299,7 +299,8 @@ class RewardRound(ModelRound):
 
     @cached_property
     def _records(self) -> Replay:
-        return self._replay.readable(self._start().encoder)
+        start = self._start()  # first, so that no signal is read if there is nothing to start from
+        return self._replay.readable(start.encoder)
 
     def _start(self) -> RewardStart:
         now = self._current.state
