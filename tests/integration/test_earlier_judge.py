@@ -14,7 +14,7 @@ from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Turn
 from rewardloop_trainer.commands.export import main as export
 from rewardloop_trainer.evaluation.answers import Scorer
-from rewardloop_trainer.rounds.earlier_judge import earlier_judge
+from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
 from rewardloop_trainer.settings import TrainSettings
 
 PROMPT = (Turn("user", "q"),)

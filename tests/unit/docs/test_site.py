@@ -14,11 +14,23 @@ import rewardloop_client
 from rewardloop.formats import keys
 from rewardloop.process.process_table import PROCESSES
 from rewardloop.process.setting_names import settings_of
-from rewardloop.v1 import access_pb2, common_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import (
+    access_pb2,
+    common_pb2,
+    feedback_pb2,
+    labelling_pb2,
+    model_pb2,
+    operations_pb2,
+    policy_pb2,
+    reward_pb2,
+)
 
 FILES = [
     module.DESCRIPTOR
-    for module in (access_pb2, common_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2)
+    for module in (
+        *(access_pb2, common_pb2, feedback_pb2, labelling_pb2),
+        *(model_pb2, operations_pb2, policy_pb2, reward_pb2),
+    )
 ]
 
 

@@ -156,7 +156,11 @@ def judge_policy(
             "gate_perplexity_ratio": fluency.perplexity_ratio,
             "gate_anchor_perplexity_ratio": fluency.anchor_perplexity_ratio,
         }
-    reasons = (*_broken(figures, limits), *_drifted(figures, limits, anchor.version if anchor else "the live one"))
+    reasons = (
+        *_broken(figures, limits),
+        *_disliked(figures),
+        *_drifted(figures, limits, anchor.version if anchor else "the live one"),
+    )
     return Verdict(not reasons, reasons, figures)
 
 
@@ -249,15 +253,6 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
             f"share of repeated phrases {of('candidate_repeated_4'):.3f}, live {of('live_repeated_4'):.3f}",
         ),
     ]
-    if "gate_earlier_win_rate" in figures:
-        rules.append(
-            (
-                of("earlier_win_rate_upper") >= 0.5,
-                "earlier_version",
-                f"the reward version before prefers the live policy: win rate {of('earlier_win_rate'):.3f}, by its "
-                f"interval at most {of('earlier_win_rate_upper'):.3f}",
-            )
-        )
     if "gate_perplexity_ratio" in figures:
         rules.append(
             (
@@ -269,6 +264,17 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
         )
     # A figure that is NaN breaks its rule, because no comparison with NaN is true.
     return [Reason(rule, text) for is_kept, rule, text in rules if not is_kept]
+
+
+def _disliked(figures: Mapping[str, float]) -> list[Reason]:
+    """Return why the reward version before refuses the candidate, if it judged and is shown to like it less."""
+    if figures.get("gate_earlier_win_rate_upper", 0.5) >= 0.5:
+        return []
+    text = (
+        f"the reward version before prefers the live policy: win rate {figures['gate_earlier_win_rate']:.3f}, by its "
+        f"interval at most {figures['gate_earlier_win_rate_upper']:.3f}"
+    )
+    return [Reason("earlier_version", text)]
 
 
 def _drifted(figures: Mapping[str, float], limits: PolicyGateLimits, anchor: str) -> list[Reason]:

@@ -40,10 +40,10 @@ from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
-from rewardloop_trainer.rounds.earlier_judge import earlier_judge
+from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
+from rewardloop_trainer.rounds.judges.own_judge import own_judge
 from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
-from rewardloop_trainer.rounds.own_judge import own_judge
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version, reference_of, used_up
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
