@@ -20,8 +20,9 @@ from support.feedback_services import feedback_for
 from support.signals import choice, put
 
 from rewardloop.formats import keys
+from rewardloop.formats.signals import key_of
 from rewardloop.formats.store import DataRange, Manifest, ModelStore
-from rewardloop.v1 import feedback_pb2
+from rewardloop.v1 import feedback_pb2, labelling_pb2, operations_pb2
 from rewardloop_client import (
     AsyncRewardloopClient,
     ErasureProgress,
@@ -200,7 +201,43 @@ async def test_an_erased_person_is_in_no_file_and_all_others_are(place: Place) -
         assert {gesture.person.rpartition("\x1f")[2] for gesture in file.gestures()} == {PEOPLE[0], PEOPLE[2]}
 
 
-@pytest.mark.parametrize("step", ["find", "register", "redis", "ledger", "work", "files of redis", "report"])
+async def test_what_operators_are_shown_and_labellers_gave_is_erased(place: Place) -> None:
+    shown = operations_pb2.Round(model="reward", number=1)
+    for person in (*PEOPLE, ""):
+        event_id = said(1, person).event_id if person else ""
+        shown.examples.add(prompt=f"question 1 of {person or GONE}", caller="shop", event_id=event_id)
+    crowd = operations_pb2.Crowd(people=[{"caller": "shop", "annotator_id": person} for person in PEOPLE])
+    desk = keys.labelling_prefix("wanted")
+
+    def answer(person: str) -> bytes:
+        given = labelling_pb2.GivenAnswer(labeller=person, caller="shop", comment=f"said by {person}")
+        given.answer_time.GetCurrentTime()
+        return given.SerializeToString()
+
+    async with services(place) as (shop, operator):
+        with place.consuming():
+            await record(shop, *(said(1, person) for person in PEOPLE))
+            await archived(place, 3)
+            place.client.hset(keys.ROUNDS, "reward-1", shown.SerializeToString())
+            place.client.set(keys.CROWD, crowd.SerializeToString())
+            place.client.hset(keys.MUTES, mapping={key_of("shop", person): b"" for person in PEOPLE})
+            place.client.sadd(keys.LABELLING_PROJECTS, "wanted")
+            for person in PEOPLE:
+                place.client.xadd(f"{desk}answers", {"lease": person[-4:]})
+                place.client.hset(f"{desk}lease:{person[-4:]}", mapping={"state": "answered", "given": answer(person)})
+            place.store.reports.publish("audit", "An audit", "", {}, f"<p>good answer 1 to {GONE}</p>")
+            assert files_with(place.directory, GONE.encode())
+            begun = await operator.erase(annotator_id=GONE)
+            progress = await until_done(operator, begun.erasure_id)
+    assert files_with(place.directory, GONE.encode()) == []
+    counted = progress.holders[0].erased
+    assert (counted["examples"], counted["people"], counted["answers"], counted["reports"]) == (2, 2, 1, 1)
+    left = operations_pb2.Round.FromString(place.client.hget(keys.ROUNDS, "reward-1"))  # type: ignore[arg-type]
+    assert [each.event_id for each in left.examples] == [said(1, person).event_id for person in (PEOPLE[0], PEOPLE[2])]
+    assert place.client.hexists(f"{desk}lease:{PEOPLE[0][-4:]}", "given")
+
+
+@pytest.mark.parametrize("step", ["find", "register", "redis", "ledger", "work", "shown", "files of redis", "report"])
 async def test_an_erasure_that_is_killed_goes_on_at_the_next_start(place: Place, step: str) -> None:
     async with services(place) as (shop, operator):
         with place.consuming():
@@ -268,6 +305,8 @@ async def test_a_redis_that_lost_everything_learns_the_erasures_from_the_ledger(
             await until_done(operator, begun.erasure_id)
         place.client.flushall()
         with place.consuming():
+            while not place.client.hexists(keys.ERASURES, begun.erasure_id):  # until the trainer has read the register
+                await asyncio.sleep(0.05)
             await until_done(operator, begun.erasure_id)
             await asyncio.sleep(1.2)  # a server follows within a second
             assert (await record(shop, said(1, GONE)))[0].erased

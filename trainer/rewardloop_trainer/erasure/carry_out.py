@@ -27,6 +27,7 @@ from rewardloop_trainer.erasure.found import Found, Part, generations_of, in_led
 from rewardloop_trainer.erasure.learned import versions_that_learned
 from rewardloop_trainer.erasure.redis_part import erase_letters, erase_signals, in_stream, rewrite_files
 from rewardloop_trainer.erasure.register import Register
+from rewardloop_trainer.erasure.shown_part import erase_shown
 from rewardloop_trainer.erasure.work_part import WorkFiles, is_busy
 
 log = structlog.get_logger()
@@ -153,7 +154,10 @@ class Eraser:
         self._on_step("work")
         self._register.read()  # with the digests of this erasure
         secrets, events = self._register.known.keys, self._register.events
-        gone += self._work.erase(Erasures(secrets, pending, events), self._rows_through)
+        asked = Erasures(secrets, pending, events)
+        gone += self._work.erase(asked, self._rows_through)
+        self._on_step("shown")
+        gone += erase_shown(self._redis, asked, self._store.reports)
         self._on_step("files of redis")
         notes = self._rewrite_files()
         self._on_step("report")

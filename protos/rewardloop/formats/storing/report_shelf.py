@@ -89,6 +89,17 @@ class ReportShelf:
             raise ReportError(f"{self._folder} cannot be written: {error}") from error
         return report_id
 
+    def clear(self) -> int:
+        """Delete every report, and return how many. Raises ReportError."""
+        try:
+            ids = self._ids()
+            for report_id in ids:
+                self._fs.rm_file(self._about(report_id))
+                self._fs.rm_file(self._page(report_id))
+        except Exception as error:  # as above
+            raise ReportError(f"{self._folder} cannot be written: {error}") from error
+        return len(ids)
+
     def newest(self, count: int = KEPT) -> list[About]:
         """Return the reports, newest first. One that cannot be read is left out. Raises ReportError."""
         try:

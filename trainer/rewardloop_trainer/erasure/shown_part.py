@@ -1,0 +1,109 @@
+"""Erases signals from what operators are shown and from what labellers gave: Redis beside the stream, and reports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+from google.protobuf.message import DecodeError
+
+from rewardloop.formats import keys
+from rewardloop.formats.erasing.erasures import Erasures
+from rewardloop.formats.signals import parts_of
+from rewardloop.formats.storing.report_shelf import ReportError, ReportShelf
+from rewardloop.v1 import labelling_pb2, operations_pb2
+
+_PAGE = 500
+
+
+def erase_shown(client: redis.Redis, erasures: Erasures, reports: ReportShelf) -> Counter[str]:
+    """Delete examples of erased signals and what is said of erased people, and every report, which may hold texts.
+
+    Args:
+        client: Redis.
+        erasures: Which signals and people.
+        reports: The reports of the model store.
+
+    Returns:
+        How many things are gone, by what they were.
+
+    Raises:
+        redis.RedisError: If Redis does not answer.
+        OSError: If the model store cannot be written.
+    """
+    try:
+        gone = Counter(reports=reports.clear())
+    except ReportError as error:
+        raise OSError(str(error)) from error
+    gone["examples"] = _erase_examples(client, erasures)
+    gone["people"] = _erase_people(client, erasures)
+    gone["answers"] = _erase_answers(client, erasures)
+    return gone
+
+
+def _erase_examples(client: Any, erasures: Erasures) -> int:
+    """Delete the examples of erased signals, and those that do not say of which signal they are."""
+    gone = 0
+    for field, data in client.hgetall(keys.ROUNDS).items():
+        try:
+            shown = operations_pb2.Round.FromString(data)
+        except DecodeError:
+            client.hdel(keys.ROUNDS, field)
+            continue
+        named = (each for each in shown.examples if each.event_id)
+        left = [each for each in named if not erasures.is_erased_event(each.event_id, each.caller)]
+        if len(left) < len(shown.examples):
+            gone += len(shown.examples) - len(left)
+            del shown.examples[:]
+            shown.examples.extend(left)
+            client.hset(keys.ROUNDS, field, shown.SerializeToString())
+    return gone
+
+
+def _erase_people(client: Any, erasures: Erasures) -> int:
+    gone = 0
+    if (data := client.get(keys.CROWD)) is not None:
+        try:
+            crowd = operations_pb2.Crowd.FromString(data)
+        except DecodeError:
+            client.delete(keys.CROWD)
+        else:
+            left = [each for each in crowd.people if not erasures.of_person(each.annotator_id, each.caller)]
+            if gone := len(crowd.people) - len(left):
+                del crowd.people[:]
+                crowd.people.extend(left)
+                client.set(keys.CROWD, crowd.SerializeToString())
+    for person in client.hkeys(keys.MUTES):
+        caller, annotator_id = parts_of(person.decode())
+        if erasures.of_person(annotator_id, caller):
+            gone += int(client.hdel(keys.MUTES, person))
+    return gone
+
+
+def _erase_answers(client: Any, erasures: Erasures) -> int:
+    """Delete what erased people answered about labelling tasks. That a task was answered stays."""
+    gone = 0
+    for name in client.smembers(keys.LABELLING_PROJECTS):
+        project = keys.labelling_prefix(name.decode())
+        for lease in {*_answered(client, project), *client.zrange(f"{project}pending", 0, -1)}:
+            place = f"{project}lease:{lease.decode()}"
+            if (data := client.hget(place, "given")) is None:
+                continue
+            try:
+                given = labelling_pb2.GivenAnswer.FromString(data)
+            except DecodeError:
+                given = labelling_pb2.GivenAnswer()
+            answered_s = given.answer_time.ToNanoseconds() / 1e9
+            if not given.labeller or erasures.of_ids(given.labeller, given.generation_id, given.caller, answered_s):
+                gone += int(client.hdel(place, "given", "reason") > 0)
+    return gone
+
+
+def _answered(client: Any, project: str) -> Iterator[bytes]:
+    first = "-"
+    while page := client.xrange(f"{project}answers", first, "+", count=_PAGE):
+        for _, fields in page:
+            yield fields[b"lease"]
+        first = f"({page[-1][0].decode()}"
