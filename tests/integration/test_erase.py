@@ -305,7 +305,7 @@ async def test_a_redis_that_lost_everything_learns_the_erasures_from_the_ledger(
             await until_done(operator, begun.erasure_id)
         place.client.flushall()
         with place.consuming():
-            while not place.client.hexists(keys.ERASURES, begun.erasure_id):  # until the trainer has read the register
+            while not place.client.hexists(keys.ERASURES, begun.erasure_id):  # noqa: ASYNC110 - the trainer reads it
                 await asyncio.sleep(0.05)
             await until_done(operator, begun.erasure_id)
             await asyncio.sleep(1.2)  # a server follows within a second

@@ -127,7 +127,6 @@ def test_other_users_cannot_reach_the_server_of_a_deployment(private_redis: Embe
         ("DEBUG", "JMAP"),
         ("REPLICAOF", "192.0.2.1", "6379"),
         ("SAVE",),
-        ("BGREWRITEAOF",),
         ("MIGRATE", "192.0.2.1", "6379", "x", "0", "1"),
         ("FLUSHALL",),
         ("KEYS", "*"),
@@ -144,6 +143,12 @@ def test_a_process_of_the_deployment_has_no_rights_of_an_admin(
         with pytest.raises(redis.exceptions.ResponseError, match=r"(?i)no permission|not allowed"):
             client.execute_command(*command)
         assert client.get("rewardloop:a") == b"1"
+
+
+def test_a_process_of_the_deployment_may_have_the_append_only_file_rewritten(private_redis: EmbeddedRedis) -> None:
+    """An erasure needs that: until then the file holds what was deleted."""
+    with redis.Redis.from_url(private_redis.url) as client:
+        assert client.bgrewriteaof()
 
 
 def test_a_deployment_keeps_its_password_and_data_over_a_kill(private_redis: EmbeddedRedis) -> None:

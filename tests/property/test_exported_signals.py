@@ -105,7 +105,8 @@ def meaning(event: feedback_pb2.FeedbackEvent, *, with_people: bool = True) -> s
         case "thumb":
             said = [texts[signal.response], signal.up]
         case "rating":
-            said = [texts[signal.response], signal.value, signal.minimum, signal.maximum]
+            # Added to 0, -0.0 is 0.0, as a table writes it.
+            said = [texts[signal.response], signal.value + 0.0, signal.minimum + 0.0, signal.maximum + 0.0]
         case _:
             said = [texts[signal.response], signal.edited_text]
     who = [event.annotator_id, event.aspect] if with_people else []
