@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,6 +21,7 @@ from rewardloop_server.calls.validate import Limits, validate_event, validate_si
 from rewardloop_server.calls.vocabulary import FeedbackOutcome
 from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.feedback.intake import Intake
+from rewardloop_server.feedback.room import Room
 from rewardloop_server.feedback.signal import Signal, sender_of, sent
 from rewardloop_server.feedback.stream import Appended
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -29,6 +31,9 @@ Event: TypeAlias = feedback_pb2.FeedbackEvent
 
 # After this many checked events of a batch, other requests have their turn on the event loop.
 _CHECKED_AT_ONCE = 100
+# A batch is checked and sent as copies several times its size. Batches above the first number of bytes wait until all
+# of them together have at most the second.
+_LARGE_BATCH, _LARGE_AT_ONCE = 256 * 2**10, 32 * 2**20
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
@@ -60,6 +65,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         self._needs_generation = needs_generation
         self._aspects = aspects
         self._counters: dict[tuple[str, str], prometheus_client.Counter] = {}
+        self._room = Room(_LARGE_AT_ONCE)
 
     async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
         if not request.HasField("event"):
@@ -76,8 +82,11 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_pb2.RecordBatchResponse:
         if not 1 <= len(request.events) <= self._max_events:
             raise InvalidRequest([Violation("events", f"1 to {self._max_events} events, not {len(request.events)}")])
+        size = request.ByteSize()
+        async with self._room.taken(size) if size > _LARGE_BATCH else nullcontext():
+            outcomes = await self._record(request.events)
         items = []
-        for i, outcome in enumerate(await self._record(request.events)):
+        for i, outcome in enumerate(outcomes):
             if isinstance(outcome, Appended):
                 items.append(feedback_pb2.RecordBatchItem(result=_reply(outcome)))
                 continue
