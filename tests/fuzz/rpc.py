@@ -30,7 +30,7 @@ from fuzz.messages import damaged, random_message
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from rewardloop.v1 import access_pb2, feedback_pb2, labelling_pb2, model_pb2, policy_pb2, reward_pb2
+from rewardloop.v1 import access_pb2, feedback_pb2, labelling_pb2, model_pb2, operations_pb2, policy_pb2, reward_pb2
 
 HANG_S = 60.0
 BAD = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "NOT ANSWERED", "LOST"}
@@ -90,6 +90,19 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
     "LabellingService/SetGuidelines": (0.5, [labelling_pb2.SetGuidelinesRequest(project="fuzz", text="# Be fair")]),
     "LabellingService/GetGuidelines": (0.5, [labelling_pb2.GetGuidelinesRequest(project="fuzz")]),
     "FeedbackService/Retract": (0.5, [feedback_pb2.RetractRequest(import_id="fuzz")]),
+    "OperationsService/GetStatus": (0.5, [operations_pb2.GetStatusRequest()]),
+    "OperationsService/ListRounds": (0.5, [operations_pb2.ListRoundsRequest(model="reward", page_size=5)]),
+    "OperationsService/GetRound": (0.5, [operations_pb2.GetRoundRequest(model="reward", trainer_id="t", number=1)]),
+    "OperationsService/ListPeople": (0.5, [operations_pb2.ListPeopleRequest()]),
+    "OperationsService/SetMuted": (
+        0.5,
+        [operations_pb2.SetMutedRequest(annotator_id="anna", muted=True, reason="fuzz")],
+    ),
+    "OperationsService/ListDeadLetters": (0.5, [operations_pb2.ListDeadLettersRequest(after_letter_id="1-1")]),
+    "OperationsService/RequeueDeadLetter": (0.5, [operations_pb2.RequeueDeadLetterRequest(letter_id="1-1")]),
+    "OperationsService/DropDeadLetter": (0.5, [operations_pb2.DropDeadLetterRequest(letter_id="1-1")]),
+    "OperationsService/ListReports": (0.5, [operations_pb2.ListReportsRequest()]),
+    "OperationsService/GetReport": (0.5, [operations_pb2.GetReportRequest(report_id="fuzz")]),
     "ModelService/ListVersions": (1, [model_pb2.ListVersionsRequest(model=name) for name in ("reward", "policy")]),
     "ModelService/GetVersion": (1, [model_pb2.GetVersionRequest(model="reward", version="1")]),
     "ModelService/WatchVersions": (1, [model_pb2.WatchVersionsRequest(model=name) for name in ("reward", "policy")]),
@@ -100,7 +113,7 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
 }
 _SERVICES = {
     service.name: service
-    for module in (access_pb2, reward_pb2, feedback_pb2, labelling_pb2, policy_pb2, model_pb2)
+    for module in (access_pb2, reward_pb2, feedback_pb2, labelling_pb2, operations_pb2, policy_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 
