@@ -24,7 +24,7 @@ from rewardloop.formats.store import ModelStore
 from rewardloop_client import RewardloopClient
 from rewardloop_local.ports import free_port
 
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 
 
 @dataclass
