@@ -57,6 +57,7 @@ def pages() -> list[dict[str, dict[str, set[str]]]]:
         vocabulary.REWARD_SERVICE,
         vocabulary.FEEDBACK_SERVICE,
         vocabulary.LABELLING_SERVICE,
+        vocabulary.OPERATIONS_SERVICE,
     )
     shared = (vocabulary.MODEL_SERVICE, vocabulary.POLICY_SERVICE)
     serving.announce("reward", vocabulary.methods_of(*services, *shared), vocabulary.QUEUE_LANES)
