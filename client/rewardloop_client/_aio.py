@@ -357,7 +357,7 @@ class AsyncRewardloopClient:
 
     @property
     def operations(self) -> AsyncOperations:
-        """What operators may ask: rounds, people, dead letters and reports."""
+        """The methods of the OperationsService: rounds, people, dead letters and reports."""
         return AsyncOperations(self._run)
 
     async def _run(self, call: Call[T], timeout_s: float | None) -> T:

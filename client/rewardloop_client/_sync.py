@@ -563,7 +563,7 @@ class RewardloopClient:
 
     @property
     def operations(self) -> Operations:
-        """What operators may ask: rounds, people, dead letters and reports."""
+        """The methods of the OperationsService: rounds, people, dead letters and reports."""
         return Operations(self._run)
 
     def _run(self, call: Call[T], timeout_s: float | None) -> T:

@@ -312,7 +312,7 @@ class VersionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a caller is to the services.
+    """The name and the roles under which the services know a caller.
 
     Attributes:
         caller: Its name in the callers' file; empty if the services ask nobody for credentials.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from rewardloop.formats.messages import Turn, message_of, tools_of
@@ -19,11 +19,12 @@ class NoPlace(ValueError):
 
 def row_of(judgement: Judgement) -> Row:
     """Return a judgement as a row of a documented shape, which leaves nothing open."""
-    return {**_asked(judgement), **_said(judgement), **about(judgement)}
+    return {**asked(judgement.prompt), **_said(judgement), **about(judgement)}
 
 
-def _asked(judgement: Judgement) -> Row:
-    tools, said = tools_of(judgement.prompt)
+def asked(prompt: Sequence[Turn]) -> Row:
+    """Return the fields of a row that hold a prompt: its messages, and its tools if there are any."""
+    tools, said = tools_of(prompt)
     return {"prompt": [message_of(turn) for turn in said], **({"tools": tools} if tools else {})}
 
 
@@ -65,25 +66,27 @@ def _about(judgement: Judgement) -> Iterator[tuple[str, str]]:
 def shaped(judgement: Judgement, shape: ShapeName, form: Form) -> Row:
     """Return a judgement as a row of a shape, without `about`. Raises NoPlace."""
     if shape == "rows":
-        return {**_asked(judgement), **_said(judgement)}
+        return {**asked(judgement.prompt), **_said(judgement)}
     made = _MADE[shape].get(type(judgement.said))
     if made is None:
         raise NoPlace(f"{shape} has no row for {_NAMES[type(judgement.said)]}")
     row = made(judgement)
     if form == "conversational" or shape == "rankings":
-        return {**_asked(judgement), **_spoken(row)}
+        return {**asked(judgement.prompt), **_spoken(row)}
     tools, said = tools_of(judgement.prompt)
     if tools or len(said) != 1 or said[0] != Turn("user", said[0].content):
         raise NoPlace("a plain prompt holds one question, and no system text, tools or earlier turns")
     return {"prompt": said[0].content, **row}
 
 
+def spoken(text: str) -> list[dict[str, str]]:
+    """Return a response as a list of one message."""
+    return [{"role": "assistant", "content": text}]
+
+
 def _spoken(row: Mapping[str, Any]) -> Row:
     """Return a row whose answers are lists of messages."""
-    return {
-        key: [{"role": "assistant", "content": value}] if isinstance(value, str) else value
-        for key, value in row.items()
-    }
+    return {key: spoken(value) if isinstance(value, str) else value for key, value in row.items()}
 
 
 def _preferred(judgement: Judgement) -> Row:

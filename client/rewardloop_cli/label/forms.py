@@ -8,9 +8,10 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from rewardloop.formats.messages import message_of, tools_of, turns
+from rewardloop.formats.messages import turns
 from rewardloop.v1 import common_pb2
 from rewardloop_client import GivenAnswer
+from rewardloop_data.written_rows import asked, spoken
 
 Rows = Iterator[dict[str, Any]]
 
@@ -21,8 +22,8 @@ def preferences(answer: GivenAnswer) -> Rows:
     for chosen, rejected in pairs(answer):
         yield {
             **prompt_fields(answer.prompt),
-            "chosen": chosen if is_text else _said(chosen),
-            "rejected": rejected if is_text else _said(rejected),
+            "chosen": chosen if is_text else spoken(chosen),
+            "rejected": rejected if is_text else spoken(rejected),
             **about(answer),
         }
 
@@ -34,7 +35,7 @@ def labels(answer: GivenAnswer) -> Rows:
     """
     is_text = answer.prompt.WhichOneof("content") == "text"
     for text, label in _labelled(answer):
-        said = text if is_text else _said(text)
+        said = text if is_text else spoken(text)
         yield {**prompt_fields(answer.prompt), "completion": said, "label": label, **about(answer)}
 
 
@@ -119,9 +120,7 @@ def prompt_fields(prompt: common_pb2.Prompt) -> dict[str, Any]:
     """Return the prompt of a row: a text, or messages, with the tools if there are any."""
     if prompt.WhichOneof("content") == "text" and not prompt.tools_json:
         return {"prompt": prompt.text}
-    tools, said = tools_of(turns(prompt))
-    row: dict[str, Any] = {"prompt": [message_of(turn) for turn in said]}
-    return {**row, "tools": tools} if tools else row
+    return asked(turns(prompt))
 
 
 def about(answer: GivenAnswer) -> dict[str, Any]:
@@ -149,7 +148,3 @@ def _by_grade(texts: Sequence[str], grades: Mapping[int, float]) -> Iterator[tup
     for index, grade in grades.items():
         if grade != (low + high) / 2:
             yield texts[index], grade > (low + high) / 2
-
-
-def _said(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]

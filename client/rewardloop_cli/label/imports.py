@@ -40,7 +40,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What every task of an import gets.
+    """The settings that all tasks of an import share.
 
     Attributes:
         project: Whose tasks they are.
@@ -141,7 +141,7 @@ def run(files: Sequence[str], options: ImportOptions) -> int:
 
 @dataclass(slots=True)
 class _Found:
-    """What the rows of a file ask, counted before any is sent."""
+    """Counts and examples of the tasks in a file, made before any is sent."""
 
     rows: int = 0
     by_count: Counter[int] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""What the LabellingService takes and gives, as Python values."""
+"""Python values for the requests and replies of the LabellingService."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class LabellingTask:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a labeller gets who asks for a task.
+    """The reply to a labeller who asks for a task.
 
     Attributes:
         task: None if there is none for this labeller.
@@ -142,7 +142,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class LabellerProgress:
-    """What one labeller has done. ``seconds`` is the sum over the answers and skips whose seconds are known."""
+    """Counts of the work of one labeller. ``seconds`` is the sum over the answers and skips whose seconds are known."""
 
     labeller: str
     caller: str

@@ -1,1 +1,1 @@
-"""What operators may ask, and decide about dead letters and people."""
+"""The OperationsService, by which operators see the loop and decide about dead letters and people."""

@@ -32,7 +32,7 @@ class RewriteFailed(OSError):
 
 def in_stream(client: redis.Redis, erasures: Erasures) -> Iterator[Found]:
     """Yield the signals of the stream that are erased. Raises redis.RedisError."""
-    for stream_id, fields in _entries(client, keys.FEEDBACK_STREAM):
+    for stream_id, fields in entries(client, keys.FEEDBACK_STREAM):
         try:
             event = decode(stream_id, fields).event
         except InvalidEntry:
@@ -168,7 +168,8 @@ def _rewrite(node: Any, running: str, scheduled: str, status: str, begin: Any) -
         raise RewriteFailed(f"{status}: {said}")
 
 
-def _entries(client: redis.Redis, stream: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
+def entries(client: redis.Redis, stream: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
+    """Yield the ids and the fields of a stream, oldest first, by pages. Raises redis.RedisError."""
     connection: Any = client
     first = "-"
     while page := connection.xrange(stream, first, "+", count=_PAGE):

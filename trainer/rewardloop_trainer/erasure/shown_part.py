@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -14,8 +13,7 @@ from rewardloop.formats.erasing.erasures import Erasures
 from rewardloop.formats.signals import parts_of
 from rewardloop.formats.storing.report_shelf import ReportError, ReportShelf
 from rewardloop.v1 import labelling_pb2, operations_pb2
-
-_PAGE = 500
+from rewardloop_trainer.erasure.redis_part import entries
 
 
 def erase_shown(client: redis.Redis, erasures: Erasures, reports: ReportShelf) -> Counter[str]:
@@ -87,7 +85,8 @@ def _erase_answers(client: Any, erasures: Erasures) -> int:
     gone = 0
     for name in client.smembers(keys.LABELLING_PROJECTS):
         project = keys.labelling_prefix(name.decode())
-        for lease in {*_answered(client, project), *client.zrange(f"{project}pending", 0, -1)}:
+        answered = (fields[b"lease"] for _, fields in entries(client, f"{project}answers"))
+        for lease in {*answered, *client.zrange(f"{project}pending", 0, -1)}:
             place = f"{project}lease:{lease.decode()}"
             if (data := client.hget(place, "given")) is None:
                 continue
@@ -99,11 +98,3 @@ def _erase_answers(client: Any, erasures: Erasures) -> int:
             if not given.labeller or erasures.of_ids(given.labeller, given.generation_id, given.caller, answered_s):
                 gone += int(client.hdel(place, "given", "reason") > 0)
     return gone
-
-
-def _answered(client: Any, project: str) -> Iterator[bytes]:
-    first = "-"
-    while page := client.xrange(f"{project}answers", first, "+", count=_PAGE):
-        for _, fields in page:
-            yield fields[b"lease"]
-        first = f"({page[-1][0].decode()}"
