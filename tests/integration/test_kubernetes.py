@@ -71,7 +71,7 @@ def test_processes_run_with_real_settings_on_the_ports_that_they_declare(manifes
         if command != "train":
             assert settings.listen == f"0.0.0.0:{ports['grpc']}"
         names = {env["name"] for env in container(workload)["env"]}
-        assert names <= setting_names(command)
+        assert names <= setting_names(command) | {"PYTORCH_ALLOC_CONF"}
         assert "REWARDLOOP_REDIS_URL" in names
 
 
@@ -295,11 +295,53 @@ def test_the_operators_prometheus_gives_the_labels_that_the_scrape_entry_gives()
         assert _selects(monitor["spec"]["selector"]["matchLabels"], workload)
 
 
-def test_the_gpu_overlay_gives_each_process_one() -> None:
-    manifests = rendered(DEPLOY / "kubernetes/overlays/gpu")
-    for workload in _ours(manifests):
-        assert container(workload)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+GPU_OVERLAYS = [each for each in OVERLAYS if each.name.startswith("gpu")]
+
+
+def _gpus(workload: dict[str, Any]) -> dict[str, str]:
+    resources = container(workload)["resources"]
+    found = {name: count for name, count in resources["limits"].items() if name.startswith("nvidia.com/")}
+    assert found.items() <= resources["requests"].items()
+    return found
+
+
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS, ids=lambda path: path.name)
+def test_a_gpu_overlay_gives_each_process_its_share_and_needs_no_further_one_to_roll(overlay: Path) -> None:
+    resources = {
+        "gpu": ("nvidia.com/gpu", "nvidia.com/gpu"),
+        "gpu-mig": ("nvidia.com/mig-1g.18gb", "nvidia.com/mig-4g.71gb"),
+        "gpu-shared": ("nvidia.com/gpu.shared", "nvidia.com/gpu.shared"),
+    }
+    serving, training = resources[overlay.name]
+    for workload in _ours(rendered(overlay)):
+        is_trainer = workload["kind"] == "StatefulSet"
+        assert _gpus(workload) == {training if is_trainer else serving: "1"}
         assert "cuda" in container(workload)["image"]
         settings = _settings(workload)
         if isinstance(settings, PolicyWorkerSettings) or hasattr(settings, "device"):
             assert settings.device == "cuda"
+        if not is_trainer:
+            assert workload["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS, ids=lambda path: path.name)
+def test_gradients_are_exchanged_through_a_shared_memory_of_their_own(overlay: Path) -> None:
+    (trainer,) = [each for each in _ours(rendered(overlay)) if each["kind"] == "StatefulSet"]
+    volumes = {each["name"]: each for each in trainer["spec"]["template"]["spec"]["volumes"]}
+    (mount,) = [each for each in container(trainer)["volumeMounts"] if each["mountPath"] == "/dev/shm"]
+    assert volumes[mount["name"]]["emptyDir"]["medium"] == "Memory"
+
+
+def test_processes_that_share_a_gpu_have_shares_that_fit_together() -> None:
+    gigabytes = 80.0
+    manifests = rendered(DEPLOY / "kubernetes/overlays/gpu-shared")
+    taken = 0.0
+    for workload in _ours(manifests):
+        environment = {each["name"]: each.get("value", "") for each in container(workload)["env"]}
+        if share := environment.get("PYTORCH_ALLOC_CONF"):
+            taken += gigabytes * float(share.removeprefix("per_process_memory_fraction:"))
+        else:  # the live graph and the one that is being loaded, on each replica
+            scaler = named(manifests, "HorizontalPodAutoscaler", "rewardloop-server")["spec"]
+            assert _settings(workload).device_memory_gb > 0
+            taken += 2 * scaler["maxReplicas"] * _settings(workload).device_memory_gb
+    assert taken <= 0.95 * gigabytes
