@@ -18,8 +18,9 @@ local person, mine, held = base .. 'who:' .. who, base .. 'mine:' .. who, base .
 local FEWEST_BETWEEN, MOST_BETWEEN, LOOKED_AT = 3, 500, 128
 math.randomseed(tonumber(ARGV[8]))
 end_leases()
-if redis.call('SADD', base .. 'people', who) == 1 then
-    redis.call('HSET', person, 'labeller', ARGV[2], 'caller', ARGV[3])
+redis.call('SADD', base .. 'people', who)
+if redis.call('HSETNX', person, 'labeller', ARGV[2]) == 1 then -- new, or erased and here again
+    redis.call('HSET', person, 'caller', ARGV[3])
 end
 local function left() return redis.call('ZCARD', base .. 'open') - redis.call('SCARD', mine) end
 

@@ -97,7 +97,7 @@ local function count(lease, sign, most_skips)
     if sign > 0 then redis.call('HSET', person, 'last', whole(now)) end
     if kind == 'skip' then
         add(person, 'skips', sign)
-        add(base .. 'skips', about[6], sign)
+        if about[6] then add(base .. 'skips', about[6], sign) end -- of an erased one, nothing says why
         if is_repeat then return end
         add(state, 'skips', sign)
         local closed, skips = redis.call('HGET', state, 'closed'), tonumber(redis.call('HGET', state, 'skips') or 0)

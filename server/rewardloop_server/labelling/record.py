@@ -104,6 +104,8 @@ class Recorder:
     async def undo(self, project: str, labeller: Labeller) -> tuple[Offered, labelling_pb2.GivenAnswer]:
         """Take back the labeller's last answer. Returns its task, given again, and the answer as it was.
 
+        Of an answer that was erased nothing is left but that it was one.
+
         Raises:
             NothingToUndo: There is none.
             TaskTaken: It is a skip, and others have the task now.
@@ -117,13 +119,13 @@ class Recorder:
         lease_id, again = begun
         lease = await self._queue.lease(project, lease_id)
         task = None if lease is None else await self._queue.task(project, lease.task_id)
-        if lease is None or lease.given is None or task is None:
+        if lease is None or task is None:
             raise RedisUnavailable("the answer was taken back meanwhile: ask for the next task")
         # If another process was quicker, which ends what dead ones have begun, the task is held under the same lease.
         expires = await self._forget(project, lease) or int(time.time() * 1000) + self._queue.rules.lease_ms
         current = await self._queue.guidelines(project, "")
         offered = Offered(again, lease.task_id, lease.order, expires, task.new, current[1] if current else "")
-        return offered, lease.given
+        return offered, lease.given or labelling_pb2.GivenAnswer()
 
     async def take_back_all(self, project: str, leases: list[str]) -> int:
         """Take back the answers under leases whose tasks were taken back. Returns how many they were."""
@@ -147,6 +149,9 @@ class Recorder:
         """Carry out what was begun under a lease. Returns whether an answer was taken back."""
         lease = await self._queue.lease(project, lease_id)
         if lease is not None and lease.state == "pending":
+            if lease.given is None:  # it was erased before it was recorded, with its signals if there were any
+                await self._queue.revert(project, lease_id)
+                return False
             await self._carry_out(project, lease_id)
             lease = await self._queue.lease(project, lease_id)  # its task may have been taken back meanwhile
         if lease is None or lease.state != "undoing":

@@ -81,20 +81,55 @@ def _erase_people(client: Any, erasures: Erasures) -> int:
 
 
 def _erase_answers(client: Any, erasures: Erasures) -> int:
-    """Delete what erased people answered about labelling tasks. That a task was answered stays."""
-    gone = 0
+    """Delete what erased people answered about labelling tasks, and their names. That tasks were answered stays."""
+    gone, of_generations = 0, any(each.kind == "generation" for each in erasures.all)
     for name in client.smembers(keys.LABELLING_PROJECTS):
         project = keys.labelling_prefix(name.decode())
         answered = (fields[b"lease"] for _, fields in entries(client, f"{project}answers"))
         for lease in {*answered, *client.zrange(f"{project}pending", 0, -1)}:
             place = f"{project}lease:{lease.decode()}"
-            if (data := client.hget(place, "given")) is None:
+            data, task = client.hmget(place, "given", "task")
+            if data is None:
                 continue
             try:
                 given = labelling_pb2.GivenAnswer.FromString(data)
             except DecodeError:
                 given = labelling_pb2.GivenAnswer()
             answered_s = given.answer_time.ToNanoseconds() / 1e9
-            if not given.labeller or erasures.of_ids(given.labeller, given.generation_id, given.caller, answered_s):
-                gone += int(client.hdel(place, "given", "reason") > 0)
+            generation_id = _generation_of(client, project, task) if of_generations else ""
+            if not given.labeller or erasures.of_ids(given.labeller, generation_id, given.caller, answered_s):
+                gone += _erase_answer(client, project, place)
+        _erase_labellers(client, project, erasures)
     return gone
+
+
+def _generation_of(client: Any, project: str, task: bytes | None) -> str:
+    """Return the generation that a task is about; "" if it names none, or is gone."""
+    data = client.hget(f"{project}tasks", task) if task else None
+    try:
+        return str(labelling_pb2.NewTask.FromString(data or b"").generation_id)
+    except DecodeError:
+        return ""
+
+
+def _erase_answer(client: Any, project: str, place: str) -> int:
+    """Delete an answer, and the words of its reason among the project's. Returns 0 if it was gone already."""
+    state, reason = client.hmget(place, "state", "reason")
+    is_counted = bool(reason) and state in (b"answered", b"undoing")
+    with client.pipeline(transaction=True) as commands:
+        commands.hdel(place, "given", "reason")
+        if is_counted:
+            commands.hincrby(f"{project}skips", reason, -1)
+        done = commands.execute()
+    if is_counted and int(done[1]) <= 0:
+        client.hdel(f"{project}skips", reason)
+    return int(int(done[0]) > 0)
+
+
+def _erase_labellers(client: Any, project: str, erasures: Erasures) -> None:
+    """Delete the names of erased people from their counts. Who labels again is named again."""
+    for who in client.smembers(f"{project}people"):
+        counts = f"{project}who:{who.decode()}"
+        name, caller = (each.decode() if each else "" for each in client.hmget(counts, "labeller", "caller"))
+        if erasures.of_person(name, caller):
+            client.hdel(counts, "labeller")
