@@ -301,8 +301,9 @@ async def test_answers_are_listed_page_by_page_with_what_labellers_were_not_told
         if not (token := page.next_page_token):
             break
     assert pages == [3, 3, 1]
-    with pytest.raises(InvalidRequest):
-        await desk.client.labelling.list_answers("shop", page_token="x")
+    for wrong in ("x", "9" * 25 + "-1", "1-" + "9" * 25, "-1"):
+        with pytest.raises(InvalidRequest):
+            await desk.client.labelling.list_answers("shop", page_token=wrong)
 
 
 async def test_a_share_of_tasks_is_given_to_more_labellers(desk: Desk) -> None:

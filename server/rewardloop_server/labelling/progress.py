@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rewardloop.v1 import labelling_pb2
@@ -10,6 +11,8 @@ from rewardloop_server.labelling.labeller import Labeller
 from rewardloop_server.labelling.queue import Figures, TaskQueue
 
 DEFAULT_PAGE, MOST_OF_A_PAGE = 100, 1000
+# A place in the stream of answers. Redis refuses numbers of more than 64 bits.
+_PLACE = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
 async def progress_of(queue: TaskQueue, project: str, only: Labeller | None) -> labelling_pb2.Progress:
@@ -69,13 +72,7 @@ async def page_of(queue: TaskQueue, request: labelling_pb2.ListAnswersRequest) -
     size = request.page_size or DEFAULT_PAGE
     if not 1 <= size <= MOST_OF_A_PAGE:
         raise InvalidRequest([Violation("page_size", f"not 1 to {MOST_OF_A_PAGE}")])
-    milliseconds, _, number = request.page_token.partition("-")
-    if request.page_token and not (
-        len(request.page_token) <= 40
-        and f"{milliseconds}{number}".isascii()
-        and milliseconds.isdigit()
-        and number.isdigit()
-    ):
+    if request.page_token and not _PLACE.fullmatch(request.page_token):
         raise InvalidRequest([Violation("page_token", "not a token of a page before")])
     found = await queue.answers(request.project, request.page_token, size + 1)
     answers = []
