@@ -50,6 +50,7 @@ class Door:
             try:
                 return await self._answer(path, request)
             except Unauthenticated:
+                self.sessions.sign_out(self.key_in(request))  # else the sign-in page would lead straight back here
                 return self.to_sign_in(request)
             except Refusal as refusal:
                 return refused(request, refusal)
@@ -109,11 +110,7 @@ class Door:
         """Return the session with roles that the services have confirmed. Raises Unauthenticated if it has ended."""
         if self.sessions.age_of_identity_s(session) < _IDENTITY_S:
             return session
-        try:
-            return self.sessions.identified(session, await self.client.get_identity())
-        except Unauthenticated:
-            self.sessions.sign_out(session.key)
-            raise
+        return self.sessions.identified(session, await self.client.get_identity())
 
     def to_sign_in(self, request: Request) -> Response:
         """Return the way to the sign-in page, and back to a page that somebody asked for."""

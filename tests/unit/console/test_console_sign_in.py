@@ -187,6 +187,21 @@ async def test_nothing_frames_a_page_or_runs_in_it() -> None:
     assert "onclick" not in page
 
 
+async def test_a_token_that_is_taken_away_leads_to_the_sign_in_form_at_once() -> None:
+    fake = GuardedRewardloop()
+    token = fake.add("anna", "label")
+    async with console(fake) as browser:
+        await browser.sign_in(token)
+        assert (await browser.get("/console/label")).status_code == 200
+        del fake.tokens[token]
+        reply = await browser.get("/console/label")
+        assert reply.headers["location"] == "/console/sign-in?next=/console/label"
+        form = await browser.get(reply.headers["location"])
+        assert form.status_code == 200
+        assert "Token" in form.text
+        assert (await browser.sign_in(fake.add("anna", "label"))).status_code == 303
+
+
 async def test_a_link_from_elsewhere_is_asked_for_again_with_the_cookie() -> None:
     async with console(FakeRewardloop()) as browser:
         await browser.get("/console/watch")
