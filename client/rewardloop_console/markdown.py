@@ -12,12 +12,17 @@ from typing import Any
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_block import table as table_rule
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 # Above this many characters a text is shown as it is. The reader takes a time that grows with the square of the length
 # for some texts, such as one of brackets: about half a second at this length.
 MOST_CHARACTERS = 20_000
+# A row of a table has as many cells as its head, however short it is, so that a short text may be a huge table. What
+# would come after so many cells of a text is shown as it is.
+MOST_CELLS = 5_000
 _SCHEMES = ("https://", "http://", "mailto:")
 _TAGS = {
     *("p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "span"),
@@ -54,8 +59,26 @@ def _heading(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env
     return f"<{'/' if tokens[i].nesting < 0 else ''}h{level}>"
 
 
+def _table(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    """Take a table by the rule of Markdown, unless the tables of its text have too many cells together."""
+    is_table = table_rule(state, first, end, True)
+    if silent or not is_table:
+        return is_table
+    columns = state.src[state.bMarks[first] : state.eMarks[first]].count("|") + 1
+    left = state.env.get("cells_left", MOST_CELLS)
+    for line in range(first, end):
+        if state.isEmpty(line):
+            break
+        left -= columns
+        if left < 0:
+            return False
+    state.env["cells_left"] = left
+    return table_rule(state, first, end, False)
+
+
 def _reader() -> MarkdownIt:
     reader = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    reader.block.ruler.at("table", _table, {"alt": ["paragraph", "reference"]})
     reader.validateLink = lambda url: url.lower().startswith(_SCHEMES)  # type: ignore[method-assign]
     for name, rule in (("image", _image), ("heading_open", _heading), ("heading_close", _heading)):
         reader.add_render_rule(name, rule)

@@ -73,6 +73,16 @@ def test_a_long_text_is_shown_in_time(piece: str) -> None:
     assert html.startswith('<pre class="as-it-is">')
 
 
+@pytest.mark.parametrize("tables", [1, 10])
+def test_a_short_text_is_no_huge_table(tables: int) -> None:
+    text = "\n\n".join("|" + "a|" * 400 + "\n|" + "-|" * 400 + "\n" + "b\n" * 160 for _ in range(tables))
+    html = rendered(text)
+    assert html.count("<td") == 0
+    assert len(html) < 2 * len(text)
+    small = "| a | b |\n| - | - |\n| 1 | 2 |\n"
+    assert rendered(f"{small}\n{text}\n\n{small}").count("<td>") == 4
+
+
 @given(st.text(alphabet=st.sampled_from("<>\"'&[]()!`*_#-:/=\n aijsvo"), max_size=200))
 def test_only_listed_tags_and_attributes_come_out(text: str) -> None:
     html = str(rendered(text)).lower()
