@@ -146,7 +146,7 @@ def event_of(judgement: Judgement, labels: Labels) -> feedback_pb2.FeedbackEvent
     if aspect and not is_name(aspect):
         raise RowError(f"aspect: {short(aspect)} is no name of a reward model")
     context: Context = {
-        "prompt": _message(judgement.prompt),
+        "prompt": prompt_message(judgement.prompt),
         "responses": judgement.responses,
         "event_id": digest_of(judgement, labels.aspect),
         "annotator_id": judgement.annotator,
@@ -209,7 +209,8 @@ def _values(said: Said) -> list[Any]:
     return [getattr(said, name) for name in said.__slots__]
 
 
-def _message(prompt: Turns) -> common_pb2.Prompt:
+def prompt_message(prompt: Turns) -> common_pb2.Prompt:
+    """Return the prompt as a message. Raises RowError for text that no message holds."""
     try:
         return prompt_of(prompt)
     except ValueError as error:  # text that is not valid Unicode

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
-from rewardloop.formats.messages import prompt_of
 from rewardloop.v1 import labelling_pb2
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
@@ -26,6 +25,7 @@ from rewardloop_cli.feedback.summary import prompt_text, short_text
 from rewardloop_client import AddedTask, NewTask, RewardloopClient, RewardloopError
 from rewardloop_client.labelling.messages import new_task
 from rewardloop_client.labelling.types import AnswerKindName
+from rewardloop_data.judgements import prompt_message
 from rewardloop_data.questions import Question, QuestionReading, recognise_questions
 from rewardloop_data.rows import Json, RowError
 from rewardloop_data.shapes.shape import Choices
@@ -65,18 +65,22 @@ class Wanted:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def task_of(self, question: Question) -> NewTask:
-        """Return the task of a question. A question without responses makes one without candidates."""
-        count = len(question.responses) or self.candidates
-        by_count: AnswerKindName = "rating" if count == 1 else "choice" if count == 2 else "ranking"
+        """Return the task of a question. A question without responses makes one without candidates. Raises RowError."""
         return NewTask(
-            kinds=self.kinds or (by_count,),
-            prompt=prompt_of(question.prompt),
+            kinds=self.kinds_of(question),
+            prompt=prompt_message(question.prompt),
             candidates=question.responses,
             scale=self.scale,
             aspect=question.aspect or self.aspect,
             tags=self.tags,
             overlap=self.overlap,
         )
+
+    def kinds_of(self, question: Question) -> tuple[AnswerKindName, ...]:
+        """Return how the task of a question may be answered."""
+        count = len(question.responses) or self.candidates
+        by_count: AnswerKindName = "rating" if count == 1 else "choice" if count == 2 else "ranking"
+        return self.kinds or (by_count,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ class _Found:
         if self.refused:
             yield f"{name}: {self.refused} rows hold no question, such as line {self.first_reason}"
         for number, question in enumerate(self.examples, start=1):
-            kind = ", ".join(wanted.task_of(question).kinds)
+            kind = ", ".join(wanted.kinds_of(question))
             yield f"  example {number} ({kind}): {short_text(prompt_text(question.prompt))}"
             for text in question.responses:
                 yield f"    response: {short_text(text)}"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewardloop_cli.connect import open_client
+from rewardloop_cli.feedback.summary import short_text
 from rewardloop_client import Agreement, LabellingProgress
 
 
@@ -34,7 +35,7 @@ def _print(console: Console, progress: LabellingProgress) -> None:
     )
     details = [
         ("answers", ", ".join(f"{count} {kind}" for kind, count in sorted(progress.answers_by_kind.items()))),
-        ("skips", ", ".join(f"{count} {reason}" for reason, count in sorted(progress.skips.items()))),
+        ("skips", ", ".join(f"{count} {short_text(reason)}" for reason, count in sorted(progress.skips.items()))),
         ("agreement", _agreement(progress.agreement)),
         ("agreement of labellers with themselves", _agreement(progress.self_agreement)),
         ("not scored yet", str(progress.unscored) if progress.unscored else ""),
@@ -50,7 +51,7 @@ def _print(console: Console, progress: LabellingProgress) -> None:
         name = f"{person.labeller} ({person.caller})" if person.caller not in ("", person.labeller) else person.labeller
         given = person.answers + person.skips + person.repeats
         table.add_row(
-            *(name, str(person.answers), str(person.skips), str(person.repeats)),
+            *(short_text(name), str(person.answers), str(person.skips), str(person.repeats)),
             f"{person.seconds / given:.1f}" if given and person.seconds else "",
             _agreement(person.agreement),
             person.last_time.strftime("%Y-%m-%d %H:%M") if person.last_time else "",

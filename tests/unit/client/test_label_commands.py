@@ -249,6 +249,29 @@ def test_what_an_export_leaves_out_is_counted(fake: FakeRewardloop) -> None:
     assert run("export", "--project", "shop", "--format", "xml").exit_code == 2
 
 
+@pytest.mark.parametrize("bad", [{"prompt": "\ud800"}, {"chosen": "a\udfff"}])
+def test_a_row_of_broken_unicode_is_rejected_and_the_others_are_tasks(
+    fake: FakeRewardloop, bad: dict[str, str]
+) -> None:
+    row = {"prompt": "How?", "chosen": "a", "rejected": "b"}
+    file = rows_file({**row, **bad}, row)
+    assert "example 1 (choice)" in run("import", file, "--project", "shop", "--dry-run").stdout
+    assert run("import", file, "--project", "shop").exit_code == 1
+    assert "lone surrogate" in Path(f"{file}.rejected.jsonl").read_text()
+    assert len(offers(fake)) == 1
+
+
+def test_status_sends_nothing_of_a_labeller_to_the_terminal_but_text(fake: FakeRewardloop) -> None:
+    fake.labelling.add_tasks("shop", [NewTask(("choice",), "How?", ("a", "b"))], import_id="i1")
+    who = "anna\x1b]0;owned\x07"
+    task = fake.labelling.next_task("shop", labeller=who).task
+    assert task is not None
+    fake.labelling.answer("shop", task.lease_id, Verdict.skip("no\x1b[8mhidden"), labeller=who)
+    shown = run("status").stdout
+    assert "\x1b" not in shown
+    assert r"no\x1b[8mhidden" in shown
+
+
 def test_status_tells_each_project_as_text_and_as_json(fake: FakeRewardloop) -> None:
     assert "no project" in run("status").stdout
     label(fake, NewTask(kinds=["choice"], prompt="p", candidates=["a", "b"]), say=lambda at: Verdict.choice(*at))
