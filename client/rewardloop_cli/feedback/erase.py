@@ -48,8 +48,11 @@ def run(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
 
 
 def _given(text: str) -> str:
-    """Return the text, or the line of standard input that "-" stands for, so that no id is in a list of processes."""
-    return sys.stdin.readline().strip() if text == "-" else text
+    """Return the text, or the line of standard input that "-" stands for, so that no id is in a list of processes.
+
+    Spaces around an id are part of it: without them it may be somebody else's.
+    """
+    return sys.stdin.readline().rstrip("\r\n") if text == "-" else text
 
 
 def _waited(client: RewardloopClient, progress: ErasureProgress, wait_s: float) -> ErasureProgress:
