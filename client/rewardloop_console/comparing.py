@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardloop_client import AsyncRewardloopClient, InvalidRequest, NotFound, Unavailable
+from rewardloop_client import AsyncRewardloopClient, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from rewardloop_console.refusals import Refusal, sentence_of
 
 MOST_PROMPTS, MOST_VERSIONS = 20, 4
 _MOST_CHARACTERS = 4_000
 _NEW_TOKENS = 200
+# An answer takes longer than other calls, whose time the client knows.
+_ANSWER_S = 120.0
 _SEED = 1
 _AT_ONCE = 4
 
@@ -136,7 +138,9 @@ async def compare_rewards(
 
     async def ask(prompt: str) -> Margins | None:
         async with room:
-            given = await client.generate(prompt, candidates=2, seed=_SEED, max_new_tokens=_NEW_TOKENS)
+            given = await client.generate(
+                prompt, candidates=2, seed=_SEED, max_new_tokens=_NEW_TOKENS, timeout_s=_ANSWER_S
+            )
             texts = [each.text for each in given.candidates if each.text]
             if len(texts) < 2:
                 return None
@@ -151,7 +155,9 @@ async def compare_rewards(
 
 async def _answer(client: AsyncRewardloopClient, prompt: str, version: str) -> Said:
     try:
-        given = await client.generate(prompt, seed=_SEED, max_new_tokens=_NEW_TOKENS, pin_version=version)
-    except (NotFound, InvalidRequest, Unavailable) as error:  # of this version or prompt alone
+        given = await client.generate(
+            prompt, seed=_SEED, max_new_tokens=_NEW_TOKENS, pin_version=version, timeout_s=_ANSWER_S
+        )
+    except (NotFound, InvalidRequest, Unavailable, DeadlineExceeded) as error:  # of this version or prompt alone
         return Said(version, problem=sentence_of(error))
     return Said(version, given.candidates[0].text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.consoles import console
 from support.loops import HOSTILE, REASON, busy_fake
 
 from rewardloop.v1 import operations_pb2 as pb
-from rewardloop_client import Identity
+from rewardloop_client import DeadlineExceeded, Identity
 
 PAGES = (
     "/console/watch",
@@ -150,6 +152,24 @@ async def test_policies_answer_the_same_prompts_those_that_differ_most_first() -
         assert (await browser.post("/console/compare/policy", {"prompts": " ", "version": ["1"]})).status_code == 400
         many = "\n".join(map(str, range(21)))
         assert (await browser.post("/console/compare/policy", {"prompts": many, "version": ["1"]})).status_code == 400
+
+
+async def test_a_policy_that_is_too_slow_takes_its_own_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = busy_fake()
+    answered = fake._answer
+
+    def answer(path: str, request: Any) -> Any:
+        if path.endswith("/Generate") and request.pin_version == "2":
+            raise DeadlineExceeded("the deadline is over")
+        return answered(path, request)
+
+    monkeypatch.setattr(fake, "_answer", answer)
+    async with console(fake) as browser:
+        await browser.get("/console/compare")
+        page = await browser.post("/console/compare/policy", {"prompts": "How?", "version": ["1", "2"]})
+    assert page.status_code == 200
+    assert "The deadline is over" in page.text
+    assert "answer 0: How?" in page.text
 
 
 async def test_reward_models_that_contradict_each_other_come_first() -> None:
