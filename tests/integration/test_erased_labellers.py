@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as sync_redis
@@ -54,8 +55,9 @@ def erase(redis_url: str, directory: Path, kind: Kind = "annotator", text: str =
 
 async def texts_in(redis: Redis) -> bytes:
     """All fields and values of the project's hashes."""
-    found = [await redis.hgetall(key) async for key in redis.scan_iter(f"{_BASE}*") if await redis.type(key) == b"hash"]
-    return b"\n".join(part for each in found for pair_ in each.items() for part in pair_)
+    client: Any = redis
+    found = [await client.hgetall(key) async for key in client.scan_iter(f"{_BASE}*", _type="hash")]
+    return b"\n".join(part for each in found for field in each.items() for part in field)
 
 
 async def test_neither_the_name_nor_a_reason_is_left_and_counts_stay(
