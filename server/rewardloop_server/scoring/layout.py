@@ -1,8 +1,10 @@
 """lay out: makes the arrays that a graph takes from the rows of a run.
 
 Encoder graphs take ``input_ids, attention_mask [, token_type_ids]``; decoder graphs take ``input_ids, position_ids,
-mask, ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``. In it, the positions of each
-response continue from the prompt's last one, and the mask lets a response see the prompt and itself.
+branches, ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``. In it, the positions of
+each response continue from the prompt's last one, and a response sees the prompt and itself. A graph of an earlier
+export takes a mask of each two tokens instead of branches. It is made where the run executes, because it takes too long
+for the event loop.
 """
 
 from __future__ import annotations
@@ -12,14 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rewardloop.formats.graphs.inputs import decoder_rows, encoder_rows, tree_rows, tree_tokens
+from rewardloop.formats.graphs.inputs import (
+    GraphInputs,
+    decoder_rows,
+    encoder_rows,
+    tree_rows,
+    tree_tokens,
+    with_mask,
+)
 from rewardloop.formats.text import Encoded
 from rewardloop_server.scoring.plan import Run
 
 _ENCODER = {"input_ids", "attention_mask"}
-_DECODER = {"input_ids", "position_ids", "mask", "ends"}
+_DECODER = {"input_ids", "position_ids", "branches", "ends"}
+_MASKED_DECODER = {"input_ids", "position_ids", "mask", "ends"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +36,13 @@ class Feeds:
     """A run's input.
 
     Attributes:
-        inputs: The arrays, by the names of the graph's inputs.
+        inputs: The arrays, by the names of the graph's inputs; a decoder's in the newest form (`Signature.given`).
         rows: How many sequences they hold.
         tokens: How many tokens they hold.
         real_tokens: How many of these are not padding. A prompt that rows share counts once.
     """
 
-    inputs: dict[str, npt.NDArray[Any]]
+    inputs: GraphInputs
     rows: int
     tokens: int
     real_tokens: int
@@ -46,11 +55,13 @@ class Signature:
     Attributes:
         is_decoder: It takes a decoder's inputs.
         takes_segments: It takes ``token_type_ids``.
+        takes_mask: It takes a mask, as decoders of earlier exports do.
         broadcasts_mask: One mask may stand for all rows.
     """
 
     is_decoder: bool
     takes_segments: bool
+    takes_mask: bool
     broadcasts_mask: bool
 
     @classmethod
@@ -60,10 +71,22 @@ class Signature:
         outputs = sorted(o.name for o in session.get_outputs())
         taken = set(inputs)
         is_encoder = _ENCODER <= taken <= _ENCODER | {"token_type_ids"}
-        if "logits" not in outputs or not (is_encoder or taken == _DECODER):
+        is_decoder = taken in (_DECODER, _MASKED_DECODER)
+        if "logits" not in outputs or not (is_encoder or is_decoder):
             raise ValueError(f"the graph takes {sorted(taken)} and gives {outputs}")
-        broadcasts = not is_encoder and inputs["mask"][0] != inputs["input_ids"][0]
-        return cls(not is_encoder, "token_type_ids" in taken, broadcasts)
+        takes_mask = "mask" in taken
+        broadcasts = takes_mask and inputs["mask"][0] != inputs["input_ids"][0]
+        return cls(is_decoder, "token_type_ids" in taken, takes_mask, broadcasts)
+
+    def given(self, feeds: Feeds) -> GraphInputs:
+        """Return the arrays of a run as the graph takes them, with a mask for a graph of an earlier export."""
+        if not self.takes_mask:
+            return feeds.inputs
+        inputs = with_mask(feeds.inputs)
+        if not self.broadcasts_mask:
+            rows = len(inputs["input_ids"])
+            inputs["mask"] = np.broadcast_to(inputs["mask"], (rows, *inputs["mask"].shape[1:]))
+        return inputs
 
 
 def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int) -> Feeds:
@@ -76,8 +99,6 @@ def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int) -
     sequences = [rows[i] for i in run.rows]
     if signature.is_decoder:
         inputs = decoder_rows(sequences, run.length, pad)
-        if not signature.broadcasts_mask:
-            inputs["mask"] = np.repeat(inputs["mask"], len(sequences), axis=0)
     else:
         inputs = encoder_rows(sequences, run.length, pad, has_segments=signature.takes_segments)
     return Feeds(inputs, len(sequences), inputs["input_ids"].size, sum(len(row.ids) for row in sequences))

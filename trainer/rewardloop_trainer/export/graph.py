@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
+from rewardloop_trainer.export.branches import take_branches
 from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.experts import dense_experts
 from rewardloop_trainer.export.stand_in import optimise, without_weights
 from rewardloop_trainer.export.weights import Graph, Weight
+from rewardloop_trainer.reward.decoder_rows import reach
 from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
-_INTERFACE = 3  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
+_INTERFACE = 4  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
@@ -100,6 +102,7 @@ def _trace(model: RewardModel, segment_ids: bool) -> tuple[Graph, Places]:
         with dense_experts(model.config):
             graph, places = _exported_decoder(model, inputs)
         _let_one_mask_stand_for_all_rows(graph.proto)
+        take_branches(graph.proto, reach(model.config))
         return graph, places
     real = ids.clone()
     real[0, 4:] = 0

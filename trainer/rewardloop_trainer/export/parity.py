@@ -20,7 +20,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 from tokenizers import Tokenizer
 
-from rewardloop.formats.graphs.inputs import GraphInputs
+from rewardloop.formats.graphs.inputs import GraphInputs, with_mask
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
 from rewardloop.formats.text import Encoded, Format
 from rewardloop.process.mapped_pages import drop_read_pages, dropping_read_pages
@@ -215,15 +215,20 @@ def padding_shift(model: RewardModel, sequences: Sequence[Encoded], pad: int) ->
 def run_session(session: Runs, sequences: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:
     """Logits (n, k) of one padded batch."""
     is_decoder = any(i.name == "ends" for i in session.get_inputs())
-    feeds = decoder_feeds(sequences, pad) if is_decoder else encoder_feeds(sequences, pad)
+    feeds = _given(session, decoder_feeds(sequences, pad)) if is_decoder else encoder_feeds(sequences, pad)
     logits: npt.NDArray[np.float32] = session.run(None, feeds)[0]
     return logits
 
 
 def run_trees(session: Runs, groups: Sequence[Sequence[Encoded]], pad: int) -> npt.NDArray[np.float32]:
     """A decoder's logits (n, k) of the groups' sequences in their order, with each group in one tree row."""
-    logits: npt.NDArray[np.float32] = session.run(None, tree_feeds(groups, pad))[0]
+    logits: npt.NDArray[np.float32] = session.run(None, _given(session, tree_feeds(groups, pad)))[0]
     return logits
+
+
+def _given(session: Runs, feeds: GraphInputs) -> GraphInputs:
+    """A decoder's inputs as the graph takes them, which may be of an earlier export."""
+    return with_mask(feeds) if any(i.name == "mask" for i in session.get_inputs()) else feeds
 
 
 def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import structlog
 
-from rewardloop.formats.graphs.inputs import GraphInputs
+from rewardloop.formats.graphs.inputs import GraphInputs, with_mask
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
@@ -243,13 +243,15 @@ def _replace(written: Path, path: Path) -> None:
 
 def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad: int) -> list[GraphInputs]:
     """The inputs of each sequence alone, and therefore without padding, up to `CALIBRATION_TOKENS` tokens."""
-    feeds_of = decoder_feeds if any(i.name == "ends" for i in graph.graph.input) else encoder_feeds
+    taken = {i.name for i in graph.graph.input}
+    feeds_of = decoder_feeds if "ends" in taken else encoder_feeds
     feeds, tokens = [], 0
     for sequence in sequences:
         if tokens >= CALIBRATION_TOKENS:
             break
         tokens += len(sequence.ids)
-        feeds.append(feeds_of([sequence], pad))
+        row = feeds_of([sequence], pad)
+        feeds.append(with_mask(row) if "mask" in taken else row)
     return feeds
 
 

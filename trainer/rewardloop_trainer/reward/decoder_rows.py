@@ -85,6 +85,11 @@ def short_windows(config: Any, tokens: int) -> Iterator[None]:
             setattr(config, name, value)
 
 
+def reach(config: Any) -> int | None:
+    """How many tokens the narrowest window of a decoder's layers spans; None if no layer has a window."""
+    return min((int(getattr(config, _SIZES[kind])) for kind in _layer_kinds(config) if kind in _SIZES), default=None)
+
+
 def model_class(config: Any) -> Any:
     """The class of transformers of a configuration's bare model."""
     found = MODEL_MAPPING[type(config)]

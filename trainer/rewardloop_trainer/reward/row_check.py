@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rewardloop.formats.graphs.inputs import tree_rows
+from rewardloop.formats.graphs.inputs import tree_rows, with_mask
 from rewardloop.formats.text import Encoded
 from rewardloop_trainer.data.base_text import UnusableBase
 from rewardloop_trainer.reward.decoder_rows import short_windows
@@ -51,7 +51,8 @@ def check_rows(base: str, model: Decoder) -> None:
     prompt, rest = drawn[:_PROMPT], drawn[_PROMPT:]
     group = [Encoded(prompt + rest[n : 2 * n], None, False, n, len(prompt)) for n in _ANSWERS]
     row = {
-        name: torch.from_numpy(array) for name, array in tree_rows([group], _PROMPT + sum(_ANSWERS) + 2, pad).items()
+        name: torch.from_numpy(array)
+        for name, array in with_mask(tree_rows([group], _PROMPT + sum(_ANSWERS) + 2, pad)).items()
     }
     with torch.no_grad(), short_windows(model.config, _WINDOW):
         alone = torch.cat(
