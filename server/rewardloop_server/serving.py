@@ -225,6 +225,7 @@ def build_scoring(
         streams=settings.streams,
         memory_gb=settings.device_memory_gb,
         tf32=settings.tf32,
+        adapters=settings.adapters,
     )
     watch = Watch(settings.run_grace_s)
     least_s = LEAST_BOUND_S[device.kind]

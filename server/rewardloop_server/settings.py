@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import RedisUrl
-from rewardloop_server.device.kinds import WantedDevice
+from rewardloop_server.device.kinds import AdapterUse, WantedDevice
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
 
@@ -125,6 +125,12 @@ class ServeSettings(ServingSettings):
         False,
         description="products of float32 matrices on a GPU may be rounded to TF32 (10 bits): faster, and no longer what"
         " the version was gated at",
+    )
+    adapters: AdapterUse = Field(
+        "auto",
+        description="how the adapter of a version reaches its graph: bound, its values lie on the device while it is"
+        " loaded; active, ONNX Runtime is given them with each run, and copies them to a GPU; auto: bound on a GPU,"
+        " active on a CPU",
     )
     intra_op_threads: int = Field(0, ge=0, description="ONNX Runtime threads; 0: one a core")
     streams: int = Field(

@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime as ort
 import structlog
 
-from rewardloop_server.device.kinds import PROVIDERS, DeviceKind, WantedDevice, provider_options
+from rewardloop_server.device.kinds import PROVIDERS, AdapterUse, DeviceKind, WantedDevice, provider_options
 
 log = structlog.get_logger()
 
@@ -35,6 +35,7 @@ class Device:
         streams: Most runs at once.
         memory_gb: Most gigabytes of a GPU's memory that the runs of one session may hold; 0 for no bound.
         tf32: Products of float32 matrices on a GPU may round their factors to TF32, which has 10 bits.
+        binds_adapters: Adapters lie on the device for as long as their versions are loaded, and are bound to each run.
     """
 
     kind: DeviceKind
@@ -43,6 +44,12 @@ class Device:
     streams: int = 1
     memory_gb: float = 0.0
     tf32: bool = False
+    binds_adapters: bool = False
+
+    @property
+    def memory(self) -> str:
+        """ONNX Runtime's name of the memory in which the first of `providers` computes."""
+        return "cpu" if self.kind == "cpu" else "cuda"
 
     @property
     def providers(self) -> Sequence[str]:
@@ -75,7 +82,14 @@ class Device:
 
 
 def choose_device(
-    wanted: WantedDevice, *, threads: int, spin: bool, streams: int = 1, memory_gb: float = 0.0, tf32: bool = False
+    wanted: WantedDevice,
+    *,
+    threads: int,
+    spin: bool,
+    streams: int = 1,
+    memory_gb: float = 0.0,
+    tf32: bool = False,
+    adapters: AdapterUse = "auto",
 ) -> Device:
     """Choose the device, open a session on it to see that it works, and log the choice.
 
@@ -86,6 +100,7 @@ def choose_device(
         streams: Most runs at once; 0 for two on a CPU with two threads or more, else one.
         memory_gb: As of `Device`.
         tf32: As of `Device`.
+        adapters: How adapters reach a graph; "auto" binds them on a GPU, to which active ones are copied in each run.
 
     Raises:
         RuntimeError: This ONNX Runtime does not have the wanted device, or cannot start it.
@@ -114,7 +129,8 @@ def choose_device(
         providers=available,
         onnxruntime=ort.__version__,
     )
-    return Device(kind, threads, spin, streams, memory_gb, tf32)
+    binds = adapters == "bound" or (adapters == "auto" and kind != "cpu")
+    return Device(kind, threads, spin, streams, memory_gb, tf32, binds)
 
 
 def installed_builds() -> set[str]:

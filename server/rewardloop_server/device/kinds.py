@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
+# How adapters reach a graph: "active" or "bound" (`rewardloop_server.scoring.adapter`); "auto" is bound but for a CPU.
+AdapterUse: TypeAlias = Literal["auto", "active", "bound"]
 WantedDevice: TypeAlias = Literal["auto", DeviceKind]
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"

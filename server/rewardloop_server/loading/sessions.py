@@ -35,6 +35,7 @@ from rewardloop_server.loading.prober import Prober
 from rewardloop_server.loading.progress import LARGE_BYTES
 from rewardloop_server.loading.warm import check, check_text, warm_up
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.adapter import ActiveAdapter, Adapter, BoundAdapter
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import RewardModel, Sessions
 from rewardloop_server.scoring.layout import Signature
@@ -172,7 +173,8 @@ class SessionPool:
         adapter = None
         guard = replace(shared.guard, model=manifest.model, version=manifest.version)
         if manifest.trunk is not None:
-            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, f"{manifest.model} {manifest.version}")
+            where = f"{manifest.model} {manifest.version}"
+            adapter = _adapter(directory / ADAPTER, shared.sessions.alone, self._device, where)
         # The encoder is shared if it can be. Reading a tokenizer holds the interpreter's lock, for as long as all else
         # that a delta needs takes together.
         encoder = shared.encoder if reads_alike(manifest, shared.manifest) else self._encoder(manifest, directory)
@@ -229,15 +231,14 @@ class SessionPool:
             raise
 
 
-def _adapter(path: Path, session: Any, where: str) -> Any:
+def _adapter(path: Path, session: Any, device: Device, where: str) -> Adapter:
     """Load the adapter, and check its parameters against what the session's graph lets an adapter set."""
+    adapter: Adapter
     try:
-        parameters = {
-            name: (value.data_type(), value.shape())
-            for name, value in ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()
-        }
-        adapter = ort.LoraAdapter()
-        adapter.Load(str(path))
+        file = ort.AdapterFormat.read_adapter(str(path))
+        values = file.get_parameters()
+        parameters = {name: (value.data_type(), value.shape()) for name, value in values.items()}
+        adapter = BoundAdapter(values, device.memory) if device.binds_adapters else ActiveAdapter(path)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad file
         raise NotLoadable(f"{where}: the adapter does not load: {told(error)}") from error
     settable = {i.name: (i.type, i.shape) for i in session.get_overridable_initializers()}

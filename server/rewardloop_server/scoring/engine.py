@@ -14,6 +14,7 @@ import structlog
 
 from rewardloop.formats.store import Calibration, Manifest
 from rewardloop.formats.text import Encoded, Encoder
+from rewardloop_server.scoring.adapter import Adapter
 from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.layout import Feeds, Signature, lay_out
 from rewardloop_server.scoring.plan import Limit, Run, plan_runs
@@ -78,7 +79,7 @@ class RewardModel:
         sessions: Sessions,
         signature: Signature,
         cost: CostModel,
-        adapter: Any = None,
+        adapter: Adapter | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.manifest = manifest
@@ -87,8 +88,6 @@ class RewardModel:
         self.cost = cost
         self.signature = signature
         self._sessions = sessions
-        # Held for as long as the version lives. Once Python has freed an active adapter, ONNX Runtime scores with the
-        # graph's default weights and reports no error.
         self._adapter = adapter
         self._on_close = on_close
         self._is_closed = False
@@ -117,8 +116,7 @@ class RewardModel:
         """Return ONNX Runtime's options of one run. Setting their ``terminate`` from another thread stops the run."""
         options = ort.RunOptions()
         if self._adapter is not None:
-            # An IOBinding must not be used, because it ignores active adapters without an error.
-            options.add_active_adapter(self._adapter)
+            self._adapter.prepare(options)
         return options
 
     def execute(self, feeds: Feeds, *, alone: bool = True, options: Any = None) -> Floats:
@@ -137,7 +135,12 @@ class RewardModel:
         options = self.options() if options is None else options
         session = self._sessions.alone if alone else self._sessions.beside
         try:
-            logits: Floats = session.run(["logits"], feeds.inputs, options)[0]
+            inputs = self.signature.given(feeds)
+            logits: Floats = (
+                session.run(["logits"], inputs, options)[0]
+                if self._adapter is None
+                else self._adapter.run(session, inputs, options)
+            )
         except Exception as error:
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
