@@ -25,9 +25,11 @@ def store(tmp_path: Path) -> ModelStore:
     return store
 
 
-@pytest.fixture
-def server(store: ModelStore, tmp_path: Path, empty_redis_url: str) -> Iterator[ServeProcess]:
-    with serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log") as server:
+@pytest.fixture(params=["active", "bound"])
+def server(
+    request: pytest.FixtureRequest, store: ModelStore, tmp_path: Path, empty_redis_url: str
+) -> Iterator[ServeProcess]:
+    with serving(tmp_path / "models", empty_redis_url, tmp_path / "serve.log", "--adapters", request.param) as server:
         yield server
 
 

@@ -30,9 +30,13 @@ def publish_graphs(store: ModelStore, versions: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("publish", "versions", "swaps", "pin"),
-    [(publish_deltas, 20, 100, "1"), (publish_graphs, 11, 10, None)],
-    ids=["deltas", "graphs"],
+    ("publish", "versions", "swaps", "pin", "adapters"),
+    [
+        (publish_deltas, 20, 100, "1", "active"),
+        (publish_deltas, 20, 100, "1", "bound"),
+        (publish_graphs, 11, 10, None, "auto"),
+    ],
+    ids=["deltas", "bound deltas", "graphs"],
 )
 def test_no_request_fails_and_every_reply_names_a_version_live_during_it(
     tmp_path: Path,
@@ -41,6 +45,7 @@ def test_no_request_fails_and_every_reply_names_a_version_live_during_it(
     versions: int,
     swaps: int,
     pin: str | None,
+    adapters: str,
 ) -> None:
     """Where versions share a graph, half of the callers pin the first one, which stays warm."""
     publish(ModelStore(tmp_path / "models"), versions)
@@ -52,7 +57,10 @@ def test_no_request_fails_and_every_reply_names_a_version_live_during_it(
 
     with (
         serving(
-            tmp_path / "models", empty_redis_url, tmp_path / "serve.log", "--resident-versions", str(versions)
+            tmp_path / "models",
+            empty_redis_url,
+            tmp_path / "serve.log",
+            *("--resident-versions", str(versions), "--adapters", adapters),
         ) as server,
         RewardloopClient(server.address, timeout_s=60) as admin,
     ):

@@ -78,9 +78,12 @@ def test_the_runtime_takes_an_adapter_made_for_another_model_version(session: An
     np.testing.assert_array_equal(with_adapters(session, other), with_adapters(session, mine))
 
 
-def test_a_served_delta_is_scored_by_its_adapter_alone_and_over_its_own_trunk(tmp_path: Path, session: Any) -> None:
+@pytest.mark.parametrize("binds", [False, True], ids=["active", "bound"])
+def test_a_served_delta_is_scored_by_its_adapter_alone_and_over_its_own_trunk(
+    tmp_path: Path, session: Any, binds: bool
+) -> None:
     store = ModelStore(tmp_path / "store")
-    pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
+    pool = SessionPool(store, Device("cpu", 1, spin=False, binds_adapters=binds), ServerMetrics())
     trunk, other = publish_decoder(store), publish_decoder(store, seed=1)
     first, second = (publish_delta(store, trunk, lora(seed)) for seed in (1, 2))
     models = [pool.load(m, store.fetch("reward", m.version)) for m in (trunk, first, second)]
@@ -104,3 +107,18 @@ def test_an_adapter_cut_short_is_refused(tmp_path: Path) -> None:
     (directory / ADAPTER).write_bytes((directory / ADAPTER).read_bytes()[:40])
     with pytest.raises(NotLoadable):
         pool.load(delta, directory)
+
+
+def test_a_bound_adapter_gives_exactly_the_scores_of_an_active_one(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    trunk = publish_decoder(store)
+    deltas = [publish_delta(store, trunk, lora(seed, rank=seed)) for seed in (1, 2)]
+    for delta in deltas:
+        active, bound = (
+            SessionPool(store, Device("cpu", 1, spin=False, binds_adapters=binds), ServerMetrics()).load(
+                delta, store.fetch("reward", delta.version)
+            )
+            for binds in (False, True)
+        )
+        feeds = active.lay_out([ROW], active.plan([ROW])[0])
+        np.testing.assert_array_equal(bound.execute(feeds), active.execute(feeds))

@@ -56,7 +56,7 @@ def test_a_version_has_the_promised_files_and_graph(kind: str) -> None:
     decoder = {
         "input_ids": ("tensor(int64)", sizes),
         "position_ids": ("tensor(int64)", sizes),
-        "mask": ("tensor(bool)", ["masks", 1, "sequence", "sequence"]),
+        "branches": ("tensor(int64)", ["branch_rows", "branch_columns"]),
         "ends": ("tensor(int64)", ["responses"]),
     }
     assert {i.name: (i.type, i.shape) for i in session.get_inputs()} == (encoder if kind == "bert" else decoder)

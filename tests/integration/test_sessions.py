@@ -28,9 +28,9 @@ def store(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path / "store")
 
 
-@pytest.fixture
-def pool(store: ModelStore) -> SessionPool:
-    return SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
+@pytest.fixture(params=[False, True], ids=["active", "bound"])
+def pool(request: pytest.FixtureRequest, store: ModelStore) -> SessionPool:
+    return SessionPool(store, Device("cpu", 1, spin=False, binds_adapters=request.param), ServerMetrics())
 
 
 def load(pool: SessionPool, store: ModelStore, manifest: Manifest) -> RewardModel:

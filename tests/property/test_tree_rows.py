@@ -60,9 +60,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
     torch.set_num_threads(1)
     store = ModelStore(tmp_path_factory.mktemp("store"))
     pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
-    by_hand = publish_decoder(store)
+    by_hand = publish_decoder(store, takes_branches=True)
     found = {
         "by hand": load(by_hand, pool, store),
+        "by hand, a mask": load(publish_decoder(store), pool, store),
         "by hand, a mask for each row": load(publish_decoder(store, mask_rows="rows"), pool, store),
         "by hand, delta": load(publish_delta(store, by_hand, lora(1)), pool, store),
     }
@@ -80,7 +81,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
     return found
 
 
-@pytest.mark.parametrize("name", ["by hand", "by hand, a mask for each row", "by hand, delta", "llama", "gpt2"])
+BY_HAND = ["by hand", "by hand, a mask", "by hand, a mask for each row"]
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, "by hand, delta", "llama", "gpt2"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=groups())
 def test_scores_do_not_depend_on_the_plan(models: dict[str, RewardModel], name: str, rows: list[Encoded]) -> None:
@@ -112,8 +116,31 @@ def test_shared_prompts_are_grouped_across_requests(models: dict[str, RewardMode
     assert (feeds.rows, feeds.tokens, feeds.real_tokens) == (4, 308, 308)
 
 
-def test_one_mask_stands_for_all_plain_rows_where_the_graph_takes_it(models: dict[str, RewardModel]) -> None:
+def test_a_graph_of_an_earlier_export_gets_a_mask_for_all_plain_rows_or_for_each(
+    models: dict[str, RewardModel],
+) -> None:
     rows = [Encoded([5, 6, n], None, False, 1, 2) for n in (4, 5)]
     run = Run(((0,), (1,)), 3, 0.0)
-    assert models["by hand"].lay_out(rows, run).inputs["mask"].shape == (1, 1, 3, 3)
-    assert models["by hand, a mask for each row"].lay_out(rows, run).inputs["mask"].shape == (2, 1, 3, 3)
+    for name, shape in (("by hand, a mask", (1, 1, 3, 3)), ("by hand, a mask for each row", (2, 1, 3, 3))):
+        given = models[name].signature.given(models[name].lay_out(rows, run))
+        assert sorted(given) == ["ends", "input_ids", "mask", "position_ids"]
+        assert given["mask"].shape == shape
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=groups())
+def test_graphs_with_branches_and_with_masks_give_the_same_scores(
+    models: dict[str, RewardModel], rows: list[Encoded]
+) -> None:
+    for trees in (True, False):
+        runs = plan_runs(rows, COSTS[0], trees=trees)
+        branches, mask, each = (scores(models[name], rows, runs) for name in BY_HAND)
+        np.testing.assert_allclose(branches, mask, atol=1e-5)
+        np.testing.assert_array_equal(mask, each)
+
+
+def test_the_event_loop_lays_out_no_mask_of_a_long_tree_row(models: dict[str, RewardModel]) -> None:
+    rows = [Encoded([5] * 2048 + [4 + n] * 256, None, False, 256, 2048) for n in range(8)]
+    for name in BY_HAND:
+        feeds = models[name].lay_out(rows, Run((tuple(range(8)),), 4096, 0.0))
+        assert sum(array.nbytes for array in feeds.inputs.values()) < 25 * 4096

@@ -1,8 +1,9 @@
 """Tiny decoder graphs with adapter inputs: one attention layer over token and position embeddings.
 
-The graph is a real one to the engine (``input_ids, position_ids, mask, ends`` -> ``logits``), its logit depends on
-every token that the mask shows and on where it stands, and ``lora.value.A``, ``lora.value.B`` (rank 0 by default),
-``heads.weight`` and ``heads.bias`` may be set by an adapter.
+The graph is a real one to the engine (``input_ids, position_ids, branches, ends`` -> ``logits``, or with a mask in the
+place of the branches, as earlier exports have it). Its logit depends on every token that the last one sees and on where
+it stands, and ``lora.value.A``, ``lora.value.B`` (rank 0 by default), ``heads.weight`` and ``heads.bias`` may be set by
+an adapter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
+from rewardloop_trainer.export.branches import take_branches
 from support.reward_graphs import word_tokenizer
 
 WIDTH, HEADS, MAX_LENGTH, TOKENS = 16, 2, 512, 12
@@ -26,7 +28,7 @@ WIDTH, HEADS, MAX_LENGTH, TOKENS = 16, 2, 512, 12
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks") -> None:
+def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks", takes_branches: bool = False) -> None:
     """``mask_rows``: the symbolic size of the mask's first axis; "rows" is that of the ids."""
     draw = np.random.default_rng(seed)
 
@@ -76,6 +78,8 @@ def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks") -> Non
     initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    if takes_branches:
+        take_branches(model, None)
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -98,9 +102,11 @@ def lora(seed: int, rank: int = 2) -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-def publish_decoder(store: ModelStore, seed: int = 0, *, mask_rows: str = "masks") -> Manifest:
+def publish_decoder(
+    store: ModelStore, seed: int = 0, *, mask_rows: str = "masks", takes_branches: bool = False
+) -> Manifest:
     def write(directory: Path) -> None:
-        write_decoder(directory / "model.onnx", seed, mask_rows=mask_rows)
+        write_decoder(directory / "model.onnx", seed, mask_rows=mask_rows, takes_branches=takes_branches)
         word_tokenizer().save(str(directory / "tokenizer.json"))
 
     return store.publish(_manifest(), write)

@@ -1,7 +1,7 @@
 """Lets a decoder's graph take the branch of each token, and make of it the mask that it was traced with.
 
 A run of plain rows then has no mask at all: its attention is causal, for which kernels have faster forms, such as flash
-attention on CUDA, which take no mask. What is in the branches of tokens is written in `rewardloop.formats.graphs.inputs`.
+attention on CUDA, which take no mask. `rewardloop.formats.graphs.inputs` says what the branch of a token is.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def take_branches(graph: onnx.ModelProto, reach: int | None) -> None:
     del body.node[:]
     body.node.extend([*_plain_rows(reach), _mask(is_read), *nodes])
     (mask,) = (i for i in body.input if i.name == "mask")
-    mask.CopyFrom(
-        helper.make_tensor_value_info("branches", TensorProto.INT64, ["branch_rows", "branch_columns"])
-    )
+    mask.CopyFrom(helper.make_tensor_value_info("branches", TensorProto.INT64, ["branch_rows", "branch_columns"]))
 
 
 def without_trees(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -80,9 +78,7 @@ def _attention(node: onnx.NodeProto) -> onnx.NodeProto:
     return _either(output, [causal], [masked], TensorProto.FLOAT)
 
 
-def _either(
-    output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto], kind: int
-) -> onnx.NodeProto:
+def _either(output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto], kind: int) -> onnx.NodeProto:
     """An If over plain rows, whose branches give what their last node gives."""
     branches: dict[str, onnx.GraphProto] = {}
     for name, nodes in (("then_branch", then), ("else_branch", other)):
