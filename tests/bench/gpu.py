@@ -222,8 +222,8 @@ def graph_runs(world: World, shape: Shape, inputs: dict[str, np.ndarray]) -> flo
     path = store.fetch("reward", manifest.version) / "model.onnx"
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    plain = path.with_name("plain.onnx")  # beside the weights that it may have in another file
-    onnx.save(without_trees(onnx.load(str(path), load_external_data=False)), str(plain))
+    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    plain = without_trees(onnx.load(str(path), load_external_data=False)).SerializeToString()
     session = ort.InferenceSession(plain, settings, list(world.device.providers), provider_options=options)
     return per_second(world, bound_run(world, session, inputs))
 

@@ -1,8 +1,8 @@
 """Sequences as the input arrays of a reward model's ONNX graph.
 
 An encoder's graph takes ``input_ids``, ``attention_mask`` and, if it has segments, ``token_type_ids``, each (rows,
-length). A decoder's graph takes ``input_ids`` and ``position_ids`` (rows, length), ``branches`` (rows or 1, length or 1)
-and ``ends``, (n,), the flat index row * length + column of the last token of each sequence. One graph of a decoder
+length). A decoder's graph takes ``input_ids`` and ``position_ids`` (rows, length), ``branches`` (rows or 1, length or
+1) and ``ends``, (n,), the flat index row * length + column of the last token of each sequence. One graph of a decoder
 therefore runs plain rows, with one sequence each, and tree rows ``[prompt, response 1, .., response k]``, with one
 sequence for each response.
 
