@@ -80,7 +80,7 @@ def _attention(node: onnx.NodeProto) -> onnx.NodeProto:
 
 def _either(output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto], kind: int) -> onnx.NodeProto:
     """An If over plain rows, whose branches give what their last node gives."""
-    branches: dict[str, onnx.GraphProto] = {}
+    branches: dict[str, Any] = {}
     for name, nodes in (("then_branch", then), ("else_branch", other)):
         end = f"{output}.{name}"
         nodes[-1].output[:] = [end]
