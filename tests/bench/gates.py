@@ -8,21 +8,18 @@ Ten CPU minutes; the live test is drawn a quarter as often. The table's rates ar
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from support.gate_worlds import DIFFERENCES, GATES, live_decision, ratchet, two_tastes_decided
+from support.gate_worlds import DIFFERENCES, GATES, VETOES, live_decision, ratchet, two_tastes_decided
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000, help="candidates of each cell")
     runs: int = parser.parse_args().runs
-    print(f"| candidate differs by | {' | '.join(f'{points:+d}' for points in DIFFERENCES)} |")
-    print(f"| --- |{' ---: |' * len(DIFFERENCES)}")
-    for name, pass_rate in GATES.items():
-        drawn = runs // 4 if name.startswith("live") else runs
-        cells = (f"{100 * pass_rate(points / 100, drawn):.1f}" for points in DIFFERENCES)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print_table("candidate differs by", GATES, runs)
+    print_table("by the version before it differs by", VETOES, runs)
     ends = [ratchet(seed) for seed in range(runs // 10)]
     print(f"ratchet of 30: {np.mean([e.promoted for e in ends]):.2f} promoted, ", end="")
     print(f"{100 * np.mean([e.gained for e in ends]):+.2f} points, worst {100 * min(e.gained for e in ends):+.2f}")
@@ -30,6 +27,17 @@ def main() -> None:
     rng = np.random.default_rng(0)
     alone = sum(live_decision({"p": 1.0}, {"p": 900}, rng) != "running" for _ in range(runs // 10))
     print(f"one person with 900 choices: decided {alone} of {runs // 10}")
+
+
+def print_table(heading: str, gates: Mapping[str, Callable[[float, int], float]], runs: int) -> None:
+    """Print how often each of the gates passes a candidate."""
+    print(f"| {heading} | {' | '.join(f'{points:+d}' for points in DIFFERENCES)} |")
+    print(f"| --- |{' ---: |' * len(DIFFERENCES)}")
+    for name, pass_rate in gates.items():
+        drawn = runs // 4 if name.startswith("live") else runs
+        cells = (f"{100 * pass_rate(points / 100, drawn):.1f}" for points in DIFFERENCES)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print()
 
 
 if __name__ == "__main__":

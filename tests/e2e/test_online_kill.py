@@ -42,6 +42,7 @@ SETTINGS = OnlineSettings.model_validate(
         "kl_target": 0.5,
         "kl_horizon": 50,
         "max_update_kl": 100.0,
+        "max_kl": 1000.0,
         "rewards": {"normalise": True},
         "critic": {"warmup_steps": 1},
         "checkpoint_every_steps": 1,

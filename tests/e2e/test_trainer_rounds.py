@@ -161,6 +161,7 @@ def test_round_learns_what_was_chosen_and_goes_live(world: World) -> None:
 
 @pytest.mark.learning
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # several rounds, each of which is waited for
 def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
     first = world.store.manifest("reward", 1)
     trunk = Trunk("1", first.digest)
@@ -187,6 +188,7 @@ def test_delta_rounds_publish_adapters_over_one_trunk(world: World) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # several rounds, each of which is waited for
 def test_first_delta_round_over_a_graph_without_adapter_inputs_publishes_one_that_has_them(tmp_path: Path) -> None:
     base = save_tiny_encoder(tmp_path / "base", learning_seed())
     store = ["--base", str(base), "--store", str(tmp_path / "models"), "--heads", "2"]

@@ -122,7 +122,7 @@ def wrong_clocks(world: World) -> None:
         server.start()
         try:
             server.wait_until_serving()
-            with RewardloopClient(server.address, timeout_s=20) as client:
+            with RewardloopClient(server.address, timeout_s=60) as client:
                 group = client.score("alpha", ["beta", "gamma"])
                 assert abs(group.scores[0].logit - expected_logit("alpha", "beta")) < 1e-3
                 event_id = f"clock{shift}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +58,23 @@ def test_a_sound_version_passes_once_and_says_what_it_took(store: ModelStore) ->
     prober = Prober(DEVICE, LIMITS)
     with capture_logs() as logs:
         prober.probe(manifest, store.fetch("reward", manifest.version))
+        prober.probe(manifest, store.fetch("reward", manifest.version))
     assert [entry["event"] for entry in logs] == ["version tried"]
     assert logs[0]["peak_mib"] < 2**8
-    started = time.monotonic()
-    prober.probe(manifest, store.fetch("reward", manifest.version))
-    assert time.monotonic() - started < 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ShortRuns(LoadLimits):
+    """A child may start and open a graph for as long as a busy machine needs; its runs may take two seconds."""
+
+    def run_s(self, size: int) -> float:
+        return 2.0
 
 
 def test_a_graph_that_does_not_end_at_its_first_run_is_refused_in_time(store: ModelStore) -> None:
     manifest = publish_sum_version(store, hangs_on=WORDS[-1])  # a load tries the highest token
-    limits = LoadLimits(least_s=15.0, allows_loops=True)
-    with pytest.raises(NotLoadable, match="'first run' does not end within 15 s"):
+    limits = ShortRuns(least_s=200.0, allows_loops=True)
+    with pytest.raises(NotLoadable, match="'first run' does not end within 2 s"):
         load(store, manifest, limits)
 
 

@@ -142,3 +142,24 @@ def test_a_round_waits_for_a_server_that_goes_away_and_loses_no_step(tmp_path: P
     assert server.attempts.count("score_batch") == 3 + 4 + 3 + 1
     files = [setting.store.manifest("policy", 2).files["model.safetensors"] for setting in (whole, gap)]
     assert files[0] == files[1]
+
+
+@pytest.mark.learning
+def test_a_round_that_goes_too_far_says_so_and_its_gate_judges_the_policy_before(
+    tmp_path: Path, redis_url: str
+) -> None:
+    online = {**ONLINE, "steps": 4, "prompts": 8, "max_kl": 0.2}
+    gate = {**GATE, "least_win_rate": 0.0, "least_win_rate_lower": 0.0}
+    setting = Setting(tmp_path, redis_url, algorithm="grpo", online=online, gate=gate)
+    assert setting.round().run() == "promoted", setting.current.state
+    manifest = setting.store.manifest("policy", 2)
+    note = manifest.notes["taken_back"]
+    assert note.startswith("learning ended early: after step ")
+    assert "above online.max_kl, which allows 0.2" in note
+    assert manifest.metrics["train_taken_back"] == 1.0
+    assert manifest.metrics["train_end_kl"] <= manifest.metrics["train_max_kl"] == 0.2
+    report = setting.settings.work_dir / "reports" / f"policy-{setting.current.state.number}"
+    assert (report / "notes.txt").read_text() == f"{note}\n"
+    sample = setting.metrics.registry.get_sample_value
+    assert sample("rewardloop_trainer_steps_taken_back_total") == 1.0
+    assert sample("rewardloop_trainer_max_kl") == 0.2

@@ -20,7 +20,7 @@ from rewardloop_trainer.data.preferences import Labelled, Pair
 from rewardloop_trainer.evaluation.evidence import Evidence, Readings, Statements
 from rewardloop_trainer.evaluation.gate_anchor import GateAnchor, anchor_of_candidate, meet_best
 from rewardloop_trainer.evaluation.live_comparison import Decision, LiveTest
-from rewardloop_trainer.evaluation.policy_gate import plan_of
+from rewardloop_trainer.evaluation.policy_gate import bootstrap_bounds, is_liked_less, plan_of
 from rewardloop_trainer.evaluation.reward_gate import RewardGateRules, judge_reward
 from rewardloop_trainer.policy.settings import LiveTestSettings, PolicyGateLimits
 
@@ -31,6 +31,8 @@ _TASTE = 1.5
 LIVE_ACCURACY = 0.65
 # How much two answers of one policy to one prompt differ, and by how much prompts differ in which policy they suit.
 _ANSWERS, _PROMPTS, _RESPONSES = 1.0, 0.7, 4
+# How much the scores of the judge of policies and those of the reward version before correlate.
+_ALIKE = 0.5
 _PAIR = Pair((Turn("user", "?"),), "a", "b")
 _GRADED = Labelled((Turn("user", "?"),), "a", 1.0)
 NEW, OLD = "8", "7"
@@ -102,7 +104,7 @@ def readings(margins: Floats) -> Readings:
 
 def like(errors: Floats, alike: float, rng: np.random.Generator) -> Floats:
     """Standard errors that correlate with these by ``alike``."""
-    return alike * errors + (1 - alike**2) ** 0.5 * rng.normal(size=len(errors))
+    return alike * errors + (1 - alike**2) ** 0.5 * rng.normal(size=errors.shape)
 
 
 def reward_pass_rate(
@@ -195,11 +197,28 @@ def _joined(parts: Sequence[Evidence]) -> Evidence:
 
 def shares_won(prompts: int, win_rate: float, rng: np.random.Generator) -> Floats:
     """The share of four by four answers that a candidate with this win rate wins, for each prompt."""
+    return _shares(win_rate, _likings(prompts, rng))
+
+
+def shares_by_two(prompts: int, win_rate: float, other: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """The shares that a candidate wins by a judge, and by another model, by which it has the win rate ``other``.
+
+    Their scores correlate by 0.5, as those of two models that are right about two thirds of people's choices may.
+    """
+    judge = _likings(prompts, rng)
+    return _shares(win_rate, judge), _shares(other, [like(each, _ALIKE, rng) for each in judge])
+
+
+def _likings(prompts: int, rng: np.random.Generator) -> list[Floats]:
+    """What a model likes of each prompt, of the candidate's answers and of the live policy's: standard deviates."""
+    shapes = ((prompts, 1, 1), (prompts, _RESPONSES, 1), (prompts, 1, _RESPONSES))
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+def _shares(win_rate: float, likings: Sequence[Floats]) -> Floats:
+    prompt, ours, theirs = likings
     level = NormalDist().inv_cdf(win_rate) * (2 * _ANSWERS**2 + _PROMPTS**2) ** 0.5
-    suits = level + _PROMPTS * rng.normal(size=(prompts, 1, 1))
-    ours = suits + _ANSWERS * rng.normal(size=(prompts, _RESPONSES, 1))
-    theirs = _ANSWERS * rng.normal(size=(prompts, 1, _RESPONSES))
-    shares: Floats = (ours > theirs).mean(axis=(1, 2))
+    shares: Floats = (level + _PROMPTS * prompt + _ANSWERS * ours > _ANSWERS * theirs).mean(axis=(1, 2))
     return shares
 
 
@@ -219,6 +238,41 @@ def policy_pass_rate(prompts: int, difference: float, runs: int) -> tuple[float,
     limits = PolicyGateLimits.model_validate({})
     found = [policy_passes(shares_won(prompts, 0.5 + difference, rng), limits) for _ in range(runs)]
     return sum(passed for passed, _ in found) / runs, sum(asked for _, asked in found) / runs
+
+
+def not_refused(shares: Sequence[Floats]) -> list[bool]:
+    """Whether the reward version before lets each candidate pass, by the shares that it wins, (prompts,) of each."""
+    found = [False] * len(shares)
+    by_count: dict[int, list[int]] = {}
+    for i, each in enumerate(shares):
+        by_count.setdefault(len(each), []).append(i)
+    for places in by_count.values():
+        _, upper = bootstrap_bounds(np.stack([shares[i] for i in places], 1), seed=0)
+        for i, most in zip(places, upper.tolist(), strict=True):
+            found[i] = not is_liked_less(most)
+    return found
+
+
+def earlier_pass_rate(prompts: int, difference: float, runs: int) -> float:
+    """How often the version before, alone, lets a candidate pass that wins 1/2 + ``difference`` by its scores."""
+    rng = np.random.default_rng((23, prompts, round(1000 * (difference + 1)), runs))
+    return float(np.mean(not_refused([shares_won(prompts, 0.5 + difference, rng) for _ in range(runs)])))
+
+
+def both_pass_rate(prompts: int, difference: float, other: float, runs: int) -> float:
+    """How often the judge and the version before together pass a candidate that wins 1/2 + ``difference`` by the judge.
+
+    By the version before it wins 1/2 + ``other``. That version scores the answers that the judge needed to decide.
+    """
+    rng = np.random.default_rng((29, prompts, round(1000 * (difference + 1)), round(1000 * (other + 1)), runs))
+    limits = PolicyGateLimits.model_validate({})
+    seen = []
+    for _ in range(runs):
+        judged, earlier = shares_by_two(prompts, 0.5 + difference, 0.5 + other, rng)
+        is_better, asked = policy_passes(judged, limits)
+        if is_better:
+            seen.append(earlier[:asked])
+    return sum(not_refused(seen)) / runs
 
 
 def chosen(win: bool, person: str) -> feedback_pb2.FeedbackEvent:
@@ -293,6 +347,20 @@ def _of_policy(prompts: int) -> Callable[[float, int], float]:
     return lambda difference, runs: policy_pass_rate(prompts, difference, runs)[0]
 
 
+def _of_both(prompts: int) -> Callable[[float, int], float]:
+    """Both see the same difference."""
+    return lambda difference, runs: both_pass_rate(prompts, difference, difference, runs)
+
+
+def _of_earlier(prompts: int) -> Callable[[float, int], float]:
+    return lambda difference, runs: earlier_pass_rate(prompts, difference, runs)
+
+
+def _of_contradiction(prompts: int) -> Callable[[float, int], float]:
+    """The judge sees five points more."""
+    return lambda difference, runs: both_pass_rate(prompts, 0.05, difference, runs)
+
+
 def _of_people(people: int) -> Callable[[float, int], float]:
     return lambda difference, runs: live_promotion_rate(people, difference, runs)
 
@@ -303,7 +371,13 @@ GATES: Mapping[str, Callable[[float, int], float]] = {
     **{f"reward from its base, choices about {n} prompts": _of_reward(n, "choices", 0.5) for n in (60, 300, 1000)},
     **{f"reward, thumbs about {n} prompts": _of_reward(n, "thumbs", 0.9) for n in (60, 300, 1000)},
     **{f"policy, {n} prompts": _of_policy(n) for n in (60, 200, 400)},
+    **{f"policy, with the version before, {n} prompts": _of_both(n) for n in (60, 200, 400)},
     **{f"live test, {n} people": _of_people(n) for n in (30, 100, 400)},
+}
+# As above, by what the reward version before sees of a candidate. It can refuse and not promote, so it passes most.
+VETOES: Mapping[str, Callable[[float, int], float]] = {
+    **{f"the version before alone, {n} prompts": _of_earlier(n) for n in (60, 200, 400)},
+    **{f"a candidate that wins +5 by the judge, {n} prompts": _of_contradiction(n) for n in (60, 200, 400)},
 }
 
 

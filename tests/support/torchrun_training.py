@@ -62,6 +62,7 @@ SETTINGS = OnlineSettings.model_validate(
         "learning_rate": 3e-3,
         "beta": 0.05,
         "max_update_kl": 100.0,
+        "max_kl": 1000.0,
         "micro_batch_tokens": 64,
         "checkpoint_every_steps": 2,
         "rewards": {"normalise": True},
@@ -169,7 +170,8 @@ def main(directory: Path, name: str) -> None:
     online = cast(OnlineAlgorithm, name)
     human_pairs = encode_pairs(encoder, PAIRS).pairs if name == "online-dpo" else ()
     task = OnlineTask(algorithm_of(online, SETTINGS), SETTINGS, PROMPTS, human_pairs)
-    train_online(model, encoder, task, vowels, RunControl(checkpoints, on_step, save=save), seed=learning_seed())
+    control = RunControl(checkpoints, on_step, save=lambda outcome: save(outcome.model))
+    train_online(model, encoder, task, vowels, control, seed=learning_seed())
 
 
 if __name__ == "__main__":

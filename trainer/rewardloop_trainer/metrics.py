@@ -196,7 +196,13 @@ class TrainerMetrics:
     )
     score: Gauge = _gauge("trainer_score", "Mean score of the policy's answers in the last step.")
     reward: Gauge = _gauge("trainer_reward", "Mean reward of those answers, shaped as learning sees it.")
-    kl: Gauge = _gauge("trainer_kl", "Mean KL of those answers to the live policy, in nats an answer.")
+    kl: Gauge = _gauge("trainer_kl", "Mean KL of those answers to the anchor policy, in nats an answer.")
+    max_kl: Gauge = _gauge(
+        "trainer_max_kl", "Most that this KL may be in the round, in nats an answer.", starts_at=math.nan
+    )
+    steps_taken_back: Counter = _counter(
+        "trainer_steps_taken_back", "Rounds of a policy that ended early: a step went above that, and was taken back."
+    )
     sampler: Gauge = _gauge(
         "trainer_sampler_difference",
         "Differences between the sampler's and the learner's log-probabilities in the last step, in nats a token.",
@@ -339,8 +345,12 @@ class TrainerMetrics:
             if source in SOURCES:
                 self.source_weight.labels(source=source).set(weight)
 
-    def show_sampler(self, figures: Mapping[str, float]) -> None:
-        """Show how far sampler and learner were apart in a step, if the step sampled."""
+    def show_step(self, figures: Mapping[str, float]) -> None:
+        """Show what a step of a policy measured of its answers, if it sampled: rewards, KL, sampler and learner."""
+        gauges = {"score": self.score, "reward": self.reward, "kl": self.kl, "max_kl": self.max_kl}
+        for name, gauge in gauges.items():
+            if name in figures:
+                gauge.set(figures[name])
         for name in SAMPLER_FIGURES:
             if name in figures:
                 self.sampler.labels(figure=name).set(figures[name])

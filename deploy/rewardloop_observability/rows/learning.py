@@ -93,6 +93,8 @@ def _policy() -> list[Panel]:
             (f"max(rewardloop_trainer_score{{{AT}}})", "score"),
             (f"max(rewardloop_trainer_reward{{{AT}}})", "reward"),
             (f"max(rewardloop_trainer_kl{{{AT}}})", "KL, nats"),
+            (f"max(rewardloop_trainer_max_kl{{{AT}}})", "KL at most"),
+            (increase("rewardloop_trainer_steps_taken_back_total", "", AT), "rounds that ended early by it"),
             about="A score that rises while KL grows fast is an early sign of reward hacking.",
             lowest=None,
         ),

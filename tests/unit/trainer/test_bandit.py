@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rewardloop.v1 import common_pb2, feedback_pb2, policy_pb2
+from rewardloop_trainer.data.logistic import sigmoid
 from rewardloop_trainer.evaluation.bandit import (
     Shown,
     ValueModel,
@@ -14,7 +15,6 @@ from rewardloop_trainer.evaluation.bandit import (
     shown_answers,
     text_features,
 )
-from rewardloop_trainer.evaluation.likelihood import sigmoid
 from rewardloop_trainer.reward.evaluate import Floats
 
 TASTE = np.array([-0.2, 1.5, -1.0, 0.0])

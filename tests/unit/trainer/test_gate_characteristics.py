@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.gate_worlds import DIFFERENCES, GATES, live_decision, ratchet, shares_won, slack, two_tastes_decided
+from support.gate_worlds import (
+    DIFFERENCES,
+    GATES,
+    VETOES,
+    live_decision,
+    ratchet,
+    shares_won,
+    slack,
+    two_tastes_decided,
+)
 
 from rewardloop_trainer.evaluation.policy_gate import plan_of
 from rewardloop_trainer.evaluation.sequential import WinRatePlan, obrien_fleming
@@ -19,12 +28,18 @@ NOMINAL = 0.05
 TABLE_RUNS = 1_000
 
 
-def table() -> dict[str, dict[int, float]]:
-    rows = re.findall(r"^\| ([^|]+ (?:prompts|people)) \|(.+)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+def table(heading: str = "candidate differs by") -> dict[str, dict[int, float]]:
+    """The rates of the table with this heading, by row and points."""
+    below = PAGE.read_text(encoding="utf-8").partition(f"| {heading} |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([^|]+ (?:prompts|people)) \|(.+)\|$", below, re.MULTILINE)
     return {
         name: {p: float(cell) / 100 for p, cell in zip(DIFFERENCES, cells.split("|"), strict=True)}
         for name, cells in rows
     }
+
+
+def vetoes() -> dict[str, dict[int, float]]:
+    return table("by the version before it differs by")
 
 
 def check(name: str, points: int, runs: int) -> None:
@@ -52,6 +67,33 @@ def test_table_has_every_gate_and_lets_no_worse_candidate_pass() -> None:
 )
 def test_gate_passes_as_often_as_the_table_says(name: str, points: int) -> None:
     check(name, points, 200)
+
+
+def test_the_version_before_refuses_few_that_are_equal_or_better_and_costs_little_power() -> None:
+    rows, alone = table(), vetoes()
+    assert set(alone) == set(VETOES)
+    for prompts in (60, 200, 400):
+        rates = alone[f"the version before alone, {prompts} prompts"]
+        # A 95% interval by the bootstrap, which is a little too short for few prompts.
+        assert rates[0] >= 0.975 - slack(0.025, TABLE_RUNS) - (0.01 if prompts == 60 else 0.0)
+        assert rates[5] >= 0.995
+        assert rates[-5] == min(rates.values())
+        cost = rows[f"policy, {prompts} prompts"][5] - rows[f"policy, with the version before, {prompts} prompts"][5]
+        assert cost <= 0.01 + 2 * slack(0.5, TABLE_RUNS, 2)
+
+
+@pytest.mark.parametrize(("name", "points"), [(n, p) for n in VETOES if " 200 " in n for p in (-5, 0)])
+def test_the_version_before_refuses_as_often_as_the_table_says(name: str, points: int) -> None:
+    told, found = vetoes()[name][points], VETOES[name](points / 100, 200)
+    assert abs(found - told) <= slack(told, 200, 4) + slack(told, TABLE_RUNS, 4), (found, told)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("points", DIFFERENCES)
+@pytest.mark.parametrize("name", VETOES)
+def test_every_cell_of_the_table_of_the_version_before_is_drawn_again(name: str, points: int) -> None:
+    told, found = vetoes()[name][points], VETOES[name](points / 100, 400)
+    assert abs(found - told) <= slack(told, 400, 4) + slack(told, TABLE_RUNS, 4), (found, told)
 
 
 @pytest.mark.long

@@ -25,9 +25,10 @@ from rewardloop_trainer.assessment.reward_models.benchmarks import (
 )
 from rewardloop_trainer.assessment.reward_models.checks import RatedVersion, check_reward
 from rewardloop_trainer.assessment.reward_models.over_optimisation import over_optimisation
+from rewardloop_trainer.data.logistic import sigmoid
 from rewardloop_trainer.data.preferences import Pair, Prompt
 from rewardloop_trainer.evaluation.evidence import Readings, evidence_of
-from rewardloop_trainer.evaluation.likelihood import calibration_error, reliability, sigmoid
+from rewardloop_trainer.evaluation.likelihood import calibration_error, reliability
 from rewardloop_trainer.reward.settings import RewardChecks
 from rewardloop_trainer.vocabulary import rule_of
 

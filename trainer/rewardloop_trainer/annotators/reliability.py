@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rewardloop_trainer.annotators.votes import FIRST, Floats, Votes
+from rewardloop_trainer.data.logistic import sigmoid
 
 # Of a person of whom nothing is known: right three times in four, as two people agree on three pairs in four or so.
 ASSUMED = 0.75
@@ -113,7 +114,7 @@ def estimate_reliability(votes: Votes, prior: Floats | None = None) -> Reliabili
         before, accuracy = accuracy, 0.5 * accuracy + 0.5 * (posterior @ _GRID)
         if float(np.abs(accuracy - before).max()) < _CLOSE:
             break
-    informed = (2 * _sigmoid(np.abs(sure)) - 1) ** 2
+    informed = (2 * sigmoid(np.abs(sure)) - 1) ** 2
     means = posterior @ _GRID
     deviation = np.sqrt(np.maximum(posterior @ _GRID**2 - means**2, 0))
     counted = np.bincount(votes.person, weights=votes.weight, minlength=p)
@@ -134,7 +135,7 @@ def truth_log_odds(margins: Floats, accuracy: float) -> Floats:
     With v = t a + (1 - t)(1 - a), where v is the probability of the vote, t that of the truth and a the accuracy.
     """
     spread = max(2 * accuracy - 1, 1e-3)
-    truth = np.clip((_sigmoid(margins) - (1 - accuracy)) / spread, 1e-3, 1 - 1e-3)
+    truth = np.clip((sigmoid(margins) - (1 - accuracy)) / spread, 1e-3, 1 - 1e-3)
     found: Floats = np.log(truth / (1 - truth))
     return found
 
@@ -150,7 +151,7 @@ def _likelihood(votes: Votes, agreeing: Floats) -> Floats:
 
     ``agreeing``, (n,), are the log odds, without the person, that the vote is right.
     """
-    right = _sigmoid(agreeing)
+    right = sigmoid(agreeing)
     p = len(votes.people)
     found = [
         np.bincount(votes.person, weights=votes.weight * np.log(a * right + (1 - a) * (1 - right)), minlength=p)
@@ -171,7 +172,7 @@ def _truth(votes: Votes, sign: Floats, known: Floats, accuracy: Floats) -> Float
     said = votes.weight * sign * np.log(accuracy / (1 - accuracy))[votes.person]
     count = np.maximum(np.bincount(votes.item, minlength=m), 1)
     prior = np.bincount(votes.item, weights=known, minlength=m) / count
-    return _sigmoid(prior + np.bincount(votes.item, weights=said, minlength=m))
+    return sigmoid(prior + np.bincount(votes.item, weights=said, minlength=m))
 
 
 def _by_slice(votes: Votes, agreeing: Floats, accuracy: Floats) -> dict[int, dict[str, float]]:
@@ -205,8 +206,3 @@ def _by_slice(votes: Votes, agreeing: Floats, accuracy: Floats) -> dict[int, dic
         for place, mean in zip(enough.tolist(), means.tolist(), strict=True):
             found[place][name] = mean
     return found
-
-
-def _sigmoid(x: Floats) -> Floats:
-    values: Floats = 0.5 * (1 + np.tanh(x / 2))
-    return values

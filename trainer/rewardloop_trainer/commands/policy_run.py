@@ -171,6 +171,8 @@ class PolicyRun:
     def _save(self, trained: Trained, server: RewardloopClient) -> None:
         """Judge the policy against the start if prompts were held out, and write it with its ``run.json``."""
         policy = self._start.finished(trained.policy, self._learning)
+        if trained.taken_back:
+            RunReport(self._report).note(trained.taken_back)
         figures, reasons = {**last_means(read_steps(self._report)), **trained.figures}, list[str]()
         if self._heldout.prompts:
             gate = self._learning.gate
@@ -203,6 +205,7 @@ class PolicyRun:
             policy.save_pretrained(directory)
             files = {str(p.relative_to(directory)): _sha256(p) for p in directory.rglob("*") if p.is_file()}
             about = {**self._about(), "figures": figures, "refused_because": reasons, "files": files}
+            about |= {"taken_back": trained.taken_back} if trained.taken_back else {}
             (directory / RUN).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
         write_whole(self._policy, write)
@@ -258,6 +261,8 @@ class PolicyRun:
         shown = {name: figures[name] for name in _SUMMARY if name in figures}
         measured = ", ".join(f"{_SUMMARY[name]} {value:.3g}" for name, value in shown.items())
         print(f"{self._policy}: {about['algorithm']}, {measured}", flush=True)
+        if taken_back := about.get("taken_back"):
+            print(f"{self._policy}: {taken_back}", flush=True)
         return conclude(self._settings, self._id, self._policy, reasons, lambda: self._manifest(about))
 
     def _manifest(self, about: dict[str, Any]) -> Manifest:
@@ -281,6 +286,7 @@ class PolicyRun:
                 "layout": about.get("layout", ""),
                 "parity": POLICY_PARITY,
                 **({ANCHOR_NOTE: about["anchor"]} if about["anchor"] else {}),
+                **({"taken_back": about["taken_back"]} if "taken_back" in about else {}),
             },
         )
 

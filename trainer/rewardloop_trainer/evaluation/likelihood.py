@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rewardloop_trainer.data.logistic import sigmoid
 from rewardloop_trainer.reward.evaluate import Floats
 
 # A model that makes no mistake would get an infinite scale; margins beyond this many nats say nothing more.
@@ -179,9 +180,3 @@ def logistic_errors(
     covariance = inverse @ (sums.T @ sums * count / (count - 1)) @ inverse
     errors: Floats = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     return errors
-
-
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)), without an overflow."""
-    values: Floats = 0.5 * (1 + np.tanh(x / 2))
-    return values

@@ -183,10 +183,26 @@ def _anchor_figures(
 
 def bootstrap_interval(values: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
     """Return 95% bounds of the mean of ``values`` (n,), which are resampled with replacement."""
+    lower, upper = bootstrap_bounds(values[:, None], seed)
+    return float(lower[0]), float(upper[0])
+
+
+def bootstrap_bounds(
+    values: npt.NDArray[np.float64], seed: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return 95% bounds (k,), (k,) of the means of the columns of ``values`` (n, k), whose rows are resampled."""
     n = len(values)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
-    lower, upper = np.quantile(counts @ values / n, (0.025, 0.975))
-    return float(lower), float(upper)
+    lower, upper = np.quantile(counts @ values / n, (0.025, 0.975), axis=0)
+    return lower, upper
+
+
+def is_liked_less(upper: float) -> bool:
+    """Whether the reward version before refuses a candidate whose win rate by its scores is at most ``upper``.
+
+    It does if that is below one half, and if it is not a number.
+    """
+    return not upper >= 0.5
 
 
 def win_share(candidate: Sequence[float | None], live: Sequence[float | None]) -> float:
@@ -268,7 +284,7 @@ def _broken(figures: Mapping[str, float], limits: PolicyGateLimits) -> list[Reas
 
 def _disliked(figures: Mapping[str, float]) -> list[Reason]:
     """Return why the reward version before refuses the candidate, if it judged and is shown to like it less."""
-    if figures.get("gate_earlier_win_rate_upper", 0.5) >= 0.5:
+    if not is_liked_less(figures.get("gate_earlier_win_rate_upper", 0.5)):
         return []
     text = (
         f"the reward version before prefers the live policy: win rate {figures['gate_earlier_win_rate']:.3f}, by its "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import numpy as np
+
+from rewardloop_trainer.data.logistic import sigmoid
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.judging.judge import NEITHER, Answer, Duel, Opinion, choice_of
 
@@ -47,16 +49,12 @@ class RewardJudge:
     def rate(self, answers: Sequence[Answer]) -> list[float | None]:
         """Return the probability that each response is better than one with a score of 0; see `Judge.rate`."""
         scored = self._score([answer.prompt for answer in answers], [(answer.response,) for answer in answers])
-        return [None if score is None else _sigmoid(score) for (score,) in scored]
+        return [None if score is None else float(sigmoid(np.asarray(score))) for (score,) in scored]
 
     def _opinion(self, first: float | None, second: float | None) -> Opinion | None:
         if first is None or second is None:
             wins = 0.5 if first is second else float(second is None)
             return Opinion(choice_of(wins), wins) if self._empty_loses else None
         margin = first - second
-        choice = NEITHER if abs(margin) <= self._tie_margin else choice_of(_sigmoid(margin))
-        return Opinion(choice, _sigmoid(margin))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+        wins = float(sigmoid(np.asarray(margin)))
+        return Opinion(NEITHER if abs(margin) <= self._tie_margin else choice_of(wins), wins)

@@ -44,7 +44,8 @@ class MemoryEstimate:
     """Bytes at the moment of a run at which it needs the most.
 
     Attributes:
-        weights: The weights, and the reference's where it is a copy.
+        weights: The weights, and the reference's where it is a copy; online on the CPU also the weights of the step
+            before (`kl_control.KlBound`), which are kept in its memory.
         gradients: The gradients of what learns.
         optimizer: The optimizer's moments.
         activations: What one micro-batch keeps for the backward pass, and temporary tensors.
@@ -90,6 +91,8 @@ def estimate_memory(
         weights = _weight_bytes(model, trunk, settings)
         if trainer == "online" and settings.method == "full":
             weights *= 2
+        if trainer == "online" and device_of(settings).type == "cpu":
+            weights += gradients  # as many bytes: those of what learns
         work = max(live.peak - gradients, temporary_bytes(learned))
     return MemoryEstimate(weights, gradients, _MOMENTS * values, work)
 

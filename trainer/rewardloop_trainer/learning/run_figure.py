@@ -33,7 +33,7 @@ class _Panel:
 
 _PANELS = (
     _Panel("Reward", "calibrated score", {"score": "score", "reward": "reward"}),
-    _Panel("KL to the reference", "nats an answer", {"kl": "KL"}),
+    _Panel("KL to the reference", "nats an answer", {"kl": "KL", "max_kl": "bound"}),
     _Panel("Length", "tokens an answer", {"tokens": "tokens"}),
     _Panel("Entropy", "nats a token", {"entropy": "entropy"}),
     _Panel("Loss", "", {"loss": "loss"}),

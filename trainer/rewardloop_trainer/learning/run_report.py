@@ -1,7 +1,8 @@
 """The report of a run: a printed line, a row and TensorBoard scalars for each step, and a picture of all steps.
 
 ``steps.jsonl`` is the source. The event file and ``report.png`` are made from it. A run that continues from a
-checkpoint repeats its last steps; each step is nevertheless in each file once.
+checkpoint repeats its last steps; each step is nevertheless in each file once. ``notes.txt`` says why a run ended
+early, if it did.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 
 
 FIGURE = "report.png"
+NOTES = "notes.txt"
 
 
 class RunReport:
@@ -75,6 +77,11 @@ class RunReport:
         self._write_all()
         self._draw()
         self.close()
+
+    def note(self, text: str) -> None:
+        """Keep a line about the whole run, in place of an earlier one."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / NOTES).write_text(f"{text}\n")
 
     def close(self) -> None:
         """Close the progress bar and the event file. The last step of a run closes them too."""

@@ -16,10 +16,10 @@ class StepDone:
         step: Steps done so far, from 1.
         steps: Steps of the whole run.
         figures: Figures by name. Online: score and reward (means), kl (k1 estimate of the KL to the reference, nats per
-            response), tokens (mean per response), no_end (share of responses without an end token), loss, update_kl
-            (nats per token), clipped (share of tokens), beta, sampler_gap, sampler_gap_max and sampler_kl (differences
-            between sampler and learner, nats per token), importance_capped (share of tokens), and what the algorithm
-            adds.
+            response), max_kl (what it may be at most), tokens (mean per response), no_end (share of responses without
+            an end token), loss, update_kl (nats per token), clipped (share of tokens), beta, sampler_gap,
+            sampler_gap_max and sampler_kl (differences between sampler and learner, nats per token), importance_capped
+            (share of tokens), and what the algorithm adds.
         sampled_tokens: Tokens sampled in the step.
         seconds: Wall-clock time of the step, sampling included.
     """

@@ -20,7 +20,7 @@ from rewardloop_trainer.policy.kto_train import KtoProgress, train_kto
 from rewardloop_trainer.policy.online.algorithms import task_of
 from rewardloop_trainer.policy.online.collect import Score
 from rewardloop_trainer.policy.online.open_sampler import open_sampler
-from rewardloop_trainer.policy.online.train import train_online
+from rewardloop_trainer.policy.online.train import OnlineOutcome, train_online
 from rewardloop_trainer.policy.pair_objectives import PairSettings
 from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.settings import PolicySettings
@@ -35,10 +35,12 @@ class Trained:
     Attributes:
         policy: The trained policy.
         figures: The run's figures, by name.
+        taken_back: Why an online run ended early: a step went beyond the bound of the KL, and was taken back; else "".
     """
 
     policy: Any
     figures: Mapping[str, float]
+    taken_back: str = ""
 
 
 PolicyControl: TypeAlias = RunControl[StepDone, Trained]
@@ -211,12 +213,19 @@ def _learn_from_answers(
                 control.checkpoint_dir,
                 control.on_step,
                 control.should_stop,
-                lambda policy: control.save(Trained(policy, {"train_prompts": float(len(task.prompts))})),
+                lambda outcome: control.save(_trained(outcome, len(task.prompts))),
             ),
             seed=settings.seed,
             sampler=sampler,
             reference=reference,
         )
+
+
+def _trained(outcome: OnlineOutcome, prompts: int) -> Trained:
+    figures = {"train_prompts": float(prompts), "train_taken_back": float(outcome.taken_back is not None)}
+    if outcome.kl is not None:
+        figures["train_end_kl"] = outcome.kl
+    return Trained(outcome.model, figures, str(outcome.taken_back or ""))
 
 
 def _step_done(progress: DpoProgress | KtoProgress, figures: Mapping[str, float]) -> StepDone:

@@ -111,12 +111,21 @@ class OnlineSettings(BaseModel):
         "set here above 0, otherwise online-dpo uses the beta of dpo",
     )
     kl_target: float | None = Field(
-        None, gt=0, description="KL in nats per response that beta is steered to; none: beta stays fixed"
+        None,
+        gt=0,
+        description="KL to the reference, in nats per response, above which beta rises and below which it falls, to no "
+        "less than it was set to; none: beta stays fixed",
     )
     kl_horizon: float | None = Field(
         None,
         gt=0,
         description="responses over which a KL that is off its target changes beta by 20%; none: a tenth of the run's",
+    )
+    max_kl: float | None = Field(
+        None,
+        gt=0,
+        description="most mean KL to the reference, in nats per response: a step that goes beyond it is taken back, "
+        "and the run ends there; none: 1.5 times kl_target if that is set, and at most 0.8 times gate.max_anchor_kl",
     )
     kl_estimator: Literal["k1", "k3"] = Field("k1", description="estimator of the KL per token in PPO's reward")
     clip: float = Field(0.2, gt=0, lt=1, description="how far below 1 a probability ratio still counts")
@@ -168,6 +177,8 @@ class OnlineSettings(BaseModel):
     def _can_steer_its_kl(self) -> Self:
         if self.kl_target is not None and self.beta == 0:
             raise ValueError("online.kl_target multiplies online.beta, which must then be above 0")
+        if self.kl_target is not None and self.max_kl is not None and self.max_kl < self.kl_target:
+            raise ValueError("online.max_kl ends a run, so that it must not be below online.kl_target")
         return self
 
     @model_validator(mode="after")

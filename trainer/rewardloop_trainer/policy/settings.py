@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -150,6 +151,18 @@ class PolicySettings(DpoSettings, LearnerSettings):
     def dpo(self) -> DpoSettings:
         """The settings of DPO alone."""
         return DpoSettings.model_validate({name: getattr(self, name) for name in DpoSettings.model_fields})
+
+    @property
+    def max_online_kl(self) -> float:
+        """Most mean KL to the reference within a run of an online algorithm, in nats per response.
+
+        Without a bound of its own, a run leaves some of the anchor's budget, because the gate measures other answers.
+        """
+        online = self.online
+        if online.max_kl is not None:
+            return online.max_kl
+        near = math.inf if online.kl_target is None else 1.5 * online.kl_target
+        return min(near, 0.8 * self.gate.max_anchor_kl)
 
     @property
     def passes(self) -> int:

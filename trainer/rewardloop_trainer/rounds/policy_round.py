@@ -5,7 +5,6 @@ The proof is that of an export: the policy worker can serve the trained version,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from rewardloop_trainer.export.policy import prove_policy
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import RunControl
 from rewardloop_trainer.learning.run_report import RunReport
-from rewardloop_trainer.learning.run_rows import StepDone, last_means, read_steps
+from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.write_whole import write_whole
 from rewardloop_trainer.policy.examples import Examples, choose_algorithm
 from rewardloop_trainer.policy.learn import Trained, learn_policy
@@ -47,6 +46,7 @@ from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
 from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version, reference_of, used_up
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
+from rewardloop_trainer.rounds.policy_candidate import PolicyCandidate
 from rewardloop_trainer.rounds.publish import POLICY_PARITY, PromotionRefused
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
@@ -101,7 +101,7 @@ class PolicyRound(ModelRound):
                 raise ServerAway(f"no answers: {error}") from error
             finally:
                 report.close()
-        self._reach("trained", json.loads(self._figures.read_text()))
+        self._reach("trained", self._candidate.figures())
 
     def _examples(self) -> tuple[Examples, Examples]:
         """Return what is learned from and what is held out, with the weights of sources as they are measured."""
@@ -117,26 +117,18 @@ class PolicyRound(ModelRound):
 
     def _on_step(self, report: RunReport, done: StepDone) -> None:
         report(done)
-        gauges = {"score": self._metrics.score, "reward": self._metrics.reward, "kl": self._metrics.kl}
-        for name, gauge in gauges.items():
-            if name in done.figures:
-                gauge.set(done.figures[name])
-        self._metrics.show_sampler(done.figures)
+        self._metrics.show_step(done.figures)
         shown = {name: done.figures[name] for name in _LOGGED if name in done.figures}
         timed = {"gradient_norm": done.figures.get("grad_norm", math.nan), "seconds": done.seconds}
         self._report(done.step, done.steps, done.figures["loss"], **timed, **shown)
 
     def _save(self, algorithm: Algorithm, trained: Trained) -> None:
-        """Write the trained version beside its algorithm, its figures and the means of its last steps.
-
-        A figure of training takes precedence over a mean of the same name.
-        """
+        """Write the trained version beside its algorithm, its figures and why it ended early."""
         policy = self._start.finished(trained.policy, self._policy_settings)
-        figures = {**last_means(read_steps(self._reports)), **trained.figures}
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._figures.write_text(json.dumps(figures))
         loss = self._settings.policy.loss
-        self._method.write_text(f"dpo-{loss}" if algorithm == "dpo" else algorithm)
+        self._candidate.write(f"dpo-{loss}" if algorithm == "dpo" else algorithm, trained)
+        if trained.taken_back:
+            self._metrics.steps_taken_back.inc()
 
         def write(directory: Path) -> None:
             self._start.write_rest(directory)
@@ -317,25 +309,21 @@ class PolicyRound(ModelRound):
         inherited = {name: parent.notes[name] for name in ("layout", "max_length") if name in parent.notes}
         return replace(
             self._manifest_of_round(
-                {"method": self._method_used(), ANCHOR_NOTE: self._anchor, "parity": POLICY_PARITY, **inherited}
+                {
+                    **self._candidate.notes(self._settings.policy.algorithm),
+                    ANCHOR_NOTE: self._anchor,
+                    "parity": POLICY_PARITY,
+                    **inherited,
+                }
             ),
             text_format=parent.text_format,
             max_length=parent.max_length,
             base=parent.base,
         )
 
-    def _method_used(self) -> str:
-        """The algorithm as the manifest names it; that of the settings for a round that an older trainer began."""
-        return self._method.read_text() if self._method.exists() else self._settings.policy.algorithm
-
     @property
-    def _method(self) -> Path:
-        """The file with the name of the algorithm, which the data may have chosen."""
-        return self._directory / "method"
-
-    @property
-    def _figures(self) -> Path:
-        return self._directory / "figures.json"
+    def _candidate(self) -> PolicyCandidate:
+        return PolicyCandidate(self._directory, self._reports)
 
     @property
     def _watch(self) -> HackingWatch:

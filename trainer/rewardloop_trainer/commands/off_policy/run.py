@@ -20,9 +20,10 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.commands.off_policy.settings import OffPolicySettings
 from rewardloop_trainer.data.base_path import check_base_path
+from rewardloop_trainer.data.logistic import sigmoid
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.evaluation.bandit import evaluate_bandit, shown_answers, text_features
-from rewardloop_trainer.evaluation.likelihood import fit_logistic, sigmoid
+from rewardloop_trainer.evaluation.likelihood import fit_logistic
 from rewardloop_trainer.evaluation.logged_answers import LoggedAnswer, Policy, logged_answers, weigh
 from rewardloop_trainer.evaluation.off_policy import (
     OffPolicy,

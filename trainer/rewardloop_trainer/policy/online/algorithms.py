@@ -68,7 +68,7 @@ def task_of(
     most = min(settings.online.max_new_tokens, encoder.max_length // 2)
     human = list(encode_pairs(encoder, pairs).pairs) if ONLINE[name].takes_human_pairs else []
     random.Random(seed).shuffle(human)  # a run may end before it has seen all of them
-    online = settings.online.model_copy(update={"max_new_tokens": most})
+    online = settings.online.model_copy(update={"max_new_tokens": most, "max_kl": settings.max_online_kl})
     return OnlineTask(
         algorithm_of(name, online, settings.dpo),
         online,

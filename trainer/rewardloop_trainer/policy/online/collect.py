@@ -117,8 +117,29 @@ class Collector:
         differing = found.differing()[:wanted]
         return found.chosen(differing) if differing else replace(first, batches=found.batches)
 
+    def sampled(self, step: int, temperature: float, stop_if_asked: Callable[[], None]) -> tuple[list[Rollout], int]:
+        """Sample the responses of a step without scoring them.
+
+        Args as for `collect`, which raises the same.
+
+        Returns:
+            The responses of all processes, those to one prompt next to each other, and the age of the weights.
+        """
+        _, said, age = self._said(step, 0, temperature, stop_if_asked)
+        return [rollout for group in self._world.gather(said) for rollout in group], age
+
     def _batch(self, step: int, number: int, temperature: float, stop_if_asked: Callable[[], None]) -> Collected:
         """The responses of one batch of a step; number 0 has the prompts whose turn it is, others have random ones."""
+        prompts, said, age = self._said(step, number, temperature, stop_if_asked)
+        scored = self._score(prompts, [[r.text for r in group] for group in said])
+        whole = self._world.gather(list(zip(said, scored, strict=True)))
+        groups, verdicts = [g for g, _ in whole], [r for _, r in whole]
+        return Collected(groups, verdicts, self._shaping.shape(groups, verdicts), age)
+
+    def _said(
+        self, step: int, number: int, temperature: float, stop_if_asked: Callable[[], None]
+    ) -> tuple[list[Prompt], Sequence[Sequence[Rollout]], int]:
+        """This process's prompts of a batch, its responses to them, and the age of the weights that sampled."""
         settings = self._settings
         chosen = self._chosen(step) if number == 0 else self._drawn(step, number)
         indices = self._world.mine(range(len(chosen)))
@@ -132,10 +153,7 @@ class Collector:
         age = step - said.step
         if age > settings.max_age:
             raise ValueError(f"the responses are from weights {age} steps old; at most {settings.max_age} are allowed")
-        scored = self._score(prompts, [[r.text for r in group] for group in said.groups])
-        whole = self._world.gather(list(zip(said.groups, scored, strict=True)))
-        groups, verdicts = [g for g, _ in whole], [r for _, r in whole]
-        return Collected(groups, verdicts, self._shaping.shape(groups, verdicts), age)
+        return prompts, said.groups, age
 
     def _chosen(self, step: int) -> list[int]:
         """Indices of the step's prompts. The run passes over all prompts repeatedly, each time in another order."""

@@ -1,10 +1,14 @@
-"""What learns in a run: the policy's weights or adapters, PPO's value function if there is one, and their optimizer."""
+"""What learns in a run, with its optimizer, and what measures a step's rows under it.
+
+The policy's weights or adapters learn, and PPO's value function if there is one.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +18,12 @@ from rewardloop_trainer.data.completions import Completion, forward, from_start,
 from rewardloop_trainer.data.token_batches import by_length
 from rewardloop_trainer.learning.lora_layers import add_adapters, has_adapters, merge_adapters, without_adapters
 from rewardloop_trainer.learning.optimizer import adamw
-from rewardloop_trainer.policy.online.experience import Now
+from rewardloop_trainer.learning.world import World
+from rewardloop_trainer.policy.losses.clipped import importance, token_mean
+from rewardloop_trainer.policy.online.agreement import agreement, sampled_logprobs
+from rewardloop_trainer.policy.online.experience import Now, Samples
 from rewardloop_trainer.policy.online_settings import OnlineSettings
+from rewardloop_trainer.policy.rollouts import Rollout
 
 
 class Critic(nn.Module):
@@ -151,3 +159,70 @@ class Learner:
         if self._merges:
             merge_adapters(self.policy)
         return self.policy
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What measures the rows of a run. ``sampler`` is the sampler's name, for messages."""
+
+    learner: Learner
+    world: World
+    settings: OnlineSettings
+    sampler: str
+
+    def rows(
+        self,
+        rows: Sequence[Completion],
+        texts: Sequence[str],
+        responses: int,
+        scores: Tensor,
+        columns: int,
+        temperature: float,
+    ) -> Samples:
+        """Measure rows with policy, reference and critic; each process measures its share."""
+        mine = self.world.mine(rows)
+        now = self.learner.measured(mine, columns, temperature)
+        reference = self.learner.reference_logprobs(mine, columns, temperature)
+        measured = [now.logprobs, reference] + ([] if now.values is None else [now.values])
+        whole = self.world.gather_rows(torch.stack(measured, 1), len(rows))  # (rows, 2 or 3, columns)
+        lengths = torch.tensor([row.tokens for row in rows], device=scores.device)
+        is_token = torch.arange(columns, device=scores.device) < lengths.unsqueeze(1)
+        return Samples(
+            rows,
+            texts,
+            responses,
+            is_token,
+            whole[:, 0],
+            whole[:, 1],
+            is_token.float(),
+            scores,
+            whole[:, 2] if len(measured) == 3 else None,
+        )
+
+    def responses(
+        self, said: Sequence[Rollout], age: int, scores: Tensor, columns: int, temperature: float
+    ) -> tuple[Samples, Mapping[str, float]]:
+        """Measure sampled responses, and compare sampler and learner.
+
+        Args:
+            said: The responses of all processes; those to one prompt are next to each other.
+            age: How many steps older than the learning policy the weights were that sampled.
+            scores: (responses,), the reward of each.
+            columns: Columns of the tensors, at least as many as the longest response has tokens.
+            temperature: What the logits are divided by.
+
+        Returns:
+            The samples with importance weights against the policy that sampled them, and the figures.
+
+        Raises:
+            SamplerDisagrees: If the two are further apart than the settings and the age of the weights explain.
+        """
+        settings, name = self.settings, self.sampler
+        rows, texts = [r.sequence for r in said], [r.text for r in said]
+        samples = self.rows(rows, texts, settings.responses, scores, columns, temperature)
+        sampled = sampled_logprobs(said, samples.logprobs, name)
+        found = agreement(sampled, samples.logprobs, samples.is_token)
+        found.check(name, settings.max_sampler_kl + age * settings.max_update_kl)
+        weights = importance(samples.logprobs, sampled, samples.is_token, settings.most_importance)
+        capped = token_mean((weights >= settings.most_importance).float(), samples.is_token).item()
+        return replace(samples, importance=weights), {**found.figures, "importance_capped": capped}

@@ -6,43 +6,53 @@ A killed run goes on from its checkpoint to the same weights, and several proces
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import structlog
 import torch
-from torch import Tensor
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.run_control import NO_CONTROL, RunControl
 from rewardloop_trainer.learning.run_rows import StepDone
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.dpo_train import PolicyPair
-from rewardloop_trainer.policy.losses.clipped import importance, token_mean
-from rewardloop_trainer.policy.online.agreement import agreement, sampled_logprobs
+from rewardloop_trainer.policy.losses.clipped import token_mean
 from rewardloop_trainer.policy.online.algorithms import OnlineTask
 from rewardloop_trainer.policy.online.collect import Collector, Score
-from rewardloop_trainer.policy.online.experience import Samples
-from rewardloop_trainer.policy.online.kl_control import KlControl
-from rewardloop_trainer.policy.online.learner import Learner
+from rewardloop_trainer.policy.online.kl_control import KlBound, KlControl, TakenBack
+from rewardloop_trainer.policy.online.learner import Learner, Measure
 from rewardloop_trainer.policy.online.sampler import LocalSampler, Sampler
 from rewardloop_trainer.policy.online.shaping import Shaping
 from rewardloop_trainer.policy.online.update import Update
 from rewardloop_trainer.policy.reference import Reference
-from rewardloop_trainer.policy.rollouts import Rollout
 
-OnlineControl: TypeAlias = RunControl[StepDone, Any]
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class OnlineOutcome:
-    """``model``: the policy to save. ``history``: the figures of each step that this call ran."""
+    """The result of a finished run.
+
+    Attributes:
+        model: The policy to save.
+        history: The figures of each step that this call ran.
+        taken_back: Why the run ended early; None if it took all its steps.
+        kl: Mean KL of the policy to the reference on samples of its own, in nats per response; None without a bound,
+            because then nothing is sampled after the last step.
+    """
 
     model: Any
     history: Sequence[StepDone]
+    taken_back: TakenBack | None = None
+    kl: float | None = None
+
+
+OnlineControl: TypeAlias = RunControl[StepDone, OnlineOutcome]
 
 
 def train_online(
@@ -68,13 +78,14 @@ def train_online(
         task: The algorithm, its prompts and people's pairs.
         score: Gives the reward of each text, or None for a text without one. It may raise; the step is then repeated
             when the run goes on.
-        control: Checkpoint directory and callbacks; ``save`` gets the policy as a causal LM.
+        control: Checkpoint directory and callbacks; ``save`` gets the outcome.
         seed: The seed of the order of prompts and minibatches and of the sampled responses.
         sampler: Where responses come from; None: this process and the weights that learn.
         reference: The frozen policy that the KL is measured against; None: the model as it comes.
 
     Returns:
-        The policy and the figures of each step.
+        The policy and the figures of each step. If the KL to the reference goes above ``task.settings.max_kl``, the
+        step that did it is taken back, and the run ends there.
 
     Raises:
         ValueError: If there is no prompt, or there are too few responses to a prompt for the algorithm.
@@ -122,7 +133,9 @@ class OnlineRun:
         self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic, reference=frozen)
         self.update = Update(self.learner, self.world, task.algorithm, task.settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)
+        self.measure = Measure(self.learner, self.world, task.settings, self.sampler.name)
         self.kl_control = KlControl(task.settings.beta, task.settings.kl_target, task.settings.beta_horizon)
+        self.kl_bound = KlBound(task.settings.max_kl)
         self.shaping = Shaping(task.settings.rewards)
         self.collector = Collector(
             task.prompts,
@@ -139,7 +152,7 @@ class OnlineRun:
     def to_the_end(self) -> OnlineOutcome:
         """Take the remaining steps and let the caller save."""
         self._resume()
-        steps, history = self.settings.steps, list[StepDone]()
+        steps, history, taken_back = self.settings.steps, list[StepDone](), None
 
         def stop_if_asked() -> None:
             if self.world.largest(float(self.control.should_stop())):
@@ -147,52 +160,61 @@ class OnlineRun:
 
         while self.step < steps:
             began = time.monotonic()
-            figures, sampled_tokens = self._take_step(stop_if_asked)
+            found = self._take_step(stop_if_asked)
+            if isinstance(found, TakenBack):
+                taken_back = found
+                break
             self.step += 1
-            done = StepDone(self.step, steps, figures, sampled_tokens, time.monotonic() - began)
+            done = StepDone(self.step, steps, *found, time.monotonic() - began)
             history.append(done)
             every = self.settings.checkpoint_every_steps
             if every and self.step % every == 0 and self.step < steps:
                 self._checkpoint()
             self.control.on_step(done)
-        policy = self.learner.merged()
+        else:
+            taken_back = self._check_end(stop_if_asked)
+        has_bound = self.kl_bound.most is not None
+        outcome = OnlineOutcome(self.learner.merged(), history, taken_back, self.kl_bound.kl if has_bound else None)
         if self.world.is_first:
-            self.control.save(policy)
+            self.control.save(outcome)
             if self.control.checkpoint_dir is not None:
                 checkpoint.clear(self.control.checkpoint_dir)
         self.world.wait()
-        return OnlineOutcome(policy, history)
+        return outcome
 
-    def _take_step(self, stop_if_asked: Callable[[], None]) -> tuple[dict[str, float], int]:
-        temperature = self.settings.temperatures[self.step % len(self.settings.temperatures)]
-        try:
+    def _take_step(self, stop_if_asked: Callable[[], None]) -> tuple[dict[str, float], int] | TakenBack:
+        """Sample, score, measure and learn.
+
+        Returns:
+            The figures of the step and the tokens that were sampled; or why nothing was learned: the step before went
+            beyond the bound of the KL, and was taken back.
+        """
+        temperature = self._temperature
+        with self._kept_if_it_fails():
             collected = self.collector.collect(self.step, temperature, stop_if_asked)
-        except Exception:  # of whatever kind: the steps before it are kept, and it is raised again
-            self._checkpoint()  # nothing of this step was learned yet, so the checkpoint has all steps
-            raise
         said = collected.rollouts
         pairs = self._human_pairs(len(collected.groups))
         paired = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
         columns = max(row.tokens for row in (*(r.sequence for r in said), *paired))
         flat = torch.tensor([r for group in collected.rewards for r in group], device=self.learner.policy.device)
-        samples = self._samples(
-            [r.sequence for r in said], [r.text for r in said], self.settings.responses, flat, columns, temperature
-        )
-        samples, measured = self._against_sampler(samples, said, collected.age)
-        kl = samples.sequence_kl()
+        samples, measured = self.measure.responses(said, collected.age, flat, columns, temperature)
+        kl = samples.sequence_kl().mean().item()
+        if (taken_back := self._held(kl)) is not None:
+            return taken_back
         experience = self.algorithm.experience(samples, self.kl_control.beta)
         if pairs:
             verdicts = torch.tensor([1.0, 0.0], device=flat.device).repeat(len(pairs))
             texts = [str(i) for i in range(len(paired))]  # all different: pairs of equal texts were dropped before
             weights = torch.tensor([pair.weight for pair in pairs], device=flat.device).repeat_interleave(2)
-            judged = self._samples(paired, texts, 2, verdicts, columns, temperature)
+            judged = self.measure.rows(paired, texts, 2, verdicts, columns, temperature)
             judged = replace(judged, weights=weights)
             experience = experience.joined(self.algorithm.experience(judged, self.kl_control.beta))
         figures = {
             "score": _mean([r.score for r in collected.verdicts]),
             "uncertainty": _mean([r.uncertainty for r in collected.verdicts]),
             "reward": flat.mean().item(),
-            "kl": kl.mean().item(),
+            "kl": kl,
+            **({} if self.kl_bound.most is None else {"max_kl": self.kl_bound.limit}),
             "entropy": -token_mean(samples.logprobs, samples.is_token).item(),
             "tokens": _mean([r.sequence.tokens for r in said]),
             "no_end": _mean([float(r.finish == "length") for r in said]),
@@ -202,8 +224,41 @@ class OnlineRun:
             **experience.figures,
             **self.update.run(experience, self.step, columns, temperature, stop_if_asked),
         }
-        self.kl_control.update(figures["kl"], len(said))
+        self.kl_control.update(kl, len(said))
         return figures, sum(r.sequence.tokens for r in said)
+
+    @property
+    def _temperature(self) -> float:
+        return self.settings.temperatures[self.step % len(self.settings.temperatures)]
+
+    @contextmanager
+    def _kept_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # of whatever kind: the steps before it are kept, and it is raised again
+            self._checkpoint()  # nothing of this step was learned yet, so the checkpoint has all steps
+            raise
+
+    def _held(self, kl: float) -> TakenBack | None:
+        """Take the last step back if ``kl``, measured after it, is beyond the bound, and say so."""
+        if self.kl_bound.admits(kl, self.learner.policy):
+            return None
+        self.kl_bound.take_back(self.learner.policy)
+        found = TakenBack(self.step, self.settings.steps, kl, self.kl_bound.limit, self.kl_bound.kl)
+        if self.world.is_first:
+            log.warning(str(found))
+        return found
+
+    def _check_end(self, stop_if_asked: Callable[[], None]) -> TakenBack | None:
+        """Measure the KL after the last step, as each step measures that after the one before it."""
+        if self.kl_bound.most is None:
+            return None
+        with self._kept_if_it_fails():
+            said, age = self.collector.sampled(self.step, self._temperature, stop_if_asked)
+        columns = max(rollout.sequence.tokens for rollout in said)
+        scores = torch.zeros(len(said), device=self.learner.policy.device)
+        samples, _ = self.measure.responses(said, age, scores, columns, self._temperature)
+        return self._held(samples.sequence_kl().mean().item())
 
     def _human_pairs(self, sampled: int) -> list[PolicyPair]:
         """People's pairs for this step beside ``sampled`` sampled pairs, taken in turn from all of them."""
@@ -214,59 +269,14 @@ class OnlineRun:
         first = self.step * count
         return [self.human_pairs[(first + i) % len(self.human_pairs)] for i in range(count)]
 
-    def _samples(
-        self,
-        rows: Sequence[Completion],
-        texts: Sequence[str],
-        responses: int,
-        scores: Tensor,
-        columns: int,
-        temperature: float,
-    ) -> Samples:
-        """Measure rows with policy, reference and critic; each process measures its share."""
-        mine = self.world.mine(rows)
-        now = self.learner.measured(mine, columns, temperature)
-        reference = self.learner.reference_logprobs(mine, columns, temperature)
-        measured = [now.logprobs, reference] + ([] if now.values is None else [now.values])
-        whole = self.world.gather_rows(torch.stack(measured, 1), len(rows))  # (rows, 2 or 3, columns)
-        lengths = torch.tensor([row.tokens for row in rows], device=scores.device)
-        is_token = torch.arange(columns, device=scores.device) < lengths.unsqueeze(1)
-        return Samples(
-            rows,
-            texts,
-            responses,
-            is_token,
-            whole[:, 0],
-            whole[:, 1],
-            is_token.float(),
-            scores,
-            whole[:, 2] if len(measured) == 3 else None,
-        )
-
-    def _against_sampler(
-        self, samples: Samples, said: Sequence[Rollout], age: int
-    ) -> tuple[Samples, Mapping[str, float]]:
-        """Compare sampler and learner.
-
-        Returns:
-            The samples with importance weights against the policy that sampled them, and the figures.
-
-        Raises:
-            SamplerDisagrees: If the two are further apart than the settings and the age of the weights explain.
-        """
-        settings, name = self.settings, self.sampler.name
-        sampled = sampled_logprobs(said, samples.logprobs, name)
-        found = agreement(sampled, samples.logprobs, samples.is_token)
-        found.check(name, settings.max_sampler_kl + age * settings.max_update_kl)
-        weights = importance(samples.logprobs, sampled, samples.is_token, settings.most_importance)
-        capped = token_mean((weights >= settings.most_importance).float(), samples.is_token).item()
-        return replace(samples, importance=weights), {**found.figures, "importance_capped": capped}
-
     def _checkpoint(self) -> None:
         if self.control.checkpoint_dir is None or not self.world.is_first:
             return
-        tensors = checkpoint.training_tensors(self.learner.modules, self.learner.optimizer)
-        numbers = {"beta": self.kl_control.beta, **self.shaping.numbers()}
+        tensors = {
+            **checkpoint.training_tensors(self.learner.modules, self.learner.optimizer),
+            **self.kl_bound.tensors(),
+        }
+        numbers = {"beta": self.kl_control.beta, **self.kl_bound.numbers(), **self.shaping.numbers()}
         texts = {"fingerprint": self.fingerprint, "moments.version": self.shaping.moments.version}
         checkpoint.save(self.control.checkpoint_dir, checkpoint.Checkpoint(self.step, tensors, numbers, texts))
 
@@ -283,6 +293,7 @@ class OnlineRun:
         if found is not None:
             self.step = found.step
             self.kl_control.beta = found.numbers["beta"]
+            self.kl_bound.restore(found.tensors, found.numbers)
             self.shaping.restore(found.texts["moments.version"], found.numbers)
 
 
