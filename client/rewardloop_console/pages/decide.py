@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
 from starlette.responses import Response
@@ -66,7 +67,7 @@ async def taught(visit: Visit) -> Response:
     person = Person.of(visit.form)
     found = await person.taught(visit.client)
     # A POST, so that no address, and so no log of a proxy, names the person.
-    values = {"person": person, "taught": found, "pause_s": _longer(visit.form.get("pause", ""))}
+    values: dict[str, Any] = {"person": person, "taught": found, "pause_s": _longer(visit.form.get("pause", ""))}
     if visit.is_partial:
         return visit.part("decide/taught_part.html", **values)
     return visit.page("decide/taught.html", **values)
@@ -81,7 +82,7 @@ async def erase(visit: Visit) -> Response:
 async def progress(visit: Visit) -> Response:
     """Show how far an erasure has come."""
     found = await progress_of(visit.client, visit.query("erasure"))
-    values = {"progress": found, "pause_s": _longer(visit.query("pause"))}
+    values: dict[str, Any] = {"progress": found, "pause_s": _longer(visit.query("pause"))}
     if visit.is_partial:
         return visit.part("decide/progress_part.html", **values)
     return visit.page("decide/progress.html", **values)

@@ -5,7 +5,8 @@ rewardloop:{feedback}:events              stream: one entry for each signal. Fie
                                           W3C traceparent of its request, if there was one. The server appends, the
                                           consumer group `trainer` reads, and only archived entries are trimmed. An
                                           entry that takes an import back has RETRACTION_FIELD, the import's id, and
-                                          CALLER_FIELD, whose import it is, instead.
+                                          CALLER_FIELD, whose import it is, instead, and RETRACTION_AGE_FIELD, how many
+                                          seconds ago its first signal was given, if that is known.
 rewardloop:{feedback}:ids                 hash: how far the remembered event_ids reach. Fields: `window`, the number
                                           of the window that new ids go to, `since`, when the first one began, and
                                           `began0`, `count0` (that window), `began1`, `count1` (the one before it),
@@ -98,6 +99,7 @@ EVENT_FIELD: Final = "event"
 ID_FIELD: Final = "id"
 TRACE_FIELD: Final = "trace"
 RETRACTION_FIELD: Final = "retraction"
+RETRACTION_AGE_FIELD: Final = "age_s"
 CALLER_FIELD: Final = "caller"
 FEEDBACK_IDS: Final = "rewardloop:{feedback}:ids"
 # A prefix, which an event_id follows.
