@@ -25,11 +25,11 @@ class Person:
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> Person:
-        """Read the fields of a form. Raises Refusal."""
-        annotator_id = fields.get("id", "").strip()
+        """Read the fields of a form. Spaces around an id are part of it. Raises Refusal."""
+        annotator_id = fields.get("id", "")
         if not 0 < len(annotator_id) <= _MOST_ID:
             raise Refusal(400, f"An id has 1 to {_MOST_ID} characters.")
-        return cls(annotator_id, fields.get("caller", "").strip() or None)
+        return cls(annotator_id, fields.get("caller") or None)
 
     async def taught(self, client: AsyncRewardloopClient) -> TaughtVersions:
         """Return which versions learned from the person. Nothing is erased. Raises RewardloopError."""
@@ -37,7 +37,7 @@ class Person:
 
     async def erase(self, client: AsyncRewardloopClient, repeated: str) -> ErasureProgress:
         """Begin the erasure, if the id was written a second time. Raises Refusal and RewardloopError."""
-        if repeated.strip() != self.annotator_id:
+        if repeated != self.annotator_id:
             raise Refusal(400, "The two ids differ, so nothing was erased. Write the person's id once more.")
         return await client.erase(annotator_id=self.annotator_id, caller=self.caller)
 

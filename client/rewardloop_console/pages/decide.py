@@ -59,7 +59,7 @@ async def decide(visit: Visit) -> Response:
 
 async def erasure(visit: Visit) -> Response:
     """Ask whose signals are to be erased."""
-    return visit.page("decide/erasure.html", person=Person(visit.query("id").strip(), visit.query("caller") or None))
+    return visit.page("decide/erasure.html", person=Person(visit.query("id"), visit.query("caller") or None))
 
 
 async def taught(visit: Visit) -> Response:

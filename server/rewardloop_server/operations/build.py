@@ -22,7 +22,6 @@ def operations_servicer(
     redis: Redis,
     metrics: ServerMetrics,
     replicated: Replication,
-    *,
     has_policy: bool,
 ) -> OperationsServicer:
     """Return the service of a process that serves these reward models; ``has_policy``: and knows a policy worker."""
