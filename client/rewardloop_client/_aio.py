@@ -34,6 +34,7 @@ from rewardloop_client._types import (
     RecordResult,
     ScoreResult,
     SelectionName,
+    TaughtVersions,
     TruncationName,
     VersionInfo,
 )
@@ -198,6 +199,17 @@ class AsyncRewardloopClient:
         """Erase a person's signals, or see how far an erasure has come. See `RewardloopClient.erase`."""
         return await self._run(calls.erase(annotator_id, generation_id, erasure_id, caller), timeout_s)
 
+    async def taught_versions(
+        self,
+        *,
+        annotator_id: str = "",
+        generation_id: str = "",
+        caller: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TaughtVersions:
+        """Return what `erase` would erase, and who learned from it. See `RewardloopClient.taught_versions`."""
+        return await self._run(calls.taught_versions(annotator_id, generation_id, caller), timeout_s)
+
     # All parameters but the prompt are keyword-only options of the public API.
     async def generate(  # noqa: PLR0913 - the options of one call
         self,
@@ -312,16 +324,30 @@ class AsyncRewardloopClient:
         return await self._run(calls.rollback(model, reason, expected_version), timeout_s)
 
     async def set_canary(
-        self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
+        self,
+        model: str,
+        version: str | None,
+        *,
+        share: float = 0.0,
+        reason: str = "",
+        expected_version: str | None = None,
+        timeout_s: float = 120.0,
     ) -> VersionInfo | None:
         """Let a version answer a share of the requests. See `RewardloopClient.set_canary`."""
-        return await self._run(calls.set_canary(model, version or "", share, reason), timeout_s)
+        return await self._run(calls.set_canary(model, version or "", share, reason, expected_version), timeout_s)
 
     async def set_shadow(
-        self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
+        self,
+        model: str,
+        version: str | None,
+        *,
+        share: float = 0.0,
+        reason: str = "",
+        expected_version: str | None = None,
+        timeout_s: float = 120.0,
     ) -> VersionInfo | None:
         """Score a share of the requests with a second version as well. See `RewardloopClient.set_shadow`."""
-        return await self._run(calls.set_shadow(model, version or "", share, reason), timeout_s)
+        return await self._run(calls.set_shadow(model, version or "", share, reason, expected_version), timeout_s)
 
     async def watch_versions(self, model: str, *, timeout_s: float | None = None) -> AsyncIterator[VersionInfo]:
         """Yield the active version now, and again after every change. See `RewardloopClient.watch_versions`."""

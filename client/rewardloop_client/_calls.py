@@ -25,6 +25,7 @@ from rewardloop_client._types import (
     RecordResult,
     ScoreGroup,
     ScoreResult,
+    TaughtVersions,
     VersionInfo,
 )
 
@@ -39,6 +40,7 @@ RECORD = "/rewardloop.v1.FeedbackService/Record"
 RECORD_BATCH = "/rewardloop.v1.FeedbackService/RecordBatch"
 RETRACT = "/rewardloop.v1.FeedbackService/Retract"
 ERASE = "/rewardloop.v1.FeedbackService/Erase"
+LIST_TAUGHT_VERSIONS = "/rewardloop.v1.FeedbackService/ListTaughtVersions"
 GENERATE = "/rewardloop.v1.PolicyService/Generate"
 GENERATE_STREAM = "/rewardloop.v1.PolicyService/GenerateStream"
 LIST_VERSIONS = "/rewardloop.v1.ModelService/ListVersions"
@@ -63,7 +65,7 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # Undo one answer.
 REPEATABLE = (
     GET_IDENTITY,
-    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, ERASE, GENERATE),
+    *(SCORE, SCORE_BATCH, SCORE_STREAM, RECORD, RECORD_BATCH, RETRACT, ERASE, LIST_TAUGHT_VERSIONS, GENERATE),
     *(LIST_VERSIONS, GET_VERSION, PROMOTE, SET_CANARY, SET_SHADOW, HEALTH_CHECK),
     *(ADD_TASKS, RETRACT_TASKS, NEXT_TASK, ANSWER, GET_PROGRESS, LIST_ANSWERS, SET_GUIDELINES, GET_GUIDELINES),
 )
@@ -236,14 +238,28 @@ def retract(import_id: str) -> Call[str]:
 
 def erase(annotator_id: str, generation_id: str, erasure_id: str, caller: str | None) -> Call[ErasureProgress]:
     """Safe to repeat: what is under way for the same person is not begun again. Raises InvalidRequest."""
-    named = {"annotator_id": annotator_id, "generation_id": generation_id, "erasure_id": erasure_id}
+    given = _whose(annotator_id=annotator_id, generation_id=generation_id, erasure_id=erasure_id)
+    request = feedback_pb2.EraseRequest(**given, caller=_caller(caller))
+    return one_call(ERASE, request, feedback_pb2.EraseResponse, convert.erasure_progress)
+
+
+def taught_versions(annotator_id: str, generation_id: str, caller: str | None) -> Call[TaughtVersions]:
+    """Safe to repeat: it changes nothing. Raises InvalidRequest."""
+    given = _whose(annotator_id=annotator_id, generation_id=generation_id)
+    request = feedback_pb2.ListTaughtVersionsRequest(**given, caller=_caller(caller))
+    return one_call(LIST_TAUGHT_VERSIONS, request, feedback_pb2.ListTaughtVersionsResponse, convert.taught_versions)
+
+
+def _whose(**named: str) -> dict[str, str]:
+    """Return the one field that is not empty. Raises InvalidRequest."""
     given = {field: convert.text_field(field, text) for field, text in named.items() if text}
     if len(given) != 1:
         raise convert.invalid("whose", f"one of {', '.join(named)} must be given, not {len(given)}")
-    request = feedback_pb2.EraseRequest(**given)
-    if caller is not None:
-        request.caller = convert.text_field("caller", caller)
-    return one_call(ERASE, request, feedback_pb2.EraseResponse, convert.erasure_progress)
+    return given
+
+
+def _caller(caller: str | None) -> str | None:
+    return None if caller is None else convert.text_field("caller", caller)
 
 
 def generate(request: policy_pb2.GenerateRequest) -> Call[Generation]:
@@ -317,13 +333,17 @@ def _expected(version: str | None) -> str | None:
     return None if version is None else convert.text_field("expected_version", version)
 
 
-def set_canary(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:
-    fields = model, version, share, reason
+def set_canary(
+    model: str, version: str, share: float, reason: str, expected_version: str | None
+) -> Call[VersionInfo | None]:
+    fields = model, version, share, reason, expected_version
     return _set_role(SET_CANARY, model_pb2.SetCanaryRequest, model_pb2.SetCanaryResponse, *fields)
 
 
-def set_shadow(model: str, version: str, share: float, reason: str) -> Call[VersionInfo | None]:
-    fields = model, version, share, reason
+def set_shadow(
+    model: str, version: str, share: float, reason: str, expected_version: str | None
+) -> Call[VersionInfo | None]:
+    fields = model, version, share, reason, expected_version
     return _set_role(SET_SHADOW, model_pb2.SetShadowRequest, model_pb2.SetShadowResponse, *fields)
 
 
@@ -335,6 +355,7 @@ def _set_role(
     version: str,
     share: float,
     reason: str,
+    expected_version: str | None,
 ) -> Call[VersionInfo | None]:
     """Safe to repeat: the same version and share again change nothing."""
     with convert.building("share"):
@@ -343,6 +364,7 @@ def _set_role(
             version=convert.text_field("version", version),
             share=share,
             reason=convert.text_field("reason", reason),
+            expected_version=_expected(expected_version),
         )
     return one_call(method, request, response_type, convert.version_or_none)
 

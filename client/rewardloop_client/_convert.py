@@ -41,6 +41,7 @@ from rewardloop_client._types import (
     SelectionName,
     SourceName,
     TaughtVersion,
+    TaughtVersions,
     Timings,
     TokenLogProbability,
     TruncatedPrompt,
@@ -333,9 +334,18 @@ def erasure_progress(response: feedback_pb2.EraseResponse) -> ErasureProgress:
         )
         for holder in response.holders
     )
-    versions = tuple(TaughtVersion(each.model, each.version, each.directly) for each in response.versions)
     asked = response.requested_time.ToDatetime(tzinfo=UTC)
-    return ErasureProgress(response.erasure_id, response.done, asked, holders, versions)
+    return ErasureProgress(response.erasure_id, response.done, asked, holders, _taught(response.versions))
+
+
+def taught_versions(response: feedback_pb2.ListTaughtVersionsResponse) -> TaughtVersions:
+    """Read what an erasure would erase. Raises ValueError for a time that no calendar has."""
+    looked_at = response.look_time.ToDatetime(tzinfo=UTC) if response.done else None
+    return TaughtVersions(response.done, looked_at, response.signals, _taught(response.versions))
+
+
+def _taught(versions: Iterable[feedback_pb2.TaughtVersion]) -> tuple[TaughtVersion, ...]:
+    return tuple(TaughtVersion(each.model, each.version, each.directly) for each in versions)
 
 
 def record_outcome(item: feedback_pb2.RecordBatchItem) -> RecordResult | RewardloopError:

@@ -34,6 +34,7 @@ from rewardloop_client._types import (
     RecordResult,
     ScoreResult,
     SelectionName,
+    TaughtVersions,
     TruncationName,
     VersionInfo,
 )
@@ -307,6 +308,29 @@ class RewardloopClient:
         """
         return self._run(calls.erase(annotator_id, generation_id, erasure_id, caller), timeout_s)
 
+    def taught_versions(
+        self,
+        *,
+        annotator_id: str = "",
+        generation_id: str = "",
+        caller: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TaughtVersions:
+        """Return what `erase` would erase, and which versions learned from it. Nothing is erased.
+
+        The call returns at once, and has the trainer look. Call it again until what it returns is ``done``.
+
+        Args:
+            annotator_id: The person.
+            generation_id: The generation, instead of a person.
+            caller: Whose annotator it is; "" for signals without a caller, None for all callers.
+            timeout_s: Seconds for all attempts together; None for the client's own.
+
+        Raises:
+            InvalidRequest: Not exactly one of the two is given.
+        """
+        return self._run(calls.taught_versions(annotator_id, generation_id, caller), timeout_s)
+
     # All parameters but the prompt are keyword-only options of the public API.
     def generate(  # noqa: PLR0913 - the options of one call
         self,
@@ -478,7 +502,14 @@ class RewardloopClient:
         return self._run(calls.rollback(model, reason, expected_version), timeout_s)
 
     def set_canary(
-        self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
+        self,
+        model: str,
+        version: str | None,
+        *,
+        share: float = 0.0,
+        reason: str = "",
+        expected_version: str | None = None,
+        timeout_s: float = 120.0,
     ) -> VersionInfo | None:
         """Let a version answer a share of the requests beside the active one.
 
@@ -489,15 +520,26 @@ class RewardloopClient:
             version: Number of the version; None ends the canary.
             share: Share of the requests, above 0 and below 1.
             reason: Kept with the change.
+            expected_version: The version that must be active now; None for any.
             timeout_s: Seconds that loading and warming the version may take.
 
         Returns:
             The canary, or None after it was ended.
+
+        Raises:
+            PointerMoved: Another version is active than expected.
         """
-        return self._run(calls.set_canary(model, version or "", share, reason), timeout_s)
+        return self._run(calls.set_canary(model, version or "", share, reason, expected_version), timeout_s)
 
     def set_shadow(
-        self, model: str, version: str | None, *, share: float = 0.0, reason: str = "", timeout_s: float = 120.0
+        self,
+        model: str,
+        version: str | None,
+        *,
+        share: float = 0.0,
+        reason: str = "",
+        expected_version: str | None = None,
+        timeout_s: float = 120.0,
     ) -> VersionInfo | None:
         """Score a share of the requests with a second version as well, to compare both in the server's metrics.
 
@@ -508,12 +550,16 @@ class RewardloopClient:
             version: Number of the version; None ends the shadow.
             share: Share of the requests, above 0 and at most 1.
             reason: Kept with the change.
+            expected_version: The version that must be active now; None for any.
             timeout_s: Seconds that loading and warming the version may take.
 
         Returns:
             The shadow, or None after it was ended.
+
+        Raises:
+            PointerMoved: Another version is active than expected.
         """
-        return self._run(calls.set_shadow(model, version or "", share, reason), timeout_s)
+        return self._run(calls.set_shadow(model, version or "", share, reason, expected_version), timeout_s)
 
     def watch_versions(self, model: str, *, timeout_s: float | None = None) -> Iterator[VersionInfo]:
         """Yield the active version now, and again after every change. A broken connection is opened again.

@@ -179,6 +179,23 @@ class ErasureProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class TaughtVersions:
+    """What an erasure would erase, and who has learned from it.
+
+    Attributes:
+        done: Whether the trainer has looked. Until then there is nothing else.
+        looked_at: When it looked; None until then.
+        signals: How many signals the ledger has.
+        versions: The versions that learned from them.
+    """
+
+    done: bool
+    looked_at: datetime | None
+    signals: int
+    versions: tuple[TaughtVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogProbability:
     """A sampled token: what it adds to the text, and its log-probability in nats under what was sampled from."""
 

@@ -44,7 +44,7 @@ from rewardloop_client._fake_choice import choose
 from rewardloop_client._retry import Send
 from rewardloop_client._rules import choice_violations, event_violations, prompt_violations, score_violations
 from rewardloop_client._sync import RewardloopClient
-from rewardloop_client._types import Identity
+from rewardloop_client._types import Identity, TaughtVersion
 from rewardloop_client.labelling.fake import FakeLabelling
 from rewardloop_client.operations.fake import METHODS as _OPERATIONS
 from rewardloop_client.operations.fake import FakeLoop
@@ -61,6 +61,7 @@ _METHODS = {
     "record_batch": calls.RECORD_BATCH,
     "retract": calls.RETRACT,
     "erase": calls.ERASE,
+    "taught_versions": calls.LIST_TAUGHT_VERSIONS,
     "generate": calls.GENERATE,
     "generate_stream": calls.GENERATE_STREAM,
     "list_versions": calls.LIST_VERSIONS,
@@ -107,6 +108,7 @@ class FakeRewardloop(RewardloopClient):
 
     Attributes:
         events: Every recorded event once, oldest first.
+        taught: The versions that learned from whatever is erased or looked at, if there is any signal of it.
         generations: The generations, by generation_id.
         label_queue: The tasks of `labelling`; its ``end_leases`` ends all leases.
         attempts: Names of the methods that were called, retries included.
@@ -143,6 +145,7 @@ class FakeRewardloop(RewardloopClient):
             calls.RECORD_BATCH: self._record_batch,
             calls.RETRACT: self._retract,
             calls.ERASE: self._erase,
+            calls.LIST_TAUGHT_VERSIONS: self._list_taught_versions,
             calls.GENERATE: self._generate,
             calls.LIST_VERSIONS: self._list_versions,
             calls.GET_VERSION: self._get_version,
@@ -157,6 +160,7 @@ class FakeRewardloop(RewardloopClient):
         self._answers |= self.loop.answers()
         self.events: list[feedback_pb2.FeedbackEvent] = []
         self._erased: dict[str, set[str]] = {}  # erasure_id: the event_ids that it erased
+        self.taught: list[TaughtVersion] = []
         self.generations: dict[str, policy_pb2.Generation] = {}
         self.label_queue = FakeLabelling(self.events, self.generations)
         self._answers |= self.label_queue.answers
@@ -253,8 +257,8 @@ class FakeRewardloop(RewardloopClient):
         """Erase at once. Callers are not told apart."""
         erasure_id = request.erasure_id
         if not erasure_id:
-            erasure_id, field = f"erasure-{len(self._erased) + 1}", str(request.WhichOneof("whose"))
-            gone = [event for event in self.events if getattr(event, field) == getattr(request, field)]
+            erasure_id = f"erasure-{len(self._erased) + 1}"
+            gone = self._events_of(request)
             self._erased[erasure_id] = {event.event_id for event in gone}
             self.events = [event for event in self.events if event not in gone]
             self.generations.pop(request.generation_id, None)
@@ -266,7 +270,31 @@ class FakeRewardloop(RewardloopClient):
             state=feedback_pb2.ERASURE_STATE_DONE,
             erased={"signals": len(self._erased[erasure_id])},
         )
+        response.versions.extend(self._taught(bool(self._erased[erasure_id])))
         return response
+
+    def _list_taught_versions(
+        self, request: feedback_pb2.ListTaughtVersionsRequest
+    ) -> feedback_pb2.ListTaughtVersionsResponse:
+        """Answer at once. Callers are not told apart."""
+        signals = len(self._events_of(request))
+        response = feedback_pb2.ListTaughtVersionsResponse(done=True, signals=signals)
+        response.look_time.GetCurrentTime()
+        response.versions.extend(self._taught(bool(signals)))
+        return response
+
+    def _events_of(
+        self, request: feedback_pb2.EraseRequest | feedback_pb2.ListTaughtVersionsRequest
+    ) -> list[feedback_pb2.FeedbackEvent]:
+        field = str(request.WhichOneof("whose"))
+        return [event for event in self.events if getattr(event, field) == getattr(request, field)]
+
+    def _taught(self, has_signals: bool) -> list[feedback_pb2.TaughtVersion]:
+        return [
+            feedback_pb2.TaughtVersion(model=each.model, version=each.version, directly=each.directly)
+            for each in self.taught
+            if has_signals
+        ]
 
     def _generate(self, request: policy_pb2.GenerateRequest) -> policy_pb2.GenerateResponse:
         _refuse(itertools.chain(prompt_violations(request.prompt), choice_violations(request)))
@@ -369,6 +397,7 @@ class FakeRewardloop(RewardloopClient):
         """Set or end a role by the server's rules. `SetShadowRequest` has the same fields as `SetCanaryRequest`."""
         if role == "shadow" and request.model == POLICY:
             raise InvalidRequest(f"only reward models take a {role}", violations=[Violation("model", "is policy")])
+        _check_expected(request, (self._active.get(request.model) or [""])[-1])
         if not request.version:
             self._beside.pop((request.model, role), None)
             return response_type()
@@ -484,6 +513,8 @@ def _text(prompt: common_pb2.Prompt) -> str:
     )
 
 
-def _check_expected(request: model_pb2.PromoteRequest | model_pb2.RollbackRequest, active: str) -> None:
+def _check_expected(
+    request: model_pb2.PromoteRequest | model_pb2.RollbackRequest | model_pb2.SetCanaryRequest, active: str
+) -> None:
     if active and request.HasField("expected_version") and request.expected_version != active:
         raise PointerMoved(f"{request.model} {active} is active, not {request.expected_version}")

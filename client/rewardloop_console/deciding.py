@@ -117,12 +117,9 @@ async def carry_out(client: AsyncRewardloopClient, decision: Decision, person: s
     if decision.action == "rollback":
         await client.rollback(model, reason=reason, expected_version=expected)
         return
-    live = (await client.get_version(model)).version
-    if live != decision.expected:  # these calls take no expected version
-        raise Refusal(409, f"Version {live} is live now, not {decision.expected}. Look, and decide again.")
     version = None if decision.action.startswith("end-") else decision.version
     change = client.set_canary if decision.action.endswith("canary") else client.set_shadow
-    await change(model, version, share=decision.share, reason=reason)
+    await change(model, version, share=decision.share, reason=reason, expected_version=expected)
 
 
 def _about_parent(live: str, version: VersionInfo | None) -> list[str]:

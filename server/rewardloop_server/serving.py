@@ -132,7 +132,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
     of_reward, of_feedback = reward_servicer(settings, scoring, metrics), feedback_servicer(settings, feedback, metrics)
-    operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated)
+    operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated, worker.is_known)
     add_services(server, of_reward, of_feedback, desk.servicer, models, relay, operations)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)

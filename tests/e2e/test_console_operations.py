@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.chromium import PHONE, chromium, grave_violations, width_of
-from support.consoles import console_on_a_port
+from support.consoles import GuardedRewardloop, console_on_a_port
 from support.loops import REASON, busy_fake
+
+from rewardloop.v1 import feedback_pb2
+from rewardloop_client import Feedback, TaughtVersion
+from rewardloop_client._calls import LIST_TAUGHT_VERSIONS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -113,8 +117,68 @@ def test_no_page_has_a_grave_violation_or_scrolls_sideways_on_a_phone(browser: B
     with console_on_a_port(busy_fake()) as url:
         context = browser.new_context(color_scheme=scheme, viewport=PHONE)  # type: ignore[arg-type]
         page = context.new_page()
+
+        def check(state: str) -> None:
+            assert grave_violations(page) == [], state
+            assert width_of(page) <= PHONE["width"], state
+
         for path in PAGES:
             page.goto(f"{url}/console/{path}")
-            assert grave_violations(page) == [], path
-            assert width_of(page) <= PHONE["width"], path
+            check(path)
         context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_sign_in_page_has_no_grave_violation_and_fits_a_phone(browser: Browser, scheme: str) -> None:
+    guarded = GuardedRewardloop()
+    token = guarded.add("anna", "view")
+    with console_on_a_port(guarded) as url:
+        context = browser.new_context(color_scheme=scheme, viewport=PHONE)  # type: ignore[arg-type]
+        page = context.new_page()
+        page.goto(f"{url}/console/watch")
+        for given in ("rlt_" + "x" * 200, token):
+            assert page.get_by_label("Token").is_visible()
+            assert grave_violations(page) == []
+            assert width_of(page) <= PHONE["width"]
+            page.get_by_label("Token").fill(given)
+            page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/console/watch")
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_person_is_erased_after_a_look_at_what_learned_from_them(browser: Browser, scheme: str) -> None:
+    fake = busy_fake()
+    fake.record(Feedback.tie(prompt="Q", responses=["a", "b"], annotator_id="user-17"))
+    fake.taught = [TaughtVersion("reward", "2", True), TaughtVersion("policy", "2", False)]
+    answer = fake._answers[LIST_TAUGHT_VERSIONS]
+    fake._answers[LIST_TAUGHT_VERSIONS] = lambda request: feedback_pb2.ListTaughtVersionsResponse()
+    with console_on_a_port(fake) as url:
+        context = browser.new_context(color_scheme=scheme, viewport=PHONE)  # type: ignore[arg-type]
+        page = context.new_page()
+
+        def check(state: str) -> None:
+            assert grave_violations(page) == [], state
+            assert width_of(page) <= PHONE["width"], state
+
+        page.goto(f"{url}/console/decide")
+        page.get_by_role("link", name="What to do").click()
+        page.get_by_label("The person's id").fill("user-17")
+        page.get_by_role("button", name="Show what learned").click()
+        assert page.get_by_text("It has not answered yet").is_visible()
+        check("the trainer has not answered")
+        fake._answers[LIST_TAUGHT_VERSIONS] = answer
+        page.locator("#taught-versions").wait_for(timeout=60_000)  # the page asks again by itself
+        assert page.locator("#taught-versions tbody tr").all_inner_texts() == [
+            "reward\t2\tlearned from this person",
+            "policy\t2\tdescends from a version that did",
+        ]
+        assert len(fake.events) == 1
+        check("what learned")
+        page.get_by_label("once more").fill("user-17")
+        page.get_by_role("button", name="Erase for good").click()
+        assert page.get_by_text("The person is erased.").is_visible()
+        check("progress")
+        assert "user-17" not in page.url
+        context.close()
+    assert fake.events == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -78,5 +79,11 @@ def test_the_package_is_small_and_has_types_and_no_dependency() -> None:
     assert "dependencies" not in package
     assert all((PACKAGE / name).exists() for name in package["files"])
     assert (PACKAGE / package["types"]).exists()
-    assert len(script.encode()) < 3000
+    assert len(script.encode()) <= 2_048
     assert "innerHTML" not in script
+
+
+def test_the_shipped_script_is_built_from_its_source() -> None:
+    digest = hashlib.sha256((PACKAGE / "src" / "rewardloop-feedback.js").read_bytes()).hexdigest()
+    first_line = (PACKAGE / "rewardloop-feedback.js").read_text().partition("\n")[0]
+    assert f"sha256 {digest[:16]}" in first_line, "run `npm install && npm run build` in client/javascript"

@@ -66,6 +66,10 @@ METHODS: dict[str, tuple[float, Sequence[Message]]] = {
         ],
     ),
     "FeedbackService/Erase": (0.5, [feedback_pb2.EraseRequest(annotator_id="nobody", caller="fuzz")]),
+    "FeedbackService/ListTaughtVersions": (
+        0.5,
+        [feedback_pb2.ListTaughtVersionsRequest(annotator_id="nobody", caller="fuzz")],
+    ),
     "AccessService/GetIdentity": (0.5, [access_pb2.GetIdentityRequest()]),
     "LabellingService/AddTasks": (
         1,

@@ -298,13 +298,15 @@ def test_roles_beside_the_active_version_are_set_and_ended(services: Services, c
     canary = client.set_canary("reward", "2", share=0.05, reason="try it")
     assert canary is not None
     assert (canary.version, canary.state) == ("2", "canary")
-    shadow = client.set_shadow("reward", "3", share=1.0)
+    shadow = client.set_shadow("reward", "3", share=1.0, expected_version="1")
     assert shadow is not None
     assert (shadow.version, shadow.state) == ("3", "shadow")
     assert client.set_canary("reward", None) is client.set_shadow("reward", None) is None
     seen = [(r.model, r.version, r.share, r.reason) for r in services.roles]
     ended = ("reward", "", 0.0, "")
     assert seen == [("reward", "2", 0.05, "try it"), ("reward", "3", 1.0, ""), ended, ended]
+    expected = [each.expected_version if each.HasField("expected_version") else None for each in services.roles]
+    assert expected == [None, "1", None, None]
     assert services.calls == ["SetCanary", "SetCanary", "SetShadow", "SetCanary", "SetShadow"]
 
 

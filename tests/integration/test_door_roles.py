@@ -20,7 +20,7 @@ LOOKING = {
 }
 ACTIONS = {
     *("Promote", "Rollback", "SetCanary", "SetShadow", "AddTasks", "RetractTasks", "SetGuidelines"),
-    *("SetMuted", "RequeueDeadLetter", "DropDeadLetter", "Erase"),
+    *("SetMuted", "RequeueDeadLetter", "DropDeadLetter", "Erase", "ListTaughtVersions"),
 }
 MAY = {
     "score": {"Score", "ScoreBatch", "ScoreStream"} | READING,

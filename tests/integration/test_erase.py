@@ -29,6 +29,7 @@ from rewardloop_client import (
     InvalidRequest,
     PermissionDenied,
     RecordResult,
+    TaughtVersions,
     UnknownErasure,
 )
 from rewardloop_local.redis_server import EmbeddedRedis
@@ -42,6 +43,10 @@ from rewardloop_trainer.data.weights.trust import TRUST, Trust
 from rewardloop_trainer.erasure.carry_out import Eraser
 from rewardloop_trainer.erasure.work_part import WorkFiles
 from rewardloop_trainer.metrics import TrainerMetrics
+from rewardloop_trainer.reports.parts import Sample, Side
+from rewardloop_trainer.rounds.bulletin.board import Board
+from rewardloop_trainer.rounds.bulletin.publishing import keep_published
+from rewardloop_trainer.rounds.trainer_state import RoundState
 
 PEOPLE = ("person-alpha", "person-beta", "person-gamma")
 GONE = PEOPLE[1]
@@ -71,6 +76,7 @@ class Place:
         self.work = directory / "work"
         self.work.mkdir(exist_ok=True)
         self.store = ModelStore(directory / "models")
+        self.board = Board()
 
     @property
     def archive(self) -> Path:
@@ -81,7 +87,8 @@ class Place:
             if name == dies_before:
                 raise Killed
 
-        return Eraser(self.client, ledger, WorkFiles(self.work, ledger.held), self.store, step)
+        work = WorkFiles(self.work, ledger.held)
+        return Eraser(self.client, ledger, work, self.store, step, self.board.erase)
 
     @contextmanager
     def consuming(self, dies_before: str = "") -> Iterator[Consumer]:
@@ -162,6 +169,14 @@ async def until_done(operator: AsyncRewardloopClient, erasure_id: str) -> Erasur
     return progress
 
 
+async def looked(operator: AsyncRewardloopClient, person: str, caller: str | None = None) -> TaughtVersions:
+    deadline = time.monotonic() + 60
+    while not (found := await operator.taught_versions(annotator_id=person, caller=caller)).done:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    return found
+
+
 async def archived(place: Place, count: int) -> None:
     deadline = time.monotonic() + 30
     while len(place.rows()) != count or place.client.xlen(keys.FEEDBACK_STREAM):
@@ -235,6 +250,36 @@ async def test_what_operators_are_shown_and_labellers_gave_is_erased(place: Plac
     left = operations_pb2.Round.FromString(place.client.hget(keys.ROUNDS, "reward-1"))  # type: ignore[arg-type]
     assert [each.event_id for each in left.examples] == [said(1, person).event_id for person in (PEOPLE[0], PEOPLE[2])]
     assert place.client.hexists(f"{desk}lease:{PEOPLE[0][-4:]}", "given")
+
+
+async def test_a_board_that_knew_texts_of_the_person_publishes_none_of_them(place: Place) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    samples = [
+        Sample(
+            f"question 1 of {person}", [Side("over", f"answer to {person}")], signal=key_of("shop", f"{person}-event-1")
+        )
+        for person in PEOPLE
+    ]
+    async with services(place) as (shop, operator):
+        with place.consuming():
+            await record(shop, *(said(1, person) for person in PEOPLE))
+            await archived(place, 3)
+            place.board.lead("t1")
+            place.board.reached("reward", RoundState(1, "training", "", "9-0", 3, 3, 1, started_at=time.time() - 60))
+            place.board.refused("reward", 1, [], samples)
+            crowd = operations_pb2.Crowd(people=[{"caller": "shop", "annotator_id": person} for person in PEOPLE])
+            place.board.knows(crowd, time.time() - 60)
+            begun = await operator.erase(annotator_id=GONE)
+            await until_done(operator, begun.erasure_id)
+            place.board.refused("reward", 1, [], samples)  # the round under way has them in memory
+            keep_published(place.client, place.board, stopped)
+    (shown,) = place.client.hgetall(keys.ROUND_DETAILS).values()  # type: ignore[union-attr]
+    assert GONE.encode() not in shown
+    assert PEOPLE[0].encode() in shown
+    known = operations_pb2.Crowd.FromString(place.client.get(keys.CROWD))  # type: ignore[arg-type]
+    assert [each.annotator_id for each in known.people] == [PEOPLE[0], PEOPLE[2]]
+    assert files_with(place.directory, GONE.encode()) == []
 
 
 @pytest.mark.parametrize("step", ["find", "register", "redis", "ledger", "work", "shown", "files of redis", "report"])
@@ -380,10 +425,17 @@ async def test_versions_that_learned_and_their_descendants_are_named(place: Plac
     publish("2", "20-0", erasures="1")  # its round began after the erasure
     publish("4", "20-0", erasures="1")
     async with services(place) as (_, operator):
+        assert not (await operator.taught_versions(annotator_id=GONE)).done  # nobody keeps the ledger yet
         with place.consuming():
+            before = await looked(operator, GONE)
+            of_others = [await looked(operator, GONE, "another"), await looked(operator, "nobody")]
+            assert len(place.rows()) == 2
             progress = await until_done(operator, (await operator.erase(annotator_id=GONE)).erasure_id)
+    assert [(each.signals, each.versions) for each in of_others] == [(0, ())] * 2
+    assert (before.signals, set(before.versions)) == (1, set(progress.versions))
     named = {(each.version, each.directly) for each in progress.versions if each.model == "reward"}
     assert named == {("3", True), ("4", True), ("6", False)}
+    assert files_with(place.directory, GONE.encode()) == []
 
 
 def _recorded(stream_id: str, event: feedback_pb2.FeedbackEvent) -> Recorded:
@@ -408,13 +460,17 @@ async def test_what_a_server_spooled_is_erased_before_it_reaches_the_stream(plac
 
 async def test_only_admins_erase_and_nobody_is_named_in_the_audit_log(place: Place) -> None:
     async with services(place) as (shop, operator):
-        with pytest.raises(PermissionDenied):
-            await shop.erase(annotator_id=GONE)
+        for method in (shop.erase, shop.taught_versions):
+            with pytest.raises(PermissionDenied):
+                await method(annotator_id=GONE)
         with pytest.raises(UnknownErasure):
             await operator.erase(erasure_id="never")
         for wrong in ({}, {"annotator_id": "a" * 129}, {"annotator_id": "a", "generation_id": "b"}):
             with pytest.raises(InvalidRequest):
                 await operator.erase(**wrong)  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest):
+                await operator.taught_versions(**wrong)  # type: ignore[arg-type]
+        await operator.taught_versions(annotator_id=GONE)
         begun = await operator.erase(annotator_id=GONE)
         assert (await operator.erase(annotator_id=GONE)).erasure_id == begun.erasure_id  # it is under way
         assert not begun.done

@@ -114,6 +114,24 @@ async def test_new_canary_replaces_the_one_before_and_frees_it(server: Running) 
     assert [weights.manifest.version for weights in server.loads if weights.is_closed] == ["2"]
 
 
+@pytest.mark.parametrize("role", ["Canary", "Shadow"])
+async def test_role_is_given_and_ended_only_if_the_expected_version_is_active(server: Running, role: str) -> None:
+    call, request = getattr(server.stub, f"Set{role}"), getattr(model_pb2, f"Set{role}Request")
+    given = {"1": "active", "2": role.lower()}
+    await call(request(model="reward", version="2", share=0.5, expected_version="1"))
+    assert await server.states() == given
+    for version in ("3", ""):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(request(model="reward", version=version, share=0.5, expected_version="2"))
+        assert (failed.value.code(), reason_of(failed.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "POINTER_MOVED")
+        assert await server.states() == given
+        active = await server.pointer.read("reward")
+        assert active is not None
+        assert (active.canary, active.shadow)[role == "Shadow"] == Share("2", 0.5)
+    await call(request(model="reward", expected_version="1"))
+    assert await server.states() == {"1": "active"}
+
+
 async def test_promotion_and_rollback_end_canary_and_shadow(server: Running) -> None:
     await server.promote("2")
     for move in (server.roll_back, lambda: server.promote("1"), lambda: server.promote("2")):

@@ -72,9 +72,15 @@ def pointers() -> Pointers:
 async def stub(
     serve: Serve, redis: Redis, metrics: ServerMetrics, store: ModelStore, pointers: Pointers
 ) -> AsyncIterator[Any]:
-    servicer = operations_servicer({"reward": Host()}, store, pointers, redis, metrics, Replication(redis))
+    parts = {"reward": Host()}, store, pointers, redis, metrics, Replication(redis)
+    servicer = operations_servicer(*parts, has_policy=False)
     async with serve((operations_pb2_grpc.add_OperationsServiceServicer_to_server, servicer)) as channel:
         yield operations_pb2_grpc.OperationsServiceStub(channel)
+
+
+def connection(client: blocking.Redis) -> Any:
+    """The client without its types, which are unions over every protocol version and decoding."""
+    return client
 
 
 def publish(client: blocking.Redis, board: Board) -> None:
@@ -123,6 +129,31 @@ async def test_round_is_shown_with_curves_reasons_and_examples(stub: Any, client
         await stub.GetRound(pb.GetRoundRequest(model="reward", trainer_id="t1", number=4))
 
 
+async def test_lists_and_status_read_no_curves_and_no_examples(stub: Any, client: blocking.Redis) -> None:
+    board = Board()
+    board.lead("t1")
+    told(board)
+    publish(client, board)
+    (field,) = connection(client).hkeys(keys.ROUNDS)
+    head, details = (connection(client).hget(name, field) for name in (keys.ROUNDS, keys.ROUND_DETAILS))
+    assert len(head) < 400 < 3_000 < len(details)
+    client.hset(keys.ROUND_DETAILS, field, b"\xff no round")  # whoever reads it gets nothing of it
+    assert (await stub.ListRounds(pb.ListRoundsRequest())).rounds[0].outcome == "refused"
+    found = await stub.GetStatus(pb.GetStatusRequest())
+    assert [each.model for each in found.models] == ["reward"]
+    whole = (await stub.GetRound(pb.GetRoundRequest(model="reward", trainer_id="t1", number=3))).round
+    assert (whole.outcome, len(whole.curves)) == ("refused", 0)
+
+
+async def test_round_that_an_earlier_release_published_whole_is_shown(stub: Any, client: blocking.Redis) -> None:
+    old = pb.Round(model="reward", trainer_id="t1", number=2, curves=[pb.Curve(name="loss", steps=[1], values=[2.0])])
+    client.hset(keys.ROUNDS, keys.round_field("reward", "t1", 2), old.SerializeToString())
+    (short,) = (await stub.ListRounds(pb.ListRoundsRequest())).rounds
+    assert not short.curves
+    assert (await stub.GetRound(pb.GetRoundRequest(model="reward", trainer_id="t1", number=2))).round == old
+    assert list(published_rounds(client).values()) == [old]
+
+
 async def test_oldest_rounds_are_dropped(client: blocking.Redis, stub: Any) -> None:
     board = Board()
     board.lead("t1")
@@ -131,6 +162,7 @@ async def test_oldest_rounds_are_dropped(client: blocking.Redis, stub: Any) -> N
         publish(client, board)
     numbers = [each.number for each in published_rounds(client).values()]
     assert sorted(numbers) == list(range(6, KEPT_ROUNDS + 6))
+    assert connection(client).hlen(keys.ROUND_DETAILS) == KEPT_ROUNDS
     rounds = (await stub.ListRounds(pb.ListRoundsRequest(page_size=3))).rounds
     assert [each.number for each in rounds] == [KEPT_ROUNDS + 5, KEPT_ROUNDS + 4, KEPT_ROUNDS + 3]
 

@@ -22,6 +22,7 @@ from rewardloop_client import InvalidRequest, RecordResult
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
+from rewardloop_trainer.archive.retraction import Retraction, retraction_in
 from rewardloop_trainer.data.pools.pools import PoolLimits, RoundRange
 from rewardloop_trainer.data.replay import POOLS, Replay, load_replay
 from rewardloop_trainer.metrics import TrainerMetrics
@@ -78,6 +79,36 @@ def test_a_ledger_is_as_it_was_before_the_import(tmp_path: Path, compacted: bool
     assert _state(tmp_path / "a")[0][:60] == before[0]  # type: ignore[index]
     reopened = Ledger(tmp_path / "a")
     assert (reopened.row_count, reopened.imported("mine")) == (70, [])
+
+
+def test_only_segments_since_a_place_are_read_for_what_is_taken_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for first in (1, 100, 200):
+        _append(ledger, *(_event(i, "mine") for i in range(first, first + 3)), first=first)
+    whole, since = ledger.imported("mine"), ledger.imported("mine", "", "101-0")
+    assert (len(whole), since) == (9, whole[3:])
+    assert ledger.retract("mine", "", "201-0") == 3
+    assert ledger.imported("mine") == whole[:6]
+
+
+@pytest.mark.parametrize(("age", "since"), [(b"60", "0-0"), (None, ""), (b"-1", ""), (b"x", "")])
+def test_age_of_what_is_taken_back_bounds_the_search_with_a_day_for_clocks(age: bytes | None, since: str) -> None:
+    fields = {b"retraction": b"mine", b"caller": b"shop"} | ({} if age is None else {b"age_s": age})
+    found = retraction_in(f"{86_460_000 if since else 5}-3", fields)
+    assert found == Retraction("mine", "shop", since)
+
+
+async def test_what_clocks_say_is_not_there_is_searched_for_everywhere(
+    tmp_path: Path, redis: Redis, redis_url: str
+) -> None:
+    ledger = Ledger(tmp_path)
+    _append(ledger, *(_event(i, "mine") for i in range(3)), first=1)
+    _append(ledger, _event(9), first=1_700_000_000_000)
+    fields: dict[Any, Any] = {"retraction": "mine", "caller": "", "age_s": "1"}
+    await redis.xadd(keys.FEEDBACK_STREAM, fields)
+    with _consuming(redis_url, tmp_path) as consumer:
+        await _drained(consumer, redis)
+    assert Ledger(tmp_path).row_count == 1
 
 
 def _replay(ledger: Ledger, path: Path) -> Replay:

@@ -64,8 +64,8 @@ async def labelling(redis: Redis, rules: QueueRules | None = None, caps: Caps | 
 async def signals_in(redis: Redis) -> list[feedback_pb2.FeedbackEvent]:
     """The signals in the stream that were not taken back, as the trainer reads it."""
     events: list[feedback_pb2.FeedbackEvent] = []
-    for _, fields in await redis.xrange(keys.FEEDBACK_STREAM):
-        if (gone := retraction_in(fields)) is not None:
+    for stream_id, fields in await redis.xrange(keys.FEEDBACK_STREAM):
+        if (gone := retraction_in(stream_id.decode(), fields)) is not None:
             events = [e for e in events if (e.import_id, e.caller) != (gone.import_id, gone.caller)]
         else:
             events.append(feedback_pb2.FeedbackEvent.FromString(fields[keys.EVENT_FIELD.encode()]))

@@ -141,7 +141,7 @@ def _lead(
             tracing=tracing,
             board=board,
         )
-        consumer = _consumer(settings, client, ledger, metrics, loop, tracing)
+        consumer = _consumer(settings, client, ledger, metrics, loop, tracing, board)
         threads = [
             _start("consumer", lambda: consumer.run(stop), stop, failures),
             _start("leader-watch", lambda: _until_lost(lock, stop), stop, failures),
@@ -174,8 +174,10 @@ def _consumer(
     metrics: TrainerMetrics,
     loop: Loop,
     tracing: TrainerTracing | None,
+    board: Board,
 ) -> Consumer:
-    eraser = Eraser(client, ledger, WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store))
+    work, store = WorkFiles(settings.work_dir, ledger.held), ModelStore(settings.store)
+    eraser = Eraser(client, ledger, work, store, forget_shown=board.erase)
     archiving = _archiving(settings)
     return Consumer(client, ledger, metrics, archiving, on_archived=loop.arrived.set, tracing=tracing, erased=eraser)
 

@@ -137,6 +137,9 @@ def feedback_erase(
         str | None,
         typer.Option(help="Caller whose annotator it is; an empty text: no caller. Default: those of all callers."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show which versions learned from the signals, and erase nothing.")
+    ] = False,
     wait_s: Annotated[
         float, typer.Option(min=0, help="Seconds to wait until all holders of signals are done.")
     ] = 600.0,
@@ -152,7 +155,8 @@ def feedback_erase(
     from rewardloop_cli.feedback import erase as command
 
     whose = command.Whose(annotator, generation, erasure, caller)
-    finish(lambda: command.run(whose, server, wait_s=wait_s, as_json=as_json))
+    run = command.look if dry_run else command.run
+    finish(lambda: run(whose, server, wait_s=wait_s, as_json=as_json))
 
 
 @feedback.command("convert")

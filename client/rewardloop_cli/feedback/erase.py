@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
-from rewardloop_client import ErasureProgress, RewardloopClient
+from rewardloop_client import ErasureProgress, RewardloopClient, TaughtVersion
 
 _FIRST_POLL_S, _LAST_POLL_S = 0.25, 5.0  # each is a line of the audit log
 _BY_HAND = (
@@ -47,6 +47,30 @@ def run(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
     return 0 if progress.done else 1
 
 
+def look(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
+    """Show what would be erased. Returns 0, or 1 without an answer. Raises UsageError and RewardloopError."""
+    annotator, generation = map(_given, (whose.annotator, whose.generation))
+    if whose.erasure or bool(annotator) == bool(generation):
+        raise UsageError("--dry-run needs one of --annotator and --generation")
+    deadline, pause = time.monotonic() + wait_s, _FIRST_POLL_S
+    with open_client(server, timeout_s=30.0) as client:
+        while True:
+            found = client.taught_versions(annotator_id=annotator, generation_id=generation, caller=whose.caller)
+            if found.done or time.monotonic() >= deadline:
+                break
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(2 * pause, _LAST_POLL_S)
+    if as_json:
+        looked_at = found.looked_at and found.looked_at.isoformat()
+        print(json.dumps(asdict(found) | {"looked_at": looked_at}, indent=2))
+    elif found.done:
+        print(f"{found.signals} signals in the ledger; nothing was erased")
+        print("\n".join(_taught(found.versions)))
+    else:
+        print("the trainer, which keeps the ledger, has not answered")
+    return 0 if found.done else 1
+
+
 def _given(text: str) -> str:
     """Return the text, or the line of standard input that "-" stands for, so that no id is in a list of processes.
 
@@ -76,11 +100,16 @@ def _lines(progress: ErasureProgress) -> Iterator[str]:
         yield f"  {holder.name}: {holder.state}" + (f", erased {erased}" if holder.state == "done" else "")
         for note in holder.notes:
             yield f"    {note}"
-    for each in progress.versions:
-        how = "learned from it" if each.directly else "descends from a version that learned from it"
-        yield f"  {each.model} {each.version} {how}"
-    if progress.done and not progress.versions:
-        yield "  no version learned from it"
+    if progress.done or progress.versions:
+        yield from _taught(progress.versions)
     if not progress.done:
         yield f"  'rewardloop feedback erase --erasure {progress.erasure_id}' waits on"
     yield f"  by hand: {_BY_HAND}"
+
+
+def _taught(versions: Sequence[TaughtVersion]) -> Iterator[str]:
+    for each in versions:
+        how = "learned from it" if each.directly else "descends from a version that learned from it"
+        yield f"  {each.model} {each.version} {how}"
+    if not versions:
+        yield "  no version learned from it"

@@ -1,9 +1,10 @@
 """Reward functions for verl, which finds them by the path of this file.
 
-    custom_reward_function.path=$(python -c 'import rewardloop_client.integrations.verl as m; print(m.__file__)')
-    custom_reward_function.name=compute_score
-    +custom_reward_function.reward_kwargs.server=127.0.0.1:50051
+    reward.custom_reward_function.path=$(python -c 'import rewardloop_client.integrations.verl as m; print(m.__file__)')
+    reward.custom_reward_function.name=compute_score
+    +reward.custom_reward_function.reward_kwargs.server=127.0.0.1:50051
 
+Before verl 0.9 these keys had no ``reward.`` before them. verl 0.9 takes both.
 `compute_score` is for reward managers that ask for one answer at a time, `compute_score_batch` for the batch manager.
 verl tells them no prompt. So the rows' ``extra_info`` must have it: under "question", or under ``prompt_key``.
 """

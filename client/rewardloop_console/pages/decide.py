@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
+from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import Response
 
 from rewardloop.v1 import operations_pb2
 from rewardloop_client import NotFound, RewardloopError, VersionInfo
 from rewardloop_console.deciding import Decision, carry_out, consequences
+from rewardloop_console.erasing import Person, progress_of
 from rewardloop_console.navigation import DECIDE
 from rewardloop_console.refusals import Refusal
 from rewardloop_console.visits import Path, Visit
 
 _SHOWN = 20
+_LONGEST_PAUSE_S = 30
 
 
 async def show(visit: Visit) -> Response:
@@ -55,10 +58,39 @@ async def decide(visit: Visit) -> Response:
 
 
 async def erasure(visit: Visit) -> Response:
-    """Say how a person's signals are erased."""
-    person = visit.query("id").strip()
-    command = f"rewardloop feedback erase --annotator {shlex.quote(person)}" if person else ""
-    return visit.page("decide/erasure.html", person=person, command=command)
+    """Ask whose signals are to be erased."""
+    return visit.page("decide/erasure.html", person=Person(visit.query("id"), visit.query("caller") or None))
+
+
+async def taught(visit: Visit) -> Response:
+    """Show which versions learned from a person, and ask for the erasure. Nothing is erased."""
+    person = Person.of(visit.form)
+    found = await person.taught(visit.client)
+    # A POST, so that no address, and so no log of a proxy, names the person.
+    values: dict[str, Any] = {"person": person, "taught": found, "pause_s": _longer(visit.form.get("pause", ""))}
+    if visit.is_partial:
+        return visit.part("decide/taught_part.html", **values)
+    return visit.page("decide/taught.html", **values)
+
+
+async def erase(visit: Visit) -> Response:
+    """Begin an erasure."""
+    begun = await Person.of(visit.form).erase(visit.client, visit.form.get("again", ""))
+    return visit.to(f"/decide/erasure/progress?erasure={quote(begun.erasure_id)}")
+
+
+async def progress(visit: Visit) -> Response:
+    """Show how far an erasure has come."""
+    found = await progress_of(visit.client, visit.query("erasure"))
+    values: dict[str, Any] = {"progress": found, "pause_s": _longer(visit.query("pause"))}
+    if visit.is_partial:
+        return visit.part("decide/progress_part.html", **values)
+    return visit.page("decide/progress.html", **values)
+
+
+def _longer(pause: str) -> int:
+    """Return the seconds after which the page asks again: each time twice as long, because every call is audited."""
+    return min(_LONGEST_PAUSE_S, 2 * int(pause)) if pause.isascii() and pause.isdigit() and len(pause) < 4 else 1
 
 
 async def _status(visit: Visit, model: str) -> operations_pb2.ModelStatus:
@@ -73,4 +105,7 @@ PATHS = (
     Path("GET", "/decide/confirm", confirm, DECIDE),
     Path("POST", "/decide", decide, DECIDE),
     Path("GET", "/decide/erasure", erasure, DECIDE),
+    Path("POST", "/decide/erasure/taught", taught, DECIDE),
+    Path("POST", "/decide/erasure", erase, DECIDE),
+    Path("GET", "/decide/erasure/progress", progress, DECIDE),
 )

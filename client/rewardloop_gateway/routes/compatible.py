@@ -66,7 +66,7 @@ def routes(client: AsyncRewardloopClient) -> APIRouter:
 
     @router.post("/get_reward", response_model=Rewards)
     async def get_reward(request: Request, body: RewardRequest) -> Any:
-        """Reward texts as OpenRLHF's remote reward model does. Set --remote_rm_url to this address."""
+        """Reward texts as OpenRLHF's remote reward model does. Set --reward.remote_url to this address."""
         found = await while_wanted(request, _all(client, _rewarded(body), "query"))
         rewards = [each.scores[0].score for each in found]
         spread = [each.scores[0].uncertainty for each in found]

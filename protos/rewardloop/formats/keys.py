@@ -5,7 +5,8 @@ rewardloop:{feedback}:events              stream: one entry for each signal. Fie
                                           W3C traceparent of its request, if there was one. The server appends, the
                                           consumer group `trainer` reads, and only archived entries are trimmed. An
                                           entry that takes an import back has RETRACTION_FIELD, the import's id, and
-                                          CALLER_FIELD, whose import it is, instead.
+                                          CALLER_FIELD, whose import it is, instead, and RETRACTION_AGE_FIELD, how many
+                                          seconds ago its first signal was given, if that is known.
 rewardloop:{feedback}:ids                 hash: how far the remembered event_ids reach. Fields: `window`, the number
                                           of the window that new ids go to, `since`, when the first one began, and
                                           `began0`, `count0` (that window), `began1`, `count1` (the one before it),
@@ -27,6 +28,9 @@ rewardloop:{feedback}:erasures            hash: erasure_id to the JSON of `forma
 rewardloop:{feedback}:erasures-changed    integer: grows with every change of erasures and reports.
 rewardloop:{feedback}:erasure-holders     hash: name of a process that keeps signals to the Unix seconds at which it
                                           was last seen.
+rewardloop:{feedback}:erasure-looks       hash: name of a look at what would be erased to the JSON of the
+                                          `erasing.Erasure` that is not asked for yet. Expires.
+rewardloop:{feedback}:erasure-look:<name> string: the JSON of `erasing.Taught`, what the trainer found. Expires.
 rewardloop:{feedback}:erasure:<id>        hash: name of a holder to the JSON of what it has done of an erasure.
 rewardloop:{feedback}:erased              set: digests, 16 bytes each, of the event_ids that were erased.
 rewardloop:{feedback}:erased-again        string: set while Redis's files may hold an erased signal that came again and
@@ -73,8 +77,11 @@ rewardloop:{models}:first_served:<digest> string: Unix seconds at which any serv
 rewardloop:{trainer}:leader               string: random token of the trainer that leads. Expires unless renewed.
 rewardloop:{trainer}:epoch                integer: how many trainers have led. The leader has the highest epoch.
 rewardloop:{operations}:trainer           string: a serialized rewardloop.v1.TrainerStatus. Expires.
-rewardloop:{operations}:rounds            hash: <model>/<trainer_id>/<number> to a serialized rewardloop.v1.Round, with
-                                          examples of what people wrote. The trainer drops the oldest ones.
+rewardloop:{operations}:rounds            hash: <model>/<trainer_id>/<number> to a serialized rewardloop.v1.Round
+                                          without curves and examples, which those of earlier releases have. The
+                                          trainer drops the oldest ones.
+rewardloop:{operations}:round-details     hash: the same fields to a serialized rewardloop.v1.Round that has nothing
+                                          but curves, and examples of what people wrote.
 rewardloop:{operations}:crowd             string: a serialized rewardloop.v1.Crowd, which names people.
 rewardloop:{operations}:mutes             hash: a person (`formats.signals.person_of`) to a serialized
                                           rewardloop.v1.Mute. The server writes, and every round of a trainer reads.
@@ -92,6 +99,7 @@ EVENT_FIELD: Final = "event"
 ID_FIELD: Final = "id"
 TRACE_FIELD: Final = "trace"
 RETRACTION_FIELD: Final = "retraction"
+RETRACTION_AGE_FIELD: Final = "age_s"
 CALLER_FIELD: Final = "caller"
 FEEDBACK_IDS: Final = "rewardloop:{feedback}:ids"
 # A prefix, which an event_id follows.
@@ -110,6 +118,9 @@ DEAD_SOURCE_FIELD: Final = "source_id"
 ERASURES: Final = "rewardloop:{feedback}:erasures"
 ERASURES_CHANGED: Final = "rewardloop:{feedback}:erasures-changed"
 ERASURE_HOLDERS: Final = "rewardloop:{feedback}:erasure-holders"
+ERASURE_LOOKS: Final = "rewardloop:{feedback}:erasure-looks"
+# A prefix, which the name of a look follows.
+ERASURE_LOOK: Final = "rewardloop:{feedback}:erasure-look:"
 # A prefix, which an erasure_id follows.
 ERASURE_REPORTS: Final = "rewardloop:{feedback}:erasure:"
 ERASED_EVENTS: Final = "rewardloop:{feedback}:erased"
@@ -135,6 +146,7 @@ TRAINER_EPOCH: Final = "rewardloop:{trainer}:epoch"
 
 TRAINER_STATUS: Final = "rewardloop:{operations}:trainer"
 ROUNDS: Final = "rewardloop:{operations}:rounds"
+ROUND_DETAILS: Final = "rewardloop:{operations}:round-details"
 CROWD: Final = "rewardloop:{operations}:crowd"
 MUTES: Final = "rewardloop:{operations}:mutes"
 OPERATIONS_BARRIER: Final = "rewardloop:{operations}:barrier"
@@ -178,5 +190,5 @@ def places_of(event_id: str, caller: str, window: int, windows: int) -> list[tup
 
 
 def round_field(model: str, trainer_id: str, number: int) -> str:
-    """Return the field of a round in `ROUNDS`."""
+    """Return the field of a round in `ROUNDS` and `ROUND_DETAILS`."""
     return f"{model}/{trainer_id}/{number}"

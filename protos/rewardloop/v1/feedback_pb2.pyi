@@ -269,6 +269,28 @@ class EraseResponse(_message.Message):
     versions: _containers.RepeatedCompositeFieldContainer[TaughtVersion]
     def __init__(self, erasure_id: _Optional[str] = ..., done: _Optional[bool] = ..., requested_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[ErasureHolder, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[TaughtVersion, _Mapping]]] = ...) -> None: ...
 
+class ListTaughtVersionsRequest(_message.Message):
+    __slots__ = ("annotator_id", "generation_id", "caller")
+    ANNOTATOR_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    annotator_id: str
+    generation_id: str
+    caller: str
+    def __init__(self, annotator_id: _Optional[str] = ..., generation_id: _Optional[str] = ..., caller: _Optional[str] = ...) -> None: ...
+
+class ListTaughtVersionsResponse(_message.Message):
+    __slots__ = ("done", "look_time", "signals", "versions")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    LOOK_TIME_FIELD_NUMBER: _ClassVar[int]
+    SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    look_time: _timestamp_pb2.Timestamp
+    signals: int
+    versions: _containers.RepeatedCompositeFieldContainer[TaughtVersion]
+    def __init__(self, done: _Optional[bool] = ..., look_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signals: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[TaughtVersion, _Mapping]]] = ...) -> None: ...
+
 class RecordBatchItem(_message.Message):
     __slots__ = ("result", "error")
     RESULT_FIELD_NUMBER: _ClassVar[int]

@@ -67,6 +67,11 @@ class FeedbackServiceStub:
                 request_serializer=rewardloop_dot_v1_dot_feedback__pb2.EraseRequest.SerializeToString,
                 response_deserializer=rewardloop_dot_v1_dot_feedback__pb2.EraseResponse.FromString,
                 _registered_method=True)
+        self.ListTaughtVersions = channel.unary_unary(
+                '/rewardloop.v1.FeedbackService/ListTaughtVersions',
+                request_serializer=rewardloop_dot_v1_dot_feedback__pb2.ListTaughtVersionsRequest.SerializeToString,
+                response_deserializer=rewardloop_dot_v1_dot_feedback__pb2.ListTaughtVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class FeedbackServiceServicer:
@@ -129,6 +134,18 @@ class FeedbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTaughtVersions(self, request, context):
+        """Counts the signals that an erasure would erase now, and names the versions that learned from them. It erases and
+        changes nothing. The reply comes at once: the first call asks the trainer, which keeps the ledger, and later ones for
+        the same person return its answer for a minute. Call it again until `done`. It never is while no trainer runs.
+
+        The id is kept nowhere, as with Erase. Fails with INVALID_ARGUMENT if nobody is named or a text is too long, and with
+        UNAVAILABLE or RESOURCE_EXHAUSTED as Record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedbackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +168,11 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     servicer.Erase,
                     request_deserializer=rewardloop_dot_v1_dot_feedback__pb2.EraseRequest.FromString,
                     response_serializer=rewardloop_dot_v1_dot_feedback__pb2.EraseResponse.SerializeToString,
+            ),
+            'ListTaughtVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTaughtVersions,
+                    request_deserializer=rewardloop_dot_v1_dot_feedback__pb2.ListTaughtVersionsRequest.FromString,
+                    response_serializer=rewardloop_dot_v1_dot_feedback__pb2.ListTaughtVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +296,33 @@ class FeedbackService:
             '/rewardloop.v1.FeedbackService/Erase',
             rewardloop_dot_v1_dot_feedback__pb2.EraseRequest.SerializeToString,
             rewardloop_dot_v1_dot_feedback__pb2.EraseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTaughtVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rewardloop.v1.FeedbackService/ListTaughtVersions',
+            rewardloop_dot_v1_dot_feedback__pb2.ListTaughtVersionsRequest.SerializeToString,
+            rewardloop_dot_v1_dot_feedback__pb2.ListTaughtVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rewardloop.v1 import common_pb2 as rewardloop_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rewardloop/v1/model.proto\x12\rrewardloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1arewardloop/v1/common.proto\"\xc0\x02\n\x0bVersionInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.rewardloop.v1.VersionState\x12\x16\n\x0eparent_version\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x07metrics\x18\x06 \x03(\x0b\x32\'.rewardloop.v1.VersionInfo.MetricsEntry\x12\x15\n\rmanifest_json\x18\x07 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x14ListVersionsResponse\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.rewardloop.v1.VersionInfo\x12\x0e\n\x06models\x18\x02 \x03(\t\"3\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"A\n\x12GetVersionResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\"\x8a\x01\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x04\x12\x1d\n\x10\x65xpected_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"X\n\x0fPromoteResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\x12\x18\n\x10previous_version\x18\x02 \x01(\t\"d\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"Y\n\x10RollbackResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\x12\x18\n\x10previous_version\x18\x02 \x01(\t\"Q\n\x10SetCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\"@\n\x11SetCanaryResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\"Q\n\x10SetShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\"@\n\x11SetShadowResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\"%\n\x14WatchVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"C\n\x15WatchVersionsResponse\x12*\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo*\xe4\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_STATE_STORED\x10\x01\x12\x19\n\x15VERSION_STATE_WARMING\x10\x02\x12\x18\n\x14VERSION_STATE_ACTIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_DRAINING\x10\x04\x12\x16\n\x12VERSION_STATE_WARM\x10\x05\x12\x18\n\x14VERSION_STATE_CANARY\x10\x06\x12\x18\n\x14VERSION_STATE_SHADOW\x10\x07\x32\xcf\x04\n\x0cModelService\x12W\n\x0cListVersions\x12\".rewardloop.v1.ListVersionsRequest\x1a#.rewardloop.v1.ListVersionsResponse\x12Q\n\nGetVersion\x12 .rewardloop.v1.GetVersionRequest\x1a!.rewardloop.v1.GetVersionResponse\x12H\n\x07Promote\x12\x1d.rewardloop.v1.PromoteRequest\x1a\x1e.rewardloop.v1.PromoteResponse\x12K\n\x08Rollback\x12\x1e.rewardloop.v1.RollbackRequest\x1a\x1f.rewardloop.v1.RollbackResponse\x12N\n\tSetCanary\x12\x1f.rewardloop.v1.SetCanaryRequest\x1a .rewardloop.v1.SetCanaryResponse\x12N\n\tSetShadow\x12\x1f.rewardloop.v1.SetShadowRequest\x1a .rewardloop.v1.SetShadowResponse\x12\\\n\rWatchVersions\x12#.rewardloop.v1.WatchVersionsRequest\x1a$.rewardloop.v1.WatchVersionsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rewardloop/v1/model.proto\x12\rrewardloop.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1arewardloop/v1/common.proto\"\xc0\x02\n\x0bVersionInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.rewardloop.v1.ModelVersion\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.rewardloop.v1.VersionState\x12\x16\n\x0eparent_version\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x07metrics\x18\x06 \x03(\x0b\x32\'.rewardloop.v1.VersionInfo.MetricsEntry\x12\x15\n\rmanifest_json\x18\x07 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"$\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x14ListVersionsResponse\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.rewardloop.v1.VersionInfo\x12\x0e\n\x06models\x18\x02 \x03(\t\"3\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"A\n\x12GetVersionResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\"\x8a\x01\n\x0ePromoteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0cleader_epoch\x18\x04 \x01(\x04\x12\x1d\n\x10\x65xpected_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"X\n\x0fPromoteResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\x12\x18\n\x10previous_version\x18\x02 \x01(\t\"d\n\x0fRollbackRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"Y\n\x10RollbackResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\x12\x18\n\x10previous_version\x18\x02 \x01(\t\"\x85\x01\n\x10SetCanaryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"@\n\x11SetCanaryResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\"\x85\x01\n\x10SetShadowRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"@\n\x11SetShadowResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo\"%\n\x14WatchVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"C\n\x15WatchVersionsResponse\x12*\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x1a.rewardloop.v1.VersionInfo*\xe4\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14VERSION_STATE_STORED\x10\x01\x12\x19\n\x15VERSION_STATE_WARMING\x10\x02\x12\x18\n\x14VERSION_STATE_ACTIVE\x10\x03\x12\x1a\n\x16VERSION_STATE_DRAINING\x10\x04\x12\x16\n\x12VERSION_STATE_WARM\x10\x05\x12\x18\n\x14VERSION_STATE_CANARY\x10\x06\x12\x18\n\x14VERSION_STATE_SHADOW\x10\x07\x32\xcf\x04\n\x0cModelService\x12W\n\x0cListVersions\x12\".rewardloop.v1.ListVersionsRequest\x1a#.rewardloop.v1.ListVersionsResponse\x12Q\n\nGetVersion\x12 .rewardloop.v1.GetVersionRequest\x1a!.rewardloop.v1.GetVersionResponse\x12H\n\x07Promote\x12\x1d.rewardloop.v1.PromoteRequest\x1a\x1e.rewardloop.v1.PromoteResponse\x12K\n\x08Rollback\x12\x1e.rewardloop.v1.RollbackRequest\x1a\x1f.rewardloop.v1.RollbackResponse\x12N\n\tSetCanary\x12\x1f.rewardloop.v1.SetCanaryRequest\x1a .rewardloop.v1.SetCanaryResponse\x12N\n\tSetShadow\x12\x1f.rewardloop.v1.SetShadowRequest\x1a .rewardloop.v1.SetShadowResponse\x12\\\n\rWatchVersions\x12#.rewardloop.v1.WatchVersionsRequest\x1a$.rewardloop.v1.WatchVersionsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VERSIONINFO_METRICSENTRY']._loaded_options = None
   _globals['_VERSIONINFO_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_VERSIONSTATE']._serialized_start=1503
-  _globals['_VERSIONSTATE']._serialized_end=1731
+  _globals['_VERSIONSTATE']._serialized_start=1609
+  _globals['_VERSIONSTATE']._serialized_end=1837
   _globals['_VERSIONINFO']._serialized_start=106
   _globals['_VERSIONINFO']._serialized_end=426
   _globals['_VERSIONINFO_METRICSENTRY']._serialized_start=380
@@ -57,18 +57,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLLBACKREQUEST']._serialized_end=1003
   _globals['_ROLLBACKRESPONSE']._serialized_start=1005
   _globals['_ROLLBACKRESPONSE']._serialized_end=1094
-  _globals['_SETCANARYREQUEST']._serialized_start=1096
-  _globals['_SETCANARYREQUEST']._serialized_end=1177
-  _globals['_SETCANARYRESPONSE']._serialized_start=1179
-  _globals['_SETCANARYRESPONSE']._serialized_end=1243
-  _globals['_SETSHADOWREQUEST']._serialized_start=1245
-  _globals['_SETSHADOWREQUEST']._serialized_end=1326
-  _globals['_SETSHADOWRESPONSE']._serialized_start=1328
-  _globals['_SETSHADOWRESPONSE']._serialized_end=1392
-  _globals['_WATCHVERSIONSREQUEST']._serialized_start=1394
-  _globals['_WATCHVERSIONSREQUEST']._serialized_end=1431
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=1433
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=1500
-  _globals['_MODELSERVICE']._serialized_start=1734
-  _globals['_MODELSERVICE']._serialized_end=2325
+  _globals['_SETCANARYREQUEST']._serialized_start=1097
+  _globals['_SETCANARYREQUEST']._serialized_end=1230
+  _globals['_SETCANARYRESPONSE']._serialized_start=1232
+  _globals['_SETCANARYRESPONSE']._serialized_end=1296
+  _globals['_SETSHADOWREQUEST']._serialized_start=1299
+  _globals['_SETSHADOWREQUEST']._serialized_end=1432
+  _globals['_SETSHADOWRESPONSE']._serialized_start=1434
+  _globals['_SETSHADOWRESPONSE']._serialized_end=1498
+  _globals['_WATCHVERSIONSREQUEST']._serialized_start=1500
+  _globals['_WATCHVERSIONSREQUEST']._serialized_end=1537
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=1539
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=1606
+  _globals['_MODELSERVICE']._serialized_start=1840
+  _globals['_MODELSERVICE']._serialized_end=2431
 # @@protoc_insertion_point(module_scope)

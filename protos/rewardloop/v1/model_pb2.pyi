@@ -124,16 +124,18 @@ class RollbackResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[VersionInfo, _Mapping]] = ..., previous_version: _Optional[str] = ...) -> None: ...
 
 class SetCanaryRequest(_message.Message):
-    __slots__ = ("model", "version", "share", "reason")
+    __slots__ = ("model", "version", "share", "reason", "expected_version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     share: float
     reason: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    expected_version: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ..., expected_version: _Optional[str] = ...) -> None: ...
 
 class SetCanaryResponse(_message.Message):
     __slots__ = ("version",)
@@ -142,16 +144,18 @@ class SetCanaryResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[VersionInfo, _Mapping]] = ...) -> None: ...
 
 class SetShadowRequest(_message.Message):
-    __slots__ = ("model", "version", "share", "reason")
+    __slots__ = ("model", "version", "share", "reason", "expected_version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     share: float
     reason: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    expected_version: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ..., expected_version: _Optional[str] = ...) -> None: ...
 
 class SetShadowResponse(_message.Message):
     __slots__ = ("version",)

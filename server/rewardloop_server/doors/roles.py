@@ -24,6 +24,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/rewardloop.v1.FeedbackService/RecordBatch": frozenset({"feedback"}),
     "/rewardloop.v1.FeedbackService/Retract": frozenset({"feedback"}),
     "/rewardloop.v1.FeedbackService/Erase": frozenset({"admin"}),
+    "/rewardloop.v1.FeedbackService/ListTaughtVersions": frozenset({"admin"}),
     "/rewardloop.v1.PolicyService/Generate": frozenset({"generate"}),
     "/rewardloop.v1.PolicyService/GenerateStream": frozenset({"generate"}),
     "/rewardloop.v1.ModelService/ListVersions": _ANY_BUT_LABELLERS,

@@ -19,7 +19,17 @@ import structlog
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
-from rewardloop.formats.erasing.erasures import TRAINER, Erasure, Erasures, Kind, UnreadableErasure, digest_of, new_key
+from rewardloop.formats.erasing.erasures import (
+    LOOK_S,
+    TRAINER,
+    Erasure,
+    Erasures,
+    Kind,
+    Taught,
+    UnreadableErasure,
+    digest_of,
+    new_key,
+)
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.calls.errors import RewardloopError, UnknownErasure
 from rewardloop_server.calls.redis_link import redis_errors
@@ -150,14 +160,7 @@ class ErasureDesk:
 
     async def begin(self, kind: Kind, text: str, caller: str | None) -> str:
         """Begin the erasure of a person or a generation, and return its id. Raises RedisUnavailable or StoreFull."""
-        await self.refresh()
-        key = self.known.key()
-        if key is None:
-            raise UnknownErasure("there is no key of erasures")
-        name, secret = key
-        asked = Erasure(
-            secrets.token_hex(8), kind, digest_of(secret, kind, text).hex(), name, caller, round(time.time(), 3)
-        )
+        asked = await self._asked(kind, text, caller)
         for each in self.known.all:
             if each.same_as(asked) and not (await self.progress(each.erasure_id)).done:
                 return each.erasure_id
@@ -197,6 +200,32 @@ class ErasureDesk:
         is_settled = time.time() - asked.requested_at >= _SETTLED_S
         response.done = is_settled and all(each.state != _PENDING for each in response.holders)
         return response
+
+    async def look(self, kind: Kind, text: str, caller: str | None) -> feedback_pb2.ListTaughtVersionsResponse:
+        """Say what an erasure would erase, once the trainer has. Raises RedisUnavailable or StoreFull."""
+        asked = await self._asked(kind, text, caller)
+        with redis_errors():
+            answer: bytes | None = await self._redis.get(keys.ERASURE_LOOK + asked.look)
+            if answer is None:
+                await self._redis.hset(keys.ERASURE_LOOKS, asked.look, asked.to_json())
+                await self._redis.expire(keys.ERASURE_LOOKS, LOOK_S)
+                return feedback_pb2.ListTaughtVersionsResponse()
+            found = Taught.from_json(answer)
+        response = feedback_pb2.ListTaughtVersionsResponse(done=True, signals=found.signals)
+        response.look_time.FromNanoseconds(int(found.looked_at * 1e9))
+        for model, version, own in found.versions:
+            response.versions.add(model=model, version=version, directly=own)
+        return response
+
+    async def _asked(self, kind: Kind, text: str, caller: str | None) -> Erasure:
+        """Return what stands for a person or a generation, under the key of the deployment."""
+        await self.refresh()
+        key = self.known.key()
+        if key is None:
+            raise UnknownErasure("there is no key of erasures")
+        name, secret = key
+        digest = digest_of(secret, kind, text).hex()
+        return Erasure(secrets.token_hex(8), kind, digest, name, caller, round(time.time(), 3))
 
     async def _carry_out(self, erase_spooled: Callable[[Callable[[bytes], bool]], Awaitable[Spooled]]) -> None:
         """Erase from the spool, and report it. A server that is killed before the report does it again."""

@@ -113,14 +113,17 @@ class Intake:
         """
         return await self._stream.append(signals) if signals else []
 
-    async def retract(self, import_id: str, caller: str) -> str:
+    async def retract(self, import_id: str, caller: str, age_s: float | None = None) -> str:
         """Append that a caller takes an import back, and return its place.
+
+        ``age_s``: how long ago its first signal was given, by which the trainer looks only where it can be; None if
+        that is not known.
 
         Raises RedisUnavailable, also while signals wait in the spool, which may be of this import; or StoreFull.
         """
         if self._spool is not None and not self._spool.is_empty:
             raise RedisUnavailable("signals wait in the spool, which an import is taken back after: try again")
-        return await self._stream.retract(import_id, caller)
+        return await self._stream.retract(import_id, caller, age_s)
 
     async def generations(self, named: Iterable[str], caller: str = "") -> Mapping[str, policy_pb2.Generation] | None:
         """Return the generations that events of ``caller`` name, by id.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from rewardloop_server.observe.metrics import ServerMetrics
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Event: TypeAlias = feedback_pb2.FeedbackEvent
 
+_KINDS: Mapping[str, Kind] = {"annotator_id": "annotator", "generation_id": "generation"}
 # After this many checked events of a batch, other requests have their turn on the event loop.
 _CHECKED_AT_ONCE = 100
 # A batch is checked and sent as copies several times its size. Batches above the first number of bytes wait until all
@@ -103,18 +104,29 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         return feedback_pb2.RetractResponse(stream_id=await self._intake.retract(request.import_id, caller))
 
     async def Erase(self, request: feedback_pb2.EraseRequest, context: Context) -> feedback_pb2.EraseResponse:
-        field = request.WhichOneof("whose")
-        if field is None:
-            raise InvalidRequest([Violation("whose", "names no annotator, generation or erasure")])
-        text = str(getattr(request, field))
-        if not 1 <= len(text) <= self._limits.max_id_chars:
-            raise InvalidRequest([Violation(field, f"not 1 to {self._limits.max_id_chars} characters")])
+        field, text, caller = self._named(request)
         desk = self._intake.erasures
         if field == "erasure_id":
             return await desk.progress(text)
-        kind: Kind = "annotator" if field == "annotator_id" else "generation"
-        caller = request.caller if request.HasField("caller") else None
-        return await desk.progress(await desk.begin(kind, text, caller))
+        return await desk.progress(await desk.begin(_KINDS[field], text, caller))
+
+    async def ListTaughtVersions(
+        self, request: feedback_pb2.ListTaughtVersionsRequest, context: Context
+    ) -> feedback_pb2.ListTaughtVersionsResponse:
+        field, text, caller = self._named(request)
+        return await self._intake.erasures.look(_KINDS[field], text, caller)
+
+    def _named(
+        self, request: feedback_pb2.EraseRequest | feedback_pb2.ListTaughtVersionsRequest
+    ) -> tuple[str, str, str | None]:
+        """Return which id names the signals, the id, and whose annotator it is. Raises InvalidRequest."""
+        field = request.WhichOneof("whose")
+        if field is None:
+            raise InvalidRequest([Violation("whose", "names nobody and nothing")])
+        text = str(getattr(request, field))
+        if not 1 <= len(text) <= self._limits.max_id_chars:
+            raise InvalidRequest([Violation(field, f"not 1 to {self._limits.max_id_chars} characters")])
+        return field, text, request.caller if request.HasField("caller") else None
 
     async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
         """Return for each event its place, or what is wrong with it. Raises if Redis does not take the events."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,9 +130,14 @@ class FeedbackStream:
         """Append serialized events as `append` does. Entries without checks are never refused."""
         return await self._commit.add(entries)
 
-    async def retract(self, import_id: str, caller: str) -> str:
-        """Append that a caller takes an import back, and return its place. Raises RedisUnavailable or StoreFull."""
-        fields = (keys.RETRACTION_FIELD, import_id, keys.CALLER_FIELD, caller)
+    async def retract(self, import_id: str, caller: str, age_s: float | None = None) -> str:
+        """Append that a caller takes an import back, and return its place; see `Intake.retract`.
+
+        Raises RedisUnavailable or StoreFull.
+        """
+        fields: tuple[str, ...] = (keys.RETRACTION_FIELD, import_id, keys.CALLER_FIELD, caller)
+        if age_s is not None:
+            fields += (keys.RETRACTION_AGE_FIELD, str(math.ceil(max(0.0, age_s))))
         with redis_errors():
             place: bytes = await self._replication.run(
                 "signals", keys.FEEDBACK_BARRIER, "XADD", keys.FEEDBACK_STREAM, "*", *fields

@@ -174,14 +174,14 @@ class Recorder:
         refused = [each for each in (*signals, *outcomes) if isinstance(each, RewardloopError)]
         if refused:
             if len(refused) < len(signals):  # some of its grades were appended
-                await self._intake.retract(lease.import_id, lease.given.caller)
+                await self._intake.retract(lease.import_id, lease.given.caller, _age_s(lease.given))
             await self._queue.revert(project, lease_id)
             raise refused[0]
         if not await self._queue.commit(project, lease_id):
             now = await self._queue.lease(project, lease_id)
             if now is None or now.state in _CARRIED_OUT:
                 return False
-            await self._intake.retract(lease.import_id, lease.given.caller)
+            await self._intake.retract(lease.import_id, lease.given.caller, _age_s(lease.given))
             raise RedisUnavailable("another call with this answer was refused: send it again")
         self._metrics.answered(lease.given.verdict, "recorded")
         for event in events:
@@ -191,7 +191,7 @@ class Recorder:
     async def _forget(self, project: str, lease: Lease) -> int | None:
         """Take back the signals of an answer that is being undone, and remove it; see `TaskQueue.forget`."""
         if lease.given is not None and not lease.given.verdict.HasField("skip"):
-            await self._intake.retract(lease.import_id, lease.given.caller)
+            await self._intake.retract(lease.import_id, lease.given.caller, _age_s(lease.given))
         expires = await self._queue.forget(project, lease.lease_id)
         if expires != 0:
             self._metrics.undone_total.inc()
@@ -268,6 +268,11 @@ def events_of(
             )
         )
     return events
+
+
+def _age_s(given: labelling_pb2.GivenAnswer) -> float | None:
+    """Return how long ago an answer was given, before which none of its signals was appended."""
+    return time.time() - given.answer_time.ToNanoseconds() / 1e9 if given.HasField("answer_time") else None
 
 
 def _digest(request: labelling_pb2.AnswerRequest) -> str:

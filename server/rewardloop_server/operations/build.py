@@ -22,8 +22,9 @@ def operations_servicer(
     redis: Redis,
     metrics: ServerMetrics,
     replicated: Replication,
+    has_policy: bool,
 ) -> OperationsServicer:
-    """Return the service of a process that serves these reward models, with a policy worker behind it."""
+    """Return the service of a process that serves these reward models; ``has_policy``: and knows a policy worker."""
     published, letters = Published(redis, replicated), DeadLetters(redis, replicated)
-    status = LoopStatus(hosts, True, store, pointer, redis, published, letters, metrics)
+    status = LoopStatus(hosts, has_policy, store, pointer, redis, published, letters, metrics)
     return OperationsServicer(status, published, letters, store.reports)

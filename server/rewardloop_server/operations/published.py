@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from redis.asyncio import Redis
 
 from rewardloop.formats import keys
+from rewardloop.formats.operating.rounds import add_details, parted
 from rewardloop.formats.signals import key_of, parts_of
 from rewardloop.v1 import operations_pb2
 from rewardloop_server.calls.redis_link import redis_errors
@@ -39,18 +40,24 @@ class Published:
         return None if data is None else _read(operations_pb2.TrainerStatus, data)
 
     async def rounds(self, model: str = "") -> list[operations_pb2.Round]:
-        """Return the rounds of a model, or of all, newest first."""
+        """Return the rounds of a model, or of all, newest first, without curves and examples."""
         with redis_errors():
             found: Mapping[bytes, bytes] = await self._redis.hgetall(keys.ROUNDS)
         read = (_read(operations_pb2.Round, data) for data in found.values())
-        rounds = [each for each in read if each is not None and model in ("", each.model)]
+        rounds = [parted(each)[0] for each in read if each is not None and model in ("", each.model)]
         return sorted(rounds, key=lambda each: (each.start_time.ToNanoseconds(), each.number), reverse=True)
 
     async def round(self, model: str, trainer_id: str, number: int) -> operations_pb2.Round | None:
         """Return one round, or None if there is no such round."""
+        field = keys.round_field(model, trainer_id, number)
         with redis_errors():
-            data = await self._redis.hget(keys.ROUNDS, keys.round_field(model, trainer_id, number))
-        return None if data is None else _read(operations_pb2.Round, data)
+            data = await self._redis.hget(keys.ROUNDS, field)
+            details = await self._redis.hget(keys.ROUND_DETAILS, field)
+        found = None if data is None else _read(operations_pb2.Round, data)
+        more = None if details is None else _read(operations_pb2.Round, details)
+        if found is not None and more is not None:
+            add_details(found, more)
+        return found
 
     async def crowd(self) -> operations_pb2.Crowd:
         """Return what the trainer's last round knows of people, with the mutes; empty before the first round."""

@@ -42,11 +42,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     async def ListRounds(
         self, request: operations_pb2.ListRoundsRequest, context: Context
     ) -> operations_pb2.ListRoundsResponse:
-        rounds = (await self._published.rounds(request.model))[: _page_size(request.page_size)]
-        for each in rounds:
-            each.ClearField("curves")
-            each.ClearField("examples")
-        return operations_pb2.ListRoundsResponse(rounds=rounds)
+        rounds = await self._published.rounds(request.model)
+        return operations_pb2.ListRoundsResponse(rounds=rounds[: _page_size(request.page_size)])
 
     async def GetRound(
         self, request: operations_pb2.GetRoundRequest, context: Context

@@ -49,7 +49,7 @@ class LoopStatus:
 
     Args:
         hosts: The reward models that this process serves.
-        has_policy: Whether a policy worker stands behind this process.
+        has_policy: Whether this process knows a policy worker. Without one the policy has no status.
         store: The model store.
         pointer: The models' pointers.
         redis: Where signals and the trainer's reports are.

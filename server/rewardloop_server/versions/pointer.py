@@ -144,18 +144,29 @@ class ActivePointer:
         old, new = await self._change(model, rolled_back)
         return new is not old
 
-    async def assign(self, model: str, role: VersionRole, holder: Share, reason: str) -> bool:
-        """Give the role to a version. Returns False if that version is the active one, or none is active."""
+    async def assign(
+        self, model: str, role: VersionRole, holder: Share, reason: str, expected: str | None = None
+    ) -> bool:
+        """Give the role to a version. Returns False if that version is the active one, or none is active.
+
+        Raises PointerMoved if another version is active than expected; None expects any.
+        """
 
         def assigned(old: Active | None) -> Active | None:
+            _check_expected(model, old, expected)
             return old if old is None or old.version == holder.version else old.assigned(role, holder, reason)
 
         old, new = await self._change(model, assigned)
         return new is not old
 
-    async def end(self, model: str, role: VersionRole, reason: str) -> None:
-        """End the role, whichever version has it."""
-        await self._change(model, lambda old: old and old.assigned(role, None, reason))
+    async def end(self, model: str, role: VersionRole, reason: str, expected: str | None = None) -> None:
+        """End the role, whichever version has it. Raises PointerMoved as `assign` does."""
+
+        def ended(old: Active | None) -> Active | None:
+            _check_expected(model, old, expected)
+            return old and old.assigned(role, None, reason)
+
+        await self._change(model, ended)
 
     async def initialise(self, model: str, version: str) -> None:
         """Make a version active unless the model has an active version."""
@@ -251,8 +262,7 @@ def _check_promotion(model: str, old: Active, version: str, leader_epoch: int, e
     """Raise Overtaken, PointerMoved or PromotionHeld if the promotion may not be made."""
     if 0 < leader_epoch < old.promoted_by:
         raise Overtaken(f"a trainer that led later than {leader_epoch} has promoted a version of {model}")
-    if expected and old.version != expected:
-        raise PointerMoved(f"{model} {old.version} is active, not {expected}")
+    _check_expected(model, old, expected)
     if leader_epoch and old.is_held:
         raise PromotionHeld(
             f"{model} was rolled back to {old.version}: a person must promote a version, which may be this one, before "
@@ -260,6 +270,12 @@ def _check_promotion(model: str, old: Active, version: str, leader_epoch: int, e
         )
     if leader_epoch and version in old.rejected:
         raise PromotionHeld(f"{model} {version} was rolled back: only a person may promote it again")
+
+
+def _check_expected(model: str, old: Active | None, expected: str | None) -> None:
+    """Raise PointerMoved if another version is active than expected, if one is."""
+    if old is not None and expected and old.version != expected:
+        raise PointerMoved(f"{model} {old.version} is active, not {expected}")
 
 
 def _tell_repair(model: str, found: Active | None, right: Active) -> None:

@@ -98,9 +98,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         host = self._hosts[request.model]
         async with host.changing():
             manifest = await host.warm(request.version)
-            expected = request.expected_version if request.HasField("expected_version") else None
             before = await self._pointer.move(
-                request.model, request.version, request.reason, request.leader_epoch, expected
+                request.model, request.version, request.reason, request.leader_epoch, _expected(request)
             )
             host.activate(request.version)
         log.info("promoted", model=request.model, version=request.version, previous=before, reason=request.reason)
@@ -157,9 +156,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         if request.model not in self._hosts:
             raise self._unknown()
         host = self._hosts[request.model]
+        expected = _expected(request)
         if not request.version:
             async with host.changing():
-                await self._pointer.end(request.model, role, request.reason)
+                await self._pointer.end(request.model, role, request.reason, expected)
                 host.end(role)
             log.info(f"{role} ended", model=request.model, reason=request.reason)
             return None
@@ -167,7 +167,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         async with host.changing():
             active = _active(host, request.model)
             manifest = active if active.version == holder.version else await host.warm(holder.version)
-            if not await self._pointer.assign(request.model, role, holder, request.reason):
+            if not await self._pointer.assign(request.model, role, holder, request.reason, expected):
                 raise InvalidRequest([Violation("version", f"{holder.version} is the active version")])
             host.assign(role, holder)
         log.info(f"{role} set", model=request.model, version=holder.version, share=holder.share, reason=request.reason)
@@ -209,6 +209,12 @@ def _check_role(role: VersionRole, request: model_pb2.SetCanaryRequest | model_p
     if request.version and not is_valid:
         bounds = "above 0 and below 1" if role == "canary" else "above 0 and at most 1"
         raise InvalidRequest([Violation("share", f"not {bounds}")])
+
+
+def _expected(
+    request: model_pb2.PromoteRequest | model_pb2.SetCanaryRequest | model_pb2.SetShadowRequest,
+) -> str | None:
+    return request.expected_version if request.HasField("expected_version") else None
 
 
 def _active(host: ModelHost, model: str) -> Manifest:

@@ -61,6 +61,11 @@ class PolicyWorkerLink:
         self._heard = time.monotonic()
         self._lost = asyncio.Event()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this deployment has a worker, whether or not it answers."""
+        return bool(self._address)
+
     async def list_versions(
         self, request: model_pb2.ListVersionsRequest, context: Context
     ) -> model_pb2.ListVersionsResponse:

@@ -8,8 +8,11 @@ import pytest
 from support.consoles import console
 from support.loops import HOSTILE, REASON, busy_fake
 
+from rewardloop.v1 import feedback_pb2
 from rewardloop.v1 import operations_pb2 as pb
-from rewardloop_client import DeadlineExceeded, Identity
+from rewardloop_client import DeadlineExceeded, Feedback, Identity, TaughtVersion
+from rewardloop_client._calls import LIST_TAUGHT_VERSIONS
+from rewardloop_client.fake import FakeRewardloop
 
 PAGES = (
     "/console/watch",
@@ -113,7 +116,8 @@ async def test_role_beside_the_live_version_begins_and_ends(role: str) -> None:
         await browser.post("/console/decide", fields)
         assert fake.get_version("reward", "2").state == role
         late = await browser.post("/console/decide", {**fields, "expected": "2"})
-        assert "Version 1 is live now, not 2" in late.text
+        assert "1 is active, not 2 (POINTER_MOVED)" in late.text
+        assert fake.get_version("reward", "2").state == role
         await browser.post("/console/decide", {"action": f"end-{role}", "model": "reward", "expected": "1"})
         assert fake.get_version("reward", "2").state == "stored"
 
@@ -124,6 +128,63 @@ async def test_share_that_is_none_is_refused(percent: str) -> None:
         await browser.get("/console/decide")
         fields = {"action": "canary", "model": "reward", "version": "2", "expected": "1", "percent": percent}
         assert (await browser.post("/console/decide", fields)).status_code == 400
+
+
+def fake_with_signals_of_one_person() -> FakeRewardloop:
+    fake = busy_fake()
+    for person in ("user-17", "other"):
+        fake.record(Feedback.tie(prompt="Q", responses=["a", "b"], annotator_id=person))
+    fake.taught = [TaughtVersion("reward", "2", True), TaughtVersion("policy", "2", False)]
+    return fake
+
+
+async def test_versions_that_learned_from_a_person_are_shown_before_anything_is_erased() -> None:
+    fake = fake_with_signals_of_one_person()
+    async with console(fake) as browser:
+        await browser.get("/console/decide/erasure")
+        page = await browser.post("/console/decide/erasure/taught", {"id": "user-17", "caller": ""})
+        table = page.text.partition('id="taught-versions"')[2]
+        assert "in the ledger: 1." in page.text
+        assert table.index("learned from this person") < table.index("descends from a version that did")
+        assert len(fake.events) == 2
+        for wrong in ({"id": ""}, {"id": "a" * 129}):
+            assert (await browser.post("/console/decide/erasure/taught", wrong)).status_code == 400
+
+
+async def test_person_is_erased_once_the_id_is_written_again() -> None:
+    fake = fake_with_signals_of_one_person()
+    async with console(fake) as browser:
+        await browser.get("/console/decide/erasure")
+        for again in ("", "user-18", " user-17"):
+            refused = await browser.post("/console/decide/erasure", {"id": "user-17", "again": again})
+            assert refused.status_code == 400
+        assert len(fake.events) == 2
+        begun = await browser.post("/console/decide/erasure", {"id": "user-17", "again": "user-17"})
+        assert begun.headers["location"] == "/console/decide/erasure/progress?erasure=erasure-1"
+        page = await browser.get(begun.headers["location"])
+        assert "The person is erased." in page.text
+        assert "reward 2 learned from the person" in page.text
+        assert (await browser.get("/console/decide/erasure/progress?erasure=never")).status_code == 404
+    assert [event.annotator_id for event in fake.events] == ["other"]
+
+
+async def test_page_asks_again_until_the_trainer_has_answered_and_ever_less_often() -> None:
+    fake = fake_with_signals_of_one_person()
+    answer = fake._list_taught_versions
+    fake._answers[LIST_TAUGHT_VERSIONS] = lambda request: feedback_pb2.ListTaughtVersionsResponse()
+    async with console(fake) as browser:
+        await browser.get("/console/decide/erasure")
+        page = await browser.post("/console/decide/erasure/taught", {"id": "user-17"})
+        assert 'hx-trigger="load delay:1s' in page.text
+        assert "Erase for good" not in page.text
+        for pause, longer in (("1", "2"), ("16", "30"), ("30", "30"), ("x", "1")):
+            fields = {"id": "user-17", "pause": pause}
+            part = await browser.post("/console/decide/erasure/taught", fields, **{"hx-request": "true"})
+            assert f"delay:{longer}s" in part.text
+        fake._answers[LIST_TAUGHT_VERSIONS] = answer
+        part = await browser.post("/console/decide/erasure/taught", fields, **{"hx-request": "true"})
+        assert "<html" not in part.text
+        assert "Erase for good" in part.text
 
 
 async def test_people_are_muted_with_a_reason_and_heard_again() -> None:
@@ -195,7 +256,7 @@ async def test_report_is_framed_without_rights() -> None:
         assert "allow-scripts" not in policy
 
 
-@pytest.mark.parametrize("path", ["/console/decide", "/console/people/mute?id=user-17"])
+@pytest.mark.parametrize("path", ["/console/decide", "/console/decide/erasure", "/console/people/mute?id=user-17"])
 async def test_viewer_sees_no_decision(path: str) -> None:
     fake = busy_fake()
     fake.identity = Identity("anna", frozenset({"view"}), is_open=True)

@@ -19,7 +19,9 @@ EXAMPLES = {
 }
 
 # Written by a command, from files that the lists name; and prose.
-_GENERATED = re.compile(r"_pb2(_grpc)?\.pyi?$|^deploy/observability/dashboard\.json$")
+_GENERATED = re.compile(
+    r"_pb2(_grpc)?\.pyi?$|^deploy/observability/dashboard\.json$|^client/javascript/rewardloop-feedback\.js$"
+)
 _CODE = (".py", ".proto", ".json", ".toml", ".yml", ".yaml", ".lua", ".js")
 
 

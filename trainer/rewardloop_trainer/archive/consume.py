@@ -237,7 +237,7 @@ class Consumer:
             stream_id = raw_id.decode()
             if self._tracing is not None:
                 self._tracing.consumed(stream_id, fields)
-            if (retraction := retraction_in(fields)) is not None:
+            if (retraction := retraction_in(stream_id, fields)) is not None:
                 self._retract(retraction)
                 self._unacked.append(stream_id)
                 continue
@@ -267,11 +267,15 @@ class Consumer:
     def _retract(self, retraction: Retraction) -> None:
         """Take an import back. The entries before it are archived first, so that none of its signals comes after."""
         self._archive()
-        event_ids = self._ledger.imported(retraction.import_id, retraction.caller)
+        since = retraction.since
+        event_ids = self._ledger.imported(retraction.import_id, retraction.caller, since)
+        if since and not event_ids:  # no clock is trusted to say that there is nothing
+            since = ""
+            event_ids = self._ledger.imported(retraction.import_id, retraction.caller)
         forget_ids(self._redis, event_ids, retraction.caller)
         for event_id in event_ids:
             self._recent.pop(_short(key_of(retraction.caller, event_id)), None)
-        gone = self._ledger.retract(retraction.import_id, retraction.caller)
+        gone = self._ledger.retract(retraction.import_id, retraction.caller, since)
         self._metrics.ledger_rows.set(self._ledger.row_count)
         log.info("an import was taken back", import_id=retraction.import_id, signals=gone)
 

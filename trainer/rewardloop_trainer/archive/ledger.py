@@ -238,14 +238,20 @@ class Ledger:
         """How often an import was taken out of the ledger. What was read before may hold signals that are gone."""
         return self._files.retractions()
 
-    def imported(self, import_id: str, caller: str = "") -> list[str]:
-        """Return the event ids of the signals of a caller's import, in stream order."""
+    def imported(self, import_id: str, caller: str = "", since: str = "") -> list[str]:
+        """Return the event ids of the signals of a caller's import, in stream order.
+
+        ``since``: the place before which none is, so that no segment before it is read; "" if that is not known.
+        """
         return self._though_compacted(
-            lambda: [each for segment in self.segments for each in self._imported(segment, import_id, caller)[1]]
+            lambda: [each for segment in self._since(since) for each in self._imported(segment, import_id, caller)[1]]
         )
 
-    def retract(self, import_id: str, caller: str = "") -> int:
-        """Take the signals of a caller's import out of the ledger. Returns how many they were.
+    def _since(self, place: str) -> list[Segment]:
+        return [each for each in self.segments if not place or order(each.last) >= order(place)]
+
+    def retract(self, import_id: str, caller: str = "", since: str = "") -> int:
+        """Take what `imported` finds of a caller's import out of the ledger. Returns how many signals they were.
 
         A process that is killed meanwhile leaves some of them, and taking them out again takes out the rest.
 
@@ -254,7 +260,7 @@ class Ledger:
             OSError: If the disk is full or fails.
         """
         gone = 0
-        for segment in self.segments:
+        for segment in self._since(since):
             wanted, ids = self._imported(segment, import_id, caller)
             if not ids:
                 continue

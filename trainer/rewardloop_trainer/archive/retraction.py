@@ -13,26 +13,37 @@ from typing import Any
 import redis
 
 from rewardloop.formats import keys
+from rewardloop_trainer.archive.segment_files import order
 
+# What clocks of servers and of Redis, one after the other, are allowed to differ.
+CLOCKS_DIFFER_S = 86_400
 _WINDOWS = 4
 _AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Retraction:
-    """What an entry of the stream takes back: the signals of this import that this caller sent; "" is no caller."""
+    """What an entry of the stream takes back: the signals of this import that this caller sent; "" is no caller.
+
+    Attributes:
+        since: The place in the ledger before which none of them is, as far as clocks can be trusted; "" if whoever
+            takes it back has not said how old it is.
+    """
 
     import_id: str
     caller: str
+    since: str = ""
 
 
-def retraction_in(fields: Mapping[bytes, bytes]) -> Retraction | None:
-    """Return the retraction that an entry holds, or None for one that holds a signal."""
+def retraction_in(stream_id: str, fields: Mapping[bytes, bytes]) -> Retraction | None:
+    """Return the retraction that the entry at a place holds, or None for one that holds a signal."""
     import_id = fields.get(keys.RETRACTION_FIELD.encode())
     if import_id is None:
         return None
     caller = fields.get(keys.CALLER_FIELD.encode(), b"")
-    return Retraction(import_id.decode("utf-8", "replace"), caller.decode("utf-8", "replace"))
+    age = fields.get(keys.RETRACTION_AGE_FIELD.encode(), b"")
+    since = f"{max(0, order(stream_id)[0] - (int(age) + CLOCKS_DIFFER_S) * 1_000)}-0" if age.isdigit() else ""
+    return Retraction(import_id.decode("utf-8", "replace"), caller.decode("utf-8", "replace"), since)
 
 
 def forget_ids(client: redis.Redis, event_ids: Collection[str], caller: str) -> None:

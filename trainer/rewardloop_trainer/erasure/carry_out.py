@@ -25,6 +25,7 @@ from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.archive.ledger import Ledger, order
 from rewardloop_trainer.erasure.found import Found, Part, generations_of, in_ledger
 from rewardloop_trainer.erasure.learned import versions_that_learned
+from rewardloop_trainer.erasure.look import answer_looks, looks_wanted
 from rewardloop_trainer.erasure.redis_part import erase_letters, erase_signals, in_stream, rewrite_files
 from rewardloop_trainer.erasure.register import Register
 from rewardloop_trainer.erasure.shown_part import erase_shown
@@ -46,6 +47,8 @@ class Eraser:
         work: The work directory.
         store: Its manifests say what versions learned from.
         on_step: Called with the name of each step before it begins; a test ends the process there.
+        forget_shown: Called with all erasures before what operators are shown is erased from Redis. What this process
+            publishes after it has nothing of them.
     """
 
     def __init__(
@@ -55,15 +58,18 @@ class Eraser:
         work: WorkFiles,
         store: ModelStore,
         on_step: Callable[[str], None] = lambda step: None,
+        forget_shown: Callable[[Erasures], None] = lambda erasures: None,
     ) -> None:
         self._redis: Any = client
         self._ledger = ledger
         self._work = work
         self._store = store
         self._on_step = on_step
+        self._forget_shown = forget_shown
         self._register = Register(client, ledger.small_files)
         self._changed: bytes | None = None
         self._is_read = False
+        self._is_look_wanted = False
         self._done: set[str] = set()  # erasures of which ledger, work directory and Redis say that they are done
         self._look_at = float("-inf")
         self._rewrite_at = float("inf")
@@ -100,13 +106,19 @@ class Eraser:
         is_new = changed != self._changed
         if is_new or not self._is_read:
             self.begin()
-        return now >= self._rewrite_at or bool(self._pending())
+        self._is_look_wanted = looks_wanted(self._redis)
+        return now >= self._rewrite_at or self._is_look_wanted or bool(self._pending())
 
     def carry_out(self) -> None:
-        """Carry out what is pending. Nothing may be read from the stream and not yet archived.
+        """Carry out what is pending, and say what would be erased to those who ask.
+
+        Nothing may be read from the stream and not yet archived.
 
         What a round has in use is left for later. Raises redis.RedisError, OSError, `Fenced` and `CorruptSegment`.
         """
+        if self._is_look_wanted:
+            self._is_look_wanted = False
+            answer_looks(self._redis, self._ledger, self._store)
         if pending := self._pending():
             log.warning("erasing", erasures=[each.erasure_id for each in pending])
             try:
@@ -157,6 +169,7 @@ class Eraser:
         asked = Erasures(secrets, pending, events)
         gone += self._work.erase(asked, self._rows_through)
         self._on_step("shown")
+        self._forget_shown(self._register.known)
         gone += erase_shown(self._redis, asked, self._store.reports)
         self._on_step("files of redis")
         notes = self._rewrite_files()

@@ -14,6 +14,7 @@ from rewardloop.formats.signals import parts_of
 from rewardloop.formats.storing.report_shelf import ReportError, ReportShelf
 from rewardloop.v1 import labelling_pb2, operations_pb2
 from rewardloop_trainer.erasure.redis_part import entries
+from rewardloop_trainer.erasure.shown_texts import drop_erased_examples, drop_erased_people
 
 
 def erase_shown(client: redis.Redis, erasures: Erasures, reports: ReportShelf) -> Counter[str]:
@@ -44,19 +45,16 @@ def erase_shown(client: redis.Redis, erasures: Erasures, reports: ReportShelf) -
 def _erase_examples(client: Any, erasures: Erasures) -> int:
     """Delete the examples of erased signals, and those that do not say of which signal they are."""
     gone = 0
-    for field, data in client.hgetall(keys.ROUNDS).items():
-        try:
-            shown = operations_pb2.Round.FromString(data)
-        except DecodeError:
-            client.hdel(keys.ROUNDS, field)
-            continue
-        named = (each for each in shown.examples if each.event_id)
-        left = [each for each in named if not erasures.is_erased_event(each.event_id, each.caller)]
-        if len(left) < len(shown.examples):
-            gone += len(shown.examples) - len(left)
-            del shown.examples[:]
-            shown.examples.extend(left)
-            client.hset(keys.ROUNDS, field, shown.SerializeToString())
+    for name in (keys.ROUNDS, keys.ROUND_DETAILS):  # earlier releases have examples in the first
+        for field, data in client.hgetall(name).items():
+            try:
+                shown = operations_pb2.Round.FromString(data)
+            except DecodeError:
+                client.hdel(name, field)
+                continue
+            if count := drop_erased_examples(shown, erasures):
+                gone += count
+                client.hset(name, field, shown.SerializeToString())
     return gone
 
 
@@ -68,10 +66,7 @@ def _erase_people(client: Any, erasures: Erasures) -> int:
         except DecodeError:
             client.delete(keys.CROWD)
         else:
-            left = [each for each in crowd.people if not erasures.of_person(each.annotator_id, each.caller)]
-            if gone := len(crowd.people) - len(left):
-                del crowd.people[:]
-                crowd.people.extend(left)
+            if gone := drop_erased_people(crowd, erasures):
                 client.set(keys.CROWD, crowd.SerializeToString())
     for person in client.hkeys(keys.MUTES):
         caller, annotator_id = parts_of(person.decode())

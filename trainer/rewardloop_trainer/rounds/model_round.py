@@ -232,7 +232,7 @@ class ModelRound(ABC):
             partial(self._ask_model, records) if self._settings.trust == "auto" else None,
             partial(muted_people, self._redis),
         )
-        show = partial(show_crowd, self._metrics, self._current.board)
+        show = partial(show_crowd, self._metrics, self._current)
         return trust_of_round(self._ledger, self._settings.work_dir, self._directory, asked, show)
 
     def _ask_model(self, records: Sequence[Record], weights: Trust) -> Mapping[str, float]:

@@ -22,8 +22,8 @@ from rewardloop_trainer.metrics import TrainerMetrics
 from rewardloop_trainer.reward.linear_start.person_folds import LEAST_PAIRS, cross_fitted_margins
 from rewardloop_trainer.reward.settings import RewardHyperparameters
 from rewardloop_trainer.reward.start import RewardStart
-from rewardloop_trainer.rounds.bulletin.board import Board
 from rewardloop_trainer.rounds.bulletin.people import crowd_message
+from rewardloop_trainer.rounds.current_round import CurrentRound
 from rewardloop_trainer.vocabulary import DETECTORS, PERCENTILES
 
 log = structlog.get_logger()
@@ -138,9 +138,11 @@ def say_of_people(
     return cross_fitted_margins(start.model, start.encoder, asked, settings, fold_of) if asked else {}
 
 
-def show_crowd(metrics: TrainerMetrics, board: Board, crowd: Crowd, votes: Votes, gestures: Sequence[Gesture]) -> None:
+def show_crowd(
+    metrics: TrainerMetrics, current: CurrentRound, crowd: Crowd, votes: Votes, gestures: Sequence[Gesture]
+) -> None:
     """Show what is known of the crowd in the metrics, to operators and in the log."""
-    board.knows(crowd_message(crowd, votes, gestures))
+    current.board.knows(crowd_message(crowd, votes, gestures), current.state.started_at)
     counts = {detector: len({f.person for f in crowd.flags if f.detector == detector}) for detector in DETECTORS}
     for detector, count in counts.items():
         metrics.flagged_people.labels(detector=detector).set(count)

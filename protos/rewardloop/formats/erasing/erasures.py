@@ -30,6 +30,8 @@ ERASURE_KEYS: Final = "keys.json"
 TRAINER: Final = "trainer"  # the holder of the ledger, of Redis and of the work directory
 # What a signal's clock of arrival may be ahead of that of the server that took the request, in seconds.
 CLOCKS_DIFFER_S: Final = 10.0
+# How long a look at what would be erased is asked for, and how long its answer holds, in seconds.
+LOOK_S: Final = 60
 _DIGEST_BYTES = 16
 _KEY_BYTES = 32
 _KEPT_DIGESTS = 100_000
@@ -74,9 +76,42 @@ class Erasure:
         except (ValueError, TypeError) as error:
             raise UnreadableErasure(f"not an erasure: {error}") from error
 
+    @property
+    def look(self) -> str:
+        """Names a look at what it would erase: the same one for whoever asks about the same signals."""
+        return hashlib.sha256(json.dumps([self.kind, self.digest, self.caller]).encode()).hexdigest()[:32]
+
     def same_as(self, other: Erasure) -> bool:
         """Whether both ask for the same signals, but for the time."""
         return (self.kind, self.digest, self.caller) == (other.kind, other.digest, other.caller)
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What the trainer found of signals that nobody has erased yet.
+
+    Attributes:
+        looked_at: When, in Unix seconds.
+        signals: How many there are in the ledger.
+        versions: The versions that learned from them: model, version, and whether directly.
+    """
+
+    looked_at: float
+    signals: int
+    versions: tuple[tuple[str, str, bool], ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Taught:
+        """Read what `to_json` wrote. Raises UnreadableErasure."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            versions = tuple((str(model), str(version), bool(own)) for model, version, own in raw["versions"])
+            return cls(float(raw["looked_at"]), int(raw["signals"]), versions)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UnreadableErasure(f"no answer to a look: {error}") from error
 
 
 def new_key() -> tuple[str, bytes]:

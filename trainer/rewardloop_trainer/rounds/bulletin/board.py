@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rewardloop.formats import keys
+from rewardloop.formats.erasing.erasures import Erasures
 from rewardloop.v1 import operations_pb2
+from rewardloop_trainer.erasure.shown_texts import drop_erased_examples, drop_erased_people
 from rewardloop_trainer.reports.parts import Sample
 from rewardloop_trainer.rounds.bulletin.curves import Curves
 from rewardloop_trainer.rounds.bulletin.examples import example_messages, shortened
@@ -26,10 +28,14 @@ class Board:
 
     Args:
         clock: Returns Unix seconds.
+
+    Attributes:
+        publishing: Held by whoever takes what has changed, until it is in Redis or put back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self.publishing = threading.Lock()
         self._lock = threading.Lock()
         self._trainer = operations_pb2.TrainerStatus()
         self._models: dict[str, operations_pb2.TrainingStatus] = {}
@@ -38,6 +44,8 @@ class Board:
         self._known: dict[str, operations_pb2.Round] = {}  # of the process before, by field
         self._changed: set[str] = set()  # models whose latest round is to be published
         self._crowd: operations_pb2.Crowd | None = None
+        self._crowd_began_at = 0.0  # when the round began that knows it
+        self._erasures = Erasures()
 
     def lead(self, trainer_id: str) -> None:
         """Say whose rounds these are."""
@@ -98,6 +106,7 @@ class Board:
                 operations_pb2.RefusalReason(rule=rule_of(each), text=shortened(str(each))) for each in reasons
             )
             current.examples.extend(example_messages(examples))
+            drop_erased_examples(current, self._erasures)
             self._changed.add(model)
 
     def failed(self, model: ModelName, number: int, error: BaseException) -> None:
@@ -132,10 +141,23 @@ class Board:
             status.gate_needs_prompts = _needed(current.figures)
             self._changed.add(model)
 
-    def knows(self, crowd: operations_pb2.Crowd) -> None:
-        """Note what is known of people."""
+    def knows(self, crowd: operations_pb2.Crowd, began_at: float) -> None:
+        """Note what a round that began at a time, in Unix seconds, knows of people."""
         with self._lock:
-            self._crowd = crowd
+            drop_erased_people(crowd, self._erasures, began_at)
+            self._crowd, self._crowd_began_at = crowd, began_at
+
+    def erase(self, erasures: Erasures) -> None:
+        """Forget what is erased, and take none of it from rounds that have begun before.
+
+        It waits until what was taken from the board is published, so that who erases from Redis afterwards finds it.
+        """
+        with self.publishing, self._lock:
+            self._erasures = erasures
+            for each in (*self._rounds.values(), *self._known.values()):
+                drop_erased_examples(each, erasures)
+            if self._crowd is not None:
+                drop_erased_people(self._crowd, erasures, self._crowd_began_at)
 
     def trainer(self) -> operations_pb2.TrainerStatus:
         """Return what the trainer says of itself now."""

@@ -12,6 +12,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from rewardloop.formats import keys
+from rewardloop.formats.operating.rounds import add_details, parted
 from rewardloop.v1 import operations_pb2
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES
 from rewardloop_trainer.rounds.bulletin.board import Board
@@ -27,8 +28,16 @@ _EVERY_S = 10.0
 def published_rounds(client: redis.Redis) -> dict[str, operations_pb2.Round]:
     """Return the rounds that are in Redis, by field, without those that cannot be read. Raises redis.RedisError."""
     connection: Any = client  # its types are unions over every protocol version and decoding
+    found = _read(connection.hgetall(keys.ROUNDS))
+    for field, details in _read(connection.hgetall(keys.ROUND_DETAILS)).items():
+        if field in found:
+            add_details(found[field], details)
+    return found
+
+
+def _read(raw: Mapping[bytes, bytes]) -> dict[str, operations_pb2.Round]:
     found = {}
-    for field, data in connection.hgetall(keys.ROUNDS).items():
+    for field, data in raw.items():
         try:
             found[field.decode()] = operations_pb2.Round.FromString(data)
         except (DecodeError, UnicodeDecodeError) as error:
@@ -48,16 +57,17 @@ def keep_published(client: redis.Redis, board: Board, stop: threading.Event, loo
     told_at, is_away = -_EVERY_S, False
     while True:
         has_stopped = stop.wait(look_s if told_at > 0 else 0)
-        rounds, crowd = board.take_changed()
-        if has_stopped or rounds or crowd is not None or time.monotonic() - told_at >= _EVERY_S:
-            try:
-                _publish(client, board.trainer(), rounds, crowd)
-                told_at, is_away = time.monotonic(), False
-            except REDIS_FAILURES as error:
-                board.put_back(rounds, crowd)
-                if not is_away:
-                    log.warning("operators do not see what the trainer does", error=str(error))
-                is_away = True
+        with board.publishing:
+            rounds, crowd = board.take_changed()
+            if has_stopped or rounds or crowd is not None or time.monotonic() - told_at >= _EVERY_S:
+                try:
+                    _publish(client, board.trainer(), rounds, crowd)
+                    told_at, is_away = time.monotonic(), False
+                except REDIS_FAILURES as error:
+                    board.put_back(rounds, crowd)
+                    if not is_away:
+                        log.warning("operators do not see what the trainer does", error=str(error))
+                    is_away = True
         if has_stopped:
             return
 
@@ -72,13 +82,20 @@ def _publish(
     if crowd is not None:
         client.set(keys.CROWD, crowd.SerializeToString())
     if rounds:
-        client.hset(keys.ROUNDS, mapping={field: each.SerializeToString() for field, each in rounds.items()})
+        parts = {field: parted(each) for field, each in rounds.items()}
+        client.hset(keys.ROUND_DETAILS, mapping={field: each.SerializeToString() for field, (_, each) in parts.items()})
+        client.hset(keys.ROUNDS, mapping={field: each.SerializeToString() for field, (each, _) in parts.items()})
     if any(each.outcome for each in rounds.values()):
         _drop_old(client)
 
 
 def _drop_old(client: redis.Redis) -> None:
-    newest = sorted(published_rounds(client).items(), key=lambda each: each[1].start_time.ToNanoseconds(), reverse=True)
+    connection: Any = client
+    newest = sorted(
+        _read(connection.hgetall(keys.ROUNDS)).items(),
+        key=lambda each: each[1].start_time.ToNanoseconds(),
+        reverse=True,
+    )
     count: dict[str, int] = {}
     old = []
     for field, each in newest:
@@ -87,3 +104,4 @@ def _drop_old(client: redis.Redis) -> None:
             old.append(field)
     if old:
         client.hdel(keys.ROUNDS, *old)
+        client.hdel(keys.ROUND_DETAILS, *old)
