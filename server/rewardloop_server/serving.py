@@ -34,6 +34,7 @@ from rewardloop.v1 import (
     reward_pb2_grpc,
 )
 from rewardloop_client import TLS, Access
+from rewardloop_server.calls.large_batch import SCORE_BATCH, decode_batch
 from rewardloop_server.calls.redis_link import connect_redis
 from rewardloop_server.calls.replication import Replication
 from rewardloop_server.calls.validate import Limits
@@ -126,7 +127,7 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
     entrance = Entrance(settings, metrics.registry, PROG)
     entrance.door.readers, entrance.door.audit.hide = scoring.scorers.readers, feedback.intake.erasures.hidden
-    interceptor = RewardloopInterceptor(metrics, entrance.door)
+    interceptor = RewardloopInterceptor(metrics, entrance.door, decoders(settings))
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
 
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
@@ -171,6 +172,11 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     if scoring.watch.has_work:
         end_now(status)
     return status
+
+
+def decoders(settings: ServeSettings) -> dict[str, Callable[[bytes], object]]:
+    """Return what reads the messages of the methods that do not take protobuf's form of them."""
+    return {SCORE_BATCH: functools.partial(decode_batch, max_groups=settings.max_groups)}
 
 
 def add_services(

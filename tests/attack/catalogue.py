@@ -66,6 +66,12 @@ ATTACKS = (
     ),
     Attack(
         _CALLER,
+        "sends many of the largest batches to score, which wait for the engine together",
+        "each is in memory once while it waits, and the memory that it came through is given back",
+        ("attack/test_large_batches.py", "unit/server/test_large_batch.py", "unit/server/test_freed_memory.py"),
+    ),
+    Attack(
+        _CALLER,
         "sends millions of entries of a repeated field",
         "INVALID_ARGUMENT by their number, before anything is walked through",
         (

@@ -91,7 +91,7 @@ def serving(
 
 
 def _wait(client: RewardloopClient, process: subprocess.Popen[bytes], log_path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
             raise NotRun(f"the service did not start:\n{log_path.read_text()[-2000:]}")

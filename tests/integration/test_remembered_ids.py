@@ -71,7 +71,10 @@ async def test_a_clock_that_was_set_back_forgets_nothing(redis: Redis) -> None:
 
 
 async def test_ids_that_an_earlier_version_remembered_are_known_until_they_expire(redis: Redis) -> None:
-    await redis.set(keys.FEEDBACK_SEEN + "e1", "1700000000000-0", ex=60)
+    place = await redis.xadd(
+        keys.FEEDBACK_STREAM, {keys.EVENT_FIELD: choice(1).SerializeToString(), keys.ID_FIELD: "e1"}
+    )
+    await redis.set(keys.FEEDBACK_SEEN + "e1", place, ex=60)
     stream = FeedbackStream(redis, ttl_s=100)
     assert await is_known(stream, 1)
     await begin(redis, 101)  # all of them have expired by then

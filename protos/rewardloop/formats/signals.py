@@ -7,7 +7,7 @@ stream some other way aside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.vocabulary import SIGNAL_KINDS
@@ -18,47 +18,58 @@ MOST_GUIDELINE_CHARACTERS = 64  # of the guidelines' version
 MOST_IMPORT_ID_CHARACTERS = 64
 
 
-def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+def signal_problems(event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None) -> list[tuple[str, str]]:
     """Find what is wrong with the signal of an event.
+
+    A sound signal is told in a few microseconds, because each signal of a flood is looked at.
 
     Args:
         event: The event; only its signal, its display order and its guidelines' version are looked at.
         responses: The responses that the signal is about; None if they are not known yet. What depends on them is then
             not checked.
 
-    Yields:
-        The path of a field within the event, and what is wrong with it.
+    Returns:
+        The path of each wrong field within the event, and what is wrong with it.
     """
     count = None if responses is None else len(responses)
+    problems: list[tuple[str, str]] = []
+    judged: Sequence[int] = ()
     match kind := event.WhichOneof("signal"):
         case None:
-            yield "signal", f"none of {', '.join(SIGNAL_KINDS[:-1])} and {SIGNAL_KINDS[-1]} is set"
+            problems.append(("signal", f"none of {', '.join(SIGNAL_KINDS[:-1])} and {SIGNAL_KINDS[-1]} is set"))
         case "choice":
-            yield from _two("choice", "chosen", event.choice.chosen, "rejected", event.choice.rejected, count)
+            choice = event.choice
+            judged = (choice.chosen, choice.rejected)
+            _two(problems, kind, ("chosen", "rejected"), judged, count)
+            if choice.HasField("strength") and not 0 < choice.strength <= 1:
+                problems.append(("choice.strength", "not above 0 and at most 1"))
         case "tie":
-            yield from _two("tie", "first", event.tie.first, "second", event.tie.second, count)
+            judged = (event.tie.first, event.tie.second)
+            _two(problems, kind, ("first", "second"), judged, count)
         case "ranking":
             order = event.ranking.order
+            judged = order[: MOST_RESPONSES + 1]
             if len(order) < 2:
-                yield "ranking.order", "fewer than 2 responses"
+                problems.append(("ranking.order", "fewer than 2 responses"))
             elif len(order) > (MOST_RESPONSES if count is None else count) or sorted(order) != list(
                 range(len(order) if count is None else count)
             ):
-                yield "ranking.order", "not a permutation of the indices of all responses"
+                problems.append(("ranking.order", "not a permutation of the indices of all responses"))
         case "thumb" | "rating" | "edit":
-            yield from _index(f"{kind}.response", getattr(event, kind).response, count)
-    if kind == "choice" and event.choice.HasField("strength") and not 0 < event.choice.strength <= 1:
-        yield "choice.strength", "not above 0 and at most 1"
+            judged = (getattr(event, kind).response,)
+            if (problem := _index(judged[0], count)) is not None:
+                problems.append((f"{kind}.response", problem))
     if kind == "rating":
-        yield from _rating(event.rating)
+        problems += _rating(event.rating)
     if kind == "edit":
-        yield from _edit(event.edit, responses)
-    yield from _display_order(event.display_order, count)
-    yield from _not_shown(event, kind)
+        problems += _edit(event.edit, responses)
+    if event.display_order:
+        problems += _display_order(event.display_order, judged, count)
     if len(event.guideline_version) > MOST_GUIDELINE_CHARACTERS:
-        yield "guideline_version", f"has more than {MOST_GUIDELINE_CHARACTERS} characters"
+        problems.append(("guideline_version", f"has more than {MOST_GUIDELINE_CHARACTERS} characters"))
     if len(event.import_id) > MOST_IMPORT_ID_CHARACTERS:
-        yield "import_id", f"has more than {MOST_IMPORT_ID_CHARACTERS} characters"
+        problems.append(("import_id", f"has more than {MOST_IMPORT_ID_CHARACTERS} characters"))
+    return problems
 
 
 def person_of(event: feedback_pb2.FeedbackEvent) -> str:
@@ -108,49 +119,44 @@ def judged_alone(event: feedback_pb2.FeedbackEvent) -> tuple[int, float] | None:
     return None
 
 
-def _display_order(order: Sequence[int], count: int | None) -> Iterator[tuple[str, str]]:
+def _display_order(order: Sequence[int], judged: Iterable[int], count: int | None) -> Iterator[tuple[str, str]]:
+    """Find what is wrong with a display order, and a response that the signal judges although the order leaves it out.
+
+    Args:
+        order: The order, with one response or more.
+        judged: The responses that the signal judges.
+        count: How many responses there are; None if that is not known.
+    """
     if len(order) > (MOST_RESPONSES if count is None else count):
         yield "display_order", "has more entries than there are responses"
-        return
-    if len(set(order)) != len(order):
-        yield "display_order", "names a response twice"
-    for index in order:
-        problems = list(_index("display_order", index, count))
-        if problems:
-            yield problems[0]
-            return
-
-
-def _not_shown(event: feedback_pb2.FeedbackEvent, kind: str | None) -> Iterator[tuple[str, str]]:
-    """Find a response that the signal judges although the display order, if there is one, leaves it out."""
-    match kind:
-        case "choice":
-            judged = {event.choice.chosen, event.choice.rejected}
-        case "tie":
-            judged = {event.tie.first, event.tie.second}
-        case "ranking":
-            judged = set(event.ranking.order[: MOST_RESPONSES + 1])
-        case "thumb" | "rating" | "edit":
-            judged = {getattr(event, kind).response}
-        case _:
-            return
-    if not 0 < len(event.display_order) <= MOST_RESPONSES:
-        return
-    if hidden := judged - set(event.display_order):
+    else:
+        if len(set(order)) != len(order):
+            yield "display_order", "names a response twice"
+        for index in order:
+            if (problem := _index(index, count)) is not None:
+                yield "display_order", problem
+                break
+    if len(order) <= MOST_RESPONSES and (hidden := set(judged) - set(order)):
         yield "display_order", f"leaves out response {min(hidden)}, which the signal judges"
 
 
-def _index(field: str, index: int, count: int | None) -> Iterator[tuple[str, str]]:
-    if index < 0 or (count is not None and index >= count):
-        known = "" if count is None else f" of {count} responses"
-        yield field, f"{index} is not an index{known}"
+def _index(index: int, count: int | None) -> str | None:
+    """Return what is wrong with the index of a response, or None."""
+    if index >= 0 and (count is None or index < count):
+        return None
+    known = "" if count is None else f" of {count} responses"
+    return f"{index} is not an index{known}"
 
 
-def _two(kind: str, one: str, index: int, other: str, other_index: int, count: int | None) -> Iterator[tuple[str, str]]:
-    yield from _index(f"{kind}.{one}", index, count)
-    yield from _index(f"{kind}.{other}", other_index, count)
-    if index == other_index:
-        yield f"{kind}.{other}", f"the same as {one}"
+def _two(
+    problems: list[tuple[str, str]], kind: str, names: tuple[str, str], pair: Sequence[int], count: int | None
+) -> None:
+    """Append what is wrong with the indices of two different responses, in the fields ``names`` of ``kind``."""
+    for i, index in enumerate(pair):
+        if (problem := _index(index, count)) is not None:
+            problems.append((f"{kind}.{names[i]}", problem))
+    if pair[0] == pair[1]:
+        problems.append((f"{kind}.{names[1]}", f"the same as {names[0]}"))
 
 
 def _rating(rating: feedback_pb2.Rating) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from rewardloop_server.calls.errors import InvalidRequest, Violation
 _SOURCES = frozenset(feedback_pb2.Source.values())
 _LANES = frozenset(common_pb2.Lane.values())
 _TRUNCATIONS = frozenset(reward_pb2.Truncation.values())
+_SET_BY_SERVER = ("arrival_time", "policy_version", "shown", "task")
 _MAX_EPOCH_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of a protobuf Timestamp
 
 
@@ -69,32 +70,32 @@ def validate_score(request: reward_pb2.ScoreRequest, limits: Limits) -> None:
         raise InvalidRequest(violations)
 
 
-def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
+def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits, size: int | None = None) -> None:
     """Check a signal as its caller sent it. Raises InvalidRequest with every violation.
+
+    ``size`` is its encoded bytes, if they are known; protobuf encodes it to know them.
 
     If it names a generation_id, the responses are not known yet. `validate_signal` checks what depends on them once
     they are filled in.
     """
     violations: list[Violation] = []
-    _check_size(event, limits)
+    _check_size(event.ByteSize() if size is None else size, limits)
     event_id, generation_id = event.event_id, event.generation_id
     if not event_id:
         violations.append(Violation("event_id", "missing"))
-    for field, text in (
-        ("event_id", event_id),
-        ("generation_id", generation_id),
-        ("annotator_id", event.annotator_id),
-    ):
-        if len(text) > limits.max_id_chars:
-            violations.append(Violation(field, f"more than {limits.max_id_chars} characters"))
+    most = limits.max_id_chars
+    for field, text in (("event_id", event_id), ("generation_id", generation_id), ("annotator_id", event.annotator_id)):
+        if len(text) > most:
+            violations.append(Violation(field, f"more than {most} characters"))
     if event.source not in _SOURCES:
         violations.append(Violation("source", "not a known source"))
     if event.tags:
         _check_tags(event, limits, violations)
     if event.HasField("event_time") and not _is_timestamp(event.event_time.seconds, event.event_time.nanos):
         violations.append(Violation("event_time", "not between the years 1 and 9999"))
-    for field in ("arrival_time", "policy_version", "shown", "task"):
-        if event.HasField(field):
+    has = event.HasField
+    for field in _SET_BY_SERVER:
+        if has(field):
             violations.append(Violation(field, "set by the server"))
     if event.response_versions:
         violations.append(Violation("response_versions", "set by the server"))
@@ -118,7 +119,7 @@ def validate_event(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
 def validate_signal(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
     """Check a signal against responses that were filled in from a generation. Raises InvalidRequest."""
     violations: list[Violation] = []
-    _check_size(event, limits)
+    _check_size(event.ByteSize(), limits)
     _check_signal(event, event.responses, limits, violations)
     if violations:
         raise InvalidRequest(violations)
@@ -130,10 +131,14 @@ def within(error: InvalidRequest, prefix: str) -> InvalidRequest:
 
 
 def _check_text(text: str, field: str, limits: Limits, violations: list[Violation]) -> None:
+    if (problem := _text_problem(text, limits)) is not None:
+        violations.append(Violation(field, problem))
+
+
+def _text_problem(text: str, limits: Limits) -> str | None:
     if not text or text.isspace():
-        violations.append(Violation(field, "empty"))
-    elif _is_too_long(text, limits):
-        violations.append(Violation(field, f"more than {limits.max_text_bytes} bytes"))
+        return "empty"
+    return f"more than {limits.max_text_bytes} bytes" if _is_too_long(text, limits) else None
 
 
 def _is_too_long(text: str, limits: Limits) -> bool:
@@ -165,12 +170,13 @@ def _check_responses(responses: Sequence[str], most: int, limits: Limits, violat
         violations.append(Violation("responses", f"1 to {most} responses, not {len(responses)}"))
         return
     for i, response in enumerate(responses):
-        _check_text(response, f"responses[{i}]", limits, violations)
+        if (problem := _text_problem(response, limits)) is not None:
+            violations.append(Violation(f"responses[{i}]", problem))
 
 
-def _check_size(event: feedback_pb2.FeedbackEvent, limits: Limits) -> None:
+def _check_size(size: int, limits: Limits) -> None:
     """Raise InvalidRequest for an event above the bound, before anything walks through it."""
-    if (size := event.ByteSize()) > limits.max_event_bytes:
+    if size > limits.max_event_bytes:
         raise InvalidRequest([Violation("", f"the event has {size} bytes, more than {limits.max_event_bytes}")])
 
 
@@ -178,10 +184,16 @@ def _check_tags(event: feedback_pb2.FeedbackEvent, limits: Limits, violations: l
     if len(event.tags) > limits.max_tags:
         violations.append(Violation("tags", f"more than {limits.max_tags} tags"))
         return
-    if any(not 1 <= len(key) <= limits.max_tag_chars for key in event.tags):
-        violations.append(Violation("tags", f"a key is not 1 to {limits.max_tag_chars} characters long"))
-    if any(len(value) > limits.max_tag_chars for value in event.tags.values()):
-        violations.append(Violation("tags", f"a value is longer than {limits.max_tag_chars} characters"))
+    tags, most = event.tags, limits.max_tag_chars
+    longest_value = 0
+    are_keys_sound = True
+    for key in tags:  # not by items(), which protobuf answers in Python
+        are_keys_sound = are_keys_sound and 1 <= len(key) <= most
+        longest_value = max(longest_value, len(tags[key]))
+    if not are_keys_sound:
+        violations.append(Violation("tags", f"a key is not 1 to {most} characters long"))
+    if longest_value > most:
+        violations.append(Violation("tags", f"a value is longer than {most} characters"))
 
 
 def _is_timestamp(seconds: int, nanos: int) -> bool:
@@ -192,6 +204,7 @@ def _check_signal(
     event: feedback_pb2.FeedbackEvent, responses: Sequence[str] | None, limits: Limits, violations: list[Violation]
 ) -> None:
     """Append every violation of the signal. ``responses`` is None if they are not known yet."""
-    violations.extend(Violation(field, problem) for field, problem in signal_problems(event, responses))
-    if event.WhichOneof("signal") == "edit" and _is_too_long(event.edit.edited_text, limits):
+    if problems := signal_problems(event, responses):
+        violations.extend(Violation(field, problem) for field, problem in problems)
+    if event.HasField("edit") and _is_too_long(event.edit.edited_text, limits):
         violations.append(Violation("edit.edited_text", f"more than {limits.max_text_bytes} bytes"))

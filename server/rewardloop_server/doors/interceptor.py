@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -25,6 +25,8 @@ from rewardloop_server.calls.errors import (
     status_name,
 )
 from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
+from rewardloop_server.doors.call import MESSAGE_BYTES
+from rewardloop_server.doors.freed_memory import FreedMemory
 from rewardloop_server.doors.roles import OPEN
 from rewardloop_server.observe.metrics import ServerMetrics
 
@@ -89,10 +91,22 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
 
     A RewardloopError ends the RPC with its rich status, an undecodable request with INVALID_ARGUMENT, any other
     exception with INTERNAL and a generic text. Cancellation passes through.
+
+    Args:
+        metrics: Where calls are counted.
+        door: What every call passes; None if there is none.
+        decoders: What reads the messages of some methods, by their full names; the others' are read by their own.
     """
 
-    def __init__(self, metrics: ServerMetrics, door: Door | None = None) -> None:
+    def __init__(
+        self,
+        metrics: ServerMetrics,
+        door: Door | None = None,
+        decoders: Mapping[str, Callable[[bytes], Any]] | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._decoders = decoders or {}
+        self._freed = FreedMemory()
         self._door = door
         self._is_draining = False
         self._open: set[_Stoppable] = set()
@@ -189,7 +203,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                 del context
             rpc.succeed()
 
-        decode = _tolerant(handler.request_deserializer)
+        decode = _tolerant(self._decoders.get(method, handler.request_deserializer), self._freed.came)
         encode = handler.response_serializer
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(stream, decode, encode)
@@ -274,10 +288,15 @@ def _as_known(error: BaseException) -> RewardloopError | None:
     return None
 
 
-def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Return a deserializer that marks bytes which protobuf cannot parse. gRPC itself would answer INTERNAL to them."""
+def _tolerant(decode: Callable[[bytes], Any], came: Callable[[int], None]) -> Callable[[bytes], Any]:
+    """Return a deserializer that marks bytes which protobuf cannot parse. gRPC itself would answer INTERNAL to them.
+
+    It calls ``came`` with the size of each message.
+    """
 
     def decode_or_mark(data: bytes) -> Any:
+        MESSAGE_BYTES.set(len(data))
+        came(len(data))
         try:
             return decode(data)
         except DecodeError:

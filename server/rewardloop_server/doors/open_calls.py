@@ -90,7 +90,7 @@ class OpenCalls:
             async for reply in handler.stream_stream(self._readable(requests), context):
                 await context.write(reply)
             return
-        request = await self._first(self._readable(requests))
+        request = await self._first(requests)
         if handler.response_streaming:
             replies = handler.unary_stream(request, context)
             if inspect.isasyncgen(replies):
@@ -106,7 +106,8 @@ class OpenCalls:
     async def _first(self, requests: AsyncIterator[Any]) -> Any:
         try:
             async with asyncio.timeout(self._limits.message_s):
-                return await anext(requests)
+                # Not by `_readable`: a generator that is left halfway costs the event loop a task that closes it.
+                return _checked(await anext(aiter(requests)))
         except TimeoutError:
             raise InvalidRequest([Violation("", f"no message within {self._limits.message_s:g} s")]) from None
         except StopAsyncIteration:
@@ -114,9 +115,7 @@ class OpenCalls:
 
     async def _readable(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
-            if isinstance(request, _Unreadable):
-                raise InvalidRequest([Violation("", request.description)])
-            yield request
+            yield _checked(request)
 
     def _enter(self, connection: str) -> None:
         """Count a call in. Raises QuotaSpent."""
@@ -161,6 +160,13 @@ def _bounded(decode: Callable[[bytes], Any], most: int) -> Callable[[bytes], Any
             return _Unreadable("not a message of this method, or a text in it is not UTF-8")
 
     return decode_or_mark
+
+
+def _checked(request: Any) -> Any:
+    """Return the request. Raises InvalidRequest if it could not be read."""
+    if isinstance(request, _Unreadable):
+        raise InvalidRequest([Violation("", request.description)])
+    return request
 
 
 async def _abort(error: RewardloopError, context: Context) -> None:

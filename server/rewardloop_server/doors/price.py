@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from rewardloop.v1 import policy_pb2, reward_pb2
 from rewardloop_server.calls.estimate import estimated_tokens, estimated_tokens_to_generate
+from rewardloop_server.calls.large_batch import LargeBatch
 
 _MOST_GROUPS = 10_000  # a batch with more groups is refused, and must not cost a walk through all of them before
 
@@ -22,7 +23,7 @@ def one_reader(name: str) -> int:
     return 1
 
 
-def tokens_of(request: Message, readers: Readers = one_reader) -> int:
+def tokens_of(request: Message | LargeBatch, readers: Readers = one_reader) -> int:
     """Return about how many tokens of models' work the request asks for; 0 if it asks no model.
 
     A group counts once for each model that reads it.
@@ -32,7 +33,7 @@ def tokens_of(request: Message, readers: Readers = one_reader) -> int:
             return _tokens_to_score(request, readers)
         case reward_pb2.ScoreStreamRequest():
             return _tokens_to_score(request.request, readers)
-        case reward_pb2.ScoreBatchRequest():
+        case reward_pb2.ScoreBatchRequest() | LargeBatch():
             return sum(_tokens_to_score(group, readers) for group in islice(request.groups, _MOST_GROUPS))
         case policy_pb2.GenerateStreamRequest():
             return tokens_of(request.request, readers)

@@ -21,10 +21,14 @@
 -- ARGV[6]  name of the entry's field that holds the traceparent
 -- For each event, in the order of the events:
 --   ARGV   the serialized FeedbackEvent
---   ARGV   its event_id
---   ARGV   12 bytes of a digest of caller and event_id, and 8 bytes of a digest of what the caller sent
---   ARGV   the traceparent in which it was sent; '' if there was none
---   ARGV   how many checks it has
+--   ARGV   what the script reads of it, in one text, because each argument costs time of the server and of Redis:
+--            4 bytes    its bucket in hex, made of 2 bytes of a digest of caller and event_id
+--            10 bytes   the rest of that digest
+--            8 bytes    a digest of what the caller sent
+--            1 byte     how many checks it has
+--            2 bytes    how many bytes its event_id has, big-endian
+--            the event_id
+--            the traceparent in which it was sent; nothing if there was none
 --   For each check:
 --     ARGV  its name
 --     ARGV  its limit: the most signals, or the most members of its set
@@ -46,8 +50,10 @@ local now = tonumber(redis.call('TIME')[1])
 local known = redis.call('HMGET', ids, 'window', 'since', 'began0', 'count0', 'began1', 'count1')
 local window, since, began = tonumber(known[1]), tonumber(known[2]), tonumber(known[3])
 if not window then
-    window, since, began = 0, now, now
-    redis.call('HSET', ids, 'window', 0, 'since', now, 'began0', now, 'count0', 0)
+    window, began = 0, now
+    -- An earlier version that remembered an id had made the stream before.
+    since = redis.call('EXISTS', KEYS[1]) == 1 and now or 0
+    redis.call('HSET', ids, 'window', 0, 'since', since, 'began0', now, 'count0', 0)
 elseif began > now then -- the clock was set back
     redis.call('HSET', ids, 'began0', now)
 elseif now - began >= remembered_s / 2 or tonumber(known[4]) >= most_ids then
@@ -57,60 +63,67 @@ elseif now - began >= remembered_s / 2 or tonumber(known[4]) >= most_ids then
 end
 local is_legacy_known = now - since < remembered_s
 local kept_ms = math.ceil(1500 * remembered_s)
-local oldest = math.max(0, window - 2)
+local newest = ids .. ':' .. window .. ':'
+local older = {} -- what the names of the buckets in the windows before begin with
+for w = window - 1, math.max(0, window - 2), -1 do older[#older + 1] = ids .. ':' .. w .. ':' end
 local remembered = 0
-
-local function first_answer(bucket, field, said, event_id)
-    for w = window, oldest, -1 do
-        local found = redis.call('HGET', ids .. ':' .. w .. bucket, field)
-        if found then return found == said and '=' or '#' end
-    end
-    if is_legacy_known and redis.call('EXISTS', seen_prefix .. event_id) == 1 then return '=' end
-end
-
-local function remember(bucket, field, said)
-    local key = ids .. ':' .. window .. bucket
-    redis.call('HSET', key, field, said)
-    if redis.call('HLEN', key) == 1 then
-        redis.call('PEXPIRE', key, kept_ms)
-        if window > 2 then redis.call('UNLINK', ids .. ':' .. (window - 3) .. bucket) end
-    end
-    remembered = remembered + 1
-end
+local call, byte, sub = redis.call, string.byte, string.sub
 
 local answers = {}
 local k, a = 3, 7
 while a < #ARGV do
-    local event, event_id, digests, trace, checks = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
-    local bucket = string.format(':%02x%02x', string.byte(digests, 1, 2))
-    local field, said = string.sub(digests, 3, 12), string.sub(digests, 13)
-    local answer = first_answer(bucket, field, said, event_id)
+    local event, about = ARGV[a], ARGV[a + 1]
+    local bucket, field, said = sub(about, 1, 4), sub(about, 5, 14), sub(about, 15, 22)
+    local checks, high, low = byte(about, 23, 25)
+    local id_end = 25 + 256 * high + low
+    local event_id = sub(about, 26, id_end)
+    local known_in = newest .. bucket
+    local is_first = call('HLEN', known_in) == 0
+    local found = not is_first and call('HGET', known_in, field)
+    for w = 1, #older do
+        if found then break end
+        found = call('HGET', older[w] .. bucket, field)
+    end
+    local answer
+    if found then
+        answer = found == said and '=' or '#'
+    elseif is_legacy_known and call('EXISTS', seen_prefix .. event_id) == 1 then
+        answer = '='
+    end
     for c = 1, checks do
         if answer then break end
-        local key, at = KEYS[k + c - 1], a + 1 + 4 * c
+        local key, at = KEYS[k + c - 1], a + 4 * c - 2
         local name, limit, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 3]
         if member == '' then
-            if tonumber(redis.call('GET', key) or 0) >= limit then answer = '!' .. name end
-        elseif redis.call('SISMEMBER', key, member) == 1 then
+            if tonumber(call('GET', key) or 0) >= limit then answer = '!' .. name end
+        elseif call('SISMEMBER', key, member) == 1 then
             answer = '!replay'
-        elseif redis.call('SCARD', key) >= limit then
+        elseif call('SCARD', key) >= limit then
             answer = '!' .. name
         end
     end
     if not answer then
-        local fields = {event_field, event, id_field, event_id}
-        if trace ~= '' then fields[5], fields[6] = trace_field, trace end
-        answer = redis.call('XADD', KEYS[1], '*', unpack(fields))
-        remember(bucket, field, said)
+        if id_end == #about then
+            answer = call('XADD', KEYS[1], '*', event_field, event, id_field, event_id)
+        else
+            local trace = sub(about, id_end + 1)
+            answer = call('XADD', KEYS[1], '*', event_field, event, id_field, event_id, trace_field, trace)
+        end
+        call('HSET', known_in, field, said)
+        if is_first then
+            call('PEXPIRE', known_in, kept_ms)
+            if window > 2 then call('UNLINK', ids .. ':' .. (window - 3) .. ':' .. bucket) end
+        end
+        remembered = remembered + 1
         for c = 1, checks do
-            local key, at = KEYS[k + c - 1], a + 1 + 4 * c
+            local key, at = KEYS[k + c - 1], a + 4 * c - 2
             local kept_s, member = ARGV[at + 2], ARGV[at + 3]
-            if member == '' then redis.call('INCR', key) else redis.call('SADD', key, member) end
-            redis.call('EXPIRE', key, kept_s)
+            if member == '' then call('INCR', key) else call('SADD', key, member) end
+            call('EXPIRE', key, kept_s)
         end
     end
     answers[#answers + 1] = answer
-    k, a = k + checks, a + 5 + 4 * checks
+    k, a = k + checks, a + 2 + 4 * checks
 end
-if remembered > 0 then redis.call('HINCRBY', ids, 'count0', remembered) end
+if remembered > 0 then call('HINCRBY', ids, 'count0', remembered) end
 return table.concat(answers, ' ')

@@ -19,6 +19,7 @@ from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
 from rewardloop_server.calls.vocabulary import FeedbackOutcome
+from rewardloop_server.doors.call import MESSAGE_BYTES
 from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.feedback.intake import Intake
 from rewardloop_server.feedback.room import Room
@@ -83,18 +84,19 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_pb2.RecordBatchResponse:
         if not 1 <= len(request.events) <= self._max_events:
             raise InvalidRequest([Violation("events", f"1 to {self._max_events} events, not {len(request.events)}")])
-        size = request.ByteSize()
+        size = MESSAGE_BYTES.get() or request.ByteSize()
         async with self._room.taken(size) if size > _LARGE_BATCH else nullcontext():
             outcomes = await self._record(request.events)
-        items = []
+        reply = feedback_pb2.RecordBatchResponse()
         for i, outcome in enumerate(outcomes):
+            item = reply.items.add()
             if isinstance(outcome, Appended):
-                items.append(feedback_pb2.RecordBatchItem(result=_reply(outcome)))
+                item.result.CopyFrom(_reply(outcome))
                 continue
             error = within(outcome, f"events[{i}]") if isinstance(outcome, InvalidRequest) else outcome
             self._metrics.rejected_total.labels(reason=error.reason).inc()
-            items.append(feedback_pb2.RecordBatchItem(error=error.to_status()))
-        return feedback_pb2.RecordBatchResponse(items=items)
+            item.error.CopyFrom(error.to_status())
+        return reply
 
     async def Retract(self, request: feedback_pb2.RetractRequest, context: Context) -> feedback_pb2.RetractResponse:
         if not 1 <= len(request.import_id) <= MOST_IMPORT_ID_CHARACTERS:
@@ -149,7 +151,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         sender = sender_of(caller, time.time_ns())
         prepared: list[Signal | RewardloopError] = []
         for event in events:
-            prepared.append(self._error_of(event) or sent(event, sender))
+            signal = sent(event, sender)
+            prepared.append(self._error_of(event, len(signal.said)) or signal)
             if len(prepared) % _CHECKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         if named := {each.event.generation_id for each in prepared if isinstance(each, Signal)} - {""}:
@@ -159,9 +162,9 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
                     prepared[i] = fill_in(event, generations.get(event.generation_id), self._limits) or prepared[i]
         return prepared
 
-    def _error_of(self, event: Event) -> InvalidRequest | None:
+    def _error_of(self, event: Event, size: int) -> InvalidRequest | None:
         try:
-            validate_event(event, self._limits)
+            validate_event(event, self._limits, size)
         except InvalidRequest as error:
             return error
         if event.aspect and event.aspect not in self._aspects:

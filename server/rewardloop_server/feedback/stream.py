@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from redis.asyncio import Redis
@@ -28,6 +28,9 @@ _BYTES_A_CALL = 4 * 2**20
 
 # Names of what the script reads and stores, which it gets as arguments so that they are defined once.
 _STORED_NAMES = (keys.FEEDBACK_SEEN, keys.EVENT_FIELD, keys.ID_FIELD, keys.TRACE_FIELD)
+
+# The bucket and the rest of the key, the number of checks, and the bytes of the event_id; see the script.
+_ABOUT = struct.Struct(">4s18sBH")
 
 _APPEND = script_text(__package__, "append.lua")
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
@@ -62,8 +65,7 @@ def entry_of(signal: Signal, checks: tuple[Check, ...] = (), trace: str = "") ->
     return Entry(event_id, key, signal.data, checks, trace)
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """An event's place in the stream; "" if it was not appended.
 
     Attributes:
@@ -79,6 +81,12 @@ class Appended:
 
 _DUPLICATE = Appended("", True)
 ERASED = Appended("", True, is_erased=True)
+
+
+def _about(event_id: str, key: bytes, checks: int, trace: str) -> bytes:
+    """Return what the script reads of an entry beside its data."""
+    name = event_id.encode()
+    return _ABOUT.pack(key[:2].hex().encode(), key[2:], checks, len(name)) + name + trace.encode()
 
 
 class FeedbackStream:
@@ -173,9 +181,9 @@ class FeedbackStream:
     async def _append_group(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         names: list[str] = [keys.FEEDBACK_STREAM, keys.FEEDBACK_IDS]
         args: list[bytes | str | int] = [self._ttl_s, self._window_ids, *_STORED_NAMES]
-        for entry in entries:
-            args += (entry.data, entry.event_id, entry.key, entry.trace, len(entry.checks))
-            for check in entry.checks:
+        for event_id, key, data, checks, trace in entries:
+            args += (data, _about(event_id, key, len(checks), trace))
+            for check in checks:
                 names.append(check.key)
                 args += (check.name, check.limit, check.ttl_s, check.member)
         with redis_errors():

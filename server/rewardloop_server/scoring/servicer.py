@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from rewardloop.v1 import reward_pb2, reward_pb2_grpc
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, Violation
 from rewardloop_server.calls.estimate import estimated_tokens
+from rewardloop_server.calls.large_batch import Batch
 from rewardloop_server.calls.validate import Limits, validate_score
 from rewardloop_server.doors.call import Call, Context, call_of
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -65,21 +66,19 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         validate_score(request, self._limits)
         return (await self._scorer.score(request, call_of(context))).reply
 
-    async def ScoreBatch(
-        self, request: reward_pb2.ScoreBatchRequest, context: Context
-    ) -> reward_pb2.ScoreBatchResponse:
-        max_groups = self._bulk.max_groups
-        if not 1 <= len(request.groups) <= max_groups:
-            raise InvalidRequest([Violation("groups", f"1 to {max_groups} groups, not {len(request.groups)}")])
+    async def ScoreBatch(self, request: Batch, context: Context) -> reward_pb2.ScoreBatchResponse:
+        groups, max_groups = request.groups, self._bulk.max_groups
+        if not 1 <= len(groups) <= max_groups:
+            raise InvalidRequest([Violation("groups", f"not 1 to {max_groups} groups")])
         call = self._bulk_call(context)
         # The call is admitted or refused as a whole. Once admitted, it waits for room rather than lose groups.
-        first = request.groups[0]
+        first = groups[0]
         with self._batcher.reserved(
             lane_of(first), self._tokens(first), call.deadline, call.queue_name, account=call.caller
         ):
             pass
         window = BulkWindow(max_tokens=self._bulk.window_tokens, max_groups=max_groups)
-        items = [reward_pb2.ScoreBatchItem() for _ in request.groups]
+        items = [reward_pb2.ScoreBatchItem() for _ in range(len(groups))]
 
         async def answer(group: reward_pb2.ScoreRequest, item: reward_pb2.ScoreBatchItem, tokens: int) -> None:
             outcome = await self._outcome(group, call, is_bounded=False)
@@ -90,7 +89,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
                 item.error.CopyFrom(outcome)
 
         async with asyncio.TaskGroup() as answers:
-            for group, item in zip(request.groups, items, strict=True):
+            for group, item in zip(groups, items, strict=True):
                 tokens = self._tokens(group)
                 await self._enter(window, group, tokens)
                 answers.create_task(answer(group, item, tokens))
