@@ -94,8 +94,7 @@ def vllm_backend(settings: PolicyWorkerSettings, store: ModelStore, metrics: Ser
     from rewardloop_policy.vllm_versions import VllmSettings, VllmVersions
     from rewardloop_sampling.vllm_client import VllmClient, VllmEndpoint
 
-    if settings.vllm_directory is None:
-        raise SystemExit(f"{prog}: --vllm-url needs --vllm-directory, where the server reads adapters that are written")
+    assert settings.vllm_directory is not None  # the settings say so
     try:
         file = settings.vllm_api_key_file
         key = "" if file is None else file.read_text(encoding="utf-8").strip()

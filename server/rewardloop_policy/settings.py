@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rewardloop_server.calls.estimate import DEFAULT_NEW_TOKENS
 from rewardloop_server.settings import ServingSettings
@@ -69,3 +69,9 @@ class PolicyWorkerSettings(ServingSettings):
         if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
             raise ValueError("not the URL of a server, such as http://127.0.0.1:8000")
         return url
+
+    @model_validator(mode="after")
+    def _can_hand_over_adapters(self) -> Self:
+        if self.vllm_url and self.vllm_directory is None:
+            raise ValueError("vllm_url needs vllm_directory, where the server reads the adapters that are written")
+        return self

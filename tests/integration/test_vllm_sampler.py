@@ -180,7 +180,9 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(
 
 
 def test_what_passes_is_tried_again_with_the_same_answers(make: Callable[..., VllmSampler], server: VllmServer) -> None:
-    expected = ask(make(), call())
+    first = make()
+    expected = ask(first, call())
+    first.abandon()
     server.faults = {
         COMPLETIONS: [busy, drop, broken_off],
         "/v1/models": [busy],

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.adapted_policies import adapted
@@ -16,7 +17,9 @@ from support.real_vllm import RealVllm
 from support.vllm_server import vllm_server
 
 from rewardloop.formats.store import ModelStore
+from rewardloop.process.settings import parse
 from rewardloop_client import Generation, RewardloopClient, RewardloopError, Unavailable
+from rewardloop_policy.settings import PolicyWorkerSettings
 
 PROMPTS = ("Hello", "How are you?", "Tell me something that I do not know.")
 
@@ -26,9 +29,14 @@ def worker_on(url: str, directory: Path, redis_url: str, *args: str) -> Worker:
     return Worker(directory, redis_url, *how, "--vllm-most-gap", "0.001", *args)
 
 
+def base_policy() -> Any:
+    """A policy whose heads have a size that vLLM's attention on a CPU takes."""
+    return small_llama(1, width=128)
+
+
 def filled(directory: Path) -> ModelStore:
     """Version 1, and 2, which is an adapter on it."""
-    store, base = ModelStore(directory / "models"), small_llama(1)
+    store, base = ModelStore(directory / "models"), base_policy()
     publish_policy(store, base, byte_encoder(64))
     publish_policy(store, adapted(base, 3), byte_encoder(64), parent="1")
     return store
@@ -54,7 +62,7 @@ def until_health(client: RewardloopClient, wanted: bool, patience_s: float = 60.
 
 def test_health_follows_the_server_and_calls_fail_clearly_meanwhile(tmp_path: Path, redis_url: str) -> None:
     filled(tmp_path)
-    with vllm_server(small_llama(1), "policy-1") as server:
+    with vllm_server(base_policy(), "policy-1") as server:
         worker = worker_on(server.url, tmp_path, redis_url)
         port = int(server.url.rsplit(":", 1)[1])
         try:
@@ -74,7 +82,7 @@ def test_health_follows_the_server_and_calls_fail_clearly_meanwhile(tmp_path: Pa
             worker.stop()
             raise
     try:
-        with vllm_server(small_llama(1), "policy-1", port):
+        with vllm_server(base_policy(), "policy-1", port):
             until_health(client, True)
             assert texts(asked(client, 0.8)) == expected
     finally:
@@ -82,14 +90,20 @@ def test_health_follows_the_server_and_calls_fail_clearly_meanwhile(tmp_path: Pa
         assert worker.stop() == 0
 
 
-def test_what_is_missing_is_said_before_anything_is_served(tmp_path: Path, redis_url: str) -> None:
-    for args, reason in (
-        (["--vllm-url", "127.0.0.1:8000"], "not the URL of a server"),
-        (["--vllm-url", "http://127.0.0.1:9"], "--vllm-directory"),
-    ):
-        worker = Worker(tmp_path, redis_url, *args)
-        assert worker.process.wait(60) != 0
-        assert reason in (tmp_path / "worker.log").read_text()
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--vllm-url", "127.0.0.1:8000", "--vllm-directory", "."], "not the URL of a server"),
+        (["--vllm-url", "http://127.0.0.1:9"], "vllm_url needs vllm_directory"),
+    ],
+)
+def test_settings_that_lack_something_are_refused(
+    args: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        parse(PolicyWorkerSettings, args, "rewardloop policy-worker")
+    assert refusal.value.code
+    assert reason in f"{refusal.value.code} {capsys.readouterr().err}"
 
 
 @pytest.fixture(scope="module")
