@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from rewardloop_policy.policy_model import Answer, PolicyModel
+from rewardloop_policy.policy_model import PolicyModel
+from rewardloop_policy.policy_text import Answer
 from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import DeadlinePassed, InternalError, NotLoadable, PolicyUnavailable, QueueFull
@@ -123,6 +124,11 @@ class SampleBatcher:
     def is_stuck(self) -> bool:
         """Whether a step does not end."""
         return self._is_stuck
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered now."""
+        return not self._is_stuck
 
     async def answer(
         self, policy: PolicyModel, request: SampleRequest, deadline: float | None, speech: Speech | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import grpc
 import structlog
@@ -12,8 +12,7 @@ from redis.asyncio import Redis
 
 from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.v1 import model_pb2_grpc, policy_pb2_grpc
-from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
-from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_policy.backend import Backend, P, Sampling, torch_backend, vllm_backend
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.worker import PolicyServicer
 from rewardloop_server.calls.redis_link import connect_redis
@@ -24,7 +23,6 @@ from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.feedback.generation_keys import GenerationKeys
 from rewardloop_server.feedback.generations import GenerationLog
 from rewardloop_server.guard.last_resort import end_now
-from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_redis
@@ -45,34 +43,27 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
     """Run until SIGTERM or SIGINT, then drain. Returns the exit status."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    device = choose_device(settings.device)
     metrics = ServerMetrics()
     metrics.registry.register(DiskCollector({"store": settings.store}))
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
     pointer = ActivePointer(redis, store.pointers, replication(settings, redis, metrics), metrics.followed)
-    host: VersionHost[PolicyModel] = VersionHost(
+    backend: Backend[Any] = (
+        vllm_backend(settings, store, metrics, PROG) if settings.vllm_url else torch_backend(settings, metrics)
+    )
+    host: VersionHost[Any] = VersionHost(
         "policy",
         store,
-        functools.partial(load_policy_model, device=device),
+        backend.load,
         metrics.switched,
         metrics.resident,
         on_refused=metrics.refused,
     )
-    watch = Watch(settings.run_grace_s)
-    batcher = SampleBatcher(
-        max_batch_rows=settings.max_batch_rows,
-        max_queue_rows=settings.queue_rows,
-        metrics=metrics,
-        watch=watch,
-        bounds=RunBounds(settings.run_limit_s, settings.run_limit_factor, settings.run_grace_s),
-    )
-    metrics.engine_stuck.labels(model="policy").set_function(lambda: float(batcher.is_stuck))
     entrance = Entrance(settings, metrics.registry, PROG)
     interceptor = RewardloopInterceptor(metrics, entrance.door)
     server = entrance.server([*_tracing(is_traced), interceptor], settings.max_message_bytes)
 
-    policy = policy_servicer(settings, host, batcher, redis, metrics)
+    policy = policy_servicer(settings, host, backend.sampling, redis, metrics)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
     models = ModelServicer({"policy": host}, store, pointer, None)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
@@ -82,40 +73,40 @@ async def serve(settings: PolicyWorkerSettings, is_traced: bool = False) -> int:
 
     entrance.open(server, settings.listen)
     background = [
-        watch.run(),
-        batcher.run(),
+        *backend.background,
+        backend.sampling.run(),
         host.follow(pointer, settings.pointer_poll_s),
-        _keep_health(health, host, batcher),
+        _keep_health(health, host, backend.sampling),
         poll_loop_lag(metrics),
-        poll_queues(batcher),
+        poll_queues(backend.sampling),
         poll_redis(metrics, redis),
         *entrance.upkeep(),
     ]
 
     def on_started() -> None:
-        log.info("listening", address=settings.listen, store=settings.store, device=str(device))
+        log.info("listening", address=settings.listen, store=settings.store, sampling=backend.where)
 
     status = await serve_until_signal(server, background, settings, metrics.registry, interceptor, health, on_started)
-    batcher.close()
+    backend.sampling.close()
     await redis.aclose()
     log.info("stopped")
-    if watch.has_work:
+    if backend.is_stuck_at_end():
         end_now(status)
     return status
 
 
 def policy_servicer(
     settings: PolicyWorkerSettings,
-    host: VersionHost[PolicyModel],
-    batcher: SampleBatcher,
+    host: VersionHost[P],
+    sampling: Sampling[P],
     redis: Redis,
     metrics: ServerMetrics,
-) -> PolicyServicer:
+) -> PolicyServicer[P]:
     """Build the PolicyService."""
     signing = GenerationKeys(redis, settings.generation_key_file)
     return PolicyServicer(
         host,
-        batcher,
+        sampling,
         GenerationLog(redis, settings.generation_ttl_s, signing),
         Freshness(redis, metrics),
         Limits(max_text_bytes=settings.max_text_bytes),
@@ -131,11 +122,11 @@ def _tracing(is_on: bool) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[t
     return [ServerTracing()]
 
 
-async def _keep_health(health: HealthServicer, host: VersionHost[PolicyModel], batcher: SampleBatcher) -> None:
+async def _keep_health(health: HealthServicer, host: VersionHost[P], sampling: Sampling[P]) -> None:
     """Keep grpc.health.v1 true: the process serves once a policy is warm, and always shows its versions."""
 
     async def is_warm() -> bool:
-        return host.active is not None and not batcher.is_stuck
+        return host.active is not None and sampling.is_ready
 
     async def always() -> bool:
         return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rewardloop_server.calls.estimate import DEFAULT_NEW_TOKENS
 from rewardloop_server.settings import ServingSettings
@@ -15,9 +17,10 @@ class PolicyWorkerSettings(ServingSettings):
 
     basic_settings = (
         *("store", "redis_url", "listen", "metrics_port", "device", "torch_threads", "max_new_tokens"),
+        *("vllm_url", "vllm_directory"),
         *("tls_cert", "tls_key", "callers", "log_format"),
     )
-    setting_groups = (("device", "Running the policy"),)
+    setting_groups = (("device", "Running the policy"), ("vllm_url", "Running the policy on a vLLM server"))
 
     listen: str = Field(
         "127.0.0.1:50052",
@@ -37,3 +40,38 @@ class PolicyWorkerSettings(ServingSettings):
         description="most new tokens of a candidate, and the default; 0: as many as the policy's context holds, and "
         f"{DEFAULT_NEW_TOKENS} by default",
     )
+
+    vllm_url: str = Field(
+        "", description="base URL of a vLLM server that samples, such as http://127.0.0.1:8000; empty: torch, here"
+    )
+    vllm_directory: Path | None = Field(
+        None, description="directory for adapters that this process and the vLLM server both see by this path"
+    )
+    vllm_api_key_file: Path | None = Field(
+        None, description="file with the key to show to the vLLM server; none: no key"
+    )
+    vllm_timeout_s: float = Field(
+        60.0, gt=0, description="longest wait for the next token of the vLLM server before it is taken for lost"
+    )
+    vllm_max_lora_rank: int = Field(64, ge=1, description="--max-lora-rank of the vLLM server")
+    vllm_check: bool = Field(
+        True,
+        description="compare a version's log-probabilities on the vLLM server with those of torch on the CPU before it "
+        "serves; takes the memory of its weights meanwhile",
+    )
+    vllm_most_gap: float = Field(
+        0.05, gt=0, description="largest mean difference of these log-probabilities, in nats per token"
+    )
+
+    @field_validator("vllm_url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            raise ValueError("not the URL of a server, such as http://127.0.0.1:8000")
+        return url
+
+    @model_validator(mode="after")
+    def _can_hand_over_adapters(self) -> Self:
+        if self.vllm_url and self.vllm_directory is None:
+            raise ValueError("vllm_url needs vllm_directory, where the server reads the adapters that are written")
+        return self

@@ -10,15 +10,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 import grpc
 
 from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import FittedPrompt, turns
 from rewardloop.v1 import common_pb2, policy_pb2, policy_pb2_grpc
-from rewardloop_policy.policy_model import Answer, PolicyModel
-from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_policy.backend import P, Sampling
+from rewardloop_policy.policy_text import Answer
 from rewardloop_policy.speech import OnText, Speech
 from rewardloop_sampling.sampling import SampleRequest
 from rewardloop_server.calls.errors import InvalidRequest, Violation
@@ -38,7 +38,7 @@ MAX_STOP_CHARACTERS = 256
 _FINISH = {"stop": policy_pb2.FINISH_REASON_STOP, "length": policy_pb2.FINISH_REASON_LENGTH}
 
 
-class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
+class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer, Generic[P]):
     """Answers prompts. An answer is logged before its caller gets it.
 
     The active version answers. While there is a canary, a share of the prompts is answered by both: each gives half of
@@ -47,7 +47,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
     Args:
         host: The versions in memory.
-        batcher: Samples requests together.
+        sampling: Answers requests with these versions.
         generations: Where answers are logged.
         freshness: Measures when a version first answers.
         limits: Bounds of requests.
@@ -57,15 +57,15 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
     def __init__(
         self,
-        host: VersionHost[PolicyModel],
-        batcher: SampleBatcher,
+        host: VersionHost[P],
+        sampling: Sampling[P],
         generations: GenerationLog,
         freshness: Freshness,
         limits: Limits,
         max_new_tokens: int,
     ) -> None:
         self._host = host
-        self._batcher = batcher
+        self._sampling = sampling
         self._generations = generations
         self._freshness = freshness
         self._limits = limits
@@ -127,9 +127,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             prompt_token_count=max(len(each.ids) for each in fitted),
         )
 
-    def _choose(
-        self, request: policy_pb2.GenerateRequest, settings: SampleRequest, leases: ExitStack
-    ) -> list[PolicyModel]:
+    def _choose(self, request: policy_pb2.GenerateRequest, settings: SampleRequest, leases: ExitStack) -> list[P]:
         """Return the versions that answer: one, or for a comparison the canary and then the active version.
 
         The prompt and the seed decide, so that a prompt which is asked often meets both versions. ``leases`` keeps them
@@ -146,7 +144,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
     async def _candidates(
         self,
-        policies: Sequence[PolicyModel],
+        policies: Sequence[P],
         prompt: common_pb2.Prompt,
         settings: SampleRequest,
         deadline: float | None,
@@ -175,7 +173,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         # All are waited for, even if one fails, because the versions are leased only for this call.
         outcomes = await asyncio.gather(
             *(
-                self._batcher.answer(policy, request, deadline, _part(speech, order, first))
+                self._sampling.answer(policy, request, deadline, _part(speech, order, first))
                 for policy, (request, _), first in zip(policies, asked, _firsts(asked), strict=True)
             ),
             return_exceptions=True,

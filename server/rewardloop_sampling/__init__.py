@@ -1,1 +1,1 @@
-"""Sampling from a causal language model. It needs torch and transformers, and no other package of this project."""
+"""Sampling from a causal language model. It needs torch and transformers; what calls a vLLM server needs httpx2."""

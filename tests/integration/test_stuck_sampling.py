@@ -19,7 +19,7 @@ from support.reward_graphs import publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import PolicyUnavailable as Unavailable
 from rewardloop_client import RewardloopClient
-from rewardloop_policy.policy_model import Answer
+from rewardloop_policy.policy_text import Answer
 from rewardloop_policy.sample_batcher import SampleBatcher
 from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import SampleRequest

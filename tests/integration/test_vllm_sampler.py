@@ -14,17 +14,10 @@ from support.policy_versions import byte_encoder, small_llama
 from support.vllm_server import VllmServer, vllm_server
 
 from rewardloop.formats.text import Turn
+from rewardloop_sampling.vllm_client import VllmEndpoint
 from rewardloop_trainer.data.completions import token_logprobs
-from rewardloop_trainer.policy.online.sampler import LocalSampler, Said, SampleCall
-from rewardloop_trainer.policy.online.vllm_sampler import (
-    VllmEndpoint,
-    VllmError,
-    VllmGarbage,
-    VllmRefused,
-    VllmSampler,
-    VllmUnreachable,
-    step_of,
-)
+from rewardloop_trainer.policy.online.sampler import LocalSampler, Said, SampleCall, SamplerAway, SamplerError
+from rewardloop_trainer.policy.online.vllm_sampler import VllmSampler, step_of
 from rewardloop_trainer.policy.rollouts import Rollout, Sampling
 
 ENCODER = byte_encoder(64)
@@ -64,7 +57,7 @@ def make(server: VllmServer, model: Any, tmp_path: Path) -> Iterator[Callable[..
 
     yield make
     for sampler in made:
-        sampler._http.close()
+        sampler.abandon()
 
 
 def learn(model: Any) -> None:
@@ -113,7 +106,7 @@ def test_every_step_has_an_adapter_by_name_and_only_the_newest_stays(
     (name,) = server.adapters
     assert name.startswith("mine.")
     assert step_of(name) == second.step == 1
-    assert [path.name for path in (tmp_path / "adapters").iterdir()] == [name]
+    assert {path.name for path in (tmp_path / "adapters").iterdir()} == {name, name.replace(".step1", ".lock")}
     sampler.close()
     assert server.adapters == {}
     assert list((tmp_path / "adapters").iterdir()) == []
@@ -129,14 +122,46 @@ def test_an_older_adapter_answers_while_its_age_is_allowed_and_says_its_step(
     assert len(server.asked(LOAD)) == 3
 
 
-def test_what_a_killed_trainer_left_is_unloaded_and_what_is_not_ours_stays(
+def test_what_an_ended_trainer_left_is_unloaded_and_what_lives_or_is_not_ours_stays(
+    make: Callable[..., VllmSampler], server: VllmServer, model: Any, tmp_path: Path
+) -> None:
+    killed, alive = make(), make()
+    elsewhere = VllmSampler(VllmEndpoint(server.url), model, ENCODER, tmp_path / "elsewhere")
+    for sampler in (killed, alive, elsewhere):
+        ask(sampler, call(step=4))
+    (left, lives, foreign) = server.adapters
+    killed.abandon()
+    elsewhere.abandon()
+    third = make()
+    ask(third, call(step=4))
+    assert left not in server.adapters
+    assert {lives, foreign} < server.adapters.keys()
+    assert ask(alive, call(step=4)).groups == ask(third, call(step=4)).groups
+
+
+def test_trainers_of_one_name_sample_side_by_side_and_end_without_each_others_adapters(
     make: Callable[..., VllmSampler], server: VllmServer
 ) -> None:
-    killed, other = make(name="mine"), make(name="another")
-    ask(killed, call(step=4))
-    ask(other, call(step=4))
-    ask(make(name="mine"), call(step=4))
-    assert sorted(name.split(".")[0] for name in server.adapters) == ["another", "mine"]
+    first, second = make(), make()
+    for step in range(3):
+        assert ask(first, call(step=step)).step == step
+        assert ask(second, call(step=step)).step == step
+    assert len(server.adapters) == 2
+    first.close()
+    assert ask(second, call(step=2)).step == 2
+    second.close()
+    assert server.adapters == {}
+
+
+def test_a_server_that_reports_raw_probabilities_is_found_out_before_the_first_step(
+    make: Callable[..., VllmSampler], server: VllmServer
+) -> None:
+    server.is_raw = True
+    with pytest.raises(SamplerError, match=r"from before the temperature, which is 0\.95 here: .*processed_logprobs"):
+        ask(make(), call(temperature=0.95))
+    assert [body["n"] for body in server.asked(COMPLETIONS)] == [1, 1]  # the probe alone
+    # At temperature 1 both kinds are the same.
+    assert len(all_of(ask(make(), call(temperature=1.0)))) == 9
 
 
 def test_full_weights_are_refused(server: VllmServer, tmp_path: Path) -> None:
@@ -155,14 +180,16 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(
 
 
 def test_what_passes_is_tried_again_with_the_same_answers(make: Callable[..., VllmSampler], server: VllmServer) -> None:
-    expected = ask(make(), call())
+    first = make()
+    expected = ask(first, call())
+    first.abandon()
     server.faults = {
         COMPLETIONS: [busy, drop, broken_off],
         "/v1/models": [busy],
         LOAD: [then_lose_the_answer],
         "/v1/unload_lora_adapter": [then_lose_the_answer],
     }
-    again = ask(make(), call())
+    again = ask(make(attempts=5), call())
     assert again.groups == expected.groups
     assert len(server.adapters) == 1
 
@@ -170,17 +197,17 @@ def test_what_passes_is_tried_again_with_the_same_answers(make: Callable[..., Vl
 @pytest.mark.parametrize("path", [COMPLETIONS, LOAD])
 def test_a_server_that_stays_away_is_given_up(make: Callable[..., VllmSampler], server: VllmServer, path: str) -> None:
     server.faults = {path: [busy] * 100}
-    with pytest.raises(VllmUnreachable, match=r"503: .*too many"):
+    with pytest.raises(SamplerAway, match=r"503: .*too many"):
         ask(make(), call())
     sampler = make()
-    sampler._http.base_url = "http://127.0.0.1:1"
-    with pytest.raises(VllmUnreachable, match="ConnectError"):
+    sampler._client._http.base_url = "http://127.0.0.1:1"
+    with pytest.raises(SamplerAway, match="ConnectError"):
         ask(sampler, call())
 
 
 def test_a_server_that_hangs_is_given_up_in_time(make: Callable[..., VllmSampler], server: VllmServer) -> None:
     server.faults = {"/v1/models": [hang]}
-    with pytest.raises(VllmUnreachable, match="ReadTimeout"):
+    with pytest.raises(SamplerAway, match="ReadTimeout"):
         ask(make(timeout_s=0.2, attempts=1), call())
 
 
@@ -188,10 +215,10 @@ def test_a_refusal_is_not_tried_again_and_a_server_without_adapters_is_explained
     make: Callable[..., VllmSampler], server: VllmServer
 ) -> None:
     server.faults = {LOAD: [lambda handler, body: handler.send(404, {"detail": "Not Found"}) or True]}
-    with pytest.raises(VllmRefused, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+    with pytest.raises(SamplerError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         ask(make(), call())
     server.faults = {COMPLETIONS: [lambda handler, body: handler.refuse(400, "too long") or True]}
-    with pytest.raises(VllmRefused, match=r"400: .*too long"):
+    with pytest.raises(SamplerError, match=r"400: .*too long"):
         ask(make(), call())
     assert len(server.asked(LOAD)) == 2
 
@@ -225,14 +252,14 @@ def test_an_answer_that_is_none_is_never_learned_from(
         alter(reply)
 
     server.alter = alter_six_tokens
-    with pytest.raises(VllmGarbage, match=reason):
+    with pytest.raises(SamplerError, match=reason):
         ask(make(), call())
 
 
 def test_a_reply_that_is_not_json_is_garbage(make: Callable[..., VllmSampler], server: VllmServer) -> None:
     for data, reason in ((b"<html>", "not JSON"), (b"[]", "not an object")):
         server.faults = {COMPLETIONS: [lambda handler, body, data=data: handler.send_bytes(200, data) or True] * 9}
-        with pytest.raises(VllmGarbage, match=reason):
+        with pytest.raises(SamplerError, match=reason):
             ask(make(), call())
 
 
@@ -246,7 +273,6 @@ def test_asked_to_stop_it_stops(make: Callable[..., VllmSampler], server: VllmSe
     with pytest.raises(Stopped):
         make().sample(call(), stop)
     assert server.history == []
-    assert issubclass(VllmUnreachable, VllmError)
 
 
 def busy(handler: Any, body: Any) -> bool:

