@@ -17,7 +17,7 @@ class PolicyWorkerSettings(ServingSettings):
 
     basic_settings = (
         *("store", "redis_url", "listen", "metrics_port", "device", "torch_threads", "max_new_tokens"),
-        *("vllm_url", "vllm_directory"),
+        "vllm_url",
         *("tls_cert", "tls_key", "callers", "log_format"),
     )
     setting_groups = (("device", "Running the policy"), ("vllm_url", "Running the policy on a vLLM server"))
