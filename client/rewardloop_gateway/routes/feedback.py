@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from rewardloop.formats.tokens import LONGEST_LIFE_S, claims_of, make_publishable
 from rewardloop.v1 import feedback_pb2
 from rewardloop_client import AsyncRewardloopClient, Feedback, RecordResult, RewardloopError
-from rewardloop_gateway.answers import Problem, invalid, problem_of, refused
+from rewardloop_gateway.answers import Problem, invalid, problem_of, refused, text_of, violations_of
 from rewardloop_gateway.caller import bearer
 from rewardloop_gateway.shapes import Body, ErrorDetail, Prompt, prompt_of
 from rewardloop_gateway.waiting import while_wanted
@@ -109,10 +119,29 @@ _OneSignal: TypeAlias = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Misshapen:
+    """A signal of many that has another shape than a signal: the id that it was sent with, and pydantic's errors."""
+
+    event_id: str
+    errors: Sequence[Any]
+
+
+def _alone(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """Read a signal of many, so that a misshapen one fails alone."""
+    try:
+        return read(value)
+    except ValidationError as error:
+        event_id = value.get("event_id") if isinstance(value, dict) else None
+        return Misshapen(event_id if isinstance(event_id, str) else "", error.errors())
+
+
 class ManySignals(Body):
     """Many signals, each of which fails alone."""
 
-    events: Annotated[list[_OneSignal], Field(min_length=1, max_length=_MOST_EVENTS)]
+    events: Annotated[
+        list[Annotated[_OneSignal, WrapValidator(_alone)]], Field(min_length=1, max_length=_MOST_EVENTS)
+    ] = Field(description="1 to 1000 signals")
 
 
 _Body: TypeAlias = Annotated[
@@ -172,18 +201,14 @@ def routes(client: AsyncRewardloopClient) -> APIRouter:
     @router.post("/v1/feedback", response_model=Recorded | RecordedMany)
     async def record(request: Request, body: _Body) -> dict[str, Any]:
         """Record one signal, or many as ``events``. The answer comes once they are durable."""
-        signals = body.events if isinstance(body, ManySignals) else [body]
-        events = [
-            _event(signal, f"events[{i}]." if isinstance(body, ManySignals) else "") for i, signal in enumerate(signals)
-        ]
         if isinstance(body, ManySignals):
-            outcomes = await while_wanted(request, client.record_batch(events))
-            return {"items": [_item(event, outcome) for event, outcome in zip(events, outcomes, strict=True)]}
+            return {"items": await _record_many(request, client, body.events)}
+        event = _event(body, "")
         try:
-            recorded = await while_wanted(request, client.record(events[0]))
+            recorded = await while_wanted(request, client.record(event))
         except RewardloopError as error:
             raise problem_of(error, _NAMES) from error
-        return _recorded(events[0], recorded)
+        return _recorded(event, recorded)
 
     @router.post("/v1/feedback/tokens", response_model=PublishableToken)
     async def make_token(body: TokenRequest) -> dict[str, Any]:
@@ -195,6 +220,25 @@ def routes(client: AsyncRewardloopClient) -> APIRouter:
         return {"token": made, "expires": expires}
 
     return router
+
+
+async def _record_many(
+    request: Request, client: AsyncRewardloopClient, signals: Sequence[_OneSignal | Misshapen]
+) -> list[dict[str, Any]]:
+    """Record the signals that can be recorded, and return an item for each, in order."""
+    events: list[feedback_pb2.FeedbackEvent] = []
+    items: list[dict[str, Any]] = []
+    for i, signal in enumerate(signals):
+        try:
+            if isinstance(signal, Misshapen):
+                raise invalid(violations_of(signal.errors, f"events[{i}]"))
+            events.append(_event(signal, f"events[{i}]."))
+            items.append({})
+        except Problem as problem:
+            items.append({"event_id": text_of(signal.event_id), **problem.body()})
+    outcomes = await while_wanted(request, client.record_batch(events)) if events else ()
+    recorded = (_item(event, outcome) for event, outcome in zip(events, outcomes, strict=True))
+    return [item or next(recorded) for item in items]
 
 
 def _event(signal: _OneSignal, place: str) -> feedback_pb2.FeedbackEvent:
