@@ -33,8 +33,8 @@ class Times:
     generate_s: float
 
 
-def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
-    """Return the app that answers by ``client``."""
+def build(client: AsyncRewardloopClient, times: Times, *, has_console: bool = False) -> FastAPI:
+    """Return the app that answers by ``client``. ``has_console`` says whether the console is served beside it."""
     app = FastAPI(
         title="rewardloop",
         version="1",
@@ -48,7 +48,7 @@ def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
     app.include_router(score.routes(client))
     app.include_router(compatible.routes(client))
     app.include_router(health.routes(client))
-    app.include_router(page.routes(app))
+    app.include_router(page.routes(app, has_console=has_console))
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RewardloopError, _failed_call)
     app.add_exception_handler(RequestValidationError, _misshapen)
