@@ -96,8 +96,9 @@ def _fields(progress: ErasureProgress) -> dict[str, Any]:
 def _lines(progress: ErasureProgress) -> Iterator[str]:
     yield f"erasure {progress.erasure_id}: {'done' if progress.done else 'not done yet'}"
     for holder in progress.holders:
-        erased = ", ".join(f"{count} {name}" for name, count in sorted(holder.erased.items())) or "nothing"
-        yield f"  {holder.name}: {holder.state}" + (f", erased {erased}" if holder.state == "done" else "")
+        yield f"  {holder.name}: {holder.state}" + (
+            f", erased {holder.erased_in_words}" if holder.state == "done" else ""
+        )
         for note in holder.notes:
             yield f"    {note}"
     if progress.done or progress.versions:

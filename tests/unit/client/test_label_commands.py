@@ -110,7 +110,7 @@ def test_dry_run_shows_examples_and_sends_nothing(fake: FakeRewardloop) -> None:
     result = run("import", file, "--project", "shop", "--dry-run")
     assert result.exit_code == 1
     assert "6 rows, questions: 5 with 2 responses" in result.stdout
-    assert "1 rows hold no question, such as line 6: prompt: is a number, not text" in result.stdout
+    assert "1 row holds no question, such as line 6: prompt: is a number, not text" in result.stdout
     assert result.stdout.count("  example ") == 3
     assert fake.attempts == []
 
