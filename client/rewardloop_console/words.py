@@ -16,7 +16,7 @@ _OUTCOMES = {
 }
 # The figures of gates that a row of a table has room for, the first that there is of each.
 _HEADLINES = (
-    ("gate_candidate_accuracy", "agrees with people in {:.1%}"),
+    ("gate_candidate_accuracy", "agrees with people in {:.1%} (accuracy)"),
     ("gate_win_rate", "its answers win {:.1%}"),
     ("live_win_rate", "with users its answers win {:.1%}"),
     ("gate_gain", "{:+.4f} better fit to each signal (nats)"),

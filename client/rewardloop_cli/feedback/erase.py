@@ -11,6 +11,7 @@ from typing import Any
 
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
+from rewardloop_cli.feedback.summary import counted
 from rewardloop_client import ErasureProgress, RewardloopClient, TaughtVersion
 
 _FIRST_POLL_S, _LAST_POLL_S = 0.25, 5.0  # each is a line of the audit log
@@ -64,7 +65,7 @@ def look(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
         looked_at = found.looked_at and found.looked_at.isoformat()
         print(json.dumps(asdict(found) | {"looked_at": looked_at}, indent=2))
     elif found.done:
-        print(f"{found.signals} signals in the ledger; nothing was erased")
+        print(f"{counted(found.signals, 'signal')} in the ledger; nothing was erased")
         print("\n".join(_taught(found.versions)))
     else:
         print("the trainer, which keeps the ledger, has not answered")

@@ -206,6 +206,24 @@ def test_parquet_is_written_and_a_file_that_has_no_one_schema_is_refused(fake: F
     assert not list(Path().glob("*mixed*"))
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "ending"),
+    [
+        ("argilla", "x.jsonl", ".json"),
+        ("label-studio", "x.JSONL", ".json"),
+        ("argilla", "x.csv", ".json"),
+        ("trl", "x.json", ".jsonl"),
+        ("kto", "x.jsonl.gz", ".jsonl"),
+    ],
+)
+def test_an_ending_that_says_another_format_is_refused(fake: FakeRewardloop, form: str, name: str, ending: str) -> None:
+    label(fake, NewTask(kinds=["choice"], prompt="p", candidates=["a", "b"]), say=lambda at: Verdict.choice(*at))
+    refused = run("export", "--project", "shop", "--format", form, "--out", name)
+    assert refused.exit_code == 2
+    assert f"name the file {ending}" in " ".join(refused.stderr.split())
+    assert not list(Path().glob("x.*"))
+
+
 def test_argilla_records_and_label_studio_tasks_come_back_as_feedback_and_as_tasks(fake: FakeRewardloop) -> None:
     task = NewTask(kinds=["choice"], prompt="p", candidates=["a", "b"], overlap=1)
     label(fake, task, say=lambda at: Verdict.choice(*at))
