@@ -132,24 +132,6 @@ class RecordResult:
     erased: bool = False
 
 
-# Where an erasure finds something, by the name of its count.
-_PLACES: Mapping[str, str] = {
-    "anchors": "among the anchors of gates",
-    "answers": "answers of labellers",
-    "crowd": "in the record of how signals were given",
-    "dead_letters": "among the dead letters",
-    "examples": "examples in rounds of the console",
-    "files": "files that were left over",
-    "generations": "generations",
-    "ledger": "in the ledger",
-    "people": "among the people and mutes of the console",
-    "pools": "in the pools of training",
-    "reports": "published reports",
-    "stream": "in the stream of signals",
-    "trust": "in files of what people weigh",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class ErasureHolder:
     """A process that keeps signals, and how far it has come with an erasure.
@@ -166,12 +148,6 @@ class ErasureHolder:
     state: ErasureStateName
     erased: Mapping[str, int]
     notes: tuple[str, ...] = ()
-
-    @property
-    def erased_in_words(self) -> str:
-        """What was erased and where. A signal counts in each place that held something of it."""
-        found = [f"{count} {_PLACES.get(name, name.replace('_', ' '))}" for name, count in sorted(self.erased.items())]
-        return ", ".join(found) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)

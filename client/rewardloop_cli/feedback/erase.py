@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rewardloop.formats.erasing.words import erased_in_words
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.feedback.summary import counted
@@ -98,7 +99,7 @@ def _lines(progress: ErasureProgress) -> Iterator[str]:
     yield f"erasure {progress.erasure_id}: {'done' if progress.done else 'not done yet'}"
     for holder in progress.holders:
         yield f"  {holder.name}: {holder.state}" + (
-            f", erased {holder.erased_in_words}" if holder.state == "done" else ""
+            f", erased {erased_in_words(holder.erased)}" if holder.state == "done" else ""
         )
         for note in holder.notes:
             yield f"    {note}"
