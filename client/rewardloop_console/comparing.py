@@ -103,8 +103,8 @@ async def ask_policies(
         Refusal: No version or too many are named.
         RewardloopError: The services refuse the calls whatever the version is.
     """
-    if not 1 <= len(versions) <= MOST_VERSIONS:
-        raise Refusal(400, f"Choose 1 to {MOST_VERSIONS} versions.")
+    if not 2 <= len(set(versions)) <= MOST_VERSIONS:
+        raise Refusal(400, f"Choose 2 to {MOST_VERSIONS} versions to compare.")
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(prompt: str) -> Asked:

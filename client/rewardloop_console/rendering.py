@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rewardloop.formats.erasing.words import erased_in_words
 from rewardloop_console import words
 from rewardloop_console.charts import curve_svg, number
 
@@ -23,6 +24,7 @@ TEMPLATES.filters |= {
     "ago": words.ago,
     "curve_svg": curve_svg,
     "duration": words.duration,
+    "erased": erased_in_words,
     "headline": words.headline,
     "number": number,
     "outcome": words.outcome,

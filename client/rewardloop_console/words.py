@@ -16,11 +16,11 @@ _OUTCOMES = {
 }
 # The figures of gates that a row of a table has room for, the first that there is of each.
 _HEADLINES = (
-    ("gate_candidate_accuracy", "accuracy {:.1%}"),
-    ("gate_win_rate", "win rate {:.1%}"),
-    ("live_win_rate", "live win rate {:.1%}"),
-    ("gate_gain", "{:+.4f} nats a statement"),
-    ("gate_kl", "KL {:.2f} nats"),
+    ("gate_candidate_accuracy", "agrees with people in {:.1%} (accuracy)"),
+    ("gate_win_rate", "its answers win {:.1%}"),
+    ("live_win_rate", "with users its answers win {:.1%}"),
+    ("gate_gain", "{:+.4f} better fit to each signal (nats)"),
+    ("gate_kl", "moved away from its start by {:.2f} nats (KL)"),
 )
 
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from rewardloop.process.http_status import HTTP_STATUS
 from rewardloop_client import MessageTooLarge, RewardloopError, Violation
 
+_MOST_VIOLATIONS = 20
 # The OpenAI API's words for the kind of an error, by status.
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -46,12 +47,12 @@ class Problem(Exception):
         """Return the JSON of the OpenAI API, with the reason and the fields beside it."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error: dict[str, Any] = {
-            "message": _text(self.message),
+            "message": text_of(self.message),
             "type": kind,
-            "param": _text(self.violations[0].field) if self.violations else None,
+            "param": text_of(self.violations[0].field) if self.violations else None,
             "code": self.reason,
             "reason": self.reason,
-            "violations": [{"field": _text(v.field), "description": _text(v.description)} for v in self.violations],
+            "violations": [{"field": text_of(v.field), "description": text_of(v.description)} for v in self.violations],
         }
         if self.retry_after_s is not None:
             error["retry_after_s"] = self.retry_after_s
@@ -99,7 +100,7 @@ def refused(field: str, description: str) -> Problem:
 
 def place(path: Iterable[str | int]) -> str:
     """Return a path of keys and indices as text, such as ``messages[0].role``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path if part != "")
     return text.removeprefix(".")
 
 
@@ -110,6 +111,30 @@ def _renamed(field: str, names: Mapping[str, str]) -> str:
     return field
 
 
-def _text(text: str) -> str:
+def text_of(text: str) -> str:
     """Return the text without lone surrogates, which no JSON in UTF-8 can hold."""
     return text.encode("utf-8", "replace").decode()
+
+
+def violations_of(errors: Sequence[Any], path: str = "") -> list[Violation]:
+    """Return pydantic's errors as fields and what is wrong with each. What was sent is not repeated.
+
+    Args:
+        errors: The errors, with locations from what was read.
+        path: Where what was read stands in the body, such as ``events[1]``.
+    """
+    return [_violation(error, path) for error in errors[:_MOST_VIOLATIONS]]
+
+
+def _violation(error: Any, within: str) -> Violation:
+    path = [within, *(part for part in error["loc"] if isinstance(part, int) or not part.startswith("~"))]
+    match error["type"]:
+        case "json_invalid":
+            return Violation("body", "is no JSON")
+        case "extra_forbidden":
+            return Violation(place(path), "is not known here, and what may matter is not ignored")
+        case "union_tag_invalid":
+            known = str(error["ctx"]["expected_tags"]).replace("~", "").replace("'", "").replace(", many", "")
+            return Violation(place([*path, "kind"]), f"is not one of {known}")
+        case _:
+            return Violation(place(path) or "body", str(error["msg"]))

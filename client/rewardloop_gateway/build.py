@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from rewardloop_client import AsyncRewardloopClient, RewardloopError, Violation
-from rewardloop_gateway.answers import Problem, invalid, place, problem_of, refused
+from rewardloop_client import AsyncRewardloopClient, RewardloopError
+from rewardloop_gateway.answers import Problem, invalid, problem_of, refused, violations_of
 from rewardloop_gateway.routes import chat, compatible, feedback, health, page, score
 from rewardloop_gateway.shapes import ErrorBody
 
 log = structlog.get_logger()
 
 _REASONS = {404: "NO_SUCH_PATH", 405: "NO_SUCH_METHOD", 413: "MESSAGE_TOO_LARGE"}
-_MOST_VIOLATIONS = 20
 _DESCRIPTION = (
     "The services of rewardloop over HTTP. A bearer token goes to them unchanged, so that roles, quotas and rules are "
     "those of gRPC. Every error has a reason."
@@ -35,8 +33,8 @@ class Times:
     generate_s: float
 
 
-def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
-    """Return the app that answers by ``client``."""
+def build(client: AsyncRewardloopClient, times: Times, *, has_console: bool = False) -> FastAPI:
+    """Return the app that answers by ``client``. ``has_console`` says whether the console is served beside it."""
     app = FastAPI(
         title="rewardloop",
         version="1",
@@ -50,7 +48,7 @@ def build(client: AsyncRewardloopClient, times: Times) -> FastAPI:
     app.include_router(score.routes(client))
     app.include_router(compatible.routes(client))
     app.include_router(health.routes(client))
-    app.include_router(page.routes(app))
+    app.include_router(page.routes(app, has_console=has_console))
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(RewardloopError, _failed_call)
     app.add_exception_handler(RequestValidationError, _misshapen)
@@ -69,7 +67,8 @@ async def _failed_call(request: Request, error: Any) -> Response:
 
 
 async def _misshapen(request: Request, error: Any) -> Response:
-    return _shown(request, invalid(_violations(error.errors())))
+    inside = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # the first part says that it is the body
+    return _shown(request, invalid(violations_of(inside)))
 
 
 async def _too_deep(request: Request, error: Any) -> Response:
@@ -90,22 +89,3 @@ async def _bug(request: Request, error: Any) -> Response:
 def _shown(request: Request, problem: Problem) -> Response:
     log.debug("refused", path=request.url.path, status=problem.status, reason=problem.reason)
     return problem.answer()
-
-
-def _violations(errors: Sequence[Any]) -> list[Violation]:
-    """Return pydantic's errors as fields and what is wrong with each. What was sent is not repeated."""
-    return [_violation(error) for error in errors[:_MOST_VIOLATIONS]]
-
-
-def _violation(error: Any) -> Violation:
-    path = [part for part in error["loc"][1:] if isinstance(part, int) or not part.startswith("~")]
-    match error["type"]:
-        case "json_invalid":
-            return Violation("body", "is no JSON")
-        case "extra_forbidden":
-            return Violation(place(path), "is not known here, and what may matter is not ignored")
-        case "union_tag_invalid":
-            known = str(error["ctx"]["expected_tags"]).replace("~", "").replace("'", "").replace(", many", "")
-            return Violation(place([*path, "kind"]), f"is not one of {known}")
-        case _:
-            return Violation(place(path) or "body", str(error["msg"]))

@@ -87,7 +87,7 @@ def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
     if settings.oidc_issuer and find_spec("authlib") is None:
         raise SystemExit(f"{PROG}: --oidc-issuer needs Authlib: pip install 'rewardloop[gateway,oidc]'")
     guard = Guard(
-        build(client, Times(settings.timeout_s, settings.generate_timeout_s)),
+        build(client, Times(settings.timeout_s, settings.generate_timeout_s), has_console=settings.console),
         origins=frozenset(settings.cors_origins),
         rates=Rates(settings.token_requests_per_s, settings.publishable_requests_per_s),
         needs_token=settings.client_cert is not None,

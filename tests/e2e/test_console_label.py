@@ -211,6 +211,52 @@ def test_a_ranking_by_mouse_and_by_finger(browser: Browser) -> None:
     assert list(by_finger.verdict.ranking.order) == [by_finger.display_order[i] for i in (0, 2, 1)]
 
 
+def test_keys_send_only_what_the_labeller_has_said(browser: Browser) -> None:
+    long = "word " * 800
+    fake = project(
+        NewTask(("ranking",), "Order?", ("a", "b", "c")),
+        NewTask(("choice", "rating"), long, (long, "e"), scale=(0, 0.5)),
+        NewTask(("edit",), "What is better?", ("f",)),
+    )
+    with console_on_a_port(fake) as url:
+        page = browser.new_page(viewport=PHONE)
+        page.goto(f"{url}/console/label/shop")
+        page.wait_for_timeout(300)
+        assert page.locator(".ranking .place").count() == 3
+        page.keyboard.press("Enter")
+        page.get_by_text("You have moved nothing.").wait_for()
+        page.locator(".ranking li").first.focus()
+        page.keyboard.press("ArrowUp")  # there is no place above the first
+        page.keyboard.press("Enter")
+        assert fake.events == []
+        press(page, "a")
+        page.wait_for_timeout(300)
+        page.keyboard.press("n")
+        page.keyboard.press("Control+Enter")
+        page.get_by_text("Say which is better").wait_for()
+        page.keyboard.press("Escape")
+        page.keyboard.press("r")
+        page.locator("#grade-1").focus()
+        page.keyboard.press("Enter")
+        page.get_by_text("Give at least one grade.").wait_for()
+        notice = page.locator("#notice").bounding_box()
+        assert notice is not None
+        assert 0 <= notice["y"] < PHONE["height"]
+        assert len(fake.events) == 1
+        page.locator("#grade-1").fill("0.5")
+        press(page, "Enter")
+        assert abs(page.locator("#task").bounding_box()["y"]) < 1  # type: ignore[index]
+        page.wait_for_timeout(300)
+        page.keyboard.press("e")
+        page.keyboard.type("g")
+        press(page, "Control+Enter")
+        page.close()
+    ranked, graded, edited = fake.labelling.answers("shop")
+    assert list(ranked.verdict.ranking.order) == list(ranked.display_order)
+    assert [each.value for each in graded.verdict.ratings.ratings] == [0.5]
+    assert edited.verdict.edit.edited_text == "fg"
+
+
 def test_an_answer_on_its_way_outlives_a_lost_network_and_a_closed_tab(browser: Browser) -> None:
     fake = project(*pairs(2))
     with console_on_a_port(fake) as url:

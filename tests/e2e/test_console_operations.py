@@ -182,3 +182,19 @@ def test_a_person_is_erased_after_a_look_at_what_learned_from_them(browser: Brow
         assert "user-17" not in page.url
         context.close()
     assert fake.events == []
+
+
+@pytest.mark.parametrize("path", ["watch", "decide", "people"])
+def test_rows_are_cards_on_a_phone_and_the_menu_is_one_line(browser: Browser, path: str) -> None:
+    with console_on_a_port(busy_fake()) as url:
+        page = browser.new_page(viewport=PHONE)
+        page.goto(f"{url}/console/{path}")
+        tables = page.locator("main table").filter(visible=True)
+        assert tables.count() > 0
+        for box in (each.bounding_box() for each in (*tables.all(), *page.locator("main table a").all())):
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= PHONE["width"]
+        tops = {round(each.bounding_box()["y"]) for each in page.locator(".top nav a").all()}  # type: ignore[index]
+        assert len(tops) == 1
+        page.close()

@@ -138,9 +138,9 @@ def test_files_are_imported_once_and_bad_rows_are_kept(
     arguments = ["feedback", "import", str(path), "--server", server.address, "--tag", "set=x", "--source", "llm_judge"]
     first = _run(*arguments)
     assert first.exit_code == 1
-    assert "1200 rows, 1199 signals recorded, 0 duplicates, 1 rows rejected" in first.output
+    assert "1200 rows, 1199 signals recorded, 0 duplicates, 1 row rejected" in first.output
     again = _run(*arguments)
-    assert "0 signals recorded, 1199 duplicates, 1 rows rejected" in again.output
+    assert "0 signals recorded, 1199 duplicates, 1 row rejected" in again.output
     recorded = _recorded(empty_stream)
     assert len({event.event_id for event in recorded}) == len(recorded) == 1199
     assert {(e.annotator_id, e.source, e.tags["set"]) for e in recorded} == {("w", feedback_pb2.SOURCE_LLM_JUDGE, "x")}

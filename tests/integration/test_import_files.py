@@ -39,7 +39,7 @@ def test_a_dry_run_shows_examples_and_the_import_sends_what_they_show(tmp_path: 
         assert dry.returncode == 1
         shown = dry.stdout.decode()
         assert "3 rows, read as pair: 2 choices" in shown
-        assert "1 rows hold no signal, such as line 3: chosen: is empty" in shown
+        assert "1 row holds no signal, such as line 3: chosen: is empty" in shown
         assert "example 1: system: Be short. | user: q\n    better: good\n    worse: bad" in shown
         assert "better (by x): good" in shown
         assert not services.calls
@@ -101,7 +101,7 @@ def test_standard_input_and_pipes_are_read(tmp_path: Path) -> None:
     services = Services()
     with serving(services) as server:
         done = _run("import", "-", "--server", server, input=_jsonl([PAIR]), cwd=tmp_path)
-        assert b"stdin: 1 rows, 1 signals recorded" in done.stdout
+        assert b"stdin: 1 row, 1 signal recorded" in done.stdout
         (tmp_path / "a.csv").write_text("prompt,chosen,rejected\np,good,bad\n")
         command = f"{' '.join(_command('import'))} <(cat a.csv) --server {server}"
         piped = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, cwd=tmp_path, check=False)

@@ -3,9 +3,9 @@
 The browser never sees the product's own token. For each answer the product makes a publishable token, which gives
 feedback about that one generation.
 
-    pip install fastapi uvicorn openai rewardloop
-    rewardloop up                                      # in another terminal
-    REWARDLOOP_TOKEN=... uvicorn app:app --port 8000   # the token only if the deployment has callers
+    pip install fastapi uvicorn openai                 # beside rewardloop, whose README says how it is installed
+    rewardloop up --gateway-args=--cors-origins=http://127.0.0.1:8000      # in another terminal
+    REWARDLOOP_TOKEN=... uvicorn app:app --port 8000   # in this folder; the token only if the deployment has callers
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rewardloop.formats.erasing.words import erased_in_words
 from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
+from rewardloop_cli.feedback.summary import counted
 from rewardloop_client import ErasureProgress, RewardloopClient, TaughtVersion
 
 _FIRST_POLL_S, _LAST_POLL_S = 0.25, 5.0  # each is a line of the audit log
@@ -64,7 +66,7 @@ def look(whose: Whose, server: str, *, wait_s: float, as_json: bool) -> int:
         looked_at = found.looked_at and found.looked_at.isoformat()
         print(json.dumps(asdict(found) | {"looked_at": looked_at}, indent=2))
     elif found.done:
-        print(f"{found.signals} signals in the ledger; nothing was erased")
+        print(f"{counted(found.signals, 'signal')} in the ledger; nothing was erased")
         print("\n".join(_taught(found.versions)))
     else:
         print("the trainer, which keeps the ledger, has not answered")
@@ -96,8 +98,9 @@ def _fields(progress: ErasureProgress) -> dict[str, Any]:
 def _lines(progress: ErasureProgress) -> Iterator[str]:
     yield f"erasure {progress.erasure_id}: {'done' if progress.done else 'not done yet'}"
     for holder in progress.holders:
-        erased = ", ".join(f"{count} {name}" for name, count in sorted(holder.erased.items())) or "nothing"
-        yield f"  {holder.name}: {holder.state}" + (f", erased {erased}" if holder.state == "done" else "")
+        yield f"  {holder.name}: {holder.state}" + (
+            f", erased {erased_in_words(holder.erased)}" if holder.state == "done" else ""
+        )
         for note in holder.notes:
             yield f"    {note}"
     if progress.done or progress.versions:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewardloop_cli.feedback.sending import Batch
+from rewardloop_cli.feedback.summary import counted
 from rewardloop_data.side_files import Progress as ImportProgress
 from rewardloop_data.side_files import Rejection
 from rewardloop_data.source_file import SourceFile
@@ -23,15 +24,15 @@ class Report:
     Args:
         source: The file.
         shown: How many rejections are shown.
-        items: What its rows become.
+        item: What a row becomes.
         taking_back: The command that takes an import back, without the import's id.
     """
 
     def __init__(
-        self, source: SourceFile, *, shown: int, items: str = "signals", taking_back: str = "feedback retract"
+        self, source: SourceFile, *, shown: int, item: str = "signal", taking_back: str = "feedback retract"
     ) -> None:
         self._source = source
-        self._items = items
+        self._item = item
         self._taking_back = taking_back
         self._left_to_show = shown
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -74,9 +75,11 @@ class Report:
         kept = f" (kept in {rejected_path})" if progress.rejected else ""
         others = f" ({progress.relabelled} with other labels, which they keep)" if progress.relabelled else ""
         print(
-            f"{self._source.name}: {progress.rows} rows, {progress.recorded} {self._items} recorded, "
-            f"{progress.duplicates} duplicates{others}, {progress.rejected} rows rejected{kept}, {seconds:.1f} s",
-            f"import {progress.import_id}: 'rewardloop {self._taking_back} {progress.import_id}' takes it back",
-            sep="\n",
+            f"{self._source.name}: {counted(progress.rows, 'row')}, {counted(progress.recorded, self._item)} recorded, "
+            f"{counted(progress.duplicates, 'duplicate')}{others}, {counted(progress.rejected, 'row')} rejected{kept}, "
+            f"{seconds:.1f} s",
             flush=True,
         )
+        if progress.recorded:
+            back = f"rewardloop {self._taking_back} {progress.import_id}"
+            print(f"import {progress.import_id}: '{back}' takes it back", flush=True)

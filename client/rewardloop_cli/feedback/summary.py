@@ -10,23 +10,24 @@ from rewardloop_data.survey import Survey
 
 _WIDTH = 100
 _KINDS = {
-    "Preferred": "choices",
-    "Equal": "ties",
-    "Ordered": "rankings",
-    "Approved": "thumbs",
-    "Graded": "ratings",
-    "Edited": "edits",
+    "Preferred": "choice",
+    "Equal": "tie",
+    "Ordered": "ranking",
+    "Approved": "thumb",
+    "Graded": "rating",
+    "Edited": "edit",
 }
 
 
 def summary_of(name: str, found: Survey, import_id: str) -> list[str]:
     """Return the lines of a summary."""
     shapes = ", ".join(shape.name for shape in found.reading.shapes if shape.read is not None)
-    kinds = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in found.signals.most_common()) or "no signal"
+    kinds = ", ".join(counted(count, _KINDS[kind]) for kind, count in found.signals.most_common()) or "no signal"
     named = f" (import {import_id})" if import_id else ""
-    lines = [f"{name}: {found.rows} rows, read as {shapes}: {kinds}{named}"]
+    lines = [f"{name}: {counted(found.rows, 'row')}, read as {shapes}: {kinds}{named}"]
     if found.refused:
-        lines.append(f"{name}: {found.refused} rows hold no signal, such as line {found.reasons[0]}")
+        hold = "1 row holds" if found.refused == 1 else f"{found.refused} rows hold"
+        lines.append(f"{name}: {hold} no signal, such as line {found.reasons[0]}")
     if found.repeats and not found.reading.choices.counts_copies:
         lines.append(
             f"{name}: {found.repeats} judgements are equal to an earlier one, and neither names who judged: they count "
@@ -35,6 +36,11 @@ def summary_of(name: str, found: Survey, import_id: str) -> list[str]:
     for number, judgement in enumerate(found.examples, start=1):
         lines += [f"  example {number}: {short_text(prompt_text(judgement.prompt))}", *_said(judgement)]
     return lines
+
+
+def counted(number: int, name: str) -> str:
+    """Return a number with what is counted, whose plural ends in s."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def _said(judgement: Judgement) -> Iterator[str]:

@@ -19,6 +19,8 @@ from rewardloop_client import GivenAnswer, RewardloopClient
 
 _EXAMPLES = 3
 _PARQUET = (".parquet", ".pq")
+# What endings say that a file holds. An ending that is not here says nothing.
+_LINES, _ARRAY, _OTHERS = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 _REPORTED_EVERY = 5_000
 
 
@@ -29,6 +31,8 @@ def run(server: str, project: str, form: str, out: Path | None, *, dry_run: bool
     is_parquet = out is not None and out.suffix.lower() in _PARQUET
     if is_parquet and form not in FORMS:
         raise UsageError(f"--format {form}: is JSON, and Parquet is not read by that tool")
+    if out is not None:
+        _check_ending(out, form)
     left_out: Counter[str] = Counter()
     with open_client(server, timeout_s=60.0) as client:
         rows = list(_rows(_wanted(client, project, form, left_out), form, left_out))
@@ -42,6 +46,15 @@ def run(server: str, project: str, form: str, out: Path | None, *, dry_run: bool
     if out is not None:
         _show(project, form, rows, left_out, as_json=as_json, examples=0)
     return 0
+
+
+def _check_ending(out: Path, form: str) -> None:
+    """Raise UsageError for a name that says something else than what is written to it."""
+    ending = out.suffix.lower()
+    if form in TOOLS and ending in (*_LINES, *_OTHERS):
+        raise UsageError(f"{out}: --format {form} is one JSON array; name the file .json")
+    if form in FORMS and ending in (*_ARRAY, *_OTHERS):
+        raise UsageError(f"{out}: --format {form} is JSON lines or Parquet; name the file .jsonl or .parquet")
 
 
 def _wanted(client: RewardloopClient, project: str, form: str, left_out: Counter[str]) -> Iterator[GivenAnswer]:

@@ -21,7 +21,7 @@ from rewardloop_cli.connect import open_client
 from rewardloop_cli.failures import UsageError
 from rewardloop_cli.feedback.imports import import_id_of
 from rewardloop_cli.feedback.sending import BATCH_EVENTS, Delivery, GaveUp, one_line, send_file
-from rewardloop_cli.feedback.summary import prompt_text, short_text
+from rewardloop_cli.feedback.summary import counted, prompt_text, short_text
 from rewardloop_client import AddedTask, NewTask, RewardloopClient, RewardloopError
 from rewardloop_client.labelling.messages import new_task
 from rewardloop_client.labelling.types import AnswerKindName
@@ -156,11 +156,12 @@ class _Found:
     def summary(self, name: str, wanted: Wanted, import_id: str) -> Iterator[str]:
         kinds = []
         for count, number in sorted(self.by_count.items()):
-            asked = f"{count} responses" if count else f"no response ({wanted.candidates} are sampled for each)"
+            asked = counted(count, "response") if count else f"no response ({wanted.candidates} are sampled for each)"
             kinds.append(f"{number} with {asked}")
-        yield f"{name}: {self.rows} rows, questions: {', '.join(kinds) or 'none'} (import {import_id})"
+        yield f"{name}: {counted(self.rows, 'row')}, questions: {', '.join(kinds) or 'none'} (import {import_id})"
         if self.refused:
-            yield f"{name}: {self.refused} rows hold no question, such as line {self.first_reason}"
+            hold = "1 row holds" if self.refused == 1 else f"{self.refused} rows hold"
+            yield f"{name}: {hold} no question, such as line {self.first_reason}"
         for number, question in enumerate(self.examples, start=1):
             kind = ", ".join(wanted.kinds_of(question))
             yield f"  example {number} ({kind}): {short_text(prompt_text(question.prompt))}"
@@ -203,7 +204,7 @@ def _import_one(source: SourceFile, client: RewardloopClient | None, options: Im
         print("\n".join(found.summary(source.name, wanted, import_id)), flush=True)
         return int(found.refused > 0)
     back = f"label retract --project {wanted.project}"
-    with Report(source, shown=_SHOWN_REJECTIONS, items="tasks", taking_back=back) as report:
+    with Report(source, shown=_SHOWN_REJECTIONS, item="task", taking_back=back) as report:
         for line in found.summary(source.name, wanted, import_id):
             report.say(line)
         folder = options.side_dir or (Path.cwd() if source.named else writable_folder(source.path.parent)) or Path.cwd()

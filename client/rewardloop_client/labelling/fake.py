@@ -89,6 +89,21 @@ class _Project:
         mine = {lease.task_id for lease in self.of(labeller)}
         return [task_id for task_id in self.tasks if task_id not in mine and self.has_place(task_id)]
 
+    def held_by(self, labeller: str) -> list[_Lease]:
+        """Return the labeller's leases without an answer whose place nobody else has taken, oldest first."""
+        return [each for each in self.of(labeller) if each.said is None and self.is_free(each)]
+
+    def is_free(self, lease: _Lease) -> bool:
+        return lease.takes_place or self.has_place(lease.task_id)
+
+    def unfinished(self) -> list[str]:
+        """Return the tasks that have not all the answers that are wanted."""
+        return [
+            name
+            for name, task in self.tasks.items()
+            if sum(each.said is not None and each.takes_place for each in self.of_task(name)) < task.overlap
+        ]
+
     def answered(self, labeller: str) -> int:
         return sum(lease.said is not None and not lease.is_skip for lease in self.of(labeller))
 
@@ -188,31 +203,23 @@ class FakeLabelling:
 
     def _next(self, request: labelling_pb2.NextTaskRequest) -> labelling_pb2.NextTaskResponse:
         project, who = self._project(request.project), _labeller(request.labeller)
-        lease = self._held(project, who)
-        ours = project.open_for(who)
-        if lease is None and ours:
+        held, ours = project.held_by(who), project.open_for(who)
+        if not held and ours:
             order = list(range(len(project.tasks[ours[0]].new.candidates)))
             self._chance.shuffle(order)
-            lease = _Lease(uuid.uuid4().hex, ours.pop(0), who, order, 1.0, 0.0)
-            project.leases[lease.lease_id] = lease
+            held.append(_Lease(uuid.uuid4().hex, ours.pop(0), who, order, 1.0, 0.0))
+            project.leases[held[-1].lease_id] = held[-1]
         reply = labelling_pb2.NextTaskResponse(answered=project.answered(who), left=len(ours))
-        if lease is not None:
-            lease.expires = time.time() + _LEASE_S
-            reply.task.CopyFrom(self._shown(request.project, lease))
-        else:
-            is_done = all(
-                sum(each.said is not None and each.takes_place for each in project.of_task(name)) >= task.overlap
-                for name, task in project.tasks.items()
-            )
-            reply.no_task = labelling_pb2.NO_TASK_ALL_DONE if is_done else labelling_pb2.NO_TASK_ALL_TAKEN
+        if held:
+            reply.left += len(held) - 1
+            held[-1].expires = time.time() + _LEASE_S
+            reply.task.CopyFrom(self._shown(request.project, held[-1]))
+            return reply
+        unfinished = project.unfinished()
+        reply.no_task = labelling_pb2.NO_TASK_ALL_TAKEN if unfinished else labelling_pb2.NO_TASK_ALL_DONE
+        reply.own_left = sum(project.has_place(name) for name in unfinished)
+        reply.taken = len(unfinished) - reply.own_left
         return reply
-
-    def _held(self, project: _Project, who: str) -> _Lease | None:
-        """Return the labeller's latest lease without an answer whose place nobody else has taken."""
-        for lease in reversed(project.of(who)):
-            if lease.said is None and (lease.takes_place or project.has_place(lease.task_id)):
-                return lease
-        return None
 
     def _answer(self, request: labelling_pb2.AnswerRequest) -> labelling_pb2.AnswerResponse:
         project, who = self._project(request.project), _labeller(request.labeller)
@@ -229,7 +236,7 @@ class FakeLabelling:
         task = project.tasks[lease.task_id].new
         verdict = verdicts.in_added_order(request.verdict, lease.order)
         _refuse(verdicts.verdict_problems(task, verdict))
-        if not lease.takes_place and not project.has_place(lease.task_id):
+        if not project.is_free(lease):
             raise TaskTaken("the lease has ended, and others have the task now")
         lease.said = labelling_pb2.AnswerRequest()
         lease.said.CopyFrom(request)
@@ -347,23 +354,20 @@ def _progress_of(name: str, project: _Project) -> labelling_pb2.Progress:
     answers = [lease for lease in given if not lease.is_skip]
     kinds = Counter(lease.said.verdict.WhichOneof("verdict") or "" for lease in answers if lease.said)
     reasons = Counter(lease.said.verdict.skip.reason for lease in given if lease.is_skip and lease.said)
-    full = [
-        sum(lease.said is not None and not lease.is_skip for lease in project.of_task(task_id)) >= task.overlap
-        for task_id, task in project.tasks.items()
-    ]
     labellers = [
         labelling_pb2.LabellerProgress(
             labeller=who,
             answers=sum(lease.labeller == who for lease in answers),
             skips=sum(lease.labeller == who and lease.is_skip for lease in given),
             seconds=sum(lease.said.seconds for lease in given if lease.labeller == who and lease.said),
+            left=len(project.open_for(who)) + len(project.held_by(who)),
         )
-        for who in sorted({lease.labeller for lease in given})
+        for who in sorted({lease.labeller for lease in project.leases.values()})
     ]
     return labelling_pb2.Progress(
         project=name,
         tasks=len(project.tasks),
-        done=sum(full),
+        done=len(project.tasks) - len(project.unfinished()),
         open=sum(map(project.has_place, project.tasks)),
         leases=sum(lease.said is None and lease.takes_place for lease in project.leases.values()),
         answers=len(answers),

@@ -101,7 +101,8 @@ def task(message: labelling_pb2.Task) -> LabellingTask:
 def offer(response: labelling_pb2.NextTaskResponse) -> Offer:
     if response.HasField("task"):
         return Offer(task(response.task), None, response.answered, response.left)
-    return Offer(None, _NO_TASKS.get(response.no_task, "unspecified"), response.answered, response.left)
+    why = _NO_TASKS.get(response.no_task, "unspecified")
+    return Offer(None, why, response.answered, response.left, response.own_left, response.taken)
 
 
 def answered(response: labelling_pb2.AnswerResponse) -> Answered:
@@ -153,6 +154,7 @@ def _labeller(message: labelling_pb2.LabellerProgress) -> LabellerProgress:
         seconds=message.seconds,
         agreement=_agreement(message.agreement),
         last_time=message.last_time.ToDatetime(tzinfo=UTC) if message.HasField("last_time") else None,
+        left=message.left,
     )
 
 

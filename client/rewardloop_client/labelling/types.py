@@ -101,12 +101,16 @@ class Offer:
         no_task: Why there is none: "all_done", or "all_taken" if some may come free again. None if there is one.
         answered: How many tasks of the project the labeller has answered.
         left: How many more the labeller may get now.
+        own_left: Without a task: how many that the labeller has answered or skipped wait for other labellers.
+        taken: Without a task: how many others have now.
     """
 
     task: LabellingTask | None
     no_task: NoTaskName | None
     answered: int
     left: int
+    own_left: int = 0
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,10 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class LabellerProgress:
-    """Counts of the work of one labeller. ``seconds`` is the sum over the answers and skips whose seconds are known."""
+    """Counts of the work of one labeller. ``seconds`` is the sum over the answers and skips whose seconds are known.
+
+    ``left`` is how many tasks the labeller may get now, with those that the labeller has already.
+    """
 
     labeller: str
     caller: str
@@ -152,6 +159,7 @@ class LabellerProgress:
     seconds: float
     agreement: Agreement | None
     last_time: datetime | None
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)

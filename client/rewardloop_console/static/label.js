@@ -46,7 +46,7 @@
     if (!form()) return;
     form().addEventListener("submit", onSubmit);
     const list = form().querySelector(".ranking");
-    if (list) setUpRanking(list, (order) => (form().elements.order.value = order));
+    if (list) setUpRanking(list, ranked);
     mark(0);
     form().elements.edited?.addEventListener("change", fillEdit);
     readDraft();
@@ -74,6 +74,12 @@
       form().elements.edited_text.value = draft.text;
     }
     form().elements.comment.value = draft.comment;
+  }
+
+  // The order that is shown first is random. It is the labeller's once something was moved.
+  function ranked(order) {
+    form().elements.order.value = order;
+    form().querySelector("[data-as-shown]")?.remove();
   }
 
   function fillEdit() {
@@ -121,6 +127,9 @@
     if (verdict === "skip" && !fields.reason.trim()) return say("Say why you skip the task.");
     if (verdict === "rating" && !Object.keys(fields).some((name) => name.startsWith("grade-"))) {
       return say("Give at least one grade.");
+    }
+    if (verdict === "ranking" && !fields.order) {
+      return say("You have moved nothing. Move the responses, or press A if the order shown is yours.");
     }
     keepPending(address, person, fields);
     deliver(fields);
@@ -181,7 +190,13 @@
     for (const each of form().querySelectorAll("[data-set-mode]")) {
       each.setAttribute("aria-pressed", String(each.dataset.setMode === kind));
     }
-    if (kind === "edit") form().elements.edited_text.focus();
+    if (kind === "edit") writeOn();
+  }
+
+  function writeOn() {
+    const text = form().elements.edited_text;
+    text.focus();
+    text.setSelectionRange(text.value.length, text.value.length);
   }
 
   function mark(index) {
@@ -217,13 +232,13 @@
     if (mode() === "choice" && number <= 2) return answer(`choice:${number - 1}`);
     if (mode() === "ranking") {
       const list = form().querySelector(".ranking");
-      if (pickRanked(list, number - 1)) form().elements.order.value = rankingOrder(list);
+      if (pickRanked(list, number - 1)) ranked(rankingOrder(list));
     }
     if (mode() === "rating") grade(number);
     if (mode() === "edit" && form().elements.edited.options[number - 1]) {
       form().elements.edited.value = String(number - 1);
       fillEdit();
-      form().elements.edited_text.focus();
+      writeOn();
     }
   }
 
@@ -234,9 +249,9 @@
     if (by && mode() === "rating") return mark(marked + by);
     const item = target.closest?.(".ranking li");
     if (!by || !item) return undefined;
-    moveRanked(item, by);
+    const isMoved = moveRanked(item, by);
     item.focus();
-    form().elements.order.value = rankingOrder(item.parentNode);
+    if (isMoved) ranked(rankingOrder(item.parentNode));
     return undefined;
   }
 
@@ -245,6 +260,7 @@
     k: () => setMode("ranking"),
     r: () => setMode("rating"),
     e: () => setMode("edit"),
+    a: () => mode() === "ranking" && form().querySelector("[data-as-shown]")?.click(),
     t: () => mode() === "choice" && answer("tie"),
     s: () => openFold("skip", "reason"),
     n: () => openFold("comment", "comment"),
@@ -253,18 +269,19 @@
   function onKey(event) {
     if (event.repeat || event.altKey || event.metaKey || dialog.open) return;
     const isText = event.target.matches("textarea, select, input:not([type='radio'])");
-    if (event.key === "Enter" && event.ctrlKey && form()) {
-      const isSkip = event.target.id === "reason";
+    // A browser would press the form's first button, which may be that of another kind of answer.
+    if (event.key === "Enter" && form() && (event.ctrlKey || event.target.matches("#answer input"))) {
       event.preventDefault();
-      return answer(isSkip ? "skip" : { choice: "tie" }[mode()] ?? mode());
-    }
-    if (event.key === "Enter" && event.target.id === "reason") {
-      event.preventDefault();
-      return answer("skip");
+      return sendWritten(event.target.id === "reason" ? "skip" : mode());
     }
     if (isText && event.key === "Escape") return event.target.blur();
     if (isText || event.ctrlKey) return undefined;
     return onPlainKey(event);
+  }
+
+  function sendWritten(verdict) {
+    if (performance.now() - shownAt < SETTLE_MS) return undefined;
+    return verdict === "choice" ? say("Say which is better: leave the text with Esc, then press 1, 2 or T.") : answer(verdict);
   }
 
   function onPlainKey(event) {

@@ -7,12 +7,14 @@ function rankingOrder(list) {
 
 function setUpRanking(list, onChange) {
   let dragged = null;
+  let before = "";
   const changed = () => onChange(rankingOrder(list));
   list.addEventListener("pointerdown", (event) => {
     const item = event.target.closest("li");
     if (!item || event.target.closest("button") || event.button !== 0) return;
     if (event.pointerType === "touch" && !event.target.closest(".handle")) return; // a finger scrolls there
     dragged = item;
+    before = rankingOrder(list);
     item.classList.add("dragged");
     list.setPointerCapture(event.pointerId);
   });
@@ -30,22 +32,24 @@ function setUpRanking(list, onChange) {
     if (!dragged) return;
     dragged.classList.remove("dragged");
     dragged = null;
-    changed();
+    if (rankingOrder(list) !== before) changed();
   };
   list.addEventListener("pointerup", drop);
   list.addEventListener("pointercancel", drop);
   list.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-move]");
     if (!button) return;
-    moveRanked(button.closest("li"), Number(button.dataset.move));
+    const isMoved = moveRanked(button.closest("li"), Number(button.dataset.move));
     button.focus();
-    changed();
+    if (isMoved) changed();
   });
 }
 
+// Returns whether there was a place to move to.
 function moveRanked(item, by) {
   const other = by < 0 ? item.previousElementSibling : item.nextElementSibling;
   if (other) item.parentNode.insertBefore(item, by < 0 ? other : other.nextSibling);
+  return other !== null;
 }
 
 // Puts a response behind those that were picked before by their number. A second press takes the pick back.

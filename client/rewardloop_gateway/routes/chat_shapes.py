@@ -27,42 +27,49 @@ class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="a last chunk says how many tokens there were")
 
 
+_UNUSED: Any = Field(None, description="taken only at a value that changes nothing")
+
+
 class ChatRequest(Body):
     """A conversation for the policy to go on with.
 
     ``best_of``, ``selection``, ``random_share`` and ``reward_model`` are those of the service's Generate.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, description="the conversation so far")]
     model: str = Field(POLICY, description="'policy', or 'policy:7' for exactly that version")
-    n: Annotated[int | None, Field(ge=1, le=64)] = None
-    temperature: Annotated[float | None, Field(ge=0, le=5)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    max_tokens: Annotated[int | None, Field(ge=1, le=_INT32)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1, le=_INT32)] = None
-    seed: Annotated[int | None, Field(ge=-_INT64, le=_INT64)] = None
-    stop: _Stop | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    n: Annotated[int | None, Field(ge=1, le=64, description="how many answers are returned; default: 1")] = None
+    temperature: Annotated[float | None, Field(ge=0, le=5, description="0 takes the likeliest token; default: 1")] = (
+        None
+    )
+    top_p: Annotated[float | None, Field(gt=0, le=1, description="share of the likeliest tokens; default: 1")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, le=_INT32, description="of each answer")] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=_INT32, description="the same as max_tokens")] = None
+    seed: Annotated[int | None, Field(ge=-_INT64, le=_INT64, description="makes the sampling repeatable")] = None
+    stop: _Stop | None = Field(None, description="texts at which an answer ends; they are not a part of it")
+    stream: bool | None = Field(None, description="answer by server-sent events")
+    stream_options: StreamOptions | None = Field(None, description="with stream alone")
     logprobs: bool | None = Field(None, description="log-probabilities under what was sampled from")
-    best_of: Annotated[int | None, Field(ge=1, le=64)] = None
-    selection: Literal["best", "informative", "uniform"] | None = None
-    random_share: Annotated[float | None, Field(ge=0, le=1)] = None
-    reward_model: str | None = None
+    best_of: Annotated[int | None, Field(ge=1, le=64, description="how many answers are sampled")] = None
+    selection: Literal["best", "informative", "uniform"] | None = Field(
+        None, description="which of the sampled answers are returned"
+    )
+    random_share: Annotated[float | None, Field(ge=0, le=1, description="how often they are drawn at random")] = None
+    reward_model: str | None = Field(None, description="by whose scores they are selected; default: reward")
 
     # Taken at the values that change nothing, which some clients send.
-    frequency_penalty: Literal[0] | float | None = None
-    presence_penalty: Literal[0] | float | None = None
-    logit_bias: dict[str, float] | None = None
-    top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    metadata: dict[str, str] | None = None
-    user: str | None = None
+    frequency_penalty: Literal[0] | float | None = _UNUSED
+    presence_penalty: Literal[0] | float | None = _UNUSED
+    logit_bias: dict[str, float] | None = _UNUSED
+    top_logprobs: int | None = _UNUSED
+    response_format: dict[str, Any] | None = _UNUSED
+    tools: list[dict[str, Any]] | None = _UNUSED
+    tool_choice: str | dict[str, Any] | None = _UNUSED
+    parallel_tool_calls: bool | None = _UNUSED
+    store: bool | None = _UNUSED
+    service_tier: str | None = _UNUSED
+    metadata: dict[str, str] | None = _UNUSED
+    user: str | None = _UNUSED
 
     def check(self) -> None:
         """Raise Problem for the first field that cannot be honoured."""

@@ -1,14 +1,17 @@
-"""``GET /docs``: the OpenAPI schema as a page without scripts, and ``GET /``, which leads to it."""
+"""``GET /docs``: the OpenAPI schema as a page without scripts. ``GET /``: where to go from here."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.responses import HTMLResponse
 
+_CODE = re.compile(r"``(.+?)``")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
     "h2{margin-top:2.5rem;border-top:1px solid #d0d7de;padding-top:1rem}code{background:#f2f4f7;padding:.1em .3em}"
@@ -17,8 +20,8 @@ _STYLE = (
 )
 
 
-def routes(app: FastAPI) -> APIRouter:
-    """Return the routes of the page of ``app``."""
+def routes(app: FastAPI, *, has_console: bool) -> APIRouter:
+    """Return the routes of the pages of ``app``. ``has_console`` says whether the console is served beside it."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")
@@ -26,25 +29,53 @@ def routes(app: FastAPI) -> APIRouter:
         return HTMLResponse("".join(_page(app.openapi())))
 
     @router.get("/")
-    async def start() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    async def start() -> HTMLResponse:
+        return HTMLResponse("".join(_start(has_console)))
 
     return router
 
 
+def _head(title: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        '<meta name="viewport" content="width=device-width"></head><body><main>'
+    )
+
+
+def _start(has_console: bool) -> Iterator[str]:
+    yield _head("rewardloop") + "<h1>rewardloop</h1><ul>"
+    if has_console:
+        yield "<li><a href='/console/'>Console</a>: label, watch, compare, decide, people</li>"
+    yield "<li><a href='/docs'>API</a>: every route and field</li>"
+    yield "<li><a href='/healthz'>Health</a>: whether the services take requests</li></ul></main></body></html>"
+
+
 def _page(schema: dict[str, Any]) -> Iterator[str]:
     shapes: dict[str, Any] = schema["components"]["schemas"]
-    yield '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>rewardloop over HTTP</title>'
-    yield f'<style>{_STYLE}</style><meta name="viewport" content="width=device-width"></head><body><main>'
+    yield _head("rewardloop over HTTP")
     yield "<h1>rewardloop over HTTP</h1>"
-    yield f"<p>{escape(schema['info']['description'])}</p><p><a href='/openapi.json'>The schema as JSON</a></p>"
+    yield f"<p>{_prose(schema['info']['description'])}</p>"
+    yield "<p><a href='/'>Start</a>, <a href='/openapi.json'>the schema as JSON</a></p>"
     for path, methods in schema["paths"].items():
         for method, about in methods.items():
-            yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(about.get('description', ''))}</p>"
+            yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{_prose(about.get('description', ''))}</p>"
             body = about.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
             for name in _named(body):
                 yield from _table(name, shapes[name])
     yield "</main></body></html>"
+
+
+def _prose(text: str) -> str:
+    """Return the text of a docstring as HTML: what stands between double backticks is code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def _default(about: dict[str, Any]) -> str:
+    """Return what a field is if it is left out, unless that is nothing."""
+    default = about.get("default")
+    if default in (None, "", [], {}):
+        return ""
+    return f" Default: <code>{escape(json.dumps(default))}</code>"
 
 
 def _named(schema: dict[str, Any]) -> list[str]:
@@ -55,12 +86,12 @@ def _named(schema: dict[str, Any]) -> list[str]:
 
 def _table(name: str, shape: dict[str, Any]) -> Iterator[str]:
     required = shape.get("required", ())
-    yield f"<h3>{escape(name)}</h3><p>{escape(shape.get('description', ''))}</p>"
+    yield f"<h3>{escape(name)}</h3><p>{_prose(shape.get('description', ''))}</p>"
     yield "<table><thead><tr><th>field</th><th>type</th><th></th></tr></thead><tbody>"
     for field, about in shape.get("properties", {}).items():
         needed = " (required)" if field in required else ""
         yield f"<tr><td><code>{escape(field)}</code>{needed}</td><td>{escape(_type(about))}</td>"
-        yield f"<td>{escape(about.get('description', ''))}</td></tr>"
+        yield f"<td>{_prose(about.get('description', ''))}{_default(about)}</td></tr>"
     yield "</tbody></table>"
 
 

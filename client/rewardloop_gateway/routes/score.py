@@ -20,13 +20,15 @@ class ScoreBody(Body):
     """A prompt and the responses to compare. One version scores all of them."""
 
     prompt: Prompt
-    responses: Annotated[list[str], Field(min_length=1)]
+    responses: Annotated[list[str], Field(min_length=1, description="scored together, by one version")]
     model: str = Field("", description="reward model or mixture; default: reward")
     reference: str = Field("", description="the right answer, for a mixture that compares with it")
     pin_version: str | None = Field(None, description="score with exactly this version")
-    min_version: Annotated[int | None, Field(ge=0, le=_INT64)] = None
-    truncation: Literal["allowed", "refused"] = "allowed"
-    lane: Literal["production", "trainer"] = "production"
+    min_version: Annotated[int | None, Field(ge=0, le=_INT64, description="score with this version or a later one")] = (
+        None
+    )
+    truncation: Literal["allowed", "refused"] = Field("allowed", description="what becomes of a text that is too long")
+    lane: Literal["production", "trainer"] = Field("production", description="production goes before a trainer")
 
 
 class ScoreGroups(Body):

@@ -174,16 +174,20 @@ class NextTaskRequest(_message.Message):
     def __init__(self, project: _Optional[str] = ..., labeller: _Optional[str] = ...) -> None: ...
 
 class NextTaskResponse(_message.Message):
-    __slots__ = ("task", "no_task", "answered", "left")
+    __slots__ = ("task", "no_task", "answered", "left", "own_left", "taken")
     TASK_FIELD_NUMBER: _ClassVar[int]
     NO_TASK_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    OWN_LEFT_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
     task: Task
     no_task: NoTask
     answered: int
     left: int
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., no_task: _Optional[_Union[NoTask, str]] = ..., answered: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
+    own_left: int
+    taken: int
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., no_task: _Optional[_Union[NoTask, str]] = ..., answered: _Optional[int] = ..., left: _Optional[int] = ..., own_left: _Optional[int] = ..., taken: _Optional[int] = ...) -> None: ...
 
 class Ratings(_message.Message):
     __slots__ = ("ratings",)
@@ -330,7 +334,7 @@ class Agreement(_message.Message):
     def __init__(self, compared: _Optional[int] = ..., agreed: _Optional[int] = ...) -> None: ...
 
 class LabellerProgress(_message.Message):
-    __slots__ = ("labeller", "caller", "answers", "skips", "repeats", "seconds", "agreement", "last_time")
+    __slots__ = ("labeller", "caller", "answers", "skips", "repeats", "seconds", "agreement", "last_time", "left")
     LABELLER_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +343,7 @@ class LabellerProgress(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     LAST_TIME_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     labeller: str
     caller: str
     answers: int
@@ -347,7 +352,8 @@ class LabellerProgress(_message.Message):
     seconds: float
     agreement: Agreement
     last_time: _timestamp_pb2.Timestamp
-    def __init__(self, labeller: _Optional[str] = ..., caller: _Optional[str] = ..., answers: _Optional[int] = ..., skips: _Optional[int] = ..., repeats: _Optional[int] = ..., seconds: _Optional[float] = ..., agreement: _Optional[_Union[Agreement, _Mapping]] = ..., last_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    left: int
+    def __init__(self, labeller: _Optional[str] = ..., caller: _Optional[str] = ..., answers: _Optional[int] = ..., skips: _Optional[int] = ..., repeats: _Optional[int] = ..., seconds: _Optional[float] = ..., agreement: _Optional[_Union[Agreement, _Mapping]] = ..., last_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., left: _Optional[int] = ...) -> None: ...
 
 class ListAnswersRequest(_message.Message):
     __slots__ = ("project", "page_size", "page_token")

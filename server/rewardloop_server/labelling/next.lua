@@ -10,7 +10,7 @@
 -- ARGV[8]  a random integer, from which everything is drawn
 --
 -- Returns {'task', lease, task, order, end of the lease, answered, left, the serialized NewTask, guidelines' version}
--- or {'none', 1 if all tasks are done, answered, 0}.
+-- or {'none', 1 if all tasks are done, answered, open tasks that the labeller had, tasks that others have}.
 
 local who, lease, lease_ms = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local uniform_share, repeat_share = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -22,12 +22,10 @@ redis.call('SADD', base .. 'people', who)
 if redis.call('HSETNX', person, 'labeller', ARGV[2]) == 1 then -- new, or erased and here again
     redis.call('HSET', person, 'caller', ARGV[3])
 end
-local function left() return redis.call('ZCARD', base .. 'open') - redis.call('SCARD', mine) end
-
 local function given(its, task, expires)
     return {
         'task', its, task, redis.call('HGET', lease_key(its), 'order'), whole(expires),
-        redis.call('HGET', person, 'answers') or '0', whole(left()),
+        redis.call('HGET', person, 'answers') or '0', whole(left_for(who) - 1),
         redis.call('HGET', base .. 'tasks', task), redis.call('HGET', base .. 'meta', 'guidelines') or ''
     }
 end
@@ -61,7 +59,8 @@ local function draw_again()
 end
 
 local function draw()
-    local open, free = redis.call('ZCARD', base .. 'open'), left()
+    local open = redis.call('ZCARD', base .. 'open')
+    local free = open - redis.call('SCARD', mine)
     if free <= 0 then return nil end
     local best
     for start = 0, open - 1, LOOKED_AT do
@@ -103,8 +102,12 @@ else
 end
 if not task then
     local meta = redis.call('HMGET', base .. 'meta', 'tasks', 'done', 'given_up')
-    local is_done = tonumber(meta[1] or 0) == tonumber(meta[2] or 0) + tonumber(meta[3] or 0)
-    return {'none', is_done and 1 or 0, redis.call('HGET', person, 'answers') or '0', '0'}
+    local unfinished = tonumber(meta[1] or 0) - tonumber(meta[2] or 0) - tonumber(meta[3] or 0)
+    local own = redis.call('SCARD', mine)
+    return {
+        'none', unfinished == 0 and 1 or 0, redis.call('HGET', person, 'answers') or '0', own,
+        math.max(0, unfinished - redis.call('ZCARD', base .. 'open'))
+    }
 end
 
 local state = redis.call('HMGET', task_key(task), 'size', 'information', 'scored')

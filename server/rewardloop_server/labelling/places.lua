@@ -64,6 +64,17 @@ local function hold(lease, who, lease_ms)
     return expires
 end
 
+-- How many tasks the labeller may get now: open ones, and those of a lease that is held or can be renewed.
+local function left_for(who)
+    local left = redis.call('ZCARD', base .. 'open') - redis.call('SCARD', base .. 'mine:' .. who)
+    for _, lease in ipairs(redis.call('LRANGE', base .. 'held:' .. who, 0, -1)) do
+        local about = redis.call('HMGET', lease_key(lease), 'state', 'task', 'repeat')
+        local is_ended = about[1] == 'ended' and (about[3] ~= '' or has_place(about[2]))
+        if about[1] == 'held' or is_ended then left = left + 1 end
+    end
+    return left
+end
+
 -- How many pairs of candidates two answers both compare, and of how many they say the same; see `comparisons`.
 local function compared(one, other)
     local both, same = 0, 0

@@ -17,10 +17,10 @@ _PLACE = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 async def progress_of(queue: TaskQueue, project: str, only: Labeller | None) -> labelling_pb2.Progress:
     """Return how far a project is. With ``only`` nothing is said about other labellers."""
-    figures = await queue.figures(project)
     people = await queue.people(project) if only is None else [only.key]
-    found = [await queue.person(project, who) for who in people]
-    labellers = [_labeller(person) for person in found if person]
+    figures = await queue.figures(project, people)
+    found = [(await queue.person(project, who), figures.left[who]) for who in people]
+    labellers = [_labeller(person, left) for person, left in found if person]
     return _progress(project, figures, sorted(labellers, key=lambda each: (each.caller, each.labeller)))
 
 
@@ -49,7 +49,7 @@ def _agreement(compared: int, agreed: int) -> labelling_pb2.Agreement | None:
     return labelling_pb2.Agreement(compared=compared, agreed=agreed) if compared else None
 
 
-def _labeller(person: Mapping[str, str]) -> labelling_pb2.LabellerProgress:
+def _labeller(person: Mapping[str, str], left: int) -> labelling_pb2.LabellerProgress:
     def count(name: str) -> int:
         return int(person.get(name, 0))
 
@@ -61,6 +61,7 @@ def _labeller(person: Mapping[str, str]) -> labelling_pb2.LabellerProgress:
         repeats=count("repeats"),
         seconds=count("ms") / 1000,
         agreement=_agreement(count("compared"), count("agreed")),
+        left=left,
     )
     if "last" in person:
         made.last_time.FromMilliseconds(count("last"))

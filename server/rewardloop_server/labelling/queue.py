@@ -116,17 +116,28 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a labeller gets: a task, or whether all are done; how many tasks the labeller has answered, and may get."""
+    """What a labeller gets.
+
+    Attributes:
+        offered: The task; None if there is none.
+        all_done: There is none because all are done.
+        answered: How many tasks the labeller has answered.
+        left: How many more the labeller may get.
+        own_left: Without a task: how many that the labeller had wait for others.
+        taken: Without a task: how many others have now.
+    """
 
     offered: Offered | None
     all_done: bool
     answered: int
     left: int
+    own_left: int = 0
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The figures of a project. The mappings are counters by their names."""
+    """The figures of a project. The mappings are counters by their names, and `left` is by labeller."""
 
     meta: Mapping[str, str]
     kinds: Mapping[str, str]
@@ -134,6 +145,7 @@ class Figures:
     open: int
     leases: int
     unscored: int
+    left: Mapping[str, int]
 
     def of(self, name: str) -> int:
         """Return a counter of the project; 0 if nothing was counted."""
@@ -191,7 +203,7 @@ class TaskQueue:
             *(rules.uniform_share, rules.repeat_share, secrets.randbelow(2**31)),
         )
         if reply[0] == b"none":
-            return Given(None, bool(reply[1]), int(reply[2]), int(reply[3]))
+            return Given(None, bool(reply[1]), int(reply[2]), 0, int(reply[3]), int(reply[4]))
         lease, task, order, expires, answered, left, data, guidelines = reply[1:]
         new = labelling_pb2.NewTask.FromString(data)
         offered = Offered(lease.decode(), task.decode(), _order(order), int(expires), new, guidelines.decode())
@@ -309,10 +321,11 @@ class TaskQueue:
             )
             return [lease.decode() for lease in found]
 
-    async def figures(self, project: str) -> Figures:
-        """Return the figures of a project."""
-        meta, kinds, skips, is_open, leases, unscored = await self._run(_LOOK, project)
-        return Figures(dict(_pairs(meta)), dict(_pairs(kinds)), dict(_pairs(skips)), is_open, leases, unscored)
+    async def figures(self, project: str, people: Sequence[str] = ()) -> Figures:
+        """Return the figures of a project, with how many tasks each of these labellers may get."""
+        meta, kinds, skips, *counts, left = await self._run(_LOOK, project, *people)
+        by_person = dict(zip(people, left, strict=True))
+        return Figures(dict(_pairs(meta)), dict(_pairs(kinds)), dict(_pairs(skips)), *counts, by_person)
 
     async def person(self, project: str, who: str) -> Mapping[str, str]:
         """Return what is counted of a labeller; empty if the labeller has never asked for a task."""

@@ -85,7 +85,9 @@ class LabellingServicer(labelling_pb2_grpc.LabellingServiceServicer):
         labeller = labeller_of(request.labeller)
         await self._check(request.project)
         given = await self._queue.next(request.project, labeller)
-        reply = labelling_pb2.NextTaskResponse(answered=given.answered, left=given.left)
+        reply = labelling_pb2.NextTaskResponse(
+            answered=given.answered, left=given.left, own_left=given.own_left, taken=given.taken
+        )
         if given.offered is not None:
             reply.task.CopyFrom(_shown(request.project, given.offered))
         else:

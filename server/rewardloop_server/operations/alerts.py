@@ -104,7 +104,11 @@ def _of_signals(seen: Seen) -> Iterator[tuple[str, str]]:
         yield "RewardloopDeadLetters", text
     flagged = sum(any(flag.detector in ("hands", "topic") for flag in each.flags) for each in seen.crowd.people)
     if flagged:
-        yield "RewardloopPeopleFlagged", f"{flagged:,} ids share a hand or push a word. Their signals are bounded."
+        ids = "1 id seems" if flagged == 1 else f"{flagged:,} ids seem"
+        text = (
+            f"{ids} to be one person under several names, or to vote by one word. Their weight is bounded. See People."
+        )
+        yield "RewardloopPeopleFlagged", text
     if seen.crowd.muted_share > _MOST_SILENCED:
         yield (
             "RewardloopSignalsSilenced",

@@ -41,7 +41,7 @@ def test_dry_run_names_what_learned_and_erases_nothing(monkeypatch: pytest.Monke
     found = CliRunner().invoke(app, ["feedback", "erase", "--annotator", "user-17", "--dry-run"])
     assert (found.exit_code, found.output.splitlines()) == (
         0,
-        ["1 signals in the ledger; nothing was erased", "  reward 2 learned from it"],
+        ["1 signal in the ledger; nothing was erased", "  reward 2 learned from it"],
     )
     asked = CliRunner().invoke(app, ["feedback", "erase", "--annotator", "nobody", "--dry-run", "--json"])
     assert (json.loads(asked.output)["signals"], json.loads(asked.output)["versions"]) == (0, [])

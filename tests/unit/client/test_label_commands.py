@@ -110,7 +110,7 @@ def test_dry_run_shows_examples_and_sends_nothing(fake: FakeRewardloop) -> None:
     result = run("import", file, "--project", "shop", "--dry-run")
     assert result.exit_code == 1
     assert "6 rows, questions: 5 with 2 responses" in result.stdout
-    assert "1 rows hold no question, such as line 6: prompt: is a number, not text" in result.stdout
+    assert "1 row holds no question, such as line 6: prompt: is a number, not text" in result.stdout
     assert result.stdout.count("  example ") == 3
     assert fake.attempts == []
 
@@ -204,6 +204,24 @@ def test_parquet_is_written_and_a_file_that_has_no_one_schema_is_refused(fake: F
     assert refused.exit_code == 2
     assert "no one Parquet schema" in refused.stderr
     assert not list(Path().glob("*mixed*"))
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "ending"),
+    [
+        ("argilla", "x.jsonl", ".json"),
+        ("label-studio", "x.JSONL", ".json"),
+        ("argilla", "x.csv", ".json"),
+        ("trl", "x.json", ".jsonl"),
+        ("kto", "x.jsonl.gz", ".jsonl"),
+    ],
+)
+def test_an_ending_that_says_another_format_is_refused(fake: FakeRewardloop, form: str, name: str, ending: str) -> None:
+    label(fake, NewTask(kinds=["choice"], prompt="p", candidates=["a", "b"]), say=lambda at: Verdict.choice(*at))
+    refused = run("export", "--project", "shop", "--format", form, "--out", name)
+    assert refused.exit_code == 2
+    assert f"name the file {ending}" in " ".join(refused.stderr.split())
+    assert not list(Path().glob("x.*"))
 
 
 def test_argilla_records_and_label_studio_tasks_come_back_as_feedback_and_as_tasks(fake: FakeRewardloop) -> None:

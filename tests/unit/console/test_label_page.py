@@ -41,6 +41,7 @@ async def answered(browser: Browser, page: str, **fields: Any) -> str:
         ("choice", {"verdict": "choice:1"}, 2, "choice"),
         ("choice", {"verdict": "tie"}, 2, "tie"),
         ("ranking", {"verdict": "ranking", "order": "2,0,1"}, 3, "ranking"),
+        ("ranking", {"verdict": "ranking:2,0,1", "order": ""}, 3, "ranking"),
         ("rating", {"verdict": "rating", "grade-0": "4", "grade-1": ""}, 2, "rating"),
         ("edit", {"verdict": "edit", "edited": "1", "edited_text": "Better.\r\nMuch."}, 2, "edit"),
     ],
@@ -161,6 +162,7 @@ async def test_a_failure_that_may_pass_says_when_to_send_again(error: Any, statu
         {"verdict": "choice:x"},
         {"verdict": "ranking", "order": "0,0"},
         {"verdict": "ranking", "order": "a"},
+        {"verdict": "ranking:", "order": ""},
         {"verdict": "rating"},
         {"verdict": "rating", "grade-0": "many"},
         {"verdict": "edit", "edited_text": ""},
@@ -199,6 +201,60 @@ async def test_projects_are_listed_with_what_this_person_has_done() -> None:
     assert "You have answered 1" in listed
     assert unknown.status_code == 404
     assert "nowhere" in unknown.text
+
+
+async def test_a_ranking_that_nobody_moved_is_no_answer_until_its_order_is_said_to_be_meant() -> None:
+    fake = fake_with(NewTask(("ranking",), "How?", ("a", "b", "c")))
+    async with console(fake) as browser:
+        page = (await browser.get("/console/label/shop")).text
+        order = page.partition('name="order" value="')[2].partition('"')[0]
+        untouched = {"lease": lease_of(page), "verdict": "ranking", "order": order}
+        refused = await browser.post("/console/label/shop/answer", untouched, **PART)
+        assert fake.events == []
+        await answered(browser, page, verdict="ranking:0,1,2")
+    assert 'value="ranking:0,1,2"' in page
+    assert refused.status_code == 400
+    assert "You have moved nothing." in refused.text
+    (given,) = fake.labelling.answers("shop")
+    assert list(given.verdict.ranking.order) == list(given.display_order)
+
+
+async def test_a_rating_without_a_grade_says_what_is_missing() -> None:
+    fake = fake_with(NewTask(("rating",), "How?", ("a", "b")))
+    async with console(fake) as browser:
+        page = (await browser.get("/console/label/shop")).text
+        fields = {"lease": lease_of(page), "verdict": "rating", "grade-0": ""}
+        refused = await browser.post("/console/label/shop/answer", fields, **PART)
+    assert refused.status_code == 400
+    assert "Give at least one grade." in refused.text
+
+
+async def test_the_list_counts_a_task_that_this_person_has_as_open() -> None:
+    fake = fake_with(PAIR, NewTask(("choice",), "And?", ("a", "b")))
+    async with console(fake) as browser:
+        page = (await browser.get("/console/label/shop")).text
+        await answered(browser, page, verdict="tie")
+        listed = (await browser.get("/console/label")).text
+    assert "<strong>1 task open</strong> for you of 2." in " ".join(listed.split())
+
+
+async def test_a_person_who_skipped_the_last_task_is_not_told_that_others_have_it() -> None:
+    fake = fake_with()
+    async with console(fake) as browser:
+        page = (await browser.get("/console/label/shop")).text
+        after = await answered(browser, page, verdict="skip", reason="Harmful content")
+    assert "You have answered or skipped 1 of the tasks that are left. It waits for other people." in after
+    assert "Others have" not in after
+
+
+async def test_an_answer_that_is_taken_back_leaves_the_count_as_it_was() -> None:
+    fake = fake_with(*(NewTask(("choice",), f"{i}?", ("a", "b")) for i in range(5)))
+    async with console(fake) as browser:
+        page = (await browser.get("/console/label/shop")).text
+        await answered(browser, page, verdict="tie")
+        back = (await browser.post("/console/label/shop/undo", {}, **PART)).text
+    assert "<strong>0</strong> answered, <strong>5</strong> left for you" in page
+    assert "<strong>0</strong> answered, <strong>5</strong> left for you" in back
 
 
 async def test_texts_of_the_prompt_and_the_responses_are_shown_safely() -> None:

@@ -45,7 +45,7 @@ async def test_page_is_whole_and_runs_nothing_that_others_wrote(path: str) -> No
 async def test_watch_says_what_models_wait_for_and_why_a_candidate_was_refused() -> None:
     async with console(busy_fake()) as browser:
         page = await browser.get("/console/watch")
-        for text in ("reward: 37 more comparisons.", REASON, "RewardloopDeadLetters", "12,347", "accuracy 62.0%"):
+        for text in ("reward: 37 more comparisons.", REASON, "RewardloopDeadLetters", "12,347", "in 62.0% (accuracy)"):
             assert text in page.text
         part = await browser.get("/console/watch", **{"hx-request": "true"})
         assert "<html" not in part.text
@@ -213,6 +213,23 @@ async def test_policies_answer_the_same_prompts_those_that_differ_most_first() -
         assert (await browser.post("/console/compare/policy", {"prompts": " ", "version": ["1"]})).status_code == 400
         many = "\n".join(map(str, range(21)))
         assert (await browser.post("/console/compare/policy", {"prompts": many, "version": ["1"]})).status_code == 400
+
+
+async def test_comparing_needs_two_versions() -> None:
+    fake = busy_fake()
+    async with console(fake) as browser:
+        await browser.get("/console/compare")
+        for chosen in (["1"], ["1", "1"], []):
+            refused = await browser.post("/console/compare/policy", {"prompts": "How?", "version": chosen})
+            assert refused.status_code == 400
+            assert "Choose 2 to 4 versions to compare." in refused.text
+
+
+async def test_compare_says_that_one_version_in_memory_is_not_enough() -> None:
+    async with console(FakeRewardloop()) as browser:
+        page = await browser.get("/console/compare")
+    assert "To compare it needs two" in page.text
+    assert ">Ask<" not in page.text
 
 
 async def test_a_policy_that_is_too_slow_takes_its_own_place_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -64,6 +65,42 @@ async def test_many_signals_fail_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"kind": "thumb", "event_id": "e7", **OWN}, "events[1].up"),
+        ({"kind": "thum", "event_id": "e7", **OWN}, "events[1].kind"),
+        ({"event_id": "e7", **OWN}, "events[1].kind"),
+        ({"kind": "tie", "event_id": "e7", "responce": 1, **OWN}, "events[1].responce"),
+        ({"kind": "tie", "event_id": "e7", "event_time": "2026-11-01T10:00:00", **OWN}, "events[1].event_time"),
+        ({"kind": "choice", "event_id": "e7", "chosen": 0, "rejected": 0, **OWN}, "events[1].rejected"),
+    ],
+)
+async def test_a_misshapen_signal_of_many_fails_alone(bad: dict[str, Any], field: str) -> None:
+    fake = FakeRewardloop()
+    good = [{"kind": "tie", "event_id": f"good{i}", **OWN} for i in range(2)]
+    async with door(fake) as http:
+        reply = await http.post("/v1/feedback", json={"events": [good[0], bad, good[1]]})
+    assert reply.status_code == 200, reply.text
+    first, failed, last = reply.json()["items"]
+    assert (first["event_id"], last["event_id"]) == ("good0", "good1")
+    assert (failed["event_id"], failed["stream_id"], failed["error"]["param"]) == ("e7", "", field)
+    assert failed["error"]["reason"] == "INVALID_REQUEST"
+    assert [event.event_id for event in fake.events] == ["good0", "good1"]
+
+
+@pytest.mark.parametrize("bad", [3, None, [], "thumb", {"kind": "tie", "event_id": "\ud800", **OWN}])
+async def test_what_is_no_signal_among_many_is_an_item_that_failed(bad: Any) -> None:
+    fake = FakeRewardloop()
+    content = json.dumps({"events": [bad]})
+    async with door(fake) as http:
+        reply = await http.post("/v1/feedback", content=content, headers={"content-type": "application/json"})
+    assert reply.status_code == 200, reply.text
+    (item,) = reply.json()["items"]
+    assert item["error"]["reason"] == "INVALID_REQUEST"
+    assert fake.events == []
+
+
+@pytest.mark.parametrize(
     ("body", "field"),
     [
         ({"kind": "thumb", **OWN}, "up"),
@@ -76,7 +113,6 @@ async def test_many_signals_fail_one_by_one() -> None:
         ({"kind": "tie", "prompt": [{"role": "user", "content": 3}], "responses": ["a", "b"]}, "prompt[0].content"),
         ({"kind": "tie", "event_time": "0001-01-01T00:00:00+10:00", **OWN}, "event_time"),
         ({"events": []}, "events"),
-        ({"events": [{"kind": "tie", **OWN}, {"kind": "thumb", **OWN}]}, "events[1].up"),
     ],
 )
 async def test_a_wrong_field_is_named(body: dict[str, Any], field: str) -> None:

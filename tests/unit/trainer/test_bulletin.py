@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,16 @@ def test_person_has_pace_without_pauses_and_the_caller_apart() -> None:
     (person,) = crowd_message(crowd, said, gestures).people
     assert (person.caller, person.annotator_id, person.signals, person.pace_s) == ("shop", "a", 5, 10.0)
     assert not person.HasField("agreement")
+
+
+def test_people_whose_signals_came_in_batches_have_no_pace() -> None:
+    said = votes((0, 0, FIRST), (1, 0, FIRST))
+    at_once = [gesture("a", i, at) for i, at in enumerate((0, 0, 0.001, 0.4, 0.4, 0.401))]
+    timed = [replace(gesture("b", i, 0.0), given_ms=1000 * i) for i in range(3)]
+    crowd = know_crowd(CrowdVotes(said, np.full(2, np.nan), ("choice",) * 2, ("k1", "k2")), [*at_once, *timed])
+    people = {each.annotator_id: each for each in crowd_message(crowd, said, [*at_once, *timed]).people}
+    assert not people["a"].HasField("pace_s")
+    assert people["b"].pace_s == 1.0
 
 
 def test_reward_examples_are_the_choices_on_which_the_candidate_lost_most() -> None:

@@ -102,7 +102,8 @@ def flags_of(pushes: Sequence[Push]) -> list[Flag]:
             1.0,
             _DEVOTED,
             push.probability,
-            f"{'for' if push.for_it else 'against'} word {push.word & (2**64 - 1):016x}, with {len(push.people)} ids",
+            f"{'for' if push.for_it else 'against'} the word with the hash {push.word & (2**64 - 1):016x}, "
+            f"as {len(push.people)} ids do",
         )
         for push in pushes
         for person in push.people

@@ -15,6 +15,8 @@ REASONS = (
     "Harmful content",
     "Broken or empty text",
 )
+# The order in which responses are shown is random. It is a judgement only once a person has said that it is theirs.
+_UNRANKED = "You have moved nothing. Move the responses, or say that the order shown is yours."
 # Form values that are not numbers are refused by this.
 _UNREADABLE = "The answer cannot be read. Load the page again."
 
@@ -30,9 +32,15 @@ def verdict_of(form: Form) -> labelling_pb2.Verdict:
             case "tie":
                 return Verdict.tie()
             case "ranking":
-                return Verdict.ranking([int(index) for index in form.get("order", "").split(",")])
+                order = rest or form.get("order", "")
+                if not order:
+                    raise Refusal(400, _UNRANKED)
+                return Verdict.ranking([int(index) for index in order.split(",")])
             case "rating":
-                return Verdict.ratings(_grades(form))
+                grades = _grades(form)
+                if not grades:
+                    raise Refusal(400, "Give at least one grade.")
+                return Verdict.ratings(grades)
             case "edit":
                 return Verdict.edit(_unix_lines(form.get("edited_text", "")), response=int(form.get("edited", "0")))
             case "skip":

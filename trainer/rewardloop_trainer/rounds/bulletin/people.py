@@ -27,9 +27,10 @@ _HABITS: Mapping[Detector, str] = {
     "pace": "answers faster than anybody reads",
     "copies": "says the same again",
     "hands": "answers as another id does",
-    "topic": "prefers a word",
+    "topic": "votes by one word rather than by the answer",
 }
 _PAUSE_S = 600.0
+_BATCH_S = 0.05  # signals that arrive closer together were sent together, as by an import
 
 
 def crowd_message(crowd: Crowd, votes: Votes, gestures: Sequence[Gesture]) -> operations_pb2.Crowd:
@@ -97,15 +98,21 @@ def agreement_with_others(votes: Votes) -> dict[str, tuple[float, int]]:
 
 
 def _paces(gestures: Sequence[Gesture]) -> Mapping[str, float]:
-    """Return by person the median seconds from one signal to the next, without pauses."""
-    times: dict[str, list[float]] = defaultdict(list)
+    """Return by person the median seconds from one signal to the next, without pauses.
+
+    Nobody is in it whose signals came mostly in batches without the times at which they were given.
+    """
+    times: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     for each in gestures:
         if each.person:
-            times[each.person].append((each.arrived_ms if each.given_ms is None else each.given_ms) / 1000)
+            is_given = each.given_ms is not None
+            times[each.person].append(((each.arrived_ms if each.given_ms is None else each.given_ms) / 1000, is_given))
     found = {}
-    for name, given in times.items():
-        given.sort()
-        gaps = [after - before for before, after in pairwise(given) if after - before < _PAUSE_S]
-        if gaps:
-            found[name] = median(gaps)
+    for name, known in times.items():
+        known.sort()
+        gaps = [(after - before, is_given) for (before, _), (after, is_given) in pairwise(known)]
+        measured = [gap for gap, is_given in gaps if is_given or gap >= _BATCH_S]
+        told = [gap for gap in measured if gap < _PAUSE_S]
+        if told and 2 * len(measured) >= len(gaps):
+            found[name] = median(told)
     return found
