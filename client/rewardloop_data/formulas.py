@@ -1,7 +1,7 @@
 """Keeps spreadsheets from running a cell of a table as a formula: such a cell begins with an apostrophe instead.
 
-A spreadsheet shows the apostrophe as part of an imported text, or hides it; other programs see it. Cells that begin with
-an apostrophe of their own get another one, so that taking one away gives every cell back.
+A spreadsheet shows the apostrophe as part of an imported text, or hides it; other programs see it. Cells that begin
+with an apostrophe of their own get another one, so that taking one away gives every cell back.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def writing(
         csv_safe: Whether texts of a table that a spreadsheet would run are guarded; see `formulas`.
 
     Raises:
-        UnwritableFile: It exists, csv_safe is for no table, its name says no format, a package is missing, or the disk fails.
+        UnwritableFile: It exists, its name says no format, or no table with csv_safe, a package is missing, or the disk
+            fails.
     """
     container, packed = container_of(name)
     if csv_safe and container != "csv":
@@ -155,9 +156,7 @@ def _packing(raw: IO[bytes], packed: str) -> Iterator[IO[bytes]]:
             yield raw
 
 
-def _writer(
-    container: Container, file: IO[bytes], columns: Mapping[str, ColumnKind], csv_safe: bool
-) -> Writer:
+def _writer(container: Container, file: IO[bytes], columns: Mapping[str, ColumnKind], csv_safe: bool) -> Writer:
     match container:
         case "lines":
             return _Lines(file)

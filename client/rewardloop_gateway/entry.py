@@ -14,7 +14,6 @@ from rewardloop_gateway.answers import Problem
 from rewardloop_gateway.turns import FULL, RETRY_S, Places, Turn
 from rewardloop_gateway.wrapped import SECURITY_HEADERS
 
-
 _PROBE = "/healthz"
 _MOST_PROBES = 16
 

@@ -62,7 +62,9 @@ class GatewaySettings(ProcessSettings):
         description="most connections of one address; a new one takes the place of the one that has waited longest for "
         "its client. 0: 32 more than max_requests, as a proxy needs whose address all have",
     )
-    head_timeout_s: float = Field(10.0, gt=0, description="how long the head of a request, or a TLS handshake, may take")
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="how long the head of a request, or a TLS handshake, may take"
+    )
     body_timeout_s: float = Field(
         30.0, gt=0, description="how long a body may take, besides a second for each 16 KiB that have come"
     )

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ SCORED = json.dumps({"prompt": "How?", "responses": ["so", "and so"]}).encode()
 SOON_S = 30.0  # on a machine that does other things, too
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    async with asyncio.timeout(SOON_S):
+        while not holds():  # noqa: ASYNC110  # the other thread's loop has no event for it
+            await asyncio.sleep(0.02)
+
+
 @asynccontextmanager
 async def serving(**settings: Any) -> AsyncIterator[tuple[DoorServer, int]]:
     """A door over the fake on a loop of its own, as the command runs it, and its port."""
@@ -37,8 +44,7 @@ async def serving(**settings: Any) -> AsyncIterator[tuple[DoorServer, int]]:
     made = server(GatewaySettings(listen=f"127.0.0.1:{port}", **settings), fake.as_async(), listening)
     thread = threading.Thread(target=uvloop.run, args=(made.serve(),))
     thread.start()
-    while not made.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: made.started)
     try:
         yield made, port
     finally:
@@ -158,12 +164,9 @@ async def test_a_client_that_reads_no_answer_is_hung_up_and_takes_no_place() -> 
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", port))
         deaf.sendall(schema * 200)
-        while not is_stalled(door):
-            await asyncio.sleep(0.02)
+        await until(lambda: is_stalled(door))
         assert await asked(port, schema) == 200
-        async with asyncio.timeout(SOON_S):
-            while is_stalled(door):
-                await asyncio.sleep(0.02)
+        await until(lambda: not is_stalled(door))
         deaf.close()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.another_user import ANOTHER, another_users_socket, needs_root
+from support.another_user import another_users_socket, needs_root
 from support.doors import METHODS, connected, opened
 from support.statuses import reason_of
 

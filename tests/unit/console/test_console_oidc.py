@@ -187,9 +187,7 @@ async def test_what_a_browser_keeps_of_a_sign_in_cannot_be_made_up(visitor: Visi
         assert (await visitor.browser.get(back)).status_code == 403
 
 
-async def test_a_sign_in_that_took_too_long_is_begun_again(
-    visitor: Visitor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_sign_in_that_took_too_long_is_begun_again(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     back = visitor.issuer.take_in(await visitor.begin())
     now = time.monotonic()
     monkeypatch.setattr("rewardloop_console.oidc.time.monotonic", lambda: now + 601)

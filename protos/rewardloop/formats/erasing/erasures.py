@@ -216,7 +216,7 @@ class Erasures:
 
 
 def _text_at(data: bytes, start: int) -> str:
-    """Return the text whose length, a varint of protobuf, stands at ``start``; "" for none, or one of no id's length."""
+    """Return the text whose length, a varint, stands at ``start``; "" for none, or for one that is too long for ids."""
     length = shift = 0
     for at in range(start, min(start + _LENGTH_BYTES, len(data))):
         length |= (data[at] & 0x7F) << shift
