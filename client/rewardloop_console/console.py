@@ -34,6 +34,7 @@ _WORDS = {
     404: "There is no such page.",
     405: "This page cannot be asked for in this way.",
     413: "The form is too large.",
+    503: "Too many requests are in work. Try again in a second.",
 }
 
 

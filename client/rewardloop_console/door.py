@@ -23,6 +23,7 @@ from rewardloop_console.visits import Path, Visit
 SIGN_IN = f"{PREFIX}/sign-in"
 # The services are asked again who a token is, so that a removed one does not stay signed in.
 _IDENTITY_S = 60.0
+_LONGEST_ADDRESS = 1024  # of a page to which signing in leads; a longer one loses its query
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Door:
         session = self.sessions.of(key)
         is_new = session is None
         if session is None and comes_from_elsewhere(request):
-            return again_at(request.url.path)
+            return again_at(address_of(request))
         if session is None:
             session = await self.open_session() if request.method == "GET" else None
         if session is None:
@@ -116,7 +117,7 @@ class Door:
         """Return the way to the sign-in page, and back to a page that somebody asked for."""
         where = SIGN_IN
         if request.method == "GET" and request.headers.get("hx-request") != "true":
-            where += f"?next={quote(request.url.path, safe='/')}"
+            where += f"?next={quote(address_of(request), safe='/')}"
             return RedirectResponse(where, 303)
         return Response(status_code=401, headers={"hx-redirect": where})
 
@@ -126,6 +127,11 @@ def comes_from_elsewhere(request: Request) -> bool:
     return request.method == "GET" and request.headers.get("sec-fetch-site") == "cross-site"
 
 
+def address_of(request: Request) -> str:
+    """Return the path of a request, with its query."""
+    return f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+
+
 def again_at(where: str) -> Response:
     """Return a page that asks for an address of the console, now from this site and so with the cookie."""
     return HTMLResponse(render("again.html", where=where))
@@ -133,6 +139,7 @@ def again_at(where: str) -> Response:
 
 def page_to_go_to(where: str) -> str:
     """Return where to go after signing in: a page of the console, never another site."""
+    where = where if len(where) <= _LONGEST_ADDRESS else where.partition("?")[0][:_LONGEST_ADDRESS]
     is_page = where.startswith(f"{PREFIX}/") and "\\" not in where and where.isascii() and where.isprintable()
     return where if is_page and not where.startswith(SIGN_IN) else f"{PREFIX}/"
 

@@ -20,8 +20,10 @@ from markupsafe import Markup, escape
 # Above this many characters a text is shown as it is. The reader takes a time that grows with the square of the length
 # for some texts, such as one of brackets: about half a second at this length.
 MOST_CHARACTERS = 20_000
+# The texts of a page that are read as Markdown have so many characters together.
+MOST_OF_A_PAGE = 60_000
 # A row of a table has as many cells as its head, however short it is, so that a short text may be a huge table. What
-# would come after so many cells of a text is shown as it is.
+# would come after so many cells of a page is shown as it is.
 MOST_CELLS = 5_000
 _SCHEMES = ("https://", "http://", "mailto:")
 _TAGS = {
@@ -31,21 +33,43 @@ _TAGS = {
 _TOP_HEADING = 4  # the page has the ones above
 
 
-def rendered(text: str) -> Markup:
-    """Return a text as HTML: by the rules of Markdown, or as it is if it is very long."""
-    if len(text) > MOST_CHARACTERS:
-        return Markup('<pre class="as-it-is">{}</pre>').format(text)
-    return Markup(
-        nh3.clean(
-            _MARKDOWN.render(text),
-            tags=_TAGS,
-            attributes={"a": {"href", "title"}, "ol": {"start"}},
-            allowed_classes={"span": {"image"}},
-            url_schemes={"https", "http", "mailto"},
-            link_rel="noopener noreferrer nofollow",
-            set_tag_attribute_values={"a": {"target": "_blank"}},
+class Texts:
+    """The texts of one page, which share bounds. Beyond them a text is shown as it is."""
+
+    def __init__(self) -> None:
+        self._characters_left = MOST_OF_A_PAGE
+        self._cells_left = MOST_CELLS
+
+    def rendered(self, text: str) -> Markup:
+        """Return a text as HTML: by the rules of Markdown, or as it is if it is very long or the page has too much."""
+        if len(text) > MOST_CHARACTERS:
+            return _as_it_is(text, f"It has more than {MOST_CHARACTERS:,} characters, so that it is not formatted.")
+        if len(text) > self._characters_left:
+            return _as_it_is(text, "It is not formatted, because the texts of this page are too long together.")
+        self._characters_left -= len(text)
+        counted = {"cells_left": self._cells_left}
+        html = _MARKDOWN.render(text, counted)
+        self._cells_left = counted["cells_left"]
+        return Markup(
+            nh3.clean(
+                html,
+                tags=_TAGS,
+                attributes={"a": {"href", "title"}, "ol": {"start"}},
+                allowed_classes={"span": {"image"}},
+                url_schemes={"https", "http", "mailto"},
+                link_rel="noopener noreferrer nofollow",
+                set_tag_attribute_values={"a": {"target": "_blank"}},
+            )
         )
-    )
+
+
+def rendered(text: str) -> Markup:
+    """Return the only text of a page as HTML; see `Texts.rendered`."""
+    return Texts().rendered(text)
+
+
+def _as_it_is(text: str, why: str) -> Markup:
+    return Markup('<p class="hint">{}</p><pre class="as-it-is">{}</pre>').format(why, text)
 
 
 def _image(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env: Any) -> str:
@@ -60,12 +84,12 @@ def _heading(_: RendererHTML, tokens: Sequence[Token], i: int, options: Any, env
 
 
 def _table(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """Take a table by the rule of Markdown, unless the tables of its text have too many cells together."""
+    """Take a table by the rule of Markdown, unless the tables of its page have too many cells together."""
     is_table = table_rule(state, first, end, True)
     if silent or not is_table:
         return is_table
     columns = state.src[state.bMarks[first] : state.eMarks[first]].count("|") + 1
-    left = state.env.get("cells_left", MOST_CELLS)
+    left = state.env["cells_left"]
     for line in range(first, end):
         if state.isEmpty(line):
             break

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import secrets
 import time
-from collections import OrderedDict
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +30,11 @@ from rewardloop_console.door import Door, again_at, page_to_go_to, refused
 from rewardloop_console.navigation import OIDC
 from rewardloop_console.options import OidcOptions
 from rewardloop_console.refusals import Refusal, refusal_of
+from rewardloop_console.sessions import Sessions
 
 log = structlog.get_logger()
 
 _BACK = f"{OIDC}/back"
-_MOST_BEGUN = 1000
 _LONGEST_S = 600.0
 _TIMEOUT_S = 10.0
 # An ID token is signed with a key of the issuer. A shared secret, or no signature, is not taken, whatever it offers.
@@ -43,13 +44,38 @@ _NAMES = ("preferred_username", "name", "email", "sub")
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A sign-in that its issuer has not answered yet; `browser` is what the browser that began it holds."""
+    """A sign-in that its issuer has not answered yet. The browser that began it keeps it, and this process nothing.
 
-    browser: str
+    State, nonce and verifier are derived from `text` by the secret of this process. So the state proves that the text
+    is one that this process gave out.
+
+    Attributes:
+        text: A random word, when it began on the monotonic clock, and where to go then; for a cookie.
+        state: What the issuer gives back.
+        nonce: What the ID token must hold.
+        verifier: The verifier of PKCE.
+    """
+
+    text: str
+    state: str
     nonce: str
     verifier: str
-    where: str
-    at: float
+
+    @classmethod
+    def of(cls, text: str, sessions: Sessions) -> _Begun:
+        """Return the sign-in of a cookie."""
+        return cls(text, *(sessions.mac(f"oidc-{part}".encode(), text) for part in ("state", "nonce", "verifier")))
+
+    @classmethod
+    def now(cls, where: str, sessions: Sessions) -> _Begun:
+        """Begin one."""
+        parts = [secrets.token_urlsafe(32), time.monotonic(), where]
+        return cls.of(urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("="), sessions)
+
+    def where(self) -> str | None:
+        """Return where to go then, or None if it began too long ago. `text` must be this process's own."""
+        _, at, where = json.loads(urlsafe_b64decode(self.text + "=" * (-len(self.text) % 4)))
+        return None if time.monotonic() - at > _LONGEST_S else str(where)
 
 
 class OpenId:
@@ -60,7 +86,6 @@ class OpenId:
         self._door = door
         self._options = options
         self._cookie = Cookie(f"{door.cookie.name}-oidc", door.cookie.is_secure, "lax", OIDC)
-        self._begun: OrderedDict[str, _Begun] = OrderedDict()  # by state, the oldest first
         self._app = StarletteOAuth2App(
             None,
             name="rewardloop",
@@ -77,28 +102,31 @@ class OpenId:
         )
 
     async def begin(self, request: Request) -> Response:
-        """Lead to the issuer. The browser keeps a secret by which it is known when it comes back."""
+        """Lead to the issuer. The browser keeps what was begun, by which it is known when it comes back."""
+        begun = _Begun.now(page_to_go_to(request.query_params.get("next", "")), self._door.sessions)
         try:
             await self._load_issuer()
-            made = await self._app.create_authorization_url(self._options.url + _BACK)
+            made = await self._app.create_authorization_url(
+                self._options.url + _BACK, state=begun.state, nonce=begun.nonce, code_verifier=begun.verifier
+            )
         except _FAILURES as error:
             return self._failed(request, error)
-        browser = secrets.token_urlsafe(32)
-        where = page_to_go_to(request.query_params.get("next", ""))
-        self._begun[made["state"]] = _Begun(browser, made["nonce"], made["code_verifier"], where, time.monotonic())
-        if len(self._begun) > _MOST_BEGUN:
-            self._begun.popitem(last=False)
         response = RedirectResponse(made["url"], 303)
-        self._cookie.write(response, browser)
+        self._cookie.write(response, begun.text)
         return response
 
     async def back(self, request: Request) -> Response:
         """Sign in who comes back from the issuer, if this browser began it and the ID token is good."""
-        begun = self._begun.pop(request.query_params.get("state", ""), None)
-        browser = self._cookie.read(request)
-        is_known = begun is not None and hmac.compare_digest(begun.browser.encode(), browser.encode())
-        if begun is None or not is_known or time.monotonic() - begun.at > _LONGEST_S:
+        begun = _Begun.of(self._cookie.read(request), self._door.sessions)
+        is_own = hmac.compare_digest(begun.state.encode(), request.query_params.get("state", "").encode())
+        where = begun.where() if is_own else None
+        if where is None:
             return refused(request, Refusal(403, "This sign-in was not begun here, or too long ago. Begin it again."))
+        response = await self._come_back(request, begun, where)
+        self._cookie.delete(response)
+        return response
+
+    async def _come_back(self, request: Request, begun: _Begun, where: str) -> Response:
         if said := request.query_params.get("error"):
             log.warning("sign-in refused by the issuer", error=said[:100])
             return refused(request, Refusal(403, "The issuer has not signed you in."))
@@ -114,7 +142,7 @@ class OpenId:
                 raise ValueError("the reply has no ID token of a subject")
         except _FAILURES as error:
             return self._failed(request, error)
-        return await self._sign_in(request, dict(claims), begun.where)
+        return await self._sign_in(request, dict(claims), where)
 
     async def _sign_in(self, request: Request, claims: Mapping[str, Any], where: str) -> Response:
         held = claims.get(self._options.claim)
@@ -137,7 +165,6 @@ class OpenId:
         # A redirect from here would count as the issuer's, and come without the cookie.
         response = again_at(where)
         self._door.cookie.write(response, self._door.sessions.signed(session.key))
-        self._cookie.delete(response)
         return response
 
     def _annotator_id(self, claims: Mapping[str, Any]) -> str:

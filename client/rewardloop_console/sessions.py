@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 
 from rewardloop_client import Identity
 
+# Of people with a token, of browsers without one, and of one person with one token.
 _MOST_SESSIONS = 10_000
+_MOST_OF_ONE = 100
 _LONGEST_S = 24 * 3600.0
 _KEY_BYTES = 32
 
@@ -59,7 +61,10 @@ class Sessions:
         self._idle_s = idle_s
         self._secret = secret or secrets.token_bytes(32)
         self._clock = clock
-        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the one that was used last is the last
+        # The one that was used last is the last. Each makes room for its own new ones only.
+        self._signed_in = _Shelf()
+        self._open = _Shelf()  # of browsers without a token that have come back with their cookie
+        self._new = _Shelf()  # and of those that have not, which anybody can make without end
 
     def new_key(self) -> str:
         """Return a new key, which names no session yet."""
@@ -67,17 +72,17 @@ class Sessions:
 
     def signed(self, key: str) -> str:
         """Return the key with its signature, for the cookie."""
-        return f"{key}.{self._mac(b'cookie', key)}"
+        return f"{key}.{self.mac(b'cookie', key)}"
 
     def key_of(self, value: str) -> str | None:
         """Return the key in a cookie's value, or None if this process has not signed it."""
         key, _, mac = value.rpartition(".")
-        is_ours = hmac.compare_digest(self._mac(b"cookie", key).encode(), mac.encode("utf-8", "replace"))
+        is_ours = hmac.compare_digest(self.mac(b"cookie", key).encode(), mac.encode("utf-8", "replace"))
         return key if key and is_ours else None
 
     def form_token(self, key: str) -> str:
         """Return the token that each form of the browser with this key carries."""
-        return self._mac(b"form", key)
+        return self.mac(b"form", key)
 
     def is_form_token(self, key: str, token: str) -> bool:
         """Return whether a form carries the token of the browser with this key."""
@@ -87,22 +92,25 @@ class Sessions:
         """Begin a session under a new key."""
         now = self._clock()
         session = Session(self.new_key(), token, identity, person, annotator_id, now, now, now)
-        self._sessions[session.key] = session
-        if len(self._sessions) > _MOST_SESSIONS:
-            self._sessions.popitem(last=False)
+        if token:
+            theirs = [each.key for each in self._signed_in.values() if _is_of_same(each, session)]
+            for key in theirs[: max(0, len(theirs) + 1 - _MOST_OF_ONE)]:
+                del self._signed_in[key]
+        (self._signed_in if token else self._new).put(session)
         return session
 
     def sign_out(self, key: str) -> None:
         """End the session, if there is one."""
-        self._sessions.pop(key, None)
+        self._taken(key)
 
     def of(self, key: str) -> Session | None:
         """Return the session of a key and count the request as use, or None if there is none or it has ended."""
-        session = self._sessions.pop(key, None)
+        session = self._taken(key)
         now = self._clock()
         if session is None or now - session.used > self._idle_s or now - session.started > _LONGEST_S:
             return None
-        self._sessions[key] = used = replace(session, used=now)
+        used = replace(session, used=now)
+        (self._signed_in if session.token else self._open).put(used)
         return used
 
     def age_of_identity_s(self, session: Session) -> float:
@@ -112,10 +120,31 @@ class Sessions:
     def identified(self, session: Session, identity: Identity) -> Session:
         """Keep what the services say now about the token of a session."""
         renewed = replace(session, identity=identity, identified=self._clock())
-        if session.key in self._sessions:
-            self._sessions[session.key] = renewed
+        for shelf in (self._signed_in, self._open, self._new):
+            if session.key in shelf:
+                shelf[session.key] = renewed
         return renewed
 
-    def _mac(self, purpose: bytes, key: str) -> str:
-        message = purpose + b":" + key.encode("utf-8", "replace")
+    def mac(self, purpose: bytes, text: str) -> str:
+        """Return what only this process can make of a text, as 64 hexadecimal digits."""
+        message = purpose + b":" + text.encode("utf-8", "replace")
         return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
+
+    def _taken(self, key: str) -> Session | None:
+        """Remove a session, and return it."""
+        found = (shelf.pop(key, None) for shelf in (self._signed_in, self._open, self._new))
+        return next((session for session in found if session is not None), None)
+
+
+class _Shelf(OrderedDict[str, Session]):
+    """Sessions by key, of which the last ones are kept."""
+
+    def put(self, session: Session) -> None:
+        """Add a session as the last one."""
+        self[session.key] = session
+        if len(self) > _MOST_SESSIONS:
+            self.popitem(last=False)
+
+
+def _is_of_same(one: Session, other: Session) -> bool:
+    return (one.token, one.annotator_id) == (other.token, other.annotator_id)

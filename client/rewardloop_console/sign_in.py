@@ -7,7 +7,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from rewardloop.formats.tokens import is_publishable
 from rewardloop_client import RewardloopError, Unauthenticated
-from rewardloop_console.door import SIGN_IN, Door, again_at, comes_from_elsewhere, page_to_go_to, refused
+from rewardloop_console.door import SIGN_IN, Door, address_of, again_at, comes_from_elsewhere, page_to_go_to, refused
 from rewardloop_console.navigation import PLACES
 from rewardloop_console.refusals import Refusal, refusal_of, sentence_of
 from rewardloop_console.rendering import render
@@ -31,7 +31,7 @@ class SignIn:
         if self._door.sessions.of(key):
             return RedirectResponse(page_to_go_to(where), 303)
         if comes_from_elsewhere(request):
-            return again_at(request.url.path)
+            return again_at(address_of(request))
         try:
             session = await self._door.open_session()
         except RewardloopError as error:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import IO, Any, Literal, TypeAlias, cast
 
+from rewardloop_data.formulas import unguarded
 from rewardloop_data.rows import Json
 
 Kind: TypeAlias = Literal["lines", "array", "csv", "tsv"]
@@ -248,12 +249,18 @@ _NESTED = frozenset(
 _SPOKEN = frozenset(("prompt", "chosen", "rejected", "completion", "response", "context", "edited_text"))
 
 
-def table_rows(text: IO[bytes], between: str) -> Iterator[dict[str, Json] | str]:
+def table_rows(text: IO[bytes], between: str, is_guarded: bool = False) -> Iterator[dict[str, Json] | str]:
     """Yield the rows of a table with a header, as objects without empty cells; a text is what is wrong with a row.
+
+    Args:
+        text: The table.
+        between: What separates cells.
+        is_guarded: Whether its cells were guarded from spreadsheets, and are given back; see `formulas`.
 
     Raises:
         ValueError: The table has no sound header, or quotes that do not end.
     """
+    read = unguarded if is_guarded else str
     csv.field_size_limit(2**31 - 1)
     lines = io.TextIOWrapper(text, encoding="utf-8", newline="")
     rows = csv.reader(lines, delimiter=between, strict=True)
@@ -268,7 +275,7 @@ def table_rows(text: IO[bytes], between: str) -> Iterator[dict[str, Json] | str]
             if len(cells) != len(header):
                 yield f"has {len(cells)} cells, and the header {len(header)}"
                 continue
-            given = ((key, cell) for key, cell in zip(header, cells, strict=True) if cell)
+            given = ((key, read(cell)) for key, cell in zip(header, cells, strict=True) if cell)
             yield {key: _cell(key, cell, is_indexed) for key, cell in given}
     except csv.Error as error:
         raise ValueError(str(error)) from error

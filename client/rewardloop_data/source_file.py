@@ -74,12 +74,14 @@ class SourceFile:
         size: Its bytes.
         head_sha256: The hash.
         named: What it is called, if it is not a file of this machine: a URL, or "stdin".
+        is_guarded: Whether the cells of a table were guarded from spreadsheets; see `formulas`.
     """
 
     path: Path
     size: int
     head_sha256: str
     named: str = ""
+    is_guarded: bool = False
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
@@ -162,7 +164,8 @@ class SourceFile:
             for number, value in enumerate(array_items(text), start=1):
                 yield Line(number, file.tell(), value)
         else:
-            for number, row in enumerate(table_rows(text, "," if kind == "csv" else "\t"), start=1):
+            rows = table_rows(text, "," if kind == "csv" else "\t", self.is_guarded)
+            for number, row in enumerate(rows, start=1):
                 is_bad = isinstance(row, str)
                 yield Line(number, file.tell(), None if is_bad else row, str(row) if is_bad else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -10,11 +11,14 @@ import json
 import lzma
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias, cast
+
+from rewardloop_data.formulas import guarded
 
 Container: TypeAlias = Literal["lines", "array", "csv", "parquet"]
 STANDARD_OUTPUT = "-"
@@ -68,39 +72,63 @@ def container_of(name: str) -> tuple[Container, str]:
 
 
 @contextmanager
-def writing(name: str, columns: Mapping[str, ColumnKind], *, replace: bool = False) -> Iterator[Writer]:
+def writing(
+    name: str, columns: Mapping[str, ColumnKind], *, replace: bool = False, csv_safe: bool = False
+) -> Iterator[Writer]:
     """Give a writer of a file, which appears under its name when all of it is on disk. "-" is standard output.
 
     Args:
         name: The file.
         columns: Every key that a row may have, with the kind of its values, in the order of a table's columns.
         replace: Whether a file of that name is replaced.
+        csv_safe: Whether texts of a table that a spreadsheet would run are guarded; see `formulas`.
 
     Raises:
-        UnwritableFile: It exists, its name says no format, a package is missing, or the disk fails.
+        UnwritableFile: It exists, its name says no format, or no table with csv_safe, a package is missing, or the disk
+            fails.
     """
     container, packed = container_of(name)
+    if csv_safe and container != "csv":
+        raise UnwritableFile(f"{name}: only the cells of .csv can be guarded from spreadsheets (--csv-safe)")
     if name == STANDARD_OUTPUT:
-        writer = _writer(container, sys.stdout.buffer, columns)
+        writer = _writer(container, sys.stdout.buffer, columns, csv_safe)
         yield writer
         writer.end()
         sys.stdout.buffer.flush()
         return
-    path = Path(name)
+    with whole(Path(name), replace=replace) as partial, partial.open("wb") as raw:
+        with _packing(raw, packed) as file:
+            writer = _writer(container, file, columns, csv_safe)
+            yield writer
+            writer.end()
+        raw.flush()
+        os.fsync(raw.fileno())
+
+
+@contextmanager
+def whole(path: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, under which a file is written that then appears under its own name.
+
+    Each writer has a temporary name of its own, so that two do not mix.
+
+    Raises:
+        UnwritableFile: The file exists and is not to be replaced, which is looked at before and after; the disk fails.
+    """
+    exists = UnwritableFile(f"{path}: exists already, and is not replaced")
     if path.exists() and not replace:
-        raise UnwritableFile(f"{name}: exists already, and is not replaced")
-    partial = path.with_name(f".{path.name}.writing")
+        raise exists
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.writing")
     try:
-        with partial.open("wb") as raw:
-            with _packing(raw, packed) as file:
-                writer = _writer(container, file, columns)
-                yield writer
-                writer.end()
-            raw.flush()
-            os.fsync(raw.fileno())
+        yield partial
+        if not replace:
+            with contextlib.suppress(OSError):  # another process has it, or the file system has no links
+                os.link(partial, path)
+                return
+            if path.exists():
+                raise exists
         partial.replace(path)
     except OSError as error:
-        raise UnwritableFile(f"{name}: {(error.strerror or str(error)).lower()}") from error
+        raise UnwritableFile(f"{path}: {(error.strerror or str(error)).lower()}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -128,14 +156,14 @@ def _packing(raw: IO[bytes], packed: str) -> Iterator[IO[bytes]]:
             yield raw
 
 
-def _writer(container: Container, file: IO[bytes], columns: Mapping[str, ColumnKind]) -> Writer:
+def _writer(container: Container, file: IO[bytes], columns: Mapping[str, ColumnKind], csv_safe: bool) -> Writer:
     match container:
         case "lines":
             return _Lines(file)
         case "array":
             return _Array(file)
         case "csv":
-            return _Table(file, tuple(columns))
+            return _Table(file, tuple(columns), csv_safe)
         case "parquet":
             return _Parquet(file, columns)
 
@@ -167,14 +195,19 @@ class _Array:
 class _Table:
     """CSV. Lists and objects are JSON; a key that a row does not have is an empty cell."""
 
-    def __init__(self, file: IO[bytes], columns: Sequence[str]) -> None:
+    def __init__(self, file: IO[bytes], columns: Sequence[str], is_safe: bool) -> None:
         self._columns = columns
+        self._is_safe = is_safe
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         self._csv = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._csv.writerow(columns)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._csv.writerow([_cell(row.get(column)) for column in self._columns])
+        self._csv.writerow([self._cell(row.get(column)) for column in self._columns])
+
+    def _cell(self, value: Any) -> str:
+        # Numbers and JSON are no formulas, and stay what they are.
+        return guarded(_cell(value)) if self._is_safe and isinstance(value, str) else _cell(value)
 
     def end(self) -> None:
         self._text.flush()

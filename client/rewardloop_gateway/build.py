@@ -18,7 +18,7 @@ from rewardloop_gateway.shapes import ErrorBody
 
 log = structlog.get_logger()
 
-_REASONS = {404: "NO_SUCH_PATH", 405: "NO_SUCH_METHOD", 413: "MESSAGE_TOO_LARGE"}
+_REASONS = {404: "NO_SUCH_PATH", 405: "NO_SUCH_METHOD", 413: "MESSAGE_TOO_LARGE", 503: "TOO_MANY_REQUESTS"}
 _DESCRIPTION = (
     "The services of rewardloop over HTTP. A bearer token goes to them unchanged, so that roles, quotas and rules are "
     "those of gRPC. Every error has a reason."

@@ -7,11 +7,15 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from rewardloop.process.socket_owner import OwnCallers
+from rewardloop.process.socket_owner import OwnCallers, peer_at
 from rewardloop_console.headers import AsgiApp, Message, Receive, Send, with_headers
 from rewardloop_console.navigation import PREFIX
 from rewardloop_gateway.answers import Problem
+from rewardloop_gateway.turns import FULL, RETRY_S, Places, Turn
 from rewardloop_gateway.wrapped import SECURITY_HEADERS
+
+_PROBE = "/healthz"
+_MOST_PROBES = 16
 
 
 class Entry:
@@ -21,6 +25,7 @@ class Entry:
         api: Answers all addresses but the console's. It reads no cookie.
         console: Answers the addresses below `PREFIX`, and reads no token of a request. None: there is no console.
         max_body_bytes: Most bytes of a body.
+        max_requests: Most requests in work. Probes have a few places of their own.
         hosts: Names of the ``Host`` header, without port; empty for all.
         own: Who may call on this machine; None for every user.
     """
@@ -31,22 +36,33 @@ class Entry:
         console: AsgiApp | None,
         *,
         max_body_bytes: int,
+        max_requests: int,
         hosts: frozenset[str],
         own: OwnCallers | None = None,
     ) -> None:
         self._api = api
         self._console = console
         self._max_body_bytes = max_body_bytes
+        self._places, self._probes = Places(max_requests), Places(_MOST_PROBES)
         self._hosts = hosts
         self._own = own
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        turn = Turn(self._probes if scope["path"] == _PROBE else self._places, receive, send)
         problem = self._refusal(scope)
+        if problem is None and not _has_body(scope) and not turn.begin():
+            problem = Problem(503, "TOO_MANY_REQUESTS", FULL, retry_after_s=RETRY_S)
         if problem is not None:
             await with_headers(problem.answer(), SECURITY_HEADERS)(scope, receive, send)
             return
+        try:
+            await self._answer(scope, turn.receive, turn.send)
+        finally:
+            turn.end()
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         is_page = scope["path"] == PREFIX or scope["path"].startswith(f"{PREFIX}/")
         answers = self._console if is_page and self._console is not None else self._api
         await answers(scope, _bounded(receive, self._max_body_bytes), send)
@@ -63,6 +79,11 @@ class Entry:
         if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
             return Problem(413, "MESSAGE_TOO_LARGE", f"the body has more than {self._max_body_bytes} bytes")
         return None
+
+
+def _has_body(scope: MutableMapping[str, Any]) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 def _bounded(receive: Receive, most: int) -> Callable[[], Awaitable[Message]]:
@@ -82,7 +103,4 @@ def _bounded(receive: Receive, most: int) -> Callable[[], Awaitable[Message]]:
 def _peer(scope: MutableMapping[str, Any]) -> str:
     """Return the other end of the connection as gRPC writes it; without an address it is a Unix socket."""
     client = scope.get("client")
-    if not client:
-        return "unix:"
-    host, port = client
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+    return peer_at(*client) if client else "unix:"

@@ -16,8 +16,10 @@ from rewardloop_console.headers import AsgiApp
 from rewardloop_console.options import ConsoleOptions, OidcOptions
 from rewardloop_gateway.build import Times, build
 from rewardloop_gateway.caller import TOKEN, bearer
+from rewardloop_gateway.connections import ConnectionLimits
 from rewardloop_gateway.entry import Entry
 from rewardloop_gateway.guard import Guard
+from rewardloop_gateway.listening import DoorServer
 from rewardloop_gateway.rates import Rates
 from rewardloop_gateway.settings import GatewaySettings
 from rewardloop_gateway.wrapped import wrapped
@@ -25,6 +27,8 @@ from rewardloop_gateway.wrapped import wrapped
 log = structlog.get_logger()
 
 PROG = "rewardloop gateway"
+# Connections beside those of requests in work: room for probes, and for requests that are on their way.
+_SPARE = 32
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -34,27 +38,10 @@ async def serve(settings: GatewaySettings) -> int:
         client = open_client(settings)
     except (InvalidAccess, InvalidAddress) as error:
         raise SystemExit(f"{PROG}: {error}") from error
-    listening = _listen(settings)
-    config = uvicorn.Config(
-        app(settings, client),
-        host=settings.host,
-        port=settings.port,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=settings.max_requests,
-        timeout_graceful_shutdown=int(settings.drain_s) or 1,
-        h11_max_incomplete_event_size=2**16,
-    )
+    serving = server(settings, client, _listen(settings))
     log.info("listening", address=settings.listen, server=settings.server)
     try:
-        await uvicorn.Server(config).serve(sockets=[listening])
+        await serving.serve()
     finally:
         await client.close()
     log.info("stopped")
@@ -77,10 +64,50 @@ def open_client(settings: GatewaySettings) -> AsyncRewardloopClient:
     )
 
 
-def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
-    """Return the whole app. Raises SystemExit if own_user is asked for where sockets have no known owner."""
+def server(settings: GatewaySettings, client: AsyncRewardloopClient, listening: socket.socket) -> DoorServer:
+    """Return the server that takes the connections of ``listening``. Raises SystemExit as `app` does."""
+    config = uvicorn.Config(
+        app(settings, client),
+        host=settings.host,
+        port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_s) or 1,
+    )
+    return DoorServer(config, listening, limits(settings), own_callers(settings))
+
+
+def limits(settings: GatewaySettings) -> ConnectionLimits:
+    """Return the bounds of connections.
+
+    There are always more than the requests in work, so that a new connection finds one that waits and takes its place.
+    """
+    return ConnectionLimits(
+        most=2 * (settings.max_requests + _SPARE),
+        per_address=settings.max_connections_per_address or settings.max_requests + _SPARE,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
+        send_s=settings.send_timeout_s,
+        body_bytes=1024 * settings.max_body_kib,
+    )
+
+
+def own_callers(settings: GatewaySettings) -> OwnCallers | None:
+    """Return who may call with own_user. Raises SystemExit where sockets have no known owner."""
     if settings.own_user and not shows_owners():
         raise SystemExit(f"{PROG}: --own-user needs Linux and its /proc, which show whose process a caller is")
+    return OwnCallers(settings.port) if settings.own_user else None
+
+
+def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
+    """Return the whole app. Raises SystemExit if own_user is asked for where sockets have no known owner."""
     hosts = settings.hosts
     if not hosts and is_loopback(settings.host):
         hosts = [*_LOOPBACK_NAMES, f"[{settings.host}]" if ":" in settings.host else settings.host]
@@ -96,8 +123,9 @@ def app(settings: GatewaySettings, client: AsyncRewardloopClient) -> AsgiApp:
         wrapped(guard, settings.cors_origins),
         console(client, TOKEN, console_options(settings)) if settings.console else None,
         max_body_bytes=1024 * settings.max_body_kib,
+        max_requests=settings.max_requests,
         hosts=frozenset(host.lower() for host in hosts),
-        own=OwnCallers(settings.port) if settings.own_user else None,
+        own=own_callers(settings),
     )
 
 

@@ -21,6 +21,7 @@ class GatewaySettings(ProcessSettings):
     )
     setting_groups: ClassVar[tuple[tuple[str, str], ...]] = (
         ("listen", "The HTTP side"),
+        ("max_connections_per_address", "Connections"),
         ("console", "The web console"),
         ("server", "The gRPC services"),
         ("log_level", "Log"),
@@ -42,7 +43,11 @@ class GatewaySettings(ProcessSettings):
         [], description="origins of pages that may call it from a browser, such as https://shop.example; default: none"
     )
     max_body_kib: int = Field(4096, ge=1, description="most KiB of a request's body")
-    max_requests: int = Field(1024, ge=1, description="most requests at once; further ones get 503")
+    max_requests: int = Field(
+        1024,
+        ge=1,
+        description="most requests in work at once; further ones get 503. Twice as many connections and 64 may be open",
+    )
     token_requests_per_s: float = Field(
         0.0, ge=0, description="most requests a second with one token; 0: only the quotas of the services"
     )
@@ -50,6 +55,20 @@ class GatewaySettings(ProcessSettings):
         2.0, gt=0, description="most requests a second with one publishable token, after ten at once"
     )
     drain_s: float = Field(30.0, gt=0, description="how long requests in flight may take after SIGTERM")
+
+    max_connections_per_address: int = Field(
+        0,
+        ge=0,
+        description="most connections of one address; a new one takes the place of the one that has waited longest for "
+        "its client. 0: 32 more than max_requests, as a proxy needs whose address all have",
+    )
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="how long the head of a request, or a TLS handshake, may take"
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="how long a body may take, besides a second for each 16 KiB that have come"
+    )
+    send_timeout_s: float = Field(30.0, gt=0, description="how long a client may stop reading its answer")
 
     console: bool = Field(True, description="serve the web console under /console")
     console_idle_min: float = Field(

@@ -25,6 +25,7 @@ class Attack:
 _OPEN = "integration/test_open_calls.py::"
 _FIELDS = "attack/test_repeated_fields.py::"
 _CALLERS = "attack/test_feedback_callers.py::"
+_HTTP = "integration/test_http_connections.py::"
 _MODELS = "integration/test_models.py::"
 _MACHINE = "integration/test_hostile_machine.py::"
 _STUCK = "e2e/test_stuck_replicas.py::"
@@ -57,6 +58,27 @@ ATTACKS = (
         "opens half requests on the metrics page",
         "few threads, each for a bounded time",
         ("integration/test_metrics_page.py",),
+    ),
+    Attack(
+        _ANYBODY,
+        "opens connections to the HTTP door and sends nothing, half a head, or a body without end, or reads no answer",
+        "each is hung up in time; a new connection takes the place of one that waits, and others are answered",
+        (
+            f"{_HTTP}test_more_silent_connections_than_the_door_holds_keep_nobody_out",
+            f"{_HTTP}test_bodies_that_never_end_keep_nobody_out",
+            f"{_HTTP}test_what_does_not_come_in_time_is_hung_up",
+            f"{_HTTP}test_a_client_that_reads_no_answer_is_hung_up_and_takes_no_place",
+            "unit/gateway/test_door_turns.py",
+        ),
+    ),
+    Attack(
+        _ANYBODY,
+        "begins thousands of sign-ins at the console, or opens thousands of sessions",
+        "what was begun is kept by the browser; who has signed in stays so",
+        (
+            "unit/console/test_console_oidc.py::test_any_number_of_sign_ins_that_others_begin_ends_nobodys",
+            "unit/console/test_console_sessions.py",
+        ),
     ),
     Attack(
         _CALLER,
@@ -221,9 +243,13 @@ ATTACKS = (
     ),
     Attack(
         _LOCAL,
-        "another user calls what `rewardloop up` runs, or its Redis",
+        "another user calls what `rewardloop up` runs, or its Redis, or takes the connections of its HTTP door",
         "PERMISSION_DENIED; Redis listens on a socket in a folder of its user and asks for a password",
-        ("integration/test_own_user.py", "integration/test_redis_server.py"),
+        (
+            "integration/test_own_user.py",
+            "integration/test_redis_server.py",
+            f"{_HTTP}test_another_users_connections_take_no_room_of_the_own_ones",
+        ),
     ),
     Attack(
         _LOCAL,

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -17,15 +19,13 @@ from typing import Any
 import hypothesis
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given
 from schemathesis import GenerationMode
 from support.deployments_with_http import http_deployment
 
 from rewardloop_client.fake import FakeRewardloop
-from rewardloop_gateway.serving import app
+from rewardloop_gateway.serving import server
 from rewardloop_gateway.settings import GatewaySettings
-from rewardloop_local.ports import free_port
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
@@ -35,18 +35,17 @@ BUGS = (500, 501, 502)
 
 @contextmanager
 def door_before_the_fake() -> Iterator[str]:
-    port = free_port()
-    settings = GatewaySettings(listen=f"127.0.0.1:{port}")
-    config = uvicorn.Config(app(settings, FakeRewardloop().as_async()), port=port, log_config=None, lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    serving = server(GatewaySettings(listen=f"127.0.0.1:{port}"), FakeRewardloop().as_async(), listening)
+    thread = threading.Thread(target=asyncio.run, args=(serving.serve(),))
     thread.start()
-    while not server.started:
+    while not serving.started:
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        serving.should_exit = True
         thread.join()
 
 

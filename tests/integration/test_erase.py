@@ -17,20 +17,23 @@ from redis.asyncio import Redis
 from support.doors import CallersFile
 from support.erasing import files_with, texts_of
 from support.feedback_services import feedback_for
+from support.labelling_desks import labelling
 from support.signals import choice, put
 
 from rewardloop.formats import keys
 from rewardloop.formats.signals import key_of
 from rewardloop.formats.store import DataRange, Manifest, ModelStore
-from rewardloop.v1 import feedback_pb2, labelling_pb2, operations_pb2
+from rewardloop.v1 import feedback_pb2, labelling_pb2, operations_pb2, policy_pb2
 from rewardloop_client import (
     AsyncRewardloopClient,
     ErasureProgress,
     InvalidRequest,
+    NewTask,
     PermissionDenied,
     RecordResult,
     TaughtVersions,
     UnknownErasure,
+    Verdict,
 )
 from rewardloop_local.redis_server import EmbeddedRedis
 from rewardloop_trainer.annotators.crowd_file import CROWD, CrowdFile
@@ -395,6 +398,32 @@ async def test_a_generation_is_erased_with_every_signal_about_it(place: Place) -
     assert [row.event_id for row in place.rows()] == [events[2].event_id]
     assert [place.client.exists(keys.GENERATION + each) for each in ("gen-a", "gen-b")] == [0, 1]
     assert files_with(place.directory, b"gen-a") == []
+
+
+async def test_no_file_holds_a_text_of_an_erased_generation_that_labellers_got(place: Place) -> None:
+    about = {name: policy_pb2.Generation(generation_id=name) for name in ("gen-gone", "gen-kept")}
+    for name, generation in about.items():
+        generation.prompt.text = f"the question of {name}"
+        for text in (f"an answer of {name}", f"another answer of {name}"):
+            generation.candidates.add(text=text, token_count=1)
+    port = place.client.connection_pool.connection_kwargs["port"]
+    async with Redis.from_url(f"redis://127.0.0.1:{port}/0") as redis, labelling(redis) as desk:
+        for generation in about.values():
+            await desk.generations.put(generation)
+        tasks = [NewTask(kinds=["edit"], generation_id=name) for name in about]
+        await desk.client.labelling.add_tasks("shop", tasks, import_id="i1")
+        for who in ("ada", "ben"):
+            task = (await desk.client.labelling.next_task("shop", labeller=who)).task
+            assert task is not None
+            better = Verdict.edit(f"better: {task.prompt.text}")
+            await desk.client.labelling.answer("shop", task.lease_id, better, labeller=who, comment=task.prompt.text)
+    assert files_with(place.directory, b"of gen-gone")
+    async with services(place) as (_, operator):
+        with place.consuming():
+            await archived(place, 2)
+            await until_done(operator, (await operator.erase(generation_id="gen-gone")).erasure_id)
+    assert files_with(place.directory, b"gen-gone") == []
+    assert files_with(place.directory, b"of gen-kept")
 
 
 async def test_only_one_callers_annotator_is_erased_if_the_caller_is_named(place: Place) -> None:

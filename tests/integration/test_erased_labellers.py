@@ -39,6 +39,10 @@ async def task_of(desk: Desk, who: str) -> LabellingTask:
     return offer.task
 
 
+def is_private(task: LabellingTask) -> bool:
+    return "078-05-1120" in str(task.prompt)
+
+
 async def say(desk: Desk, who: str, verdict: object) -> LabellingTask:
     task = await task_of(desk, who)
     await desk.client.labelling.answer("shop", task.lease_id, verdict, labeller=who)  # type: ignore[arg-type]
@@ -145,3 +149,38 @@ async def test_what_was_answered_about_an_erased_generation_is_gone(
     assert b"edit!" not in left
     assert b"better, says" not in left
     assert left.count(b"choice!") == 4
+
+
+async def test_the_tasks_about_an_erased_generation_are_gone_and_others_go_on(
+    desk: Desk, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    generation = policy_pb2.Generation(generation_id="g1", prompt={"text": "My number is 078-05-1120."})
+    for text in ("I keep 078-05-1120.", "Do not say 078-05-1120."):
+        generation.candidates.add(text=text, token_count=1)
+    await desk.generations.put(generation)
+    about = [
+        NewTask(kinds=kinds, generation_id="g1", overlap=3) for kinds in (["edit"], ["choice"], ["choice", "edit"])
+    ]
+    await desk.client.labelling.add_tasks("shop", about, import_id="i2")
+    tasks = {who: await task_of(desk, who) for who in ("bob", "carl", "dora", "emil", "fred", "gina", "hugo")}
+    held = [who for who, task in tasks.items() if is_private(task)]
+    said = Verdict.edit("not 078-05-1120") if "edit" in tasks[held[0]].kinds else Verdict.choice(0, 1)
+    lease = tasks[held[0]].lease_id
+    await desk.client.labelling.answer("shop", lease, said, labeller=held[0], comment="078-05-1120?")
+    await desk.client.labelling.add_tasks("shop", [pair(i) for i in range(10, 30)], import_id="i3")
+    assert b"078-05-1120" in await texts_in(redis)
+    erase(redis_url, tmp_path, "generation", "g1")
+    left = await texts_in(redis)
+    assert b"078-05-1120" not in left
+    assert b"g1" not in left
+    (progress,) = await desk.client.labelling.progress("shop")
+    assert progress.tasks == 24
+    for who in held:
+        assert not is_private(await task_of(desk, who))
+    await desk.desk.recorder.settle_abandoned("shop")
+    erase(redis_url, tmp_path, "generation", "g1")
+    await desk.generations.put(generation)
+    await desk.client.labelling.add_tasks("shop", about, import_id="i4")
+    (progress,) = await desk.client.labelling.progress("shop")
+    assert progress.tasks == 27
+    assert {is_private(await task_of(desk, f"new-{i}")) for i in range(20)} == {True, False}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support.another_user import another_users_socket, needs_root
 from support.doors import METHODS, connected, opened
 from support.statuses import reason_of
 
@@ -22,22 +22,6 @@ from rewardloop_server.doors.own_user import OwnUser
 from rewardloop_server.doors.settings import DoorSettings
 
 pytestmark = pytest.mark.skipif(not OwnUser.is_supported(), reason="needs Linux")
-
-ANOTHER = 65_534
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can open a socket as another user")
-
-
-def another_users_socket(port: int) -> socket.socket:
-    """A connection to the port whose owner is another user."""
-    libc = ctypes.CDLL(None)
-    libc.setfsuid(ANOTHER)
-    try:
-        made = socket.socket()
-    finally:
-        libc.setfsuid(0)
-    made.connect(("127.0.0.1", port))
-    made.setblocking(False)
-    return made
 
 
 @asynccontextmanager

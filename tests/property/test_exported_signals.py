@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rewardloop_data.judgements import Labels, event_of
 from rewardloop_data.recognise import recognise
 from rewardloop_data.shapes.shape import Choices
 from rewardloop_data.source_file import SourceFile
+from rewardloop_data.target_file import UnwritableFile, writing
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.commands.feedback_export.command import main
@@ -126,8 +129,9 @@ def exported(
             rows.append(Recorded(f"{place}-0", event))
         ledger.append(rows)
         assert main(["--archive", str(Path(folder) / "ledger"), "--out", str(out), *flags]) == 0
-        reading = recognise(out.name, SourceFile.of(out).lines(), Choices(is_verbatim=True))
-        said = [each for line in SourceFile.of(out).lines() for each in reading.judgements(line.value())]
+        source = replace(SourceFile.of(out), is_guarded="--csv-safe" in flags)
+        reading = recognise(out.name, source.lines(), Choices(is_verbatim=True))
+        said = [each for line in source.lines() for each in reading.judgements(line.value())]
         return [event_of(each, Labels()) for each in said]
 
 
@@ -181,3 +185,47 @@ def test_plain_rows_hold_texts(ending: str, data: st.DataObject) -> None:
         each.prompt.CopyFrom(common_pb2.Prompt(text=data.draw(TEXTS)))
         each.choice.ClearField("strength")
     same(signals, ending, "--shape", "trl-preference", "--form", "plain", with_people=False)
+
+
+@pytest.mark.parametrize("beginning", ["=", "+", "-", "@", "'", "''", "\t", "\uff1d", "a"])
+@bounded
+@given(signals=several(kinds=("edit",)))
+def test_texts_that_a_spreadsheet_would_run_come_back_from_a_guarded_table(
+    beginning: str, signals: list[feedback_pb2.FeedbackEvent]
+) -> None:
+    for event in signals:
+        event.responses[:] = [beginning + text for text in event.responses]
+        event.edit.edited_text = beginning + event.edit.edited_text
+        event.annotator_id = beginning + event.annotator_id
+    edits = [event for event in signals if event.edit.edited_text != event.responses[event.edit.response]]
+    same(edits, ".csv", "--kind", "edit", "--csv-safe")
+
+
+def test_a_spreadsheet_finds_no_formula_in_a_guarded_table(tmp_path: Path) -> None:
+    event = feedback_pb2.FeedbackEvent(event_id="e", prompt=common_pb2.Prompt(text="=1+1"), responses=["@a", "-2"])
+    event.edit.CopyFrom(feedback_pb2.Edit(response=0, edited_text="+b"))
+    Ledger(tmp_path / "ledger").append([Recorded("1-0", event)])
+    archive = ("--archive", str(tmp_path / "ledger"), "--kind", "edit")
+    assert main([*archive, "--out", str(tmp_path / "safe.csv"), "--csv-safe"]) == 0
+    assert main([*archive, "--out", str(tmp_path / "plain.csv")]) == 0
+    (safe,) = csv.DictReader((tmp_path / "safe.csv").read_text().splitlines())
+    (plain,) = csv.DictReader((tmp_path / "plain.csv").read_text().splitlines())
+    columns = ("prompt", "response", "edited_text")
+    assert [safe[name] for name in columns] == ["'=1+1", "'@a", "'+b"]
+    assert [plain[name] for name in columns] == ["=1+1", "@a", "+b"]
+    assert main([*archive, "--out", str(tmp_path / "x.jsonl"), "--csv-safe"]) == 2
+
+
+def test_two_exports_to_one_file_do_not_mix_and_the_later_one_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+
+    def late() -> None:
+        with writing(str(out), {}) as writer:
+            writer.write({"by": "the later one"})
+            with writing(str(out), {}) as first:
+                first.write({"by": "the first one"})
+
+    with pytest.raises(UnwritableFile, match="exists already"):
+        late()
+    assert json.loads(out.read_text()) == {"by": "the first one"}
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -11,14 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx2
-import uvicorn
 from google.protobuf.message import Message
 
 from rewardloop.formats.tokens import new_token
 from rewardloop_client import AsyncRewardloopClient, Identity, NoCredentials, NotAllowed, WrongCredentials
 from rewardloop_client.fake import FakeRewardloop
 from rewardloop_gateway.caller import TOKEN
-from rewardloop_gateway.serving import app
+from rewardloop_gateway.serving import server
 from rewardloop_gateway.settings import GatewaySettings
 from rewardloop_server.doors.roles import ALLOWED
 from support.http_doors import URL, door
@@ -64,17 +63,13 @@ def console_on_a_port(fake: FakeRewardloop, **settings: Any) -> Iterator[str]:
     """Serve the HTTP door over the fake in a thread; yields its address."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    client = fake.as_async()
-    config = uvicorn.Config(
-        app(GatewaySettings(listen=f"127.0.0.1:{port}", **settings), client), lifespan="off", log_config=None, ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
+    serving = server(GatewaySettings(listen=f"127.0.0.1:{port}", **settings), fake.as_async(), listening)
+    thread = threading.Thread(target=asyncio.run, args=(serving.serve(),))
     thread.start()
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        serving.should_exit = True
         thread.join(30)
 
 

@@ -61,6 +61,10 @@ def feedback_import(  # noqa: PLR0913  # long: each parameter is an option of th
     count_copies: Annotated[
         bool, typer.Option("--count-copies", help="Count equal judgements of nobody by name as different people's.")
     ] = False,
+    csv_safe: Annotated[
+        bool,
+        typer.Option("--csv-safe", help="Tables were exported with --csv-safe: take the apostrophes away again."),
+    ] = False,
     source: Annotated[str, typer.Option(help="Who judged: human, llm_judge or implicit.")] = "human",
     tag: Annotated[list[str] | None, typer.Option(help="key=value for every signal. May be repeated.")] = None,
     aspect: Annotated[
@@ -94,7 +98,7 @@ def feedback_import(  # noqa: PLR0913  # long: each parameter is an option of th
             verbatim=verbatim,
             count_copies=count_copies,
         )
-        options = command.ImportOptions(server, labels, choices, patience, side_dir, restart, dry_run)
+        options = command.ImportOptions(server, labels, choices, patience, side_dir, restart, dry_run, csv_safe)
         return command.run(files, options)
 
     finish(run)

@@ -64,6 +64,7 @@ def import_id_of(source: SourceFile, choices: Choices, given: Sequence[Any]) -> 
     """
     chosen: list[Any] = [choices.format, sorted(choices.columns.items()), sorted(choices.ignored), choices.indices]
     chosen += [choices.rankings, choices.scale, choices.is_verbatim, choices.counts_copies]
+    chosen += ["csv-safe"] if source.is_guarded else []
     return hashlib.sha256(json.dumps([source.sha256(), chosen, list(given)]).encode()).hexdigest()[:16]
 
 
@@ -79,6 +80,7 @@ class ImportOptions:
         side_dir: Folder for the progress and the rejected rows; None for the file's own.
         restart: Whether the progress of an earlier run is ignored.
         dry_run: Whether nothing is sent.
+        csv_safe: Whether the cells of tables were guarded from spreadsheets.
     """
 
     server: str
@@ -88,6 +90,7 @@ class ImportOptions:
     side_dir: Path | None = None
     restart: bool = False
     dry_run: bool = False
+    csv_safe: bool = False
 
 
 def run(files: Sequence[str], options: ImportOptions) -> int:
@@ -98,7 +101,7 @@ def run(files: Sequence[str], options: ImportOptions) -> int:
         for location in files:
             try:
                 with opened(location) as source:
-                    outcome = _import_one(source, client, options)
+                    outcome = _import_one(replace(source, is_guarded=options.csv_safe), client, options)
             except UnreadableFile as error:
                 print(f"rewardloop: {error}", file=sys.stderr)
                 outcome = 2

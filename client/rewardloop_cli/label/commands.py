@@ -112,6 +112,7 @@ def label_export(
     out: Annotated[
         Path | None, typer.Option(help="File to write; .parquet writes Parquet. Default: standard output.")
     ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file if it exists.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many rows there are, with three examples, and write nothing.")
     ] = False,
@@ -122,7 +123,7 @@ def label_export(
     from rewardloop_cli.failures import finish
     from rewardloop_cli.label import exports as command
 
-    finish(lambda: command.run(server, project, form, out, dry_run=dry_run, as_json=as_json))
+    finish(lambda: command.run(server, project, form, out, replace=replace, dry_run=dry_run, as_json=as_json))
 
 
 @label.command("status")

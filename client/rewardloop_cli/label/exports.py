@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from rewardloop_cli.feedback.summary import short_text
 from rewardloop_cli.label.forms import FORMS
 from rewardloop_cli.label.tools import TOOLS, by_task
 from rewardloop_client import GivenAnswer, RewardloopClient
+from rewardloop_data.target_file import UnwritableFile, whole
 
 _EXAMPLES = 3
 _PARQUET = (".parquet", ".pq")
@@ -24,7 +24,9 @@ _LINES, _ARRAY, _OTHERS = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv", ".
 _REPORTED_EVERY = 5_000
 
 
-def run(server: str, project: str, form: str, out: Path | None, *, dry_run: bool, as_json: bool) -> int:
+def run(
+    server: str, project: str, form: str, out: Path | None, *, replace: bool = False, dry_run: bool, as_json: bool
+) -> int:
     """Export a project. Returns 0. Raises UsageError and RewardloopError."""
     if form not in (*FORMS, *TOOLS):
         raise UsageError(f"--format {form}: is not one of {', '.join((*FORMS, *TOOLS))}")
@@ -33,6 +35,8 @@ def run(server: str, project: str, form: str, out: Path | None, *, dry_run: bool
         raise UsageError(f"--format {form}: is JSON, and Parquet is not read by that tool")
     if out is not None:
         _check_ending(out, form)
+    if out is not None and out.exists() and not replace and not dry_run:
+        raise UsageError(f"{out}: exists already, and is not replaced (--replace)")
     left_out: Counter[str] = Counter()
     with open_client(server, timeout_s=60.0) as client:
         rows = list(_rows(_wanted(client, project, form, left_out), form, left_out))
@@ -40,9 +44,9 @@ def run(server: str, project: str, form: str, out: Path | None, *, dry_run: bool
         _show(project, form, rows, left_out, as_json=as_json)
         return 0
     try:
-        _write(rows, form, out, is_parquet=is_parquet)
-    except OSError as error:
-        raise UsageError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
+        _write(rows, form, out, replace=replace, is_parquet=is_parquet)
+    except UnwritableFile as error:
+        raise UsageError(str(error)) from error
     if out is not None:
         _show(project, form, rows, left_out, as_json=as_json, examples=0)
     return 0
@@ -81,20 +85,16 @@ def _rows(answers: Iterable[GivenAnswer], form: str, left_out: Counter[str]) -> 
         yield from rows
 
 
-def _write(rows: list[dict[str, Any]], form: str, out: Path | None, *, is_parquet: bool) -> None:
-    """Write to a temporary name first, so that a file is whole or not there. Raises OSError and UsageError."""
+def _write(rows: list[dict[str, Any]], form: str, out: Path | None, *, replace: bool, is_parquet: bool) -> None:
+    """Write a file that is whole or not there, or standard output. Raises UnwritableFile and UsageError."""
     if out is None:
         sys.stdout.write(_text(rows, form))
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with whole(out, replace=replace) as partial:
         if is_parquet:
-            _write_parquet(rows, temporary)
+            _write_parquet(rows, partial)
         else:
-            temporary.write_text(_text(rows, form), encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+            partial.write_text(_text(rows, form), encoding="utf-8")
 
 
 def _text(rows: list[dict[str, Any]], form: str) -> str:

@@ -52,6 +52,11 @@ class OwnCallers:
         return known[1]
 
 
+def peer_at(host: str, port: int) -> str:
+    """Return the other end of a connection as gRPC writes it: ``ipv4:127.0.0.1:40000``."""
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, by name or IP address, is this machine's loopback."""
     if host == "localhost":

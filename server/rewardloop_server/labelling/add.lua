@@ -17,9 +17,11 @@ for a = 3, #ARGV, 5 do
     local state = task_key(task)
     local before = redis.call('HMGET', state, 'wanted', 'closed', 'answers')
     local is_new = not before[1]
-    if is_new then
+    if redis.call('HEXISTS', base .. 'tasks', task) == 0 then -- it is new, or was erased
         redis.call('HSET', base .. 'tasks', task, data)
         if generation ~= '' then redis.call('HSET', base .. 'generations', task, generation) end
+    end
+    if is_new then
         redis.call('HSET', state, 'wanted', wanted, 'size', size, 'information', ARGV[2])
         redis.call('SADD', base .. 'unscored', task)
     end

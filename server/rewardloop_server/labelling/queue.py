@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from rewardloop.formats import keys
+from rewardloop.formats.labelling.scripts import PLACES
 from rewardloop.formats.labelling.verdicts import comparisons
 from rewardloop.v1 import labelling_pb2, policy_pb2
 from rewardloop_server.calls.errors import UnknownProject
@@ -28,8 +29,7 @@ _STALE_AT_ONCE = 256
 
 def _script(name: str) -> tuple[str, str]:
     """Return a script, with what all scripts share before it, and its SHA1."""
-    package = "rewardloop_server.labelling"
-    text = script_text(package, "places.lua") + "\n" + script_text(package, name)
+    text = PLACES + "\n" + script_text("rewardloop_server.labelling", name)
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

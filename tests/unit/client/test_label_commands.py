@@ -196,6 +196,10 @@ def test_labels_rankings_and_everything_are_written(fake: FakeRewardloop) -> Non
 def test_parquet_is_written_and_a_file_that_has_no_one_schema_is_refused(fake: FakeRewardloop) -> None:
     label(fake, NewTask(kinds=["choice"], prompt="p", candidates=["a", "b"]), say=lambda at: Verdict.choice(*at))
     assert run("export", "--project", "shop", "--out", "out.parquet").exit_code == 0
+    again = run("export", "--project", "shop", "--out", "out.parquet")
+    assert again.exit_code == 2
+    assert "out.parquet: exists already" in again.stderr
+    assert run("export", "--project", "shop", "--out", "out.parquet", "--replace").exit_code == 0
     (row,) = pq.read_table("out.parquet").to_pylist()
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("p", "a", "b")
     chat = [{"role": "user", "content": "hi"}]

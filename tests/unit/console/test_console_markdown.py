@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardloop_console.markdown import MOST_CHARACTERS, rendered
+from rewardloop_console.markdown import MOST_CELLS, MOST_CHARACTERS, MOST_OF_A_PAGE, Texts, rendered
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,29 @@ def test_a_long_text_is_shown_in_time(piece: str) -> None:
     html = rendered(piece * (100_000 // len(piece)))
     rendered(piece * (MOST_CHARACTERS // len(piece)))
     assert time.process_time() - started < 10
-    assert html.startswith('<pre class="as-it-is">')
+    assert html.startswith('<p class="hint">It has more than 20,000 characters')
+    assert '<pre class="as-it-is">' in html
+
+
+def test_the_texts_of_a_page_have_bounds_together_and_say_so() -> None:
+    texts = Texts()
+    page = [str(texts.rendered("<https://a.example>\n\n" * 500)) for _ in range(100)]
+    formatted = [each for each in page if "<a href" in each]
+    assert len(formatted) == MOST_OF_A_PAGE // (21 * 500)
+    assert sum(map(len, formatted)) < 15 * MOST_OF_A_PAGE
+    for each in page[len(formatted) :]:
+        assert "It is not formatted, because the texts of this page are too long together." in each
+        assert "&lt;https://a.example&gt;" in each
+    assert "<em>short</em>" in texts.rendered("*short*")
+
+
+def test_the_tables_of_a_page_share_their_cells() -> None:
+    texts = Texts()
+    table = "|" + "a|" * 40 + "\n|" + "-|" * 40 + "\n" + "b\n" * 60
+    page = [texts.rendered(table).count("<td") for _ in range(10)]
+    assert page[0] > 0
+    assert sum(page) <= MOST_CELLS
+    assert page[-1] == 0
 
 
 @pytest.mark.parametrize("tables", [1, 10])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import sha256
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -164,6 +166,44 @@ async def test_a_sign_in_that_another_browser_began_is_refused(visitor: Visitor)
     visitor.browser.http.cookies.clear()
     assert (await visitor.browser.get(back)).status_code == 403
     assert (await visitor.browser.get(back.replace("state=", "state=x"))).status_code == 403
+
+
+async def test_any_number_of_sign_ins_that_others_begin_ends_nobodys(visitor: Visitor) -> None:
+    back = visitor.issuer.take_in(await visitor.begin())
+    stranger = httpx2.AsyncClient(transport=visitor.browser.http._transport, base_url=URL)
+    for _ in range(1_100):
+        assert (await stranger.get("/console/oidc")).status_code == 303
+    assert (await visitor.browser.get(back)).status_code == 200
+
+
+async def test_what_a_browser_keeps_of_a_sign_in_cannot_be_made_up(visitor: Visitor) -> None:
+    back = visitor.issuer.take_in(await visitor.begin())
+    (cookie,) = (each for each in visitor.browser.http.cookies.jar if each.name.endswith("-oidc"))
+    assert cookie.value is not None
+    parts = json.loads(urlsafe_b64decode(cookie.value + "=="))
+    forged = urlsafe_b64encode(json.dumps([parts[0], parts[1] + 1e9, parts[2]]).encode()).decode().rstrip("=")
+    for value in (forged, cookie.value[:-1], "", "é", "x" * 4000):
+        visitor.browser.http.cookies.clear()
+        headers = {"cookie": f"{cookie.name}={value}".encode()}
+        assert (await visitor.browser.http.get(back, headers=headers)).status_code == 403
+
+
+async def test_a_sign_in_that_took_too_long_is_begun_again(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    back = visitor.issuer.take_in(await visitor.begin())
+    now = time.monotonic()
+    monkeypatch.setattr("rewardloop_console.oidc.time.monotonic", lambda: now + 601)
+    assert (await visitor.browser.get(back)).status_code == 403
+
+
+async def test_signing_in_leads_to_the_page_with_its_query(visitor: Visitor) -> None:
+    asked = await visitor.browser.get("/console/watch?model=reward&page=2")
+    assert asked.headers["location"] == "/console/sign-in?next=/console/watch%3Fmodel%3Dreward%26page%3D2"
+    form = await visitor.browser.get(asked.headers["location"])
+    (where,) = re.findall(r'href="(/console/oidc[^"]*)"', form.text)
+    visitor.issuer.claims["groups"] = ["operators"]
+    begun = str((await visitor.browser.get(unescape(where))).headers["location"])
+    reply = await visitor.browser.get(visitor.issuer.take_in(begun))
+    assert 'content="0; url=/console/watch?model=reward&amp;page=2"' in reply.text
 
 
 async def test_a_way_back_is_good_once(visitor: Visitor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib.resources import files
 from typing import Any
 
 import redis
@@ -10,11 +11,14 @@ from google.protobuf.message import DecodeError
 
 from rewardloop.formats import keys
 from rewardloop.formats.erasing.erasures import Erasures
+from rewardloop.formats.labelling.scripts import PLACES
 from rewardloop.formats.signals import parts_of
 from rewardloop.formats.storing.report_shelf import ReportError, ReportShelf
 from rewardloop.v1 import labelling_pb2, operations_pb2
 from rewardloop_trainer.erasure.redis_part import entries
 from rewardloop_trainer.erasure.shown_texts import drop_erased_examples, drop_erased_people
+
+_ERASE_TASKS = PLACES + "\n" + files(__package__).joinpath("erase_tasks.lua").read_text("utf-8")
 
 
 def erase_shown(client: redis.Redis, erasures: Erasures, reports: ReportShelf) -> Counter[str]:
@@ -39,6 +43,7 @@ def erase_shown(client: redis.Redis, erasures: Erasures, reports: ReportShelf) -
     gone["examples"] = _erase_examples(client, erasures)
     gone["people"] = _erase_people(client, erasures)
     gone["answers"] = _erase_answers(client, erasures)
+    gone["tasks"] = _erase_tasks(client, erasures)
     return gone
 
 
@@ -95,6 +100,19 @@ def _erase_answers(client: Any, erasures: Erasures) -> int:
             if not given.labeller or erasures.of_ids(given.labeller, generation_id, given.caller, answered_s):
                 gone += _erase_answer(client, project, place)
         _erase_labellers(client, project, erasures)
+    return gone
+
+
+def _erase_tasks(client: Any, erasures: Erasures) -> int:
+    """Delete the tasks about erased generations, which hold their texts. Nobody gets them any more."""
+    gone = 0
+    if not any(each.kind == "generation" for each in erasures.all):
+        return gone
+    for name in client.smembers(keys.LABELLING_PROJECTS):
+        project = keys.labelling_prefix(name.decode())
+        about = ((task, _generation_of(client, project, task)) for task in client.hkeys(f"{project}tasks"))
+        for task in [task for task, generation_id in about if erasures.of_generation(generation_id)]:
+            gone += int(client.eval(_ERASE_TASKS, 1, project, task))
     return gone
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rewardloop.v1 import common_pb2, labelling_pb2
 from rewardloop_client import LabellingTask
-from rewardloop_console.markdown import rendered
+from rewardloop_console.markdown import Texts
 from rewardloop_console.pages.answering.verdict import in_words
 
 _MOST_GRADES = 11
@@ -25,9 +25,9 @@ class Text:
     source: str
 
     @classmethod
-    def of(cls, source: str) -> Text:
-        """Return a text of a model or a person."""
-        return cls(rendered(source), source)
+    def of(cls, source: str, texts: Texts) -> Text:
+        """Return a text of a model or a person; ``texts`` are those of its page."""
+        return cls(texts.rendered(source), source)
 
     @property
     def preview(self) -> str:
@@ -108,10 +108,12 @@ class ShownTask:
 
 def shown(task: LabellingTask, said: Said) -> ShownTask:
     """Return a task as the template takes it. Runs for long for long texts."""
-    candidates = tuple(Text.of(candidate) for candidate in task.candidates)
+    texts = Texts()
+    turns = tuple(_turns(task.prompt, texts))
+    candidates = tuple(Text.of(candidate, texts) for candidate in task.candidates)
     return ShownTask(
         task=task,
-        turns=tuple(_turns(task.prompt)),
+        turns=turns,
         candidates=candidates,
         modes=tuple((kind, _WORDS[kind]) for kind in task.kinds),
         mode=said.mode if said.mode in task.kinds else task.kinds[0],
@@ -121,15 +123,15 @@ def shown(task: LabellingTask, said: Said) -> ShownTask:
     )
 
 
-def _turns(prompt: common_pb2.Prompt) -> Iterator[Turn]:
+def _turns(prompt: common_pb2.Prompt, texts: Texts) -> Iterator[Turn]:
     if prompt.WhichOneof("content") == "text":
-        yield Turn("User", Text.of(prompt.text))
+        yield Turn("User", Text.of(prompt.text, texts))
         return
     for message in prompt.conversation.messages:
         speaker = message.role.capitalize() + (f" ({message.name})" if message.name else "")
         calls = "\n".join(f"{call.name}({call.arguments_json})" for call in message.tool_calls)
         if message.content:
-            yield Turn(speaker, Text.of(message.content))
+            yield Turn(speaker, Text.of(message.content, texts))
         if calls:
             yield Turn(f"{speaker} calls", Text(Markup("<pre>{}</pre>").format(calls), calls))
 

@@ -34,6 +34,9 @@ CLOCKS_DIFFER_S: Final = 10.0
 LOOK_S: Final = 60
 _DIGEST_BYTES = 16
 _KEY_BYTES = 32
+# Most bytes of a varint that is the length of an id, and of an id: the services take 128 characters, in UTF-8.
+_LENGTH_BYTES = 2
+_LONGEST_ID_BYTES = 512
 _KEPT_DIGESTS = 100_000
 
 
@@ -170,6 +173,11 @@ class Erasures:
         """Return the erasures of a person, whenever the signals came."""
         return tuple(self._about(annotator_id, "", caller))
 
+    def of_generation(self, generation_id: str) -> tuple[Erasure, ...]:
+        """Return the erasures of a generation, whoever's feedback about it is erased."""
+        digests = self._digests("generation", generation_id) if generation_id else ()
+        return tuple(each for digest in digests for each in self._by_digest.get(("generation", digest), ()))
+
     def event_digests(self, event_id: str, caller: str) -> list[bytes]:
         """Return the digests by which an event_id of a caller may have been erased, of the key in use first."""
         key = key_of(caller, event_id)
@@ -190,11 +198,10 @@ class Erasures:
         for field, kind in ((11, "annotator"), (2, "generation")):
             tag, start = bytes([field << 3 | 2]), 0
             while (start := data.find(tag, start)) >= 0:
-                length = data[start + 1] if start + 1 < len(data) else 0
-                text = data[start + 2 : start + 2 + length].decode(errors="replace")
-                if 0 < length <= 128 and any((kind, each) in self._by_digest for each in self._digests(kind, text)):
-                    return True
                 start += 1
+                text = _text_at(data, start)
+                if text and any((kind, each) in self._by_digest for each in self._digests(kind, text)):
+                    return True
         return False
 
     def _about(self, annotator_id: str, generation_id: str, caller: str) -> Iterator[Erasure]:
@@ -206,6 +213,17 @@ class Erasures:
 
     def _digests_of(self, kind: str, text: str) -> tuple[str, ...]:
         return tuple(digest_of(secret, kind, text).hex() for secret in self.keys.values())
+
+
+def _text_at(data: bytes, start: int) -> str:
+    """Return the text whose length, a varint, stands at ``start``; "" for none, or for one that is too long for ids."""
+    length = shift = 0
+    for at in range(start, min(start + _LENGTH_BYTES, len(data))):
+        length |= (data[at] & 0x7F) << shift
+        shift += 7
+        if data[at] < 0x80:
+            return data[at + 1 : at + 1 + length].decode(errors="replace") if length <= _LONGEST_ID_BYTES else ""
+    return ""
 
 
 def _covers(erasure: Erasure, arrived: float) -> bool:

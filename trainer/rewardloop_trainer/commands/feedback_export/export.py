@@ -80,7 +80,11 @@ def export(settings: FeedbackExportSettings) -> Summary:
     if not ledger.segments:
         raise NoLedger(f"{settings.archive}: there is no ledger, or no signal in it")
     summary = Summary()
-    target = nullcontext() if settings.dry_run else writing(settings.out, _columns(settings), replace=settings.replace)
+    target = (
+        nullcontext()
+        if settings.dry_run
+        else writing(settings.out, _columns(settings), replace=settings.replace, csv_safe=settings.csv_safe)
+    )
     with target as writer:
         for event in _chosen(ledger, settings):
             _add(event, settings, summary, writer)

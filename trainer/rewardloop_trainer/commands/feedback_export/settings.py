@@ -41,6 +41,11 @@ class FeedbackExportSettings(ProcessSettings):
         description="add who judged, when, source, tags and the signal's id to rows of all shapes; 'rows' has them",
     )
     replace: bool = Field(False, description="replace the file if it exists")
+    csv_safe: bool = Field(
+        False,
+        description="put an apostrophe before texts of a .csv that a spreadsheet would run as formulas, as those that "
+        "begin with '='; 'rewardloop feedback import --csv-safe' takes it away again",
+    )
     dry_run: bool = Field(False, description="show what would be written, with examples, and write nothing")
     json_output: bool = Field(False, description="print the summary as JSON")
 

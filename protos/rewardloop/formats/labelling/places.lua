@@ -1,4 +1,4 @@
--- What every script of labelling shares; it stands before each of them.
+-- What every script of labelling shares, the server's and the trainer's; it stands before each of them.
 --
 -- A task has as many places as labellers are to answer it. A lease that has not ended takes a place, and so does an
 -- answer. A skip gives its place back. A task is open while it has a place left and is not closed.
@@ -95,6 +95,33 @@ local function tidy(task)
     redis.call('DEL', task_key(task), base .. 'had:' .. task, base .. 'said:' .. task)
     redis.call('HDEL', base .. 'tasks', task)
     redis.call('HDEL', base .. 'generations', task)
+end
+
+-- Takes a task back, unless it was: nobody gets it any more, and the leases end under which nobody has answered it.
+-- Returns whether it did.
+local function withdraw(task)
+    local state = task_key(task)
+    local about = redis.call('HMGET', state, 'closed', 'answers', 'wanted')
+    if not about[3] or about[1] == 'retracted' then return false end
+    add(base .. 'meta', 'tasks', -1)
+    if about[1] == 'skips' then add(base .. 'meta', 'given_up', -1) end
+    if tonumber(about[2] or 0) >= tonumber(about[3]) then add(base .. 'meta', 'done', -1) end
+    redis.call('HSET', state, 'closed', 'retracted')
+    redis.call('SREM', base .. 'unscored', task)
+    show(task)
+    for _, lease in ipairs(redis.call('SMEMBERS', base .. 'of:' .. task)) do
+        local its = lease_key(lease)
+        local what = redis.call('HMGET', its, 'state', 'who', 'repeat')
+        if what[1] == 'held' or what[1] == 'ended' then
+            if what[1] == 'held' and what[3] == '' then add(state, 'taken', -1) end
+            redis.call('HSET', its, 'state', 'retracted')
+            redis.call('PEXPIRE', its, RETRACTED_LEASE_MS)
+            redis.call('ZREM', base .. 'leases', lease)
+            redis.call('LREM', base .. 'held:' .. what[2], 0, lease)
+            redis.call('SREM', base .. 'of:' .. task, lease)
+        end
+    end
+    return true
 end
 
 -- Counts an answer that is about to be one (sign 1), or is none any more (sign -1).
