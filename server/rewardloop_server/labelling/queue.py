@@ -323,9 +323,9 @@ class TaskQueue:
 
     async def figures(self, project: str, people: Sequence[str] = ()) -> Figures:
         """Return the figures of a project, with how many tasks each of these labellers may get."""
-        meta, kinds, skips, *counts, left = await self._run(_LOOK, project, *people)
-        by_person = dict(zip(people, left, strict=True))
-        return Figures(dict(_pairs(meta)), dict(_pairs(kinds)), dict(_pairs(skips)), *counts, by_person)
+        *counters, free, leases, unscored, left = await self._run(_LOOK, project, *people)
+        meta, kinds, skips = (dict(_pairs(counter)) for counter in counters)
+        return Figures(meta, kinds, skips, free, leases, unscored, dict(zip(people, left, strict=True)))
 
     async def person(self, project: str, who: str) -> Mapping[str, str]:
         """Return what is counted of a labeller; empty if the labeller has never asked for a task."""
