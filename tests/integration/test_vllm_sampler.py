@@ -226,10 +226,10 @@ def test_a_refusal_is_not_tried_again_and_a_server_without_adapters_is_explained
 GARBAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda reply: reply.update(model="base"), "'base' replied"),
     (lambda reply: reply.update(choices=None), "choices: not a list"),
-    (lambda reply: reply["choices"].pop(), "2 responses"),
+    (lambda reply: reply["choices"].pop(), "responses instead of"),
     (lambda reply: reply["choices"][0].update(index="0"), "index: not a number"),
     (lambda reply: reply["choices"][0].update(token_ids=None), "token_ids: not a list"),
-    (lambda reply: reply["choices"][0].update(token_ids=[]), "0 tokens"),
+    (lambda reply: reply["choices"][0].update(token_ids=[]), "without a log-probability"),
     (lambda reply: reply["choices"][0].update(token_ids=["a"]), "tokens"),
     (lambda reply: reply["choices"][0].update(logprobs=None), "token_logprobs: not a list"),
     (lambda reply: reply["choices"][0]["logprobs"]["token_logprobs"].append(-1.0), "without a log-probability"),
