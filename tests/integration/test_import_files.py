@@ -105,7 +105,7 @@ def test_standard_input_and_pipes_are_read(tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("prompt,chosen,rejected\np,good,bad\n")
         command = f"{' '.join(_command('import'))} <(cat a.csv) --server {server}"
         piped = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, cwd=tmp_path, check=False)
-        assert b"1 signals recorded" in piped.stdout, piped.stderr
+        assert b"1 signal recorded" in piped.stdout, piped.stderr
     assert {event.prompt.text for event in services.seen.values()} == {"q", "p"}
     assert [each.name for each in tmp_path.iterdir()] == ["a.csv"]
 
@@ -116,7 +116,7 @@ def test_urls_are_read_through_fsspec_and_an_unknown_one_is_one_line(tmp_path: P
     services = Services()
     with serving(services) as server:
         done = _run("import", f"file://{path}", "--server", server, cwd=tmp_path)
-        assert b"1 signals recorded" in done.stdout, done.stderr
+        assert b"1 signal recorded" in done.stdout, done.stderr
         for location in (f"file://{path}.none", "nothing://a/b"):
             failed = _run("import", location, "--server", server, cwd=tmp_path)
             assert failed.returncode == 2
