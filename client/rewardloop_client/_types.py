@@ -180,7 +180,7 @@ class ErasureProgress:
 
 @dataclass(frozen=True, slots=True)
 class TaughtVersions:
-    """What an erasure would erase, and who has learned from it.
+    """Names what an erasure would erase, and which versions have learned from it.
 
     Attributes:
         done: Whether the trainer has looked. Until then there is nothing else.

@@ -1,4 +1,4 @@
-"""What a page says about an erasure before it is asked for, and while it is carried out."""
+"""Words a page uses about an erasure before somebody asks for it, and while it is carried out."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ with an apostrophe of their own get another one, so that taking one away gives e
 from __future__ import annotations
 
 GUARD = "'"
-# What a spreadsheet takes for the beginning of a formula, also in full width and after the end of a line.
+# A spreadsheet takes each of these for the beginning of a formula, also in full width and after the end of a line.
 _BEGINNINGS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20", GUARD)
 
 

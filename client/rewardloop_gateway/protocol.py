@@ -27,7 +27,7 @@ from rewardloop_gateway.connections import Connection, ConnectionLimits
 
 LEAST_BYTES_PER_S = 16 * 1024
 MOST_HEAD_BYTES = 64 * 1024
-# What a chunked body may have around its bytes. A chunk of one byte has five more.
+# A chunked body may take at most so many times the bytes that it carries: a chunk of one byte takes six.
 _MOST_FRAMING = 8
 
 

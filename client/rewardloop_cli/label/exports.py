@@ -19,7 +19,7 @@ from rewardloop_data.target_file import UnwritableFile, whole
 
 _EXAMPLES = 3
 _PARQUET = (".parquet", ".pq")
-# What endings say that a file holds. An ending that is not here says nothing.
+# Endings that name a format. A file with any other ending may hold any format.
 _LINES, _ARRAY, _OTHERS = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 _REPORTED_EVERY = 5_000
 
