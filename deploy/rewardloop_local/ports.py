@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 from rewardloop_local.plan import DeploymentPlan
 
 _LOOPBACK = "127.0.0.1"
+_LOWEST = 10_240  # below lie the ports that well-known services listen on
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_OUTGOING_FROM = 32_768  # where the kernel does not say
 
 
 def port_problems(plan: DeploymentPlan) -> list[str]:
@@ -26,10 +31,25 @@ def port_problems(plan: DeploymentPlan) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on right now."""
+    """A TCP port on loopback that nothing uses right now and that the kernel gives to no outgoing connection.
+
+    A port that the kernel gives out may be taken before its owner listens or while its owner restarts: by any
+    connection, and by that of a client which dials this very port again and again, because it then meets itself.
+    """
+    for _ in range(100):
+        port = _LOWEST + secrets.randbelow(max(_outgoing_from() - _LOWEST, 1))
+        if _problem(_LOOPBACK, port) is None:
+            return port
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def _outgoing_from() -> int:
+    try:
+        return int(_OUTGOING.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return _OUTGOING_FROM
 
 
 def _ports(plan: DeploymentPlan) -> Iterator[tuple[str, str, int]]:

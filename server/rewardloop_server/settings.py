@@ -144,7 +144,7 @@ class ServeSettings(ServingSettings):
         4, ge=1, description="most reward versions in memory; versions that share the active one's graph stay warm"
     )
     engine_nice: int = Field(
-        19,
+        10,
         ge=0,
         le=19,
         description="by how much threads that compute on a CPU raise their niceness, so that the thread that answers"

@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -387,24 +388,27 @@ def master_is_killed_while_the_replica_lags(world: World) -> None:
         rolled_back = threads.submit(world.roll_back, server)
         time.sleep(1.25)
         assert not rolled_back.done()
-        fail_over(world, new_replica=True)
+        fail_over(world)
         assert rolled_back.result()
     trainer.insist()
     stands(world, server)
 
 
-def fail_over(world: World, new_replica: bool = False) -> None:
+def fail_over(world: World) -> None:
     """Kill the master, let its replica run on, and start the killed one again as a replica."""
     group = world.group
     assert group is not None
     assert group.replica.process is not None
     group.master.kill()
     group.replica.process.send_signal(signal.SIGCONT)
-    until(lambda: group.master_port() == group.replica.port)
+    until(lambda: group.master_port() == group.replica.port, why=lambda: f"no failover:\n{group.log()}")
     group.master.start()
     world.stack.callback(group.master.kill)
     with group.replica.client() as client:
-        until(lambda: int(client.info("replication")["connected_slaves"]) == 1)
+        until(
+            lambda: int(client.info("replication")["connected_slaves"]) == 1,
+            why=lambda: f"the killed master did not become a replica:\n{group.log()}",
+        )
 
 
 @contextmanager
@@ -450,8 +454,8 @@ def test_twenty_of_twenty_rollbacks_stand(tmp_path: Path) -> None:
                 with of_redis(directory) as world:  # type: ignore[attr-defined]
                     scenario(world)
                 stood += 1
-            except AssertionError as error:
-                failed.append(f"{scenario.__name__}: {error}")
+            except AssertionError:
+                failed.append(f"{scenario.__name__}: {traceback.format_exc()}")
     print(f"{stood} of {stood + len(failed)} rollbacks stand")
     assert failed == []
     assert stood == 20

@@ -50,6 +50,14 @@ def test_free_ports_are_no_problem(tmp_path: Path) -> None:
     assert port_problems(_plan(tmp_path, metrics_port=0, trainer_metrics_port=0)) == []
 
 
+def test_free_ports_are_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+    outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(outgoing.read_text().split()[0]) if outgoing.exists() else 32_768
+    ports = [free_port() for _ in range(200)]
+    assert all(1024 < port < max(first, 10_241) for port in ports)
+    assert len(set(ports)) > 150
+
+
 def test_each_busy_port_is_named_with_its_flag(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     with ExitStack() as stack:

@@ -114,6 +114,35 @@ def test_one_that_comes_is_in_one_of_the_next_two_runs(loop, backlog, runs, size
     assert not small.waiting
 
 
+@given(backlog=st.lists(st.integers(20, 30), min_size=5, max_size=60), runs=st.integers(1, 4), size=st.integers(1, 30))
+def test_one_that_comes_beside_the_backlog_of_one_other_overtakes_it(loop, backlog, runs, size) -> None:
+    subject = lane()
+    for each in backlog:
+        subject.push(group(loop, "bulk", [each]))
+    for _ in range(runs):
+        subject.take(subject.window(30), 0.0)
+    chosen = subject.window(30)
+    assert not subject.is_overtaken(chosen)
+    small = group(loop, "small", [size])
+    subject.push(small)
+    assert subject.is_overtaken(chosen)
+    assert subject.window(30)[0] == (small, 0)
+
+
+def test_callers_that_come_one_after_the_other_leave_a_backlog_every_third_run(loop) -> None:
+    subject = lane()
+    for _ in range(20):
+        subject.push(group(loop, "bulk", [30]))
+    taken: Counter[str] = Counter()
+    for turn in range(20):
+        ((each, _), *_) = rows = subject.window(30)
+        subject.take(rows, 0.0)
+        taken[each.caller.split()[0]] += 1
+        if all(waiting.caller == "bulk" for waiting in subject.groups()):
+            subject.push(group(loop, f"new {turn}", [30]))
+    assert taken["bulk"] >= 6
+
+
 @given(
     groups=st.lists(st.tuples(st.sampled_from("abc"), sizes), min_size=1, max_size=12),
     cuts=st.lists(st.integers(0, 3), min_size=80, max_size=80),

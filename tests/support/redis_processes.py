@@ -47,8 +47,10 @@ class RedisProcess:
         return redis.Redis(port=self.port, socket_timeout=5)
 
 
-def until(holds: Callable[[], bool], patience_s: float = 120.0) -> None:
-    """Wait until it holds; a Redis that is not there yet does not count."""
+def until(
+    holds: Callable[[], bool], patience_s: float = 120.0, why: Callable[[], str] = lambda: "it did not come about"
+) -> None:
+    """Wait until it holds; a Redis that is not there yet does not count. After ``patience_s`` fail with ``why``."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -56,7 +58,7 @@ def until(holds: Callable[[], bool], patience_s: float = 120.0) -> None:
                 return
         except redis.RedisError:
             pass  # not listening yet: the deadline decides
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, why()
         time.sleep(0.05)
 
 
@@ -88,6 +90,15 @@ class Sentinels:
     def master_port(self) -> int:
         with self.sentinels[0].client() as client:
             return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "rewardloop")[1])
+
+    def log(self) -> str:
+        """The last lines that each process wrote, for the message of a test that fails."""
+        processes = (self.master, self.replica, *self.sentinels)
+        logs = ((process.directory / "redis.log").read_text(errors="replace") for process in processes)
+        return "\n".join(
+            "\n".join([process.directory.name, *log.splitlines()[-25:]])
+            for process, log in zip(processes, logs, strict=True)
+        )
 
 
 @contextmanager

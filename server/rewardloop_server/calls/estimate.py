@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rewardloop_server.calls.message_size import MESSAGE_BYTES
+
 if TYPE_CHECKING:
     from rewardloop.v1 import policy_pb2, reward_pb2
 
@@ -17,6 +19,23 @@ _BYTES_PER_TOKEN = 4
 _LONGEST = 8192
 
 
+# From so many bytes of a message on, its texts are counted. Protobuf encodes a message again to count its bytes, which
+# takes four times as long.
+_LARGE_BYTES = 128 * 1024
+
+
+def bytes_of(request: reward_pb2.ScoreRequest) -> int:
+    """Return about how many bytes a group has, as part of the present call's message or as all of it."""
+    if MESSAGE_BYTES.get() < _LARGE_BYTES:
+        return request.ByteSize()
+    return request.prompt.ByteSize() + sum(map(bytes_of_text, request.responses))
+
+
+def bytes_of_text(text: str) -> int:
+    """Return how many bytes of UTF-8 a text has."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def estimated_tokens(request: reward_pb2.ScoreRequest, max_length: int = _LONGEST) -> int:
     """Return about how many tokens the group's sequences have, the prompt counted once for each response.
 
@@ -25,7 +44,7 @@ def estimated_tokens(request: reward_pb2.ScoreRequest, max_length: int = _LONGES
         max_length: The most tokens of one sequence that the model reads.
     """
     prompt, count = request.prompt.ByteSize(), len(request.responses)
-    size = prompt * count + max(0, request.ByteSize() - prompt)
+    size = prompt * count + max(0, bytes_of(request) - prompt)
     return max(1, min(size // _BYTES_PER_TOKEN, max_length * count))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,10 +15,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Names the caller of a request that comes without a credential. Callers behind a proxy need it, because the proxy's
 # connections are all that the server sees of them.
 CALLER_KEY = "rewardloop-caller"
-
-# The bytes in which the present task's latest message came; 0 if no interceptor read one. To count those of a parsed
-# message, protobuf encodes it again.
-MESSAGE_BYTES: ContextVar[int] = ContextVar("message_bytes", default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,10 @@ from rewardloop_server.calls.errors import (
     Violation,
     status_name,
 )
+from rewardloop_server.calls.message_size import MESSAGE_BYTES
 from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
-from rewardloop_server.doors.call import MESSAGE_BYTES
 from rewardloop_server.doors.freed_memory import FreedMemory
+from rewardloop_server.doors.large_messages import LARGE_BYTES, LargeMessages
 from rewardloop_server.doors.roles import OPEN
 from rewardloop_server.observe.metrics import ServerMetrics
 
@@ -50,6 +51,13 @@ class _Undecodable:
     """Takes the place of a request whose bytes protobuf cannot parse."""
 
     description: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Unparsed:
+    """Takes the place of a large request until it has its turn."""
+
+    data: bytes
 
 
 class _Stoppable:
@@ -107,6 +115,7 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         self._metrics = metrics
         self._decoders = decoders or {}
         self._freed = FreedMemory()
+        self._large = LargeMessages()
         self._door = door
         self._is_draining = False
         self._open: set[_Stoppable] = set()
@@ -168,6 +177,8 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         async def unary(request: Any, context: Context) -> Any:
             rpc = _Rpc(short, self._metrics)
             try:
+                if isinstance(request, _Unparsed):
+                    request = await self._parsed(request, context.peer(), parse)
                 self._admit(request)
                 reply = await handler.unary_unary(request, context)
             except BaseException as error:
@@ -180,9 +191,11 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             rpc = _Rpc(short, self._metrics)
             try:
+                if isinstance(request, _Unparsed):
+                    request = await self._parsed(request, context.peer(), parse)
                 self._admit(request)
                 if handler.request_streaming:
-                    stoppable = _Stoppable(_decodable(request))
+                    stoppable = _Stoppable(self._decodable(request, context.peer(), parse))
                     replies = handler.stream_stream(stoppable, context)
                 else:
                     replies = handler.unary_stream(request, context)
@@ -203,13 +216,29 @@ class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-ar
                 del context
             rpc.succeed()
 
-        decode = _tolerant(self._decoders.get(method, handler.request_deserializer), self._freed.came)
+        parse = _tolerant(self._decoders.get(method, handler.request_deserializer))
+        decode = _noting(parse, self._freed.came)
         encode = handler.response_serializer
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(stream, decode, encode)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(stream, decode, encode)
         return grpc.unary_unary_rpc_method_handler(unary, decode, encode)
+
+    async def _parsed(self, request: _Unparsed, peer: str, parse: Callable[[bytes], Any]) -> Any:
+        """Return the request, parsed in its turn. What the method does without waiting belongs to the turn."""
+        async with self._large.turn(peer, len(request.data)):
+            return parse(request.data)
+
+    async def _decodable(
+        self, requests: AsyncIterator[Any], peer: str, parse: Callable[[bytes], Any]
+    ) -> AsyncIterator[Any]:
+        async for request in requests:
+            if isinstance(request, _Unparsed):
+                request = await self._parsed(request, peer, parse)
+            if isinstance(request, _Undecodable):
+                raise InvalidRequest([Violation("", request.description)])
+            yield request
 
     def _admit(self, request: Any) -> None:
         if self._is_draining:
@@ -288,15 +317,10 @@ def _as_known(error: BaseException) -> RewardloopError | None:
     return None
 
 
-def _tolerant(decode: Callable[[bytes], Any], came: Callable[[int], None]) -> Callable[[bytes], Any]:
-    """Return a deserializer that marks bytes which protobuf cannot parse. gRPC itself would answer INTERNAL to them.
-
-    It calls ``came`` with the size of each message.
-    """
+def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a deserializer that marks bytes which protobuf cannot parse. gRPC itself would answer INTERNAL to them."""
 
     def decode_or_mark(data: bytes) -> Any:
-        MESSAGE_BYTES.set(len(data))
-        came(len(data))
         try:
             return decode(data)
         except DecodeError:
@@ -305,8 +329,12 @@ def _tolerant(decode: Callable[[bytes], Any], came: Callable[[int], None]) -> Ca
     return decode_or_mark
 
 
-async def _decodable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        if isinstance(request, _Undecodable):
-            raise InvalidRequest([Violation("", request.description)])
-        yield request
+def _noting(parse: Callable[[bytes], Any], came: Callable[[int], None]) -> Callable[[bytes], Any]:
+    """Return a deserializer that leaves a large message as it is. It calls ``came`` with the size of each message."""
+
+    def note(data: bytes) -> Any:
+        MESSAGE_BYTES.set(len(data))
+        came(len(data))
+        return parse(data) if len(data) < LARGE_BYTES else _Unparsed(data)
+
+    return note

@@ -17,9 +17,9 @@ from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.signals import MOST_IMPORT_ID_CHARACTERS
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
+from rewardloop_server.calls.message_size import MESSAGE_BYTES
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
 from rewardloop_server.calls.vocabulary import FeedbackOutcome
-from rewardloop_server.doors.call import MESSAGE_BYTES
 from rewardloop_server.doors.callers import PRESENT
 from rewardloop_server.feedback.intake import Intake
 from rewardloop_server.feedback.room import Room
@@ -68,6 +68,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         self._aspects = aspects
         self._counters: dict[tuple[str, str], prometheus_client.Counter] = {}
         self._room = Room(_LARGE_AT_ONCE)
+        self._preparing = asyncio.Lock()  # one batch at a time, so that each turn of the event loop is short
 
     async def Record(self, request: feedback_pb2.RecordRequest, context: Context) -> feedback_pb2.RecordResponse:
         if not request.HasField("event"):
@@ -133,7 +134,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     async def _record(self, events: Sequence[Event]) -> list[Appended | RewardloopError]:
         """Return for each event its place, or what is wrong with it. Raises if Redis does not take the events."""
         try:
-            prepared = await self._prepare(events)
+            async with self._preparing if len(events) > _CHECKED_AT_ONCE else nullcontext():
+                prepared = await self._prepare(events)
             appended = iter(await self._intake.append([each for each in prepared if isinstance(each, Signal)]))
         except RewardloopError:
             self._count(events, ["failed"] * len(events))

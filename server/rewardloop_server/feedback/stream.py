@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import math
@@ -25,6 +26,8 @@ from rewardloop_server.feedback.signal import Signal
 # Most events and bytes in one call of the script, during which Redis does nothing else. It syncs its file once for it.
 _EVENTS_A_CALL = 128
 _BYTES_A_CALL = 4 * 2**20
+# After this many entries are made, other requests have their turn on the event loop.
+_MADE_AT_ONCE = 100
 
 # Names of what the script reads and stores, which it gets as arguments so that they are defined once.
 _STORED_NAMES = (keys.FEEDBACK_SEEN, keys.EVENT_FIELD, keys.ID_FIELD, keys.TRACE_FIELD)
@@ -130,9 +133,12 @@ class FeedbackStream:
             RedisUnavailable, StoreFull: Some events may have been appended. Sending all of them again appends the rest.
         """
         now, trace = time.time(), self._carried()
-        return await self.append_entries(
-            [entry_of(each, self._caps.checks(each.event, now, each.sender.caller), trace) for each in signals]
-        )
+        entries: list[Entry] = []
+        for each in signals:
+            entries.append(entry_of(each, self._caps.checks(each.event, now, each.sender.caller), trace))
+            if len(entries) % _MADE_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return await self.append_entries(entries)
 
     async def append_entries(self, entries: Sequence[Entry]) -> list[Appended | RewardloopError]:
         """Append serialized events as `append` does. Entries without checks are never refused."""

@@ -39,6 +39,10 @@ _WINDOW_RUNS = 8
 # this, so that they are back after about 700 runs.
 _GROWTH = 1.001
 
+# How much of the seconds of earlier runs is kept with each later one, when their sum is compared with the estimates.
+# Runs are planned shorter by no more than the second.
+_KEPT, _MOST_SLOWNESS = 0.9, 4.0
+
 _BOUNDS = RunBounds()
 
 
@@ -49,7 +53,8 @@ class LaneLimits:
     Attributes:
         max_tokens: Most tokens that wait.
         max_s: Most seconds of work that wait, at the present pace.
-        run_s: Most estimated seconds of one run.
+        run_s: Most estimated seconds of one run. The estimate is multiplied by how much longer than estimated the
+            latest runs took, because other work shares the cores.
     """
 
     max_tokens: int
@@ -95,6 +100,7 @@ class Batcher:
         self._engine_nice = engine_nice
         self._streams = streams
         self._limits = lanes
+        self._recent_s = self._recent_estimated_s = 0.0  # of the latest runs
         self._lanes = {
             name: Lane(name, max_tokens=lanes[name].max_tokens, max_s=lanes[name].max_s, metrics=metrics)
             for name in QUEUE_LANES
@@ -268,9 +274,11 @@ class Batcher:
         """Put the best run into the slot, instead of the one that is there if that is no longer the best."""
         if (offered := self._offered) is not None:
             outranked = offered.lane.name != "production" and self._lanes["production"].tokens
-            grown = offered.may_grow and offered.lane.pushes != offered.pushes
+            is_new = offered.lane.pushes != offered.pushes
+            overtaken = is_new and offered.part is None and offered.lane.is_overtaken(offered.rows)
+            grown = is_new and offered.may_grow
             shrunk = any(index not in group.waiting for group, index in offered.rows)
-            if not (outranked or grown or shrunk):
+            if not (outranked or overtaken or grown or shrunk):
                 return
             if not self._slot.withdraw():
                 self.taken(offered, now)
@@ -292,7 +300,7 @@ class Batcher:
         """Return the lane's best run that holds its most urgent row, or None if nothing waits there."""
         for group in lane.expired(now):
             lane.fail(group, DeadlinePassed("the deadline passed while the request was queued"))
-        run_s = self._limits[lane.name].run_s
+        run_s = self._limits[lane.name].run_s / self._slowness()
         while waiting := lane.window(min(self._budget, lane.tokens_in(_WINDOW_RUNS * run_s))):
             model = waiting[0][0].model
             part = waiting[0][0].waiting[waiting[0][1]]
@@ -327,6 +335,12 @@ class Batcher:
     def _share(self, offer: Offer) -> int:
         """Return how many such runs share the device, by which each of them takes longer than it would alone."""
         return 1 if offer.alone else self._streams
+
+    def _slowness(self) -> float:
+        """Return how many times longer than estimated the latest runs took, at least 1."""
+        if not self._recent_estimated_s:
+            return 1.0
+        return min(max(1.0, self._recent_s / self._recent_estimated_s), _MOST_SLOWNESS)
 
     def overran(self, offer: Offer) -> None:
         """Turn away what waits, but for the groups of this run, which does not end."""
@@ -371,6 +385,8 @@ class Batcher:
                 scored = Scored(group.logits, queue_s, group.run_s, offer.feeds.rows, offer.feeds.real_tokens)
                 group.outcome.set_result(scored)
         offer.lane.ran(tokens, run_s / self._share(offer))
+        self._recent_s = _KEPT * self._recent_s + run_s
+        self._recent_estimated_s = _KEPT * self._recent_estimated_s + offer.run.cost_s * self._share(offer)
         self._metrics.batch_rows.observe(offer.feeds.rows)
         self._metrics.batch_tokens.observe(offer.feeds.real_tokens)
         self._metrics.padding_ratio.observe(1 - offer.feeds.real_tokens / offer.feeds.tokens)

@@ -22,9 +22,9 @@ from rewardloop_server.scoring.shares import Shares
 # A request without a deadline is ordered as if it had this one, so that it cannot starve behind requests with one.
 _IMPLIED_DEADLINE_S = 60.0
 
-# Weight of the newest run in the running mean of what a token costs. After a handful of runs a burst of odd ones is
-# forgotten.
-_NEWEST = 0.2
+# By how much an earlier run weighs less with each later one in the mean of what a token costs. After a handful of runs
+# a burst of odd ones is forgotten. Runs weigh by their tokens: a run of one short text is nearly all fixed costs.
+_KEPT = 0.8
 
 # Most rows of a window: planning 256 takes 1 to 4 ms (2 cores, without and with tree rows), on the event loop.
 _MOST_ROWS = 256
@@ -107,10 +107,10 @@ class Lane:
     Invariants:
 
     - The caller that was served the fewest tokens is the most urgent, and a tie goes to the earlier deadline
-      (start-time fair queueing, Goyal et al. 1996, by row). A caller that begins to wait starts level with the most
-      urgent one, so that it neither makes up for the past nor waits behind the backlog of others. Hence callers that
-      keep waiting differ by no more than the tokens of one run, and a caller that arrives is in the next chosen run or
-      the one after.
+      (start-time fair queueing, Goyal et al. 1996, by row). A caller that begins to wait starts where the most urgent
+      one stood before the latest run, so that it neither makes up for the past nor waits behind the backlog of others.
+      Hence callers that keep waiting differ by no more than the tokens of two runs, and a caller that arrives while one
+      other waits is in the next run.
     - Within a caller the group with the earliest deadline is the most urgent, then the one that came first.
     - `tokens` is the sum over the rows that wait. It exceeds the bound by no more than one group that is larger than
       any share (see `Shares`), and the tokens by which the estimates in `reserve` were too low.
@@ -125,9 +125,12 @@ class Lane:
         self._max_tokens = max_tokens
         self._max_s = max_s
         self._s_per_token = 0.0
+        self._recent_s = self._recent_tokens = 0.0
         self._bound: float = max_tokens  # the nearer bound, in tokens
         self._order = itertools.count()
         self._callers: dict[str, _Caller] = {}
+        # Tokens that the most urgent caller was served after the latest run, and after the one before it.
+        self._reached = self._level = 0
         self._gauge = metrics.queue_tokens.labels(lane=name)
         self._saturation = metrics.queue_saturation_ratio.labels(lane=name)
         self._oldest_wait = metrics.queue_oldest_wait_seconds.labels(lane=name)
@@ -228,6 +231,14 @@ class Lane:
                 heapq.heappush(heap, (served, *caller.queue[at + 1][:2], caller, at + 1))
         return rows
 
+    def is_overtaken(self, rows: Sequence[Row]) -> bool:
+        """Return whether a group that has none of these rows is more urgent than all that have."""
+        if not self._callers:
+            return False
+        most = min(self._callers.values(), key=lambda c: (c.served, *c.queue[0][:2]))
+        urgent = most.queue[0][2]
+        return all(group is not urgent for group, _ in rows)
+
     def take(self, rows: Iterable[Row], now: float) -> None:
         """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
@@ -245,6 +256,7 @@ class Lane:
                 self._remove(group)
         for account, tokens in taken.items():
             self._count(account, -tokens)
+        self._level, self._reached = self._reached, self._least_served()
 
     def drop(self, group: Group) -> None:
         """Remove the group's waiting rows, which are not run."""
@@ -285,8 +297,9 @@ class Lane:
 
     def ran(self, tokens: int, seconds: float) -> None:
         """Note that a run of ``tokens`` of this lane took ``seconds``."""
-        pace = seconds / max(1, tokens)
-        self._s_per_token += (_NEWEST if self._s_per_token else 1.0) * (pace - self._s_per_token)
+        self._recent_s = _KEPT * self._recent_s + seconds
+        self._recent_tokens = _KEPT * self._recent_tokens + max(1, tokens)
+        self._s_per_token = self._recent_s / self._recent_tokens
         if self._s_per_token:
             self._bound = min(self._max_tokens, self._max_s / self._s_per_token)
 
@@ -294,11 +307,13 @@ class Lane:
         """Return how much of its nearer bound the lane uses."""
         return self._shares.total / self._bound
 
+    def _least_served(self) -> int:
+        return min((caller.served for caller in self._callers.values()), default=self._reached)
+
     def _insert(self, group: Group) -> None:
         caller = self._callers.get(group.caller)
         if caller is None:
-            level = min((c.served for c in self._callers.values()), default=0)
-            caller = self._callers[group.caller] = _Caller(level)
+            caller = self._callers[group.caller] = _Caller(min(self._level, self._least_served()))
         bisect.insort(caller.queue, (group.due, group.order, group))
 
     def _remove(self, group: Group) -> None:

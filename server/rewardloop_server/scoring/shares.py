@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # The most of the bound that one caller may hold while nobody else waits.
 _MOST = 0.75
+
+
+@dataclass(slots=True)
+class _Held:
+    """What one caller holds, in tokens and as a part of the bound at the time when it came."""
+
+    tokens: int = 0
+    part: float = 0.0
 
 
 class Shares:
@@ -14,29 +24,41 @@ class Shares:
     ``3 / (1 + 3 n)`` of the bound. A group that is larger than any share is admitted alone: its caller holds nothing
     else, and nobody holds such a group. Against others it counts as a share, because runs are fair between callers and
     do not wait for it.
+
+    The bound follows the pace of the engine. Tokens keep the part of it that they took when they came, so that an
+    engine that becomes slower leaves room for those who hold little, whatever the others brought while it was faster.
     """
 
     def __init__(self) -> None:
         self.total = 0
-        self._held: dict[str, int] = {}
+        self._parts = 0.0  # of all callers
+        self._held: dict[str, _Held] = {}
         self._large: set[str] = set()  # callers that may hold more than the largest share
 
     def hold(self, caller: str, tokens: int, bound: float) -> None:
         """Note that a caller holds more tokens of a queue with this bound."""
-        self._held[caller] = held = self._held.get(caller, 0) + tokens
+        held = self._held.setdefault(caller, _Held())
+        part = tokens / bound
+        held.tokens += tokens
+        held.part += part
         self.total += tokens
-        if held > _MOST * bound:
+        self._parts += part
+        if held.part > _MOST:
             self._large.add(caller)
 
     def give_back(self, caller: str, tokens: int) -> None:
         """Note that a caller holds fewer tokens."""
         self.total -= tokens
-        held = self._held.get(caller, 0) - tokens
-        if held > 0:
-            self._held[caller] = held
+        held = self._held.get(caller, _Held())
+        if held.tokens > tokens:
+            part = held.part * tokens / held.tokens
+            held.tokens -= tokens
+            held.part -= part
+            self._parts -= part
             return
         self._held.pop(caller, None)
         self._large.discard(caller)
+        self._parts = self._parts - held.part if self._held else 0.0
 
     def has_room(self, caller: str, tokens: int, bound: float) -> bool:
         """Return whether a caller may hold that many more tokens.
@@ -46,14 +68,18 @@ class Shares:
             tokens: Tokens of the group that it brings.
             bound: The bound of the queue, in tokens.
         """
-        most, held = _MOST * bound, self._held.get(caller, 0)
-        over = {name: excess for name in self._large if (excess := self._excess(name, bound)) > 0}
-        if tokens > most:
+        part, held = tokens / bound, self._part(caller)
+        over = {name: excess for name in self._large if (excess := self._excess(name)) > 0}
+        if part > _MOST:
             return not held and not over
-        others = self.total - held - sum(excess for name, excess in over.items() if name != caller)
-        return held + tokens <= _MOST * (bound - others)
+        others = self._parts - held - sum(excess for name, excess in over.items() if name != caller)
+        return held + part <= _MOST * (1.0 - others)
 
-    def _excess(self, caller: str, bound: float) -> float:
-        """Return how many tokens a caller holds beyond its share of what the others leave."""
-        held = self._held.get(caller, 0)
-        return held - _MOST * max(0.0, bound - self.total + held)
+    def _part(self, caller: str) -> float:
+        held = self._held.get(caller)
+        return 0.0 if held is None else held.part
+
+    def _excess(self, caller: str) -> float:
+        """Return what part of the bound a caller holds beyond its share of what the others leave."""
+        held = self._part(caller)
+        return held - _MOST * max(0.0, 1.0 - self._parts + held)
