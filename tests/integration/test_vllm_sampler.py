@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.policy_versions import byte_encoder, small_llama
+from support.policy_versions import byte_encoder, publish_policy, small_llama
+from support.real_vllm import RealVllm
 from support.vllm_server import VllmServer, vllm_server
 
+from rewardloop.formats.store import ModelStore
 from rewardloop.formats.text import Turn
 from rewardloop_sampling.vllm_client import VllmEndpoint
 from rewardloop_trainer.data.completions import token_logprobs
@@ -306,3 +308,40 @@ def then_lose_the_answer(handler: Any, body: Any) -> bool:
 def hang(handler: Any, body: Any) -> bool:
     time.sleep(0.6)
     return drop(handler, body)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_vllm_itself_samples_from_the_weights_that_learn_and_its_death_is_clear(tmp_path: Path) -> None:
+    base = small_llama(2, width=128)
+    store = ModelStore(tmp_path / "models")
+    publish_policy(store, base, ENCODER)
+    model = small_llama(2, width=128)
+    get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+    learn(model)
+    vllm = RealVllm(
+        store.fetch("policy", 1), "policy-1", tmp_path / "vllm.log", "--logprobs-mode", "processed_logprobs"
+    )
+    sampler = VllmSampler(
+        VllmEndpoint(vllm.url, timeout_s=60.0, attempts=2, first_pause_s=0.1, parallel=4),
+        model,
+        ENCODER,
+        tmp_path / "adapters",
+    )
+    try:
+        vllm.until_serving()
+        for step in range(3):
+            said = ask(sampler, call(step=step))
+            rows = [rollout.sequence for rollout in all_of(said)]
+            logprobs, is_token = token_logprobs(model, rows, 0, temperature=0.7)
+            for i, rollout in enumerate(all_of(said)):
+                assert logprobs[i][is_token[i]].tolist() == pytest.approx(rollout.logprobs, abs=1e-3)
+            assert said.step == step
+            learn(model)
+        vllm.kill()
+        with pytest.raises(SamplerAway):
+            ask(sampler, call(step=3))
+    finally:
+        sampler.abandon()
+        if vllm.process.poll() is None:
+            vllm.kill()
