@@ -20,12 +20,13 @@ from rewardloop_trainer.settings import TrainSettings
 PROMPT = (Turn("user", "q"),)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two reward versions with unlike heads, of which the second came from the first."""
-    store = ModelStore(tmp_path / "models")
+    directory = tmp_path_factory.mktemp("exported")
+    store = ModelStore(directory / "models")
     for seed in (1, 2):
-        base = save_tiny_encoder(tmp_path / f"base{seed}", seed, FEW_CHARACTERS)
+        base = save_tiny_encoder(directory / f"base{seed}", seed, FEW_CHARACTERS)
         assert export(["--base", str(base), "--store", store.url, "--heads", "2"]) == 0
     second = store.fetch("reward", "2")
 
@@ -33,7 +34,13 @@ def store(tmp_path: Path) -> ModelStore:
         shutil.copytree(second, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
 
     store.publish(replace(store.manifest("reward", "2"), parent="1"), write)
-    return store
+    return directory / "models"
+
+
+@pytest.fixture
+def store(tmp_path: Path, exported: Path) -> ModelStore:
+    shutil.copytree(exported, tmp_path / "models")
+    return ModelStore(tmp_path / "models")
 
 
 def judge(store: ModelStore, live: str | None, **policy: object) -> Scorer | None:

