@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from support.reward_graphs import VOCABULARY, publish_sum_version
@@ -28,7 +33,11 @@ BOUNDS = RunBounds(least_s=1.0, factor=20.0, grace_s=1.0)
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
-    store = ModelStore(tmp_path_factory.mktemp("endless"))
+    return loaded(tmp_path_factory.mktemp("endless"))
+
+
+def loaded(directory: Path) -> RewardModel:
+    store = ModelStore(directory)
     manifest = publish_sum_version(store, loops_on=LOOPS, hangs_on=HANGS)
     pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics(), limits=LoadLimits(allows_loops=True))
     return pool.load(manifest, store.fetch("reward", manifest.version))
@@ -93,9 +102,13 @@ async def test_what_waits_or_comes_while_a_run_does_not_end_is_turned_away(endle
         assert answers[1].retry_after_ms
 
 
-async def test_run_that_cannot_be_stopped_fails_its_requests_and_ends_the_process(
-    endless: RewardModel,
-) -> None:
+def test_run_that_cannot_be_stopped_fails_its_requests_and_ends_the_process(tmp_path: Path) -> None:
+    """In a process of its own: its thread would take a core from all later tests."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, __file__, tmp_path], env=environment, check=True, timeout=120)
+
+
+async def _is_not_stopped(endless: RewardModel) -> None:
     async with running(ServerMetrics()) as (batcher, watching):
         guilty = [asyncio.create_task(batcher.score(endless, row(HANGS), "production", None)) for _ in range(2)]
         await until(batcher, is_stuck=True)
@@ -119,3 +132,13 @@ async def test_many_requests_at_fault_in_one_run_do_not_hold_the_engine_one_by_o
 
 def test_bound_of_a_run_is_the_larger_of_the_least_and_a_multiple_of_its_estimate() -> None:
     assert (BOUNDS.run_s(0.01), BOUNDS.run_s(1.0)) == (1.0, 20.0)
+
+
+if __name__ == "__main__":
+    status = 1
+    try:
+        asyncio.run(_is_not_stopped(loaded(Path(sys.argv[1]))))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)  # without waiting for the thread, which does not end
