@@ -78,6 +78,14 @@ def all_of(said: Said) -> list[Rollout]:
     return [rollout for group in said.groups for rollout in group]
 
 
+def assert_said_by(model: Any, said: Said, most: float) -> None:
+    """Check that each token's log-probability is the model's own, within ``most`` nats."""
+    rows = [rollout.sequence for rollout in all_of(said)]
+    logprobs, is_token = token_logprobs(model, rows, 0, temperature=0.7)
+    for i, rollout in enumerate(all_of(said)):
+        assert logprobs[i][is_token[i]].tolist() == pytest.approx(rollout.logprobs, abs=most)
+
+
 def test_answers_are_those_of_the_weights_that_learn_with_their_probabilities(
     make: Callable[..., VllmSampler], server: VllmServer, model: Any
 ) -> None:
@@ -88,10 +96,7 @@ def test_answers_are_those_of_the_weights_that_learn_with_their_probabilities(
     for there, here in zip(all_of(said), all_of(local), strict=True):
         assert (there.text, there.sequence, there.finish) == (here.text, here.sequence, here.finish)
         assert there.logprobs == pytest.approx(here.logprobs, abs=1e-4)
-    rows = [rollout.sequence for rollout in all_of(said)]
-    logprobs, is_token = token_logprobs(model, rows, 0, temperature=0.7)
-    for i, rollout in enumerate(all_of(said)):
-        assert logprobs[i][is_token[i]].tolist() == pytest.approx(rollout.logprobs, abs=1e-4)
+    assert_said_by(model, said, 1e-4)
     assert {rollout.finish for rollout in all_of(said)} <= {"stop", "length"}
 
 
@@ -313,9 +318,8 @@ def hang(handler: Any, body: Any) -> bool:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_vllm_itself_samples_from_the_weights_that_learn_and_its_death_is_clear(tmp_path: Path) -> None:
-    base = small_llama(2, width=128)
     store = ModelStore(tmp_path / "models")
-    publish_policy(store, base, ENCODER)
+    publish_policy(store, small_llama(2, width=128), ENCODER)
     model = small_llama(2, width=128)
     get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"]))
     learn(model)
@@ -332,10 +336,7 @@ def test_vllm_itself_samples_from_the_weights_that_learn_and_its_death_is_clear(
         vllm.until_serving()
         for step in range(3):
             said = ask(sampler, call(step=step))
-            rows = [rollout.sequence for rollout in all_of(said)]
-            logprobs, is_token = token_logprobs(model, rows, 0, temperature=0.7)
-            for i, rollout in enumerate(all_of(said)):
-                assert logprobs[i][is_token[i]].tolist() == pytest.approx(rollout.logprobs, abs=1e-3)
+            assert_said_by(model, said, 1e-3)
             assert said.step == step
             learn(model)
         vllm.kill()

@@ -38,7 +38,7 @@ class RealVllm:
         """Start, on the same port as before."""
         own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
         own |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-        # With one thread of OpenMP the log-probabilities of vllm-cpu 0.32 are off by a quarter of a nat.
+        # Our packages are not its own, and the one thread that tests give to OpenMP is little for an engine.
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
         command = [*self._command, "--host", "127.0.0.1", "--port", str(self.port)]
         with self._log.open("ab") as log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rewardloop_server.calls.message_size import MESSAGE_BYTES
+from rewardloop_server.calls.message_size import LARGE_BYTES, MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from rewardloop.v1 import policy_pb2, reward_pb2
@@ -19,14 +19,12 @@ _BYTES_PER_TOKEN = 4
 _LONGEST = 8192
 
 
-# From so many bytes of a message on, its texts are counted. Protobuf encodes a message again to count its bytes, which
-# takes four times as long.
-_LARGE_BYTES = 128 * 1024
-
-
 def bytes_of(request: reward_pb2.ScoreRequest) -> int:
-    """Return about how many bytes a group has, as part of the present call's message or as all of it."""
-    if MESSAGE_BYTES.get() < _LARGE_BYTES:
+    """Return about how many bytes a group has, as part of the present call's message or as all of it.
+
+    Of a large message the texts are counted, because protobuf's own count takes four times as long.
+    """
+    if MESSAGE_BYTES.get() < LARGE_BYTES:
         return request.ByteSize()
     return request.prompt.ByteSize() + sum(map(bytes_of_text, request.responses))
 

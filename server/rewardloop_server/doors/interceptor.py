@@ -24,10 +24,10 @@ from rewardloop_server.calls.errors import (
     Violation,
     status_name,
 )
-from rewardloop_server.calls.message_size import MESSAGE_BYTES
+from rewardloop_server.calls.message_size import LARGE_BYTES, MESSAGE_BYTES
 from rewardloop_server.calls.vocabulary import UNKNOWN_METHOD
 from rewardloop_server.doors.freed_memory import FreedMemory
-from rewardloop_server.doors.large_messages import LARGE_BYTES, LargeMessages
+from rewardloop_server.doors.large_messages import LargeMessages
 from rewardloop_server.doors.roles import OPEN
 from rewardloop_server.observe.metrics import ServerMetrics
 

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-# Messages from here on take turns: one of this size takes about a quarter of a millisecond.
-LARGE_BYTES = 128 * 1024
-# What it took to receive a message before its turn: gRPC copies it twice.
+from rewardloop_server.calls.message_size import LARGE_BYTES
+
+# gRPC has copied a message twice before its turn, which took the event loop about this long.
 _RECEIVE_S_PER_BYTE = 1e-9
 
 

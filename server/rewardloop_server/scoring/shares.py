@@ -10,7 +10,7 @@ _MOST = 0.75
 
 @dataclass(slots=True)
 class _Held:
-    """What one caller holds, in tokens and as a part of the bound at the time when it came."""
+    """Tokens that one caller holds, and the part that they took of the bound when they came."""
 
     tokens: int = 0
     part: float = 0.0

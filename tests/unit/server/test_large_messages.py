@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from rewardloop_server.doors.large_messages import LARGE_BYTES, LargeMessages
+from rewardloop_server.calls.message_size import LARGE_BYTES
+from rewardloop_server.doors.large_messages import LargeMessages
 
 
 def work(seconds: float) -> None:
