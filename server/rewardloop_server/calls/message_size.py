@@ -7,6 +7,6 @@ from contextvars import ContextVar
 # A message of this size takes the event loop about a quarter of a millisecond, and larger ones are treated apart.
 LARGE_BYTES = 128 * 1024
 
-# The interceptor sets it with each message that it reads; it is 0 if none did. Protobuf encodes a parsed message again to
-# count its bytes.
+# The interceptor sets it with each message that it reads; it is 0 if none did. Protobuf would have to encode a parsed
+# message again to count its bytes.
 MESSAGE_BYTES: ContextVar[int] = ContextVar("message_bytes", default=0)
