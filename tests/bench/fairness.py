@@ -3,7 +3,7 @@
 The probe asks 20 times a second for one short pair, alone and beside each load, of which there is at least one for each
 method. Every load is bounded in time. A probe may be refused never, and its p99 may be three times that of a probe
 alone, or one and a half of the longest run if that is more. Else the status is 1. The longest run is one row of as many
-tokens as the model takes, by the server's own estimate, beside another such run; `--production-run-ms` bounds others.
+tokens as the model takes, measured beside another such run; `--production-run-ms` bounds others.
 
     python tests/bench/fairness.py --seconds 15
 """
@@ -28,9 +28,8 @@ from heaviest import LOADS as HEAVIEST
 from heaviest import Load
 from wire import Ended, Wire
 
-from rewardloop.v1 import common_pb2, reward_pb2
+from rewardloop.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 from rewardloop_cli.bench.report import percentile
-from rewardloop_server.scoring.cost import CostModel
 
 _SERVICE = "/rewardloop.v1.RewardService/"
 _PROBES_PER_S = 20.0
@@ -38,6 +37,7 @@ _MOST_UNDER_WAY = 256
 _AHEAD_S = 6.0  # in which a process starts and its load begins
 _PATIENCE_S = 3.0
 _MAX_LENGTH = 256  # tokens
+_MEASURED_S = 5.0  # for which the longest run is measured
 _STREAMS = 2  # runs at once, by default
 _RUN_S = 0.05  # the default of --production-run-ms
 
@@ -76,7 +76,7 @@ def main() -> int:
             rows: list[list[object]] = [["the probe beside", "answered", "refused", "p50 ms", "p99 ms", "max ms"]]
             alone = probe(served, options.seconds)
             rows.append(["nothing", *figures(alone)])
-            bound_s = max(3 * percentile(sorted(alone.answered_s), 0.99), 1.5 * longest_run_s(served))
+            bound_s = max(3 * percentile(sorted(alone.answered_s), 0.99), 1.5 * longest_run_s(served.address))
             unfair = []
             for load, callers in LOADS:
                 if options.only not in load.name:
@@ -92,11 +92,24 @@ def main() -> int:
     return int(bool(unfair))
 
 
-def longest_run_s(served: service.Service) -> float:
-    """Return the estimated seconds of a run of the longest row, while another such run shares the device."""
-    samples = (each for each in served.samples() if each.name == "rewardloop_cost_model_seconds")
-    cost = CostModel(**{f"{each.labels['term']}_s": each.value for each in samples})
-    return _STREAMS * max(_RUN_S, cost.run_s(1, _MAX_LENGTH))
+def longest_run_s(address: str) -> float:
+    """Return the median seconds of a run of the longest row, while another such run shares the device."""
+    message = group(1, 16 * _MAX_LENGTH)
+    runs_s: list[float] = []
+    over = time.monotonic() + _MEASURED_S
+
+    def keep_scoring() -> None:
+        with grpc.insecure_channel(address) as channel:
+            service_stub = reward_pb2_grpc.RewardServiceStub(channel)
+            while time.monotonic() < over:
+                runs_s.append(service_stub.Score(message).timings.run_us / 1e6)
+
+    callers = [threading.Thread(target=keep_scoring) for _ in range(_STREAMS)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    return max(_STREAMS * _RUN_S, percentile(sorted(runs_s), 0.5))
 
 
 def probe(served: service.Service, seconds: float) -> Ended:

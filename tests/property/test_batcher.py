@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import numpy as np
@@ -22,6 +23,7 @@ from rewardloop_server.device.choose import Device
 from rewardloop_server.guard.watch import RunBounds
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.thread_load import ThreadLoad
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.engine import EngineBroken, RewardModel, Sessions
 from rewardloop_server.scoring.lane import Lane
@@ -280,6 +282,22 @@ def test_a_run_has_the_whole_device_when_nothing_else_runs_or_waits(versions) ->
     taken = slot.take()
     assert taken is not None
     assert taken.alone
+
+
+@pytest.mark.parametrize(("busy", "alone"), [(0.0, True), (0.9, False)])
+async def test_a_run_leaves_a_core_to_an_event_loop_that_needs_one(versions, monkeypatch, busy, alone) -> None:
+    seen: list[bool] = []
+    execute = RewardModel.execute
+
+    def spy(self: RewardModel, feeds: Any, *, alone: bool = True, options: Any = None) -> Any:
+        seen.append(alone)
+        return execute(self, feeds, alone=alone, options=options)
+
+    monkeypatch.setattr(RewardModel, "execute", spy)
+    monkeypatch.setattr(ThreadLoad, "share", lambda self: busy)
+    async with running(batcher(streams=2)) as subject:
+        await subject.score(versions[0], [encoded(1, 2)], "production", None)
+    assert seen == [alone]
 
 
 async def test_production_goes_before_a_trainer_run_that_is_laid_out(slower) -> None:

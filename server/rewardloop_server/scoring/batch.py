@@ -20,6 +20,7 @@ from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.observe.thread_load import ThreadLoad
 from rewardloop_server.scoring.engine import EngineBroken, OutOfMemory, RewardModel
 from rewardloop_server.scoring.isolate import Isolation
 from rewardloop_server.scoring.lane import Group, Lane, Scored
@@ -42,6 +43,10 @@ _GROWTH = 1.001
 # How much of the seconds of earlier runs is kept with each later one, when their sum is compared with the estimates.
 # Runs are planned shorter by no more than the second.
 _KEPT, _MOST_SLOWNESS = 0.9, 4.0
+
+# While the event loop computes for more than this share of its time, it takes a core from a run on all threads, whose
+# other threads then wait for the one that has none: 17 tokens took 100 to 160 ms instead of 13 (2 cores).
+_BUSY_LOOP = 0.5
 
 _BOUNDS = RunBounds()
 
@@ -79,7 +84,8 @@ class Batcher:
             starve.
         metrics: Where queues and runs are measured.
         engine_nice: By how much the engine's threads raise their niceness.
-        streams: Most runs at once, each in a thread of its own. A run that is alone has all threads of the device.
+        streams: Most runs at once, each in a thread of its own. A run that is alone has all threads of the device,
+            unless the event loop needs one of them.
         watch: Stops runs that do not end.
         bounds: How long runs may take.
     """
@@ -110,6 +116,7 @@ class Batcher:
         self._watch = watch or Watch()
         self._bounds = bounds
         self._isolation = Isolation(self._lanes, metrics)
+        self._loop_load = ThreadLoad()
         self._slot = Slot()
         self._offered: Offer | None = None
         self._ends: dict[Offer, float] = {}  # estimated ends of the runs in flight
@@ -320,7 +327,8 @@ class Batcher:
                 and feeds.tokens < self._budget / 2
             )
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
-            alone = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
+            is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
+            alone = is_last and self._loop_load.share() < _BUSY_LOOP
             return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone, part)
         return None
 

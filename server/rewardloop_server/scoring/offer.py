@@ -28,7 +28,8 @@ class Offer:
         feeds: The input arrays.
         may_grow: It has every row that waited and is short of its limit, so it is chosen again if more rows come.
         pushes: The lane's count of groups when it was chosen.
-        alone: Nothing else waits, and (once it is taken) nothing else runs, so it may have the whole device.
+        alone: Nothing else waits or keeps the event loop busy, and (once it is taken) nothing else runs, so it may have
+            the whole device.
         part: The part of a failed run that its rows are, if they are one.
     """
 
