@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -95,20 +96,18 @@ def main() -> int:
 def longest_run_s(address: str) -> float:
     """Return the median seconds of a run of the longest row, while another such run shares the device."""
     message = group(1, 16 * _MAX_LENGTH)
-    runs_s: list[float] = []
     over = time.monotonic() + _MEASURED_S
 
-    def keep_scoring() -> None:
+    def keep_scoring(_: int) -> list[float]:
+        runs_s = []
         with grpc.insecure_channel(address) as channel:
-            service_stub = reward_pb2_grpc.RewardServiceStub(channel)
+            stub = reward_pb2_grpc.RewardServiceStub(channel)
             while time.monotonic() < over:
-                runs_s.append(service_stub.Score(message).timings.run_us / 1e6)
+                runs_s.append(stub.Score(message).timings.run_us / 1e6)
+        return runs_s
 
-    callers = [threading.Thread(target=keep_scoring) for _ in range(_STREAMS)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    with ThreadPoolExecutor(_STREAMS) as callers:
+        runs_s = [run_s for runs in callers.map(keep_scoring, range(_STREAMS)) for run_s in runs]
     return max(_STREAMS * _RUN_S, percentile(sorted(runs_s), 0.5))
 
 

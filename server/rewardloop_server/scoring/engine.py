@@ -124,7 +124,7 @@ class RewardModel:
 
         Args:
             feeds: The run's input.
-            alone: No other run needs the device.
+            alone: Nothing else needs the device, so that the run may have all of its threads.
             options: Those of `options`, for a caller that may stop the run.
 
         Raises:
