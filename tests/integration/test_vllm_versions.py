@@ -178,7 +178,8 @@ async def test_versions_that_the_server_cannot_serve_are_refused_with_the_reason
     with vllm_server(small_llama(3), "policy-1") as wrong, vllm_server(small_llama(1), "base") as unnamed:
         with pytest.raises(NotLoadable, match="differ from torch's by"):
             await Backend(wrong, store, tmp_path / "wrong").load(2)
-        assert wrong.adapters  # until it is unloaded in the background
+        assert len(wrong.asked("/v1/load_lora_adapter")) == 1
+        await until(lambda: not wrong.adapters)  # it is unloaded in the background
         with pytest.raises(NotLoadable, match="--served-model-name policy-VERSION"):
             await Backend(unnamed, store, tmp_path / "unnamed").load(1)
 
