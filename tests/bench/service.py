@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,10 +25,22 @@ from rewardloop_local.redis_server import EmbeddedRedis
 
 Json = dict[str, Any]
 _CLI = (sys.executable, "-m", "rewardloop_cli.main")
+_PACKAGES = ("protos", "server", "client", "trainer", "deploy")
 
 
 class NotRun(Exception):
     """A part of the benchmark cannot be run here; the message says why."""
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of what is measured: this tree, or the checkout that ``BENCH_TREE`` names.
+
+    So one load can be put on two versions of the service in turns.
+    """
+    tree = os.environ.get("BENCH_TREE")
+    if tree is None:
+        return dict(os.environ)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(tree) / each) for each in _PACKAGES)}
 
 
 def export(base: Path, store: Path, *, max_length: int, precision: str = "float32", heads: int = 1) -> Manifest:
@@ -36,7 +49,7 @@ def export(base: Path, store: Path, *, max_length: int, precision: str = "float3
         command = [*_CLI, "export", "--base", str(base), "--store", str(store), "--max-length", str(max_length)]
         command += ["--heads", str(heads)]
         command += [] if precision == "float32" else ["--precision", precision]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
         if done.returncode != 0:
             raise NotRun(f"export at {precision}: {done.stderr.strip().splitlines()[-1:]}")
     return ModelStore(store).manifest("reward", max(ModelStore(store).versions("reward")))
@@ -77,7 +90,7 @@ def serving(
         command += ["--listen", address, "--metrics-port", str(metrics_port), "--log-level", "warning", *args]
         log_path = directory / "serve.log"
         with log_path.open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
         try:
             with RewardloopClient(address, timeout_s=120, token=token) as client:
                 _wait(client, process, log_path)

@@ -1,6 +1,7 @@
 """Requests that schemathesis makes from the door's own schema, right ones and wrong ones: none finds a bug.
 
-5,000 go to the door with the client's fake behind it, and some hundreds to a whole deployment.
+A thousand go to the door with the client's fake behind it, and a few hundred to a whole deployment; `FUZZ_REQUESTS=5000`
+sends five times as many.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rewardloop_gateway.settings import GatewaySettings
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "5000"))
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "1000"))
 BUGS = (500, 501, 502)
 
 
@@ -88,6 +89,6 @@ def test_no_request_finds_a_bug_of_the_door() -> None:
 
 def test_no_request_finds_a_bug_of_a_deployment(tmp_path: Path) -> None:
     with http_deployment(tmp_path, "--generate-timeout-s=30", policy_args="--max-new-tokens 3") as up:
-        statuses = fuzzed(up.url, REQUESTS // 10, up.tokens["shop"])
+        statuses = fuzzed(up.url, REQUESTS // 4, up.tokens["shop"])
         assert "request failed" not in (tmp_path / "data" / "logs" / "gateway.log").read_text()
     assert {200, 400} <= {status for _, status in statuses}
