@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.reward_bases import encoder_for, save_base
@@ -121,6 +122,22 @@ def test_heads_that_start_alike_are_apart_afterwards(base: Path, encoder: Encode
     fit_linear_start(model, examples, encoder.format.pad, SETTINGS)
     unseen = pairs(100, 9, prompts=100)
     assert measure(unseen, head_margins(model, encoder, unseen)).head_spread > 0.01
+
+
+def test_the_mean_of_the_heads_is_the_fit_to_all_signals(base: Path, encoder: Encoder) -> None:
+    examples = encode_records(encoder, pairs(100, 1, prompts=100, noise=0.2)).examples
+    unseen, margins, parts = pairs(100, 9, prompts=100), [], []
+    for bootstrap in ("poisson", "none"):
+        model = RewardModel.from_base(base, heads=4)
+        with torch.no_grad():  # so that all heads have one margin to scale
+            model.heads.weight.copy_(model.heads.weight[:1].expand(4, -1))
+        fit_linear_start(
+            model, examples, encoder.format.pad, RewardTraining.model_validate({"bootstrap": bootstrap, "words": False})
+        )
+        margins.append(head_margins(model, encoder, unseen))
+        parts.append(model.heads.weight.detach().std(0).mean())
+    np.testing.assert_allclose(margins[0].mean(1), margins[1].mean(1), atol=0.02 * margins[1].std())
+    assert parts[0] > 10 * parts[1]
 
 
 def test_the_fit_is_the_same_each_time(base: Path, encoder: Encoder) -> None:

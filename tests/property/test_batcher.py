@@ -25,6 +25,7 @@ from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.thread_load import ThreadLoad
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
+from rewardloop_server.scoring.cost import CostModel
 from rewardloop_server.scoring.engine import EngineBroken, RewardModel, Sessions
 from rewardloop_server.scoring.lane import Lane
 from rewardloop_server.scoring.offer import Offer, Slot
@@ -269,19 +270,53 @@ def offer(model: RewardModel, *, alone: bool) -> Offer:
 
 def test_a_run_has_the_whole_device_when_nothing_else_runs_or_waits(versions) -> None:
     slot = Slot()
-    seen = []
+    runs = []
     for alone in (True, True, False):
         slot.put(offer(versions[0], alone=alone))
         taken = slot.take()
         assert taken is not None
-        seen.append(taken.alone)
-    assert seen == [True, False, False]
-    for _ in range(3):
-        slot.done()
+        runs.append(taken)
+    assert [each.alone for each in runs] == [True, False, False]
+    for each in runs:
+        slot.done(each)
     slot.put(offer(versions[0], alone=True))
     taken = slot.take()
     assert taken is not None
     assert taken.alone
+
+
+@pytest.mark.parametrize("other", ["short", "long"])
+async def test_long_runs_go_one_at_a_time_while_another_caller_has_short_ones(slower, monkeypatch, other) -> None:
+    monkeypatch.setattr(slower, "cost", CostModel(1e-4, 1e-3, 0.0))
+    monkeypatch.setattr(ThreadLoad, "share", lambda self: 0.0)
+    seen: list[tuple[str, Offer, int]] = []  # callers, their runs, and the long runs in flight beside each
+
+    class Spy(Slot):
+        def take(self) -> Offer | None:
+            taken = super().take()
+            if taken is not None:
+                seen.append((taken.rows[0][0].caller, taken, sum(each.is_long for each in self._running) - 1))
+            return taken
+
+    subject = batcher(streams=2, run_s=0.03)
+    subject._slot = Spy()
+    async with running(subject):
+        await subject.score(slower, [encoded(1)], "production", None, other)
+        backlog = [
+            asyncio.create_task(subject.score(slower, [encoded(*[1] * 60)], "production", None, "long"))
+            for _ in range(6)
+        ]
+        for _ in range(3):
+            await subject.score(slower, [encoded(1)], "production", None, other)
+        await asyncio.gather(*backlog)
+    long = [(offer, beside) for caller, offer, beside in seen if offer.is_long]
+    assert len(long) == 6
+    if other == "short":
+        assert all(offer.lets_by and offer.alone and not beside for offer, beside in long)
+    else:
+        assert not any(offer.lets_by for offer, _ in long)
+        assert any(beside for _, beside in long)
+    assert len(seen) == 10
 
 
 @pytest.mark.parametrize(("busy", "alone"), [(0.0, True), (0.9, False)])

@@ -1,6 +1,7 @@
 """batch: chooses the next run from the waiting rows, lays it out while another runs, and keeps the engine busy.
 
-It is work-conserving: the engine never idles while rows wait, and a run holds rows that came during the last one.
+A run holds rows that came during the last one, and the engine is never idle while rows wait. While callers have short
+runs, those of others that take longer than a run should go one at a time, so that a stream is left for the short ones.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Batcher:
         metrics: Where queues and runs are measured.
         engine_nice: By how much the engine's threads raise their niceness.
         streams: Most runs at once, each in a thread of its own. A run that is alone has all threads of the device,
-            unless the event loop needs one of them.
+            unless the event loop needs one of them, and so has a long run that lets short ones of other callers by.
         watch: Stops runs that do not end.
         bounds: How long runs may take.
     """
@@ -328,15 +329,17 @@ class Batcher:
             )
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
-            alone = is_last and self._loop_load.share() < _BUSY_LOOP
-            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone, part)
+            is_long = run.cost_s > run_s
+            lets_by = is_long and lane.has_short_runs_of_others(rows[0][0].caller, now)
+            alone = (is_last or lets_by) and self._loop_load.share() < _BUSY_LOOP
+            return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone, part, is_long, lets_by)
         return None
 
     def taken(self, offer: Offer, now: float) -> None:
         """Note that the engine has taken the run. `_offer_best` may notice it before the engine's thread says so."""
         if offer is self._offered:
             self._offered = None
-            offer.lane.take(offer.rows, now)
+            offer.lane.take(offer.rows, now, is_long=offer.is_long)
             self._ends[offer] = now + offer.run.cost_s * self._share(offer)
             self._feed_soon()
 

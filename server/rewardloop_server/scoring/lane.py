@@ -31,6 +31,9 @@ _MOST_ROWS = 256
 
 _RETRY_MS = (20, 10_000)
 
+# For so long after a short run a caller counts as one whose short runs will follow.
+_SHORT_RUNS_LAST_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -131,6 +134,7 @@ class Lane:
         self._callers: dict[str, _Caller] = {}
         # Tokens that the most urgent caller was served after the latest run, and after the one before it.
         self._reached = self._level = 0
+        self._short_runs: dict[str, float] = {}  # when the two callers that had the latest short runs had them
         self._gauge = metrics.queue_tokens.labels(lane=name)
         self._saturation = metrics.queue_saturation_ratio.labels(lane=name)
         self._oldest_wait = metrics.queue_oldest_wait_seconds.labels(lane=name)
@@ -239,9 +243,12 @@ class Lane:
         urgent = most.queue[0][2]
         return all(group is not urgent for group, _ in rows)
 
-    def take(self, rows: Iterable[Row], now: float) -> None:
+    def take(self, rows: Sequence[Row], now: float, *, is_long: bool = False) -> None:
         """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
+        if not is_long:
+            for caller in {group.caller for group, _ in rows}:
+                self._note_short_run(caller, now)
         taken: dict[str, int] = {}
         for group, index in rows:
             if index not in group.waiting:
@@ -257,6 +264,16 @@ class Lane:
         for account, tokens in taken.items():
             self._count(account, -tokens)
         self._level, self._reached = self._reached, self._least_served()
+
+    def has_short_runs_of_others(self, caller: str, now: float) -> bool:
+        """Return whether another caller had a short run within the last second."""
+        return any(now - at < _SHORT_RUNS_LAST_S for other, at in self._short_runs.items() if other != caller)
+
+    def _note_short_run(self, caller: str, now: float) -> None:
+        self._short_runs.pop(caller, None)
+        self._short_runs[caller] = now
+        if len(self._short_runs) > 2:
+            del self._short_runs[next(iter(self._short_runs))]
 
     def drop(self, group: Group) -> None:
         """Remove the group's waiting rows, which are not run."""

@@ -28,8 +28,10 @@ class Offer:
         feeds: The input arrays.
         may_grow: It has every row that waited and is short of its limit, so it is chosen again if more rows come.
         pushes: The lane's count of groups when it was chosen.
-        alone: Nothing else waits or keeps the event loop busy, and (once it is taken) nothing else runs, so it may have
-            the whole device.
+        is_long: It is estimated to take longer than a run of its lane should.
+        alone: It may have all threads of the device: nothing keeps the event loop busy, and either nothing else waits
+            and (once it is taken) runs, or it is the only long run at a time.
+        lets_by: It is the only long run at a time, so that short runs of other callers find a stream free.
         part: The part of a failed run that its rows are, if they are one.
     """
 
@@ -42,6 +44,8 @@ class Offer:
     pushes: int
     alone: bool
     part: Part | None = None
+    is_long: bool = False
+    lets_by: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Slot:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._offer: Offer | None = None
-        self._running = 0
+        self._running: set[Offer] = set()
         self._is_closed = False
 
     def put(self, offer: Offer) -> None:
@@ -91,19 +95,24 @@ class Slot:
     def take(self) -> Offer | None:
         """Wait for a run and take it. Returns None once the slot is closed."""
         with self._changed:
-            while self._offer is None and not self._is_closed:
+            while not self._is_closed and (self._offer is None or self._must_wait(self._offer)):
                 self._changed.wait()
             offer, self._offer = self._offer, None
             if offer is None or self._is_closed:
                 return None
-            offer.alone = offer.alone and not self._running
-            self._running += 1
+            offer.alone = offer.alone and (offer.lets_by or not self._running)
+            self._running.add(offer)
             return offer
 
-    def done(self) -> None:
+    def done(self, offer: Offer) -> None:
         """Note that a run which was taken has ended."""
         with self._changed:
-            self._running -= 1
+            self._running.remove(offer)
+            if self._offer is not None:
+                self._changed.notify()
+
+    def _must_wait(self, offer: Offer) -> bool:
+        return offer.lets_by and any(each.is_long for each in self._running)
 
     def close(self) -> None:
         """Make every `take` return None."""
@@ -158,7 +167,7 @@ def drive(
         started = time.monotonic()
         post(notes.taken, offer, started)
         outcome = _outcome(offer, post, notes, watch, limit_s(offer), bounds)
-        slot.done()
+        slot.done(offer)
         post(notes.ran, offer, outcome, time.monotonic() - started)
         del offer, outcome  # else this thread would keep the version in memory while it waits
 

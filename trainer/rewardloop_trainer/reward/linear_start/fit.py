@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import structlog
 import torch
@@ -19,7 +20,7 @@ from rewardloop_trainer.reward.heads.phrases import phrases_of
 from rewardloop_trainer.reward.linear_start.choose import choose_ridges
 from rewardloop_trainer.reward.linear_start.compare import Centre, Statements, state_what_was_said, states_and_logits
 from rewardloop_trainer.reward.linear_start.counts import mean_counts
-from rewardloop_trainer.reward.linear_start.solve import LinearFit, fit
+from rewardloop_trainer.reward.linear_start.solve import LinearFit, Ridges, fit
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
@@ -34,7 +35,7 @@ def fit_linear_start(
     """Fit heads, weights of tokens and phrases, and the threshold of labels, in place, on the examples.
 
     Each part is taken only if it raises the likelihood of the signals that are kept apart. Every head is fitted on its
-    own bootstrap sample.
+    own bootstrap sample, and the mean of the heads on all signals.
 
     Args:
         model: The model; it needs `RewardModel.add_words` for tokens' weights and `RewardModel.add_phrases` likewise.
@@ -61,7 +62,7 @@ def fit_linear_start(
     if not said.is_apart.any() or not said.is_learned.any():
         return {}
     ridges, gain = choose_ridges(said, model)
-    fitted = fit(said, ridges)
+    fitted = _around_the_whole(said, ridges)
     of_mean = logits.mean(0) * fitted.scale + fitted.states @ (states.mean(0) / centre.deviation)
     of_mean = of_mean + _of_counts(fitted, said, [s.ids for s in sequences])
     _take(model, fitted, said, centre, logits.mean(0) - of_mean)
@@ -71,6 +72,24 @@ def fit_linear_start(
     figures |= {"start_phrase_ridge": ridges.phrases}
     log.info("linear start", **{name: round(value, 4) for name, value in figures.items()})
     return {name: value for name, value in figures.items() if value != math.inf}
+
+
+def _around_the_whole(said: Statements, ridges: Ridges) -> LinearFit:
+    """Fit each head on its own sample, and move all heads alike so that their mean is the fit to all statements.
+
+    A head's sample has some two thirds of the statements, so the mean of a few such fits knows less than that of all.
+    """
+    whole = replace(
+        said,
+        base=torch.cat([said.base, said.base.mean(1, keepdim=True)], 1),
+        weight=torch.cat([said.weight, said.judged.unsqueeze(-1)], 1),
+    )
+    fitted = fit(whole, ridges)
+
+    def moved(part: Tensor) -> Tensor:
+        return part[:-1] - part[:-1].mean(0) + part[-1]
+
+    return LinearFit(*(moved(getattr(fitted, part.name)) for part in fields(LinearFit)))
 
 
 def _of_counts(fitted: LinearFit, said: Statements, sequences: Sequence[Sequence[int]]) -> Tensor:
