@@ -63,7 +63,7 @@ from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.engine import OutOfMemory, RewardModel
 from rewardloop_server.scoring.plan import Run
-from rewardloop_trainer.export.branches import without_trees
+from rewardloop_trainer.export.attention.branches import without_trees
 from rewardloop_trainer.export.parity import torch_logits
 
 Json = dict[str, Any]

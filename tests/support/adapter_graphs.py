@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
-from rewardloop_trainer.export.branches import take_branches
+from rewardloop_trainer.export.attention.branches import take_branches
 from support.reward_graphs import word_tokenizer
 
 WIDTH, HEADS, MAX_LENGTH, TOKENS = 16, 2, 512, 12

@@ -14,7 +14,7 @@ from support.adapter_graphs import write_decoder
 
 from rewardloop.formats.graphs.inputs import GraphInputs, decoder_rows, mask_of, tree_rows, with_mask
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.export.branches import take_branches, without_trees
+from rewardloop_trainer.export.attention.branches import take_branches, without_trees
 
 PROMPT = [4, 5, 6, 7]
 GROUP = [Encoded([*PROMPT, *response], None, False, 1, 4) for response in ([8, 9], [], [10, 4, 5])]
