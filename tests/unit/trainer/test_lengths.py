@@ -104,12 +104,41 @@ def test_the_logits_are_not_numbers_where_lengths_are_ignored() -> None:
 def test_heads_that_only_attention_needs_apart_stay_side_by_side() -> None:
     kinds = [node.op_type for node in changed(encoder(*PADDING)).graph.node]
     assert not {"Transpose", "Reshape", "Unsqueeze"} & set(kinds)
+
+
+def test_a_mask_stays_if_something_else_needs_the_heads_apart() -> None:
     model = encoder(*PADDING)
     model.graph.node.append(helper.make_node("Relu", ["seen"], ["also"]))
     model.graph.output.append(helper.make_tensor_value_info("also", TensorProto.FLOAT, ["rows", HEADS, "tokens", 4]))
-    kept = changed(model)
-    assert "Transpose" in [node.op_type for node in kept.graph.node]
-    np.testing.assert_allclose(logits(kept), logits(model), atol=1e-6)
+    before = model.SerializeToString(deterministic=True)
+    assert take_lengths(model) == 0
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_rotations_take_joined_heads_too() -> None:
+    model = encoder(*PADDING)
+    make, draw = helper.make_node, np.random.default_rng(1)
+    for name in ("cosines", "sines"):
+        table = draw.normal(size=(1, 6, WIDTH // HEADS // 2)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(table, name))
+    at = next(i for i, node in enumerate(model.graph.node) if node.op_type == "Attention")
+    attention = model.graph.node[at]
+    for place, name in enumerate(attention.input[:2]):
+        caches = []
+        for cache in ("cosines", "sines"):
+            shape = f"{name}.{cache}.shape"
+            model.graph.node.insert(at, make("Expand", [cache, shape], [f"{name}.{cache}"]))
+            model.graph.node.insert(at, make("Concat", [f"{shape}.rows", "second", "second"], [shape], axis=0))
+            model.graph.node.insert(at, make("Shape", [name], [f"{shape}.rows"], start=0, end=1))
+            caches.append(f"{name}.{cache}")
+            at += 3
+        model.graph.node.insert(at, make("RotaryEmbedding", [name, *caches], [f"{name}.rotated"]))
+        at += 1
+        attention.input[place] = f"{name}.rotated"
+    model = onnx.shape_inference.infer_shapes(model)
+    other = changed(model)
+    assert not {"Transpose", "Reshape"} & {node.op_type for node in other.graph.node}
+    np.testing.assert_allclose(logits(other), logits(model), atol=1e-6)
 
 
 def test_a_mask_that_is_added_to_the_scores_counts_too() -> None:

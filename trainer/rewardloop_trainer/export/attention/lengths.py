@@ -27,21 +27,25 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     RuntimeException,
 )
 
+from rewardloop_trainer.export.attention.joined_heads import join_heads
+
 OPSET = 24  # the first in which Attention takes the number of keys
 _LENGTHS = "rewardloop.lengths"
 _MASK_INPUT, _LENGTHS_INPUT = 3, 6  # of Attention
 # Tokens of rows for which a mask is compared with that of padding. A window that is wider than the last is not seen.
 _SIZES = (5, 33, 4096)
+_ORT_FATAL = 4
 _HIDDEN = -1e4  # a mask that is added to scores hides a token at this value or below
-_SPLIT = [0, 2, 1, 3]  # (rows, tokens, heads, d) to (rows, heads, tokens, d), and back
 
 
 def take_lengths(graph: onnx.ModelProto) -> int:
     """Let attention whose mask hides only the padding take the numbers of tokens instead, in place.
 
     Attention with another mask, such as that of a window, keeps it. A mask is computed for several lengths and
-    compared, so that it does not matter how a model makes it. Queries, keys and values whose heads only the operator
-    needs apart are given to it as they come out of their layers, which saves four transpositions.
+    compared, so that it does not matter how a model makes it. All keep their masks if the heads of one cannot stay side
+    by side (`joined_heads`): it would need Reshape and Transpose of opset 24, of which ONNX Runtime's CUDA provider had
+    no kernels when it had those of Attention (https://github.com/microsoft/onnxruntime/pull/28368), and each would cost
+    a copy to the CPU and back.
 
     Args:
         graph: An encoder's graph, which takes ``attention_mask``.
@@ -53,12 +57,11 @@ def take_lengths(graph: onnx.ModelProto) -> int:
     masked = [node for node in body.node if node.op_type == "Attention" and _has_simple_mask(node)]
     padding = {name for name in {node.input[_MASK_INPUT] for node in masked} if _hides_padding(graph, name)}
     changed = [node for node in masked if node.input[_MASK_INPUT] in padding]
-    if not changed:
+    if not changed or not join_heads(body, changed):
         return 0
     for node in changed:
         del node.input[_MASK_INPUT:]
         node.input.extend([""] * (_LENGTHS_INPUT - _MASK_INPUT) + [_LENGTHS])
-        _take_joined_heads(body, node)
     axes = helper.make_node("Constant", [], [f"{_LENGTHS}.axes"], value_ints=[1])
     count = helper.make_node("ReduceSum", ["attention_mask", f"{_LENGTHS}.axes"], [_LENGTHS], keepdims=0)
     nodes = [axes, count, *body.node]
@@ -109,8 +112,10 @@ def _hides_padding(graph: onnx.ModelProto, mask: str) -> bool:
     made.initializer.extend(held for held in graph.graph.initializer if held.name in read)
     model = helper.make_model(made, opset_imports=graph.opset_import, ir_version=graph.ir_version)
     names = [given.name for given in made.input]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ORT_FATAL
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return all(
             _is_of_padding(session.run([mask], dict.fromkeys(names, _mask(lengths, size)))[0], lengths)
             for size in _SIZES
@@ -155,53 +160,6 @@ def _makers(body: onnx.GraphProto, mask: str) -> list[onnx.NodeProto] | None:
                 return None
             waiting.append(name)
     return [node for node in body.node if id(node) in found] or None
-
-
-def _take_joined_heads(body: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Give a node queries, keys and values with their heads side by side, if its inputs and output allow it."""
-    makers = {name: each for each in body.node for name in each.output}
-    shapes = {each.name: each.type.tensor_type.shape.dim for each in body.value_info}
-    joined: list[str] = []
-    heads: list[int] = []
-    for name in node.input[:_MASK_INPUT]:
-        turned = makers.get(name)
-        split = makers.get(turned.input[0]) if turned is not None and _swaps_heads(turned) else None
-        if split is None or split.op_type != "Reshape":
-            return
-        before, after = shapes.get(split.input[0], ()), shapes.get(split.output[0], ())
-        widths = [each.dim_value for each in (*before[2:], *after[2:])]
-        if len(before) != 3 or len(after) != 4 or not all(widths) or widths[0] != widths[1] * widths[2]:
-            return
-        joined.append(split.input[0])
-        heads.append(widths[1])
-    (output,) = filter(None, node.output)
-    end = _joined(body, output, shapes, heads[0])
-    if end is None or heads[1] != heads[2]:
-        return
-    node.input[:_MASK_INPUT] = joined
-    node.output[:] = [end.output[0]]
-    end.output[0] = f"{end.output[0]}.unused"
-    node.attribute.extend(
-        [helper.make_attribute("q_num_heads", heads[0]), helper.make_attribute("kv_num_heads", heads[1])]
-    )
-
-
-def _joined(body: onnx.GraphProto, output: str, shapes: Any, heads: int) -> onnx.NodeProto | None:
-    """The node that puts the heads of attention's output side by side, if nothing else reads the output."""
-    turned = [each for each in body.node if output in each.input]
-    if len(turned) != 1 or not _swaps_heads(turned[0]):
-        return None
-    ends = [each for each in body.node if turned[0].output[0] in each.input]
-    if len(ends) != 1 or ends[0].op_type != "Reshape":
-        return None
-    apart, together = shapes.get(turned[0].output[0], ()), shapes.get(ends[0].output[0], ())
-    is_joined = len(apart) == 4 and len(together) == 3 and apart[2].dim_value == heads
-    width = apart[3].dim_value * heads if is_joined else 0
-    return ends[0] if width and together[2].dim_value == width else None
-
-
-def _swaps_heads(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Transpose" and any(a.name == "perm" and list(a.ints) == _SPLIT for a in node.attribute)
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
