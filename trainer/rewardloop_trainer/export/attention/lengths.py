@@ -28,6 +28,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from rewardloop_trainer.export.attention.joined_heads import join_heads
+from rewardloop_trainer.export.attention.steps import needed
 
 OPSET = 24  # the first in which Attention takes the number of keys
 _LENGTHS = "rewardloop.lengths"
@@ -66,7 +67,7 @@ def take_lengths(graph: onnx.ModelProto) -> int:
     count = helper.make_node("ReduceSum", ["attention_mask", f"{_LENGTHS}.axes"], [_LENGTHS], keepdims=0)
     nodes = [axes, count, *body.node]
     del body.node[:]
-    body.node.extend(_needed(nodes, {output.name for output in body.output}))
+    body.node.extend(needed(nodes, {output.name for output in body.output}))
     _try_lengths(body)
     (default,) = (each for each in graph.opset_import if each.domain in ("", "ai.onnx"))
     default.version = max(default.version, OPSET)
@@ -81,7 +82,12 @@ def _try_lengths(body: onnx.GraphProto) -> None:
     for node in body.node:
         node.output[:] = [f"{_LENGTHS}.logits" if name == "logits" else name for name in node.output]
     keys, values = np.zeros((1, 1, 2, 1), dtype=np.float32), np.array([0, 1], dtype=np.float32).reshape(1, 1, 2, 1)
-    constants = {"query": keys[:, :, :1], "keys": keys, "values": values, "length": np.array([1], dtype=np.int64)}
+    constants: dict[str, npt.NDArray[Any]] = {
+        "query": keys[:, :, :1],
+        "keys": keys,
+        "values": values,
+        "length": np.array([1], dtype=np.int64),
+    }
     inputs = {name: f"{_LENGTHS}.trial.{name}" for name in constants}
     body.initializer.extend(numpy_helper.from_array(constants[name], inputs[name]) for name in constants)
     seen, below, root, zero = (f"{_LENGTHS}.trial.{name}" for name in ("seen", "below", "root", "zero"))
@@ -160,20 +166,3 @@ def _makers(body: onnx.GraphProto, mask: str) -> list[onnx.NodeProto] | None:
                 return None
             waiting.append(name)
     return [node for node in body.node if id(node) in found] or None
-
-
-def _needed(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """The nodes on which an output depends, in their order."""
-    read = set(outputs)
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(nodes):
-        if read.intersection(node.output):
-            kept.append(node)
-            read |= _read(node)
-    return kept[::-1]
-
-
-def _read(node: onnx.NodeProto) -> set[str]:
-    """The names that a node reads, also in graphs of its own."""
-    inner = (each for attribute in node.attribute for each in (attribute.g, *attribute.graphs))
-    return set(node.input).union(*(_read(each) for graph in inner for each in graph.node))
