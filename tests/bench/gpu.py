@@ -57,13 +57,13 @@ from gpu_world import (
 )
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from rewardloop.formats.graphs.inputs import tree_rows
 from rewardloop_server.device.choose import Device, choose_device
 from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
 from rewardloop_server.scoring.engine import OutOfMemory, RewardModel
-from rewardloop_server.scoring.plan import Run
-from rewardloop_trainer.export.branches import without_trees
+from rewardloop_trainer.export.attention.branches import without_trees
 from rewardloop_trainer.export.parity import torch_logits
 
 Json = dict[str, Any]
@@ -151,8 +151,10 @@ def parity_of(world: World, family: Family, model: RewardModel, device: Device) 
     if family == "bert":
         return found
     group = group_of(shape, 20, 4, 9)
-    tree = model.execute(model.lay_out(group, Run(((0, 1, 2, 3),), 20 + 4 * 9, 0.0)))
-    found["trees"] = difference(tree, torch_logits(world.torch_model(family, shape), group, PAD))
+    of_group = torch_logits(world.torch_model(family, shape), group, PAD)
+    for name, shares in (("trees", False), ("shared_prompts", True)):
+        inputs = tree_rows([group], 20 + 4 * 9, PAD, shares_prompt=shares)
+        found[name] = difference(model._sessions.alone.run(["logits"], inputs)[0], of_group)
     store, manifest = world.version(family, shape, model.manifest.precision)  # type: ignore[arg-type]
     values = adapter_of(model)
     delta = adapter_version(store, manifest, values)
@@ -171,6 +173,78 @@ def parity_of(world: World, family: Family, model: RewardModel, device: Device) 
         raise AssertionError("the adapter changes nothing")
     active.close()
     bound_delta.close()
+    return found
+
+
+def case_attention(world: World) -> Json:
+    """An encoder whose attention takes lengths beside one with masks: kernels, copies to and from the CPU, tokens/s."""
+    shape = world.sizes.large[0]
+    count, length = world.sizes.encoder_rows
+    chance = np.random.default_rng(0)
+    rows = [rows_of(shape, 1, int(chance.integers(length // 2, length + 1)), seed=i)[0] for i in range(count)]
+    precisions: tuple[Precision, ...] = ("float16", "float32") if world.is_gpu else ("float32",)
+    found: Json = {}
+    for precision in precisions:
+        logits = {}
+        for name, masks in (("lengths", False), ("masks", True)):
+            with printed() as said, world.loaded("bert", shape, precision, masks=masks) as model:
+                feeds = model.lay_out(rows, plain_run(count, length))
+                logits[name] = model.execute(feeds)
+                rate = per_second(world, bound_run(world, model._sessions.alone, feeds.inputs))
+            figures = rounded({"tokens_per_s": rate * feeds.tokens})
+            store, manifest = world.version("bert", shape, precision, masks)
+            figures |= {
+                "kernels": sorted(set(_KERNEL.findall(said()))),
+                "copies": copies_of(world, store.fetch("reward", manifest.version) / "model.onnx"),
+            }
+            found[f"{precision} {name}"] = figures
+        apart = difference(logits["lengths"], logits["masks"])
+        if not apart <= TOLERANCES[precision]:
+            raise AssertionError(f"lengths and masks differ by {apart:.3g} in {precision}")
+        found[f"{precision} difference"] = float(f"{apart:.2g}")
+    return found
+
+
+def copies_of(world: World, path: Path) -> int:
+    """Return how many nodes ONNX Runtime adds to a graph that copy between the device and the CPU."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as made:
+        settings.optimized_model_filepath = str(Path(made) / "optimised.onnx")
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        ort.InferenceSession(
+            str(path), settings, list(world.device.providers), provider_options=world.device.provider_options
+        )
+        nodes = onnx.load(settings.optimized_model_filepath, load_external_data=False).graph.node
+        return sum(node.op_type in ("MemcpyToHost", "MemcpyFromHost") for node in nodes)
+
+
+def case_trees(world: World) -> Json:
+    """A group as a row a response, as a tree row with a mask, and as one over its prompt's keys and values."""
+    shape = world.sizes.large[0]
+    prompt, responses, tokens = world.sizes.tree
+    group = group_of(shape, prompt, responses, tokens)
+    real = prompt + responses * tokens
+    precisions: tuple[Precision, ...] = ("float16", "float32") if world.is_gpu else ("float32",)
+    found: Json = {}
+    for precision in precisions:
+        logits = {}
+        with printed() as said, world.loaded("llama", shape, precision) as model:
+            session = model._sessions.alone
+            runs = {
+                "rows": model.lay_out(group, plain_run(responses, prompt + tokens)).inputs,
+                "mask": tree_rows([group], real, PAD),
+                "keys and values": tree_rows([group], real, PAD, shares_prompt=True),
+            }
+            for name, inputs in runs.items():
+                logits[name] = session.run(["logits"], inputs)[0]
+                rate = per_second(world, bound_run(world, session, inputs))
+                found[f"{precision} {name}"] = rounded({"groups_per_s": rate})
+        found[f"{precision} kernels"] = sorted(set(_KERNEL.findall(said())))
+        apart = max(difference(logits[name], logits["rows"]) for name in ("mask", "keys and values"))
+        if not apart <= TOLERANCES[precision]:
+            raise AssertionError(f"the ways differ by {apart:.3g} in {precision}")
+        found[f"{precision} difference"] = float(f"{apart:.2g}")
     return found
 
 
@@ -208,7 +282,10 @@ def bound(world: World, session: Any, inputs: dict[str, np.ndarray]) -> Any:
     kind = "cuda" if world.is_gpu else "cpu"
     binding = session.io_binding()
     for name, array in inputs.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), kind, 0))
+        if array.size:
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), kind, 0))
+        else:  # only its shape is read
+            binding.bind_cpu_input(name, array)
     binding.bind_output("logits", kind, 0)
     return binding
 
@@ -388,6 +465,8 @@ CASES: dict[str, Callable[[World], Json]] = {
     "machine": case_machine,
     "ceilings": case_ceilings,
     "parity": case_parity,
+    "attention": case_attention,
+    "trees": case_trees,
     "callers": case_callers,
     "swap": case_swap,
     "throughput": case_throughput,

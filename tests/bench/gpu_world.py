@@ -8,11 +8,12 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run
+from rewardloop_trainer.export import graph
 from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.export.precision import convert
 from rewardloop_trainer.reward.model import RewardModel as TorchRewardModel
@@ -60,7 +62,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much one run of gpu.py does."""
+    """How much one run of gpu.py does.
+
+    Attributes:
+        encoder_rows: Rows and tokens of a run of an encoder.
+        tree: Tokens of a prompt, responses, and tokens of each.
+    """
 
     small: Shape
     large: tuple[Shape, ...]
@@ -71,6 +78,8 @@ class Sizes:
     callers: int
     shapes: int
     policy_tokens: int
+    encoder_rows: tuple[int, int]
+    tree: tuple[int, int, int]
 
 
 REAL = Sizes(
@@ -83,6 +92,8 @@ REAL = Sizes(
     callers=64,
     shapes=200,
     policy_tokens=256,
+    encoder_rows=(32, 512),
+    tree=(1_024, 16, 128),
 )
 TINY = Sizes(
     small=Shape("tiny", 2, 64, 300, 128),
@@ -94,6 +105,8 @@ TINY = Sizes(
     callers=8,
     shapes=20,
     policy_tokens=16,
+    encoder_rows=(4, 64),
+    tree=(40, 4, 16),
 )
 
 
@@ -137,21 +150,25 @@ class World:
         return TorchRewardModel(trunk, 1, "cls" if family == "bert" else "last", None).eval()
 
     @cache  # noqa: B019
-    def version(self, family: Family, shape: Shape, precision: Precision) -> tuple[ModelStore, Manifest]:
-        """Export the model, converted to a precision; a decoder with adapter inputs."""
+    def version(
+        self, family: Family, shape: Shape, precision: Precision, masks: bool = False
+    ) -> tuple[ModelStore, Manifest]:
+        """Export the model, converted to a precision; a decoder with adapter inputs, an encoder with masks if asked."""
         words = {"[PAD]": PAD, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
         if family == "bert":
             layout = TextFormat.for_encoder(tokenizer, segment_ids=True)
         else:
             layout = TextFormat.for_decoder(tokenizer, eos_id=1, bos_id=1, pad_id=PAD)
-        store = ModelStore(self._work / f"{family}-{shape.name}-{precision}".replace(" ", "-"))
+        name = f"{family}-{shape.name}-{precision}{'-masks' if masks else ''}"
+        store = ModelStore(self._work / name.replace(" ", "-"))
         if numbers := store.versions("reward"):
             return store, store.manifest("reward", min(numbers))
 
         def write(target: Path) -> None:
             adapters = () if family == "bert" else _ADAPTED
-            export_reward(self.torch_model(family, shape), tokenizer, layout, target, adapters=adapters)
+            with patch.object(graph, "take_lengths", lambda _: 0) if masks else nullcontext():
+                export_reward(self.torch_model(family, shape), tokenizer, layout, target, adapters=adapters)
             convert(target / MODEL, precision)
 
         manifest = Manifest(
@@ -161,10 +178,15 @@ class World:
 
     @contextmanager
     def loaded(
-        self, family: Family, shape: Shape, precision: Precision = "float32", device: Device | None = None
+        self,
+        family: Family,
+        shape: Shape,
+        precision: Precision = "float32",
+        device: Device | None = None,
+        masks: bool = False,
     ) -> Iterator[RewardModel]:
         """Load the version as the service does, and close it with the block."""
-        store, manifest = self.version(family, shape, precision)
+        store, manifest = self.version(family, shape, precision, masks)
         pool = SessionPool(store, device or self.device, ServerMetrics())
         model = pool.load(manifest, store.fetch("reward", manifest.version))
         try:

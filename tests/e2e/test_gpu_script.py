@@ -29,7 +29,7 @@ def test_every_case_runs_on_a_cpu_or_says_why_not(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
     assert done.returncode == 0, (lines, done.stderr[-2000:])
-    named = "machine ceilings parity callers swap throughput memory training out_of_memory"
+    named = "machine ceilings parity attention trees callers swap throughput memory training out_of_memory"
     assert [line["case"] for line in lines] == named.split()
     assert [line["case"] for line in lines if not line.get("ok")] == ["out_of_memory"]
     assert {line["case"]: line for line in lines}["swap"]["swaps"] >= 1

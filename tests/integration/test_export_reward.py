@@ -58,6 +58,8 @@ def test_a_version_has_the_promised_files_and_graph(kind: str) -> None:
         "position_ids": ("tensor(int64)", sizes),
         "branches": ("tensor(int64)", ["branch_rows", "branch_columns"]),
         "ends": ("tensor(int64)", ["responses"]),
+        "response_columns": ("tensor(int64)", ["shared_responses", "longest_response"]),
+        "response_places": ("tensor(int64)", ["shared_places"]),
     }
     assert {i.name: (i.type, i.shape) for i in session.get_inputs()} == (encoder if kind == "bert" else decoder)
     (output,) = session.get_outputs()

@@ -55,6 +55,27 @@ def test_run_with_more_than_one_row_keeps_the_limit(
 
 
 @given(batches(), costs, limits)
+def test_tree_rows_over_their_prompts_keep_the_limit_and_make_no_plan_dearer(
+    rows: list[Encoded], cost: CostModel, limit: Limit
+) -> None:
+    runs = plan_runs(rows, cost, trees=True, shares=True, limit=limit)
+    assert sorted(i for run in runs for i in run.rows) == list(range(len(rows)))
+    assert total(runs) <= total(plan_runs(rows, cost, trees=True, limit=limit)) * (1 + 1e-9)
+    for run in runs:
+        assert len(run.rows) == 1 or run.tokens <= limit.tokens
+        assert len(run.items) == 1 or run.cost_s == pytest.approx(cost.run_s(len(run.items), run.length))
+
+
+def test_a_group_is_one_tree_row_where_its_responses_compute_no_scores_with_each_other() -> None:
+    rows = [Encoded([1] * 16 + [9] * 200, None, False, 200, 16) for _ in range(16)]
+    cost = CostModel(1e-3, 1e-5, 1e-8)
+    assert [run.kind for run in plan_runs(rows, cost, trees=True)] == ["rows"]
+    (run,) = plan_runs(rows, cost, trees=True, shares=True)
+    assert run.items == (tuple(range(16)),)
+    assert run.cost_s == pytest.approx(1e-3 + 1e-5 * 3216 + 1e-8 * (16**2 + 16 * 216 * (200 + 40)))
+
+
+@given(batches(), costs, limits)
 def test_rows_of_a_tree_share_their_prompt_and_fill_its_length(
     rows: list[Encoded], cost: CostModel, limit: Limit
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from support.adapter_graphs import lora, publish_decoder, publish_delta
 from support.reward_bases import exported
 
+from rewardloop.formats.graphs.inputs import tree_rows, tree_tokens
 from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.device.choose import Device
@@ -60,9 +63,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
     torch.set_num_threads(1)
     store = ModelStore(tmp_path_factory.mktemp("store"))
     pool = SessionPool(store, Device("cpu", 1, spin=False), ServerMetrics())
-    by_hand = publish_decoder(store, takes_branches=True)
+    by_hand = publish_decoder(store, takes="responses")
     found = {
         "by hand": load(by_hand, pool, store),
+        "by hand, branches": load(publish_decoder(store, takes="branches"), pool, store),
         "by hand, a mask": load(publish_decoder(store), pool, store),
         "by hand, a mask for each row": load(publish_decoder(store, mask_rows="rows"), pool, store),
         "by hand, delta": load(publish_delta(store, by_hand, lora(1)), pool, store),
@@ -81,7 +85,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
     return found
 
 
-BY_HAND = ["by hand", "by hand, a mask", "by hand, a mask for each row"]
+BY_HAND = ["by hand", "by hand, branches", "by hand, a mask", "by hand, a mask for each row"]
 
 
 @pytest.mark.parametrize("name", [*BY_HAND, "by hand, delta", "llama", "gpt2"])
@@ -93,7 +97,7 @@ def test_scores_do_not_depend_on_the_plan(models: dict[str, RewardModel], name: 
     expected = alone(model, rows)
     for cost in COSTS:
         for trees in (True, False):
-            found = scores(model, rows, plan_runs(rows, cost, trees=trees))
+            found = scores(model, rows, plan_runs(rows, cost, trees=trees, shares=model.signature.shares_prompts))
             np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -105,6 +109,41 @@ def test_tree_row_gives_torchs_score_of_each_pair_alone(models: dict[str, Reward
         expected = [reference(torch.tensor([r.ids]), torch.ones(1, len(r.ids)).long())[0].numpy() for r in rows]
     run = Run(((0, 1, 2),), 40 + 38, 0.0)
     np.testing.assert_allclose(scores(models["llama"], rows, [run]), np.array(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["by hand", "llama", "gpt2"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=groups())
+def test_a_row_over_its_prompts_keys_and_values_scores_as_with_a_mask(
+    models: dict[str, RewardModel], name: str, rows: list[Encoded]
+) -> None:
+    model = models[name]
+    by_prompt: dict[tuple[int, ...], list[Encoded]] = {}
+    for row in rows:
+        by_prompt.setdefault(tuple(row.ids[: row.prompt_tokens]), []).append(row)
+    for prompt, group in by_prompt.items():
+        if not prompt or all(len(row.ids) == len(prompt) for row in group):
+            continue
+        length = tree_tokens(group) + 3  # with padding
+        shared, masked = (
+            model._sessions.alone.run(["logits"], tree_rows([group], length, 0, shares_prompt=shares))[0]
+            for shares in (True, False)
+        )
+        np.testing.assert_allclose(shared, masked, atol=1e-5)
+
+
+def test_a_row_is_run_over_its_prompts_keys_and_values_if_that_takes_less_time(
+    models: dict[str, RewardModel],
+) -> None:
+    def columns(*sizes: int) -> Any:
+        rows = [Encoded([5] * 40 + [6] * n, None, False, n, 40) for n in sizes]
+        run = Run((tuple(range(len(rows))),), 40 + sum(sizes), 0.0)
+        return models["by hand"].lay_out(rows, run).inputs["response_columns"].shape
+
+    assert columns(60, 50, 40) == (3, 60)
+    assert columns(4, 4) == (0, 0)  # copies of the prompt's keys and values take longer than the scores that are saved
+    assert columns(200, 1, 1, 1) == (0, 0)  # three responses would be padded to 200 tokens
+    assert columns(0, 0) == (0, 0)
 
 
 def test_shared_prompts_are_grouped_across_requests(models: dict[str, RewardModel]) -> None:
@@ -129,12 +168,13 @@ def test_a_graph_of_an_earlier_export_gets_a_mask_for_all_plain_rows_or_for_each
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=groups())
-def test_graphs_with_branches_and_with_masks_give_the_same_scores(
+def test_graphs_of_this_and_of_earlier_exports_give_the_same_scores(
     models: dict[str, RewardModel], rows: list[Encoded]
 ) -> None:
     for trees in (True, False):
         runs = plan_runs(rows, COSTS[0], trees=trees)
-        branches, mask, each = (scores(models[name], rows, runs) for name in BY_HAND)
+        shared, branches, mask, each = (scores(models[name], rows, runs) for name in BY_HAND)
+        np.testing.assert_allclose(shared, mask, atol=1e-5)
         np.testing.assert_allclose(branches, mask, atol=1e-5)
         np.testing.assert_array_equal(mask, each)
 
@@ -143,4 +183,4 @@ def test_the_event_loop_lays_out_no_mask_of_a_long_tree_row(models: dict[str, Re
     rows = [Encoded([5] * 2048 + [4 + n] * 256, None, False, 256, 2048) for n in range(8)]
     for name in BY_HAND:
         feeds = models[name].lay_out(rows, Run((tuple(range(8)),), 4096, 0.0))
-        assert sum(array.nbytes for array in feeds.inputs.values()) < 25 * 4096
+        assert sum(array.nbytes for array in feeds.inputs.values()) < 41 * 4096

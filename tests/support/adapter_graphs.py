@@ -1,16 +1,16 @@
 """Tiny decoder graphs with adapter inputs: one attention layer over token and position embeddings.
 
-The graph is a real one to the engine (``input_ids, position_ids, branches, ends`` -> ``logits``, or with a mask in the
-place of the branches, as earlier exports have it). Its logit depends on every token that the last one sees and on where
-it stands, and ``lora.value.A``, ``lora.value.B`` (rank 0 by default), ``heads.weight`` and ``heads.bias`` may be set by
-an adapter.
+The graph is a real one to the engine: ``input_ids, position_ids, branches, ends, response_columns, response_places`` ->
+``logits``, or what earlier exports took: no ``response_..``, or a mask in the place of the branches. Its logit depends
+on every token that the last one sees and on where it stands, and ``lora.value.A``, ``lora.value.B`` (rank 0 by
+default), ``heads.weight`` and ``heads.bias`` may be set by an adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rewardloop.formats.affix_layout import TextFormat
 from rewardloop.formats.store import ADAPTER, Manifest, ModelStore, Trunk
-from rewardloop_trainer.export.branches import take_branches
+from rewardloop_trainer.export.attention.branches import take_branches
 from support.reward_graphs import word_tokenizer
 
 WIDTH, HEADS, MAX_LENGTH, TOKENS = 16, 2, 512, 12
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+# What tells a graph which tokens see which: what graphs take now, and what earlier exports took.
+Takes = Literal["responses", "branches", "mask"]
 
 
-def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks", takes_branches: bool = False) -> None:
+def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks", takes: Takes = "mask") -> None:
     """``mask_rows``: the symbolic size of the mask's first axis; "rows" is that of the ids."""
     draw = np.random.default_rng(seed)
 
@@ -39,13 +41,17 @@ def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks", takes_
         helper.make_node("Gather", ["tokens", "input_ids"], ["embedded"]),
         helper.make_node("Gather", ["places", "position_ids"], ["placed"]),
         helper.make_node("Add", ["embedded", "placed"], ["x"]),
-        helper.make_node("MatMul", ["x", "query"], ["q"]),
-        helper.make_node("MatMul", ["x", "key"], ["k"]),
+        helper.make_node("MatMul", ["x", "query"], ["q_flat"]),
+        helper.make_node("MatMul", ["x", "key"], ["k_flat"]),
         helper.make_node("MatMul", ["x", "value"], ["v_base"]),
         helper.make_node("MatMul", ["x", "lora.value.A"], ["v_a"]),
         helper.make_node("MatMul", ["v_a", "lora.value.B"], ["v_ab"]),
-        helper.make_node("Add", ["v_base", "v_ab"], ["v"]),
-        helper.make_node("Attention", ["q", "k", "v", "mask"], ["seen"], q_num_heads=2, kv_num_heads=2),
+        helper.make_node("Add", ["v_base", "v_ab"], ["v_flat"]),
+        *(helper.make_node("Reshape", [f"{each}_flat", "split"], [f"{each}_split"]) for each in "qkv"),
+        *(helper.make_node("Transpose", [f"{each}_split"], [each], perm=[0, 2, 1, 3]) for each in "qkv"),
+        helper.make_node("Attention", ["q", "k", "v", "mask"], ["seen_split"]),
+        helper.make_node("Transpose", ["seen_split"], ["seen_apart"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["seen_apart", "join"], ["seen"]),
         helper.make_node("Add", ["x", "seen"], ["states"]),
         helper.make_node("Reshape", ["states", "flat"], ["all"]),
         helper.make_node("Gather", ["all", "ends"], ["last"]),
@@ -62,6 +68,8 @@ def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks", takes_
         "heads.weight": weights(HEADS, WIDTH),
         "heads.bias": weights(HEADS),
         "flat": np.array([-1, WIDTH], dtype=np.int64),
+        "split": np.array([0, 0, 2, -1], dtype=np.int64),
+        "join": np.array([0, 0, -1], dtype=np.int64),
     }
     value = helper.make_tensor_value_info
     inputs = [
@@ -78,8 +86,12 @@ def write_decoder(path: Path, seed: int = 0, *, mask_rows: str = "masks", takes_
     initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    if takes_branches:
+    if takes != "mask":
         take_branches(model, None)
+    if takes == "branches":
+        for name, empty in (("response_columns", np.zeros((0, 0))), ("response_places", np.zeros(0))):
+            model.graph.input.remove(next(i for i in model.graph.input if i.name == name))
+            model.graph.initializer.append(numpy_helper.from_array(empty.astype(np.int64), name))
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -102,11 +114,9 @@ def lora(seed: int, rank: int = 2) -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-def publish_decoder(
-    store: ModelStore, seed: int = 0, *, mask_rows: str = "masks", takes_branches: bool = False
-) -> Manifest:
+def publish_decoder(store: ModelStore, seed: int = 0, *, mask_rows: str = "masks", takes: Takes = "mask") -> Manifest:
     def write(directory: Path) -> None:
-        write_decoder(directory / "model.onnx", seed, mask_rows=mask_rows, takes_branches=takes_branches)
+        write_decoder(directory / "model.onnx", seed, mask_rows=mask_rows, takes=takes)
         word_tokenizer().save(str(directory / "tokenizer.json"))
 
     return store.publish(_manifest(), write)

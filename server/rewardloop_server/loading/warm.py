@@ -47,6 +47,8 @@ def warm_up(
     check(model, *shapes[0], token, guard, alone=False)
     # A session's first run is slow and not counted.
     token_s = check(model, *shapes[0], token, guard) / math.prod(shapes[0])
+    if model.signature.shares_prompts and longest >= 4:
+        _timed(model, *_group(longest, token), guard, "a group of 16 responses")
     started = time.monotonic()
     least: dict[tuple[int, int], float] = {}
     for shape in shapes * _REPEATS:
@@ -85,7 +87,15 @@ def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGu
     Raises:
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
-    rows, run = _example(model, count, length, token)
+    return _timed(
+        model, *_example(model, count, length, token), guard, f"{count} x {length} tokens of id {token}", alone
+    )
+
+
+def _timed(
+    model: RewardModel, rows: list[Encoded], run: Run, guard: LoadGuard, named: str, alone: bool = True
+) -> float:
+    """Execute a run, and return the seconds that it took. Raises NotLoadable, which names the run, as `check` does."""
     try:
         feeds = model.lay_out(rows, run)
         options = model.options()
@@ -94,8 +104,7 @@ def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGu
             model.execute(feeds, alone=alone, options=options)
     except Exception as error:  # ONNX Runtime raises bare Exceptions for a bad graph, and NumPy its own
         name = f"{model.manifest.model} {model.manifest.version}"
-        where = f"{name} does not run on {count} x {length} tokens of id {token}"
-        raise NotLoadable(f"{where}: {told(error)}") from error
+        raise NotLoadable(f"{name} does not run on {named}: {told(error)}") from error
     return time.perf_counter() - started
 
 
@@ -106,6 +115,14 @@ def check_text(model: RewardModel) -> None:
         model.run([model.encoder.pair((Turn("user", "Hello"),), "Hello")])
     except Exception as error:  # as above, and tokenizers raises its own
         raise NotLoadable(f"{where} does not score a text: {told(error)}") from error
+
+
+def _group(longest: int, token: int) -> tuple[list[Encoded], Run]:
+    """Return 16 responses to one prompt, and a run that holds them in one row, over the prompt's keys and values."""
+    prompt = min(8, longest // 2)
+    size = min(16, longest - prompt)
+    rows = [Encoded([token] * (prompt + size), None, truncated=False, prompt_tokens=prompt)] * 16
+    return rows, Run((tuple(range(16)),), prompt + 16 * size, 0.0)
 
 
 def _example(model: RewardModel, count: int, length: int, token: int) -> tuple[list[Encoded], Run]:

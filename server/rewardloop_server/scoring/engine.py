@@ -106,7 +106,8 @@ class RewardModel:
             limit_tokens: Most tokens of such a run, padding included; None for no limit.
         """
         limit = Limit(math.inf if limit_s is None else limit_s, math.inf if limit_tokens is None else limit_tokens)
-        return plan_runs(rows, self.cost, trees=self.signature.is_decoder, limit=limit)
+        signature = self.signature
+        return plan_runs(rows, self.cost, trees=signature.is_decoder, shares=signature.shares_prompts, limit=limit)
 
     def lay_out(self, rows: Sequence[Encoded], run: Run) -> Feeds:
         """Return the input of one of the runs that `plan` gave for the rows."""

@@ -1,10 +1,11 @@
 """lay out: makes the arrays that a graph takes from the rows of a run.
 
 Encoder graphs take ``input_ids, attention_mask [, token_type_ids]``; decoder graphs take ``input_ids, position_ids,
-branches, ends``. A decoder's row may be a tree row ``[prompt, response 1, .., response k]``. In it, the positions of
-each response continue from the prompt's last one, and a response sees the prompt and itself. A graph of an earlier
-export takes a mask of each two tokens instead of branches. It is made where the run executes, because it takes too long
-for the event loop.
+branches, ends, response_columns, response_places``. A decoder's row may be a tree row ``[prompt, response 1, ..,
+response k]``. In it, the positions of each response continue from the prompt's last one, and a response sees the prompt
+and itself: by a mask that the graph makes of the branches or, in a run of one row, over the prompt's keys and values. A
+graph of an earlier export takes a mask of each two tokens instead of branches. It is made where the run executes,
+because it takes too long for the event loop.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import numpy as np
 
 from rewardloop.formats.graphs.inputs import (
     GraphInputs,
+    as_taken,
     decoder_rows,
     encoder_rows,
     tree_rows,
     tree_tokens,
-    with_mask,
 )
 from rewardloop.formats.text import Encoded
-from rewardloop_server.scoring.plan import Run
+from rewardloop_server.scoring.plan import Run, shares_prompt
 
 _ENCODER = {"input_ids", "attention_mask"}
-_DECODER = {"input_ids", "position_ids", "branches", "ends"}
+_BRANCHED_DECODER = {"input_ids", "position_ids", "branches", "ends"}
+_DECODER = _BRANCHED_DECODER | {"response_columns", "response_places"}
 _MASKED_DECODER = {"input_ids", "position_ids", "mask", "ends"}
 
 
@@ -55,13 +57,13 @@ class Signature:
     Attributes:
         is_decoder: It takes a decoder's inputs.
         takes_segments: It takes ``token_type_ids``.
-        takes_mask: It takes a mask, as decoders of earlier exports do.
-        broadcasts_mask: One mask may stand for all rows.
+        taken: The names of its inputs.
+        broadcasts_mask: It takes a mask, as decoders of the earliest exports do, and one mask may stand for all rows.
     """
 
     is_decoder: bool
     takes_segments: bool
-    takes_mask: bool
+    taken: frozenset[str]
     broadcasts_mask: bool
 
     @classmethod
@@ -69,21 +71,25 @@ class Signature:
         """Return the signature of an ONNX Runtime session. Raises ValueError if the graph is of neither kind."""
         inputs = {i.name: i.shape for i in session.get_inputs()}
         outputs = sorted(o.name for o in session.get_outputs())
-        taken = set(inputs)
+        taken = frozenset(inputs)
         is_encoder = _ENCODER <= taken <= _ENCODER | {"token_type_ids"}
-        is_decoder = taken in (_DECODER, _MASKED_DECODER)
+        is_decoder = taken in (_DECODER, _BRANCHED_DECODER, _MASKED_DECODER)
         if "logits" not in outputs or not (is_encoder or is_decoder):
             raise ValueError(f"the graph takes {sorted(taken)} and gives {outputs}")
-        takes_mask = "mask" in taken
-        broadcasts = takes_mask and inputs["mask"][0] != inputs["input_ids"][0]
-        return cls(is_decoder, "token_type_ids" in taken, takes_mask, broadcasts)
+        broadcasts = "mask" in taken and inputs["mask"][0] != inputs["input_ids"][0]
+        return cls(is_decoder, "token_type_ids" in taken, taken, broadcasts)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a row of several responses can attend to its prompt's keys and values, without a mask."""
+        return "response_columns" in self.taken
 
     def given(self, feeds: Feeds) -> GraphInputs:
         """Return the arrays of a run as the graph takes them, with a mask for a graph of an earlier export."""
-        if not self.takes_mask:
+        if not self.is_decoder:
             return feeds.inputs
-        inputs = with_mask(feeds.inputs)
-        if not self.broadcasts_mask:
+        inputs = as_taken(feeds.inputs, self.taken)
+        if "mask" in inputs and not self.broadcasts_mask:
             rows = len(inputs["input_ids"])
             inputs["mask"] = np.broadcast_to(inputs["mask"], (rows, *inputs["mask"].shape[1:]))
         return inputs
@@ -93,7 +99,8 @@ def lay_out(rows: Sequence[Encoded], run: Run, signature: Signature, pad: int) -
     """Return the input of a run, whose items are indices of ``rows``. ``pad`` is the id of the padding token."""
     if signature.is_decoder and run.kind != "rows":
         groups = [[rows[i] for i in item] for item in run.items]
-        inputs = tree_rows(groups, run.length, pad)
+        shares = signature.shares_prompts and len(groups) == 1 and shares_prompt(groups[0])
+        inputs = tree_rows(groups, run.length, pad, shares_prompt=shares)
         real = sum(tree_tokens(group) for group in groups)
         return Feeds(inputs, len(inputs["ends"]), inputs["input_ids"].size, real)
     sequences = [rows[i] for i in run.rows]

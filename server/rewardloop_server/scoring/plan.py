@@ -1,8 +1,9 @@
 """plan: cuts the rows that wait together into runs.
 
 Rows may be padded together, or run in buckets of similar length. If the graph is a decoder's and rows share their
-prompt, they may also run as *tree rows* ``[prompt, response 1, .., response k]``, which pay for the prompt once. A plan
-may mix all of these; the cost model decides.
+prompt, they may also run as *tree rows* ``[prompt, response 1, .., response k]``, which pay for the prompt once. A mask
+keeps their responses apart. A tree row that is alone in its run may attend to its prompt's keys and values instead,
+which computes no scores between responses. A plan may mix all of these; the cost model decides.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from rewardloop_server.scoring.cost import CostModel
 # A tree row may cost as much as this many runs of its longest row alone, even above the limit of a run. Requests behind
 # it wait that much longer, but its rows one by one would cost more in all.
 _TREE_ROWS = 4
+
+# Copying a token's keys and values takes as long as so many scores of attention (`tests/bench/attention_masks.py`).
+_COPY_SCORES = 40
 
 # Attention holds heads * tokens**2 scores of a row at once. For 12 heads and 4096 tokens these are 800 MB.
 _MOST_TREE_TOKENS = 4096
@@ -70,7 +74,16 @@ class Limit:
 NO_LIMIT = Limit()
 
 
-def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: Limit = NO_LIMIT) -> list[Run]:
+def shares_prompt(group: Sequence[Encoded]) -> bool:
+    """Return whether a tree row takes less time over its prompt's keys and values than by a mask."""
+    prompt = group[0].prompt_tokens
+    sizes = [len(row.ids) - prompt for row in group]
+    return max(sizes) > 0 and _shared_scores(prompt, sizes) < (prompt + sum(sizes)) ** 2
+
+
+def plan_runs(
+    rows: Sequence[Encoded], cost: CostModel, *, trees: bool, shares: bool = False, limit: Limit = NO_LIMIT
+) -> list[Run]:
     """Put every row into exactly one run, at the least cost that is found.
 
     The cost is never above that of one padded run, of a run for each row, of the best buckets, or of tree rows for all
@@ -80,6 +93,7 @@ def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: L
         rows: The sequences.
         cost: Estimates a run's seconds.
         trees: The graph takes tree rows.
+        shares: A tree row that is alone in its run can attend to its prompt's keys and values.
         limit: Bounds of one run.
 
     Returns:
@@ -99,9 +113,58 @@ def plan_runs(rows: Sequence[Encoded], cost: CostModel, *, trees: bool, limit: L
                 _tree_rows(rows, *group, cost, charge_s, most) for group, most in zip(groups, longest, strict=True)
             )
             choices.add(tuple(counts))
-    plans = (_partition(_items(rows, groups, counts, longest), cost, limit) for counts in choices)
+    plans = [_partition(_items(rows, groups, counts, longest), cost, limit) for counts in choices]
+    if shares and len(groups) < len(rows):
+        plans.append(_over_prompts(rows, groups, longest, cost, limit))
     best = min(plans, key=lambda runs: sum(run.cost_s for run in runs))
     return sorted(best, key=lambda run: min(run.rows))
+
+
+def _over_prompts(
+    rows: Sequence[Encoded],
+    groups: Iterable[tuple[int, list[int]]],
+    longest: Iterable[float],
+    cost: CostModel,
+    limit: Limit,
+) -> list[Run]:
+    """Return runs over the prompts of the groups for which these are cheaper than a row each, and the best others."""
+    found, alone = [], []
+    for (prompt, members), most in zip(groups, longest, strict=True):
+        singles = [_Item((i,), len(rows[i].ids)) for i in members]
+        shared = _shared_runs(rows, prompt, members, most, cost)
+        if shared and sum(run.cost_s for run in shared) < sum(run.cost_s for run in _partition(singles, cost, limit)):
+            found += shared
+        else:
+            alone += singles
+    return found + (_partition(alone, cost, limit) if alone else [])
+
+
+def _shared_runs(
+    rows: Sequence[Encoded], prompt: int, members: list[int], longest: float, cost: CostModel
+) -> list[Run]:
+    """Return as few tree rows of a group as ``longest`` tokens allow, each alone in its run; none if no two fit."""
+    for count in range(1, len(members)):
+        parts = _deal(rows, prompt, members, count)
+        if all(part.length <= longest for part in parts):
+            return [Run((part.rows,), part.length, _shared_s(rows, prompt, part, cost)) for part in parts]
+    return []
+
+
+def _shared_s(rows: Sequence[Encoded], prompt: int, part: _Item, cost: CostModel) -> float:
+    """Return the seconds of a run of one tree row, by whichever attention takes less time."""
+    if len(part.rows) == 1:
+        return cost.run_s(1, part.length)
+    scores = _shared_scores(prompt, [len(rows[i].ids) - prompt for i in part.rows])
+    return cost.fixed_s + cost.per_token_s * part.length + cost.per_token2_s * min(scores, part.length**2)
+
+
+def _shared_scores(prompt: int, sizes: Sequence[int]) -> int:
+    """Return the scores of attention of responses of these sizes over a prompt, and as many as copies take the time of.
+
+    Each response is padded to the longest, and has a copy of the prompt's keys and values before its own.
+    """
+    longest = max(sizes)
+    return prompt**2 + len(sizes) * (prompt + longest) * (longest + _COPY_SCORES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,14 @@ from support.adapter_graphs import write_decoder
 
 from rewardloop.formats.graphs.inputs import GraphInputs, decoder_rows, mask_of, tree_rows, with_mask
 from rewardloop.formats.text import Encoded
-from rewardloop_trainer.export.branches import take_branches, without_trees
+from rewardloop_trainer.export.attention.branches import take_branches, without_trees
 
 PROMPT = [4, 5, 6, 7]
 GROUP = [Encoded([*PROMPT, *response], None, False, 1, 4) for response in ([8, 9], [], [10, 4, 5])]
 PLAIN = decoder_rows(GROUP, 8, 0)
 TREES = tree_rows([GROUP, GROUP[:1]], 11, 0)
+SHARED = tree_rows([GROUP], 11, 0, shares_prompt=True)
+RUNS = pytest.mark.parametrize("inputs", [PLAIN, TREES, SHARED], ids=["plain rows", "tree rows", "shared prompt"])
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_a_token_sees_the_prompt_and_its_own_branch_before_it() -> None:
     np.testing.assert_array_equal(mask_of(branches, 6)[0, 0], np.array(expected, dtype=bool))
 
 
-@pytest.mark.parametrize("inputs", [PLAIN, TREES], ids=["plain rows", "tree rows"])
+@RUNS
 @pytest.mark.parametrize("reach", [None, 8, 3])
 def test_branches_give_the_scores_of_their_mask(
     masked: onnx.ModelProto, inputs: GraphInputs, reach: int | None
@@ -72,7 +74,24 @@ def test_the_attention_of_plain_rows_is_causal_without_a_mask(masked: onnx.Model
     np.testing.assert_allclose(logits(plain, PLAIN), logits(masked, with_mask(PLAIN)), atol=1e-6)
 
 
-@pytest.mark.parametrize("inputs", [PLAIN, TREES], ids=["plain rows", "tree rows"])
+def test_a_row_over_its_prompts_keys_and_values_needs_no_mask(masked: onnx.ModelProto) -> None:
+    """Branches are what the mask is made of; here they say that every token is one of the prompt."""
+    without_branches = SHARED | {"branches": np.zeros_like(SHARED["branches"])}
+    expected = logits(masked, with_mask(SHARED))
+    np.testing.assert_allclose(logits(branched(masked), without_branches), expected, atol=1e-5)
+    assert np.abs(logits(masked, with_mask(without_branches)) - expected).max() > 1e-2
+    # A window that is narrower than a response with its prompt needs one.
+    assert np.abs(logits(branched(masked, reach=6), without_branches) - expected).max() > 1e-2
+
+
+def test_the_responses_of_a_row_say_where_their_tokens_are() -> None:
+    columns, places = SHARED["response_columns"], SHARED["response_places"]
+    assert columns.tolist() == [[4, 5, 6], [6, 7, 8], [6, 7, 8]]
+    assert places.tolist() == [0, 1, 6, 7, 8, 0, 0]
+    np.testing.assert_array_equal(columns.reshape(-1)[places[:5]], np.arange(4, 9))
+
+
+@RUNS
 def test_what_else_reads_the_mask_gets_one_in_any_run(masked: onnx.ModelProto, inputs: GraphInputs) -> None:
     """Here each token's number of tokens that it sees is added to its state."""
     nodes = masked.graph.node

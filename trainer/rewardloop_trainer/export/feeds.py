@@ -24,6 +24,11 @@ def tree_feeds(groups: Sequence[Sequence[Encoded]], pad: int) -> GraphInputs:
     return tree_rows(groups, max(tree_tokens(group) for group in groups), pad)
 
 
+def shared_feeds(group: Sequence[Encoded], pad: int) -> GraphInputs:
+    """One group in one row, for a decoder that attends to the prompt's keys and values."""
+    return tree_rows([group], tree_tokens(group), pad, shares_prompt=True)
+
+
 def by_prompt(sequences: Sequence[Encoded]) -> list[list[int]]:
     """Indices of the sequences that have the same prompt, for every prompt that is not empty."""
     groups: dict[tuple[int, ...], list[int]] = {}

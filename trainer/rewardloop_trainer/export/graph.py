@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rewardloop_trainer.export.adapter_inputs import Places, add_adapter_inputs
-from rewardloop_trainer.export.branches import take_branches
+from rewardloop_trainer.export.attention.branches import take_branches
+from rewardloop_trainer.export.attention.lengths import take_lengths
 from rewardloop_trainer.export.errors import ExportFailed
 from rewardloop_trainer.export.experts import dense_experts
 from rewardloop_trainer.export.stand_in import optimise, without_weights
@@ -27,7 +28,7 @@ from rewardloop_trainer.reward.decoder_rows import reach
 from rewardloop_trainer.reward.model import RewardModel
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization as single operators
-_INTERFACE = 4  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
+_INTERFACE = 5  # raise it when what a graph computes of its inputs changes, so that no parent's older graph is reused
 PARAMETERS = "rewardloop.parameters"
 _ARCHITECTURE = "rewardloop.architecture"
 
@@ -109,7 +110,9 @@ def _trace(model: RewardModel, segment_ids: bool) -> tuple[Graph, Places]:
     inputs = {"input_ids": (ids, row_axes), "attention_mask": (real, row_axes)}
     if segment_ids:
         inputs["token_type_ids"] = (torch.zeros_like(ids), row_axes)
-    return _exported(model, inputs, model)
+    graph, places = _exported(model, inputs, model)
+    take_lengths(graph.proto)
+    return graph, places
 
 
 def _exported_decoder(model: RewardModel, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]]) -> tuple[Graph, Places]:

@@ -20,13 +20,13 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 from tokenizers import Tokenizer
 
-from rewardloop.formats.graphs.inputs import GraphInputs, with_mask
+from rewardloop.formats.graphs.inputs import GraphInputs, as_taken
 from rewardloop.formats.store import MODEL, TOKENIZER, TORCH
 from rewardloop.formats.text import Encoded, Format
 from rewardloop.process.mapped_pages import drop_read_pages, dropping_read_pages
 from rewardloop_trainer.export.adapter import AdaptedSession
 from rewardloop_trainer.export.errors import NoAdapterInputs, ParityError
-from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, tree_feeds
+from rewardloop_trainer.export.feeds import by_prompt, decoder_feeds, encoder_feeds, shared_feeds, tree_feeds
 from rewardloop_trainer.export.graph import fill, graph_of
 from rewardloop_trainer.export.weights import Watch, load_graph, outside_of, write_graph
 from rewardloop_trainer.reward.examples import collate
@@ -101,7 +101,8 @@ def parity(
     """Largest absolute difference of a logit between ONNX in batches and torch on each sequence alone.
 
     Torch reads each sequence without padding, so the figure also shows that padding and other rows change nothing. A
-    decoder is run a second time with the sequences of one prompt in one tree row.
+    decoder is run a second time with the sequences of one prompt in one tree row, and a third time over the keys and
+    values of the prompt.
 
     Args:
         onnx_path: The graph's file.
@@ -169,7 +170,16 @@ def _worst(
             batch = trees[start : start + _TREES]
             found = run_trees(session, [[sequences[i] for i in tree] for tree in batch], pad)
             worst = max(worst, _difference(found, expected[[i for tree in batch for i in tree]]))
+        for tree in trees if shares_prompts(session) else ():
+            group = [sequences[i] for i in tree]
+            if any(len(sequence.ids) > sequence.prompt_tokens for sequence in group):
+                worst = max(worst, _difference(run_shared(session, group, pad), expected[tree]))
     return worst
+
+
+def shares_prompts(session: Runs) -> bool:
+    """Whether a graph can attend to the prompt's keys and values in a row of several responses."""
+    return any(i.name == "response_columns" for i in session.get_inputs())
 
 
 def check_parity(onnx_path: Path, model: RewardModel, sequences: Sequence[Encoded], pad: int) -> float:
@@ -226,9 +236,15 @@ def run_trees(session: Runs, groups: Sequence[Sequence[Encoded]], pad: int) -> n
     return logits
 
 
+def run_shared(session: Runs, group: Sequence[Encoded], pad: int) -> npt.NDArray[np.float32]:
+    """A decoder's logits (n, k) of a group's sequences in one row, whose prompt they share by its keys and values."""
+    logits: npt.NDArray[np.float32] = session.run(None, shared_feeds(group, pad))[0]
+    return logits
+
+
 def _given(session: Runs, feeds: GraphInputs) -> GraphInputs:
     """A decoder's inputs as the graph takes them, which may be of an earlier export."""
-    return with_mask(feeds) if any(i.name == "mask" for i in session.get_inputs()) else feeds
+    return as_taken(feeds, {i.name for i in session.get_inputs()})
 
 
 def _difference(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:

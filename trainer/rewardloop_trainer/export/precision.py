@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import structlog
 
-from rewardloop.formats.graphs.inputs import GraphInputs, with_mask
+from rewardloop.formats.graphs.inputs import GraphInputs, as_taken
 from rewardloop.formats.store import MODEL
 from rewardloop.formats.text import Encoded, Encoder
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
@@ -251,7 +251,7 @@ def _calibration_feeds(graph: onnx.ModelProto, sequences: Sequence[Encoded], pad
             break
         tokens += len(sequence.ids)
         row = feeds_of([sequence], pad)
-        feeds.append(with_mask(row) if "mask" in taken else row)
+        feeds.append(as_taken(row, taken) if "ends" in taken else row)
     return feeds
 
 

@@ -12,16 +12,27 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-_PREFIX = "rewardloop.branches."  # of the names of added tensors
-_IS_PLAIN = f"{_PREFIX}is_plain"
+from rewardloop_trainer.export.attention.shared_prompt import (
+    COLUMNS,
+    IS_SHARED,
+    PLACES,
+    can_share,
+    shared_attention,
+    shared_rows,
+)
+from rewardloop_trainer.export.attention.steps import PREFIX, Steps, needed
+
+_IS_PLAIN = f"{PREFIX}is_plain"
+_NEEDS_NO_MASK = f"{PREFIX}needs_no_mask"
 _MASK_INPUT = 3  # of Attention
 
 
 def take_branches(graph: onnx.ModelProto, reach: int | None) -> None:
-    """Replace the input ``mask`` by ``branches``, in place.
+    """Replace the input ``mask`` by ``branches``, ``response_columns`` and ``response_places``, in place.
 
     Attention that reads the mask, or what of it a window leaves, becomes an If: causal without a mask if the run has
-    plain rows and no token lies beyond the window, else with the mask. What else reads the mask gets one in any run.
+    plain rows and no token lies beyond the window; over the prompt's keys and values if the run is a tree row that is
+    given so (`shared_prompt`); else with the mask. What else reads the mask gets one in any run.
 
     Args:
         graph: A decoder's graph, in which one mask may stand for all rows.
@@ -29,12 +40,17 @@ def take_branches(graph: onnx.ModelProto, reach: int | None) -> None:
     """
     body = graph.graph
     masks = {"mask"} | {n.output[0] for n in body.node if n.op_type in ("And", "Expand") and "mask" in n.input}
-    nodes = [_attention(node) if _reads(node, masks) else node for node in body.node]
+    readers = [node for node in body.node if _reads(node, masks)]
+    changed = {id(node): _attention(node) for node in readers}
+    nodes = [changed.get(id(node), node) for node in body.node]
     is_read = any("mask" in node.input for node in nodes)
+    all_share = not is_read and all(can_share(node) for node in readers)
     del body.node[:]
-    body.node.extend([*_plain_rows(reach), _mask(is_read), *nodes])
+    body.node.extend([*_plain_rows(reach), *shared_rows(reach), *_mask(is_read, all_share), *nodes])
     (mask,) = (i for i in body.input if i.name == "mask")
     mask.CopyFrom(helper.make_tensor_value_info("branches", TensorProto.INT64, ["branch_rows", "branch_columns"]))
+    for name, sizes in ((COLUMNS, ["shared_responses", "longest_response"]), (PLACES, ["shared_places"])):
+        body.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, sizes))
 
 
 def without_trees(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -43,7 +59,7 @@ def without_trees(graph: onnx.ModelProto) -> onnx.ModelProto:
     plain.CopyFrom(graph)
     nodes: list[onnx.NodeProto] = []
     for node in plain.graph.node:
-        if node.op_type == "If" and node.input[0] == _IS_PLAIN:
+        if node.op_type == "If" and node.input[0] in (_IS_PLAIN, _NEEDS_NO_MASK):
             branch = _branch(node, "then_branch")
             for inner in branch.node:
                 inner.output[:] = [node.output[0] if o == branch.output[0].name else o for o in inner.output]
@@ -51,7 +67,7 @@ def without_trees(graph: onnx.ModelProto) -> onnx.ModelProto:
         else:
             nodes.append(node)
     del plain.graph.node[:]
-    plain.graph.node.extend(nodes)
+    plain.graph.node.extend(needed(nodes, {output.name for output in plain.graph.output}))
     return plain
 
 
@@ -66,31 +82,41 @@ def _reads(node: onnx.NodeProto, masks: set[str]) -> bool:
 
 
 def _attention(node: onnx.NodeProto) -> onnx.NodeProto:
-    """An If whose branches are the node with its mask, and the node without it, which is causal."""
+    """An If over plain rows: the node without its mask, which is causal; else `_in_trees`."""
     (output,) = filter(None, node.output)
-    causal, masked = onnx.NodeProto(), onnx.NodeProto()
+    causal = onnx.NodeProto()
     causal.CopyFrom(node)
-    masked.CopyFrom(node)
     del causal.input[_MASK_INPUT:]
     kept = [a for a in causal.attribute if a.name != "is_causal"]
     del causal.attribute[:]
     causal.attribute.extend([*kept, helper.make_attribute("is_causal", 1)])
-    return _either(output, [causal], [masked], TensorProto.FLOAT)
+    return _either(_IS_PLAIN, output, [causal], [_in_trees(node, output)], TensorProto.FLOAT)
 
 
-def _either(output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto], kind: int) -> onnx.NodeProto:
-    """An If over plain rows, whose branches give what their last node gives."""
+def _in_trees(node: onnx.NodeProto, output: str) -> onnx.NodeProto:
+    """The node with its mask, or an If of it and the attention over the prompt's keys and values."""
+    masked = onnx.NodeProto()
+    masked.CopyFrom(node)
+    if not can_share(node):
+        return masked
+    return _either(IS_SHARED, f"{output}.in_trees", shared_attention(node), [masked], TensorProto.FLOAT)
+
+
+def _either(
+    condition: str, output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto], kind: int
+) -> onnx.NodeProto:
+    """An If, whose branches give what their last node gives first."""
     branches: dict[str, Any] = {}
     for name, nodes in (("then_branch", then), ("else_branch", other)):
         end = f"{output}.{name}"
-        nodes[-1].output[:] = [end]
+        nodes[-1].output[0] = end
         branches[name] = helper.make_graph(nodes, end, [], [helper.make_tensor_value_info(end, kind, None)])
-    return helper.make_node("If", [_IS_PLAIN], [output], name=f"{_PREFIX}{output}", **branches)
+    return helper.make_node("If", [condition], [output], name=f"{PREFIX}{output}", **branches)
 
 
 def _plain_rows(reach: int | None) -> list[onnx.NodeProto]:
     """Whether one branch stands for all tokens, and whether every token sees all before it."""
-    steps = _Steps("plain.")
+    steps = Steps("plain.")
     columns = steps("Shape", "branches", to="columns", start=1, end=2)
     plain = steps("Equal", columns, steps.constant("one", 1), to="has_one_branch")
     if reach is not None:
@@ -101,9 +127,14 @@ def _plain_rows(reach: int | None) -> list[onnx.NodeProto]:
     return steps.nodes
 
 
-def _mask(is_read: bool) -> onnx.NodeProto:
-    """The mask: in a run of plain rows the causal one, or a single True if nothing reads it."""
-    plain, tree = _Steps("mask.then."), _Steps("mask.else.")
+def _mask(is_read: bool, all_share: bool) -> list[onnx.NodeProto]:
+    """The mask: in a run of plain rows the causal one, or a single True if nothing reads it.
+
+    Args:
+        is_read: Something reads the mask in a run of plain rows, too.
+        all_share: Nothing reads it in a run over a prompt's keys and values.
+    """
+    plain, tree = Steps("mask.then."), Steps("mask.else.")
     if is_read:
         _causal(plain)
     else:
@@ -115,10 +146,13 @@ def _mask(is_read: bool) -> onnx.NodeProto:
     is_own = tree("Equal", of, to, to="is_own")
     is_prompt = tree("Equal", to, tree.constant("prompt", 0), to="is_prompt")
     tree("And", causal, tree("Or", is_own, is_prompt, to="is_shown"), to="seen")
-    return _either("mask", plain.nodes, tree.nodes, TensorProto.BOOL)
+    if not all_share:
+        return [_either(_IS_PLAIN, "mask", plain.nodes, tree.nodes, TensorProto.BOOL)]
+    either = helper.make_node("Or", [_IS_PLAIN, IS_SHARED], [_NEEDS_NO_MASK])
+    return [either, _either(_NEEDS_NO_MASK, "mask", plain.nodes, tree.nodes, TensorProto.BOOL)]
 
 
-def _causal(steps: _Steps) -> str:
+def _causal(steps: Steps) -> str:
     """Add the nodes of a causal mask, (1, 1, S, S)."""
     length = steps("Squeeze", steps("Shape", "input_ids", to="lengths", start=1, end=2), to="length")
     first, step = (steps("Constant", to=name, value_int=value) for name, value in (("first", 0), ("step", 1)))
@@ -126,21 +160,3 @@ def _causal(steps: _Steps) -> str:
     of = steps("Unsqueeze", columns, steps.constant("row_axes", 0, 1, 3), to="rows")
     to = steps("Unsqueeze", columns, steps.constant("column_axes", 0, 1, 2), to="row")
     return steps("LessOrEqual", to, of, to="causal")
-
-
-class _Steps:
-    """Nodes in the order in which they are added. The names of their outputs begin with ``prefix``."""
-
-    def __init__(self, prefix: str) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self._prefix = f"{_PREFIX}{prefix}"
-
-    def __call__(self, operator: str, *inputs: str, to: str, **attributes: Any) -> str:
-        """Add a node and return the name of its output."""
-        name = f"{self._prefix}{to}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, name: str, *values: int) -> str:
-        """Add a list of integers and return its name."""
-        return self("Constant", to=name, value_ints=list(values))

@@ -1,0 +1,1 @@
+"""How attention of an exported graph knows what a token may see."""
