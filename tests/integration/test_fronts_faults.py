@@ -51,11 +51,11 @@ def load_on(service: FrontedService, *, attempts: int) -> Iterator[Load]:
                     load.failures.append(error)
                     time.sleep(0.01)
                     continue
-                factor = float(reply.version)
+                factor = float(reply.model_version.version)
                 right = [expected_logit(prompt, response, factor) for response in responses]
                 if [score.logit for score in reply.scores] != pytest.approx(right):
                     load.wrong.append(f"{prompt} {responses} {reply}")
-                load.versions[reply.version] += 1
+                load.versions[reply.model_version.version] += 1
 
     callers = [threading.Thread(target=call, args=(i,)) for i in range(CALLERS)]
     for caller in callers:
@@ -139,7 +139,7 @@ def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Pa
         def call(number: int) -> None:
             with RewardloopClient(service.address, timeout_s=20, max_attempts=1, connection=own(number)) as client:
                 try:
-                    answers.append(client.score("alpha", ["beta"]).version)
+                    answers.append(client.score("alpha", ["beta"]).model_version.version)
                 except Exception as error:
                     failures.append(error)
 

@@ -30,7 +30,7 @@ _OF_ENGINE = tuple(
         *("cost_model_seconds", "gpu_"),
     )
 )
-_OF_EACH = ("process_", "python_", "rewardloop_build", "rewardloop_event_loop_lag_seconds", "rewardloop_engine_stuck")
+_OF_EACH = ("process_", "python_", "rewardloop_build", "rewardloop_event_loop_", "rewardloop_engine_stuck")
 _PARENT = "supervisor"
 
 

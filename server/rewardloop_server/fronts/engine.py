@@ -57,7 +57,7 @@ async def run_engine(
         poll_queues(parts.batcher),
     )
     tasks = [asyncio.create_task(work) for work in works]
-    over = asyncio.create_task(is_over.wait())
+    over = asyncio.create_task(_until(is_over))
     spare_pauses()
     on_ready()
     await asyncio.wait([over, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +77,10 @@ async def run_engine(
     if parts.watch.has_work:
         end_now(status)
     return status
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _until_left(desk: Desk, patience_s: float) -> None:

@@ -82,8 +82,8 @@ async def _run(settings: ServeSettings, folder: Folder) -> int:
             log.info("listening", address=settings.listen, fronts=len(fronts), metrics_port=settings.metrics_port)
         await asyncio.wait([stop, *work], return_when=asyncio.FIRST_COMPLETED)
         for task in work:
-            if task.done() and (error := task.exception()) is not None:
-                log.critical("the service cannot start", error=str(error))
+            if task.done() and (why := task.exception()) is not None:
+                log.critical("the service cannot start", error=str(why))
                 status = 1
     finally:
         log.info("draining", grace_s=settings.drain_grace_s)
