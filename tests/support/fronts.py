@@ -94,7 +94,7 @@ def until(condition: object, patience_s: float = 30.0) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come so far in time"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 async def until_true(condition: object, patience_s: float = 30.0) -> None:
