@@ -19,6 +19,8 @@ from support.reward_graphs import WORDS, expected_logit, publish_sum_version
 from rewardloop.formats.store import ModelStore
 from rewardloop_client import Connection, NoModel, RewardloopClient, RewardloopError
 
+pytestmark = pytest.mark.long
+
 CALLERS = 6
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -30,6 +32,7 @@ from rewardloop_server.scoring.lane import Group, Scored
 log = structlog.get_logger()
 
 _STATE_EVERY_S = 0.1
+_STATE_AGE_S = 0.001
 # So long versions stay in memory that a front held which died, because the next one holds them again.
 _LINGER_S = 15.0
 
@@ -46,6 +49,7 @@ class Desk:
         self.batcher = batcher
         self.holdings = holdings
         self.connections: set[FrontConnection] = set()
+        self._state, self._state_at = 0, -math.inf
 
     def connection(self) -> FrontConnection:
         """Return what answers a new connection."""
@@ -53,9 +57,12 @@ class Desk:
 
     @property
     def state(self) -> int:
-        """What each frame says of the engine."""
-        bits = sum(self.batcher.has_bulk_room(lane) << number for number, lane in enumerate(QUEUE_LANES))
-        return bits | (IS_STUCK if self.batcher.is_stuck else 0)
+        """What each frame says of the engine. It is looked at once a millisecond, because there may be many frames."""
+        now = time.monotonic()
+        if now - self._state_at > _STATE_AGE_S:
+            bits = sum(self.batcher.has_bulk_room(lane) << number for number, lane in enumerate(QUEUE_LANES))
+            self._state, self._state_at = bits | (IS_STUCK if self.batcher.is_stuck else 0), now
+        return self._state
 
     async def report(self) -> None:
         """Tell all fronts the engine's state again and again, until cancelled: also those that ask for nothing."""

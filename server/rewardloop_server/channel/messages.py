@@ -97,18 +97,15 @@ def group_from_bytes(data: bytes) -> Asked:
     """Read what `group_to_bytes` wrote."""
     lane, flags, deadline, caller, account, handle, count = _GROUP.unpack_from(data)
     place, at = _unpacked(data, _GROUP.size, lane, flags, deadline, caller, account)
-    sizes, ids = array("I"), array("i")
-    sizes.frombytes(data[at : at + 8 * count])
-    at += 8 * count
-    tokens = sum(sizes[::2])
-    ids.frombytes(data[at : at + 4 * tokens])
-    at += 4 * tokens
-    rows, start = [], 0
+    ids_at = at + 8 * count
+    sizes = array("I", data[at:ids_at])
+    types_at = ids_at + 4 * sum(sizes[::2])
+    rows = []
     for length, prompt in zip(sizes[::2], sizes[1::2], strict=True):
-        end = start + length
-        types = list(data[at + start : at + end]) if flags & _HAS_TYPES else None
-        rows.append(Encoded(ids[start:end].tolist(), types, truncated=False, prompt_tokens=prompt))
-        start = end
+        ids = array("i", data[ids_at : ids_at + 4 * length]).tolist()
+        types = list(data[types_at : types_at + length]) if flags & _HAS_TYPES else None
+        rows.append(Encoded(ids, types, truncated=False, prompt_tokens=prompt))
+        ids_at, types_at = ids_at + 4 * length, types_at + length
     return Asked(place, handle, rows)
 
 
