@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from rewardloop.process.settings import parse
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.settings import PROG, ServeSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM. Returns the exit status, which is 0 after a drain."""
-    settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, "rewardloop serve")
+    settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, PROG)
 
     if settings.front_processes:
         return _supervise(settings)

@@ -34,11 +34,9 @@ from rewardloop_server.scoring.cache import ScoreCache
 from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
 from rewardloop_server.scoring.shadow import ShadowScorer
 from rewardloop_server.scoring.tokenize import TokenizePool
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.settings import PROG, ServeSettings
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.host import VersionHost, Versions
-
-PROG = "rewardloop serve"
 
 
 @dataclass(frozen=True, slots=True)

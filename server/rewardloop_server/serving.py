@@ -74,8 +74,8 @@ from rewardloop_server.operations.traffic import READ, Series
 from rewardloop_server.probes import add_health_and_reflection
 from rewardloop_server.scoring.score_group import TraceStages
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
-from rewardloop_server.scoring_parts import PROG, Scoring, build_scoring, mixtures_of
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.scoring_parts import Scoring, build_scoring, mixtures_of
+from rewardloop_server.settings import PROG, ServeSettings
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.servicer import ModelServicer

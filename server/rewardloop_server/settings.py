@@ -14,6 +14,9 @@ from rewardloop_server.device.kinds import AdapterUse, WantedDevice
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
 
+# The command's name in messages of `rewardloop serve`.
+PROG = "rewardloop serve"
+
 
 class ServingSettings(DoorSettings):
     """The settings that `rewardloop serve` and `rewardloop policy-worker` share."""

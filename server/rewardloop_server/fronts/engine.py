@@ -17,9 +17,9 @@ from rewardloop_server.guard.last_resort import CLOSING_S, end_after, end_now
 from rewardloop_server.lifecycle import open_store
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues
-from rewardloop_server.scoring_parts import PROG, load_threads, local_engine
+from rewardloop_server.scoring_parts import load_threads, local_engine
 from rewardloop_server.serving import spare_pauses
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.settings import PROG, ServeSettings
 
 log = structlog.get_logger()
 

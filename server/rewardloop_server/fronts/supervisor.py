@@ -28,11 +28,10 @@ from rewardloop_server.fronts.order import Order, orders
 from rewardloop_server.fronts.port import PortTaken, take_port
 from rewardloop_server.guard.last_resort import CLOSING_S, end_after
 from rewardloop_server.lifecycle import wait_for_signal
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.settings import PROG, ServeSettings
 
 log = structlog.get_logger()
 
-_PROG = "rewardloop serve"
 # A process that ends is started again after this pause, which doubles until a process has lived for `_STEADY_S`.
 _PAUSE_S, _MOST_PAUSE_S, _STEADY_S = 0.1, 10.0, 10.0
 # The longest path of a Unix socket has 107 bytes.
@@ -48,11 +47,11 @@ async def supervise(settings: ServeSettings) -> int:
     try:
         address, holders = take_port(settings.listen)
     except PortTaken as error:
-        raise SystemExit(f"{_PROG}: cannot listen on {settings.listen}: {error}") from error
+        raise SystemExit(f"{PROG}: cannot listen on {settings.listen}: {error}") from error
     path = Path(tempfile.mkdtemp(prefix="rewardloop-"))  # of mode 0700
     try:
         if len(str(path)) > _LONGEST_FOLDER:
-            raise SystemExit(f"{_PROG}: the temporary folder {path} has too long a name for sockets: set TMPDIR")
+            raise SystemExit(f"{PROG}: the temporary folder {path} has too long a name for sockets: set TMPDIR")
         return await _run(settings.model_copy(update={"listen": address}), Folder(path))
     finally:
         shutil.rmtree(path, ignore_errors=True)
