@@ -50,6 +50,11 @@ class Subject:
     cpu_us: list[float] = field(default_factory=list)
     own_cpu_us: list[float] = field(default_factory=list)
     ms: list[float] = field(default_factory=list)
+    run_rows: list[float] = field(default_factory=list)
+
+    def figures(self) -> tuple[list[float], ...]:
+        """As the table has them."""
+        return self.rates, self.ms, self.run_rows, self.cpu_us, self.own_cpu_us
 
 
 def messages(seed: int) -> list[bytes]:
@@ -69,6 +74,12 @@ def processes(service: Service) -> list[psutil.Process]:
 
 def cpu_s(service: Service) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes(service))
+
+
+def ran(service: Service) -> tuple[float, float]:
+    """Rows that the engine has run, and in how many runs."""
+    found = {sample.name: sample.value for sample in service.samples()}
+    return found["rewardloop_batch_rows_sum"], found["rewardloop_batch_rows_count"]
 
 
 def connected(service: Service, fronts: int, each: int) -> list[Wire]:
@@ -103,6 +114,7 @@ def measure(subject: Subject, callers: int, seconds: float) -> None:
 
     for wire in subject.wires:
         wire.ended.answered_s.clear()
+    rows, runs = ran(subject.service)
     before, own = cpu_s(subject.service), time.process_time()
     began = time.perf_counter()
     threads = [threading.Thread(target=load, args=(i,)) for i in range(len(subject.wires))]
@@ -117,6 +129,8 @@ def measure(subject: Subject, callers: int, seconds: float) -> None:
     subject.rates.append(calls / took)
     subject.cpu_us.append((cpu_s(subject.service) - before) / calls * 1e6)
     subject.own_cpu_us.append((time.process_time() - own) / calls * 1e6)
+    more_rows, more_runs = ran(subject.service)
+    subject.run_rows.append((more_rows - rows) / (more_runs - runs))
     subject.ms.append(statistics.median(s for wire in subject.wires for s in wire.ended.answered_s) * 1e3)
 
 
@@ -164,19 +178,19 @@ def main() -> None:
             subjects[fronts] = Subject(service, connected(service, fronts, 4))
         for subject in subjects.values():
             measure(subject, given.callers, 1.0)
-            for figures in (subject.rates, subject.cpu_us, subject.own_cpu_us, subject.ms):
+            for figures in subject.figures():
                 figures.clear()
         for _ in range(given.rounds):
             for subject in subjects.values():
                 measure(subject, given.callers, given.seconds)
     one = subjects[0]
-    heads = f"{'over one process':>17} {'p50 ms':>7} {'CPU us/call':>12} {'generator us/call':>18}"
+    heads = f"{'over one process':>17} {'p50 ms':>7} {'rows a run':>10} {'CPU us/call':>12} {'generator us/call':>18}"
     print(f"{'fronts':>6} {'calls/s':>8} {heads}")
     for fronts, subject in subjects.items():
         ratios = sorted(rate / base for rate, base in zip(subject.rates, one.rates, strict=True))
         ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})"
-        middle = [statistics.median(f) for f in (subject.rates, subject.ms, subject.cpu_us, subject.own_cpu_us)]
-        print(f"{fronts:6} {middle[0]:8.0f} {ratio:>17} {middle[1]:7.1f} {middle[2]:12.0f} {middle[3]:18.0f}")
+        rate, ms, rows, cpu, own = (statistics.median(figures) for figures in subject.figures())
+        print(f"{fronts:6} {rate:8.0f} {ratio:>17} {ms:7.1f} {rows:10.1f} {cpu:12.0f} {own:18.0f}")
     cores = f"{os.cpu_count()} cores, which the load shares"
     print(f"{given.callers} callers of one pair of 64 tokens, {given.rounds} rounds, {cores}")
 
