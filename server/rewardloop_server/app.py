@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from rewardloop.process.settings import parse
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.settings import PROG, ServeSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM. Returns the exit status, which is 0 after a drain."""
-    settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, "rewardloop serve")
+    settings = parse(ServeSettings, sys.argv[1:] if argv is None else argv, PROG)
+
+    if settings.front_processes:
+        return _supervise(settings)
 
     import uvloop
 
@@ -25,6 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_traced = start_tracing("rewardloop-server", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
     return uvloop.run(serve(settings, is_traced))
+
+
+def _supervise(settings: ServeSettings) -> int:
+    import asyncio
+
+    from rewardloop.process.log import configure_logging
+    from rewardloop_server.fronts.supervisor import supervise
+
+    configure_logging(settings.log_level, settings.log_format)
+    return asyncio.run(supervise(settings))
 
 
 if __name__ == "__main__":

@@ -76,19 +76,21 @@ async def serve_until_signal(
     interceptor: RewardloopInterceptor,
     health: HealthServicer,
     on_started: Callable[[], None],
+    open_port: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Serve until a signal ends the process, then refuse new requests and let those in flight finish.
 
     Whatever is left of the process `CLOSING_S` after their time is ended with status 1.
 
     Args:
-        server: Listens already; it is started here.
+        server: Listens already, or `open_port` lets it listen; it is started here.
         background: Work that runs beside the server. If any of it fails, the process drains and ends.
         settings: Address of the metrics page, and how long requests may finish.
         registry: What the metrics page shows.
         interceptor: Refuses new requests while draining.
         health: Says NOT_SERVING while draining.
         on_started: Called once the server answers.
+        open_port: Awaited beside the background work, before the server is started.
 
     Returns:
         The exit status: 0, or 1 if background work failed.
@@ -104,6 +106,8 @@ async def serve_until_signal(
             stack.callback(serve_metrics(settings.metrics_port, settings.metrics_host, registry))
         except CannotListen as error:
             raise SystemExit(str(error)) from error
+        if open_port is not None:
+            await open_port()
         await server.start()
         on_started()
         await wait_for_signal()

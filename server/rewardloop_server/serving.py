@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import functools
 import gc
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
 from grpc_health.v1._async import HealthServicer
 from redis.asyncio import Redis
 
-from rewardloop.formats.mixing.mixture_file import BadMixtures, MixtureFile, read_mixtures
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.redis_url import parse_redis_url
-from rewardloop.formats.store import ModelStore
-from rewardloop.formats.vocabulary import LANES
 from rewardloop.process.disk_metrics import DiskCollector
 from rewardloop.v1 import (
     access_pb2_grpc,
@@ -49,8 +45,8 @@ from rewardloop_server.calls.vocabulary import (
     REWARD_SERVICE,
     methods_of,
 )
-from rewardloop_server.device.choose import choose_device
-from rewardloop_server.device.kinds import LEAST_BOUND_S
+from rewardloop_server.channel.front import Front, until_warm
+from rewardloop_server.channel.pages import samples_of
 from rewardloop_server.doors.entrance import Entrance
 from rewardloop_server.doors.identity import AccessServicer
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
@@ -65,40 +61,28 @@ from rewardloop_server.feedback.stream import FeedbackStream
 from rewardloop_server.generate.best_of import BestOf
 from rewardloop_server.generate.relay import PolicyRelay
 from rewardloop_server.guard.last_resort import end_now
-from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.labelling.desk import LabellingDesk, open_desk
 from rewardloop_server.labelling.queue import QueueRules
 from rewardloop_server.labelling.servicer import LabellingServicer
 from rewardloop_server.lifecycle import open_store, replication, report_health, serve_until_signal
-from rewardloop_server.loading.limits import LoadLimits
-from rewardloop_server.loading.prober import Prober
-from rewardloop_server.loading.sessions import SessionPool
-from rewardloop_server.mixing.mixture_scorer import MixtureScorer
-from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.durability import poll_durability
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.polling import poll_loop_lag, poll_queues, poll_stream
 from rewardloop_server.operations.build import operations_servicer
 from rewardloop_server.operations.servicer import OperationsServicer
+from rewardloop_server.operations.traffic import READ, Series
 from rewardloop_server.probes import add_health_and_reflection
-from rewardloop_server.scoring.batch import Batcher, LaneLimits
-from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.engine import RewardModel
-from rewardloop_server.scoring.priority import step_back
-from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
+from rewardloop_server.scoring.score_group import TraceStages
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
-from rewardloop_server.scoring.shadow import ShadowScorer
-from rewardloop_server.scoring.tokenize import TokenizePool
-from rewardloop_server.settings import ServeSettings
+from rewardloop_server.scoring_parts import Scoring, build_scoring, mixtures_of
+from rewardloop_server.settings import PROG, ServeSettings
 from rewardloop_server.versions.freshness import Freshness
-from rewardloop_server.versions.host import VersionHost
 from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.servicer import ModelServicer
 from rewardloop_server.versions.worker_link import PolicyWorkerLink
 
 log = structlog.get_logger()
 
-PROG = "rewardloop serve"
 SERVICES = (
     ACCESS_SERVICE,
     REWARD_SERVICE,
@@ -111,21 +95,27 @@ SERVICES = (
 _HEALTH_EVERY_S = 0.25
 
 
-async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
-    """Run until SIGTERM or SIGINT, then drain. Returns the exit status."""
+async def serve(settings: ServeSettings, is_traced: bool = False, front: Front | None = None) -> int:
+    """Run until SIGTERM or SIGINT, then drain. Returns the exit status.
+
+    Args:
+        settings: Of this process; those of a `front` have its shares of the service's bounds.
+        is_traced: Record traces.
+        front: Which front this is, if another process runs the models. None if this one does.
+    """
     tracing = Tracing.on() if is_traced else Tracing()
-    metrics = ServerMetrics()
+    metrics = ServerMetrics() if front is None else front.metrics
     mixtures = mixtures_of(settings)
     metrics.registry.register(DiskCollector({"store": settings.store, "spool": settings.spool}))
     redis = connect_redis(settings.redis_url)
     store = open_store(settings, PROG)
     replicated = replication(settings, redis, metrics)
     pointer = ActivePointer(redis, store.pointers, replicated, metrics.followed)
-    scoring = build_scoring(settings, store, mixtures, Freshness(redis, metrics), metrics, tracing.stages)
+    scoring = build_scoring(settings, store, mixtures, Freshness(redis, metrics), metrics, tracing.stages, front)
     feedback = build_feedback(settings, redis, metrics, tracing.carried, replicated)
     desk = labelling_desk(settings, redis, feedback, scoring, metrics, replicated)
     worker = PolicyWorkerLink(settings.policy_address, tracing.outward, access_to_worker(settings))
-    entrance = Entrance(settings, metrics.registry, PROG)
+    entrance = Entrance(settings, metrics.registry, PROG, **door_of(front))
     entrance.door.readers, entrance.door.audit.hide = scoring.scorers.readers, feedback.intake.erasures.hidden
     interceptor = RewardloopInterceptor(metrics, entrance.door, decoders(settings))
     server = entrance.server([*tracing.inward, interceptor], settings.max_message_bytes)
@@ -133,17 +123,17 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     relay = PolicyRelay(worker, BestOf(scoring.scorers, feedback.generations), feedback.generations)
     models = ModelServicer(scoring.hosts, store, pointer, worker)
     of_reward, of_feedback = reward_servicer(settings, scoring, metrics), feedback_servicer(settings, feedback, metrics)
-    operations = operations_servicer(scoring.hosts, store, pointer, redis, metrics, replicated, worker.is_known)
+    operations = operations_servicer(
+        scoring.hosts, store, pointer, redis, metrics, replicated, worker.is_known, series_of(front)
+    )
     add_services(server, of_reward, of_feedback, desk.servicer, models, relay, operations)
     health = add_health_and_reflection(server, SERVICES)
     metrics.announce(REWARD, methods_of(*SERVICES), QUEUE_LANES)
     metrics.announce_scoring(scoring.hosts)
 
-    entrance.open(server, settings.listen)
-    try:
-        await feedback.intake.open()
-    except (SpoolInUse, OSError) as error:
-        raise SystemExit(f"{PROG}: no spool: {error}") from error
+    if front is None:
+        entrance.open(server, settings.listen)
+    await open_intake(feedback.intake)
     background = [
         scoring.watch.run(),
         scoring.batcher.run(),
@@ -158,13 +148,12 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
         *entrance.upkeep(),
     ]
 
-    def on_started() -> None:
-        spare_pauses()
-        log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)
-
-    status = await serve_until_signal(server, background, settings, metrics.registry, interceptor, health, on_started)
-    scoring.prober.close()
-    scoring.tokenizers.close()
+    on_started = functools.partial(note_start, settings, front)
+    open_port = functools.partial(open_late, front, scoring, entrance, server, settings.listen)
+    status = await serve_until_signal(
+        server, background, settings, metrics.registry, interceptor, health, on_started, open_port
+    )
+    scoring.close()
     await feedback.intake.close()
     await worker.close()
     await redis.aclose()
@@ -172,6 +161,41 @@ async def serve(settings: ServeSettings, is_traced: bool = False) -> int:
     if scoring.watch.has_work:
         end_now(status)
     return status
+
+
+async def open_intake(intake: Intake) -> None:
+    """Open the spool, if there is one. Raises SystemExit."""
+    try:
+        await intake.open()
+    except (SpoolInUse, OSError) as error:
+        raise SystemExit(f"{PROG}: no spool: {error}") from error
+
+
+async def open_late(
+    front: Front | None, scoring: Scoring, entrance: Entrance, server: grpc.aio.Server, address: str
+) -> None:
+    """Open the port of a front, to which the system would send calls of others at once, when it can score."""
+    if front is not None:
+        await until_warm(scoring.hosts[REWARD])
+        entrance.open(server, address)
+
+
+def note_start(settings: ServeSettings, front: Front | None) -> None:
+    """Say that the server answers."""
+    spare_pauses()
+    log.info("listening", address=settings.listen, store=settings.store, metrics_port=settings.metrics_port)
+    if front is not None:
+        front.on_ready()
+
+
+def door_of(front: Front | None) -> dict[str, Any]:
+    """Return what the entrance of a front has that of the only process has not."""
+    return {} if front is None else {"allow": front.allow, "shares_port": True}
+
+
+def series_of(front: Front | None) -> Series | None:
+    """Return what all fronts have answered; None for a process that answers alone."""
+    return None if front is None else functools.partial(samples_of, front.folder, READ)
 
 
 def decoders(settings: ServeSettings) -> dict[str, Callable[[bytes], object]]:
@@ -196,128 +220,6 @@ def add_services(
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """The parts through which groups are scored. Reward models have a host each, and share all others.
-
-    Attributes:
-        hosts: The versions of each reward model, "reward" first.
-        scorers: Who scores a request, by the model or the mixture that it names.
-    """
-
-    watch: Watch
-    prober: Prober
-    hosts: Mapping[str, VersionHost[RewardModel]]
-    tokenizers: TokenizePool
-    batcher: Batcher
-    scorers: Scorers
-
-
-def build_scoring(
-    settings: ServeSettings,
-    store: ModelStore,
-    mixtures: MixtureFile | None,
-    freshness: Freshness,
-    metrics: ServerMetrics,
-    trace_stages: TraceStages | None,
-) -> Scoring:
-    """Build the versions' hosts, the tokenizers, the batcher, and the scorers that use them."""
-    device = choose_device(
-        settings.device,
-        threads=settings.intra_op_threads,
-        spin=settings.spin,
-        streams=settings.streams,
-        memory_gb=settings.device_memory_gb,
-        tf32=settings.tf32,
-        adapters=settings.adapters,
-    )
-    watch = Watch(settings.run_grace_s)
-    least_s = LEAST_BOUND_S[device.kind]
-    load_limits = LoadLimits(
-        max(least_s, settings.load_limit_s), settings.load_memory_mib * 2**20, settings.allow_loops
-    )
-    prober = Prober(device, load_limits)
-    is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
-    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
-    hosts = reward_hosts(settings, store, pool, metrics)
-    batcher = Batcher(
-        token_budget=settings.token_budget,
-        lanes=lane_limits(settings),
-        trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
-        metrics=metrics,
-        engine_nice=settings.engine_nice if device.kind == "cpu" else 0,  # it only starts a GPU's work
-        streams=device.streams,
-        watch=watch,
-        bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
-    )
-    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(batcher.is_stuck))
-    tokenizers = TokenizePool(settings.tokenize_threads, watch)
-    metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
-    is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
-    cache = ScoreCache(max_mib=settings.cache_mib, lanes=[lane for lane in LANES if is_cached[lane]], metrics=metrics)
-    scorers = {
-        name: GroupScorer(
-            host,
-            tokenizers,
-            batcher,
-            cache,
-            freshness,
-            ShadowScorer(host, tokenizers, batcher, metrics),
-            metrics,
-            trace_stages,
-        )
-        for name, host in hosts.items()
-    }
-    mixed: dict[str, MixtureScorer] = {}
-    if mixtures is not None:
-        for name, mixture in mixtures.mixtures.items():
-            mixed[name] = MixtureScorer(name, mixture, mixtures.version, scorers, batcher, metrics)
-    return Scoring(watch, prober, hosts, tokenizers, batcher, Scorers(scorers, mixed))
-
-
-def mixtures_of(settings: ServeSettings) -> MixtureFile | None:
-    """Read the file of mixtures, if the settings name one. Raises SystemExit with status 2 if it cannot be used."""
-    if settings.mixtures is None:
-        return None
-    try:
-        return read_mixtures(settings.mixtures, {REWARD, *settings.reward_models})
-    except BadMixtures as error:
-        print("\n".join(f"{PROG}: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-def reward_hosts(
-    settings: ServeSettings, store: ModelStore, pool: SessionPool, metrics: ServerMetrics
-) -> dict[str, VersionHost[RewardModel]]:
-    """Build the host of each reward model. A version that does not load keeps none of the others from theirs."""
-    threads = ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice))
-    return {
-        name: VersionHost(
-            name,
-            store,
-            pool.load,
-            metrics.switched,
-            metrics.resident,
-            resident_versions=settings.resident_versions,
-            load_threads=threads,
-            on_refused=metrics.refused,
-        )
-        for name in (REWARD, *settings.reward_models)
-    }
-
-
-def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:
-    """Return the bounds of each lane of the scoring queue."""
-    trainer_run_s = settings.trainer_run_ms / 1000
-    return {
-        "production": LaneLimits(
-            settings.queue_tokens_production, settings.queue_ms_production / 1000, settings.production_run_ms / 1000
-        ),
-        "trainer": LaneLimits(settings.queue_tokens_trainer, settings.queue_ms_trainer / 1000, trainer_run_s),
-        "shadow": LaneLimits(settings.queue_tokens_shadow, run_s=trainer_run_s),
-    }
 
 
 def reward_servicer(settings: ServeSettings, scoring: Scoring, metrics: ServerMetrics) -> RewardServicer:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rewardloop.formats.mixing.names import further_models
 from rewardloop.formats.redis_url import RedisUrl
 from rewardloop_server.device.kinds import AdapterUse, WantedDevice
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.feedback.id_windows import LEAST_OF_MOST_IDS, MOST_IDS, MOST_OF_MOST_IDS
+
+# The command's name in messages of `rewardloop serve`.
+PROG = "rewardloop serve"
 
 
 class ServingSettings(DoorSettings):
@@ -84,9 +88,11 @@ class ServeSettings(ServingSettings):
 
     basic_settings = (
         *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
+        "front_processes",
         *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
     )
     setting_groups = (
+        ("front_processes", "Several processes"),
         ("policy_address", "The policy worker"),
         ("reward_models", "Several reward models"),
         ("device", "Running the reward model"),
@@ -95,6 +101,14 @@ class ServeSettings(ServingSettings):
         ("max_responses", "Bounds of one request"),
         ("spool", "Feedback"),
         ("label_lease_s", "Labelling"),
+    )
+
+    front_processes: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that share the port, check and tokenize requests, and hand them to one more process that"
+        " runs the models; for small models on a GPU, with a core for each process; 0: one process does it all",
     )
 
     policy_address: str = Field("", description="the policy worker (host:port or unix:PATH); empty: no policy")
@@ -249,6 +263,24 @@ class ServeSettings(ServingSettings):
         description="share of the tasks that a labeller is given again, to see how far labellers agree with themselves",
     )
     label_skips: int = Field(3, ge=1, description="after so many skips nobody is given a task any more")
+
+    @model_validator(mode="after")
+    def _fronts_can_share(self) -> Self:
+        """Raises ValueError if several processes cannot serve with these settings."""
+        if not self.front_processes:
+            return self
+        if sys.platform != "linux":
+            raise ValueError(
+                "front_processes needs Linux: elsewhere the system does not deal a port's connections out to processes"
+                " (SO_REUSEPORT)"
+            )
+        if self.listen.startswith("unix"):
+            raise ValueError(
+                "front_processes needs listen to be host:port, because processes cannot share a Unix socket"
+            )
+        if self.spool:
+            raise ValueError("front_processes cannot be used with spool, because a spool belongs to one process")
+        return self
 
     @field_validator("reward_models")
     @classmethod

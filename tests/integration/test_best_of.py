@@ -28,8 +28,8 @@ from rewardloop_server.loading.sessions import SessionPool
 from rewardloop_server.mixing.scorers import Scorers
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.batch import Batcher, LaneLimits
+from rewardloop_server.scoring.batching import Version
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.score_group import GroupScorer
 from rewardloop_server.scoring.servicer import BulkLimits, RewardServicer
 from rewardloop_server.scoring.shadow import ShadowScorer
@@ -80,7 +80,7 @@ class Front:
         channel: grpc.aio.Channel,
         worker: Worker,
         log: GenerationLog,
-        host: VersionHost[RewardModel],
+        host: VersionHost[Version],
         batcher: Batcher,
         metrics: ServerMetrics,
     ) -> None:
@@ -130,7 +130,7 @@ async def front(serve: Serve, redis: Redis, tmp_path: Path, metrics: ServerMetri
     store = ModelStore(tmp_path / "models")
     publish_sum_version(store, calibration=CALIBRATION, cost=50, arrivals=(time.time() - 5, time.time() - 3))
     pool = SessionPool(store, Device("cpu", 1, spin=False), metrics)
-    host: VersionHost[RewardModel] = VersionHost("reward", store, pool.load, lambda *_: None)
+    host: VersionHost[Version] = VersionHost("reward", store, pool.load, lambda *_: None)
     batcher = Batcher(
         token_budget=1,  # so that each run has one row, and rows are scored in the order in which callers take turns
         lanes={lane: LaneLimits(100_000) for lane in ("production", "trainer", "shadow")},

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from rewardloop.formats.store import ModelStore
 from rewardloop.v1 import common_pb2, model_pb2, model_pb2_grpc, reward_pb2, reward_pb2_grpc
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.serving import Scoring, build_scoring, mixtures_of, reward_servicer
+from rewardloop_server.scoring_parts import Scoring, build_scoring, mixtures_of
+from rewardloop_server.serving import reward_servicer
 from rewardloop_server.settings import ServeSettings
 from rewardloop_server.versions.freshness import Freshness
 from rewardloop_server.versions.pointer import ActivePointer

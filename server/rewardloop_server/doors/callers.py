@@ -26,7 +26,7 @@ from __future__ import annotations
 import hmac
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -91,9 +91,10 @@ class Table:
 class Callers:
     """The table in force, and what each caller has left of its quotas."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file at ``path``. Raises BadFile."""
+    def __init__(self, path: Path, allow: Callable[[str, Quota], Allowance] = Allowance) -> None:
+        """Read the file at ``path``. ``allow`` makes what a caller has left of a quota. Raises BadFile."""
         self.path = path
+        self._allow = allow
         self.table = read_table(path)
         self._allowances: dict[str, Allowance] = {}
 
@@ -143,7 +144,7 @@ class Callers:
         quota = quotas.get(caller) or quotas.get(_EVERYBODY_ELSE) or _NO_QUOTA
         known = self._allowances.get(caller)
         if known is None or known.quota != quota:
-            known = self._allowances[caller] = Allowance(caller, quota)
+            known = self._allowances[caller] = self._allow(caller, quota)
         return known
 
     @staticmethod

@@ -17,6 +17,7 @@ from rewardloop_server.doors.door import Door
 from rewardloop_server.doors.listen import channel_options, is_local, refusal
 from rewardloop_server.doors.open_calls import OpenLimits
 from rewardloop_server.doors.own_user import OwnUser
+from rewardloop_server.doors.quotas import Allowance, Quota
 from rewardloop_server.doors.reload import BadFile, Fingerprint, fingerprint, reload_when_changed
 from rewardloop_server.doors.settings import DoorSettings
 from rewardloop_server.doors.socket_file import claim
@@ -30,10 +31,27 @@ class Entrance:
 
     Raises SystemExit if a file of the door cannot be used, or if the process must not listen with these settings. The
     text says what to do about it.
+
+    Args:
+        settings: Its bounds and files.
+        registry: Where its metrics are registered.
+        prog: The command's name in messages.
+        allow: Makes what a caller has left of a quota.
+        shares_port: Other processes listen on the same port.
     """
 
-    def __init__(self, settings: DoorSettings, registry: CollectorRegistry, prog: str) -> None:
+    def __init__(
+        self,
+        settings: DoorSettings,
+        registry: CollectorRegistry,
+        prog: str,
+        *,
+        allow: Callable[[str, Quota], Allowance] = Allowance,
+        shares_port: bool = False,
+    ) -> None:
         self._settings = settings
+        self._allow = allow
+        self._shares_port = shares_port
         self._prog = prog
         self._metrics = DoorMetrics(registry)
         self._upkeep: list[Callable[[], Coroutine[Any, Any, None]]] = []
@@ -53,7 +71,7 @@ class Entrance:
         """Return a server within the settings' bounds, which does not listen yet."""
         return grpc.aio.server(
             interceptors=list(interceptors),
-            options=channel_options(self._settings, max_message_bytes),
+            options=channel_options(self._settings, max_message_bytes, shares_port=self._shares_port),
             maximum_concurrent_rpcs=self._settings.max_rpcs,
         )
 
@@ -88,7 +106,7 @@ class Entrance:
         if path is None:
             return None
         seen = fingerprint([path])
-        callers = Callers(path)
+        callers = Callers(path, self._allow)
         if callers.table.certificates and self._settings.tls_client_ca is None:
             raise BadFile(f"{path} names client certificates, which need --tls-client-ca")
         self._follow("callers", (path,), callers.take_file, seen)

@@ -48,14 +48,19 @@ def refusal(address: str, settings: DoorSettings) -> str | None:
     return None
 
 
-def channel_options(settings: DoorSettings, max_message_bytes: int) -> list[tuple[str, int]]:
-    """Return the bounds that gRPC itself keeps, in the order in which a connection meets them."""
+def channel_options(
+    settings: DoorSettings, max_message_bytes: int, *, shares_port: bool = False
+) -> list[tuple[str, int]]:
+    """Return the bounds that gRPC itself keeps, in the order in which a connection meets them.
+
+    ``shares_port`` lets other processes of this user listen on the same port. The system deals connections out to them.
+    """
 
     def ms(seconds: float) -> int:
         return max(1, round(seconds * 1000))
 
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         # From the TCP connection over TLS to the HTTP/2 settings.
         ("grpc.server_handshake_timeout_ms", ms(settings.handshake_timeout_s)),

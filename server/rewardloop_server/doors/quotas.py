@@ -37,6 +37,15 @@ class Bucket:
         self._level = self._capacity
         self._at = now
 
+    @property
+    def state(self) -> tuple[float, float]:
+        """What is in it, and the time at which that was so."""
+        return self._level, self._at
+
+    @state.setter
+    def state(self, state: tuple[float, float]) -> None:
+        self._level, self._at = state
+
     def wait_s(self, now: float) -> float:
         """Return the seconds until something may be taken; 0 if it may be taken now."""
         self._level = min(self._capacity, self._level + (now - self._at) * self._rate)

@@ -19,7 +19,7 @@ from rewardloop_server.calls.errors import InternalError, InvalidRequest, Violat
 from rewardloop_server.calls.estimate import estimated_tokens
 from rewardloop_server.doors.call import Call
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import Batcher
+from rewardloop_server.scoring.batching import Batching
 from rewardloop_server.scoring.score_group import GroupScorer, ScoredGroup, lane_of
 
 # After so many characters of responses that rules have read, other requests have their turn on the event loop.
@@ -44,7 +44,7 @@ class MixtureScorer:
         mixture: Mixture,
         file_version: str,
         models: Mapping[str, GroupScorer],
-        batcher: Batcher,
+        batcher: Batching,
         metrics: ServerMetrics,
     ) -> None:
         self.mixture = mixture
@@ -76,8 +76,10 @@ class MixtureScorer:
         if is_bounded and self._scorers:
             tokens = estimated_tokens(request) * len(self._scorers)
             lane = lane_of(request)
-            with self._batcher.reserved(lane, tokens, call.deadline, call.queue_name, account=call.caller):
-                pass  # admitted or refused as a whole: the parts wait for room rather than lose the work of the others
+            with self._batcher.reserved(lane, tokens, call.deadline, call.queue_name, account=call.caller) as granted:
+                # Admitted or refused as a whole: the parts wait for room rather than lose the work of the others.
+                if granted is not None:
+                    await granted
         replies = await self._replies(request, call, is_bulk=is_bulk)
         said = {name: _values_of(reply) for name, reply in replies.items()}
         for name, rule in self._rules.items():

@@ -13,6 +13,7 @@ from rewardloop_server.operations.dead_letters import DeadLetters
 from rewardloop_server.operations.published import Published
 from rewardloop_server.operations.servicer import OperationsServicer
 from rewardloop_server.operations.status import Host, LoopStatus, Pointers
+from rewardloop_server.operations.traffic import Measured, Series, own_series
 
 
 def operations_servicer(
@@ -23,8 +24,14 @@ def operations_servicer(
     metrics: ServerMetrics,
     replicated: Replication,
     has_policy: bool,
+    series: Series | None = None,
 ) -> OperationsServicer:
-    """Return the service of a process that serves these reward models; ``has_policy``: and knows a policy worker."""
+    """Return the service of a process that serves these reward models.
+
+    ``has_policy`` says that it knows a policy worker. ``series`` are what the service has answered, by default this
+    process alone.
+    """
     published, letters = Published(redis, replicated), DeadLetters(redis, replicated)
-    status = LoopStatus(hosts, has_policy, store, pointer, redis, published, letters, metrics)
+    measured = Measured(metrics, own_series(metrics) if series is None else series)
+    status = LoopStatus(hosts, has_policy, store, pointer, redis, published, letters, measured)
     return OperationsServicer(status, published, letters, store.reports)

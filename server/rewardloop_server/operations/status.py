@@ -21,11 +21,10 @@ from rewardloop.v1 import operations_pb2
 from rewardloop_server.calls.redis_link import redis_errors
 from rewardloop_server.calls.vocabulary import DURABILITIES, Durability
 from rewardloop_server.observe.backlog import read_backlog
-from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.operations.alerts import Seen, alerts_of
 from rewardloop_server.operations.dead_letters import DeadLetters
 from rewardloop_server.operations.published import Published
-from rewardloop_server.operations.traffic import traffic_of
+from rewardloop_server.operations.traffic import Measured, traffic_of
 from rewardloop_server.operations.waiting import waiting_for
 
 log = structlog.get_logger()
@@ -55,7 +54,7 @@ class LoopStatus:
         redis: Where signals and the trainer's reports are.
         published: Reads these reports.
         letters: The dead letters.
-        metrics: This server's.
+        measured: By this server, and by those that answer beside it.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class LoopStatus:
         redis: Redis,
         published: Published,
         letters: DeadLetters,
-        metrics: ServerMetrics,
+        measured: Measured,
     ) -> None:
         self._hosts = hosts
         self._models = (*hosts, POLICY) if has_policy else tuple(hosts)
@@ -76,7 +75,8 @@ class LoopStatus:
         self._redis: Any = redis  # its types are unions over every protocol version and decoding
         self._published = published
         self._letters = letters
-        self._metrics = metrics
+        self._metrics = measured.metrics
+        self._series = measured.series
         self._started_s = time.time()
         self._arrivals: dict[tuple[str, str], tuple[str, tuple[float, ...]]] = {}  # by model and version
 
@@ -108,7 +108,7 @@ class LoopStatus:
             models=models,
             trainer=trainer,
             queue=queue,
-            traffic=traffic_of(self._metrics, self._started_s),
+            traffic=traffic_of(await asyncio.to_thread(self._series), self._started_s),
             alerts=alerts_of(seen),
         )
 

@@ -19,6 +19,7 @@ import structlog
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.errors import DeadlinePassed, QueueFull
 from rewardloop_server.calls.vocabulary import QUEUE_LANES
+from rewardloop_server.device.priority import step_back
 from rewardloop_server.guard.watch import RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.observe.thread_load import ThreadLoad
@@ -26,7 +27,6 @@ from rewardloop_server.scoring.engine import EngineBroken, OutOfMemory, RewardMo
 from rewardloop_server.scoring.isolate import Isolation
 from rewardloop_server.scoring.lane import Group, Lane, Scored
 from rewardloop_server.scoring.offer import Failure, Offer, Outcome, Slot, drive
-from rewardloop_server.scoring.priority import step_back
 
 log = structlog.get_logger()
 
@@ -205,18 +205,36 @@ class Batcher:
             InternalError: The model gave this group a logit that is not finite, or did not end on it.
             EngineStuck: A run does not end.
         """
-        self._isolation.refuse_if_stuck()
-        outcome: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        group = Group(model, rows, caller, deadline, outcome, caller if account is None else account)
-        queue = self._lanes[lane]
-        queue.push(group)
-        self._feed_soon()
+        group = self.submit(model, rows, lane, deadline, caller, account=account)
         try:
             return await group.outcome
         finally:
-            if group.waiting:
-                queue.drop(group)
-                self._feed_soon()
+            self.withdraw(group, lane)
+
+    def submit(
+        self,
+        model: RewardModel,
+        rows: Sequence[Encoded],
+        lane: str,
+        deadline: float | None,
+        caller: str = "",
+        *,
+        account: str | None = None,
+    ) -> Group:
+        """Queue one group, whose ``outcome`` gets what `score` returns or raises. Raises EngineStuck."""
+        self._isolation.refuse_if_stuck()
+        outcome: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        group = Group(model, rows, caller, deadline, outcome, caller if account is None else account)
+        self._lanes[lane].push(group)
+        self._feed_soon()
+        return group
+
+    def withdraw(self, group: Group, lane: str) -> None:
+        """Drop the rows of a group that have not run, and answer it no more."""
+        group.outcome.cancel()
+        if group.waiting:
+            self._lanes[lane].drop(group)
+            self._feed_soon()
 
     async def score_shadow(self, model: RewardModel, rows: Sequence[Encoded]) -> Scored | None:
         """Score a group in the shadow lane. Returns None, and counts the group as dropped, if that lane is full."""

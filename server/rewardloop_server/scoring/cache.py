@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 from rewardloop.formats.text import Encoded
 from rewardloop_server.calls.vocabulary import CACHE_OUTCOMES
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.engine import Floats, RewardModel
+from rewardloop_server.scoring.batching import Version
+from rewardloop_server.scoring.engine import Floats
 
 # Bytes of an entry: a 16-byte key, an array of logits, and what Python and the ordered dictionary add.
 _ENTRY_BYTES = 400
@@ -31,7 +32,7 @@ class ScoreCache:
 
     def __init__(self, *, max_mib: int, lanes: Iterable[str], metrics: ServerMetrics) -> None:
         self._max_entries = max_mib * 2**20 // _ENTRY_BYTES
-        self._versions: WeakKeyDictionary[RewardModel, OrderedDict[bytes, Floats]] = WeakKeyDictionary()
+        self._versions: WeakKeyDictionary[Version, OrderedDict[bytes, Floats]] = WeakKeyDictionary()
         self._counts = {
             lane: tuple(metrics.cache_lookups_total.labels(lane=lane, outcome=o) for o in CACHE_OUTCOMES)
             for lane in (lanes if self._max_entries else ())
@@ -41,9 +42,7 @@ class ScoreCache:
         """Return whether groups of the lane are looked up."""
         return lane in self._counts
 
-    def look_up(
-        self, model: RewardModel, rows: Sequence[Encoded], lane: str
-    ) -> tuple[list[bytes], list[Floats | None]]:
+    def look_up(self, model: Version, rows: Sequence[Encoded], lane: str) -> tuple[list[bytes], list[Floats | None]]:
         """Return the rows' keys, and for each row its logits, (heads,), or None if they are not known."""
         entries = self._versions.get(model, OrderedDict())
         keys = [_key(row) for row in rows]
@@ -57,7 +56,7 @@ class ScoreCache:
         misses.inc(missed)
         return keys, found
 
-    def keep(self, model: RewardModel, keys: Iterable[bytes], logits: Iterable[Floats]) -> None:
+    def keep(self, model: Version, keys: Iterable[bytes], logits: Iterable[Floats]) -> None:
         """Remember the logits that the model gave for the rows with these keys."""
         entries = self._versions.setdefault(model, OrderedDict())
         for key, row in zip(keys, logits, strict=True):
@@ -65,7 +64,7 @@ class ScoreCache:
         while len(entries) > self._max_entries:
             entries.popitem(last=False)
 
-    def entries(self, model: RewardModel) -> int:
+    def entries(self, model: Version) -> int:
         """Return how many rows of the model are remembered."""
         return len(self._versions.get(model, ()))
 

@@ -8,14 +8,15 @@ import numpy as np
 
 from rewardloop.formats.text import Encoded
 from rewardloop.v1 import common_pb2, reward_pb2
-from rewardloop_server.scoring.engine import Floats, RewardModel
+from rewardloop_server.scoring.batching import Version
+from rewardloop_server.scoring.engine import Floats
 
 # Up to this many rows plain Python is quicker than NumPy, whose mean and std take 40 microseconds for any number of
 # rows.
 _FEW_ROWS = 16
 
 
-def reply_of(model: RewardModel, rows: list[Encoded], logits: Floats) -> reward_pb2.ScoreResponse:
+def reply_of(model: Version, rows: list[Encoded], logits: Floats) -> reward_pb2.ScoreResponse:
     """Return the rows' calibrated scores and the version that made them, without timings.
 
     Args:
@@ -40,7 +41,7 @@ def reply_of(model: RewardModel, rows: list[Encoded], logits: Floats) -> reward_
     )
 
 
-def scores_of(model: RewardModel, rows: list[Encoded], logits: Floats) -> list[float]:
+def scores_of(model: Version, rows: list[Encoded], logits: Floats) -> list[float]:
     """Return the calibrated scores alone, as `reply_of` computes them."""
     means, _ = _means_and_spreads(logits)
     return [model.calibration.score(mean, row.response_tokens) for mean, row in zip(means, rows, strict=True)]

@@ -21,9 +21,9 @@ from rewardloop_server.calls.estimate import estimated_tokens
 from rewardloop_server.calls.vocabulary import STAGES
 from rewardloop_server.doors.call import Call
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import Batcher
+from rewardloop_server.scoring.batching import Batching, Version
 from rewardloop_server.scoring.cache import ScoreCache
-from rewardloop_server.scoring.engine import Floats, RewardModel
+from rewardloop_server.scoring.engine import Floats
 from rewardloop_server.scoring.lane import Scored
 from rewardloop_server.scoring.reply import reply_of
 from rewardloop_server.scoring.shadow import ShadowScorer
@@ -53,9 +53,9 @@ class GroupScorer:
 
     def __init__(
         self,
-        host: VersionHost[RewardModel],
+        host: VersionHost[Version],
         tokenizers: TokenizePool,
-        batcher: Batcher,
+        batcher: Batching,
         cache: ScoreCache,
         freshness: Freshness,
         shadow: ShadowScorer,
@@ -103,7 +103,9 @@ class GroupScorer:
             tokens = estimated_tokens(request, model.manifest.max_length)
             with self._batcher.reserved(
                 lane, tokens, call.deadline, call.queue_name, account=call.caller, is_bounded=is_bounded
-            ):
+            ) as granted:
+                if granted is not None:
+                    await granted
                 rows = await self._tokenizers.encode(model.encoder, request, call.caller, is_bulk=is_bulk)
             tokenized = time.monotonic()
             if request.truncation == reward_pb2.TRUNCATION_REFUSED:
@@ -122,7 +124,7 @@ class GroupScorer:
         timings.run_rows, timings.run_tokens = scored.run_rows, scored.run_tokens
         return ScoredGroup(reply, scored.logits)
 
-    async def _scored(self, model: RewardModel, rows: list[Encoded], lane: str, call: Call) -> Scored:
+    async def _scored(self, model: Version, rows: list[Encoded], lane: str, call: Call) -> Scored:
         """Take each row's logits from the cache if the cache serves the lane and has them, else run the row."""
         if not self._cache.serves(lane):
             return await self._batcher.score(model, rows, lane, call.deadline, call.queue_name, account=call.caller)

@@ -17,7 +17,7 @@ from rewardloop_server.calls.large_batch import Batch
 from rewardloop_server.calls.validate import Limits, validate_score
 from rewardloop_server.doors.call import Call, Context, call_of
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import Batcher
+from rewardloop_server.scoring.batching import Batching
 from rewardloop_server.scoring.bulk_window import BulkWindow
 from rewardloop_server.scoring.score_group import ScoredGroup, lane_of
 
@@ -53,7 +53,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """Answers Score, ScoreBatch and ScoreStream; ``scorer`` scores each group."""
 
     def __init__(
-        self, scorer: Scorer, batcher: Batcher, limits: Limits, bulk: BulkLimits, metrics: ServerMetrics
+        self, scorer: Scorer, batcher: Batching, limits: Limits, bulk: BulkLimits, metrics: ServerMetrics
     ) -> None:
         self._scorer = scorer
         self._batcher = batcher
@@ -75,8 +75,9 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         first = groups[0]
         with self._batcher.reserved(
             lane_of(first), self._tokens(first), call.deadline, call.queue_name, account=call.caller
-        ):
-            pass
+        ) as granted:
+            if granted is not None:
+                await granted
         window = BulkWindow(max_tokens=self._bulk.window_tokens, max_groups=max_groups)
         items = [reward_pb2.ScoreBatchItem() for _ in range(len(groups))]
 

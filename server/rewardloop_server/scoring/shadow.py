@@ -19,8 +19,7 @@ from rewardloop.v1 import reward_pb2
 from rewardloop_server.calls.errors import RewardloopError
 from rewardloop_server.calls.vocabulary import AGREEMENTS, Agreement
 from rewardloop_server.observe.metrics import ServerMetrics
-from rewardloop_server.scoring.batch import Batcher
-from rewardloop_server.scoring.engine import RewardModel
+from rewardloop_server.scoring.batching import Batching, Version
 from rewardloop_server.scoring.reply import scores_of
 from rewardloop_server.scoring.tokenize import TokenizePool
 from rewardloop_server.versions.host import VersionHost
@@ -37,7 +36,7 @@ class ShadowScorer:
     """Compares the shadow version's scores of one model with those that callers got. Used from the event loop."""
 
     def __init__(
-        self, host: VersionHost[RewardModel], tokenizers: TokenizePool, batcher: Batcher, metrics: ServerMetrics
+        self, host: VersionHost[Version], tokenizers: TokenizePool, batcher: Batching, metrics: ServerMetrics
     ) -> None:
         self._host = host
         self._tokenizers = tokenizers

@@ -14,8 +14,8 @@ from rewardloop.formats.text import Encoded, Encoder, RefusedConversation, Turn,
 from rewardloop.v1 import reward_pb2
 from rewardloop_server.calls.errors import InternalError, InvalidRequest, Violation
 from rewardloop_server.calls.estimate import bytes_of, bytes_of_text
+from rewardloop_server.device.priority import step_back
 from rewardloop_server.guard.watch import Watch, Work
-from rewardloop_server.scoring.priority import step_back
 
 # A single request of up to this many bytes is tokenized on the event loop if no other waits. 360 bytes, which are 64
 # tokens, took 44 microseconds (word level, 2 cores), and a hop to a thread and back 73 (99 of CPU time).

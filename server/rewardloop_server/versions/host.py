@@ -14,14 +14,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Generic
+from typing import Generic, Protocol
 
 import structlog
 
 from rewardloop.formats.store import (
     CorruptVersion,
     Manifest,
-    ModelStore,
     UnsafeVersion,
     UntrustedVersion,
     VersionNotFound,
@@ -44,6 +43,17 @@ from rewardloop_server.versions.pointer import ActivePointer
 from rewardloop_server.versions.residents import L, Residents
 
 log = structlog.get_logger()
+
+
+class Versions(Protocol):
+    """The part of a model store from which versions are loaded; see `ModelStore`."""
+
+    def versions(self, model: str) -> list[int]: ...
+
+    def manifest(self, model: str, version: int | str) -> Manifest: ...
+
+    def fetch(self, model: str, version: int | str) -> Path: ...
+
 
 _MAX_RETRY_S = 10.0
 # Of a version whose files are as published. It fails again unless memory or disk was short.
@@ -70,7 +80,7 @@ class VersionHost(Generic[L]):
     def __init__(
         self,
         model: str,
-        store: ModelStore,
+        store: Versions,
         load: Callable[[Manifest, Path], L],
         on_switch: Callable[[Manifest | None, Manifest, float], None],
         on_residents: Callable[[str, Mapping[str, int]], None] = lambda model, counts: None,
@@ -159,7 +169,9 @@ class VersionHost(Generic[L]):
         self._warming = version
         try:
             loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._load_threads, self._fetch_and_load, version)
+            loaded = await loop.run_in_executor(
+                self._load_threads, fetch_and_load, self._store, self._load, self.model, version
+            )
         except VersionNotFound as error:
             raise UnknownVersion(str(error)) from error
         except VersionRefused as error:
@@ -280,17 +292,18 @@ class VersionHost(Generic[L]):
         if failures:
             raise failures[0]
 
-    def _fetch_and_load(self, version: str) -> L:
-        """Fetch and load a version. Raises VersionNotFound, and VersionRefused for every other failure."""
-        try:
-            return self._load(self._store.manifest(self.model, version), self._store.fetch(self.model, version))
-        except CorruptVersion as error:
-            raise refusal(error) from error
-        except (VersionNotFound, RewardloopError):
-            raise
-        except Exception as error:  # any exception that a file causes is that version's failure, not the process's
-            log.exception("loading failed", model=self.model, version=version)
-            raise NotLoadable(f"{self.model} {version} does not load: {told(error)}") from error
+
+def fetch_and_load(store: Versions, load: Callable[[Manifest, Path], L], model: str, version: str) -> L:
+    """Fetch and load a version. Raises VersionNotFound, and a RewardloopError for every other failure."""
+    try:
+        return load(store.manifest(model, version), store.fetch(model, version))
+    except CorruptVersion as error:
+        raise refusal(error) from error
+    except (VersionNotFound, RewardloopError):
+        raise
+    except Exception as error:  # any exception that a file causes is that version's failure, not the process's
+        log.exception("loading failed", model=model, version=version)
+        raise NotLoadable(f"{model} {version} does not load: {told(error)}") from error
 
 
 def refusal(error: CorruptVersion) -> VersionRefused:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from rewardloop_server.scoring.priority import step_back
+from rewardloop_server.device.priority import step_back
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's on Linux alone")
 

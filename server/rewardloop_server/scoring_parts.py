@@ -1,0 +1,226 @@
+"""Builds the parts through which groups are scored: versions, tokenizers, the queue, and the engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewardloop.formats.mixing.mixture_file import BadMixtures, MixtureFile, read_mixtures
+from rewardloop.formats.mixing.names import REWARD
+from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.vocabulary import LANES
+from rewardloop_server.channel.front import Front
+from rewardloop_server.channel.link import EngineLink
+from rewardloop_server.channel.remote_batcher import RemoteBatcher
+from rewardloop_server.channel.remote_versions import RemoteVersions
+from rewardloop_server.device.choose import choose_device
+from rewardloop_server.device.kinds import LEAST_BOUND_S
+from rewardloop_server.device.priority import step_back
+from rewardloop_server.guard.watch import RunBounds, Watch
+from rewardloop_server.loading.limits import LoadLimits
+from rewardloop_server.loading.prober import Prober
+from rewardloop_server.loading.sessions import SessionPool
+from rewardloop_server.mixing.mixture_scorer import MixtureScorer
+from rewardloop_server.mixing.scorers import Scorers
+from rewardloop_server.observe.metrics import ServerMetrics
+from rewardloop_server.scoring.batch import Batcher, LaneLimits
+from rewardloop_server.scoring.batching import Batching, Version
+from rewardloop_server.scoring.cache import ScoreCache
+from rewardloop_server.scoring.score_group import GroupScorer, TraceStages
+from rewardloop_server.scoring.shadow import ShadowScorer
+from rewardloop_server.scoring.tokenize import TokenizePool
+from rewardloop_server.settings import PROG, ServeSettings
+from rewardloop_server.versions.freshness import Freshness
+from rewardloop_server.versions.host import VersionHost, Versions
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What runs the versions, as those parts see it that hand groups to it.
+
+    Attributes:
+        watch: Ends what does not end by itself in this process.
+        batcher: The queue in front of it.
+        store: Where its versions come from.
+        load: Makes a version ready that the store has given; as of `VersionHost`.
+        close: Ends its child processes.
+    """
+
+    watch: Watch
+    batcher: Batching
+    store: Versions
+    load: Callable[[Manifest, Path], Version]
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEngine:
+    """An engine in this process: sessions, and the queue in front of them."""
+
+    watch: Watch
+    prober: Prober
+    pool: SessionPool
+    batcher: Batcher
+    store: ModelStore
+
+    @property
+    def engine(self) -> Engine:
+        """The engine as other parts see it."""
+        return Engine(self.watch, self.batcher, self.store, self.pool.load, self.prober.close)
+
+
+def local_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetrics) -> LocalEngine:
+    """Choose the device, and build the sessions' pool and the batcher."""
+    device = choose_device(
+        settings.device,
+        threads=settings.intra_op_threads,
+        spin=settings.spin,
+        streams=settings.streams,
+        memory_gb=settings.device_memory_gb,
+        tf32=settings.tf32,
+        adapters=settings.adapters,
+    )
+    watch = Watch(settings.run_grace_s)
+    least_s = LEAST_BOUND_S[device.kind]
+    load_limits = LoadLimits(
+        max(least_s, settings.load_limit_s), settings.load_memory_mib * 2**20, settings.allow_loops
+    )
+    prober = Prober(device, load_limits)
+    is_probed = settings.load_probe == "always" or (settings.load_probe == "unsigned" and not settings.trusted_keys)
+    pool = SessionPool(store, device, metrics, limits=load_limits, watch=watch, prober=prober if is_probed else None)
+    batcher = Batcher(
+        token_budget=settings.token_budget,
+        lanes=lane_limits(settings),
+        trainer_max_wait_s=settings.trainer_max_wait_ms / 1000,
+        metrics=metrics,
+        engine_nice=settings.engine_nice if device.kind == "cpu" else 0,  # it only starts a GPU's work
+        streams=device.streams,
+        watch=watch,
+        bounds=RunBounds(max(least_s, settings.run_limit_s), settings.run_limit_factor, settings.run_grace_s),
+    )
+    return LocalEngine(watch, prober, pool, batcher, store)
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """The parts through which groups are scored. Reward models have a host each, and share all others.
+
+    Attributes:
+        hosts: The versions of each reward model, "reward" first.
+        scorers: Who scores a request, by the model or the mixture that it names.
+    """
+
+    watch: Watch
+    hosts: Mapping[str, VersionHost[Version]]
+    tokenizers: TokenizePool
+    batcher: Batching
+    scorers: Scorers
+    close_engine: Callable[[], None]
+
+    def close(self) -> None:
+        """End the threads and child processes of the parts."""
+        self.close_engine()
+        self.tokenizers.close()
+
+
+def build_scoring(
+    settings: ServeSettings,
+    store: ModelStore,
+    mixtures: MixtureFile | None,
+    freshness: Freshness,
+    metrics: ServerMetrics,
+    trace_stages: TraceStages | None,
+    front: Front | None = None,
+) -> Scoring:
+    """Build the versions' hosts, the tokenizers, and the scorers that use them, over an engine.
+
+    The engine is this process's own, or that of another process if this one is a front.
+    """
+    if front is None:
+        engine = local_engine(settings, store, metrics).engine
+    else:
+        engine = remote_engine(settings, store, metrics, front)
+    batcher = engine.batcher
+    hosts = reward_hosts(settings, engine, metrics)
+    metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(batcher.is_stuck))
+    tokenizers = TokenizePool(settings.tokenize_threads, engine.watch)
+    metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
+    is_cached = {"production": settings.cache_production, "trainer": settings.cache_trainer}
+    cache = ScoreCache(max_mib=settings.cache_mib, lanes=[lane for lane in LANES if is_cached[lane]], metrics=metrics)
+    scorers = {
+        name: GroupScorer(
+            host,
+            tokenizers,
+            batcher,
+            cache,
+            freshness,
+            ShadowScorer(host, tokenizers, batcher, metrics),
+            metrics,
+            trace_stages,
+        )
+        for name, host in hosts.items()
+    }
+    mixed: dict[str, MixtureScorer] = {}
+    if mixtures is not None:
+        for name, mixture in mixtures.mixtures.items():
+            mixed[name] = MixtureScorer(name, mixture, mixtures.version, scorers, batcher, metrics)
+    return Scoring(engine.watch, hosts, tokenizers, batcher, Scorers(scorers, mixed), engine.close)
+
+
+def mixtures_of(settings: ServeSettings) -> MixtureFile | None:
+    """Read the file of mixtures, if the settings name one. Raises SystemExit with status 2 if it cannot be used."""
+    if settings.mixtures is None:
+        return None
+    try:
+        return read_mixtures(settings.mixtures, {REWARD, *settings.reward_models})
+    except BadMixtures as error:
+        print("\n".join(f"{PROG}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def load_threads(settings: ServeSettings) -> ThreadPoolExecutor:
+    """Return the threads that load versions."""
+    return ThreadPoolExecutor(2, "load", functools.partial(step_back, settings.engine_nice))
+
+
+def reward_hosts(settings: ServeSettings, engine: Engine, metrics: ServerMetrics) -> dict[str, VersionHost[Version]]:
+    """Build the host of each reward model. A version that does not load keeps none of the others from theirs."""
+    threads = load_threads(settings)
+    return {
+        name: VersionHost[Version](
+            name,
+            engine.store,
+            engine.load,
+            metrics.switched,
+            metrics.resident,
+            resident_versions=settings.resident_versions,
+            load_threads=threads,
+            on_refused=metrics.refused,
+        )
+        for name in (REWARD, *settings.reward_models)
+    }
+
+
+def remote_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMetrics, front: Front) -> Engine:
+    """Return the engine of another process, for one of its fronts. Call it on the event loop that will serve."""
+    link = EngineLink(front.folder.engine)
+    versions = RemoteVersions(store, link, asyncio.get_running_loop())
+    batcher = RemoteBatcher(link, versions, metrics)
+    return Engine(Watch(settings.run_grace_s), batcher, versions, versions.load, lambda: None)
+
+
+def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:
+    """Return the bounds of each lane of the scoring queue."""
+    trainer_run_s = settings.trainer_run_ms / 1000
+    return {
+        "production": LaneLimits(
+            settings.queue_tokens_production, settings.queue_ms_production / 1000, settings.production_run_ms / 1000
+        ),
+        "trainer": LaneLimits(settings.queue_tokens_trainer, settings.queue_ms_trainer / 1000, trainer_run_s),
+        "shadow": LaneLimits(settings.queue_tokens_shadow, run_s=trainer_run_s),
+    }
