@@ -1,6 +1,6 @@
 """Requests that schemathesis makes from the door's own schema, right ones and wrong ones: none finds a bug.
 
-A thousand go to the door with the client's fake behind it, and a few hundred to a whole deployment; `FUZZ_REQUESTS=5000`
+A thousand go to the door with the client's fake behind it, and some to a whole deployment; `FUZZ_REQUESTS=5000`
 sends five times as many.
 """
 
