@@ -49,6 +49,7 @@ class Engine:
         store: Where its versions come from.
         load: Makes a version ready that the store has given; as of `VersionHost`.
         close: Ends its child processes.
+        take_hosts: Given the hosts of its versions, by model, before anything is served.
     """
 
     watch: Watch
@@ -56,6 +57,7 @@ class Engine:
     store: Versions
     load: Callable[[Manifest, Path], Version]
     close: Callable[[], None]
+    take_hosts: Callable[[Mapping[str, VersionHost[Version]]], None] = lambda hosts: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ def build_scoring(
         engine = remote_engine(settings, store, metrics, front)
     batcher = engine.batcher
     hosts = reward_hosts(settings, engine, metrics)
+    engine.take_hosts(hosts)
     metrics.engine_stuck.labels(model=REWARD).set_function(lambda: float(batcher.is_stuck))
     tokenizers = TokenizePool(settings.tokenize_threads, engine.watch)
     metrics.tokenize_waiting_requests.set_function(lambda: tokenizers.waiting)
@@ -211,7 +214,8 @@ def remote_engine(settings: ServeSettings, store: ModelStore, metrics: ServerMet
     link = EngineLink(front.folder.engine)
     versions = RemoteVersions(store, link, asyncio.get_running_loop())
     batcher = RemoteBatcher(link, versions, metrics)
-    return Engine(Watch(settings.run_grace_s), batcher, versions, versions.load, lambda: None)
+    watch = Watch(settings.run_grace_s)
+    return Engine(watch, batcher, versions, versions.load, lambda: None, versions.take_hosts)
 
 
 def lane_limits(settings: ServeSettings) -> dict[str, LaneLimits]:

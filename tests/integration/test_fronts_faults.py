@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,7 @@ from support.fronts import FrontedService, serving_by_fronts, until
 from support.reward_graphs import WORDS, expected_logit, publish_sum_version
 
 from rewardloop.formats.store import ModelStore
-from rewardloop_client import Connection, NoModel, RewardloopClient, RewardloopError
+from rewardloop_client import Connection, EngineStuck, NoModel, RewardloopClient, RewardloopError
 
 pytestmark = pytest.mark.long
 
@@ -129,6 +131,42 @@ def test_killed_engine_fails_calls_with_a_code_to_retry_and_comes_back(service: 
     assert {type(error) for error in load.failures} == {NoModel}
     assert all(error.retry_after_s for error in load.failures)
     assert service.pid("engine") != before
+
+
+def test_an_engine_that_hangs_is_seen_by_health_and_by_callers(service: FrontedService) -> None:
+    with RewardloopClient(service.address, max_attempts=1, timeout_s=10) as client:
+        os.kill(service.pid("engine"), signal.SIGSTOP)
+        try:
+            until(lambda: not client.health("rewardloop.v1.RewardService"), 10)
+            with pytest.raises(EngineStuck):
+                client.score("alpha", ["beta"])
+        finally:
+            os.kill(service.pid("engine"), signal.SIGCONT)
+        until(lambda: client.health("rewardloop.v1.RewardService"), 10)
+        assert client.score("alpha", ["beta"]).scores
+
+
+@pytest.mark.parametrize("role", ["shadow", "canary"])
+def test_a_version_that_is_gone_when_the_engine_comes_back_loses_its_role_alone(
+    redis_url: str, tmp_path: Path, role: str
+) -> None:
+    for factor in (1.0, 2.0):
+        publish_sum_version(ModelStore(tmp_path / "models"), factor=factor)
+    poll = ("--pointer-poll-s", "0.3", "--cache-mib", "0")
+    with (
+        serving_by_fronts(tmp_path / "models", redis_url, tmp_path / "log", *poll) as service,
+        RewardloopClient(service.address, max_attempts=1, timeout_s=10) as client,
+    ):
+        client.promote("reward", "2")
+        (client.shadow if role == "shadow" else client.canary)("reward", "1", 0.5)
+        until(lambda: service.figure("rewardloop_resident_versions", state=role) == service.fronts)
+        shutil.rmtree(tmp_path / "models" / "reward" / "1")
+        service.kill_one("engine")
+        until(lambda: not client.health("rewardloop.v1.RewardService"), 10)
+        until(lambda: client.health("rewardloop.v1.RewardService"), 30)
+        until(lambda: service.figure("rewardloop_resident_versions", state=role) == 0)
+        for word in WORDS:
+            assert client.score(word, ["beta"]).model_version.version == "2"
 
 
 def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -317,6 +318,35 @@ async def test_long_runs_go_one_at_a_time_while_another_caller_has_short_ones(sl
         assert not any(offer.lets_by for offer, _ in long)
         assert any(beside for _, beside in long)
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize("lane", ["production", "trainer"])
+async def test_short_runs_wait_for_no_long_one_of_others(versions, monkeypatch, lane: str) -> None:
+    monkeypatch.setattr(versions[0], "cost", CostModel(1e-4, 1e-3, 0.0))
+    began, released = threading.Event(), threading.Event()
+    execute = RewardModel.execute
+
+    def held(self: RewardModel, feeds: Any, *, alone: bool = True, options: Any = None) -> Any:
+        if feeds.real_tokens >= 60:
+            began.set()
+            released.wait(20)
+        return execute(self, feeds, alone=alone, options=options)
+
+    monkeypatch.setattr(RewardModel, "execute", held)
+    async with running(batcher(streams=2, run_s=0.03)) as subject:
+        await subject.score(versions[0], [encoded(1)], "production", None, "short")
+        backlog = [
+            asyncio.create_task(subject.score(versions[0], [encoded(*[1] * 60)], lane, None, f"long {i % 2}"))
+            for i in range(6)
+        ]
+        try:
+            await asyncio.to_thread(began.wait, 10)
+            async with asyncio.timeout(5):
+                for _ in range(5):
+                    await subject.score(versions[0], [encoded(1)], "production", None, "short")
+        finally:
+            released.set()
+        await asyncio.gather(*backlog)
 
 
 @pytest.mark.parametrize(("busy", "alone"), [(0.0, True), (0.9, False)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ log = structlog.get_logger()
 
 _RETRY_S = 0.05
 _PATIENCE_S = 60.0
+# The engine tells its state ten times a second. After so long a silence it hangs, though its connection stands.
+_SILENCE_S = 3.0
 _READERS = {Kind.SCORED: scored_from_bytes, Kind.HELD: json_from_bytes}
 
 
@@ -48,6 +51,7 @@ class EngineLink:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._state = 0
+        self._heard_at = time.monotonic()
         self._changed = asyncio.Event()
         self._is_closed = False
         self.epoch = 0  # counts the connections, because a handle is good on the connection that it came by alone
@@ -59,8 +63,13 @@ class EngineLink:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the engine turns every group away, by its last frame."""
-        return bool(self._state & IS_STUCK)
+        """Whether the engine turns every group away, by its last frame, or says nothing any more."""
+        return bool(self._state & IS_STUCK) or self.is_silent
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the engine has said nothing for seconds."""
+        return time.monotonic() - self._heard_at > _SILENCE_S
 
     def has_bulk_room(self, lane: str) -> bool:
         """Return what the engine's last frame says of a lane; see `Batcher.has_bulk_room`."""
@@ -77,7 +86,7 @@ class EngineLink:
                 except OSError:  # the engine is not there yet, or not again
                     await asyncio.sleep(_RETRY_S)
                     continue
-                self._connection = connection
+                self._connection, self._heard_at = connection, time.monotonic()
                 self.epoch += 1
                 self._changed.set()
                 log.info("connected to the engine", connections=self.epoch)
@@ -126,7 +135,7 @@ class EngineLink:
 
     def take(self, kind: int, state: int, number: int, payload: bytes) -> None:
         """Give an answer to who waits for it. What comes for nobody is dropped: its caller went away."""
-        self._state = state
+        self._state, self._heard_at = state, time.monotonic()
         answer = self._waiting.pop(number, None)
         if answer is None or answer.done():
             return

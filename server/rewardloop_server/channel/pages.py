@@ -93,7 +93,7 @@ class Pages(Collector):
                 texts[process] = text
         families: dict[str, Metric] = {}
         for process, text in texts.items():
-            for found in text_string_to_metric_families(text):
+            for found in _families(text):
                 family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
                 for sample in found.samples:
                     family.samples.append(sample._replace(labels={"process": process, **sample.labels}))
@@ -106,8 +106,16 @@ def samples_of(folder: Folder, names: tuple[str, ...]) -> list[Sample]:
     for path in folder.pages().values():
         lines = (_read(path) or "").splitlines()
         wanted = "\n".join(line for line in lines if line.startswith(names)) + "\n"
-        found += (sample for family in text_string_to_metric_families(wanted) for sample in family.samples)
+        found += (sample for family in _families(wanted) for sample in family.samples)
     return found
+
+
+def _families(text: str) -> list[Metric]:
+    """Read a page. One that broke off, because its process ended, is left out."""
+    try:
+        return list(text_string_to_metric_families(text))
+    except ValueError:
+        return []
 
 
 def _read(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rewardloop.formats.text import Encoded
-from rewardloop_server.calls.errors import QueueFull
+from rewardloop_server.calls.errors import EngineStuck, QueueFull
 from rewardloop_server.channel.frames import Kind
 from rewardloop_server.channel.link import EngineLink, away
 from rewardloop_server.channel.messages import Place, Room, group_to_bytes, room_to_bytes
@@ -32,8 +32,8 @@ class RemoteBatcher:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether every group is turned away: a run does not end, or the engine is away or lacks a version."""
-        return self._link.is_stuck or not self._versions.are_held
+        """Whether every group is turned away: a run does not end, or the engine is away, hangs or lacks the version."""
+        return self._link.is_stuck or not self._versions.is_served
 
     def has_bulk_room(self, lane: str) -> bool:
         return self._link.has_bulk_room(lane)
@@ -53,6 +53,8 @@ class RemoteBatcher:
         is_bounded: bool = True,
     ) -> Iterator[Awaitable[None]]:
         """Reserve room as `Batcher.reserved` does. The block must await the grant that it is given."""
+        if self._link.is_silent:
+            raise EngineStuck("the engine's process does not answer")
         place = Place(lane, deadline, caller, caller if account is None else account)
         number, granted = self._link.ask(Kind.RESERVE, room_to_bytes(Room(place, tokens, is_bounded)))
         try:

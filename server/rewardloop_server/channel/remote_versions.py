@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from rewardloop.formats.manifest import reads_alike
+from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Calibration, Manifest, ModelStore
 from rewardloop.formats.text import Encoder
-from rewardloop_server.calls.errors import NotLoadable, RewardloopError
+from rewardloop_server.calls.errors import NotLoadable, RewardloopError, UnknownVersion, VersionRefused
 from rewardloop_server.channel.frames import Kind
 from rewardloop_server.channel.link import EngineLink
 from rewardloop_server.channel.messages import json_to_bytes
 from rewardloop_server.loading.opening import read_encoder
+from rewardloop_server.versions.host import VersionHost
 
 log = structlog.get_logger()
 
@@ -36,6 +40,7 @@ class RemoteModel:
         self.calibration = manifest.calibration or Calibration()
         self.handle = handle
         self.epoch = epoch
+        self.retry_at = 0.0  # when the engine is asked again to hold it, after it could not
         self._versions = versions
 
     def close(self) -> None:
@@ -60,11 +65,17 @@ class RemoteVersions:
         self._loop = loop
         self._held: dict[tuple[str, str], tuple[dict[str, Any], int]] = {}  # between `fetch` and `load`
         self._models: set[RemoteModel] = set()
+        self._hosts: Mapping[str, VersionHost[Any]] = {}
+
+    def take_hosts(self, hosts: Mapping[str, VersionHost[Any]]) -> None:
+        """Take the hosts of the versions, by model."""
+        self._hosts = hosts
 
     @property
-    def are_held(self) -> bool:
-        """Whether the engine's process is there, and has every version of this front."""
-        return self._link.is_up and all(model.epoch == self._link.epoch for model in self._models)
+    def is_served(self) -> bool:
+        """Whether the engine's process is there, and has the active version of the model "reward" of this front."""
+        active = [model for model in self._models if model.manifest.model == REWARD and self._is_active(model)]
+        return self._link.is_up and all(model.epoch == self._link.epoch for model in active)
 
     def versions(self, model: str) -> list[int]:
         """Return the numbers of the model's versions in ascending order."""
@@ -102,10 +113,11 @@ class RemoteVersions:
         self._release(model.handle, model.epoch)
 
     async def keep(self) -> None:
-        """Have a new process of the engine hold what the last one held, until cancelled."""
+        """Have a new process of the engine hold what the last one held, until cancelled: what serves first."""
         while True:
-            for model in tuple(self._models):
-                if self._link.is_up and model.epoch != self._link.epoch:
+            for model in sorted(self._models, key=self._is_active, reverse=True):
+                is_due = time.monotonic() >= model.retry_at
+                if self._link.is_up and model.epoch != self._link.epoch and is_due:
                     await self._hold_again(model)
             await asyncio.sleep(_LOOK_S)
 
@@ -117,13 +129,22 @@ class RemoteVersions:
                 self._release(said["handle"], epoch)
                 raise NotLoadable(f"{manifest.model} {manifest.version} has changed in the store")
         except RewardloopError as error:
+            if not self._link.is_up:  # the engine has ended once more
+                return
             log.warning("not loaded again", model=manifest.model, version=manifest.version, error=str(error))
-            await asyncio.sleep(_RETRY_S if self._link.is_up else 0.0)
+            model.retry_at = time.monotonic() + _RETRY_S
+            host = self._hosts.get(manifest.model)
+            if host is not None and isinstance(error, UnknownVersion | VersionRefused):
+                await host.lose(manifest.version)
             return
         if model in self._models:
             model.handle, model.epoch = said["handle"], epoch
         else:  # it was closed meanwhile
             self._release(said["handle"], epoch)
+
+    def _is_active(self, model: RemoteModel) -> bool:
+        host = self._hosts.get(model.manifest.model)
+        return host is not None and host.active is model.manifest
 
     def _encoder(self, manifest: Manifest, directory: Path) -> Encoder:
         """Read a tokenizer, unless another version here has the same. Reading it holds the interpreter's lock."""

@@ -65,6 +65,7 @@ class _SharedAllowance(Allowance):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(caller, quota, clock)
+        self._file = -1
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._own = _COUNTS_AT + _COUNT.size * front
         with self._locked():
@@ -76,7 +77,8 @@ class _SharedAllowance(Allowance):
                 self._write()
 
     def __del__(self) -> None:
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
 
     def enter(self) -> tuple[QuotaName, QuotaSpent] | None:
         with self._changing():

@@ -7,6 +7,7 @@ more than its drain.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ def main() -> int:
     is_traced = not order.is_engine and start_tracing("rewardloop-server", settings.tracing_endpoint)
     configure_logging(settings.log_level, settings.log_format, is_traced)
     _name_the_process(order.name)
+    _open_many_files()
     folder, metrics = Folder(order.folder), ServerMetrics()
     show(folder.page(order.name), metrics.registry, is_engine=order.is_engine)
     if order.is_engine:
@@ -62,6 +64,12 @@ def _at_end_of_input(end: Callable[[], object]) -> None:
         end()
 
     threading.Thread(target=watch, name="input", daemon=True).start()
+
+
+def _open_many_files() -> None:
+    """Allow as many open files as the system does, because each caller with a quota takes two of a front's."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _name_the_process(name: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
+_LAST = 65_535
+
 
 class PortTaken(OSError):
     """Raised when the address cannot be had. The text says why."""
@@ -26,6 +28,8 @@ def take_port(address: str) -> tuple[str, list[socket.socket]]:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
+        if not 0 <= int(port) <= _LAST:
+            raise ValueError(f"a port is from 0 to {_LAST}")
         found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, where = found[0]
         with socket.socket(family) as alone:  # it is not shared, so this fails if anybody has the port

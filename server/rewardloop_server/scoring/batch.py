@@ -49,6 +49,9 @@ _KEPT, _MOST_SLOWNESS = 0.9, 4.0
 # other threads then wait for the one that has none: 17 tokens took 100 to 160 ms instead of 13 (2 cores).
 _BUSY_LOOP = 0.5
 
+# Of so many callers whose long run has to wait, others are let by.
+_MOST_PASSED = 4
+
 _BOUNDS = RunBounds()
 
 
@@ -120,6 +123,7 @@ class Batcher:
         self._loop_load = ThreadLoad()
         self._slot = Slot()
         self._offered: Offer | None = None
+        self._offered_at = 0  # how many groups had come by then
         self._ends: dict[Offer, float] = {}  # estimated ends of the runs in flight
         self._loop: asyncio.AbstractEventLoop | None = None
         self._will_feed = False
@@ -304,16 +308,31 @@ class Batcher:
             overtaken = is_new and offered.part is None and offered.lane.is_overtaken(offered.rows)
             grown = is_new and offered.may_grow
             shrunk = any(index not in group.waiting for group, index in offered.rows)
-            if not (outranked or overtaken or grown or shrunk):
+            is_passed = self._pushes != self._offered_at and offered.part is None and self._must_wait(offered)
+            if not (outranked or overtaken or grown or shrunk or is_passed):
                 return
             if not self._slot.withdraw():
                 self.taken(offered, now)
             self._offered = None
+        best: Offer | None = None
         for lane in self._order(now):
-            if (offer := self._choose(lane, now)) is not None:
-                self._offered = offer
-                self._slot.put(offer)
-                return
+            offer = self._choose(lane, now)
+            best = best or offer
+            if offer is not None and not self._must_wait(offer):
+                best = offer
+                break
+        if best is not None:
+            self._offered, self._offered_at = best, self._pushes
+            self._slot.put(best)
+
+    @property
+    def _pushes(self) -> int:
+        """The groups that have come to any lane so far."""
+        return sum(lane.pushes for lane in self._lanes.values())
+
+    def _must_wait(self, offer: Offer) -> bool:
+        """Return whether the engine takes the run only after a long one that is in flight."""
+        return offer.lets_by and any(each.is_long for each in self._ends)
 
     def _order(self, now: float) -> list[Lane]:
         """Return the lanes, the one to serve first at the front."""
@@ -322,12 +341,16 @@ class Batcher:
             return [trainer, production, shadow]
         return [production, trainer, shadow]
 
-    def _choose(self, lane: Lane, now: float) -> Offer | None:
-        """Return the lane's best run that holds its most urgent row, or None if nothing waits there."""
+    def _choose(self, lane: Lane, now: float, without: tuple[str, ...] = ()) -> Offer | None:
+        """Return the lane's best run that holds its most urgent row, or None if nothing waits there.
+
+        If that is a long run which has to wait, the best short one of other callers goes first. ``without`` names
+        callers that are not looked at.
+        """
         for group in lane.expired(now):
             lane.fail(group, DeadlinePassed("the deadline passed while the request was queued"))
         run_s = self._limits[lane.name].run_s / self._slowness()
-        while waiting := lane.window(min(self._budget, lane.tokens_in(_WINDOW_RUNS * run_s))):
+        while waiting := lane.window(min(self._budget, lane.tokens_in(_WINDOW_RUNS * run_s)), without):
             model = waiting[0][0].model
             part = waiting[0][0].waiting[waiting[0][1]]
             encoded = [group.rows[index] for group, index in waiting]
@@ -348,7 +371,14 @@ class Batcher:
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
             is_long = run.cost_s > run_s
-            lets_by = is_long and lane.has_short_runs_of_others(rows[0][0].caller, now)
+            caller = rows[0][0].caller
+            lets_by = is_long and any(
+                each.has_short_runs_of_others(caller, now) for each in (lane, self._lanes["production"])
+            )
+            if lets_by and len(without) < _MOST_PASSED and any(each.is_long for each in self._ends):
+                by = self._choose(lane, now, (*without, caller))
+                if by is not None and not by.is_long:
+                    return by
             alone = (is_last or lets_by) and self._loop_load.share() < _BUSY_LOOP
             return Offer(lane, model, rows, run, feeds, may_grow, lane.pushes, alone, part, is_long, lets_by)
         return None

@@ -204,12 +204,13 @@ class Lane:
         ahead = sum(group.tokens for _, _, group in queue[: bisect.bisect(queue, (deadline,))])
         return min(self.tokens, ahead * len(self._callers)) * self._s_per_token
 
-    def window(self, max_tokens: float) -> list[Row]:
+    def window(self, max_tokens: float, without: Sequence[str] = ()) -> list[Row]:
         """Return the most urgent rows of one version and part, most urgent first.
 
-        They have up to ``max_tokens``, but there is at least one row if any waits.
+        They have up to ``max_tokens``, but there is at least one row if any waits. Those of the callers ``without`` are
+        left out.
         """
-        heap = [(c.served, *c.queue[0][:2], c, 0) for c in self._callers.values()]
+        heap = [(c.served, *c.queue[0][:2], c, 0) for name, c in self._callers.items() if name not in without]
         heapq.heapify(heap)
         rows: list[Row] = []
         model: RewardModel | None = None

@@ -219,6 +219,11 @@ class VersionHost(Generic[L]):
         self._residents.end(role)
         log.info("role ended", model=self.model, role=role)
 
+    async def lose(self, version: str) -> None:
+        """Free a version that runs no more, unless it is the active one. `follow` loads it again if it has a role."""
+        async with self.changing():
+            self._residents.forget(version)
+
     async def changes(self) -> AsyncIterator[Manifest]:
         """Yield the active manifest once there is one, then the active one after each switch.
 

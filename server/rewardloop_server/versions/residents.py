@@ -105,6 +105,12 @@ class Residents(Generic[L]):
         """End the role, whichever version has it."""
         self._beside.pop(role, None)
 
+    def forget(self, version: str) -> None:
+        """End the roles of a version, and do not keep it warm, unless it is the active one."""
+        if self._active is None or self._active.version != version:
+            self._beside = {role: holder for role, holder in self._beside.items() if holder.version != version}
+            self._recent = [each for each in self._recent if each != version]
+
     def settle(self) -> None:
         """Let go of every version that has no reason to stay."""
         held = list(self._with_roles().values())

@@ -164,7 +164,7 @@ def _window(tokens: int) -> tuple[tuple[onnx.NodeProto, ...], dict[str, Any]]:
     return nodes, {"reach": np.array(tokens)}
 
 
-@pytest.mark.parametrize("tokens", [2, 40, 2000])
+@pytest.mark.parametrize("tokens", [2, 40, 2000, 2048, 3000])
 def test_a_mask_with_a_window_stays(tokens: int) -> None:
     nodes, more = _window(tokens)
     model = encoder(*nodes, more=more)

@@ -123,9 +123,9 @@ def _hides_padding(graph: onnx.ModelProto, mask: str) -> bool:
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return all(
-            _is_of_padding(session.run([mask], dict.fromkeys(names, _mask(lengths, size)))[0], lengths)
+            _is_of_padding(session.run([mask], dict.fromkeys(names, _mask(lengths, size)))[0], lengths, size)
             for size in _SIZES
-            for lengths in ([size, size // 2, 1] if size < _SIZES[-1] else [size // 2],)
+            for lengths in ([size, size // 2, 1] if size < _SIZES[-1] else [size - 1],)
         )
     except (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException):
         return False  # what cannot be compared stays a mask
@@ -135,13 +135,17 @@ def _mask(lengths: Sequence[int], size: int) -> npt.NDArray[np.int64]:
     return (np.arange(size) < np.array(lengths)[:, None]).astype(np.int64)
 
 
-def _is_of_padding(found: npt.NDArray[Any], lengths: Sequence[int]) -> bool:
+def _is_of_padding(found: npt.NDArray[Any], lengths: Sequence[int], size: int) -> bool:
     """Whether a mask, which broadcasts to (rows, heads, tokens, tokens), is that of rows of these lengths."""
     if found.dtype != np.bool_ and not ((found == 0) | (found <= _HIDDEN)).all():
         return False
     shown = found if found.dtype == np.bool_ else found == 0
-    size = shown.shape[-1]
-    if shown.ndim != 4 or len(shown) not in (1, len(lengths)) or shown.shape[2] not in (1, size):
+    if (
+        shown.ndim != 4
+        or len(shown) not in (1, len(lengths))
+        or shown.shape[2] not in (1, size)
+        or shown.shape[3] != size
+    ):
         return False
     is_real = np.arange(size) < np.array(lengths)[:, None]
     shown = np.broadcast_to(shown, (len(lengths), *shown.shape[1:]))
