@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +143,7 @@ async def test_groups_of_several_fronts_get_their_own_logits(engine: Engine) -> 
 async def test_room_is_shared_by_the_fronts_and_refusals_say_when_to_come_again(engine: Engine) -> None:
     await engine.open(runs=False)
     async with engine.front() as one, engine.front() as other:
-        await until(lambda: one.versions.are_held and other.versions.are_held)
+        await until(lambda: one.versions.is_served and other.versions.is_served)
         with one.batcher.reserved("production", 70, None, "a") as granted:
             await granted
             with other.batcher.reserved("production", 10, None, "a") as granted, pytest.raises(QueueFull) as refusal:
@@ -212,6 +214,8 @@ async def test_engine_that_dies_fails_what_is_in_flight_and_its_successor_holds_
     await engine.open(runs=False)
     async with engine.front() as front:
         model = await front.load("2")
+        serving: Any = SimpleNamespace(active=model.manifest)
+        front.versions.take_hosts({"reward": serving})
         assert not front.batcher.is_stuck
         call = asyncio.create_task(front.batcher.score(model, [row(1, 2, 3)], "production", None, "a"))
         await until(lambda: engine.waiting() == 3)

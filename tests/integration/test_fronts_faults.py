@@ -150,27 +150,27 @@ def test_an_engine_that_hangs_is_seen_by_health_and_by_callers(service: FrontedS
 def test_a_version_that_is_gone_when_the_engine_comes_back_loses_its_role_alone(
     redis_url: str, tmp_path: Path, role: str
 ) -> None:
-    for factor in (1.0, 2.0):
+    for factor in (1.0, 2.0, 3.0):
         publish_sum_version(ModelStore(tmp_path / "models"), factor=factor)
     poll = ("--pointer-poll-s", "0.3", "--cache-mib", "0")
     with (
         serving_by_fronts(tmp_path / "models", redis_url, tmp_path / "log", *poll) as service,
         RewardloopClient(service.address, max_attempts=1, timeout_s=10) as client,
     ):
-        client.promote("reward", "2")
-        (client.shadow if role == "shadow" else client.canary)("reward", "1", 0.5)
-        until(lambda: service.figure("rewardloop_resident_versions", state=role) == service.fronts)
-        shutil.rmtree(tmp_path / "models" / "reward" / "1")
+        client.promote("reward", "1")
+        (client.set_shadow if role == "shadow" else client.set_canary)("reward", "2", share=0.5)
+        until(lambda: service.figure("rewardloop_resident_versions", role=role) == service.fronts)
+        shutil.rmtree(tmp_path / "models" / "reward" / "2")
         service.kill_one("engine")
         until(lambda: not client.health("rewardloop.v1.RewardService"), 10)
         until(lambda: client.health("rewardloop.v1.RewardService"), 30)
-        until(lambda: service.figure("rewardloop_resident_versions", state=role) == 0)
+        until(lambda: service.figure("rewardloop_resident_versions", role=role) == 0)
         for word in WORDS:
-            assert client.score(word, ["beta"]).model_version.version == "2"
+            assert client.score(word, ["beta"]).model_version.version == "1"
 
 
 def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Path) -> None:
-    publish_sum_version(ModelStore(tmp_path / "models"), cost=1500)  # tens of milliseconds a run
+    publish_sum_version(ModelStore(tmp_path / "models"), cost=6000)  # a hundred milliseconds a run or more
     with serving_by_fronts(tmp_path / "models", redis_url, tmp_path / "log", "--token-budget", "8") as service:
         pids = [service.pid(name) for name in ("engine", "front-0", "front-1")]
         failures: list[Exception] = []
@@ -186,8 +186,8 @@ def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Pa
         callers = [threading.Thread(target=call, args=(i,)) for i in range(60)]
         for caller in callers:
             caller.start()
-        until(lambda: len(answers) >= 3)
-        assert len(answers) < 40, "the others are in flight"
+        until(lambda: len(answers) + service.figure("rewardloop_requests_in_flight") >= 60)
+        assert len(answers) < 50, "the others are in flight"
         began = time.monotonic()
         assert service.terminate() == 0
         assert time.monotonic() - began < 20

@@ -68,8 +68,8 @@ class EngineLink:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the engine has said nothing for seconds."""
-        return time.monotonic() - self._heard_at > _SILENCE_S
+        """Whether the connection stands, and the engine has said nothing for seconds."""
+        return self.is_up and time.monotonic() - self._heard_at > _SILENCE_S
 
     def has_bulk_room(self, lane: str) -> bool:
         """Return what the engine's last frame says of a lane; see `Batcher.has_bulk_room`."""
