@@ -88,7 +88,6 @@ class ServeSettings(ServingSettings):
 
     basic_settings = (
         *("store", "redis_url", "listen", "metrics_port", "policy_address", "device", "intra_op_threads"),
-        "front_processes",
         *("tls_cert", "tls_key", "callers", "log_format", "log_level"),
     )
     setting_groups = (

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from support.doors import CallersFile
-from support.fronts import FrontedService, serving_by_fronts
+from support.fronts import FrontedService, serving_by_fronts, until_true
 from support.processes import ServeProcess, serving
 from support.reward_graphs import WORDS, publish_sum_version
 
@@ -150,9 +150,10 @@ async def test_quota_is_one_for_all_fronts(store: Path, redis_url: str, tmp_path
     service.start()
     try:
         service.wait_until_serving()
+        await until_true(lambda: any("fronts" in each for each in service.events()))  # all of them listen
         codes = []
         async with AsyncExitStack() as stack:
-            for i, stub in enumerate((await stubs(service.address, stack, 8)) * 4):
+            for i, stub in enumerate((await stubs(service.address, stack, 16)) * 2):
                 try:
                     await stub.Score(a_group(random.Random(i)), metadata=(("authorization", f"Bearer {token}"),))
                     codes.append("OK")
