@@ -345,7 +345,7 @@ class Batcher:
         """Return the lane's best run that holds its most urgent row, or None if nothing waits there.
 
         If that is a long run which has to wait, the best short one of other callers goes first. ``without`` names
-        callers that are not looked at.
+        accounts that are not looked at.
         """
         for group in lane.expired(now):
             lane.fail(group, DeadlinePassed("the deadline passed while the request was queued"))
@@ -371,12 +371,12 @@ class Batcher:
             is_rest = len(rows) == len(waiting) and lane.tokens == sum(len(row.ids) for row in encoded)
             is_last = is_rest and not any(other.tokens for other in self._lanes.values() if other is not lane)
             is_long = run.cost_s > run_s
-            caller = rows[0][0].caller
+            account = rows[0][0].account
             lets_by = is_long and any(
-                each.has_short_runs_of_others(caller, now) for each in (lane, self._lanes["production"])
+                each.has_short_runs_of_others(account, now) for each in (lane, self._lanes["production"])
             )
             if lets_by and len(without) < _MOST_PASSED and any(each.is_long for each in self._ends):
-                by = self._choose(lane, now, (*without, caller))
+                by = self._choose(lane, now, (*without, account))
                 if by is not None and not by.is_long:
                     return by
             alone = (is_last or lets_by) and self._loop_load.share() < _BUSY_LOOP

@@ -134,7 +134,7 @@ class Lane:
         self._callers: dict[str, _Caller] = {}
         # Tokens that the most urgent caller was served after the latest run, and after the one before it.
         self._reached = self._level = 0
-        self._short_runs: dict[str, float] = {}  # when the two callers that had the latest short runs had them
+        self._short_runs: dict[str, float] = {}  # when the two accounts that had the latest short runs had them
         self._gauge = metrics.queue_tokens.labels(lane=name)
         self._saturation = metrics.queue_saturation_ratio.labels(lane=name)
         self._oldest_wait = metrics.queue_oldest_wait_seconds.labels(lane=name)
@@ -207,10 +207,12 @@ class Lane:
     def window(self, max_tokens: float, without: Sequence[str] = ()) -> list[Row]:
         """Return the most urgent rows of one version and part, most urgent first.
 
-        They have up to ``max_tokens``, but there is at least one row if any waits. Those of the callers ``without`` are
-        left out.
+        They have up to ``max_tokens``, but there is at least one row if any waits. Those of the accounts ``without``
+        are left out.
         """
-        heap = [(c.served, *c.queue[0][:2], c, 0) for name, c in self._callers.items() if name not in without]
+        heap = [
+            (c.served, *c.queue[0][:2], c, 0) for c in self._callers.values() if c.queue[0][2].account not in without
+        ]
         heapq.heapify(heap)
         rows: list[Row] = []
         model: RewardModel | None = None
@@ -248,8 +250,8 @@ class Lane:
         """Note that these rows run now. Rows whose group was dropped meanwhile are skipped."""
         self.last_taken = now
         if not is_long:
-            for caller in {group.caller for group, _ in rows}:
-                self._note_short_run(caller, now)
+            for account in {group.account for group, _ in rows}:
+                self._note_short_run(account, now)
         taken: dict[str, int] = {}
         for group, index in rows:
             if index not in group.waiting:
@@ -266,13 +268,13 @@ class Lane:
             self._count(account, -tokens)
         self._level, self._reached = self._reached, self._least_served()
 
-    def has_short_runs_of_others(self, caller: str, now: float) -> bool:
-        """Return whether another caller had a short run within the last second."""
-        return any(now - at < _SHORT_RUNS_LAST_S for other, at in self._short_runs.items() if other != caller)
+    def has_short_runs_of_others(self, account: str, now: float) -> bool:
+        """Return whether another account had a short run within the last second."""
+        return any(now - at < _SHORT_RUNS_LAST_S for other, at in self._short_runs.items() if other != account)
 
-    def _note_short_run(self, caller: str, now: float) -> None:
-        self._short_runs.pop(caller, None)
-        self._short_runs[caller] = now
+    def _note_short_run(self, account: str, now: float) -> None:
+        self._short_runs.pop(account, None)
+        self._short_runs[account] = now
         if len(self._short_runs) > 2:
             del self._short_runs[next(iter(self._short_runs))]
 
