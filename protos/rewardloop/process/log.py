@@ -36,9 +36,8 @@ def configure_logging(level: str, log_format: str, has_traces: bool = False) -> 
     structlog.configure(
         processors=[*common, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(
-            sys.stderr
-        ),  # a line in one write, as other processes have this log, too,
+        # It writes a line at once, so that lines of several processes on one stream are not joined.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     if log_format == "json":

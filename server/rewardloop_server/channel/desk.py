@@ -57,7 +57,7 @@ class Desk:
 
     @property
     def state(self) -> int:
-        """What each frame says of the engine. It is looked at once a millisecond, because there may be many frames."""
+        """The engine's state as each frame carries it. The batcher is asked once a millisecond, as frames are many."""
         now = time.monotonic()
         if now - self._state_at > _STATE_AGE_S:
             bits = sum(self.batcher.has_bulk_room(lane) << number for number, lane in enumerate(QUEUE_LANES))

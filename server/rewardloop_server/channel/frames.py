@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from abc import ABC, abstractmethod
 from enum import IntEnum
 from typing import cast
 
@@ -15,7 +16,7 @@ _HEADER = struct.Struct("<IBBQ")
 
 
 class Kind(IntEnum):
-    """What a frame says. The first ones are a front's, the others the engine's."""
+    """The kinds of frames. Fronts send the first six, and the engine the others."""
 
     RESERVE = 1  # room for a group, until RELEASE
     RELEASE = 2
@@ -30,7 +31,7 @@ class Kind(IntEnum):
     STATE = 11
 
 
-class FrameProtocol(asyncio.Protocol):
+class FrameProtocol(asyncio.Protocol, ABC):
     """One end of a connection. What is sent in one turn of the event loop goes out in one write.
 
     Subclasses take frames in `received`, and learn in `ended` that none will follow.
@@ -47,13 +48,13 @@ class FrameProtocol(asyncio.Protocol):
         """Whether frames can be sent."""
         return self._transport is not None
 
+    @abstractmethod
     def received(self, kind: int, state: int, number: int, payload: bytes) -> None:
         """Take a frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> None:
         """Note that the connection is lost."""
-        raise NotImplementedError
 
     def send(self, kind: Kind, number: int, payload: bytes = b"", state: int = 0) -> None:
         """Send a frame, unless the connection is lost."""

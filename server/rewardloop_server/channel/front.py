@@ -33,7 +33,7 @@ class Folder:
 
     @property
     def quotas(self) -> Path:
-        """What callers have left of their quotas."""
+        """The folder of the files in which all fronts count what callers have left of their quotas."""
         return self.path / "quotas"
 
     def page(self, process: str) -> Path:
@@ -65,7 +65,7 @@ class Front:
 
     @property
     def allow(self) -> SharedQuotas:
-        """What makes the allowances of callers, which all fronts share."""
+        """Makes the allowances of callers, which all fronts share."""
         return SharedQuotas(self.folder.quotas, self.number, self.fronts)
 
 

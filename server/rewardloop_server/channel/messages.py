@@ -29,7 +29,7 @@ _HAS_DEADLINE, _IS_BOUNDED, _HAS_TYPES, _HAS_ACCOUNT = 1, 2, 4, 8
 # Seconds in the queue and of runs; rows and tokens of the last run; rows and heads of the logits.
 _SCORED = struct.Struct("<ddIIII")
 
-# What every frame of the engine says of it: a bit for each lane in which bulk calls have room, and one while it is
+# Every frame of the engine carries its state: a bit for each lane in which bulk calls have room, and one while it is
 # stuck.
 IS_STUCK = 1 << len(QUEUE_LANES)
 

@@ -22,7 +22,7 @@ from rewardloop.process.process_metrics import report_process
 from rewardloop_server.channel.front import Folder
 
 _PATIENCE_S = 2.0
-# What the engine's process measures and fronts do not, and what each process measures of itself.
+# Metrics that the engine's process alone measures, and metrics that each process measures of itself.
 _OF_ENGINE = tuple(
     f"rewardloop_{name}"
     for name in (

@@ -1,4 +1,4 @@
-"""What callers have left of their quotas, in files that all fronts map: no caller gets a quota for each front.
+"""Fronts count in files that all of them map what callers have left, so that no caller gets a quota for each front.
 
 A file for each caller and quota has the level and the time of three token buckets (requests, tokens, bytes), and then
 for each front how many requests it has in flight. A lock on the file covers each change of the buckets.

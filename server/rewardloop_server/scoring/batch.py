@@ -332,7 +332,12 @@ class Batcher:
 
     def _must_wait(self, offer: Offer) -> bool:
         """Return whether the engine takes the run only after a long one that is in flight."""
-        return offer.lets_by and any(each.is_long for each in self._ends)
+        return offer.lets_by and self._runs_long
+
+    @property
+    def _runs_long(self) -> bool:
+        """Whether a long run is in flight."""
+        return any(offer.is_long for offer in self._ends)
 
     def _order(self, now: float) -> list[Lane]:
         """Return the lanes, the one to serve first at the front."""
@@ -375,7 +380,7 @@ class Batcher:
             lets_by = is_long and any(
                 each.has_short_runs_of_others(account, now) for each in (lane, self._lanes["production"])
             )
-            if lets_by and len(without) < _MOST_PASSED and any(each.is_long for each in self._ends):
+            if lets_by and len(without) < _MOST_PASSED and self._runs_long:
                 by = self._choose(lane, now, (*without, account))
                 if by is not None and not by.is_long:
                     return by

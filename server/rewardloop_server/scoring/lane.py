@@ -31,7 +31,7 @@ _MOST_ROWS = 256
 
 _RETRY_MS = (20, 10_000)
 
-# For so long after a short run a caller counts as one whose short runs will follow.
+# An account that had a short run counts for so long as one that will have another.
 _SHORT_RUNS_LAST_S = 1.0
 
 
