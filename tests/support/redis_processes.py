@@ -46,6 +46,19 @@ class RedisProcess:
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=5)
 
+    def answers(self) -> bool:
+        """Whether it answers; it is started again if it ended, as it does while something else has one of its ports."""
+        if self.process is not None and self.process.poll() is not None:
+            self.start()
+        with self.client() as client:
+            return bool(client.ping())
+
+    def log(self) -> str:
+        """Its name and the last lines that it wrote, for the message of a test that fails."""
+        log = self.directory / "redis.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else ["it wrote no log"]
+        return "\n".join([self.directory.name, *lines[-25:]])
+
 
 def until(
     holds: Callable[[], bool], patience_s: float = 120.0, why: Callable[[], str] = lambda: "it did not come about"
@@ -62,11 +75,6 @@ def until(
         time.sleep(0.05)
 
 
-def answers(process: RedisProcess) -> bool:
-    with process.client() as client:
-        return bool(client.ping())
-
-
 @contextmanager
 def running(*processes: RedisProcess) -> Iterator[None]:
     with ExitStack() as stack:
@@ -74,7 +82,7 @@ def running(*processes: RedisProcess) -> Iterator[None]:
             process.start()
             stack.callback(process.kill)
         for process in processes:
-            until(lambda process=process: answers(process))  # type: ignore[misc]
+            until(process.answers, why=process.log)
         yield
 
 
@@ -93,12 +101,7 @@ class Sentinels:
 
     def log(self) -> str:
         """The last lines that each process wrote, for the message of a test that fails."""
-        processes = (self.master, self.replica, *self.sentinels)
-        logs = ((process.directory / "redis.log").read_text(errors="replace") for process in processes)
-        return "\n".join(
-            "\n".join([process.directory.name, *log.splitlines()[-25:]])
-            for process, log in zip(processes, logs, strict=True)
-        )
+        return "\n".join(process.log() for process in (self.master, self.replica, *self.sentinels))
 
 
 @contextmanager
@@ -152,19 +155,26 @@ def cluster_with_replicas(
 ) -> Iterator[tuple[str, Sequence[RedisProcess]]]:
     """The URL of a cluster whose first ``replicas`` masters have a replica each, and these replicas."""
     binary = find_redis_server()
-    # A node's bus listens 10,000 ports higher.
+    count = masters + replicas
     ports: list[int] = []
-    while len(ports) < masters + replicas:
-        if (port := free_port()) < 55_000 and port not in ports:
+    while len(ports) < 2 * count:
+        if (port := free_port()) not in ports:
             ports.append(port)
+    buses = ports[count:]  # named, because by default a bus takes the port 10,000 higher, which may be in use
     nodes = [
         RedisProcess(
             directory / f"node{port}",
             port,
-            [f"port {port}", "cluster-enabled yes", "appendonly yes", "cluster-node-timeout 2000"],
+            [
+                f"port {port}",
+                f"cluster-port {bus}",
+                "cluster-enabled yes",
+                "appendonly yes",
+                "cluster-node-timeout 2000",
+            ],
             binary,
         )
-        for port in ports
+        for port, bus in zip(ports[:count], buses, strict=True)
     ]
     with running(*nodes):
         share = 16384 // masters + 1
@@ -173,7 +183,7 @@ def cluster_with_replicas(
                 if i < masters:
                     slots = range(i * share, min((i + 1) * share, 16384))
                     client.execute_command("CLUSTER", "ADDSLOTS", *slots)
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], buses[0])
         for node in nodes:
             with node.client() as client:
                 until(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))  # type: ignore[misc]
