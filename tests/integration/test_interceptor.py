@@ -26,6 +26,7 @@ from rewardloop.v1 import (
     reward_pb2_grpc,
 )
 from rewardloop_server.calls.errors import InvalidRequest, QueueFull, Violation
+from rewardloop_server.calls.message_size import LARGE_BYTES, MESSAGE_BYTES
 from rewardloop_server.doors.interceptor import RewardloopInterceptor
 from rewardloop_server.observe.metrics import ServerMetrics
 
@@ -64,7 +65,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
 
 
 class Reward(reward_pb2_grpc.RewardServiceServicer):
-    """Echoes each request_id; a task group surrounds the reading, as in the real service."""
+    """Echoes each request_id, for "size" the message's bytes; a task group surrounds the reading, as in reality."""
 
     async def ScoreStream(self, request_iterator: Any, context: Any) -> AsyncIterator[reward_pb2.ScoreStreamResponse]:
         replies: asyncio.Queue[str | None] = asyncio.Queue()
@@ -75,7 +76,8 @@ class Reward(reward_pb2_grpc.RewardServiceServicer):
                     async for request in request_iterator:
                         if request.request_id == "full":
                             raise QueueFull("the queue is full")
-                        group.create_task(replies.put(request.request_id))
+                        name = str(MESSAGE_BYTES.get()) if request.request_id == "size" else request.request_id
+                        group.create_task(replies.put(name))
             finally:
                 await replies.put(None)
 
@@ -232,6 +234,16 @@ async def test_stream_that_its_caller_ends_is_ok() -> None:
         await stream.done_writing()
         assert [reply.request_id async for reply in stream] == ["a"]
         assert server.counted("RewardService/ScoreStream", "OK") == 1
+
+
+async def test_each_message_of_a_stream_is_worked_on_with_its_own_size() -> None:
+    async with running() as server:
+        stream = server.score_stream()
+        for size in (10, 2 * LARGE_BYTES, 20):
+            request = reward_pb2.ScoreStreamRequest(request_id="size")
+            request.request.responses.append("a" * size)
+            await stream.write(request)
+            assert (await stream.read()).request_id == str(request.ByteSize())
 
 
 async def test_status_that_a_method_chose_is_kept() -> None:

@@ -17,6 +17,7 @@ import grpc
 from rewardloop.formats.tokens import Claims
 from rewardloop.v1 import feedback_pb2
 from rewardloop_server.calls.errors import NoCredentials, NotAllowed, RewardloopError, WrongCredentials, status_name
+from rewardloop_server.calls.message_size import bytes_of_message
 from rewardloop_server.doors.audit import AuditLog
 from rewardloop_server.doors.callers import PRESENT, Callers, Credential, bearer_token
 from rewardloop_server.doors.open_calls import OpenCalls, OpenLimits
@@ -154,7 +155,7 @@ class Door:
                     await asyncio.sleep(pause_s)
                 allowance.take_message()
                 if allowance.measures:
-                    allowance.take(tokens_of(request, self.readers), request.ByteSize())
+                    allowance.take(tokens_of(request, self.readers), bytes_of_message(request))
             yield request
 
     def _let_in(self, method: str, request: Any, context: Context) -> Credential | None:
@@ -175,7 +176,7 @@ class Door:
         if request is not None and credential is not None:
             allowance = self._callers.allowance(credential.caller)
             if allowance.measures:
-                allowance.take(tokens_of(request, self.readers), request.ByteSize())
+                allowance.take(tokens_of(request, self.readers), bytes_of_message(request))
         return credential
 
     def _admit(self, credential: Credential, method: str) -> RewardloopError | None:

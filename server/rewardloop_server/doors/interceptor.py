@@ -69,7 +69,7 @@ class _Stoppable:
 
     def __init__(self, items: AsyncIterator[Any]) -> None:
         self._items = items
-        self._next: asyncio.Future[Any] | None = None
+        self._awaited: asyncio.Timeout | None = None
         self._is_stopped = False
         self.was_cut_off = False
 
@@ -77,21 +77,24 @@ class _Stoppable:
         return self
 
     async def __anext__(self) -> Any:
+        # The item is awaited by the caller's task and not by one of its own, whose context the caller would not see.
         if not self._is_stopped:
-            self._next = asyncio.ensure_future(anext(self._items))
+            self._awaited = asyncio.timeout(None)
             try:
-                return await self._next
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not self._is_stopped or (task is not None and task.cancelling()):
+                async with self._awaited:
+                    return await anext(self._items)
+            except TimeoutError:
+                if not self._is_stopped:
                     raise
+            finally:
+                self._awaited = None
         self.was_cut_off = True
         raise StopAsyncIteration
 
     def stop(self) -> None:
         self._is_stopped = True
-        if self._next is not None:
-            self._next.cancel()
+        if self._awaited is not None:
+            self._awaited.reschedule(asyncio.get_running_loop().time())
 
 
 class RewardloopInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in its stubs

@@ -17,7 +17,7 @@ from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.signals import MOST_IMPORT_ID_CHARACTERS
 from rewardloop.v1 import feedback_pb2, feedback_pb2_grpc, policy_pb2
 from rewardloop_server.calls.errors import InvalidRequest, RewardloopError, UnknownGeneration, Violation
-from rewardloop_server.calls.message_size import MESSAGE_BYTES
+from rewardloop_server.calls.message_size import bytes_of_message
 from rewardloop_server.calls.validate import Limits, validate_event, validate_signal, within
 from rewardloop_server.calls.vocabulary import FeedbackOutcome
 from rewardloop_server.doors.callers import PRESENT
@@ -85,7 +85,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_pb2.RecordBatchResponse:
         if not 1 <= len(request.events) <= self._max_events:
             raise InvalidRequest([Violation("events", f"1 to {self._max_events} events, not {len(request.events)}")])
-        size = MESSAGE_BYTES.get() or request.ByteSize()
+        size = bytes_of_message(request)
         async with self._room.taken(size) if size > _LARGE_BATCH else nullcontext():
             outcomes = await self._record(request.events)
         reply = feedback_pb2.RecordBatchResponse()
