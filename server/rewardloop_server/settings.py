@@ -186,7 +186,9 @@ class ServeSettings(ServingSettings):
 
     token_budget: int = Field(8192, ge=1, description="most tokens in one run of the engine")
     production_run_ms: float = Field(
-        50.0, gt=0, description="most estimated time of one run for production; a single row may take longer"
+        50.0,
+        gt=0,
+        description="most estimated time of one run for production while all streams run; a single row may take longer",
     )
     trainer_run_ms: float = Field(
         20.0,

@@ -359,7 +359,7 @@ class Batcher:
             model = waiting[0][0].model
             part = waiting[0][0].waiting[waiting[0][1]]
             encoded = [group.rows[index] for group, index in waiting]
-            limit_s = max(run_s, _LEAST_FIXED_COSTS * model.cost.fixed_s)
+            limit_s = max(run_s / self._streams, _LEAST_FIXED_COSTS * model.cost.fixed_s)
             try:
                 run = model.plan(encoded, limit_s, int(self._budget))[0]
                 feeds = model.lay_out(encoded, run)
