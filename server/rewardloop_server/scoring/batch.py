@@ -308,7 +308,7 @@ class Batcher:
             overtaken = is_new and offered.part is None and offered.lane.is_overtaken(offered.rows)
             grown = is_new and offered.may_grow
             shrunk = any(index not in group.waiting for group, index in offered.rows)
-            is_passed = self._pushes != self._offered_at and offered.part is None and self._must_wait(offered)
+            is_passed = self._pushes != self._offered_at and offered.part is None and offered.waits_for(self._ends)
             if not (outranked or overtaken or grown or shrunk or is_passed):
                 return
             if not self._slot.withdraw():
@@ -318,7 +318,7 @@ class Batcher:
         for lane in self._order(now):
             offer = self._choose(lane, now)
             best = best or offer
-            if offer is not None and not self._must_wait(offer):
+            if offer is not None and not offer.waits_for(self._ends):
                 best = offer
                 break
         if best is not None:
@@ -329,15 +329,6 @@ class Batcher:
     def _pushes(self) -> int:
         """The groups that have come to any lane so far."""
         return sum(lane.pushes for lane in self._lanes.values())
-
-    def _must_wait(self, offer: Offer) -> bool:
-        """Return whether the engine takes the run only after a long one that is in flight."""
-        return offer.lets_by and self._runs_long
-
-    @property
-    def _runs_long(self) -> bool:
-        """Whether a long run is in flight."""
-        return any(offer.is_long for offer in self._ends)
 
     def _order(self, now: float) -> list[Lane]:
         """Return the lanes, the one to serve first at the front."""
@@ -380,7 +371,7 @@ class Batcher:
             lets_by = is_long and any(
                 each.has_short_runs_of_others(account, now) for each in (lane, self._lanes["production"])
             )
-            if lets_by and len(without) < _MOST_PASSED and self._runs_long:
+            if lets_by and len(without) < _MOST_PASSED and any(each.is_long for each in self._ends):
                 by = self._choose(lane, now, (*without, account))
                 if by is not None and not by.is_long:
                     return by

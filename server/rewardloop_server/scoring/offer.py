@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -46,6 +46,10 @@ class Offer:
     part: Part | None = None
     is_long: bool = False
     lets_by: bool = False
+
+    def waits_for(self, running: Iterable[Offer]) -> bool:
+        """Return whether the engine takes it only after one of the runs in flight."""
+        return self.lets_by and any(each.is_long for each in running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Slot:
     def take(self) -> Offer | None:
         """Wait for a run and take it. Returns None once the slot is closed."""
         with self._changed:
-            while not self._is_closed and (self._offer is None or self._must_wait(self._offer)):
+            while not self._is_closed and (self._offer is None or self._offer.waits_for(self._running)):
                 self._changed.wait()
             offer, self._offer = self._offer, None
             if offer is None or self._is_closed:
@@ -110,9 +114,6 @@ class Slot:
             self._running.remove(offer)
             if self._offer is not None:
                 self._changed.notify()
-
-    def _must_wait(self, offer: Offer) -> bool:
-        return offer.lets_by and any(each.is_long for each in self._running)
 
     def close(self) -> None:
         """Make every `take` return None."""
