@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from rewardloop_client import Connection, EngineStuck, NoModel, RewardloopClient
 pytestmark = pytest.mark.long
 
 CALLERS = 6
+# A run for each call, and a queue that holds them on a slow machine too.
+_MANY_RUNS = ("--token-budget", "8", "--queue-ms-production", "60000")
 
 
 @dataclass
@@ -146,6 +149,16 @@ def test_an_engine_that_hangs_is_seen_by_health_and_by_callers(service: FrontedS
         assert client.score("alpha", ["beta"]).scores
 
 
+def test_a_front_that_hangs_is_killed_and_started_again(service: FrontedService) -> None:
+    before = service.pid("front-1")
+    os.kill(before, signal.SIGSTOP)
+    until(lambda: service.pid("front-1") != before, 90)
+    assert not Path(f"/proc/{before}").exists()
+    with load_on(service, attempts=1) as load:
+        grown(load)
+    assert load.failures == []
+
+
 @pytest.mark.parametrize("role", ["shadow", "canary"])
 def test_a_version_that_is_gone_when_the_engine_comes_back_loses_its_role_alone(
     redis_url: str, tmp_path: Path, role: str
@@ -171,13 +184,13 @@ def test_a_version_that_is_gone_when_the_engine_comes_back_loses_its_role_alone(
 
 def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Path) -> None:
     publish_sum_version(ModelStore(tmp_path / "models"), cost=6000)  # a hundred milliseconds a run or more
-    with serving_by_fronts(tmp_path / "models", redis_url, tmp_path / "log", "--token-budget", "8") as service:
+    with serving_by_fronts(tmp_path / "models", redis_url, tmp_path / "log", *_MANY_RUNS) as service:
         pids = [service.pid(name) for name in ("engine", "front-0", "front-1")]
         failures: list[Exception] = []
         answers: list[str] = []
 
         def call(number: int) -> None:
-            with RewardloopClient(service.address, timeout_s=20, max_attempts=1, connection=own(number)) as client:
+            with RewardloopClient(service.address, timeout_s=90, max_attempts=1, connection=own(number)) as client:
                 try:
                     answers.append(client.score("alpha", ["beta"]).model_version.version)
                 except Exception as error:
@@ -186,7 +199,8 @@ def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Pa
         callers = [threading.Thread(target=call, args=(i,)) for i in range(60)]
         for caller in callers:
             caller.start()
-        until(lambda: len(answers) + service.figure("rewardloop_requests_in_flight") >= 60)
+        until(lambda: failures or len(answers) + service.figure("rewardloop_requests_in_flight") >= 60)
+        assert failures == []
         assert len(answers) < 50, "the others are in flight"
         began = time.monotonic()
         assert service.terminate() == 0
@@ -198,14 +212,19 @@ def test_drain_fails_no_call_and_ends_every_process(redis_url: str, tmp_path: Pa
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_no_process_outlives_a_killed_supervisor(redis_url: str, tmp_path: Path) -> None:
+def test_nothing_outlives_a_killed_supervisor(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tempfile.TemporaryDirectory()  # with a short name, as sockets need
+    monkeypatch.setenv("TMPDIR", own.name)
     publish_sum_version(ModelStore(tmp_path / "models"))
     with serving_by_fronts(tmp_path / "models", redis_url, tmp_path / "log", "--drain-grace-s", "1") as service:
         pids = [service.pid(name) for name in ("engine", "front-0", "front-1")]
+        assert list(Path(own.name).glob("rewardloop-*/engine.socket"))
         assert service.process is not None
         os.kill(service.process.pid, 9)
         service.process.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20)
+        assert not list(Path(own.name).glob("rewardloop-*"))
+    own.cleanup()
 
 
 def is_serving(service: FrontedService) -> bool:

@@ -6,12 +6,14 @@ more than its drain.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -27,6 +29,8 @@ from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.serving import serve
 
 READY = b"ready\n"
+# Written this often after that, for as long as the event loop turns.
+BEAT, BEAT_S = b"\n", 1.0
 
 
 def main() -> int:
@@ -51,8 +55,19 @@ def main() -> int:
 
 
 def _say_ready() -> None:
-    os.write(sys.stdout.fileno(), READY)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads the pipe any more
+    """Tell the process that started this one, which from now on hears that the event loop turns."""
+    pipe = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed does not belong there
+    os.set_blocking(pipe, False)
+    os.write(pipe, READY)
+    loop = asyncio.get_running_loop()
+
+    def beat() -> None:
+        with suppress(BlockingIOError, BrokenPipeError):  # nobody reads, so nobody waits for it
+            os.write(pipe, BEAT)
+        loop.call_later(BEAT_S, beat)
+
+    beat()
 
 
 def _at_end_of_input(end: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 
@@ -69,6 +70,7 @@ async def run_engine(
     if status == 0:
         end_after(settings.drain_grace_s + 2 * CLOSING_S)
         await _until_left(desk, settings.drain_grace_s + CLOSING_S)
+        shutil.rmtree(folder.path, ignore_errors=True)  # the process that made it may have been killed
     server.close()
     for task in (over, *tasks):
         task.cancel()

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 # A process that ends is started again after this pause, which doubles until a process has lived for `_STEADY_S`.
 _PAUSE_S, _MOST_PAUSE_S, _STEADY_S = 0.1, 10.0, 10.0
+# A process that is ready and has said nothing for so long hangs. One that lives says each second that it does.
+_SILENT_S = 30.0
 # The longest path of a Unix socket has 107 bytes.
 _LONGEST_FOLDER = 80
 
@@ -116,7 +118,7 @@ class Child:
         while not self._is_ending:
             started = time.monotonic()
             process = await self._start()
-            status = await process.wait()
+            status = await self._ended(process)
             if self._is_ending:
                 return
             if not self.is_ready.is_set():
@@ -126,6 +128,19 @@ class Child:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._woken.wait()
+
+    async def _ended(self, process: asyncio.subprocess.Process) -> int:
+        """Return the exit status of the process, which is killed if its event loop no longer turns."""
+        assert process.stdout is not None
+        try:
+            while True:
+                async with asyncio.timeout(_SILENT_S):
+                    if not await process.stdout.readline():
+                        break
+        except TimeoutError:
+            log.critical("a process hangs, so it is killed", process=self._order.name, silent_s=_SILENT_S)
+            process.kill()
+        return await process.wait()
 
     async def end(self, patience_s: float) -> int:
         """Drain the process, and kill it if that takes longer. Returns 0, or 1 if it did not end as it should."""
