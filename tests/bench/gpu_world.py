@@ -1,8 +1,14 @@
-"""The models, texts and figures that the cases of gpu.py share. Weights are random, made on the CPU, and seeded."""
+"""The models, texts and figures that the cases of gpu.py share. Weights are random, made on the CPU, and seeded.
+
+A graph is traced once for an architecture, and filled with the weights of each version. `prepare` traces beforehand: a
+traced graph without weights has some hundred KB, whatever the model's size.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import math
 import os
 import random
 import tempfile
@@ -17,12 +23,14 @@ from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
-from tokenizers import Tokenizer, models
+from onnx import numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel
 
 from rewardloop.formats.affix_layout import TextFormat
-from rewardloop.formats.store import MODEL, Manifest, ModelStore
+from rewardloop.formats.store import MODEL, TOKENIZER, Manifest, ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
@@ -30,12 +38,13 @@ from rewardloop_server.observe.metrics import ServerMetrics
 from rewardloop_server.scoring.engine import RewardModel
 from rewardloop_server.scoring.plan import Run
 from rewardloop_trainer.export import graph
-from rewardloop_trainer.export.parity import export_reward
 from rewardloop_trainer.export.precision import convert
+from rewardloop_trainer.export.weights import Graph, load_graph, write_graph
 from rewardloop_trainer.reward.model import RewardModel as TorchRewardModel
 
 Family = Literal["bert", "llama", "qwen2"]
 Precision = Literal["float32", "float16", "bfloat16"]
+FAMILIES: tuple[Family, ...] = ("qwen2", "llama", "bert")
 PAD = 0
 _ADAPTED = ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj")
 _RANK = 4
@@ -65,6 +74,12 @@ class Sizes:
     """How much one run of gpu.py does.
 
     Attributes:
+        run_tokens: Tokens of a run, whose throughput is measured.
+        square: Rows of the matrices whose product is the ceiling.
+        measure_s: Seconds for which one figure is measured.
+        seconds: Seconds for which callers call.
+        shapes: Runs of different shapes, over which memory must not grow.
+        policy_tokens: Tokens of a prompt and an answer together, in training and decoding.
         encoder_rows: Rows and tokens of a run of an encoder.
         tree: Tokens of a prompt, responses, and tokens of each.
     """
@@ -74,6 +89,7 @@ class Sizes:
     run_tokens: tuple[int, ...]
     square: int
     copy_bytes: int
+    measure_s: float
     seconds: float
     callers: int
     shapes: int
@@ -88,19 +104,22 @@ REAL = Sizes(
     run_tokens=(512, 2_048, 8_192, 32_768),
     square=8_192,
     copy_bytes=2**30,
-    seconds=3.0,
+    measure_s=1.0,
+    seconds=4.0,
     callers=64,
     shapes=200,
     policy_tokens=256,
     encoder_rows=(32, 512),
     tree=(1_024, 16, 128),
 )
+_TINY = Shape("tiny", 2, 64, 300, 512)  # one for all, because each is traced
 TINY = Sizes(
-    small=Shape("tiny", 2, 64, 300, 128),
-    large=(Shape("tiny decoder", 2, 64, 300, 512),),
+    small=_TINY,
+    large=(_TINY,),
     run_tokens=(64, 256),
     square=256,
     copy_bytes=2**20,
+    measure_s=0.02,
     seconds=0.2,
     callers=8,
     shapes=20,
@@ -117,12 +136,14 @@ class World:
         device: Where sessions run.
         sizes: How much is done.
         work: A directory for models.
+        graphs: Graphs that `prepare` has traced; None to trace each when it is needed.
     """
 
-    def __init__(self, device: Device, sizes: Sizes, work: Path) -> None:
+    def __init__(self, device: Device, sizes: Sizes, work: Path, graphs: Path | None = None) -> None:
         self.device = device
         self.sizes = sizes
         self._work = work
+        self._graphs = graphs
         self.torch_device = torch.device("cpu" if device.kind == "cpu" else "cuda")
 
     @property
@@ -133,48 +154,38 @@ class World:
     @cache  # noqa: B019  # a world lives as long as the process
     def torch_model(self, family: Family, shape: Shape) -> TorchRewardModel:
         """Return the model in float32 on the CPU."""
-        torch.manual_seed(0)
-        heads = max(1, shape.width // (64 if shape.width >= 128 else 16))
-        options: dict[str, Any] = {
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.width,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": heads,
-            "intermediate_size": shape.width * 4,
-            "max_position_embeddings": shape.max_length,
-            "pad_token_id": PAD,
-        }
-        if family != "bert":
-            options["num_key_value_heads"] = heads
-        trunk = AutoModel.from_config(AutoConfig.for_model(family, **options))
-        return TorchRewardModel(trunk, 1, "cls" if family == "bert" else "last", None).eval()
+        return torch_model(family, shape)
 
-    @cache  # noqa: B019
     def version(
         self, family: Family, shape: Shape, precision: Precision, masks: bool = False
     ) -> tuple[ModelStore, Manifest]:
         """Export the model, converted to a precision; a decoder with adapter inputs, an encoder with masks if asked."""
-        words = {"[PAD]": PAD, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-        if family == "bert":
-            layout = TextFormat.for_encoder(tokenizer, segment_ids=True)
-        else:
-            layout = TextFormat.for_decoder(tokenizer, eos_id=1, bos_id=1, pad_id=PAD)
-        name = f"{family}-{shape.name}-{precision}{'-masks' if masks else ''}"
-        store = ModelStore(self._work / name.replace(" ", "-"))
+        store = ModelStore(self._work / f"{_named(family, shape, masks)}-{precision}")
         if numbers := store.versions("reward"):
             return store, store.manifest("reward", min(numbers))
+        tokenizer = tokenizer_of(shape)
 
         def write(target: Path) -> None:
-            adapters = () if family == "bert" else _ADAPTED
-            with patch.object(graph, "take_lengths", lambda _: 0) if masks else nullcontext():
-                export_reward(self.torch_model(family, shape), tokenizer, layout, target, adapters=adapters)
+            tokenizer.save(str(target / TOKENIZER))
+            write_graph(self._graph(family, shape, masks), target / MODEL)
             convert(target / MODEL, precision)
 
+        layout = encoder_layout(tokenizer) if family == "bert" else decoder_layout(tokenizer)
         manifest = Manifest(
             model="reward", text_format=layout.to_json(), max_length=shape.max_length, heads=1, precision=precision
         )
         return store, store.publish(manifest, write)
+
+    def _graph(self, family: Family, shape: Shape, masks: bool) -> Graph:
+        """Return the graph with the model's weights. Raises ValueError if one that is prepared does not take them."""
+        model = self.torch_model(family, shape)
+        if self._graphs is None:
+            return traced(model, family, masks)
+        path = self._graphs / f"{_named(family, shape, masks)}.onnx"
+        found = load_graph(path)
+        if found is None or not graph.fill(found, model, family == "bert", _adapted(family)):
+            raise ValueError(f"{path} is not there or of another architecture: prepare it with this version")
+        return found
 
     @contextmanager
     def loaded(
@@ -197,6 +208,73 @@ class World:
     def with_tf32(self) -> Device:
         """Return the device with TF32 allowed."""
         return replace(self.device, tf32=True)
+
+
+def torch_model(family: Family, shape: Shape) -> TorchRewardModel:
+    """Return the model in float32 on the CPU."""
+    torch.manual_seed(0)
+    heads = max(1, shape.width // (64 if shape.width >= 128 else 16))
+    options: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": heads,
+        "intermediate_size": shape.width * 4,
+        "max_position_embeddings": shape.max_length,
+        "pad_token_id": PAD,
+    }
+    if family != "bert":
+        options["num_key_value_heads"] = heads
+    trunk = AutoModel.from_config(AutoConfig.for_model(family, **options))
+    return TorchRewardModel(trunk, 1, "cls" if family == "bert" else "last", None).eval()
+
+
+def tokenizer_of(shape: Shape) -> Tokenizer:
+    """Return a tokenizer for which the word ``w<n>`` is the token n."""
+    words = {"[PAD]": PAD, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3} | {f"w{n}": n for n in range(4, shape.vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def encoder_layout(tokenizer: Tokenizer) -> TextFormat:
+    """Return the layout of an encoder's texts."""
+    return TextFormat.for_encoder(tokenizer, segment_ids=True)
+
+
+def decoder_layout(tokenizer: Tokenizer) -> TextFormat:
+    """Return the layout of a decoder's texts."""
+    return TextFormat.for_decoder(tokenizer, eos_id=1, bos_id=1, pad_id=PAD)
+
+
+def traced(model: TorchRewardModel, family: Family, masks: bool) -> Graph:
+    """Trace a model's graph, with attention by masks if asked; its weights are read when it is written."""
+    with patch.object(graph, "take_lengths", lambda _: 0) if masks else nullcontext():
+        return graph.graph_of(model, family == "bert", _adapted(family))
+
+
+def prepare(sizes: Sizes, directory: Path) -> None:
+    """Trace every graph that the cases need, and write it without its weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = [(family, sizes.small, False) for family in FAMILIES]
+    wanted += [("llama", shape, False) for shape in sizes.large]
+    wanted += [("bert", sizes.large[0], masks) for masks in (False, True)]
+    for family, shape, masks in dict.fromkeys(wanted):
+        found = traced(torch_model(family, shape), family, masks)
+        notes = {p.key: p.value for p in found.proto.metadata_props}
+        parameters = {name for places in json.loads(notes[graph.PARAMETERS]).values() for name, _ in places}
+        for initialiser in found.proto.graph.initializer:
+            if initialiser.name in found.weights.keys() - parameters:
+                initialiser.CopyFrom(numpy_helper.from_array(found.values(initialiser.name), initialiser.name))
+        onnx.save_model(found.proto, str(directory / f"{_named(family, shape, masks)}.onnx"))
+
+
+def _named(family: Family, shape: Shape, masks: bool) -> str:
+    return f"{family}-{shape.name}{'-masks' if masks else ''}".replace(" ", "-")
+
+
+def _adapted(family: Family) -> tuple[str, ...]:
+    return () if family == "bert" else _ADAPTED
 
 
 def rows_of(shape: Shape, count: int, tokens: int, seed: int = 0) -> list[Encoded]:
@@ -235,19 +313,26 @@ def adapter_of(model: RewardModel) -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-def per_second(world: World, work: Callable[[], object], seconds: float | None = None) -> float:
+def per_second(world: World, work: Callable[[], object]) -> float:
     """Return how often a second ``work`` is done, after two times that do not count."""
     for _ in range(2):
         work()
     synchronise(world)
     times = 0
-    limit = world.sizes.seconds if seconds is None else seconds
     started = time.perf_counter()
-    while (took := time.perf_counter() - started) < limit or not times:
+    while (took := time.perf_counter() - started) < world.sizes.measure_s or not times:
         work()
         times += 1
         synchronise(world)
     return times / took
+
+
+def product_tflops(world: World, dtype: torch.dtype, *, tf32: bool = False) -> float:
+    """Return the TFLOP/s of products of square matrices of random numbers."""
+    size = world.sizes.square
+    factor = torch.randn(size, size, device=world.torch_device).to(dtype)
+    with torch_tf32(tf32):
+        return 2 * size**3 * per_second(world, lambda: factor @ factor) / 1e12
 
 
 def synchronise(world: World) -> None:
@@ -269,6 +354,28 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     """Return the median and the 99th percentile, in milliseconds."""
     p50, p99 = np.quantile(np.array(values) * 1e3, (0.5, 0.99))
     return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+
+
+@contextmanager
+def torch_tf32(is_allowed: bool) -> Iterator[None]:
+    """Let torch round products of float32 matrices to TF32 in the block, or not."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """Return the largest difference; infinite if a logit is not finite."""
+    found = float(np.abs(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)).max())
+    return found if math.isfinite(found) else math.inf
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    """Return the figures with four digits."""
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Saturated throughput through gRPC over the bare-session ceiling, same weights, texts, precision and threads.
+"""Saturated throughput through gRPC over the ceiling of bare sessions, same weights, texts, precision and cores.
 
-Each round measures the ceiling, then Score with many callers, ScoreBatch and ScoreStream; rounds are interleaved in
-one run, so that a machine that slows down slows all.
+The ceiling is the fastest way of several (`ceiling.py`), which are tried first. Each round measures it, then Score with
+many callers, ScoreBatch and ScoreStream, and it again; rounds are interleaved in one run, so that a machine that slows
+down slows all.
 
     python tests/bench/throughput.py --data ../shared/data
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 import arguments
 import models
 import service
-from ceiling import Bare, Ceiling
+from ceiling import Ceiling
 
 COLUMNS = ("round", "what", "pairs/s", "tokens/s", "of ceiling", "p50 ms", "p99 ms", "generator CPU")
 RPCS = {
@@ -31,13 +32,15 @@ def measure(work: Path, data: Path | None, mix: str, precision: str, options: ar
     pairs = models.pairs(mix, options.pairs, data)
     texts = models.write_rows(work / f"{mix}.jsonl", models.as_groups(pairs))
     with service.serving(store, *options.serve_args.split()) as served:
-        ceiling = Ceiling(Bare(served.version_directory, manifest), pairs)
-        ceiling.choose(options.seconds)
+        ceiling = Ceiling(served.version_directory, manifest, pairs)
+        tried = ceiling.choose(options.seconds)
         lengths = ceiling.lengths
         print(
             f"\n{mix}, {precision}: {len(pairs)} pairs, median {statistics.median(lengths):.0f} tokens, "
-            f"mean {statistics.mean(lengths):.0f}; ceiling in batches of {ceiling.batch_rows}"
+            f"mean {statistics.mean(lengths):.0f}"
         )
+        for way, rate in tried.items():
+            print(f"{way}: {rate.tokens_per_s:.0f} tokens/s{' (the ceiling)' if way == ceiling.way else ''}")
         rows: list[list[object]] = [
             ["round", "what", "pairs/s", "tokens/s", "of ceiling", "p50 ms", "p99 ms", "gen CPU"]
         ]

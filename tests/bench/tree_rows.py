@@ -1,6 +1,7 @@
 """Which plan a decoder's groups are run by: seconds as one padded run, in buckets, as one tree row, and as planned.
 
-A tree row attends over its prompt's keys and values, and beside that by a mask.
+A tree row attends over its prompt's keys and values, and beside that by a mask. The ceiling of one group is the fastest
+of these ways in bare sessions, one on all cores or one on each core (`ceiling.py`).
 
 A Llama-type reward model, 8 layers, 512 wide, random weights, exported as every version is. Each cell runs every plan
 in turn, several rounds, and takes the least time of each, so that a machine that slows down slows all.
@@ -18,16 +19,19 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
+from ceiling import Work, bare_session, cores, repeat, side_by_side
 from tokenizers import Tokenizer, models
 from transformers import AutoModel, LlamaConfig
 
 from rewardloop.formats.affix_layout import TextFormat
-from rewardloop.formats.graphs.inputs import tree_rows
-from rewardloop.formats.store import Manifest, ModelStore
+from rewardloop.formats.graphs.inputs import GraphInputs, tree_rows
+from rewardloop.formats.store import MODEL, Manifest, ModelStore
 from rewardloop.formats.text import Encoded
 from rewardloop_server.device.choose import Device
 from rewardloop_server.loading.sessions import SessionPool
@@ -42,11 +46,12 @@ HEADLINE = (400, 8, 60)
 # Prompt, responses, and tokens of a response on average: they vary by half of it.
 CELLS = [(p, k, 60) for p in (16, 100, 400, 800) for k in (2, 8, 16)] + [(16, 16, 200), (400, 8, 400)]
 WAYS = ("padded", "buckets", "mask", "tree", "planned")
+FORESEEN = ("padded", "buckets", "mask", "planned")  # ways whose seconds the cost model estimates
 COLUMNS = ("prompt", "k", "tokens", *(f"{way} s" for way in WAYS), "foreseen s", "of best", "as")
 
 
-def load(directory: Path, layers: int, width: int, threads: int) -> RewardModel:
-    """The reward model on this machine, its cost model fitted."""
+def load(directory: Path, layers: int, width: int, threads: int) -> tuple[RewardModel, Any, list[Any]]:
+    """The reward model on this machine, its cost model fitted; a bare session on all cores; one for each core."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -70,7 +75,9 @@ def load(directory: Path, layers: int, width: int, threads: int) -> RewardModel:
         Manifest(model="reward", text_format=text_format.to_json(), max_length=1024, heads=4), write
     )
     pool = SessionPool(store, Device("cpu", threads, spin=False), ServerMetrics())
-    return pool.load(manifest, store.fetch("reward", manifest.version))
+    version = store.fetch("reward", manifest.version)
+    whole, *single = (bare_session(version / MODEL, threads) for threads in (0, *(1 for _ in cores())))
+    return pool.load(manifest, version), whole, single
 
 
 def group(prompt: int, k: int, tokens: int, *, even: bool = False) -> list[Encoded]:
@@ -118,6 +125,36 @@ def measure(model: RewardModel, rows: list[Encoded], rounds: int) -> tuple[dict[
     return {name: least[key] for name, key in keys.items()}, wanted
 
 
+def ceiling(model: RewardModel, rows: list[Encoded], whole: Any, single: list[Any], seconds: float) -> dict[str, float]:
+    """Groups a second of each way in bare sessions."""
+    found: dict[str, float] = {}
+    for way, runs in plans(model, rows).items():
+        feeds = [tree_rows([rows], runs[0].length, model.encoder.format.pad)] if way == "mask" else []
+        feeds = feeds or [model.lay_out(rows, run).inputs for run in runs]
+
+        def run(session: Any, feeds: list[GraphInputs] = feeds) -> Work:
+            for inputs in feeds:
+                session.run(["logits"], inputs)
+            return Work(1, 0)
+
+        found[f"{way}, one session on all cores"] = repeat(partial(run, whole), seconds).pairs_per_s
+        beside = side_by_side([partial(run, session) for session in single], seconds)
+        found[f"{way}, a session on each core"] = beside.pairs_per_s
+    return found
+
+
+def planned_rate(model: RewardModel, rows: list[Encoded], seconds: float) -> float:
+    """Groups a second as planned, one at a time, with the service's session; a mean, as the ceiling's is."""
+    feeds = [model.lay_out(rows, run) for run in model.plan(rows)]
+
+    def run() -> Work:
+        for each in feeds:
+            model.execute(each)
+        return Work(1, 0)
+
+    return repeat(run, seconds).pairs_per_s
+
+
 def laid_out_ms(model: RewardModel) -> float:
     """Median milliseconds in which a tree row of 4,096 tokens is laid out."""
     rows, taken = group(2048, 8, 256, even=True), []
@@ -135,12 +172,13 @@ def described(runs: list[Run]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each way of the ceiling (default 4)")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        model = load(Path(directory), options.layers, options.width, options.threads)
+        model, whole, single = load(Path(directory), options.layers, options.width, options.threads)
     cost = model.cost
     load_average = os.getloadavg()[0]
     print(
@@ -150,25 +188,35 @@ def main() -> None:
         f"+ {cost.per_token2_s * 1e9:.1f} ns a token squared"
     )
     print(("{:>10}" * (len(COLUMNS) - 1) + "  {}").format(*COLUMNS))
-    worst = 0.0
+    worst, ratios = 0.0, {way: list[float]() for way in FORESEEN}
     for prompt, k, tokens in CELLS:
         found, wanted = measure(model, group(prompt, k, tokens), options.rounds)
         of_best = found["planned"] / min(found.values())
         worst = max(worst, of_best)
+        for way, each in ratios.items():
+            each.append(sum(run.cost_s for run in wanted[way]) / found[way])
         foreseen = sum(run.cost_s for run in wanted["planned"])
         figures = "".join(f"{found[name]:>10.3f}" for name in WAYS)
         print(
             f"{prompt:>10}{k:>10}{tokens:>10}{figures}{foreseen:>10.3f}{of_best:>10.2f}  {described(wanted['planned'])}"
         )
+    told = (f"{way} {statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for way, r in ratios.items())
+    print(f"\nforeseen over measured: {', '.join(told)}")
     found, wanted = measure(model, group(*HEADLINE, even=True), options.rounds + 1)
     foreseen = {name: sum(run.cost_s for run in wanted[name]) for name in ("padded", "planned")}
+    rows = group(*HEADLINE, even=True)
+    before = planned_rate(model, rows, options.seconds)
+    bare = ceiling(model, rows, whole, single, options.seconds)
+    ours = (before + planned_rate(model, rows, options.seconds)) / 2
+    best = max(bare, key=lambda way: bare[way])
     laid_out = laid_out_ms(model)
     print(f"\na tree row of 4,096 tokens is laid out in {laid_out:.2f} ms on the event loop")
     print(
         f"\nworst planned over best: {worst:.2f} (foreseen: at most 1.10)\n"
         f"prompt 400, 8 responses of 60: padded {found['padded']:.3f} s, planned {found['planned']:.3f} s: "
         f"{found['padded'] / found['planned']:.2f}x (foreseen by the cost model: "
-        f"{foreseen['padded'] / foreseen['planned']:.2f}x)"
+        f"{foreseen['padded'] / foreseen['planned']:.2f}x)\n"
+        f"ceiling: {bare[best]:.2f} groups/s ({best}); planned, one at a time: {ours / bare[best]:.2f} of it"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,9 +20,29 @@ log = structlog.get_logger()
 
 # Rows and tokens of the timed runs. A run of one row of the model's greatest length is added.
 _SHAPES = ((1, 16), (8, 16), (1, 128), (4, 32), (1, 256), (8, 64), (2, 256))
-_ALWAYS = 3  # so many of these, and the longest, are run whatever they cost
+# The same of a decoder's timed runs of tree rows. These have a mask and plain rows have none, so that attention takes
+# other kernels; one cost model stands for both.
+_TREES = ((8, 16), (2, 256))
+_ALWAYS = 3  # so many of the first, the longest, and the first of tree rows are run whatever they cost
 _REPEATS = 3
 _BUDGET_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """So many rows of so many tokens, plain ones or tree rows of two responses to one prompt."""
+
+    rows: int
+    length: int
+    are_trees: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    def named(self, token: int) -> str:
+        """Return what messages call a run of one token, repeated."""
+        return f"{self.rows} x {self.length} tokens of id {token}{' in tree rows' if self.are_trees else ''}"
 
 
 def warm_up(
@@ -42,22 +63,23 @@ def warm_up(
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
     longest = model.manifest.max_length
-    shapes = [*((count, length) for count, length in (*_SHAPES, *large_shapes) if length < longest), (1, longest)]
-    needed = {*shapes[:_ALWAYS], shapes[-1]}
-    check(model, *shapes[0], token, guard, alone=False)
+    shapes = [*(_Shape(*each) for each in (*_SHAPES, *large_shapes) if each[1] < longest), _Shape(1, longest)]
+    trees = [_Shape(*each, are_trees=True) for each in _TREES if model.signature.is_decoder and each[1] < longest]
+    needed = {*shapes[:_ALWAYS], shapes[-1], *trees[:1]}
+    _run(model, shapes[0], token, guard, alone=False)
     # A session's first run is slow and not counted.
-    token_s = check(model, *shapes[0], token, guard) / math.prod(shapes[0])
+    token_s = _run(model, shapes[0], token, guard) / shapes[0].tokens
     if model.signature.shares_prompts and longest >= 4:
         _timed(model, *_group(longest, token), guard, "a group of 16 responses")
     started = time.monotonic()
-    least: dict[tuple[int, int], float] = {}
-    for shape in shapes * _REPEATS:
-        expected_s = least.get(shape, token_s * math.prod(shape))
+    least: dict[_Shape, float] = {}
+    for shape in (*shapes, *trees) * _REPEATS:
+        expected_s = least.get(shape, token_s * shape.tokens)
         is_needed = shape in needed and shape not in least
         if is_needed or time.monotonic() - started + expected_s < _BUDGET_S:
-            least[shape] = min(least.get(shape, math.inf), check(model, *shape, token, guard))
-            token_s = least[shape] / math.prod(shape)
-    timings = [Timing(count, length, seconds) for (count, length), seconds in least.items()]
+            least[shape] = min(least.get(shape, math.inf), _run(model, shape, token, guard))
+            token_s = least[shape] / shape.tokens
+    timings = [Timing(shape.rows, shape.length, seconds) for shape, seconds in least.items()]
     cost = fit(timings)
     log.info(
         "cost model fitted",
@@ -72,8 +94,8 @@ def warm_up(
     return cost
 
 
-def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGuard, *, alone: bool = True) -> float:
-    """Run the graph once on one token, repeated, and return the seconds that it took.
+def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGuard) -> None:
+    """Run the graph once on one token, repeated.
 
     Args:
         model: The version to run.
@@ -82,14 +104,17 @@ def check(model: RewardModel, count: int, length: int, token: int, guard: LoadGu
         length: Tokens of each row.
         token: Id of the token.
         guard: Stops a run that does not end.
-        alone: Use the session of a run that has the device to itself.
 
     Raises:
         NotLoadable: The graph does not run, or does not give finite logits of the right shape.
     """
-    return _timed(
-        model, *_example(model, count, length, token), guard, f"{count} x {length} tokens of id {token}", alone
-    )
+    are_trees = model.signature.is_decoder and 4 <= length < model.manifest.max_length
+    _run(model, _Shape(count, length, are_trees), token, guard)
+
+
+def _run(model: RewardModel, shape: _Shape, token: int, guard: LoadGuard, *, alone: bool = True) -> float:
+    """Run the graph once on one token, repeated, as `check` does, and return the seconds that it took."""
+    return _timed(model, *_example(shape, token), guard, shape.named(token), alone)
 
 
 def _timed(
@@ -125,9 +150,10 @@ def _group(longest: int, token: int) -> tuple[list[Encoded], Run]:
     return rows, Run((tuple(range(16)),), prompt + 16 * size, 0.0)
 
 
-def _example(model: RewardModel, count: int, length: int, token: int) -> tuple[list[Encoded], Run]:
-    """Return sequences of one token, repeated, and a run that holds them in ``count`` rows of ``length`` tokens."""
-    if not model.signature.is_decoder or length < 4 or length == model.manifest.max_length:
+def _example(shape: _Shape, token: int) -> tuple[list[Encoded], Run]:
+    """Return sequences of one token, repeated, and a run that holds them in the rows of a shape."""
+    count, length = shape.rows, shape.length
+    if not shape.are_trees:
         rows = [Encoded([token] * length, None, truncated=False)] * count
         return rows, Run(tuple((i,) for i in range(count)), length, 0.0)
     prompt = length // 2
