@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 # What torch and a model raise for a request, or for want of memory.
 _FAILURES = (ArithmeticError, RuntimeError, ValueError, IndexError)
+# While more wait than there is room for, requests join after so many steps: prompts are read faster together.
+_JOIN_EVERY = 8
 
 
 class _Overrun(RuntimeError):
@@ -93,6 +95,7 @@ class SampleThread:
         self._watch = watch
         self._bounds = bounds
         self._running: dict[PolicyModel, _Running] = {}
+        self._pause = 0  # steps before others join
         self._suspects: deque[Job] = deque()  # which are sampled alone, because a step with them failed
 
     def work(self) -> None:
@@ -107,6 +110,9 @@ class SampleThread:
 
     def _admit(self) -> None:
         """Let the requests that wait join, as many as there is room for."""
+        self._pause -= 1
+        if self._pause > 0 and self._running:
+            return
         present = [job for running in self._running.values() for job in running.jobs.values()]
         joining: dict[PolicyModel, list[Job]] = {}
 
@@ -123,6 +129,7 @@ class SampleThread:
                 joining.setdefault(job.policy, []).append(job)
         for policy, jobs in joining.items():
             self._join(policy, jobs)
+        self._pause = _JOIN_EVERY if len(self._queue) else 0
 
     def _admit_suspect(self) -> None:
         """Let one request join once nothing else is sampled."""

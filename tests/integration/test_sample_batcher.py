@@ -34,16 +34,21 @@ NEVER_READ = SampleRequest([10**6], max_new_tokens=4)  # no such row in the embe
 
 
 class Steps:
-    """The forward passes of a policy in order, each as its number of rows. `before` may hold them up or raise."""
+    """The forward passes of a policy in order, each as its number of rows. `before` may hold them up or raise.
+
+    ``read``: how many of them read prompts of more than one token.
+    """
 
     def __init__(self, model: Any) -> None:
         self.rows: list[int] = []
+        self.read = 0
         self.before: Callable[[int, int], object] = lambda step, rows: None
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, _: Any, __: Any, given: Mapping[str, Any]) -> None:
         self.before(len(self.rows), given["input_ids"].shape[0])
         self.rows.append(given["input_ids"].shape[0])
+        self.read += given["input_ids"].shape[1] > 1
 
 
 def policy(seed: int = 0) -> tuple[PolicyModel, Steps]:
@@ -140,6 +145,16 @@ async def test_requests_wait_for_room(rows: int, tokens: int) -> None:
         answers = [said(answers) for answers in await asyncio.gather(*asked)]
     assert answers == [said(alone(request)) for request in (LONG, SHORT, SHORT, OTHER, SHORT)]
     assert max(steps.rows) == 3
+
+
+async def test_while_more_wait_than_there_is_room_for_their_prompts_are_read_together() -> None:
+    of, steps = policy()
+    requests = [SampleRequest([40 + i, 41], seed=i, max_new_tokens=2 + i % 9) for i in range(40)]
+    async with batcher(8) as made:
+        answers = await asyncio.gather(*(asking(made, of, request) for request in requests))
+    assert [said(each) for each in answers] == [said(alone(request)) for request in requests]
+    assert 5 <= steps.read <= len(steps.rows) / 8 + 2
+    assert max(steps.rows) == 8
 
 
 async def test_a_request_that_takes_more_than_there_is_room_for_is_sampled_alone() -> None:
