@@ -13,6 +13,7 @@ from rewardloop.formats.store import Manifest, ModelStore
 from rewardloop_policy.policy_model import PolicyModel, choose_device, load_policy_model
 from rewardloop_policy.policy_text import Answer, PolicyText
 from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_policy.sample_thread import Room
 from rewardloop_policy.settings import PolicyWorkerSettings
 from rewardloop_policy.speech import Speech
 from rewardloop_sampling.sampling import SampleRequest
@@ -74,7 +75,7 @@ def torch_backend(settings: PolicyWorkerSettings, metrics: ServerMetrics) -> Bac
     device = choose_device(settings.device)
     watch = Watch(settings.run_grace_s)
     batcher = SampleBatcher(
-        max_batch_rows=settings.max_batch_rows,
+        room=Room(settings.max_batch_rows, settings.max_batch_tokens),
         max_queue_rows=settings.queue_rows,
         metrics=metrics,
         watch=watch,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -14,16 +15,20 @@ from rewardloop.formats.store import Manifest
 from rewardloop.formats.text import Encoder, Turn
 from rewardloop_policy.policy_text import Answer, PolicyText, read_encoder
 from rewardloop_policy.speech import Speech
+from rewardloop_sampling.decoding import fixed_layers
 from rewardloop_sampling.generation_rules import GenerationRules
 from rewardloop_sampling.loading import load_served, most_positions
-from rewardloop_sampling.sampling import SampleRequest, end_ids, sample
+from rewardloop_sampling.running_batch import RunningBatch
+from rewardloop_sampling.sampling import SampleRequest, Task, end_ids
 from rewardloop_server.calls.errors import NotLoadable, told
+
+log = structlog.get_logger()
 
 _WARM_UP_TOKENS = 2
 
 
 class PolicyModel(PolicyText):
-    """One warm version. `answer` is for one thread at a time; any thread may use the rest.
+    """One warm version. One thread at a time samples from it; any thread may use the rest.
 
     Attributes:
         token_s: Seconds that a token took when the version was warmed. In a large batch it takes less.
@@ -35,46 +40,42 @@ class PolicyModel(PolicyText):
         self._model: Any = model
         self._rules = rules
 
-    def answer(
-        self,
-        requests: Sequence[SampleRequest],
-        is_abandoned: Callable[[int], bool] = lambda request: False,
-        speeches: Sequence[Speech] | None = None,
-    ) -> list[list[Answer]]:
-        """Return the candidates of each request, as `sample` does.
+    def batch(self) -> RunningBatch:
+        """Return an empty batch. Raises RuntimeError if the version is closed."""
+        if self._model is None:
+            raise RuntimeError("the version is closed")
+        rules = self._rules
+        return RunningBatch(self._model, end_ids=rules.end_ids, pad_id=self.encoder.format.pad, rules=rules)
+
+    def task(self, request: SampleRequest, speech: Speech, is_abandoned: Callable[[], bool]) -> Task:
+        """Return a request that can join a batch.
 
         Args:
-            requests: What to answer.
-            is_abandoned: See `sample`.
-            speeches: Where the texts of each request stop, and who hears them while they are sampled.
+            request: What to sample.
+            speech: Where the texts stop, and who hears them while they are sampled.
+            is_abandoned: See `Task`.
+        """
+
+        def is_said(candidate: int, ids: Sequence[int]) -> bool:
+            return speech.hear(candidate, self.said(ids))
+
+        return Task(request, is_abandoned, is_said if speech.stop or speech.on_text else None)
+
+    def answers(self, task: Task, speech: Speech) -> list[Answer]:
+        """Return the candidates of a request that is done."""
+        return [self.read(sampled, speech, candidate) for candidate, sampled in enumerate(task.sampled)]
+
+    def answer(self, requests: Sequence[SampleRequest]) -> list[list[Answer]]:
+        """Return the candidates of each request, which are sampled together.
 
         Raises:
             FloatingPointError: The logits are NaN. And whatever torch raises.
         """
-        rules = self._rules
-        pad = self.encoder.format.pad
-        speeches = speeches or [Speech() for _ in requests]
-        needs_text = any(speech.stop or speech.on_text for speech in speeches)
-
-        def is_said(request: int, candidate: int, ids: Sequence[int]) -> bool:
-            speech = speeches[request]
-            if not speech.stop and speech.on_text is None:
-                return False
-            return speech.hear(candidate, self.said(ids))
-
-        groups = sample(
-            self._model,
-            requests,
-            end_ids=rules.end_ids,
-            pad_id=pad,
-            rules=rules,
-            is_abandoned=is_abandoned,
-            is_said=is_said if needs_text else None,
-        )
-        return [
-            [self.read(sampled, speech, candidate) for candidate, sampled in enumerate(group)]
-            for speech, group in zip(speeches, groups, strict=True)
-        ]
+        batch, speech = self.batch(), Speech()
+        tasks = [self.task(request, speech, lambda: False) for request in requests]
+        batch.join(tasks)
+        batch.finish()
+        return [self.answers(task, speech) for task in tasks]
 
     def close(self) -> None:
         """Free the weights."""
@@ -105,4 +106,6 @@ def load_policy_model(manifest: Manifest, directory: Path, *, device: torch.devi
         policy.token_s = (time.monotonic() - started) / tokens
     except Exception as error:  # transformers, tokenizers and torch raise many kinds for a broken version
         raise NotLoadable(f"policy {manifest.version} does not load or run: {told(error)}") from error
+    if fixed := fixed_layers(model.config):
+        log.warning("requests wait until this policy's batch is done", version=manifest.version, layers=sorted(fixed))
     return policy

@@ -33,6 +33,12 @@ class PolicyWorkerSettings(ServingSettings):
         1, ge=0, description="threads of torch; 0: one a core, which is slower if other processes share the cores"
     )
     max_batch_rows: int = Field(64, ge=1, description="most candidates sampled together")
+    max_batch_tokens: int = Field(
+        262144,
+        ge=1,
+        description="most tokens of prompts and answers held in memory for them, where each candidate counts as many "
+        "as the longest may get; a request that takes more is sampled alone",
+    )
     queue_rows: int = Field(1024, ge=1, description="bound of the queue, in candidates")
     max_new_tokens: int = Field(
         0,

@@ -132,8 +132,8 @@ class GenerationRules:
 class ProcessedRows:
     """Applies the rules' processors to the rows of a batch.
 
-    Rows whose prompts have the same length are processed together. So no processor sees padding, and a row's scores do
-    not depend on its neighbours.
+    Rows whose prompts have the same length, and that have as many tokens, are processed together. So no processor sees
+    padding, and a row's scores do not depend on its neighbours.
 
     Args:
         rules: The rules.
@@ -145,9 +145,11 @@ class ProcessedRows:
         self._lengths = [len(prompt) for prompt in prompts]
         self._processors = {length: rules.processors(length, device) for length in set(self._lengths)}
         self._is_idle = not any(self._processors.values())
-        self._width = max(self._lengths)
-        padded = [[0] * (self._width - len(prompt)) + list(prompt) for prompt in prompts]
+        width = max(self._lengths)
+        self._padding = [width - length for length in self._lengths]
+        padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         self._ids = torch.tensor(padded, device=device)
+        self._groups = self._grouped()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return the scores that the rules make of logits, both (rows, vocabulary)."""
@@ -155,9 +157,8 @@ class ProcessedRows:
             return logits
         scores = logits.float()
         found = torch.empty_like(scores)
-        for length in set(self._lengths):
-            rows = [row for row, its in enumerate(self._lengths) if its == length]
-            ids, part = self._ids[rows, self._width - length :], scores[rows]
+        for length, padding, rows in self._groups:
+            ids, part = self._ids[rows, padding:], scores[rows]
             for processor in self._processors[length]:
                 part = processor(ids, part)
             found[rows] = part
@@ -168,11 +169,38 @@ class ProcessedRows:
         if not self._is_idle:
             self._ids = torch.cat([self._ids, ids.unsqueeze(-1)], dim=1)
 
-    def keep(self, rows: Tensor) -> None:
-        """Continue with these rows alone, given by their indices, (rows,)."""
-        if not self._is_idle:
-            self._ids = self._ids[rows]
-            self._lengths = [self._lengths[row] for row in rows.tolist()]
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with these rows alone, given by their indices."""
+        if self._is_idle:
+            return
+        self._lengths = [self._lengths[row] for row in rows]
+        unused = min(self._padding[row] for row in rows)
+        self._padding = [self._padding[row] - unused for row in rows]
+        self._ids = self._ids[torch.tensor(rows, device=self._ids.device), unused:]
+        self._groups = self._grouped()
+
+    def join(self, other: ProcessedRows) -> None:
+        """Append the rows of another one with the same rules."""
+        if self._is_idle:
+            return
+        self._processors |= other._processors
+        self._lengths += other._lengths
+        width = max(self._ids.shape[1], other._ids.shape[1])
+        parts = []
+        padding: list[int] = []
+        for rows in (self, other):
+            missing = width - rows._ids.shape[1]
+            padding += [each + missing for each in rows._padding]
+            parts.append(torch.nn.functional.pad(rows._ids, (missing, 0)))
+        self._ids, self._padding = torch.cat(parts), padding
+        self._groups = self._grouped()
+
+    def _grouped(self) -> list[tuple[int, int, Tensor]]:
+        """Return for each group the length of its prompts, its columns of padding, and its rows' indices."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, group in enumerate(zip(self._lengths, self._padding, strict=True)):
+            groups.setdefault(group, []).append(row)
+        return [(*group, torch.tensor(rows, device=self._ids.device)) for group, rows in groups.items()]
 
 
 def _is_set(config: GenerationConfig, name: str) -> bool:

@@ -38,7 +38,7 @@ def check_answers(model: Any, prompts: Sequence[Sequence[int]], rules: Generatio
     alone = [_generated(model, prompt, pad_id) for prompt in prompts]
     decoding = Decoding(model, prompts, pad_id)
     rows = ProcessedRows(rules, prompts, model.device)
-    logits = decoding.prefill(torch.arange(len(prompts), device=model.device))
+    logits = decoding.prefill(range(len(prompts)))
     for step in range(STEPS):
         scores = rows.scores(logits).float()
         for row, (_, expected) in enumerate(alone):

@@ -21,8 +21,9 @@ from rewardloop_client import PolicyUnavailable as Unavailable
 from rewardloop_client import RewardloopClient
 from rewardloop_policy.policy_text import Answer
 from rewardloop_policy.sample_batcher import SampleBatcher
+from rewardloop_policy.sample_thread import Room
 from rewardloop_policy.speech import Speech
-from rewardloop_sampling.sampling import SampleRequest
+from rewardloop_sampling.sampling import SampleRequest, Task
 from rewardloop_server.calls.errors import InternalError, NotLoadable, PolicyUnavailable
 from rewardloop_server.guard.watch import LostThread, RunBounds, Watch
 from rewardloop_server.observe.metrics import ServerMetrics
@@ -31,31 +32,55 @@ SERVICE = "rewardloop.v1.PolicyService"
 BOUNDS = RunBounds(least_s=0.6, grace_s=0.6)
 
 
-class SlowPolicy:
-    """Its steps take as long as the prompt says, in tenths of a second."""
+class SlowBatch:
+    """Its steps take as long as the prompts say, in tenths of a second, and the reading of prompts as the seeds say."""
 
+    can_join = True
+
+    def __init__(self) -> None:
+        self._steps: dict[Task, int] = {}
+
+    @property
+    def rows(self) -> int:
+        return len(self._steps)
+
+    def join(self, tasks: Sequence[Task]) -> None:
+        time.sleep(sum(task.request.seed for task in tasks) / 10)
+        self._steps |= {task: task.request.max_new_tokens for task in tasks}
+
+    def step(self) -> list[Task]:
+        for task in self._steps:
+            time.sleep(sum(task.request.prompt) / 10)
+            self._steps[task] -= 1
+        done = [task for task, left in self._steps.items() if not left or task.is_abandoned()]
+        self._steps = {task: left for task, left in self._steps.items() if task not in done}
+        return done
+
+
+class SlowPolicy:
     manifest = SimpleNamespace(version="1")
     token_s = 1e-4
 
-    def answer(
-        self, requests: Sequence[SampleRequest], is_abandoned: Callable[[int], bool], speeches: Sequence[Speech] = ()
-    ) -> list[list[Answer]]:
-        for _ in range(requests[0].max_new_tokens):
-            for i, request in enumerate(requests):
-                time.sleep(sum(request.prompt) / 10)
-                if is_abandoned(i):
-                    break
-        return [[Answer("yes", -1.0, 1, "stop")] for _ in requests]
+    def batch(self) -> SlowBatch:
+        return SlowBatch()
+
+    def task(self, request: SampleRequest, speech: Speech, is_abandoned: Callable[[], bool]) -> Task:
+        return Task(request, is_abandoned)
+
+    def answers(self, task: Task, speech: Speech) -> list[Answer]:
+        return [Answer("yes", -1.0, 1, "stop")]
 
 
-def ask(batcher: SampleBatcher, tenths: int, steps: int = 1) -> asyncio.Task[list[Answer]]:
-    policy: Any = SlowPolicy()
-    return asyncio.create_task(batcher.answer(policy, SampleRequest((tenths,), max_new_tokens=steps), None))
+def ask(
+    batcher: SampleBatcher, tenths: int, steps: int = 1, policy: Any = None, reading: int = 0
+) -> asyncio.Task[list[Answer]]:
+    request = SampleRequest((tenths,), max_new_tokens=steps, seed=reading)
+    return asyncio.create_task(batcher.answer(policy or SlowPolicy(), request, None))
 
 
 async def run(check: Callable[[SampleBatcher, asyncio.Task[None], ServerMetrics], Any]) -> None:
     metrics, watch = ServerMetrics(), Watch(BOUNDS.grace_s)
-    batcher = SampleBatcher(max_batch_rows=8, max_queue_rows=64, metrics=metrics, watch=watch, bounds=BOUNDS)
+    batcher = SampleBatcher(room=Room(8, 10**6), max_queue_rows=64, metrics=metrics, watch=watch, bounds=BOUNDS)
     watching = asyncio.create_task(watch.run())
     tasks = [watching, asyncio.create_task(batcher.run())]
     try:
@@ -85,6 +110,20 @@ async def test_request_whose_step_does_not_end_fails_alone_and_what_waits_is_tur
         assert (await ask(batcher, 0))[0].text == "yes"
         assert not watching.done()
         assert metrics.registry.get_sample_value("rewardloop_stuck_runs_total", {"model": "policy"}) == 1
+
+    await run(check)
+
+
+async def test_prompt_that_takes_too_long_to_read_fails_alone_and_what_is_sampled_is_turned_away() -> None:
+    async def check(batcher: SampleBatcher, watching: asyncio.Task[None], metrics: ServerMetrics) -> None:
+        policy = SlowPolicy()
+        sampled = ask(batcher, 1, steps=50, policy=policy)
+        await asyncio.sleep(0.2)
+        guilty = ask(batcher, 0, policy=policy, reading=10)
+        outcomes = await asyncio.gather(sampled, guilty, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [PolicyUnavailable, NotLoadable]
+        assert (await ask(batcher, 0, policy=policy))[0].text == "yes"
+        assert not watching.done()
 
     await run(check)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rewardloop_sampling.sampling import SampleRequest, sample
+from rewardloop_sampling.running_batch import RunningBatch, sample
+from rewardloop_sampling.sampling import SampleRequest, Task
 
 VOCABULARY = 19
 PAD, END = 0, 1
@@ -59,6 +60,25 @@ def test_a_request_says_the_same_alone_and_in_any_batch(kind: str, batch: list[S
         (alone,) = sample(tiny(kind), [request], end_ids=[END], pad_id=PAD)
         assert [(s.ids, s.finish) for s in alone] == [(s.ids, s.finish) for s in group]
         for first, second in zip(alone, group, strict=True):
+            assert first.logprobs == pytest.approx(second.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@settings(max_examples=25)
+@given(arrivals=st.lists(st.tuples(st.integers(0, 12), requests), min_size=2, max_size=6))
+def test_a_request_says_the_same_whenever_it_joins(kind: str, arrivals: list[tuple[int, SampleRequest]]) -> None:
+    batch, tasks = RunningBatch(tiny(kind), end_ids=[END], pad_id=PAD), []
+    for step in range(24):
+        joining = [Task(request) for at, request in arrivals if at == step]
+        batch.join(joining)
+        tasks += joining
+        batch.step()
+    assert not batch.tasks
+    assert len(tasks) == len(arrivals)
+    for task in tasks:
+        (alone,) = sample(tiny(kind), [task.request], end_ids=[END], pad_id=PAD)
+        assert [(s.ids, s.finish) for s in alone] == [(s.ids, s.finish) for s in task.sampled]
+        for first, second in zip(alone, task.sampled, strict=True):
             assert first.logprobs == pytest.approx(second.logprobs, abs=1e-5)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from rewardloop_sampling.sampling import SampleRequest, sample
+from rewardloop_sampling.running_batch import sample
+from rewardloop_sampling.sampling import SampleRequest
 from support.http_servers import running
 
 COMPLETION_FIELDS = {

@@ -9,8 +9,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
+from rewardloop_sampling.drawing import RowSettings, next_tokens
 from rewardloop_sampling.generation_rules import GenerationRules, ProcessedRows, UnsupportedGeneration
-from rewardloop_sampling.sampling import next_tokens
 
 _warpers: Any = logits_process
 
@@ -53,7 +53,8 @@ def test_samples_have_the_distribution_of_transformers(fields: Any, warpers: lis
     draws = 2000
     uniform = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     rows = logits.expand(draws, -1)
-    ids, logprobs = next_tokens(rows, torch.full((draws,), 0.7), torch.full((draws,), top_p), uniform, rules(**fields))
+    settings = RowSettings.of([0.7] * draws, [top_p] * draws, rows.device)
+    ids, logprobs = next_tokens(rows, settings, uniform, rules(**fields))
     shares = torch.bincount(ids, minlength=23) / draws
     torch.testing.assert_close(shares, expected, atol=1 / draws, rtol=0)
     torch.testing.assert_close(logprobs.exp(), expected[ids].double(), atol=1e-5, rtol=0)
@@ -62,8 +63,7 @@ def test_samples_have_the_distribution_of_transformers(fields: Any, warpers: lis
 def test_greedy_rows_ignore_the_cuts_of_the_distribution() -> None:
     ids, logprobs = next_tokens(
         torch.tensor([[1.0, 3.0, 2.0]]),
-        torch.zeros(1),
-        torch.ones(1),
+        RowSettings.of([0.0], [1.0], torch.device("cpu")),
         torch.zeros(1, dtype=torch.float64),
         rules(typical_p=0.2),
     )
@@ -76,7 +76,7 @@ def test_a_penalty_does_not_see_padding_or_other_rows() -> None:
     logits = torch.ones(3, 6)
     assert (rows.scores(logits) < 1).nonzero().tolist() == [[0, 3], [1, 1], [1, 2], [1, 4], [2, 4]]
     rows.append(torch.tensor([5, 5, 0]))
-    rows.keep(torch.tensor([0, 2]))
+    rows.keep([0, 2])
     assert (rows.scores(logits[:2]) < 1).nonzero().tolist() == [[0, 3], [0, 5], [1, 0], [1, 4]]
 
 

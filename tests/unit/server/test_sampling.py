@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rewardloop_sampling.sampling import SampleRequest, next_tokens, sample
+from rewardloop_sampling.drawing import RowSettings, next_tokens
+from rewardloop_sampling.running_batch import sample
+from rewardloop_sampling.sampling import SampleRequest
 
 VOCABULARY = 23
 PAD, END = 0, 1
@@ -42,9 +44,8 @@ def row(*values: float) -> torch.Tensor:
 
 
 def one(logits: torch.Tensor, uniform: float, temperature: float = 1.0, top_p: float = 1.0) -> tuple[int, float]:
-    ids, logprobs = next_tokens(
-        logits, torch.tensor([temperature]), torch.tensor([top_p]), torch.tensor([uniform], dtype=torch.float64)
-    )
+    settings = RowSettings.of([temperature], [top_p], logits.device)
+    ids, logprobs = next_tokens(logits, settings, torch.tensor([uniform], dtype=torch.float64))
     return int(ids[0]), float(logprobs[0])
 
 
@@ -130,6 +131,20 @@ def test_sampled_tokens_follow_the_models_distribution() -> None:
     n = sum(counts.values())
     chi_squared = sum((counts[t] - n * float(p)) ** 2 / (n * float(p)) for t, p in enumerate(expected))
     assert chi_squared < 48.3  # 99.9% quantile at 22 degrees of freedom
+
+
+def test_a_seed_gives_the_texts_that_it_has_always_given() -> None:
+    requests = [
+        SampleRequest([3, 4, 5, 6], 2, 0.8, 0.9, 7, 8),
+        SampleRequest([9], 1, 1.0, 1.0, -5, 10),
+        SampleRequest([10, 11], 1, 0.0, 1.0, 0, 6),
+    ]
+    said = [[sampled.ids for sampled in group] for group in sample(tiny(), requests, end_ids=[END], pad_id=PAD)]
+    assert said == [
+        [[8, 9, 21, 19, 6, 18, 12, 17], [20, 5, 17, 20, 21, 12, 20, 14]],
+        [[17, 21, 20, 0, 17, 20, 21, 21, 5, 8]],
+        [[3, 10, 15, 13, 15, 15]],
+    ]
 
 
 def test_end_token_stops_a_candidate_and_is_part_of_it() -> None:

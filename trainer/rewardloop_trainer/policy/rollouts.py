@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewardloop.formats.text import Encoder
-from rewardloop_sampling.sampling import Finish, SampleRequest, end_ids, sample
+from rewardloop_sampling.running_batch import sample
+from rewardloop_sampling.sampling import Finish, SampleRequest, end_ids
 from rewardloop_trainer.data.completions import Completion
 from rewardloop_trainer.data.preferences import Prompt
 
