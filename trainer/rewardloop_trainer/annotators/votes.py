@@ -65,6 +65,15 @@ class Votes:
         """The votes that are no ties."""
         return self.where(self.choice != TIE)
 
+    @property
+    def is_last(self) -> npt.NDArray[np.bool_]:
+        """(n,), whether a vote is its person's last one on its item: who is asked again may have changed their mind."""
+        places = np.stack([self.person, self.item])[:, ::-1]
+        _, last = np.unique(places, axis=1, return_index=True)
+        found = np.zeros(len(self), dtype=bool)
+        found[len(self) - 1 - last] = True
+        return found
+
 
 def make_votes(
     rows: Sequence[tuple[str, Any, int]],
