@@ -71,7 +71,7 @@ class TiedPair:
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
-    """Three or more distinct responses, best first."""
+    """Three or more distinct responses, best first. The weight is that of the whole ranking, by `comparisons_in`."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -146,7 +146,10 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
             best_first = tuple(dict.fromkeys(_at(responses, i) for i in event.ranking.order))
             if len(best_first) == 2:
                 return _pair(prompt, best_first[0], best_first[1], about)
-            return [RankedList(prompt, best_first, *about)] if len(best_first) > 2 else []
+            if len(best_first) < 2:
+                return []
+            counted = 1.0 if source_of(event) == "implicit" else comparisons_in(len(best_first))
+            return [RankedList(prompt, best_first, weight * counted, *about[1:])]
     if (judged := judged_alone(event)) is not None:
         response, label = judged
         return [Labelled(prompt, _at(responses, response), label, *about)]
@@ -164,11 +167,21 @@ def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
     return Records(tuple(records), identical)
 
 
+def comparisons_in(responses: int) -> float:
+    """How many choices a stated ranking counts as, by how many responses it orders, two or more.
+
+    A ranking of m responses is m - 1 choices, each among what is left. They would count in full if they erred
+    independently of each other. But one person gave all of them in one moment, so that their errors are alike, and the
+    more there are the less each of them adds (`tests/bench/ranking_weight.py`). A ranking that was inferred from
+    behaviour counts as one: a single act gave all of it.
+    """
+    return math.sqrt(responses - 1)
+
+
 def pairs_of(records: Iterable[Record]) -> list[Pair]:
     """Every strict comparison in the records: pairs, and all pairs of each ranking.
 
-    Each of the C(k, 2) pairs of a ranking of k has that part of the ranking's weight, so that a ranking counts as one
-    comparison.
+    Each of the C(k, 2) pairs of a ranking of k has that part of the ranking's weight.
     """
     found: list[Pair] = []
     for record in records:

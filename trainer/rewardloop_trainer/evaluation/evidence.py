@@ -32,7 +32,7 @@ class Statements:
     Attributes:
         targets: (n,), in [0, 1]. Of a pair 1, because the first answer was preferred, and of a tie 1/2. Of a thumb or
             rating its label.
-        weights: (n,), as training weighs them. The pairs of one ranking have the weight of one comparison together.
+        weights: (n,), as training weighs them. The pairs of one ranking share its weight.
         clusters: (n,), the number of the prompt. Statements of one prompt are not independent.
     """
 
