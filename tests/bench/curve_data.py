@@ -15,7 +15,7 @@ from typing import Any
 
 from rewardloop.formats.text import Turn
 from rewardloop_data.source_file import SourceFile
-from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair
+from rewardloop_trainer.data.preferences import Labelled, Pair, Prompt, RankedList, Record, TiedPair, comparisons_in
 
 ASKED = 11_500  # of which about 10,700 end in a signal
 _SHARES = {"choice": 0.75, "thumb": 0.08, "ranking": 0.05, "tie": 0.05, "rating": 0.04, "edit": 0.03}
@@ -149,7 +149,7 @@ def _record(row: Mapping[str, Any], event_id: str) -> Record:
         case "tie":
             return TiedPair(prompt, row["first"], row["second"], 1.0, event_id)
         case "ranking":
-            return RankedList(prompt, tuple(row["ranked"]), 1.0, event_id)
+            return RankedList(prompt, tuple(row["ranked"]), comparisons_in(len(row["ranked"])), event_id)
     return Labelled(prompt, row["response"], row["label"], 1.0, event_id)
 
 

@@ -18,9 +18,9 @@ from rewardloop.formats.store import Manifest, ModelStore, Trunk, VersionNotFoun
 from rewardloop_local.prune import command
 from rewardloop_local.prune.kept_versions import Pointer, reasons_to_keep
 from rewardloop_trainer.evaluation.gate_anchor import GATE_ANCHOR, GateAnchor
+from rewardloop_trainer.rounds.fresh_start import choose_start
 from rewardloop_trainer.rounds.line import first_of_line
 from rewardloop_trainer.rounds.policy_anchor import anchor_version
-from rewardloop_trainer.rounds.reward_schedule import choose_start
 
 
 def _write(directory: Path, best: str | None = None) -> None:

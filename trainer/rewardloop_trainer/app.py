@@ -3,7 +3,8 @@
 Exit status:
     0: The trainer was stopped or, with --once, did all there was to do. A refused candidate is a normal outcome; the
         last line of the log counts it.
-    1: Another trainer took over, or the trainer cannot work: its metrics port is taken, or a file is damaged.
+    1: Another trainer took over, or the trainer cannot work: its metrics port is taken, the archive is not its work
+        directory's, or a file is damaged.
     2: The flags or settings are not valid.
     3: With --once, a round failed: it was skipped or given up, or waits to be tried again.
 """

@@ -20,6 +20,7 @@ from rewardloop_client import RewardloopClient
 from rewardloop_trainer.archive.consume import Consumer, ConsumerSettings
 from rewardloop_trainer.archive.dead_letters import LetterBounds
 from rewardloop_trainer.archive.fence import Fence, Fenced
+from rewardloop_trainer.archive.identity import OtherArchive
 from rewardloop_trainer.archive.leader import LeaderLock
 from rewardloop_trainer.archive.ledger import CorruptSegment, Ledger
 from rewardloop_trainer.archive.redis_link import REDIS_FAILURES, connect_redis_until
@@ -79,6 +80,9 @@ def run(settings: TrainSettings, is_traced: bool = False) -> int:
     except Fenced as error:
         log.critical("the trainer stops: another one leads", reason=str(error))
         return FAILED
+    except OtherArchive as error:
+        log.critical("the trainer does not start: the archive is another one", reason=str(error))
+        return FAILED
     except (CorruptSegment, CorruptState) as error:
         log.critical("the trainer stops: repair or remove this file", reason=str(error))
         return FAILED
@@ -121,6 +125,7 @@ def _lead(
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(settings.archive, fence=fence)
     state_file = StateFile(settings.work_dir, fence)
+    state_file.hold_to(ledger)
     state_file.keep_within(ledger.last_stream_id or "")
     failures: list[BaseException] = []
     board = Board()

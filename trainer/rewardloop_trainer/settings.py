@@ -68,6 +68,15 @@ class TrainSettings(ServerAccess):
         200_000, ge=1, description="newest training records that are kept, and most new ones of a round"
     )
     replayed: int = Field(50_000, ge=0, description="older training records that are kept, a uniform sample")
+    policy_fresh_growth: float = Field(
+        1.5,
+        ge=0,
+        description="a policy that learns from people's signals starts from the base of its line, and learns from all "
+        "signals that are kept, when these have grown by this factor since the last such round; 0: never",
+    )
+    policy_fresh_newest: int = Field(
+        50_000, ge=1, description="newest training records of a policy's round that starts from the base"
+    )
     passes: float = Field(
         3.0, ge=1, description="expected passes of training over a signal in its life; none gets over twice as many"
     )
@@ -115,6 +124,14 @@ class TrainSettings(ServerAccess):
     def _are_names(cls, value: list[str]) -> list[str]:
         """Raises ValueError for a name that no reward model can have."""
         return list(further_models(value))
+
+    @model_validator(mode="after")
+    def _starts_anew_now_and_then(self) -> Self:
+        if 0 < self.policy_fresh_growth <= 1:
+            raise ValueError(
+                "policy_fresh_growth must be above 1, or 0: otherwise every round would start from the base"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leaves_questions_to_train_on(self) -> Self:

@@ -88,6 +88,11 @@ REWARD_GATE_FIGURES = (
         for side in SIDES
         for figure in ("accuracy", "loss", "slope", "calibration_error", "auc", "auc_lower", "auc_upper")
     ),
+    *(
+        f"gate_{side}_random_{figure}"
+        for side in SIDES
+        for figure in ("accuracy", "accuracy_lower", "accuracy_upper", "choices")
+    ),
     "gate_length_baseline",
     *(f"gate_{kind}gain{bound}" for kind in ("", "choice_", "thumb_") for bound in ("", "_lower", "_upper")),
     "gate_anchor_prompts",

@@ -48,7 +48,8 @@ def test_nobody_agrees_where_nobody_was_asked_twice() -> None:
 
 def test_a_person_who_votes_twice_on_an_item_counts_once() -> None:
     once = [("a", 1, 0), ("b", 1, 0), ("a", 2, 1), ("b", 2, 0), ("a", 3, 1), ("b", 3, 1)]
-    again = [*once, ("a", 2, 1), ("a", 2, 1)]
+    again = [("a", 2, 0), ("b", 3, 0), *once, ("a", 2, 1)]
+    assert make_votes(again).is_last.tolist() == [False, False, True, True, False, True, True, True, True]
     assert agreement_of(make_votes(again)).alpha == agreement_of(make_votes(once)).alpha
 
 

@@ -34,12 +34,12 @@ def gesture(person: str, number: int, at_s: float) -> Gesture:
     )
 
 
-def test_agreement_counts_the_first_votes_of_others_on_the_same_pairs() -> None:
+def test_agreement_counts_the_last_votes_of_others_on_the_same_pairs() -> None:
     one = ((0, 0, FIRST), (1, 0, FIRST), (2, 0, SECOND))
     other = ((0, 1, FIRST), (1, 1, SECOND))
     alone = ((1, 0, SECOND), (2, 2, FIRST))
     found = agreement_with_others(votes(*one, *other, *alone))
-    assert found == {"a": (pytest.approx(1 / 3), 3), "b": (pytest.approx(1 / 3), 3), "c": (0.0, 2)}
+    assert found == {"a": (0.0, 3), "b": (pytest.approx(1 / 3), 3), "c": (0.5, 2)}
 
 
 def test_person_has_pace_without_pauses_and_the_caller_apart() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rewardloop.v1 import feedback_pb2, policy_pb2
+from rewardloop_trainer.data.preferences import NoSupport
 from rewardloop_trainer.evaluation.off_policy import (
     LEAST_CLUSTERS,
     Judgement,
-    NoSupport,
     judgements,
     off_policy_value,
     position_bias,

@@ -1,12 +1,16 @@
+from itertools import pairwise
+
 import pytest
 
 from rewardloop.formats.text import Turn
 from rewardloop.v1 import common_pb2, feedback_pb2
 from rewardloop_trainer.data.preferences import (
+    SOURCE_WEIGHTS,
     Labelled,
     Pair,
     RankedList,
     TiedPair,
+    comparisons_in,
     from_event,
     from_events,
     pairs_of,
@@ -42,7 +46,29 @@ def test_records_say_who_judged_and_how_strongly() -> None:
 
 def test_ranking_of_three_keeps_its_order() -> None:
     given = event(["a", "b", "c"], ranking=feedback_pb2.Ranking(order=[1, 2, 0]))
-    assert from_event(given) == [RankedList(PROMPT, ("b", "c", "a"), 1.0, "e1", {"team": "a"})]
+    assert from_event(given) == [RankedList(PROMPT, ("b", "c", "a"), comparisons_in(3), "e1", {"team": "a"})]
+
+
+def test_a_stated_ranking_counts_more_the_more_it_orders_and_less_than_as_many_choices() -> None:
+    counted = [comparisons_in(m) for m in range(2, 65)]
+    assert counted[0] == 1.0
+    assert all(1 <= before < after < m for m, (before, after) in enumerate(pairwise(counted), 3))
+
+
+@pytest.mark.parametrize(
+    ("source", "weight"),
+    [
+        (feedback_pb2.SOURCE_HUMAN, comparisons_in(8)),
+        (feedback_pb2.SOURCE_LLM_JUDGE, comparisons_in(8)),
+        (feedback_pb2.SOURCE_IMPLICIT, SOURCE_WEIGHTS["implicit"]),
+    ],
+)
+def test_what_a_ranking_of_eight_weighs(source: feedback_pb2.Source, weight: float) -> None:
+    """An inferred one weighs less than one choice of a person, however long it is."""
+    given = event(list("abcdefgh"), ranking=feedback_pb2.Ranking(order=range(8)), source=source)
+    records = from_event(given)
+    assert [record.weight for record in records] == [pytest.approx(weight)]
+    assert sum(pair.weight for pair in pairs_of(records)) == pytest.approx(weight)
 
 
 def test_ranking_of_two_is_a_pair() -> None:
@@ -108,7 +134,7 @@ def test_an_event_without_a_signal_is_an_error() -> None:
         from_event(event(["a"]))
 
 
-def test_a_ranking_gives_all_pairs_with_the_weight_of_one() -> None:
-    pairs = pairs_of([RankedList(PROMPT, ("a", "b", "c")), TiedPair(PROMPT, "x", "y"), Pair(PROMPT, "d", "e")])
+def test_a_ranking_gives_all_pairs_which_share_its_weight() -> None:
+    pairs = pairs_of([RankedList(PROMPT, ("a", "b", "c"), 1.5), TiedPair(PROMPT, "x", "y"), Pair(PROMPT, "d", "e")])
     assert [(p.chosen, p.rejected) for p in pairs] == [("a", "b"), ("a", "c"), ("b", "c"), ("d", "e")]
-    assert sum(p.weight for p in pairs[:3]) == pytest.approx(1.0)
+    assert [p.weight for p in pairs] == pytest.approx([0.5, 0.5, 0.5, 1.0])

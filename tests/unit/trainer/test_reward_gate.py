@@ -158,7 +158,7 @@ def test_a_candidate_below_the_best_so_far_on_the_anchor_set_is_refused() -> Non
 PROMPT, OTHER = (Turn("user", "Is it so?"),), (Turn("user", " is it  SO? "),)
 
 
-def test_a_ranking_of_eight_counts_as_one_judgement() -> None:
+def test_the_pairs_of_a_ranking_share_its_weight_and_are_of_one_prompt() -> None:
     ranked = RankedList(PROMPT, tuple("abcdefgh"), 0.5, "e1")
     records: list[Record] = [ranked, Pair(OTHER, "a", "b", 1.0, "e2"), TiedPair(PROMPT, "a", "c", 1.0, "e3")]
     found = evidence_of(records, RewardTraining(tie_weight=0.5))

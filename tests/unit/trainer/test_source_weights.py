@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -56,3 +57,11 @@ def test_records_get_the_measured_weight_in_place_of_the_assumed_one() -> None:
     assert {r.weight for r in weighed if r.source == "human"} == {1.0}
     assert [r.weight for r in weighed if r.source == "implicit"] == pytest.approx([measured["implicit"].weight] * 4_000)
     assert set(source_figures(measured)) == {f"source_implicit_{n}" for n in FIGURES}
+
+
+def test_what_a_person_has_taken_back_measures_no_judge() -> None:
+    said: list[Record] = []
+    for i in range(200):
+        said += [replace(judged(i, "human", False, f"earlier/{i}"), weight=0.0), judged(i, "human", True)]
+        said.append(judged(i, "llm_judge", True))
+    assert measure_sources(said)["llm_judge"].agreement == 1.0

@@ -118,7 +118,10 @@ def asked(number: int) -> Prompt:
 
 def test_the_gates_measure_the_figures_that_are_announced() -> None:
     said = evidence_of(
-        [*(Pair(asked(i), "a", "b") for i in range(9)), *(Labelled(asked(i), "a", i % 2) for i in range(9))]
+        [
+            *(Pair(asked(i), "a", "b", exposure=1.0) for i in range(9)),
+            *(Labelled(asked(i), "a", i % 2) for i in range(9)),
+        ]
     )
     shown = Readings(np.linspace(1, 2, 9), np.linspace(1, 2, 9))
     best = Contest(said, shown, shown)

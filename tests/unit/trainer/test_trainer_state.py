@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rewardloop.v1 import feedback_pb2
+from rewardloop_trainer.archive.identity import IDENTITY, OtherArchive
+from rewardloop_trainer.archive.ledger import Ledger
+from rewardloop_trainer.archive.ledger_columns import Recorded
 from rewardloop_trainer.rounds.trainer_state import CorruptState, ModelState, RoundState, StateFile, TrainerState
 
 ROUND = RoundState(
@@ -67,3 +73,66 @@ def test_round_keys_differ_between_trainers_models_and_rounds() -> None:
     keys = {one.round_key("reward", 1), one.round_key("reward", 2), one.round_key("policy", 1)}
     assert len(keys | {other.round_key("reward", 1)}) == 4
     assert one.round_key("reward", 1) == replace(one, models={"reward": ModelState()}).round_key("reward", 1)
+
+
+def ledger_of(path: Path, rows: int) -> Ledger:
+    """A ledger with rows at 1-0, 2-0 and so on."""
+    ledger = Ledger(path)
+    ledger.append([Recorded(f"{i}-0", choice(i)) for i in range(1, rows + 1)])
+    return ledger
+
+
+def choice(number: int) -> feedback_pb2.FeedbackEvent:
+    event = feedback_pb2.FeedbackEvent(event_id=f"e{number}", responses=["a", "b"])
+    event.choice.chosen, event.choice.rejected = 0, 1
+    event.arrival_time.FromMilliseconds(number)
+    return event
+
+
+def test_a_state_is_held_to_the_first_archive_that_it_meets(tmp_path: Path) -> None:
+    file, own = StateFile(tmp_path / "work"), ledger_of(tmp_path / "own", 3)
+    file.hold_to(own)
+    state = file.read()
+    assert state.archive_place == str(tmp_path / "own")
+    file.hold_to(Ledger(tmp_path / "own"))
+    assert file.read() == state
+    for rows in (0, 3):
+        other = ledger_of(tmp_path / f"other-{rows}", rows)
+        with pytest.raises(OtherArchive, match=f"belongs to the archive at {tmp_path / 'own'}"):
+            file.hold_to(other)
+        assert not (tmp_path / f"other-{rows}" / IDENTITY).exists()
+    StateFile(tmp_path / "another").hold_to(ledger_of(tmp_path / "other-3", 0))
+    with pytest.raises(OtherArchive, match="is not that one"):
+        file.hold_to(Ledger(tmp_path / "other-3"))
+    assert file.read() == state
+
+
+def test_a_copy_of_an_archive_is_the_same_one_also_if_it_ends_earlier(tmp_path: Path) -> None:
+    file, own = StateFile(tmp_path / "work"), ledger_of(tmp_path / "own", 3)
+    file.hold_to(own)
+    file.write(file.read().with_model("reward", ModelState("9-0", 1, 1.0, None)))
+    shutil.copytree(tmp_path / "own", tmp_path / "copy")
+    copy = Ledger(tmp_path / "copy")
+    file.hold_to(copy)
+    file.keep_within(copy.last_stream_id or "")
+    state = file.read()
+    assert state.of("reward").learned_through == "3-0"
+    assert state.archive_place == str(tmp_path / "copy")
+
+
+def test_a_state_of_an_earlier_release_takes_an_archive_with_signals_and_no_empty_one(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "work")
+    file.write(TrainerState("t", {"reward": ModelState("2-0", 1, 1.0, None)}))
+    raw = json.loads(file.path.read_text())
+    file.path.write_text(json.dumps({name: raw[name] for name in ("format_version", "trainer_id", "models")}))
+    with pytest.raises(OtherArchive, match=r"belongs to another archive, and .* is empty"):
+        file.hold_to(Ledger(tmp_path / "mistyped"))
+    file.hold_to(ledger_of(tmp_path / "own", 3))
+    assert file.read().of("reward").learned_through == "2-0"
+
+
+def test_an_archive_whose_id_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    own = ledger_of(tmp_path / "own", 1)
+    (tmp_path / "own" / IDENTITY).write_text("{}")
+    with pytest.raises(OtherArchive, match="does not say which archive this is"):
+        StateFile(tmp_path / "work").hold_to(own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.crowds import gesture
 
@@ -14,9 +15,11 @@ from rewardloop_trainer.annotators.crowd import know_crowd
 from rewardloop_trainer.annotators.crowd_file import CrowdFile
 from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.ledger_columns import Recorded
-from rewardloop_trainer.data.preferences import Labelled, Pair, Record, from_event
+from rewardloop_trainer.data.preferences import Labelled, Pair, Record, from_event, from_events
 from rewardloop_trainer.data.weights.influence import cap_influence
 from rewardloop_trainer.data.weights.trust import Trust, trust_weight, weigh_people
+from rewardloop_trainer.evaluation.evidence import Readings, evidence_of
+from rewardloop_trainer.evaluation.reward_gate import agreement
 from rewardloop_trainer.policy.examples import Examples
 
 PROMPT = (Turn("user", "q"),)
@@ -141,10 +144,60 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
 
 
 def test_who_says_the_same_again_says_it_once() -> None:
-    given = [gesture("p", i, content=1, key=f"p/{i}") for i in range(4)] + [gesture("p", 9, content=2, key="p/9")]
+    given = [gesture("p", i, question=1, content=1, key=f"p/{i}") for i in range(4)]
+    given += [gesture("p", 9, question=2, content=2, key="p/9"), gesture("q", 1, question=1, content=1)]
     with CrowdFile(None) as file:
         trust = know_crowd(file.votes(), given).trust
     assert trust.signals == {f"p/{i}": 0.25 for i in range(4)}
+
+
+def test_of_a_person_who_thinks_again_the_last_word_counts() -> None:
+    given = [gesture("p", i, question=1, content=content) for i, content in enumerate([1, 2, 1, 3, 3])]
+    with CrowdFile(None) as file:
+        trust = know_crowd(file.votes(), given).trust
+    assert trust.signals == {"p/0": 0.0, "p/1": 0.0, "p/2": 0.0, "p/3": 0.5, "p/4": 0.5}
+
+
+def test_a_changed_mind_is_one_signal_in_the_estimates_the_loss_and_the_gate() -> None:
+    """Three people answer twenty questions, and one of them first said the opposite about each of them."""
+
+    def said(number: int, person: str, prompt: int, chosen: int) -> feedback_pb2.FeedbackEvent:
+        event = choice(number, person, prompt, chosen)
+        event.responses[:] = [f"this{prompt}", f"that{prompt}"]
+        return event
+
+    chosen = [(who, i, int(i % 2 == (who == "c" and i % 5 == 0))) for who in "bac" for i in range(20)]
+    plain = [said(100 + number, *each) for number, each in enumerate(chosen)]
+    changed = [said(number, "b", i, 1 - won) for number, (who, i, won) in enumerate(chosen) if who == "b"] + plain
+    with CrowdFile(None) as once, CrowdFile(None) as twice:
+        once.add(plain)
+        twice.add(changed)
+        usual, known = (know_crowd(file.votes(), file.gestures()) for file in (once, twice))
+    assert known.reliability.people == usual.reliability.people
+    assert known.agreement.alpha == usual.agreement.alpha < 1
+    assert (known.consistency.repeats, known.consistency.same) == (20, 0.0)
+    assert usual.consistency.repeats == 0
+
+    learned = weigh_people(from_events(changed).records, known.trust)
+    expected = weigh_people(from_events(plain).records, usual.trust)
+    assert [each.weight for each in learned[:20]] == [0.0] * 20
+    assert learned[20:] == expected
+    gate, usual_gate = (evidence_of(each) for each in (learned, expected))
+    shares = []
+    for evidence in (gate, usual_gate):
+        likes_this = np.array([1.0 if pair.chosen.startswith("this") else -1.0 for pair in evidence.pairs])
+        shares.append(agreement(evidence, Readings(likes_this, np.zeros(0)))["held-out accuracy"])
+    assert shares[0].mean == pytest.approx(shares[1].mean)
+    assert shares[0].error == pytest.approx(shares[1].error)
+    assert gate.prompts == pytest.approx(usual_gate.prompts)
+
+
+def test_signals_that_name_nobody_are_all_heard() -> None:
+    events = [choice(1, "", 0, 0), choice(2, "", 0, 1)]
+    with CrowdFile(None) as file:
+        file.add(events)
+        trust = know_crowd(file.votes(), file.gestures()).trust
+    assert [each.weight for each in weigh_people(from_events(events).records, trust)] == [1.0, 1.0]
 
 
 def test_muted_annotator_weighs_nothing_whatever_the_source_is() -> None:

@@ -82,10 +82,10 @@ def _alphas(times: Floats, counts: Floats, sizes: Floats, unequal: Floats) -> Fl
 
 
 def agreement_of(votes: Votes, classes: int = 3, resamples: int = _RESAMPLES) -> Agreement:
-    """Return alpha of the votes. Of a person who voted on an item several times, the first vote counts."""
+    """Return alpha of the votes. Of a person who voted on an item several times, the last vote counts."""
     counts = np.zeros((len(votes.items), classes))
-    _, first = np.unique(np.stack([votes.person, votes.item]), axis=1, return_index=True)
-    np.add.at(counts, (votes.item[first], votes.choice[first]), 1.0)
+    last = votes.is_last
+    np.add.at(counts, (votes.item[last], votes.choice[last]), 1.0)
     return krippendorff(counts, resamples)
 
 

@@ -58,12 +58,14 @@ class Crowd:
 def know_crowd(crowd: CrowdVotes, gestures: Sequence[Gesture]) -> Crowd:
     """Estimate reliability from the votes, look for habits and hands, and say how signals are weighed.
 
-    Ids of one hand vote once in the estimate, so that they do not vouch for each other.
+    Ids of one hand vote once in the estimate, so that they do not vouch for each other. Of a person who voted on an
+    item several times, the last vote counts; the earlier ones only tell how consistent people are.
 
     Args:
         crowd: The votes of people.
-        gestures: How each signal of people was given.
+        gestures: How each signal of people was given, in the order of the ledger.
     """
+    consistency, crowd = self_consistency(crowd.votes), crowd.last
     votes = crowd.votes
     habits = find_habits(gestures)
     pushes = tuple(find_pushes(gestures))
@@ -85,7 +87,7 @@ def know_crowd(crowd: CrowdVotes, gestures: Sequence[Gesture]) -> Crowd:
     return Crowd(
         reliability,
         agreement_of(votes),
-        self_consistency(votes),
+        consistency,
         (*habits, *found, *flags_of(pushes)),
         hands,
         pushes,
@@ -153,14 +155,24 @@ def _trust(
 ) -> Trust:
     accuracy = {name: each.accuracy for name, each in reliability.people.items()} | dict.fromkeys(muted, 0.5)
     by_slice = {name: each.slices for name, each in reliability.people.items() if each.slices and name not in muted}
-    # What a person says again counts once: its copies share the weight of one signal.
-    times = Counter((each.person, each.content) for each in gestures if each.person)
-    signals = {
-        each.key: 1 / times[each.person, each.content]
-        for each in gestures
-        if each.person and times[each.person, each.content] > 1
-    }
+    signals = _said_again(gestures)
     for push in pushes:
         for key in push.signals:
             signals[key] = signals.get(key, 1.0) * min(1.0, PUSHED / len(push.signals))
     return Trust(accuracy, by_slice, reliability.crowd, dict(hands), signals)
+
+
+def _said_again(gestures: Sequence[Gesture]) -> dict[str, float]:
+    """Return the factors of signals of people who judged the same responses to the same prompt more than once.
+
+    What a person said last counts, once: its copies share the weight of one signal, and all that differs from it weighs
+    nothing.
+    """
+    last = {(each.person, each.question): each.content for each in gestures if each.person}
+    times = Counter((each.person, each.question, each.content) for each in gestures)
+    factors = {}
+    for each in gestures:
+        if each.person:
+            is_last = each.content == last[each.person, each.question]
+            factors[each.key] = is_last / times[each.person, each.question, each.content]
+    return {key: factor for key, factor in factors.items() if factor < 1}

@@ -68,6 +68,14 @@ class CrowdVotes:
     kinds: tuple[str, ...]
     keys: tuple[str, ...]
 
+    @property
+    def last(self) -> CrowdVotes:
+        """Each person's last vote on each item."""
+        kept = self.votes.is_last
+        places = kept.nonzero()[0].tolist()
+        kinds, keys = (tuple(of[place] for place in places) for of in (self.kinds, self.keys))
+        return CrowdVotes(self.votes.where(kept), self.margins[kept], kinds, keys)
+
 
 class CrowdFile:
     """The file at ``path``; None keeps it in memory. ``most`` signals are kept at most.

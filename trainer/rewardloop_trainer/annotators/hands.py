@@ -70,10 +70,10 @@ def joined(links: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _compared(votes: Votes) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
-    """Count for each two people the items that both voted on, and those on which they agree; first votes count."""
+    """Count for each two people the items that both voted on, and those on which they agree; last votes count."""
     by_item: dict[int, dict[int, int]] = defaultdict(dict)
     for person, item, choice in zip(votes.person.tolist(), votes.item.tolist(), votes.choice.tolist(), strict=True):
-        by_item[item].setdefault(person, choice)
+        by_item[item][person] = choice
     busy = {person for person, n in Counter(votes.person.tolist()).items() if n >= _LEAST_SHARED}
     shared: Counter[tuple[int, int]] = Counter()
     agreed: Counter[tuple[int, int]] = Counter()

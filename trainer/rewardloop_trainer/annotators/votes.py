@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rewardloop_trainer.data.preferences import Pair, Prompt, RankedList, Record, TiedPair, pairs_of
+from rewardloop_trainer.data.preferences import Pair, Prompt, RankedList, Record, TiedPair, comparisons_in, pairs_of
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -31,8 +31,8 @@ class Votes:
         person: (n,), the place of each vote's person among the people.
         item: (n,), the place of its item.
         choice: (n,), `FIRST`, `SECOND` or `TIE`: which response of the item is the better one.
-        weight: (n,), what the vote counts. A choice counts 1, and the C(k, 2) votes of a ranking count k - 1 together,
-            because no more of them are independent.
+        weight: (n,), what the vote counts. A choice counts 1, and the C(k, 2) votes of a ranking count as
+            `comparisons_in` says together, because they are not independent.
         slices: The tags of each vote as key=value, n.
     """
 
@@ -64,6 +64,15 @@ class Votes:
     def strict(self) -> Votes:
         """The votes that are no ties."""
         return self.where(self.choice != TIE)
+
+    @property
+    def is_last(self) -> npt.NDArray[np.bool_]:
+        """(n,), whether a vote is its person's last one on its item: who is asked again may have changed their mind."""
+        places = np.stack([self.person, self.item])[:, ::-1]
+        _, last = np.unique(places, axis=1, return_index=True)
+        found = np.zeros(len(self), dtype=bool)
+        found[len(self) - 1 - last] = True
+        return found
 
 
 def make_votes(
@@ -112,7 +121,7 @@ def votes_of(records: Iterable[Record]) -> tuple[Votes, Ints]:
                 add(place, record, item_of(record.prompt, record.first, record.second), TIE, 1.0)
             case Pair() | RankedList():
                 pairs = pairs_of([record])
-                weight = 2 / len(record.responses) if isinstance(record, RankedList) else 1.0
+                weight = comparisons_in(len(record.responses)) / len(pairs) if isinstance(record, RankedList) else 1.0
                 for pair in pairs:
                     item = item_of(pair.prompt, pair.chosen, pair.rejected)
                     add(place, record, item, FIRST if item[1] == pair.chosen else SECOND, weight)

@@ -1,4 +1,4 @@
-"""Small files beside the ledger's segments, each replaced as a whole: counts, and the register of erasures."""
+"""Small files beside the ledger's segments, each replaced as a whole: counts, its id, and the register of erasures."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class SmallFiles:
         self._root = root
         self._is_local = is_local
         self._held = held
+
+    @property
+    def place(self) -> str:
+        """Where the ledger is: a directory, or a path in an object store."""
+        return self._root
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file; None if there is none. Raises OSError."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.formats.text import Turn, turns
-from rewardloop.v1 import feedback_pb2
+from rewardloop.v1 import feedback_pb2, policy_pb2
 
 Prompt: TypeAlias = tuple[Turn, ...]
 SourceName: TypeAlias = Literal["human", "llm_judge", "implicit"]
@@ -38,6 +39,8 @@ class Pair:
             annotator once `weights.trust` has weighed the record.
         source: Who or what judged.
         margin: How strong the preference is, from 0 (not said) to 1 (far better).
+        exposure: The probability with which a uniform rule would have shown the two responses, as a ratio to that with
+            which they were shown; None if that is not known.
     """
 
     prompt: Prompt
@@ -49,6 +52,7 @@ class Pair:
     annotator: str = ""
     source: SourceName = "human"
     margin: float = 0.0
+    exposure: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class TiedPair:
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
-    """Three or more distinct responses, best first."""
+    """Three or more distinct responses, best first. The weight is that of the whole ranking, by `comparisons_in`."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -132,7 +136,7 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
     match event.WhichOneof("signal"):
         case "choice":
             chosen, rejected = _at(responses, event.choice.chosen), _at(responses, event.choice.rejected)
-            return _pair(prompt, chosen, rejected, about, event.choice.strength)
+            return _pair(prompt, chosen, rejected, about, event.choice.strength, _known_exposure(event))
         case "edit":
             return _pair(prompt, event.edit.edited_text, _at(responses, event.edit.response), about)
         case "tie":
@@ -142,7 +146,10 @@ def from_event(event: feedback_pb2.FeedbackEvent) -> list[Record]:
             best_first = tuple(dict.fromkeys(_at(responses, i) for i in event.ranking.order))
             if len(best_first) == 2:
                 return _pair(prompt, best_first[0], best_first[1], about)
-            return [RankedList(prompt, best_first, *about)] if len(best_first) > 2 else []
+            if len(best_first) < 2:
+                return []
+            counted = 1.0 if source_of(event) == "implicit" else comparisons_in(len(best_first))
+            return [RankedList(prompt, best_first, weight * counted, *about[1:])]
     if (judged := judged_alone(event)) is not None:
         response, label = judged
         return [Labelled(prompt, _at(responses, response), label, *about)]
@@ -160,11 +167,21 @@ def from_events(events: Iterable[feedback_pb2.FeedbackEvent]) -> Records:
     return Records(tuple(records), identical)
 
 
+def comparisons_in(responses: int) -> float:
+    """How many choices a stated ranking counts as, by how many responses it orders, two or more.
+
+    A ranking of m responses is m - 1 choices, each among what is left. They would count in full if they erred
+    independently of each other. But one person gave all of them in one moment, so that their errors are alike, and the
+    more there are the less each of them adds (`tests/bench/ranking_weight.py`). A ranking that was inferred from
+    behaviour counts as one: a single act gave all of it.
+    """
+    return math.sqrt(responses - 1)
+
+
 def pairs_of(records: Iterable[Record]) -> list[Pair]:
     """Every strict comparison in the records: pairs, and all pairs of each ranking.
 
-    Each of the C(k, 2) pairs of a ranking of k has that part of the ranking's weight, so that a ranking counts as one
-    comparison.
+    Each of the C(k, 2) pairs of a ranking of k has that part of the ranking's weight.
     """
     found: list[Pair] = []
     for record in records:
@@ -191,8 +208,53 @@ def source_of(event: feedback_pb2.FeedbackEvent) -> SourceName:
     return _SOURCES.get(event.source, "human")
 
 
-def _pair(prompt: Prompt, chosen: str, rejected: str, about: About, margin: float = 0.0) -> list[Record]:
-    return [] if chosen == rejected else [Pair(prompt, chosen, rejected, *about, margin=margin)]
+class NoSupport(ValueError):
+    """Raised for a signal about responses that says nothing about others; the message is the reason."""
+
+
+def pair_exposure(shown: feedback_pb2.Shown, responses: int) -> float:
+    """Return by how much likelier a uniform rule would have shown a judged pair than the rule that showed it.
+
+    Args:
+        shown: How the responses came to be shown.
+        responses: How many were shown.
+
+    Raises:
+        NoSupport: If the rule never shows some pairs, or the probability of this one is not known.
+    """
+    if not shown.HasField("chosen"):
+        return 1.0
+    chosen = shown.chosen
+    check_support(chosen)
+    if chosen.random_share == 1:
+        return 1.0
+    if responses != 2:
+        raise NoSupport("the shown set is no pair, so that the probability of the judged pair is not known")
+    if not chosen.set_probability > 0:
+        raise NoSupport("the probability of the judged pair was not recorded")
+    return 1 / math.comb(chosen.sampled, 2) / chosen.set_probability
+
+
+def check_support(chosen: policy_pb2.Chosen) -> None:
+    """Raise NoSupport if the rule never shows some of the sampled responses."""
+    if chosen.random_share <= 0:
+        raise NoSupport("the best responses alone were shown, so that the others had no chance to be judged")
+
+
+def _known_exposure(event: feedback_pb2.FeedbackEvent) -> float | None:
+    """Return the exposure of a choice's pair; None if it is not known, as of a task that was chosen to be answered."""
+    if not event.HasField("shown") or (event.HasField("task") and not event.task.is_uniform):
+        return None
+    try:
+        return pair_exposure(event.shown, len(event.responses))
+    except NoSupport:
+        return None
+
+
+def _pair(
+    prompt: Prompt, chosen: str, rejected: str, about: About, margin: float = 0.0, exposure: float | None = None
+) -> list[Record]:
+    return [] if chosen == rejected else [Pair(prompt, chosen, rejected, *about, margin=margin, exposure=exposure)]
 
 
 def _at(responses: Sequence[str], index: int) -> str:

@@ -20,9 +20,9 @@ import numpy as np
 from rewardloop.formats.messages import turns
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.data.logistic import sigmoid
-from rewardloop_trainer.data.preferences import Prompt
+from rewardloop_trainer.data.preferences import NoSupport, Prompt
 from rewardloop_trainer.evaluation.likelihood import fit_logistic
-from rewardloop_trainer.evaluation.off_policy import NoSupport, OffPolicy, judgements, off_policy_value
+from rewardloop_trainer.evaluation.off_policy import OffPolicy, judgements, off_policy_value
 from rewardloop_trainer.reward.evaluate import Floats
 
 # Features of a prompt with each of its candidates, (candidates, features).

@@ -15,8 +15,8 @@ from rewardloop.formats.text import Encoder, RefusedConversation
 from rewardloop_trainer.data.length_share import NO_SHARE, LengthShare
 from rewardloop_trainer.data.preferences import Labelled, Pair, Record, TiedPair, pairs_of
 from rewardloop_trainer.data.split import keys_of
-from rewardloop_trainer.evaluation.clusters import Ints, effective_clusters
-from rewardloop_trainer.reward.evaluate import Floats, pair_margins
+from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, effective_clusters, two_way_mean
+from rewardloop_trainer.reward.evaluate import Floats, correctness, pair_margins
 from rewardloop_trainer.reward.examples import logits_of, responses_of
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
@@ -32,7 +32,7 @@ class Statements:
     Attributes:
         targets: (n,), in [0, 1]. Of a pair 1, because the first answer was preferred, and of a tie 1/2. Of a thumb or
             rating its label.
-        weights: (n,), as training weighs them. The pairs of one ranking have the weight of one comparison together.
+        weights: (n,), as training weighs them. The pairs of one ranking share its weight.
         clusters: (n,), the number of the prompt. Statements of one prompt are not independent.
     """
 
@@ -161,6 +161,47 @@ def evidence_of(records: Iterable[Record], weights: RewardTraining | None = None
         tuple(key for *_, key in pairs),
         tuple(key for *_, key in graded),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AtRandom:
+    """How often a model would order the answers as people do if pairs had been drawn at random among those sampled.
+
+    What is shown to people is chosen, for example by what their choice would tell, so that the pairs which are judged
+    are harder or easier than others. Each choice is weighed by its exposure, and the weights are normalised by their
+    sum.
+
+    Attributes:
+        accuracy: The accuracy.
+        effective: Of how many equally weighed choices it tells as much: (sum w)^2 / sum w^2.
+        choices: The choices whose exposure is known.
+    """
+
+    accuracy: ClusteredMean
+    effective: float
+    choices: int
+
+
+def at_random(
+    pairs: Sequence[Pair], margins: Floats, weights: Floats, prompts: Ints, people: Ints | None = None
+) -> AtRandom | None:
+    """Measure a model on choices as if their pairs had been drawn at random; None if no exposure is known.
+
+    Args:
+        pairs: The pairs of strict choices, n.
+        margins: (n,), the chosen answer's logit less the rejected one's.
+        weights: (n,), what each choice weighs beside the others.
+        prompts: (n,), the number of the prompt.
+        people: (n,), the number of the person; None for an interval over prompts alone.
+    """
+    exposures = np.array([pair.exposure or 0.0 for pair in pairs])
+    weighed = exposures * weights
+    if not weighed.sum() > 0:
+        return None
+    one = np.zeros(len(pairs), dtype=np.int64)
+    mean = two_way_mean(correctness(margins), weighed, prompts, one if people is None else people)
+    effective = float(weighed.sum() ** 2 / (weighed @ weighed))
+    return AtRandom(mean, effective, int((weighed > 0).sum()))
 
 
 def read_evidence(model: RewardModel, encoder: Encoder, evidence: Evidence, length: LengthShare = NO_SHARE) -> Readings:

@@ -12,8 +12,8 @@ import numpy as np
 from rewardloop.formats.text import Encoder, turns
 from rewardloop.v1 import feedback_pb2
 from rewardloop_trainer.data.completions import Completion, encode_completions, sequence_logprobs
-from rewardloop_trainer.data.preferences import Prompt
-from rewardloop_trainer.evaluation.off_policy import NoSupport, judgements
+from rewardloop_trainer.data.preferences import NoSupport, Prompt
+from rewardloop_trainer.evaluation.off_policy import judgements
 from rewardloop_trainer.reward.evaluate import Floats
 
 # Mean difference of log-probability a token, in nats, beyond which the logged answers are of another distribution than

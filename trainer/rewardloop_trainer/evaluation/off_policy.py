@@ -15,15 +15,12 @@ import numpy.typing as npt
 
 from rewardloop.formats.signals import judged_alone, person_of, signal_key
 from rewardloop.v1 import feedback_pb2
+from rewardloop_trainer.data.preferences import NoSupport, check_support, pair_exposure
 from rewardloop_trainer.evaluation.clusters import clustered_mean
 from rewardloop_trainer.reward.evaluate import Floats
 
 _ALPHA = 0.025  # on either side of an interval
 LEAST_CLUSTERS = 30  # below it the interval covers less than it says
-
-
-class NoSupport(ValueError):
-    """Raised for a signal about responses that says nothing about another policy; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +93,11 @@ def judgements(event: feedback_pb2.FeedbackEvent) -> Iterator[Judgement]:
         raise NoSupport("sampled greedily or with top_p below 1, so that other texts had no probability")
     match event.WhichOneof("signal"):
         case "choice":
-            exposure = _pair_exposure(shown, len(event.responses))
+            exposure = pair_exposure(shown, len(event.responses))
             yield Judgement(event.choice.chosen, 1.0, exposure)
             yield Judgement(event.choice.rejected, 0.0, exposure)
         case "tie":
-            exposure = _pair_exposure(shown, len(event.responses))
+            exposure = pair_exposure(shown, len(event.responses))
             yield Judgement(event.tie.first, 0.5, exposure)
             yield Judgement(event.tie.second, 0.5, exposure)
         case "thumb" | "rating":
@@ -199,29 +196,11 @@ def position_bias(events: Sequence[feedback_pb2.FeedbackEvent]) -> PositionBias 
     return PositionBias(value, sum(map(len, by_person.values())), len(means))
 
 
-def _pair_exposure(shown: feedback_pb2.Shown, responses: int) -> float:
-    """The exposure of a pair. Raises NoSupport if the probability of this pair among all is not known."""
-    if not shown.HasField("chosen"):
-        return 1.0
-    chosen = shown.chosen
-    _check_support(chosen.random_share)
-    if chosen.random_share == 1:
-        return 1.0
-    if responses != 2:
-        raise NoSupport("the shown set is no pair, so that the probability of the judged pair is not known")
-    return 1 / math.comb(chosen.sampled, 2) / chosen.set_probability
-
-
 def _exposure(shown: feedback_pb2.Shown, response: int, responses: int) -> float:
     if not shown.HasField("chosen"):
         return 1.0
-    _check_support(shown.chosen.random_share)
+    check_support(shown.chosen)
     return responses / shown.chosen.sampled / shown.show_probabilities[response]
-
-
-def _check_support(random_share: float) -> None:
-    if random_share <= 0:
-        raise NoSupport("the best responses alone were shown, so that the others had no chance to be judged")
 
 
 def _value(influenced: Floats, clusters: npt.NDArray[np.intp]) -> Value:

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from rewardloop_trainer.evaluation.clusters import ClusteredMean, clustered_auc, clustered_mean
-from rewardloop_trainer.evaluation.evidence import Evidence, Readings, joined
+from rewardloop_trainer.evaluation.evidence import Evidence, Readings, at_random, joined
 from rewardloop_trainer.evaluation.likelihood import (
     best_slope,
     calibration_error,
@@ -205,7 +205,7 @@ def agreement(evidence: Evidence, model: Readings) -> dict[str, ClusteredMean]:
 
 
 def model_figures(side: str, evidence: Evidence, readings: Readings) -> dict[str, float]:
-    """What the model is worth on the evidence: accuracy, likelihood, calibration and AUC."""
+    """What the model is worth on the evidence: accuracy, also as if pairs were random, likelihood, calibration, AUC."""
     strict = evidence.comparisons.targets == 1.0
     weights, margins = evidence.comparisons.weights[strict], readings.margins[strict]
     accuracy, auc = agreement(evidence, readings).values()
@@ -222,8 +222,16 @@ def model_figures(side: str, evidence: Evidence, readings: Readings) -> dict[str
             f"gate_{side}_slope": best_slope(margins, ones, weights),
             f"gate_{side}_calibration_error": calibration_error(margins, weights),
         }
+    pairs = [pair for pair, kept in zip(evidence.pairs, strict, strict=True) if kept]
+    if (random := at_random(pairs, margins, weights, evidence.comparisons.clusters[strict])) is not None:
+        figures |= {
+            f"gate_{side}_random_accuracy": random.accuracy.mean,
+            f"gate_{side}_random_accuracy_lower": random.accuracy.lower(0.025),
+            f"gate_{side}_random_accuracy_upper": random.accuracy.upper(0.025),
+            f"gate_{side}_random_choices": random.effective,
+        }
     if side == "candidate" and len(margins):
-        longer = [len(p.chosen) - len(p.rejected) for p, kept in zip(evidence.pairs, strict, strict=True) if kept]
+        longer = [len(pair.chosen) - len(pair.rejected) for pair in pairs]
         figures["gate_length_baseline"] = float(weights @ correctness(np.sign(longer))) / float(weights.sum())
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 

@@ -60,7 +60,7 @@ class LearnerSettings(BaseModel):
 
 
 class OfflineSettings(BaseModel):
-    """The optimizer steps of learning from what people judged, with the live policy as the frozen reference."""
+    """The optimizer steps of learning from what people judged, with a frozen reference."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -18,7 +18,7 @@ class PreferenceLoss(BaseModel):
     beta: float = Field(
         0.1,
         gt=0,
-        description="how strongly the policy is held to the live policy; online-dpo uses it unless online.beta is set",
+        description="how strongly the policy is held to the reference; online-dpo uses it unless online.beta is set",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels that are assumed to be flipped")
     length_normalised: bool = Field(
@@ -64,7 +64,7 @@ class OrpoSettings(OfflineSettings):
 class KtoSettings(OfflineSettings):
     """How one round trains the policy on thumbs and ratings."""
 
-    beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the live policy")
+    beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
     batch_thumbs: int = Field(
         32, ge=2, description="thumbs in one optimizer step; they also estimate how far the policy has moved"
     )

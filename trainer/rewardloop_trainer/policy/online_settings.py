@@ -107,7 +107,7 @@ class OnlineSettings(BaseModel):
     beta: float = Field(
         0.05,
         ge=0,
-        description="reward that a nat of KL to the live policy costs; for online-dpo the beta of its loss when it is "
+        description="reward that a nat of KL to the reference costs; for online-dpo the beta of its loss when it is "
         "set here above 0, otherwise online-dpo uses the beta of dpo",
     )
     kl_target: float | None = Field(

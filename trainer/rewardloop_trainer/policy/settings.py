@@ -68,7 +68,7 @@ class PolicyGateLimits(BaseModel):
         0.2, ge=0, le=1, description="how much the share of repeated phrases may exceed the live policy's"
     )
     max_perplexity_ratio: float = Field(
-        1.5, gt=0, description="most perplexity of held-out texts that people wrote, as a ratio to the live policy's"
+        1.5, gt=0, description="most perplexity of held-out texts that people approved, as a ratio to the live policy's"
     )
 
     @property
@@ -116,8 +116,8 @@ class PolicySettings(DpoSettings, LearnerSettings):
 
     algorithm: AlgorithmChoice = Field(
         "auto",
-        description="dpo, simpo and orpo learn from people's choices, kto from their thumbs; auto is kto if there are "
-        "more thumbs than choices, else dpo; the others learn from the policy's own responses, which the reward model "
+        description="dpo, simpo and orpo learn from people's choices, kto from their thumbs; auto is kto if thumbs "
+        "outweigh choices, else dpo; the others learn from the policy's own responses, which the reward model "
         "scores",
     )
     reward_model: str = Field(

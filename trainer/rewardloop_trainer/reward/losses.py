@@ -51,8 +51,9 @@ def tie(first: Tensor, second: Tensor) -> Tensor:
 def plackett_luce(ranked: Tensor, is_response: Tensor) -> Tensor:
     """-log P(order) / (m - 1) with P(order) = prod_i exp(r_i) / sum_{j >= i} exp(r_j).
 
-    Source: Luce 1959, Plackett 1975. The division by the list's length minus one makes a ranking of any length count as
-    one comparison; a list of two is Bradley-Terry.
+    Source: Luce 1959, Plackett 1975. The division by the list's length minus one makes it the mean over the choices
+    that the ranking consists of; a list of two is Bradley-Terry. How many choices a ranking counts as is in its weight
+    (`data.preferences.comparisons_in`).
 
     Args:
         ranked: (n, m, k), logits, best first; each list has at least two responses.

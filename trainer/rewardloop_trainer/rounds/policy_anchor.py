@@ -8,7 +8,7 @@ same from round to round, so that the rounds share one budget. A person begins a
 
 from __future__ import annotations
 
-from rewardloop.formats.store import ModelStore, StoreError
+from rewardloop.formats.store import TOKENIZER, Manifest, ModelStore, StoreError
 from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.start import start_from_store
 from rewardloop_trainer.rounds.line import first_of_line
@@ -40,17 +40,22 @@ def anchor_version(store: ModelStore, parent: str, pinned: str = "") -> str:
         ours, theirs = (store.manifest("policy", each) for each in (parent, version))
     except StoreError as error:
         raise UnusableAnchor(f"{error}; --policy.gate.anchor {parent} begins a new budget from the live one") from error
-    if ours.files.get("tokenizer.json") != theirs.files.get("tokenizer.json") or ours.text_format != theirs.text_format:
+    if not has_same_tokens(ours, theirs):
         raise UnusableAnchor(f"policy {version} has other tokens than policy {parent} and cannot be its anchor")
     return version
 
 
-def reference_of(store: ModelStore, anchor: str, parent: str) -> Reference | None:
-    """Return the anchor as the reference of training from ``parent``; None if it is this version."""
-    if anchor == parent:
+def has_same_tokens(one: Manifest, other: Manifest) -> bool:
+    """Whether two policies read and write the same tokens, laid out in the same way."""
+    return one.files.get(TOKENIZER) == other.files.get(TOKENIZER) and one.text_format == other.text_format
+
+
+def reference_of(store: ModelStore, anchor: str, start: str) -> Reference | None:
+    """Return the anchor as a policy to compare with the one of ``start``; None if it is this version."""
+    if anchor == start:
         return None
-    start = start_from_store(store, anchor, max_length=0)
-    return Reference(anchor, start.digest, start.load)
+    policy = start_from_store(store, anchor, max_length=0)
+    return Reference(anchor, policy.digest, policy.load)
 
 
 def used_up(store: ModelStore, anchor: str, parent: str, most_kl: float) -> Reason | None:

@@ -12,9 +12,11 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import structlog
+
 from rewardloop.formats.mixing.names import REWARD
 from rewardloop.formats.store import Manifest
-from rewardloop.formats.vocabulary import Algorithm
+from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, Algorithm
 from rewardloop_client import DeadlineExceeded, Overloaded, Unavailable
 from rewardloop_data.source_file import UnreadableFile
 from rewardloop_trainer.assessment.checks import cases_of, check_figures
@@ -39,17 +41,29 @@ from rewardloop_trainer.policy.reference import Reference
 from rewardloop_trainer.policy.rewards import Reward, floored_parts, score_groups
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.start import PolicyStart, load_causal_lm, start_from_store
+from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, StartChoice, choose_start, note_start
 from rewardloop_trainer.rounds.judges.earlier_judge import earlier_judge
 from rewardloop_trainer.rounds.judges.own_judge import own_judge
 from rewardloop_trainer.rounds.live_pointer import live_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted, ServerAway, Waiting
-from rewardloop_trainer.rounds.policy_anchor import ANCHOR_NOTE, UnusableAnchor, anchor_version, reference_of, used_up
+from rewardloop_trainer.rounds.policy_anchor import (
+    ANCHOR_NOTE,
+    UnusableAnchor,
+    anchor_version,
+    has_same_tokens,
+    reference_of,
+    used_up,
+)
 from rewardloop_trainer.rounds.policy_canary import PolicyCanary
 from rewardloop_trainer.rounds.policy_candidate import PolicyCandidate
 from rewardloop_trainer.rounds.publish import POLICY_PARITY, PromotionRefused
 from rewardloop_trainer.vocabulary import Phase, Reason, Witness
 
+log = structlog.get_logger()
+
+# What a version's manifest says as its parent's does, unless its round says otherwise.
+_INHERITED_NOTES = ("layout", "max_length", FRESH_SIGNALS)
 # The figures of a step that a line of the log shows.
 _LOGGED = ("accuracy", "margin", "score", "kl", "tokens", "no_end", "clipped", "sampler_kl")
 
@@ -65,7 +79,7 @@ class PolicyRound(ModelRound):
         return {"training": self._train, "trained": self._judge}
 
     def _train(self) -> None:
-        """Train the live version's weights, and leave a whole version directory in ``self._version``."""
+        """Train the weights of the round's start, and leave a whole version directory in ``self._version``."""
         if self._begin() is None:
             raise Refused(Reason("no_data", "the store has no policy to start from: export one"))
         if self._settings.policy.gate.judged_by == "live" or self._watch.awaits_person():
@@ -104,8 +118,14 @@ class PolicyRound(ModelRound):
         self._reach("trained", self._candidate.figures())
 
     def _examples(self) -> tuple[Examples, Examples]:
-        """Return what is learned from and what is held out, with the weights of sources as they are measured."""
+        """Return what is learned from and what is held out, with the weights of sources as they are measured.
+
+        A start from the base learns from all signals that are kept: the newest, up to the bound.
+        """
         train, heldout = self._replay.train, self._replay.heldout
+        if self._chosen_start.is_fresh:
+            kept = (*self._records_of_earlier_rounds(), *self._replay.new)
+            train = kept[-self._settings.policy_fresh_newest :]
         measured, floor = measure_sources((*train, *heldout)), self._settings.reward.source_floor
         return Examples.of(weigh_sources(train, measured, floor)), Examples.of(heldout)
 
@@ -131,14 +151,14 @@ class PolicyRound(ModelRound):
             self._metrics.steps_taken_back.inc()
 
         def write(directory: Path) -> None:
-            self._start.write_rest(directory)
+            self._live.write_rest(directory)
             policy.save_pretrained(directory)
 
         write_whole(self._version, write)
 
     def _judge(self) -> None:
         try:
-            prove_policy(self._version, self._start.encoder)
+            prove_policy(self._version, self._live.encoder)
         except ExportFailed as error:
             raise Refused(Reason("export", str(error))) from error
         judge = self._judge_scorer
@@ -176,7 +196,7 @@ class PolicyRound(ModelRound):
             with _waiting_for_rewards():
                 checks = check_contenders(
                     contenders,
-                    self._start.tokenizer(),
+                    self._live.tokenizer(),
                     self._replay.heldout,
                     score_judge(self._settings.policy.gate.judge, score),
                     settings,
@@ -194,9 +214,10 @@ class PolicyRound(ModelRound):
     def _contenders(self) -> Contenders:
         """Raises `Refused` if drift cannot be measured."""
         settings = self._policy_settings
-        candidate, live = load_causal_lm(str(self._version), settings), self._start.load(settings)
-        anchor = None if (found := self._reference) is None else (found.version, found.load)
-        return Contenders(candidate, live, self._start.encoder, anchor)
+        candidate, live = load_causal_lm(str(self._version), settings), self._live.load(settings)
+        found = reference_of(self._store, self._anchor, str(self._current.state.parent))
+        anchor = None if found is None else (found.version, found.load)
+        return Contenders(candidate, live, self._live.encoder, anchor)
 
     @cached_property
     def _judge_scorer(self) -> Scorer | None:
@@ -306,7 +327,7 @@ class PolicyRound(ModelRound):
 
     def _manifest(self) -> Manifest:
         parent = self._store.manifest("policy", str(self._current.state.parent))
-        inherited = {name: parent.notes[name] for name in ("layout", "max_length") if name in parent.notes}
+        inherited = {name: parent.notes[name] for name in _INHERITED_NOTES if name in parent.notes}
         return replace(
             self._manifest_of_round(
                 {
@@ -314,6 +335,7 @@ class PolicyRound(ModelRound):
                     ANCHOR_NOTE: self._anchor,
                     "parity": POLICY_PARITY,
                     **inherited,
+                    **note_start(self._chosen_start, self._current.state.signals),
                 }
             ),
             text_format=parent.text_format,
@@ -342,11 +364,30 @@ class PolicyRound(ModelRound):
     @property
     def _reference(self) -> Reference | None:
         """The anchor as the reference; None if it is the version that the round starts from."""
-        return reference_of(self._store, self._anchor, str(self._current.state.parent))
+        return reference_of(self._store, self._anchor, str(self._chosen_start.version))
+
+    @cached_property
+    def _live(self) -> PolicyStart:
+        return start_from_store(self._store, str(self._current.state.parent), max_length=0)
 
     @cached_property
     def _start(self) -> PolicyStart:
-        return start_from_store(self._store, str(self._current.state.parent), max_length=0)
+        """What the round trains: the live version, or now and then the base of its line, with all signals anew."""
+        chosen = self._chosen_start
+        log.info("start of the round", version=chosen.version, fresh=chosen.is_fresh, reason=chosen.reason)
+        return start_from_store(self._store, str(chosen.version), max_length=0)
+
+    @cached_property
+    def _chosen_start(self) -> StartChoice:
+        """Where the round starts. An algorithm that learns from the policy's own answers goes on from the live one."""
+        now, settings = self._current.state, self._settings
+        learns_signals = settings.policy.algorithm not in ONLINE_ALGORITHMS
+        growth = settings.policy_fresh_growth if learns_signals else 0.0
+        chosen = choose_start(self._store, now.parent, now.signals, growth, self.model)
+        base, live = (self._store.manifest(self.model, str(each)) for each in (chosen.version, now.parent))
+        if not has_same_tokens(base, live):
+            return StartChoice(now.parent, False, f"policy {chosen.version} has other tokens than the live one")
+        return chosen
 
 
 @contextmanager

@@ -45,10 +45,10 @@ from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.start import NothingToTrain, RewardStart, start_from
 from rewardloop_trainer.reward.train import Progress
+from rewardloop_trainer.rounds.fresh_start import StartChoice, choose_start, note_start, untrained_version
 from rewardloop_trainer.rounds.model_round import ModelRound, Refused
 from rewardloop_trainer.rounds.pauses import Interrupted
 from rewardloop_trainer.rounds.reward_candidate import choose_weights, load_trained, save_trained
-from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, StartChoice, choose_start, untrained_version
 from rewardloop_trainer.rounds.round_trust import asked_choices, say_of_people
 from rewardloop_trainer.vocabulary import Phase, Reason
 
@@ -217,7 +217,7 @@ class RewardRound(ModelRound):
             self._manifest_of_round(
                 {
                     **start.notes,
-                    **self._notes_of_start(),
+                    **note_start(self._chosen_start, self._current.state.signals),
                     "anchors": scale.note,
                     "parity": f"a logit of the float32 graph differs from torch's by at most {exported.parity:.2g}, on "
                     "texts of the round",
@@ -275,11 +275,6 @@ class RewardRound(ModelRound):
         except (StoreError, NothingToTrain) as error:
             log.warning("the best version so far cannot be loaded: the anchor set stays", reason=str(error))
             return None
-
-    def _notes_of_start(self) -> dict[str, str]:
-        """Return what the manifest says of the start: that of this round, if it was fresh, or of the last that was."""
-        chosen = self._chosen_start
-        return {FRESH_SIGNALS: str(self._current.state.signals), "start": chosen.reason} if chosen.is_fresh else {}
 
     def _length_share(self, model: RewardModel, encoder: Encoder) -> LengthShare:
         """Return what is taken off the candidate's scores because of length: nothing without length control.

@@ -18,6 +18,8 @@ from typing import Any
 import structlog
 
 from rewardloop_trainer.archive.fence import Fence
+from rewardloop_trainer.archive.identity import OtherArchive, identify, identity_of
+from rewardloop_trainer.archive.ledger import Ledger
 from rewardloop_trainer.archive.segment_files import order
 from rewardloop_trainer.vocabulary import PHASES, Phase
 
@@ -95,10 +97,19 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """The state of all models. ``trainer_id`` tells this work directory's rounds from another's in a shared store."""
+    """The state of all models.
+
+    Attributes:
+        trainer_id: Tells this work directory's rounds from another's in a shared store.
+        models: What is known of each model, by name.
+        archive_id: The archive whose signals they have learned; "" if no trainer has noted it yet.
+        archive_place: Where that archive was when a trainer last led.
+    """
 
     trainer_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     models: Mapping[str, ModelState] = field(default_factory=dict)
+    archive_id: str = ""
+    archive_place: str = ""
 
     def of(self, model: str) -> ModelState:
         return self.models.get(model, ModelState())
@@ -124,11 +135,38 @@ class StateFile:
             raw = json.loads(self.path.read_text())
             if raw["format_version"] != FORMAT_VERSION:
                 raise CorruptState(f"{self.path}: format version {raw['format_version']!r} is not {FORMAT_VERSION}")
-            return TrainerState(raw["trainer_id"], {name: _model(m) for name, m in raw["models"].items()})
+            models = {name: _model(m) for name, m in raw["models"].items()}
+            return TrainerState(raw["trainer_id"], models, raw.get("archive_id", ""), raw.get("archive_place", ""))
         except FileNotFoundError:
             return TrainerState()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptState(f"{self.path}: {error!r}") from error
+
+    def hold_to(self, ledger: Ledger) -> None:
+        """Hold this work directory to one archive, which keeps its id wherever it is copied or moved.
+
+        State, pools and what is known of people are of that archive's signals. With another one, these would be taken
+        for signals that are there, and the signals that Redis has handed over to the archive before would be missed.
+
+        Raises:
+            OtherArchive: If the state is of another archive. Nothing is written then.
+            CorruptState: If the state cannot be read.
+            Fenced: If another trainer leads.
+        """
+        state, files = self.read(), ledger.small_files
+        has_learned = any(known.learned_through for known in state.models.values())
+        known = identity_of(files)
+        is_other = known != state.archive_id if state.archive_id else has_learned and ledger.row_count == 0
+        if is_other:
+            own = f"the archive at {state.archive_place}" if state.archive_place else "another archive"
+            what = "is not that one" if ledger.row_count else "is empty"
+            raise OtherArchive(
+                f"{self.path.parent} belongs to {own}, and {files.place} {what}: name its archive, or give this one a "
+                "work directory of its own"
+            )
+        archive_id = identify(files)
+        if (archive_id, files.place) != (state.archive_id, state.archive_place):
+            self.write(replace(state, archive_id=archive_id, archive_place=files.place))
 
     def keep_within(self, last_stream_id: str) -> None:
         """Let no model have learned more than the ledger has, whose last row is at ``last_stream_id``; "" for none.

@@ -13,7 +13,7 @@ from rewardloop_trainer.assessment.reward_models.bag_of_words import Preference,
 from rewardloop_trainer.data.preferences import Pair
 from rewardloop_trainer.data.split import keys_of
 from rewardloop_trainer.evaluation.clusters import ClusteredMean, Ints, clustered_mean, two_way_mean
-from rewardloop_trainer.evaluation.evidence import Evidence, Mask, Readings
+from rewardloop_trainer.evaluation.evidence import AtRandom, Evidence, Mask, Readings, at_random
 from rewardloop_trainer.reward.evaluate import Floats, correctness
 
 _FOLDS = 3
@@ -62,6 +62,10 @@ class Choices:
     def accuracy(self, margins: Floats) -> ClusteredMean:
         """How often margins, (n,), order the answers as people did, with an error over prompts and people."""
         return two_way_mean(correctness(margins), self.weights, self.prompts, self.people)
+
+    def at_random(self, margins: Floats) -> AtRandom | None:
+        """The same as if the pairs had been drawn at random; None if it is not known how any pair came to be shown."""
+        return at_random(self.pairs, margins, self.weights, self.prompts, self.people)
 
     def gain(self, margins: Floats, others: Floats) -> ClusteredMean:
         """The accuracy of margins, (n,), less that of others on the same choices."""

@@ -14,6 +14,7 @@ from rewardloop_trainer.assessment.reward_models.benchmarks import Benchmark, Sc
 from rewardloop_trainer.assessment.reward_models.over_optimisation import OverOptimisation
 from rewardloop_trainer.data.prompt_text import conversation_text
 from rewardloop_trainer.evaluation.clusters import ClusteredMean
+from rewardloop_trainer.evaluation.evidence import AtRandom
 from rewardloop_trainer.evaluation.likelihood import best_slope, calibration_error, reliability
 from rewardloop_trainer.reports.parts import (
     Cell,
@@ -67,8 +68,15 @@ def agreement_section(
             ("most others agree with a person", measured(ceiling.by_majority)),
             ("one person agrees with another", measured(ceiling.pairwise)),
         ]
+    random = {name: choices.at_random(margins[name]) for name in names}
     rows: list[Sequence[Cell]] = [
-        (name, measured(found[name]), measured(gains[name]) if name in gains else None) for name in names
+        (
+            name,
+            measured(found[name]),
+            measured(gains[name]) if name in gains else None,
+            None if (at_random := random[name]) is None else measured(at_random.accuracy),
+        )
+        for name in names
     ]
     of = f"{len(choices):,} choices about {len(np.unique(choices.prompts)):,} prompts"
     people = len(np.unique(choices.people))
@@ -80,7 +88,8 @@ def agreement_section(
     parts: list[Part] = [
         Paragraph(f"{of}, {how}."),
         Intervals("agreement", "Agreement with people's choices", "accuracy", shown, reference=0.5),
-        Table("agreement-table", ("", "accuracy", f"{names[0]} against it"), rows),
+        Table("agreement-table", ("", "accuracy", f"{names[0]} against it", "as if pairs were random"), rows),
+        Paragraph(_of_random(random[names[0]], len(choices)), "note"),
     ]
     if ceiling is None:
         text = "No two people judged the same pair, so that it is not known how far people agree with each other."
@@ -88,6 +97,8 @@ def agreement_section(
     if np.isfinite(auc.mean):
         parts.append(Paragraph(f"AUC of thumbs and ratings: {_said(auc)}."))
     figures = named("accuracy", found[names[0]]) | named("auc", auc)
+    if (first := random[names[0]]) is not None:
+        figures |= named("accuracy_of_random_pairs", first.accuracy) | {"random_pairs": first.effective}
     for name, gain in gains.items():
         figures |= named(f"accuracy_over_{_word(name)}", gain)
     if ceiling is not None:
@@ -236,6 +247,20 @@ def overfit_section(
     for name, found in by_tag.items():
         figures |= named(f"accuracy_in_{_word(name)}", found)
     return Section("generalisation", "Generalisation", [table]), figures
+
+
+def _of_random(found: AtRandom | None, choices: int) -> str:
+    """Say how much is known of pairs that are drawn at random."""
+    if found is None:
+        return (
+            "No choice says with which probability its pair was shown, so that it is not known how often the model "
+            "would be right about pairs that are drawn at random."
+        )
+    return (
+        f"As if pairs were random: {found.choices:,} of the {choices:,} choices say with which probability their pair "
+        f"was shown. Weighed to pairs that are drawn at random among the sampled answers, they tell as much as "
+        f"{found.effective:,.0f} choices."
+    )
 
 
 def _said(mean: ClusteredMean) -> str:

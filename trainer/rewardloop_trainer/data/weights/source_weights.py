@@ -93,8 +93,9 @@ def measure_sources(records: Iterable[Record]) -> dict[str, SourceWeight]:
     """Measure the sources that judged pairs which people judged, too.
 
     Args:
-        records: Signals of all sources. A ranking counts by the pairs in it. No model takes part, so that signals that
-            are learned from can be measured by as well.
+        records: Signals of all sources. A ranking counts by the pairs in it. People's signals without weight, such as
+            one that its person has changed since, say nothing. No model takes part, so that signals that are learned
+            from can be measured by as well.
 
     Returns:
         A weight for each source but people, and for each judge by `source_key`, that shares a pair with people.
@@ -105,7 +106,7 @@ def measure_sources(records: Iterable[Record]) -> dict[str, SourceWeight]:
     people = _Count()
     others: dict[str, _Count] = defaultdict(_Count)
     for (prompt, _), pairs in by_pair.items():
-        of_people = [pair for pair in pairs if pair.source == "human"]
+        of_people = [pair for pair in pairs if pair.source == "human" and pair.weight > 0]
         if not of_people:
             continue
         two = [(a, b) for a, b in combinations(of_people, 2) if not a.annotator or a.annotator != b.annotator]

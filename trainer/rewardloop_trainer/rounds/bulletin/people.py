@@ -80,10 +80,10 @@ def _words(flag: Flag) -> str:
 def agreement_with_others(votes: Votes) -> dict[str, tuple[float, int]]:
     """Return by person the share of others' votes on the same items that equal theirs, and how many were compared.
 
-    Of a person who voted on an item several times, the first vote counts.
+    Of a person who voted on an item several times, the last vote counts.
     """
-    _, first = np.unique(np.stack([votes.person, votes.item]), axis=1, return_index=True)
-    person, item, choice = votes.person[first], votes.item[first], votes.choice[first]
+    last = votes.is_last
+    person, item, choice = votes.person[last], votes.item[last], votes.choice[last]
     counts = np.zeros((len(votes.items), 3))
     np.add.at(counts, (item, choice), 1.0)
     others = counts.sum(1)[item] - 1

@@ -1,4 +1,4 @@
-"""Decides from which weights a reward round starts: the live version's, or those of the base.
+"""Decides from which weights a round starts, of a reward model or of a policy: the live version's, or the base's.
 
 A round from the live weights is cheap: it learns the new signals, with some old ones beside them. But its versions
 carry every earlier pass along, and a signal that is learned again in each round is learned by heart. A round from the
@@ -23,7 +23,7 @@ class StartChoice:
     """Where a round starts.
 
     Attributes:
-        version: The version to load; None to make a new model on the base that the settings name.
+        version: The version to load; None, for a reward model, to make a new one on the base that the settings name.
         is_fresh: Whether that is the base, so that the round learns from all signals that are kept.
         reason: Why, for the log and the manifest.
     """
@@ -41,7 +41,7 @@ def choose_start(store: ModelStore, live: str | None, signals: int, growth: floa
         live: The live version; None if there is none.
         signals: Signals in the ledger up to the round's last one.
         growth: By what factor the signals have to grow from one start from the base to the next; 0 never starts there.
-        model: The reward model's name.
+        model: The model's name.
     """
     if live is None:
         return StartChoice(None, True, "there is no live version")
@@ -61,6 +61,11 @@ def choose_start(store: ModelStore, live: str | None, signals: int, growth: floa
 def _signals_of_last_fresh(manifest: Manifest) -> int:
     noted = manifest.notes.get(FRESH_SIGNALS, "")
     return int(noted) if noted.isdecimal() else 0
+
+
+def note_start(chosen: StartChoice, signals: int) -> dict[str, str]:
+    """Return what a manifest says of a start, if it was a fresh one with so many signals in the ledger."""
+    return {FRESH_SIGNALS: str(signals), "start": chosen.reason} if chosen.is_fresh else {}
 
 
 def untrained_version(store: ModelStore, model: str, version: str | None) -> str | None:

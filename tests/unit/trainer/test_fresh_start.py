@@ -8,7 +8,7 @@ import pytest
 
 from rewardloop.formats.manifest import DataRange, Manifest
 from rewardloop.formats.store_errors import VersionNotFound
-from rewardloop_trainer.rounds.reward_schedule import FRESH_SIGNALS, choose_start
+from rewardloop_trainer.rounds.fresh_start import FRESH_SIGNALS, choose_start
 
 
 @dataclass
