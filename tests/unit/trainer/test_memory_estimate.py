@@ -20,7 +20,10 @@ from rewardloop_trainer.learning.settings import LearnerSettings
 LORA = {"method": "lora", "lora": {"modules": "all"}}
 # Without data, transformers repeats keys and values that heads share, which counts a tenth too much in real shapes.
 EVEN = {family: {"num_key_value_heads": 4} for family in ("llama", "qwen3")}
-WAYS: list[dict[str, Any]] = [{}, {"weights": "bfloat16"}, LORA, {"gradient_checkpointing": True}, {"frozen_layers": 1}]
+WAYS: list[dict[str, Any]] = [
+    *({}, {"weights": "bfloat16"}, {"computation": "bfloat16"}, LORA),
+    *({"gradient_checkpointing": True}, {"frozen_layers": 1}),
+]
 
 
 def settings(changes: dict[str, Any]) -> LearnerSettings:

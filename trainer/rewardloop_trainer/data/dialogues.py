@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rewardloop.formats.text import Encoder, RefusedConversation, Turn
+from rewardloop_trainer.data.computing.autocast import computing_types
 from rewardloop_trainer.data.computing.logprobs import logprobs_at
 from rewardloop_trainer.data.preferences import Prompt
 
@@ -164,4 +165,5 @@ def keeps_apart(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
         return True
     alone = torch.cat([token_losses(model, [[example]], pad_id) for example in tried])
     packed = token_losses(model, [tried], pad_id)
-    return bool((alone - packed).abs().max() <= torch.finfo(model.dtype).eps ** 0.5)
+    spacing = max(torch.finfo(dtype).eps for dtype in computing_types(model) if dtype.is_floating_point)
+    return bool((alone - packed).abs().max() <= spacing**0.5)

@@ -20,10 +20,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from rewardloop_trainer.data.adapters import first_line
 from rewardloop_trainer.data.computing.head import head_of, logprobs_of
-from rewardloop_trainer.learning.layers import freeze_layers, layer_stack, recompute_layers
+from rewardloop_trainer.learning.layers import layer_stack
 from rewardloop_trainer.learning.live_bytes import LiveBytes, bytes_of
 from rewardloop_trainer.learning.lora_layers import add_adapters
-from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, type_of
+from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, shape_passes, type_of
 from rewardloop_trainer.learning.optimizer import temporary_bytes
 from rewardloop_trainer.learning.settings import LearnerSettings
 
@@ -144,9 +144,7 @@ def _build(config: Any, settings: LearnerSettings, trainer: Trainer) -> tuple[An
     trunk = model.base_model
     if settings.method == "lora":
         add_adapters(model, settings.lora)
-    freeze_layers(trunk, settings.frozen_layers)
-    if settings.gradient_checkpointing:
-        recompute_layers(trunk)
+    shape_passes(model, trunk, settings)
     return model, trunk
 
 

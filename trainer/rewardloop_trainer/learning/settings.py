@@ -36,8 +36,15 @@ class LearnerSettings(BaseModel):
         "auto", description="device to train on; auto: a GPU if there is one"
     )
     weights: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="type of the weights and of the computation in training; adapters and score heads stay in float32",
+        "float32", description="type of the weights in training; adapters and score heads stay in float32"
+    )
+    computation: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="type of matrix products in training; auto: that of the weights; bfloat16 with weights float32 is "
+        "autocast: what learns, its gradients and the optimizer stay in float32",
+    )
+    tf32: bool = Field(
+        False, description="let a GPU round the factors of float32 matrix products to TF32 in training, which is faster"
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="implementation of the attention in training; auto: sdpa if the architecture has it"
@@ -51,6 +58,12 @@ class LearnerSettings(BaseModel):
     quantised_base: Literal["none", "8bit", "4bit"] = Field(
         "none", description="with method lora on a GPU: hold the frozen weights quantised (needs bitsandbytes)"
     )
+
+    @model_validator(mode="after")
+    def _computes_as_exactly_as_its_weights_allow(self) -> Self:
+        if self.computation == "float32" and self.weights == "bfloat16":
+            raise ValueError("computation float32 needs weights float32: bfloat16 ones are rounded already")
+        return self
 
     @model_validator(mode="after")
     def _quantises_frozen_weights_alone(self) -> Self:

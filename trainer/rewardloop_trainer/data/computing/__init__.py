@@ -1,1 +1,1 @@
-"""What a loaded causal language model computes: how probable tokens are, block by block."""
+"""What a loaded model computes: in which type, and how probable tokens are, block by block."""
