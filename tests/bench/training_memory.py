@@ -34,6 +34,7 @@ from rewardloop_trainer.learning.settings import LearnerSettings
 GIB = 2**30
 METHODS: dict[str, dict[str, Any]] = {
     "full, float32": {},
+    "full, bfloat16 over float32": {"computation": "bfloat16"},
     "full, bfloat16": {"weights": "bfloat16"},
     "LoRA, bfloat16": {"method": "lora", "weights": "bfloat16"},
     "LoRA, bfloat16, gradient checkpointing": {

@@ -16,15 +16,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rewardloop.formats.text import Turn
+from rewardloop_trainer.data.computing import head
 from rewardloop_trainer.data.dialogues import Dialogue
 from rewardloop_trainer.data.preferences import Labelled, Pair
 from rewardloop_trainer.learning.live_bytes import LiveBytes
 from rewardloop_trainer.learning.lora_layers import add_adapters, has_adapters, without_adapters
 from rewardloop_trainer.learning.model_load import UnusableDevice
 from rewardloop_trainer.learning.settings import LearnerSettings
-from rewardloop_trainer.policy.dpo_train import train_policy
+from rewardloop_trainer.policy.dpo_train import encode_pairs, train_policy
 from rewardloop_trainer.policy.kto_train import train_kto
 from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
+from rewardloop_trainer.policy.online.learner import Learner
+from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.settings import PolicySettings
 from rewardloop_trainer.policy.sft import train_sft
 from rewardloop_trainer.policy.sft_settings import SftSettings
@@ -141,6 +144,30 @@ def test_memory_follows_the_micro_batch_and_recomputed_layers(base: str, trainer
     wide, narrow = (peak(base, trainer, budget, **LORA) for budget in (4096, 100))
     assert narrow < 0.35 * wide
     assert peak(base, trainer, 4096, **LORA, gradient_checkpointing=True) < 0.6 * wide
+
+
+def online_step(model: Any, budget: int) -> None:
+    """The forward and backward pass of a policy's own answers, with what measures them."""
+    learner = Learner(model, 0, OnlineSettings.model_validate({"micro_batch_tokens": budget}), has_critic=False)
+    rows = [row for pair in encode_pairs(ENCODER, PAIRS).pairs for row in pair.rows]
+    learner.measured(rows, 64, 1.0)
+    learner.reference_logprobs(rows, 64, 1.0)
+    learner.now(rows, 64, 1.0).logprobs.sum().backward()
+
+
+@pytest.mark.parametrize("trainer", [*TRAINERS, "online"])
+def test_no_trainer_takes_memory_for_the_logits_of_all_tokens(
+    tmp_path: Path, trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, found = {**TRAINERS, "online": online_step}[trainer], []
+    for vocabulary in (264, 64 * 264):
+        monkeypatch.setattr(head, "_BLOCK_LOGITS", 64 * 264)
+        base = str(save_tiny_policy(tmp_path / str(vocabulary), vocab_size=vocabulary))
+        model = load_to_learn(base, settings(**LORA))
+        with LiveBytes() as live:
+            run(model, 4096)
+        found.append(live.peak)
+    assert found[1] < 1.3 * found[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe", "bloom"])

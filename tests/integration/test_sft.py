@@ -134,7 +134,7 @@ def test_a_killed_command_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_pat
 
 
 def test_a_stopped_run_goes_on_and_packing_takes_the_same_steps(tmp_path: Path) -> None:
-    settings = SftSettings.model_validate({"epochs": 2, "batch_examples": 8})
+    settings = SftSettings.model_validate({"epochs": 2, "batch_examples": 8, "learning_rate": 1e-3})
     whole, stopped, resumed, packed = (small_llama(1).double() for _ in range(4))
     seen: list[SftProgress] = []
     outcome = train_sft(whole, ENCODER, dialogues(32), settings, seen.append, heldout=dialogues(3))

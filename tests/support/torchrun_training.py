@@ -76,7 +76,9 @@ def vowels(_: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Rew
 
 
 def train_by_supervision(model: Any, encoder: Encoder, directory: Path, keep: Keep, save: Save) -> None:
-    settings = SftSettings.model_validate({"batch_examples": 3, "epochs": 3, "micro_batch_tokens": 64, **OFTEN})
+    settings = SftSettings.model_validate(
+        {"batch_examples": 3, "epochs": 3, "learning_rate": 1e-3, "micro_batch_tokens": 64, **OFTEN}
+    )
     dialogues = [Dialogue.answered(pair.prompt, pair.chosen) for pair in PAIRS]
     heldout = [Dialogue.answered(pair.prompt, pair.rejected) for pair in PAIRS]
     outcome = train_sft(

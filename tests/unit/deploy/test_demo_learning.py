@@ -12,7 +12,6 @@ from rewardloop_demo.learning import thumb_share, train_args
 from rewardloop_demo.record import DemoRecord, RoundRecord
 from rewardloop_demo.settings import DemoSettings
 from rewardloop_demo.verdict import not_shown
-from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.settings import TrainSettings
 
 
@@ -29,9 +28,7 @@ def test_a_policy_of_a_million_parameters_learns_faster_than_a_large_one_would(a
     def rate(settings: TrainSettings) -> float:
         policy = settings.policy
         learning = policy.kto if algorithm == "kto" else policy if algorithm in OFFLINE_ALGORITHMS else policy.online
-        return (
-            learning.rate_for(are_adapters=False) if isinstance(learning, OnlineSettings) else learning.rate_for(10**6)
-        )
+        return learning.rate_for(10**6, are_adapters=False)
 
     demo = parse(TrainSettings, train_args(algorithm, signals_per_round=600, seed=3), "train")
     assert rate(demo) > 10 * rate(TrainSettings())

@@ -11,11 +11,14 @@ import pytest
 
 from rewardloop.formats.vocabulary import ONLINE_ALGORITHMS, OnlineAlgorithm
 from rewardloop.process.settings import parse
+from rewardloop_trainer.policy.offline_settings import DpoSettings, KtoSettings
 from rewardloop_trainer.policy.online.algorithms import algorithm_of
 from rewardloop_trainer.policy.online.online_dpo import OnlineDpo
 from rewardloop_trainer.policy.online_registry import ONLINE, DapoSettings
 from rewardloop_trainer.policy.online_settings import OnlineSettings
 from rewardloop_trainer.policy.settings import PolicySettings
+from rewardloop_trainer.policy.sft_settings import SftSettings
+from rewardloop_trainer.reward.settings import RewardTraining
 from rewardloop_trainer.settings import TrainSettings
 
 
@@ -107,12 +110,24 @@ def test_temperatures_that_are_none_are_refused(given: Any) -> None:
         PolicySettings.model_validate({"online": {"temperatures": given}})
 
 
-def test_rates_are_usual_ones_for_what_learns_unless_they_are_set() -> None:
-    assert [OnlineSettings().rate_for(are_adapters=adapters) for adapters in (False, True)] == [1e-6, 1e-4]
-    assert OnlineSettings.model_validate({"learning_rate": 3e-5}).rate_for(are_adapters=True) == 3e-5
-    policy = PolicySettings.model_validate({"kto": {"learning_rate": 2e-5}})
-    assert [policy.dpo.rate_for(parameters) for parameters in (10**8, 8 * 10**9)] == [1e-5, 1e-6]
-    assert [policy.kto.rate_for(parameters) for parameters in (10**8, 8 * 10**9)] == [2e-5, 2e-5]
+@pytest.mark.parametrize(
+    ("kind", "rates"),
+    [
+        (RewardTraining, [5e-5, 1e-5, 5e-6]),
+        (SftSettings, [2e-5, 2e-5, 1e-5]),
+        (DpoSettings, [1e-5, 1e-5, 1e-6]),
+        (KtoSettings, [1e-5, 1e-5, 1e-6]),
+        (OnlineSettings, [1e-6, 1e-6, 1e-6]),
+    ],
+)
+def test_rates_are_usual_ones_for_what_learns_unless_they_are_set(kind: Any, rates: list[float]) -> None:
+    sizes = (3 * 10**7, 4 * 10**8, 8 * 10**9)
+    assert [kind().rate_for(size, are_adapters=False) for size in sizes] == rates
+    assert {kind().rate_for(size, are_adapters=True) for size in sizes} == {1e-4}
+    chosen = kind.model_validate({"learning_rate": 3e-5})
+    assert {chosen.rate_for(size, are_adapters=adapters) for size in sizes for adapters in (False, True)} == {3e-5}
+    said = kind.model_fields["learning_rate"].description
+    assert all(f"{rate:.0e}".replace("e-0", "e-") in said for rate in (*rates, 1e-4))
 
 
 @pytest.mark.parametrize(

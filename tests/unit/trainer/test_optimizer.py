@@ -1,11 +1,19 @@
-"""AdamW on weights in float32 and in bfloat16."""
+"""AdamW on weights in float32 and in bfloat16, and the rates of its groups."""
 
 from __future__ import annotations
 
+import pytest
 import torch
+from support.reward_bases import config
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from rewardloop_trainer.learning.optimizer import adamw
+from rewardloop_trainer.learning.settings import LoraSettings
+from rewardloop_trainer.reward.lora import with_lora
+from rewardloop_trainer.reward.model import RewardModel
+from rewardloop_trainer.reward.settings import RewardTraining
+from rewardloop_trainer.reward.step import optimizer_of
 
 
 def after(steps: int, weight: Tensor, rate: float, gradient: float = 1.0) -> Tensor:
@@ -54,3 +62,16 @@ def test_the_rounding_is_the_same_in_every_process_and_after_a_restart() -> None
 
 def test_float32_weights_have_torch_s_own_adamw() -> None:
     assert type(adamw([{"params": [nn.Parameter(torch.ones(2))]}])) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(("is_adapted", "rate"), [(False, 5e-5), (True, 1e-4)])
+def test_the_trunk_of_a_reward_model_learns_at_the_rate_of_its_method(*, is_adapted: bool, rate: float) -> None:
+    model = RewardModel(AutoModel.from_config(config("bert", layers=1)), 2, "mean")
+    if is_adapted:
+        with_lora(model, LoraSettings.model_validate({}))
+    rates = {
+        id(p): group["lr"] for group in optimizer_of(model, RewardTraining()).param_groups for p in group["params"]
+    }
+    learned = {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert {learned[name] for name in learned if name.startswith("trunk.")} == {rate}
+    assert learned["heads.weight"] == 1e-3

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import pad
 
 from rewardloop.formats.text import Encoder, RefusedConversation, Row
+from rewardloop_trainer.data.computing.logprobs import logprobs_at
 from rewardloop_trainer.data.preferences import Prompt
 from rewardloop_trainer.data.token_batches import by_length
 
@@ -88,15 +89,10 @@ def forward(
         the tokens were predicted, or None.
     """
     ids, first, is_completion = padded(rows, pad_id, model.device)
-    output = model(
-        input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first, output_hidden_states=with_states or None
-    )
-    states = output.hidden_states[-1][:, first:-1] if with_states else None
-    logits = output.logits[:, :-1].float().transpose(1, 2)
-    if temperature != 1.0:  # a division makes another copy of the largest tensor
-        logits = logits / temperature
-    losses = cross_entropy(logits, ids[:, first + 1 :], reduction="none")
-    return torch.where(is_completion, -losses, 0.0), is_completion, states
+    is_wanted = pad(is_completion, (first + 1, 0))
+    found, states = logprobs_at(model, ids, is_wanted, temperature, with_states=with_states)
+    logprobs = torch.zeros(is_completion.shape, device=ids.device).masked_scatter(is_completion, found)
+    return logprobs, is_completion, None if states is None else states[:, first:-1]
 
 
 def padded(rows: Sequence[Completion], pad_id: int, device: torch.device | str) -> tuple[Tensor, int, Tensor]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from rewardloop.formats.text import Encoder, RefusedConversation, Turn
+from rewardloop_trainer.data.computing.autocast import computing_types
+from rewardloop_trainer.data.computing.logprobs import logprobs_at
 from rewardloop_trainer.data.preferences import Prompt
 
 
@@ -140,13 +141,9 @@ def token_losses(model: Any, rows: Sequence[Sequence[Example]], pad_id: int) -> 
             at = end
     # Without packing no mask is needed: padding is at the end, where a causal model does not look.
     layout = _apart(part, positions, model) if any(len(row) > 1 for row in rows) else {}
-    # The token at t is predicted at t - 1, so logits before the first learned token are not needed.
-    first = int(is_learned.any(0).int().argmax()) - 1
     device = model.device
-    output = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=longest - first, **layout)
-    learned = is_learned[:, first + 1 :].to(device)
-    logits = output.logits[:, :-1][learned].float()
-    return cross_entropy(logits, ids[:, first + 1 :].to(device)[learned], reduction="none")
+    found, _ = logprobs_at(model, ids.to(device), is_learned.to(device), layout=layout)
+    return -found
 
 
 def _apart(part: Tensor, positions: Tensor, model: Any) -> dict[str, Tensor]:
@@ -168,4 +165,5 @@ def keeps_apart(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
         return True
     alone = torch.cat([token_losses(model, [[example]], pad_id) for example in tried])
     packed = token_losses(model, [tried], pad_id)
-    return bool((alone - packed).abs().max() <= torch.finfo(model.dtype).eps ** 0.5)
+    spacing = max(torch.finfo(dtype).eps for dtype in computing_types(model) if dtype.is_floating_point)
+    return bool((alone - packed).abs().max() <= spacing**0.5)

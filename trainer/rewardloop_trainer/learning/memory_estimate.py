@@ -16,14 +16,14 @@ import structlog
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rewardloop_trainer.data.adapters import first_line
-from rewardloop_trainer.learning.layers import freeze_layers, layer_stack, recompute_layers
+from rewardloop_trainer.data.computing.head import head_of, logprobs_of
+from rewardloop_trainer.learning.layers import layer_stack
 from rewardloop_trainer.learning.live_bytes import LiveBytes, bytes_of
 from rewardloop_trainer.learning.lora_layers import add_adapters
-from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, type_of
+from rewardloop_trainer.learning.model_load import UnusableDevice, device_of, shape_passes, type_of
 from rewardloop_trainer.learning.optimizer import temporary_bytes
 from rewardloop_trainer.learning.settings import LearnerSettings
 
@@ -144,9 +144,7 @@ def _build(config: Any, settings: LearnerSettings, trainer: Trainer) -> tuple[An
     trunk = model.base_model
     if settings.method == "lora":
         add_adapters(model, settings.lora)
-    freeze_layers(trunk, settings.frozen_layers)
-    if settings.gradient_checkpointing:
-        recompute_layers(trunk)
+    shape_passes(model, trunk, settings)
     return model, trunk
 
 
@@ -166,16 +164,21 @@ def _put_on_cpu(model: nn.Module) -> None:
 
 
 def _loss(model: Any, trainer: Trainer, rows: int, columns: int) -> Tensor:
-    """A loss with the tensors that the trainer's own loss makes. It sees the whole sequence as completion."""
+    """A loss with the tensors that the trainer's own loss makes. It sees the whole sequence as completion.
+
+    Tokens are picked out of states, or of logits if there are some of all tokens, by a copy.
+    """
     ids = torch.zeros(rows, columns, dtype=torch.long)
     if trainer == "reward":
         mask = {} if _is_causal(model) else {"attention_mask": torch.ones_like(ids)}
         states: Tensor = model(input_ids=ids, **mask).last_hidden_state
         return states.float().mean()
+    targets = ids[:, 1:].flatten()
+    if head := head_of(model):
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        return head.logprobs(states.flatten(0, 1).clone(), targets).mean()
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    if trainer == "sft":  # which picks the learned tokens out, and so copies them
-        return cross_entropy(logits.flatten(0, 1).clone().float(), ids[:, 1:].flatten())
-    return cross_entropy(logits.float().transpose(1, 2), ids[:, 1:])
+    return logprobs_of(logits.flatten(0, 1).clone(), targets, 1.0).mean()
 
 
 def _is_causal(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Prepares a loaded model to be trained: its device, type of weights, attention, frozen and recomputed layers.
+"""Prepares a loaded model to be trained: its device, types, attention, frozen and recomputed layers.
 
 Every trainer goes through `prepare`: reward models, supervised training and policies, offline and online.
 """
@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from rewardloop_trainer.data.computing.autocast import compute_in
 from rewardloop_trainer.learning.layers import freeze_layers, layer_stack, recompute_layers
 from rewardloop_trainer.learning.settings import LearnerSettings
 
@@ -31,10 +32,12 @@ def check_machine(settings: LearnerSettings) -> None:
     """
     on_gpu = device_of(settings).type == "cuda"
     if settings.attention == "flash_attention_2":
-        if not on_gpu or settings.weights != "bfloat16":
-            raise UnusableDevice("attention flash_attention_2 needs a GPU and weights bfloat16: take sdpa")
+        if not on_gpu or computation_of(settings) != torch.bfloat16:
+            raise UnusableDevice("attention flash_attention_2 needs a GPU and computation in bfloat16: take sdpa")
         if find_spec("flash_attn") is None:
             raise UnusableDevice("attention flash_attention_2 needs the package flash_attn, which is not installed")
+    if settings.tf32 and not on_gpu:
+        raise UnusableDevice("tf32 needs a GPU: leave it off")
     if settings.quantised_base != "none":
         if not on_gpu:
             raise UnusableDevice(f"quantised_base {settings.quantised_base} needs a GPU: take none")
@@ -59,6 +62,22 @@ def type_of(settings: LearnerSettings) -> torch.dtype:
     return _TYPES[settings.weights]
 
 
+def computation_of(settings: LearnerSettings) -> torch.dtype:
+    """The type of matrix products in training."""
+    return type_of(settings) if settings.computation == "auto" else _TYPES[settings.computation]
+
+
+def autocast_to(settings: LearnerSettings) -> torch.dtype | None:
+    """The type of autocast in training; None if the model computes in the type of its weights."""
+    return None if computation_of(settings) == type_of(settings) else computation_of(settings)
+
+
+def choose_products(device: torch.device, *, tf32: bool) -> None:
+    """Say for the whole process whether a GPU may round the factors of float32 matrix products to TF32."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
 def prepare(model: nn.Module, trunk: nn.Module, settings: LearnerSettings) -> None:
     """Make a loaded model ready to be trained, in place; a second call with the same settings changes nothing.
 
@@ -78,10 +97,26 @@ def prepare(model: nn.Module, trunk: nn.Module, settings: LearnerSettings) -> No
     set_type(model, type_of(settings))
     if settings.quantised_base != "none":
         _quantise(trunk, settings)
-    model.to(device_of(settings))
+    device = device_of(settings)
+    model.to(device)
+    choose_products(device, tf32=settings.tf32)
+    shape_passes(model, trunk, settings)
+
+
+def shape_passes(model: nn.Module, trunk: nn.Module, settings: LearnerSettings) -> None:
+    """Freeze and recompute layers, and choose the type of computation, of a model wherever its weights are."""
     freeze_layers(trunk, settings.frozen_layers)
     if settings.gradient_checkpointing:
         recompute_layers(trunk)
+    for module in (model, trunk):
+        compute_in(module, autocast_to(settings))
+
+
+def release(model: nn.Module, trunk: nn.Module) -> None:
+    """Let a trained model, and the process, compute in float32 again as they did before `prepare`."""
+    for module in (model, trunk):
+        compute_in(module, None)
+    choose_products(torch.device("cuda" if torch.cuda.is_available() else "cpu"), tf32=False)
 
 
 def set_type(model: nn.Module, dtype: torch.dtype) -> None:
@@ -115,7 +150,11 @@ def _quantise(trunk: nn.Module, settings: LearnerSettings) -> None:
         has_bias = layer.bias is not None
         if settings.quantised_base == "4bit":
             made = bitsandbytes.nn.Linear4bit(
-                layer.in_features, layer.out_features, has_bias, compute_dtype=type_of(settings), quant_type="nf4"
+                layer.in_features,
+                layer.out_features,
+                has_bias,
+                compute_dtype=computation_of(settings),
+                quant_type="nf4",
             )
             weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
         else:

@@ -206,7 +206,7 @@ class PairRun:
             *self.pairs,
         )
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
-        frozen = None if reference is None else reference.load()
+        frozen = None if reference is None else reference.beside(model)
         self.reference = self._logprobs(self.pairs, frozen)
         self.heldout_reference = self._logprobs(heldout, frozen)
 

@@ -211,7 +211,7 @@ class KtoRun:
         plan = _plan(len(encoded.thumbs), settings, seed)
         about = (settings, seed, reference and reference.digest, *encoded.thumbs)
         self.run = OfflineRun(model, encoder.format.pad, plan, settings, about, control)
-        frozen = None if reference is None else reference.load()
+        frozen = None if reference is None else reference.beside(model)
         for side in (self.train, self.heldout):
             side.measure(self.run, frozen)
 

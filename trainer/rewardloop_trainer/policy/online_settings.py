@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rewardloop_trainer.learning.settings import LARGE_FULL_RATE, LORA_RATE, LoraSettings
+from rewardloop_trainer.learning.settings import ONLINE_RATES, LoraSettings
 
 
 class CriticSettings(BaseModel):
@@ -92,7 +92,7 @@ class OnlineSettings(BaseModel):
     )
     epochs: int = Field(1, ge=1, description="how often each response is learned from")
     minibatch: int = Field(64, ge=1, description="responses in one optimizer step; two make a pair")
-    learning_rate: float | None = Field(None, gt=0, description="none: 1e-6 with weights full, 1e-4 with lora")
+    learning_rate: float | None = Field(None, gt=0, description=f"none: {ONLINE_RATES}")
     weight_decay: float = Field(0.0, ge=0)
     warmup_share: float = Field(
         0.05, ge=0, le=1, description="share of the steps in which the rate rises; it then falls linearly to 0"
@@ -162,11 +162,9 @@ class OnlineSettings(BaseModel):
     critic: CriticSettings = CriticSettings.model_validate({})
     checkpoint_every_steps: int = Field(5, ge=0, description="steps between two checkpoints; 0: none")
 
-    def rate_for(self, *, are_adapters: bool) -> float:
-        """Return the policy's learning rate: the one that was set, or the usual one for the weights that learn."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return LORA_RATE if are_adapters else LARGE_FULL_RATE
+    def rate_for(self, parameters: int, *, are_adapters: bool) -> float:
+        """Return the rate that was set, or the usual one for so many of the policy's parameters that learn."""
+        return self.learning_rate or ONLINE_RATES.of(parameters, are_adapters=are_adapters)
 
     @property
     def beta_horizon(self) -> float:

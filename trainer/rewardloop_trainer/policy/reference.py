@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rewardloop_trainer.data.computing.autocast import autocast_of, compute_in
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -20,3 +22,10 @@ class Reference:
     version: str
     digest: str
     load: Callable[[], Any]
+
+    def beside(self, policy: Any) -> Any:
+        """Load it to compute under autocast if a policy that learns does, so that rounding does not tell them apart."""
+        model = self.load()
+        for module in (model, model.base_model):
+            compute_in(module, autocast_of(policy))
+        return model

@@ -16,6 +16,7 @@ from rewardloop_trainer.data.token_batches import by_length, plan_batches, rate_
 from rewardloop_trainer.learning import checkpoint
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
+from rewardloop_trainer.learning.lora_layers import has_adapters
 from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.learning.world import World
@@ -121,7 +122,9 @@ class SftRun:
         self.fingerprint = self._fingerprint()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         group = {"params": self.parameters, "weight_decay": settings.weight_decay}
-        self.optimizer = adamw([group], learning_rate=settings.learning_rate)
+        learning = sum(p.numel() for p in self.parameters)
+        self.rate = settings.rate_for(learning, are_adapters=has_adapters(model))
+        self.optimizer = adamw([group], learning_rate=self.rate)
         self.world = World()
         lengths = [len(example.ids) for example in examples]
         self.plan = [
@@ -158,7 +161,7 @@ class SftRun:
         """Take one optimizer step. Returns its loss from before it, in nats per learned token."""
         for group in self.optimizer.param_groups:
             scale = rate_scale(self.step, len(self.plan), self.settings.warmup_share)
-            group["lr"] = self.settings.learning_rate * scale
+            group["lr"] = self.rate * scale
         self.optimizer.zero_grad(set_to_none=True)
         total = sum(example.tokens for example in batch)
         loss = 0.0

@@ -8,16 +8,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_trainer.learning.settings import LearnerSettings
+from rewardloop_trainer.learning.settings import SFT_RATES, LearnerSettings
 
 
 class SftSettings(BaseModel):
-    """Supervised training on the assistant's turns. The defaults suit a small model that is trained from scratch."""
+    """Supervised training on the assistant's turns."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float | None = Field(None, gt=0, description=f"none: {SFT_RATES}")
     weight_decay: float = Field(0.01, ge=0)
     warmup_share: float = Field(
         0.05, ge=0, le=1, description="share of the steps in which the rate rises; it then falls linearly to 0"
@@ -30,6 +30,10 @@ class SftSettings(BaseModel):
     )
     checkpoint_every_steps: int = Field(100, ge=0, description="steps between two checkpoints; 0: none")
     seed: int = 0
+
+    def rate_for(self, parameters: int, *, are_adapters: bool) -> float:
+        """Return the rate that was set, or the usual one for so many parameters that learn."""
+        return self.learning_rate or SFT_RATES.of(parameters, are_adapters=are_adapters)
 
 
 class SftRunSettings(ProcessSettings, LearnerSettings, SftSettings):
@@ -59,7 +63,6 @@ class SftRunSettings(ProcessSettings, LearnerSettings, SftSettings):
         description="lay texts out as the base's own chat template does, or refuse it; or plainly, which leaves the "
         "written model without a chat template",
     )
-    learning_rate: float = Field(2e-5, gt=0)
     torch_threads: int = Field(0, ge=0, description="threads of torch; 0: torch chooses")
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"

@@ -20,7 +20,7 @@ from rewardloop_trainer.data.base_text import load_tokenizer, longest_input
 from rewardloop_trainer.learning.layers import freeze_layers
 from rewardloop_trainer.learning.lora_layers import adapter_weights, add_adapters, has_adapters, merge_adapters
 from rewardloop_trainer.learning.memory_estimate import Trainer, check_memory
-from rewardloop_trainer.learning.model_load import check_machine, device_of, prepare, type_of
+from rewardloop_trainer.learning.model_load import check_machine, device_of, prepare, release, type_of
 from rewardloop_trainer.learning.settings import LearnerSettings
 from rewardloop_trainer.policy.base_policy import PolicyBase
 
@@ -115,6 +115,7 @@ def finished(model: Any, source: str, settings: LearnerSettings) -> Any:
 
     Adapters that learned on rounded weights are merged into the weights as they are stored.
     """
+    release(model, model.base_model)
     if not has_adapters(model):
         return model.float()
     if settings.weights == "float32" and settings.quantised_base == "none":

@@ -208,8 +208,11 @@ class RewardModel(nn.Module):
     def _scored(self, read: Tensor) -> Tensor:
         """Logits of what the heads read. The heads compute in their own type, whatever that of the trunk is."""
         kind = self.heads.weight.dtype
-        logits: Tensor = self.heads(read if read.dtype == kind else read.to(kind))
-        return logits
+        read = read if read.dtype == kind else read.to(kind)
+        if torch.is_autocast_enabled(read.device.type):
+            with torch.autocast(read.device.type, enabled=False):
+                return cast(Tensor, self.heads(read))
+        return cast(Tensor, self.heads(read))
 
     def merge_lora(self) -> None:
         """Merge adapters into the trunk's weights, if it has any."""

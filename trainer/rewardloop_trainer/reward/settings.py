@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rewardloop_trainer.learning.settings import LearnerSettings
+from rewardloop_trainer.learning.settings import REWARD_RATES, LearnerSettings
 from rewardloop_trainer.reward.heads.choice import HeadChoice
 
 
@@ -18,7 +18,7 @@ class RewardTraining(LearnerSettings):
     averaged_runs: int = Field(
         1, ge=1, description="runs from one start, each on an equal share of the signals, whose weights are averaged"
     )
-    learning_rate: float = Field(5e-5, gt=0, description="learning rate of the trunk")
+    learning_rate: float | None = Field(None, gt=0, description=f"learning rate of the trunk; none: {REWARD_RATES}")
     head_learning_rate: float = Field(1e-3, gt=0, description="learning rate of the score heads")
     weight_decay: float = Field(0.01, ge=0)
     warmup_share: float = Field(
@@ -86,6 +86,10 @@ class RewardTraining(LearnerSettings):
     )
     checkpoint_every_steps: int = Field(50, ge=0, description="steps between two checkpoints; 0: none")
     seed: int = 0
+
+    def rate_for(self, parameters: int, *, are_adapters: bool) -> float:
+        """Return the trunk's rate: the one that was set, or the usual one for so many of its parameters that learn."""
+        return self.learning_rate or REWARD_RATES.of(parameters, are_adapters=are_adapters)
 
     @property
     def share_apart(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rewardloop_trainer.learning.optimizer import adamw
 from rewardloop_trainer.reward import losses as reward_losses
 from rewardloop_trainer.reward.examples import Example, bootstrap_weights
+from rewardloop_trainer.reward.lora import has_lora
 from rewardloop_trainer.reward.model import RewardModel
 from rewardloop_trainer.reward.settings import RewardTraining
 
@@ -94,7 +95,9 @@ def optimizer_of(model: RewardModel, settings: RewardTraining) -> torch.optim.Op
     Weights of tokens and phrases have the trunk's rate: one that is in few signals would be thrown about by the heads'.
     """
     groups = []
-    for is_slow, rate in ((True, settings.learning_rate), (False, settings.head_learning_rate)):
+    learning = sum(p.numel() for p in model.trunk.parameters() if p.requires_grad)
+    slow_rate = settings.rate_for(learning, are_adapters=has_lora(model))
+    for is_slow, rate in ((True, slow_rate), (False, settings.head_learning_rate)):
         for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
             chosen = [
                 p

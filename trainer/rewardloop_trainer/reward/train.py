@@ -23,7 +23,7 @@ from rewardloop_trainer.learning.bounded_step import backward_in_parts
 from rewardloop_trainer.learning.checkpoint import TrainingStopped
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.learning.memory_estimate import check_memory
-from rewardloop_trainer.learning.model_load import prepare, set_type
+from rewardloop_trainer.learning.model_load import prepare, release, set_type
 from rewardloop_trainer.learning.run_control import NothingToLearnFrom
 from rewardloop_trainer.learning.world import World
 from rewardloop_trainer.reward.evaluate import HeldOut, head_margins, measure
@@ -157,6 +157,7 @@ def train_reward(
         run = RewardRun(model, encoder, encoded, validation, settings, checkpoint_dir, on_progress, should_stop)
         return run.to_the_end()
     finally:
+        release(model, model.trunk)
         model.cpu()
         set_type(model, torch.float32)
 

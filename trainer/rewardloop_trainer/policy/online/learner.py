@@ -85,7 +85,8 @@ class Learner:
         if self.critic is not None:
             modules["critic"] = self.critic
         self.modules = nn.ModuleDict(modules)
-        rate = settings.rate_for(are_adapters=has_adapters(model))
+        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        rate = settings.rate_for(learning, are_adapters=has_adapters(model))
         groups = [self._group(self.policy, rate, settings.weight_decay)]
         if self.critic is not None:
             groups.append(self._group(self.critic.head, settings.critic.learning_rate, 0.0))

@@ -129,7 +129,7 @@ class OnlineRun:
         )
         self.fingerprint = checkpoint.fingerprint_of(model, about)
         has_critic = task.algorithm.entry.has_critic
-        frozen = None if reference is None else reference.load()
+        frozen = None if reference is None else reference.beside(model)
         self.learner = Learner(model, encoder.format.pad, task.settings, has_critic=has_critic, reference=frozen)
         self.update = Update(self.learner, self.world, task.algorithm, task.settings, seed)
         self.sampler = sampler or LocalSampler(self.learner.policy, encoder)

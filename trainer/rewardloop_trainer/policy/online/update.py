@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from rewardloop_trainer.data.computing.autocast import computing_types
 from rewardloop_trainer.data.token_batches import by_length, rate_scale
 from rewardloop_trainer.learning.gradients import clip
 from rewardloop_trainer.learning.world import World
@@ -36,7 +37,7 @@ class Update:
         self._algorithm = algorithm
         self._settings = settings
         self._seed = seed
-        self._ratio_tolerance = ratio_tolerance({p.dtype for p in learner.policy.parameters()})
+        self._ratio_tolerance = ratio_tolerance(computing_types(learner.policy))
 
     def run(
         self,
@@ -120,7 +121,7 @@ def ratio_tolerance(dtypes: Iterable[torch.dtype]) -> float:
     """How far from 1 a probability ratio may be by rounding: 0.01 in float32, 0.03 in float16, 0.28 in bfloat16.
 
     Args:
-        dtypes: The types of the policy's parameters; the coarsest one counts. Quantised ones round no logits.
+        dtypes: The types in which the policy computes; the coarsest one counts. Quantised ones round no logits.
     """
     spacing = max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=0.0)
     return max(_LEAST_TOLERANCE, math.expm1(_LARGE_LOGIT * spacing))
