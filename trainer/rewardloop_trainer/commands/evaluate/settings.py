@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rewardloop.process.settings import ProcessSettings
-from rewardloop_trainer.judging.settings import JudgingModel
+from rewardloop_trainer.chat_settings import JudgingModel
 from rewardloop_trainer.policy.check_settings import RaterSettings
 
 
