@@ -155,7 +155,7 @@ def test_an_audit_of_people_without_a_leaning_finds_one_as_seldom_as_it_says(wor
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("planted", [{"first": 0.3}, {"longer": 0.3}], ids=["first", "longer"])
+@pytest.mark.parametrize("planted", [{"first": 0.4}, {"longer": 0.4}], ids=["first", "longer"])
 def test_an_audit_finds_a_planted_leaning_beside_all_of_its_slices(planted: dict[str, float]) -> None:
     what = "the response they see first" if "first" in planted else "the longer response"
     missed = 0
@@ -214,6 +214,14 @@ def test_agreement_is_known_for_thumbs_and_ratings_too() -> None:
     }
     assert "Agreement by kind of signal" in render(report_of(audit, {}))
     assert not audit_of(crowd(1)).kinds[1:]
+
+
+@pytest.mark.parametrize(("items", "is_named"), [(6, False), (60, True)])
+def test_that_people_hardly_agree_is_named_if_enough_was_judged_twice(items: int, is_named: bool) -> None:
+    values = {(person, number): float((number + (person == "b")) % 2) for number in range(items) for person in "ab"}
+    more = {(person, number): 1.0 for number in range(items, 60) for person in "a"}
+    found = findings(audit_of(graded("thumb", {**values, **more})))
+    assert any("people hardly agree" in each for each in found) is is_named
 
 
 def answers(count: int) -> list[tuple[Prompt, str]]:

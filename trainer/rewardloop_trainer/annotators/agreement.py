@@ -57,7 +57,7 @@ def krippendorff_interval(item: Ints, value: Floats, resamples: int = _RESAMPLES
     """
     centred = value - value.mean() if len(value) else value
     sizes = np.bincount(item).astype(np.float64)
-    sums, squares = (np.bincount(item, weights=weights) for weights in (centred, centred**2))
+    sums, squares = (np.bincount(item, weights=of).astype(np.float64) for of in (centred, centred**2))
     return _alpha(_Said(sizes, sums[:, None], squares), resamples, seed)
 
 

@@ -151,9 +151,10 @@ def grades_of(records: Iterable[Record]) -> Grades:
         for record in records
         if isinstance(record, Labelled) and record.annotator
     ]
-    person, item, value = zip(*rows, strict=True) if rows else ((), (), ())
     return Grades(
-        np.asarray(person, dtype=np.int64), np.asarray(item, dtype=np.int64), np.asarray(value, dtype=np.float64)
+        np.asarray([person for person, _, _ in rows], dtype=np.int64),
+        np.asarray([item for _, item, _ in rows], dtype=np.int64),
+        np.asarray([value for _, _, value in rows], dtype=np.float64),
     )
 
 

@@ -18,6 +18,8 @@ _ALPHA = 0.05
 _LEAST_LEANING = 0.05
 # A slice with an upper bound of alpha below this agrees no better than by chance, as far as anybody could use it.
 _LITTLE_AGREEMENT = 0.1
+# Below so many items the bootstrap interval of alpha covers less than it says.
+_LEAST_ITEMS = 20
 
 
 def findings(audit: Audit) -> list[str]:
@@ -78,7 +80,7 @@ def _findings(audit: Audit) -> Iterator[str]:
     stand = holm([is_beyond for is_beyond, _ in biases], _ALPHA)
     yield from (text for place, (_, text) in enumerate(biases) if place in stand)
     for each in audit.slices:
-        if each.agreement.upper < _LITTLE_AGREEMENT:
+        if each.agreement.items >= _LEAST_ITEMS and each.agreement.upper < _LITTLE_AGREEMENT:
             yield f"{each.name}: people hardly agree (alpha {each.agreement.alpha:.2f})."
     flagged = {flag.detector for flag in audit.crowd.flags}
     for detector in sorted(flagged):
