@@ -207,7 +207,7 @@ def _refusal_check(prompts: Sequence[Prompt], ours: Answers, theirs: Answers, se
     share, live = (np.array([np.mean(list(map(is_refusal, group))) for group in each.texts]) for each in (ours, theirs))
     fewer = share_of(live - share, np.arange(len(prompts)))
     cases = []
-    for i in np.flatnonzero(share > live):
+    for i in np.flatnonzero(share > live).tolist():
         declined = next(text for text in ours.texts[i] if is_refusal(text))
         cases.append(_beside(prompts[i], declined, theirs.texts[i][0], {"refused": share[i], "live refused": live[i]}))
     return no_worse(
